@@ -1,0 +1,53 @@
+# Two commands do everything: `make serve` and `make test`. Each creates the environment it needs.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL_STORE ?= model_store
+EXTRAS ?= cpu,plot
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(BIN)/python:
+	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11, 3.12 or 3.13 is needed, but none is on the PATH." >&2; exit 1; fi
+	@$(PYTHON) -m venv $(VENV) || { echo "Creating a virtual environment failed. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(PIP) install --quiet --upgrade 'pip>=25.1'
+
+# One stamp per set of packages, renewed when pyproject.toml changes.
+$(VENV)/.serve: pyproject.toml | $(BIN)/python
+	@echo "Installing condconv-serve and what it needs (about 1.5 GB on disk; once) ..."
+	@$(PIP) install --quiet -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.serve
+	@$(PIP) install --quiet --group test
+	@touch $@
+
+$(VENV)/.check: pyproject.toml $(VENV)/.serve
+	@$(PIP) install --quiet --group check --group test
+	@touch $@
+
+serve: $(VENV)/.serve  ## Serve the model store on http://HOST:PORT (HOST=127.0.0.1 PORT=8000 MODEL_STORE=model_store)
+	@exec $(BIN)/condconv serve --host $(HOST) --port $(PORT) --model-store $(MODEL_STORE)
+
+test: $(VENV)/.test  ## Run the test suite
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.check  ## Format, lint, types and import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.check  ## Rewrite the code in the house format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean:  ## Remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,191 @@
+"""Everything that can go wrong, as one tree. Nothing here knows HTTP: `service.api.problems` maps slugs to status codes.
+
+ServiceError
+├── RequestError
+│   ├── InvalidParameter      invalid_parameter       a parameter or the body's structure is wrong
+│   ├── MissingImage          missing_image           no image in the request, or an empty one
+│   ├── BodyTooLarge          body_too_large          more bytes than `max_body_bytes`
+│   ├── TooManyImages         too_many_images         more images than `max_images_per_request`
+│   ├── UnsupportedBody       unsupported_body        a content type that no route reads
+│   ├── ModelNotFound         model_not_found         no such model is served
+│   └── VersionNotFound       version_not_found       the model has no such version
+├── ImageError
+│   ├── UnsupportedImage      unsupported_image       not an image, or a format that is not accepted
+│   ├── ImageTooLarge         image_too_large         more pixels than `max_pixels`
+│   └── CorruptImage          corrupt_image           truncated or damaged data
+├── CapacityError
+│   ├── QueueFull             queue_full              `max_queue_rows` rows are waiting
+│   ├── NotReady              not_ready               still loading, or unable to serve
+│   ├── Draining              draining                shutting down
+│   └── DeadlineExceeded      deadline_exceeded       the answer would come too late
+├── InferenceFailed           inference_failed        the engine could not compute a row
+├── BundleError               invalid_bundle          a bundle is missing, damaged or doesn't fit
+├── ImportFailed              import_failed           foreign weights don't fit an architecture
+└── ConfigurationError        invalid_configuration   a setting is impossible on this machine
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Base of all errors that are meant for the caller's eyes.
+
+    The message says what was wrong and what is allowed, in one or two sentences, without paths of the server.
+    """
+
+    slug: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Internal error"
+
+    @property
+    def detail(self) -> str:
+        """The message, for an error body."""
+        return str(self)
+
+
+class RequestError(ServiceError):
+    """The request as a whole can't be answered as it stands."""
+
+
+class InvalidParameter(RequestError):
+    """A parameter has an impossible value, or the body's structure is wrong."""
+
+    slug = "invalid_parameter"
+    title = "Invalid parameter"
+
+
+class MissingImage(RequestError):
+    """The request holds no image, or an empty one."""
+
+    slug = "missing_image"
+    title = "No image in the request"
+
+
+class BodyTooLarge(RequestError):
+    """The body has more bytes than allowed."""
+
+    slug = "body_too_large"
+    title = "Request body too large"
+
+
+class TooManyImages(RequestError):
+    """One request holds more images than allowed."""
+
+    slug = "too_many_images"
+    title = "Too many images in one request"
+
+
+class UnsupportedBody(RequestError):
+    """The body's content type can't be read."""
+
+    slug = "unsupported_body"
+    title = "Unsupported content type"
+
+
+class ModelNotFound(RequestError):
+    """No model of that name is served."""
+
+    slug = "model_not_found"
+    title = "Model not found"
+
+
+class VersionNotFound(RequestError):
+    """The model is served, but not in that version."""
+
+    slug = "version_not_found"
+    title = "Version not found"
+
+
+class ImageError(ServiceError):
+    """One image can't be used; others of the same request may be fine."""
+
+
+class UnsupportedImage(ImageError):
+    """The bytes are no image of an accepted format."""
+
+    slug = "unsupported_image"
+    title = "Unsupported image format"
+
+
+class ImageTooLarge(ImageError):
+    """The image's header announces more pixels than allowed."""
+
+    slug = "image_too_large"
+    title = "Image too large"
+
+
+class CorruptImage(ImageError):
+    """The image is of an accepted format, but truncated or damaged."""
+
+    slug = "corrupt_image"
+    title = "Corrupt image"
+
+
+class CapacityError(ServiceError):
+    """The service can't take or finish the work now; a later try may succeed.
+
+    Attributes:
+        retry_after: seconds after which a new try makes sense, if known.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        """Keep the message and when to try again (seconds)."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueFull(CapacityError):
+    """As many rows as allowed are waiting already."""
+
+    slug = "queue_full"
+    title = "Queue full"
+
+
+class NotReady(CapacityError):
+    """The service is starting, or can't serve."""
+
+    slug = "not_ready"
+    title = "Not ready"
+
+
+class Draining(CapacityError):
+    """The service is shutting down and takes no new work."""
+
+    slug = "draining"
+    title = "Shutting down"
+
+
+class DeadlineExceeded(CapacityError):
+    """The row's deadline passed before it was answered."""
+
+    slug = "deadline_exceeded"
+    title = "Deadline exceeded"
+
+
+class InferenceFailed(ServiceError):
+    """The engine could not compute this row."""
+
+    slug = "inference_failed"
+    title = "Inference failed"
+
+
+class BundleError(ServiceError):
+    """A model bundle is missing, damaged, or doesn't fit its architecture."""
+
+    slug = "invalid_bundle"
+    title = "Invalid model bundle"
+
+
+class ImportFailed(ServiceError):
+    """Foreign weights don't fit the architecture: some are missing, left over or misshaped."""
+
+    slug = "import_failed"
+    title = "Import failed"
+
+
+class ConfigurationError(ServiceError):
+    """A setting is impossible here."""
+
+    slug = "invalid_configuration"
+    title = "Invalid configuration"

@@ -1,0 +1,325 @@
+"""Conditionally parameterised convolutions: every example is convolved with its own mixture of experts.
+
+Yang et al., "CondConv: Conditionally Parameterized Convolutions for Efficient Inference", NeurIPS 2019, section 3
+(arXiv 1904.04971): `y_b = (sum_e routing_weights[b, e] * W_e) * x_b`. Kernels are mixed first and applied once, for
+the whole batch in one pass; there is no loop over examples. Everything is `keras.ops`, so any Keras backend works.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+Tensor = Any
+
+
+def mix_experts(routing_weights: Tensor, experts: Tensor) -> Tensor:
+    """Mix expert kernels per example.
+
+    Args:
+        routing_weights: `[B, num_experts]`.
+        experts: `[num_experts, ...]`.
+
+    Returns:
+        `[B, ...]`, the sum of the experts weighted by each example's routing weights.
+    """
+    num_experts, *shape = experts.shape
+    mixed = ops.matmul(routing_weights, ops.reshape(experts, (num_experts, -1)))
+    return ops.reshape(mixed, (-1, *shape))
+
+
+@keras.saving.register_keras_serializable(package="condconv")
+class PerExpertInitializer(keras.initializers.Initializer):
+    """Initialises every expert as if it were a layer of its own.
+
+    An ordinary initialiser would count the experts' axis as part of the receptive field and start too small.
+    """
+
+    def __init__(self, initializer: Any) -> None:
+        """Wrap anything that `keras.initializers.get` takes."""
+        self.initializer = keras.initializers.get(initializer)
+
+    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
+        """Return `[num_experts, ...]`, drawn expert by expert."""
+        # A Keras initialiser with a fixed seed returns the same values at each call, so every expert needs its own.
+        return ops.stack([self._of_expert(expert)(shape[1:], dtype=dtype) for expert in range(shape[0])])
+
+    def _of_expert(self, expert: int) -> Any:
+        config = self.initializer.get_config()
+        seed = config.get("seed")
+        if not isinstance(seed, int):
+            return self.initializer.clone() if "seed" in config else self.initializer
+        return type(self.initializer).from_config({**config, "seed": seed + expert})
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {"initializer": keras.initializers.serialize(self.initializer)}
+
+
+class _CondConvBase(keras.layers.Layer):
+    """What the two layers share: the spatial arguments, the mixed bias and the activation."""
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        num_experts: int,
+        *,
+        strides: int | tuple[int, int] = 1,
+        padding: str = "valid",
+        dilation_rate: int | tuple[int, int] = 1,
+        data_format: str = "channels_last",
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "he_normal",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.kernel_size = _pair(kernel_size, "kernel_size")
+        if isinstance(num_experts, bool) or not isinstance(num_experts, int) or num_experts < 1:
+            raise ValueError(f"num_experts must be a whole number from 1 on, not {num_experts!r}.")
+        self.num_experts = num_experts
+        self.strides = _pair(strides, "strides")
+        self.padding = str(padding).lower()
+        if self.padding not in ("valid", "same"):
+            raise ValueError(f"padding must be 'valid' or 'same', not {padding!r}.")
+        self.dilation_rate = _pair(dilation_rate, "dilation_rate")
+        if data_format not in (None, "channels_last"):
+            raise ValueError(f"data_format must be 'channels_last', not {data_format!r}.")
+        self.activation = keras.activations.get(activation)
+        self.use_bias = bool(use_bias)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
+        self.kernel_constraint = keras.constraints.get(kernel_constraint)
+        self.bias_constraint = keras.constraints.get(bias_constraint)
+
+    def _add_experts(self, kernel_shape: tuple[int, ...], channels: int) -> None:
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(self.num_experts, *kernel_shape),
+            initializer=PerExpertInitializer(self.kernel_initializer),
+            regularizer=self.kernel_regularizer,
+            constraint=self.kernel_constraint,
+        )
+        self.bias = (
+            self.add_weight(
+                name="bias",
+                shape=(self.num_experts, channels),
+                initializer=PerExpertInitializer(self.bias_initializer),
+                regularizer=self.bias_regularizer,
+                constraint=self.bias_constraint,
+            )
+            if self.use_bias
+            else None
+        )
+
+    def _check_shapes(self, inputs_shape: tuple[int | None, ...], routing_weights_shape: tuple[int | None, ...]) -> int:
+        if len(inputs_shape) != 4 or inputs_shape[-1] is None:
+            raise ValueError(f"{self.name} takes inputs [batch, height, width, channels], not shape {inputs_shape}.")
+        if len(routing_weights_shape) != 2 or routing_weights_shape[-1] != self.num_experts:
+            raise ValueError(
+                f"{self.name} takes routing_weights [batch, {self.num_experts}], not shape {routing_weights_shape}."
+            )
+        return inputs_shape[-1]
+
+    def taps(self, inputs: Tensor) -> list[Tensor]:
+        """Split into one strided view `[B, out_height, out_width, channels]` per kernel position, row by row."""
+        if self.kernel_size == (1, 1) and self.strides == (1, 1):
+            return [inputs]
+        height, width = ops.shape(inputs)[1:3]
+        pads, sizes = [], []
+        for size, k, s, d in zip((height, width), self.kernel_size, self.strides, self.dilation_rate, strict=True):
+            extent = (k - 1) * d + 1
+            if self.padding == "same":
+                # SAME at stride 2 pads one more row below than above; the checkpoints were trained so.
+                total = (
+                    ops.maximum((-(-size // s) - 1) * s + extent - size, 0)
+                    if not isinstance(size, int)
+                    else max((-(-size // s) - 1) * s + extent - size, 0)
+                )
+                pads.append((total // 2, total - total // 2))
+                sizes.append(-(-size // s))
+            else:
+                pads.append((0, 0))
+                sizes.append((size - extent) // s + 1)
+        if self.padding == "same":
+            inputs = ops.pad(inputs, ((0, 0), *pads, (0, 0)))
+        (sh, sw), (dh, dw), (out_h, out_w) = self.strides, self.dilation_rate, sizes
+        return [
+            inputs[:, i * dh : i * dh + (out_h - 1) * sh + 1 : sh, j * dw : j * dw + (out_w - 1) * sw + 1 : sw, :]
+            for i in range(self.kernel_size[0])
+            for j in range(self.kernel_size[1])
+        ]
+
+    def _finish(self, outputs: Tensor, routing_weights: Tensor) -> Tensor:
+        if self.bias is not None:
+            outputs = outputs + mix_experts(routing_weights, self.bias)[:, None, None, :]
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def _output_size(self, inputs_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        return tuple(
+            None
+            if size is None
+            else -(-size // s)
+            if self.padding == "same"
+            else max((size - (k - 1) * d - 1) // s + 1, 0)
+            for size, k, s, d in zip(inputs_shape[1:3], self.kernel_size, self.strides, self.dilation_rate, strict=True)
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {
+            **super().get_config(),
+            "kernel_size": self.kernel_size,
+            "num_experts": self.num_experts,
+            "strides": self.strides,
+            "padding": self.padding,
+            "dilation_rate": self.dilation_rate,
+            "activation": keras.activations.serialize(self.activation),
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
+            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
+            "bias_constraint": keras.constraints.serialize(self.bias_constraint),
+        }
+
+
+@keras.saving.register_keras_serializable(package="condconv")
+class CondConv2D(_CondConvBase):
+    """2-D convolution with one kernel per example, mixed from `num_experts` experts.
+
+    Called with `inputs` `[B, H, W, C]` and `routing_weights` `[B, num_experts]` (usually sigmoids); returns
+    `[B, H', W', filters]`. The kernel weight is `[num_experts, kernel_h, kernel_w, C, filters]`, the bias
+    `[num_experts, filters]`; both are mixed by the routing weights. Gradients reach experts and router.
+
+    Args:
+        filters: number of output channels.
+        kernel_size: one number or (height, width).
+        num_experts: number of experts that are mixed.
+        strides: one number or (vertical, horizontal).
+        padding: "valid" or "same" (TensorFlow's SAME).
+        dilation_rate: one number or (vertical, horizontal); may be combined with strides.
+        data_format: only "channels_last".
+        activation: applied to the result.
+        use_bias: whether each expert has a bias.
+        kernel_initializer: applied to each expert by itself; likewise `bias_initializer`.
+        kernel_regularizer: on the experts; likewise `bias_regularizer`, `kernel_constraint`, `bias_constraint`.
+
+    Raises:
+        ValueError: an argument or an input's shape is impossible.
+    """
+
+    def __init__(self, filters: int, kernel_size: int | tuple[int, int], num_experts: int, **kwargs: Any) -> None:
+        """See the class."""
+        super().__init__(kernel_size, num_experts, **kwargs)
+        if isinstance(filters, bool) or not isinstance(filters, int) or filters < 1:
+            raise ValueError(f"filters must be a whole number from 1 on, not {filters!r}.")
+        self.filters = filters
+
+    def build(self, inputs_shape: tuple[int | None, ...], routing_weights_shape: tuple[int | None, ...]) -> None:
+        """Create the experts."""
+        channels = self._check_shapes(inputs_shape, routing_weights_shape)
+        self._add_experts((*self.kernel_size, channels, self.filters), self.filters)
+
+    def call(self, inputs: Tensor, routing_weights: Tensor) -> Tensor:
+        """Convolve each example with its own kernel: patches times kernels, one batched matrix product."""
+        return self._finish(self.convolve(inputs, mix_experts(routing_weights, self.kernel)), routing_weights)
+
+    def convolve(self, inputs: Tensor, kernels: Tensor) -> Tensor:
+        """Apply one kernel per example, without bias: `kernels` is `[B, kernel_h, kernel_w, C, filters]`."""
+        taps = self.taps(inputs)
+        patches = taps[0] if len(taps) == 1 else ops.concatenate(taps, axis=-1)
+        height, width, depth = ops.shape(patches)[1:]
+        outputs = ops.matmul(
+            ops.reshape(patches, (-1, height * width, depth)), ops.reshape(kernels, (-1, depth, self.filters))
+        )
+        return ops.reshape(outputs, (-1, height, width, self.filters))
+
+    def compute_output_shape(
+        self, inputs_shape: tuple[int | None, ...], routing_weights_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        """Return `(B, H', W', filters)`."""
+        return (inputs_shape[0], *self._output_size(inputs_shape), self.filters)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().get_config(), "filters": self.filters}
+
+
+@keras.saving.register_keras_serializable(package="condconv")
+class DepthwiseCondConv2D(_CondConvBase):
+    """Depthwise 2-D convolution with one kernel per example, mixed from `num_experts` experts.
+
+    Called with `inputs` `[B, H, W, C]` and `routing_weights` `[B, num_experts]`; returns
+    `[B, H', W', C * depth_multiplier]`. The kernel weight is
+    `[num_experts, kernel_h, kernel_w, C, depth_multiplier]`, the bias `[num_experts, C * depth_multiplier]`.
+
+    Args:
+        kernel_size: one number or (height, width).
+        num_experts: number of experts that are mixed.
+        depth_multiplier: output channels per input channel.
+        kwargs: as for `CondConv2D`.
+
+    Raises:
+        ValueError: an argument or an input's shape is impossible.
+    """
+
+    def __init__(
+        self, kernel_size: int | tuple[int, int], num_experts: int, *, depth_multiplier: int = 1, **kwargs: Any
+    ) -> None:
+        """See the class."""
+        super().__init__(kernel_size, num_experts, **kwargs)
+        if isinstance(depth_multiplier, bool) or not isinstance(depth_multiplier, int) or depth_multiplier < 1:
+            raise ValueError(f"depth_multiplier must be a whole number from 1 on, not {depth_multiplier!r}.")
+        self.depth_multiplier = depth_multiplier
+
+    def build(self, inputs_shape: tuple[int | None, ...], routing_weights_shape: tuple[int | None, ...]) -> None:
+        """Create the experts."""
+        channels = self._check_shapes(inputs_shape, routing_weights_shape)
+        self._add_experts((*self.kernel_size, channels, self.depth_multiplier), channels * self.depth_multiplier)
+
+    def call(self, inputs: Tensor, routing_weights: Tensor) -> Tensor:
+        """Convolve each channel of each example with its own kernel: a sum of shifted products."""
+        return self._finish(self.convolve(inputs, mix_experts(routing_weights, self.kernel)), routing_weights)
+
+    def convolve(self, inputs: Tensor, kernels: Tensor) -> Tensor:
+        """Apply one kernel per example, without bias: `kernels` is `[B, kernel_h, kernel_w, C, depth_multiplier]`."""
+        taps = self.taps(inputs)
+        multiplier = self.depth_multiplier
+        if multiplier > 1:
+            taps = [ops.repeat(tap, multiplier, axis=-1) for tap in taps]
+        channels = inputs.shape[-1] * multiplier
+        kernels = ops.reshape(kernels, (-1, len(taps), 1, 1, channels))
+        outputs = taps[0] * kernels[:, 0]
+        for position, tap in enumerate(taps[1:], start=1):
+            outputs = outputs + tap * kernels[:, position]
+        return outputs
+
+    def compute_output_shape(
+        self, inputs_shape: tuple[int | None, ...], routing_weights_shape: tuple[int | None, ...]
+    ) -> tuple[int | None, ...]:
+        """Return `(B, H', W', C * depth_multiplier)`."""
+        channels = math.prod((inputs_shape[-1] or 0, self.depth_multiplier))
+        return (inputs_shape[0], *self._output_size(inputs_shape), channels)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments."""
+        return {**super().get_config(), "depth_multiplier": self.depth_multiplier}
+
+
+def _pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in pair):
+        raise ValueError(f"{name} must be one or two whole numbers from 1 on, not {value!r}.")
+    return pair[0], pair[1]
