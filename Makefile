@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL_STORE ?= model_store
-EXTRAS ?= cpu,plot
+EXTRAS ?= cpu
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test check format clean

@@ -57,9 +57,9 @@ class Engine(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ServedModel:
-    """One version of a model, ready to compute."""
+    """One version of a model, ready to compute. Compared by identity: a reloaded version is another one."""
 
     name: str
     version: str

@@ -2,7 +2,8 @@
 
 ServiceError
 ├── RequestError
-│   ├── InvalidParameter      invalid_parameter       a parameter or the body's structure is wrong
+│   ├── InvalidParameter      invalid_parameter       a parameter or a field of the body is wrong
+│   ├── MalformedBody         malformed_body          JSON, base64 or multipart that can't be parsed
 │   ├── MissingImage          missing_image           no image in the request, or an empty one
 │   ├── BodyTooLarge          body_too_large          more bytes than `max_body_bytes`
 │   ├── TooManyImages         too_many_images         more images than `max_images_per_request`
@@ -38,10 +39,6 @@ class ServiceError(Exception):
     slug: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal error"
 
-    @property
-    def detail(self) -> str:
-        """The message, for an error body."""
-        return str(self)
 
 
 class RequestError(ServiceError):
@@ -49,10 +46,17 @@ class RequestError(ServiceError):
 
 
 class InvalidParameter(RequestError):
-    """A parameter has an impossible value, or the body's structure is wrong."""
+    """A parameter or a field of the body is unknown or has an impossible value."""
 
     slug = "invalid_parameter"
     title = "Invalid parameter"
+
+
+class MalformedBody(RequestError):
+    """The body can't be parsed as what its content type says."""
+
+    slug = "malformed_body"
+    title = "Malformed request body"
 
 
 class MissingImage(RequestError):

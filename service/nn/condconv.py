@@ -48,11 +48,14 @@ class PerExpertInitializer(keras.initializers.Initializer):
         return ops.stack([self._of_expert(expert)(shape[1:], dtype=dtype) for expert in range(shape[0])])
 
     def _of_expert(self, expert: int) -> Any:
+        if not isinstance(self.initializer, keras.initializers.Initializer):  # a plain function
+            return self.initializer
         config = self.initializer.get_config()
-        seed = config.get("seed")
-        if not isinstance(seed, int):
-            return self.initializer.clone() if "seed" in config else self.initializer
-        return type(self.initializer).from_config({**config, "seed": seed + expert})
+        if "seed" in config and config["seed"] is None:
+            return self.initializer.clone()
+        if isinstance(config.get("seed"), int):
+            return type(self.initializer).from_config({**config, "seed": config["seed"] + expert})
+        return self.initializer  # without randomness, or with a seed generator, which moves on at each call
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -135,6 +138,7 @@ class _CondConvBase(keras.layers.Layer):
         """Split into one strided view `[B, out_height, out_width, channels]` per kernel position, row by row."""
         if self.kernel_size == (1, 1) and self.strides == (1, 1):
             return [inputs]
+        self._output_size(inputs.shape)
         height, width = ops.shape(inputs)[1:3]
         pads, sizes = [], []
         for size, k, s, d in zip((height, width), self.kernel_size, self.strides, self.dilation_rate, strict=True):
@@ -166,14 +170,13 @@ class _CondConvBase(keras.layers.Layer):
         return outputs if self.activation is None else self.activation(outputs)
 
     def _output_size(self, inputs_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
-        return tuple(
-            None
-            if size is None
-            else -(-size // s)
-            if self.padding == "same"
-            else max((size - (k - 1) * d - 1) // s + 1, 0)
-            for size, k, s, d in zip(inputs_shape[1:3], self.kernel_size, self.strides, self.dilation_rate, strict=True)
-        )
+        sizes: list[int | None] = []
+        for size, k, s, d in zip(inputs_shape[1:3], self.kernel_size, self.strides, self.dilation_rate, strict=True):
+            extent = 1 if self.padding == "same" else (k - 1) * d + 1
+            if size is not None and size < extent:
+                raise ValueError(f"{self.name} needs at least {extent} rows or columns, not {size} ({inputs_shape}).")
+            sizes.append(None if size is None else (size - extent) // s + 1)
+        return tuple(sizes)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""

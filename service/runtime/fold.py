@@ -5,6 +5,7 @@ For CondConv every expert's output channels are scaled; the mixture is linear in
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.nn import CondConv2D, DepthwiseCondConv2D
 
+# Exactly these: a class derived from one of them may compute something else.
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, CondConv2D, DepthwiseCondConv2D)
 
 
@@ -33,26 +35,34 @@ class FoldedConvolution:
 def fold_batch_norms(model: keras.Model) -> tuple[dict[str, FoldedConvolution], frozenset[str]]:
     """Fold every batch norm that alone reads a convolution's output.
 
+    Args:
+        model: a functional model. Layers called more than once, and convolutions whose output is read by anything
+            besides the norm (a layer, an operation, a model inside the model), keep their norms.
+
     Returns:
         The weights of every convolution by layer name, and the names of the batch norms that have become identities.
     """
-    readers: dict[int, list[Any]] = {}
-    for layer in model.layers:
-        for tensor in _inputs(layer):
-            readers.setdefault(id(tensor), []).append(layer)
+    # Only the nodes know every call and every reader: `layer.input` and `layer.output` tell of the first call alone.
+    nodes = [node for depth in model._nodes_by_depth.values() for node in depth if not node.is_input]
+    calls = Counter(id(node.operation) for node in nodes)
+    readers: dict[int, list[Any]] = defaultdict(list)
+    for node in nodes:
+        for tensor in node.input_tensors:
+            readers[id(tensor)].append(node.operation)
     outputs = {id(tensor) for tensor in keras.tree.flatten(model.output)}
 
     weights: dict[str, FoldedConvolution] = {}
     folded: set[str] = set()
-    for layer in model.layers:
-        if not isinstance(layer, CONVOLUTIONS):
+    for node in nodes:
+        layer, output = node.operation, id(node.outputs[0])
+        if not _is_convolution(layer):
             continue
-        following = readers.get(id(layer.output), [])
-        norm = following[0] if len(following) == 1 and id(layer.output) not in outputs else None
+        norm: Any = readers[output][0] if len(readers[output]) == 1 and output not in outputs else None
         foldable = (
-            isinstance(norm, keras.layers.BatchNormalization)
+            type(norm) is keras.layers.BatchNormalization
             and norm.axis in (-1, 3)
             and layer.activation is keras.activations.linear
+            and calls[id(layer)] == calls[id(norm)] == 1
         )
         weights[layer.name] = _fold(layer, norm if foldable else None)
         if foldable:
@@ -60,11 +70,8 @@ def fold_batch_norms(model: keras.Model) -> tuple[dict[str, FoldedConvolution], 
     return weights, frozenset(folded)
 
 
-def _inputs(layer: Any) -> list[Any]:
-    if isinstance(layer, keras.layers.InputLayer):
-        return []
-    tensors: list[Any] = keras.tree.flatten(layer.input)
-    return tensors
+def _is_convolution(layer: Any) -> bool:
+    return type(layer) in CONVOLUTIONS and getattr(layer, "data_format", "channels_last") == "channels_last"
 
 
 def _fold(layer: Any, norm: Any | None) -> FoldedConvolution:

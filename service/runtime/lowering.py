@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
 from service.nn import CondConv2D, DepthwiseCondConv2D, mix_experts
 from service.runtime.fold import FoldedConvolution, fold_batch_norms
@@ -37,18 +38,20 @@ def lower(model: keras.Model, lowering: Lowering) -> keras.Model:
 
     def replacement(layer: Any) -> Any:
         if layer.name in folded:
-            return _Lowered(lambda x: x, name=layer.name)
+            return _Lowered(lambda x, *_: x, name=layer.name)
         if layer.name in weights:
             return _Lowered(_convolution(layer, weights[layer.name], lowering), name=layer.name)
-        if isinstance(layer, keras.layers.Activation):
+        if type(layer) is keras.layers.Activation:
             return _Lowered(_activation(layer), name=layer.name)
-        if isinstance(layer, keras.layers.Dense):
+        if type(layer) is keras.layers.Dense:
             return _Lowered(_dense(layer), name=layer.name)
         return layer
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(layer, _Lowered):
+            return layer(*args, **kwargs)
         # Training flags and masks mean nothing to a lowered layer.
-        return layer(*args) if isinstance(layer, _Lowered) else layer(*args, **kwargs)
+        return layer(*args, *(kwargs[name] for name in ("inputs", "routing_weights") if name in kwargs))
 
     return keras.models.clone_model(model, clone_function=replacement, call_function=call)
 
@@ -120,14 +123,17 @@ def _batch_folded_depthwise(
     layer: DepthwiseCondConv2D, weights: FoldedConvolution, x: Tensor, routing: Tensor
 ) -> Tensor:
     """Fold the batch into the channels, so that one ordinary depthwise convolution applies every example's kernel."""
-    _, height, width, channels = x.shape
+    if layer.dilation_rate != (1, 1) or layer.strides[0] != layer.strides[1]:
+        return _shifted_products(layer, weights, x, routing)  # TensorFlow's operation can't
+    _, height, width, channels = ops.shape(x)
     (kernel_height, kernel_width), multiplier = layer.kernel_size, layer.depth_multiplier
     kernels = mix_experts(routing, tf.constant(weights.kernel))
     kernels = tf.transpose(kernels, (1, 2, 0, 3, 4))
     kernels = tf.reshape(kernels, (kernel_height, kernel_width, -1, multiplier))
     folded = tf.reshape(tf.transpose(x, (1, 2, 0, 3)), (1, height, width, -1))
     y = _depthwise_conv(layer, folded, kernels)
-    y = tf.reshape(y, (y.shape[1], y.shape[2], -1, channels * multiplier))
+    _, height, width, _ = ops.shape(y)
+    y = tf.reshape(y, (height, width, -1, channels * multiplier))
     return tf.transpose(y, (2, 0, 1, 3))
 
 

@@ -1,0 +1,19 @@
+"""Model bundles on disk: `<store>/<model>/<version>/` with a manifest, weights, labels and a model card.
+
+Data only: no pickle, no code. A bundle is checked whole before anything of it is used.
+"""
+
+from service.store.bundle import Bundle, NewBundle, open_bundle, read_labels, read_weights, write_bundle
+from service.store.catalog import Catalog
+from service.store.manifest import Manifest
+
+__all__ = [
+    "Bundle",
+    "Catalog",
+    "Manifest",
+    "NewBundle",
+    "open_bundle",
+    "read_labels",
+    "read_weights",
+    "write_bundle",
+]

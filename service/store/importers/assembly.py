@@ -38,7 +38,7 @@ class Translation:
 
 def assemble(
     translation: Translation, expected: Mapping[str, Sequence[int]], *, architecture: str
-) -> dict[str, NDArray[np.float32]]:
+) -> dict[str, NDArray[np.floating[Any]]]:
     """Match translated tensors with the network's variables.
 
     Args:
@@ -47,7 +47,8 @@ def assemble(
         architecture: the network's name, for the error message.
 
     Returns:
-        float32 values by path, in the shapes expected. Flattened kernels are reshaped where the count of numbers fits.
+        Values by path, in the shapes expected, float16 where they came so and float32 otherwise. Flattened kernels are
+        reshaped where the count of numbers fits.
 
     Raises:
         ImportFailed: names every kind of misfit: missing, left over, given twice, misshaped, not finite.
@@ -65,13 +66,14 @@ def assemble(
         else:
             by_path[tensor.path] = tensor
 
-    values: dict[str, NDArray[np.float32]] = {}
+    values: dict[str, NDArray[np.floating[Any]]] = {}
     for path, tensor in by_path.items():
         shape = tuple(expected[path])
         if not _fits(tensor.value.shape, shape):
             misshaped.append(f"{tensor.source} is {list(tensor.value.shape)}, but {path} is {list(shape)}")
             continue
-        value = np.asarray(tensor.value, np.float32).reshape(shape)
+        dtype = np.float16 if tensor.value.dtype == np.float16 else np.float32
+        value = np.asarray(tensor.value, dtype).reshape(shape)
         if not np.isfinite(value).all():
             not_finite.append(tensor.source)
         values[path] = value

@@ -84,7 +84,7 @@ def _to_channels_last(value: NDArray[Any], path: str, shape: tuple[int, ...] | N
     depthwise = path.endswith("_depthwise/kernel")
     if value.ndim == 4:  # [out, in, h, w]; a depthwise kernel is [channels, 1, h, w]
         return value.transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))
-    if value.ndim == 2 and shape is not None and len(shape) == 5 and value.size == np.prod(shape):
+    if shape is not None and len(shape) == 5 and value.shape == (shape[0], np.prod(shape[1:])):
         experts, height, width, inputs, outputs = shape
         if depthwise:
             return value.reshape(experts, inputs, outputs, height, width).transpose(0, 3, 4, 1, 2)

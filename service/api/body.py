@@ -1,0 +1,200 @@
+"""Reads the images of a request, in each of the forms that the routes take: raw, multipart, JSON with base64."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from service.api.problems import describe_validation
+from service.api.schemas import ImagesBody
+from service.domain import ImageSource
+from service.errors import (
+    BodyTooLarge,
+    InvalidParameter,
+    MalformedBody,
+    MissingImage,
+    TooManyImages,
+    UnsupportedBody,
+)
+
+Parameters = TypeVar("Parameters", bound=BaseModel)
+# curl --data-binary sends the form type unless told otherwise; what the bytes are shows when they are decoded.
+RAW_TYPES = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
+_DISCARD_FACTOR = 4
+_DISCARD_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """What a request's body may hold."""
+
+    max_body_bytes: int
+    max_images: int
+
+
+async def read_request(
+    request: Request, query: Parameters, limits: BodyLimits
+) -> tuple[Parameters, list[ImageSource]]:
+    """Read parameters and images of a request.
+
+    Args:
+        request: its body is consumed.
+        query: the parameters given in the query.
+        limits: refuses what is larger.
+
+    Returns:
+        The parameters, those of the body included, and the undecoded images.
+
+    Raises:
+        BodyTooLarge: more bytes than allowed. MissingImage: none, or an empty one. TooManyImages: more than allowed.
+        MalformedBody: the body can't be parsed. UnsupportedBody: its content type isn't read here.
+        InvalidParameter: a parameter is unknown, impossible, or given both in the query and in the body.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type and not media_type.startswith((*RAW_TYPES, "multipart/form-data", "application/json")):
+        raise UnsupportedBody(
+            f"The content type {media_type[:100]!r} can't be read; send an image (image/*, application/octet-stream), "
+            "multipart/form-data, or application/json with base64."
+        )
+    body = await read_body(request, limits.max_body_bytes)
+    if not body:
+        raise MissingImage("The body is empty; send an image.")
+    if media_type == "application/json":
+        fields, images = _parse_json(body, limits)
+    elif media_type == "multipart/form-data":
+        fields, images = await _parse_multipart(request.headers, body, limits)
+    else:
+        fields, images = {}, [ImageSource(body)]
+    _check_images(images, limits)
+    return _merge(query, fields), images
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Read a body into memory, as far as it is allowed to go.
+
+    Raises:
+        BodyTooLarge: it has more than `max_bytes`.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            await _discard(request, size, max_bytes * _DISCARD_FACTOR)
+            raise BodyTooLarge(f"The body has more than {max_bytes} bytes, the most that is allowed.")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def _discard(request: Request, size: int, most: int) -> None:
+    """Read on without keeping it: a client that is still sending would be reset before it could read our answer."""
+    try:
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > most:
+                    return
+    except (TimeoutError, ClientDisconnect):
+        return
+
+
+def _parse_json(body: bytes, limits: BodyLimits) -> tuple[dict[str, Any], list[ImageSource]]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, json.JSONDecodeError) else "not UTF-8, or nested too deeply"
+        raise MalformedBody(f"The body is not valid JSON: {reason}.") from error
+    if not isinstance(document, dict) or "images" not in document:
+        raise InvalidParameter('The JSON body must be an object such as {"images": ["<base64>"], "top_k": 5}.')
+    if isinstance(document["images"], list):
+        _check_count(len(document["images"]), limits)
+    try:
+        parsed = ImagesBody.model_validate(document)
+    except ValidationError as error:
+        raise InvalidParameter(describe_validation(error.errors())) from error
+    images = [
+        ImageSource(_decode_base64(image.data, position), image.filename, image.id)
+        for position, image in enumerate(parsed.images)
+    ]
+    return dict(parsed.model_extra or {}), images
+
+
+def _decode_base64(text: str, position: int) -> bytes:
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedBody(f"Image {position} is not valid base64: {error}.") from error
+
+
+class _InMemoryParser(MultiPartParser):
+    """The whole body is in memory already, so its parts stay there too: no temporary files."""
+
+    spool_max_size = 2**62
+
+
+async def _parse_multipart(
+    headers: Headers, body: bytes, limits: BodyLimits
+) -> tuple[dict[str, Any], list[ImageSource]]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = _InMemoryParser(
+        headers, stream(), max_files=limits.max_images + 1, max_fields=64, max_part_size=64 * 1024
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, ValueError, KeyError, IndexError) as error:
+        message = getattr(error, "message", str(error))
+        if message.startswith("Too many files"):
+            _check_count(limits.max_images + 1, limits)
+        raise MalformedBody(f"The multipart body can't be parsed: {message}.") from error
+    fields: dict[str, Any] = {}
+    images: list[ImageSource] = []
+    async with form:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                images.append(ImageSource(await value.read(), value.filename))
+            elif name in fields:
+                raise InvalidParameter(f"{name[:100]!r} is given more than once.")
+            else:
+                fields[name] = value
+    return fields, images
+
+
+def _check_images(images: Sequence[ImageSource], limits: BodyLimits) -> None:
+    if not images:
+        raise MissingImage("The body holds no image; a form's images must be files, as with curl -F image=@photo.jpg.")
+    _check_count(len(images), limits)
+    if len(images) == 1 and not images[0].data:
+        raise MissingImage("The image is empty.")
+
+
+def _check_count(images: int, limits: BodyLimits) -> None:
+    if images > limits.max_images:
+        raise TooManyImages(f"The request holds more than {limits.max_images} images, the most that is allowed.")
+
+
+def _merge(query: Parameters, fields: Mapping[str, Any]) -> Parameters:
+    """Add the body's parameters to the query's."""
+    if twice := sorted(set(fields) & query.model_fields_set):
+        raise InvalidParameter(f"{', '.join(twice)}: given both in the query and in the body.")
+    if not fields:
+        return query
+    try:
+        return type(query).model_validate({**query.model_dump(exclude_unset=True), **fields})
+    except ValidationError as error:
+        known = ", ".join(type(query).model_fields)
+        raise InvalidParameter(f"{describe_validation(error.errors())} Parameters are {known}.") from error

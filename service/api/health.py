@@ -1,0 +1,63 @@
+"""Probes for orchestrators, and the metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client.exposition import choose_encoder
+
+from service.api.parts import Parts
+from service.api.problems import Problem, problem_response, problem_responses
+from service.api.schemas import HealthResponse, ModelReference
+from starlette.requests import Request
+
+
+def router(parts: Parts) -> APIRouter:
+    """The routes of probes and metrics."""
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/livez", summary="Is the process alive?", response_model=HealthResponse)
+    async def livez() -> HealthResponse:
+        """Always ok while the process can answer at all; if it can't, restart it."""
+        return HealthResponse(status="ok")
+
+    @routes.get(
+        "/readyz",
+        summary="Does the service take requests?",
+        response_model=HealthResponse,
+        responses=problem_responses("not_ready", "draining"),
+    )
+    async def readyz() -> HealthResponse | Response:
+        """Ok once every model has been loaded and warmed up, and until the service shuts down."""
+        return _health()
+
+    @routes.get(
+        "/healthz",
+        summary="Is all well?",
+        response_model=HealthResponse,
+        responses=problem_responses("not_ready", "draining"),
+    )
+    async def healthz() -> HealthResponse | Response:
+        """For a container's health check: as `/readyz`."""
+        return _health()
+
+    def _health() -> HealthResponse | Response:
+        if reason := parts.unready():
+            return problem_response(Problem.of(reason))
+        served = parts.models.models()
+        return HealthResponse(
+            status="ok",
+            models=[ModelReference(name=n, version=v) for n, versions in served.items() for v in versions],
+        )
+
+    @routes.get(
+        "/metrics",
+        summary="Metrics for Prometheus",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def metrics(request: Request) -> Response:
+        """In the Prometheus text format, or OpenMetrics if the scraper accepts it."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(parts.metrics.registry), headers={"Content-Type": content_type})
+
+    return routes

@@ -1,0 +1,37 @@
+"""What the routes are given to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from service.api.body import BodyLimits
+from service.classifier import Classifier
+from service.domain import ModelSource, ServedModel
+from service.errors import CapacityError
+from service.metrics import Metrics
+
+
+class ServedModels(ModelSource, Protocol):
+    """The models that the API shows."""
+
+    @property
+    def default_model(self) -> str | None:
+        """Name of the model for requests that name none."""
+        ...
+
+    def models(self) -> Mapping[str, Mapping[str, ServedModel]]:
+        """All served models, by name and version."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the routes work with. `unready` says why requests can't be taken, or None when they can."""
+
+    classifier: Classifier
+    models: ServedModels
+    metrics: Metrics
+    limits: BodyLimits
+    unready: Callable[[], CapacityError | None]

@@ -1,0 +1,151 @@
+"""Errors over HTTP: one table of status codes, one shape of body (RFC 9457, `application/problem+json`)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from service.errors import CapacityError, InvalidParameter, ServiceError
+
+logger = logging.getLogger(__name__)
+
+STATUS = {
+    "internal_error": 500,
+    "invalid_parameter": 422,
+    "malformed_body": 400,
+    "missing_image": 400,
+    "body_too_large": 413,
+    "too_many_images": 413,
+    "unsupported_body": 415,
+    "model_not_found": 404,
+    "version_not_found": 404,
+    "unsupported_image": 415,
+    "image_too_large": 413,
+    "corrupt_image": 422,
+    "queue_full": 429,
+    "not_ready": 503,
+    "draining": 503,
+    "deadline_exceeded": 504,
+    "inference_failed": 500,
+    "invalid_bundle": 500,
+    "import_failed": 500,
+    "invalid_configuration": 500,
+}
+"""Status code of every error's slug."""
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """What went wrong, as RFC 9457 problem details."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "type": "urn:condconv-serve:problem:unsupported_image",
+                "title": "Unsupported image format",
+                "status": 415,
+                "detail": "The data is no image of an accepted format; accepted are JPEG, PNG, WebP, GIF, TIFF and BMP.",
+                "slug": "unsupported_image",
+            }
+        }
+    )
+
+    type: str = Field(description="A URN that names the kind of problem.")
+    title: str = Field(description="The kind of problem, in words.")
+    status: int = Field(description="The HTTP status code that goes with it.")
+    detail: str = Field(description="What was wrong this time, and what is allowed.")
+    slug: str = Field(description="The kind of problem, for programs.")
+    retry_after: float | None = Field(None, description="Seconds after which a new try makes sense.")
+
+    @classmethod
+    def of(cls, error: ServiceError) -> Problem:
+        """Describe an error."""
+        return cls(
+            type=f"urn:condconv-serve:problem:{error.slug}",
+            title=error.title,
+            status=STATUS[error.slug],
+            detail=str(error),
+            slug=error.slug,
+            retry_after=error.retry_after if isinstance(error, CapacityError) else None,
+        )
+
+
+def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return a problem as a response."""
+    headers = dict(headers or {})
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(problem.retry_after))
+    return JSONResponse(
+        problem.model_dump(exclude_none=True), status_code=problem.status, headers=headers, media_type=MEDIA_TYPE
+    )
+
+
+def problem_responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the problems that a route may answer with."""
+    by_status: dict[int | str, list[str]] = {}
+    for slug in slugs:
+        by_status.setdefault(STATUS[slug], []).append(slug)
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": ", ".join(names), "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status, names in by_status.items()
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Make an app answer every error as a problem."""
+
+    @app.exception_handler(ServiceError)
+    async def service_error(request: Request, error: ServiceError) -> JSONResponse:
+        if STATUS[error.slug] >= 500 and not isinstance(error, CapacityError):
+            logger.error("%s %s: %s", request.method, request.url.path, error)
+        request.scope["condconv.slug"] = error.slug
+        return problem_response(Problem.of(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        request.scope["condconv.slug"] = InvalidParameter.slug
+        return problem_response(Problem.of(InvalidParameter(describe_validation(error.errors()))))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        detail = str(error.detail)
+        if error.status_code == 404:
+            detail = f"There is nothing at {request.url.path}; /docs lists what there is."
+        elif error.status_code == 405:
+            allowed = (error.headers or {}).get("Allow", "other methods")
+            detail = f"{request.url.path} doesn't take {request.method}, but {allowed}."
+        slug = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        problem = Problem(
+            type=f"urn:condconv-serve:problem:{slug}",
+            title={404: "Not found", 405: "Method not allowed"}.get(error.status_code, "HTTP error"),
+            status=error.status_code,
+            detail=detail,
+            slug=slug,
+            retry_after=None,
+        )
+        return problem_response(problem, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def unexpected_error(request: Request, error: Exception) -> JSONResponse:
+        logger.exception("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
+        return problem_response(Problem.of(ServiceError("Something went wrong in the service; its log says what.")))
+
+
+def describe_validation(errors: Any) -> str:
+    """Put pydantic's list of errors into a sentence."""
+    parts = []
+    for item in errors:
+        place = ".".join(str(part) for part in item["loc"] if part not in ("query", "body", "path")) or "value"
+        message = str(item["msg"]).removeprefix("Value error, ")
+        parts.append(f"{place}: {message}" if item["type"] != "extra_forbidden" else f"{place}: no such parameter")
+    more = f" and {len(parts) - 5} more" if len(parts) > 5 else ""
+    return "; ".join(parts[:5]) + more + "."

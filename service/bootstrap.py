@@ -1,0 +1,197 @@
+"""The composition root: the only place where settings become parts and parts are wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+
+from service.api import BodyLimits, Parts, create_app
+from service.batching import Batcher
+from service.classifier import Classifier, RowBatcher, RowOutput, compute_batch
+from service.domain import Pixels, ServedModel
+from service.errors import CapacityError, ConfigurationError, Draining, NotReady
+from service.metrics import Metrics
+from service.runtime.executor import StreamPool, available_cores
+from service.runtime.registry import Registry
+from service.settings import Settings
+from service.store import Bundle, Catalog, open_bundle
+from service.tensorflow_log import import_tensorflow
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(bundle: Bundle) -> ServedModel:
+    """Make an engine of a bundle. TensorFlow is imported here, so that the port opens before that."""
+    started = time.monotonic()
+    import_tensorflow()
+    from service.runtime.loading import load_model
+
+    if (seconds := time.monotonic() - started) > 0.1:
+        logger.info("TensorFlow imported in %.1f s", seconds)
+    return load_model(bundle)
+
+
+class Service:
+    """One service from settings: its models, its batcher, its application."""
+
+    def __init__(self, settings: Settings, *, only: str | None = None) -> None:
+        """Find and check the bundles; nothing is loaded yet.
+
+        Args:
+            settings: what to serve and how.
+            only: name of the one model to load; all models of the store if None.
+
+        Raises:
+            BundleError: the store or a bundle in it is unusable.
+            ConfigurationError: the store is empty, or lacks the default model.
+        """
+        self._settings = settings
+        self._bundles = _find_bundles(settings, only)
+        self._unready: CapacityError | None = NotReady("The service is loading its models.", retry_after=5.0)
+        self.metrics = Metrics(CollectorRegistry())
+        self.metrics.ready.set_function(lambda: 0 if self.unready() else 1)
+        self.registry = Registry(
+            load_model,
+            default_model=settings.default_model or self._bundles[0].manifest.name,
+            warm_up_sizes=range(1, settings.max_batch_size + 1),
+            metrics=self.metrics,
+        )
+        streams = available_cores() if settings.streams == "auto" else settings.streams
+        decode_threads = available_cores() if settings.decode_threads == "auto" else settings.decode_threads
+        self._streams = StreamPool(streams)
+        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._batcher: RowBatcher = Batcher(
+            self._run_batch,
+            streams=streams,
+            max_batch_size=settings.max_batch_size,
+            max_queue_rows=settings.max_queue_rows,
+            metrics=self.metrics,
+            name_of=lambda model: model.name,
+        )
+        self.classifier = Classifier(
+            self.registry,
+            self._batcher,
+            decoders=self._decoders,
+            max_pixels=settings.max_pixels,
+            metrics=self.metrics,
+        )
+
+    def unready(self) -> CapacityError | None:
+        """Why requests can't be taken now, or None if they can."""
+        return self._unready
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        """Run the threads and the batcher; leaving finishes what has been admitted."""
+        with self._streams, self._decoders:
+            async with self._batcher:
+                yield
+                self._unready = Draining("The service is shutting down.", retry_after=5.0)
+
+    async def _run_batch(self, model: ServedModel, rows: Sequence[Pixels]) -> Sequence[RowOutput]:
+        return await self._streams.run(partial(compute_batch, model, rows))
+
+    def load(self) -> None:
+        """Load and warm up all models, then be ready.
+
+        Raises:
+            BundleError: a bundle doesn't fit its architecture.
+        """
+        for bundle in self._bundles:
+            self.registry.load(bundle)
+        self._unready = None
+        logger.info("ready")
+
+    def app(self, on_failure: Callable[[Exception], None]) -> FastAPI:
+        """The application; it loads the models in the background once it runs, and tells of failure."""
+        parts = Parts(
+            classifier=self.classifier,
+            models=self.registry,
+            metrics=self.metrics,
+            limits=BodyLimits(
+                max_body_bytes=self._settings.max_body_bytes, max_images=self._settings.max_images_per_request
+            ),
+            unready=self.unready,
+        )
+
+        async def load() -> None:
+            try:
+                await asyncio.to_thread(self.load)
+            except Exception as error:
+                self._unready = NotReady("The service could not load its models.")
+                on_failure(error)
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+            async with self.running():
+                loading = asyncio.create_task(load())
+                yield
+                await loading
+
+        return create_app(parts, lifespan=lifespan)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        BundleError, ConfigurationError: what is to be served is unusable.
+    """
+    service = Service(settings)
+    listener = _listen(settings.host, settings.port)
+    failures: list[Exception] = []
+
+    def stop(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            service.app(on_failure=stop),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.shutdown_timeout),
+        )
+    )
+    host, port = listener.getsockname()[:2]
+    logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    server.run(sockets=[listener])
+    if failures:
+        raise failures[0]
+
+
+def _find_bundles(settings: Settings, only: str | None) -> list[Bundle]:
+    """The newest version of every model in the store, or of one."""
+    started = time.monotonic()
+    catalog = Catalog(settings.model_store)
+    names = catalog.models()
+    if not names:
+        raise ConfigurationError(f"The model store {settings.model_store} holds no bundle (<model>/<version>/manifest.json).")
+    if settings.default_model is not None and settings.default_model not in names:
+        raise ConfigurationError(
+            f"The default model {settings.default_model!r} is not in the store; there are: {', '.join(names)}."
+        )
+    bundles = [open_bundle(catalog.find(name)) for name in ([only] if only else names)]
+    logger.info(
+        "model store %s: %d bundles checked in %.1f s", settings.model_store, len(bundles), time.monotonic() - started
+    )
+    return bundles
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigurationError(f"Can't listen on {host}:{port}: {error.strerror}.") from error

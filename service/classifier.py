@@ -1,0 +1,187 @@
+"""The one use case: bytes of images in, classes and routing weights out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batching import Admission, Batcher
+from service.domain import (
+    ClassScore,
+    ImageResult,
+    ImageSource,
+    ModelOutput,
+    ModelSource,
+    Pixels,
+    Prediction,
+    RoutingTrace,
+    ServedModel,
+    Timings,
+)
+from service.errors import InferenceFailed, InvalidParameter, ServiceError
+from service.imaging import decode, transform
+from service.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class RowOutput:
+    """What the network says of one row: `logits` float32 `[classes]`, `routing` float32 `[blocks, experts]`."""
+
+    logits: NDArray[np.float32]
+    routing: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer to one request: one result per image, in order."""
+
+    model: ServedModel
+    results: tuple[ImageResult, ...]
+
+
+RowBatcher = Batcher[ServedModel, Pixels, RowOutput]
+
+
+def compute_batch(model: ServedModel, rows: Sequence[Pixels]) -> list[RowOutput]:
+    """Run one batch on the calling thread."""
+    output: ModelOutput = model.engine(np.stack(rows))
+    return [RowOutput(logits, routing) for logits, routing in zip(output.logits, output.routing, strict=True)]
+
+
+class Classifier:
+    """Decodes images in its own threads and sends them through the batcher."""
+
+    def __init__(
+        self,
+        models: ModelSource,
+        batcher: RowBatcher,
+        *,
+        decoders: ThreadPoolExecutor,
+        max_pixels: int,
+        metrics: Metrics,
+    ) -> None:
+        """Wire the parts together.
+
+        Args:
+            models: finds the model of a request.
+            batcher: computes rows.
+            decoders: threads that decode, as many as may decode at once.
+            max_pixels: most pixels that an image's header may announce.
+            metrics: counts rows, stages and routing weights.
+        """
+        self._models = models
+        self._batcher = batcher
+        self._decoders = decoders
+        self._max_pixels = max_pixels
+        self._metrics = metrics
+
+    async def classify(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        top_k: int = 5,
+    ) -> Classification:
+        """Classify the images of one request.
+
+        Args:
+            images: undecoded images, at least one.
+            model: name of the model; the default one if None.
+            version: its version; the latest if None.
+            top_k: how many classes to return, best first.
+
+        Returns:
+            A result per image; an image that fails carries its error and leaves the others alone.
+
+        Raises:
+            InvalidParameter: `top_k` is not between 1 and the model's number of classes.
+            ModelNotFound: no such model; VersionNotFound: no such version.
+            QueueFull: the rows don't fit into the queue; no image was decoded.
+            Draining: the service is shutting down.
+        """
+        served = self._models.get(model, version)
+        if not 1 <= top_k <= len(served.labels):
+            raise InvalidParameter(
+                f"top_k must be from 1 to {len(served.labels)}, the number of classes of {served.name}, not {top_k}."
+            )
+        with self._batcher.admit(len(images)) as admission:
+            results = await asyncio.gather(
+                *(self._result(served, image, i, top_k, admission) for i, image in enumerate(images))
+            )
+        return Classification(served, tuple(results))
+
+    async def _result(
+        self, model: ServedModel, image: ImageSource, position: int, top_k: int, admission: Admission
+    ) -> ImageResult:
+        identity = image.id if image.id is not None else str(position)
+        try:
+            prediction = await self._predict(model, image.data, top_k, admission)
+        except ServiceError as error:
+            self._metrics.rows.labels(model.name, error.slug).inc()
+            return ImageResult(id=identity, filename=image.filename, error=error)
+        except asyncio.CancelledError:
+            self._metrics.rows.labels(model.name, "cancelled").inc()
+            raise
+        self._metrics.rows.labels(model.name, "answered").inc()
+        self._observe(model, prediction)
+        return ImageResult(id=identity, filename=image.filename, prediction=prediction)
+
+    async def _predict(self, model: ServedModel, data: bytes, top_k: int, admission: Admission) -> Prediction:
+        started = time.monotonic()
+        pixels, decode_seconds = await asyncio.get_running_loop().run_in_executor(
+            self._decoders, self._decode, data, model
+        )
+        row = await self._batcher.submit(model, pixels, admission)
+        classes = top_classes(row.output.logits, model, top_k)
+        return Prediction(
+            classes=classes,
+            routing=RoutingTrace(model.routing_blocks, row.output.routing),
+            timings=Timings(
+                decode=decode_seconds,
+                queue=row.queue,
+                inference=row.inference,
+                total=time.monotonic() - started,
+            ),
+            batch_size=row.batch_size,
+        )
+
+    def _decode(self, data: bytes, model: ServedModel) -> tuple[Pixels, float]:
+        started = time.monotonic()
+        pixels = transform(decode(data, max_pixels=self._max_pixels), model.preprocessing)
+        return pixels, time.monotonic() - started
+
+    def _observe(self, model: ServedModel, prediction: Prediction) -> None:
+        timings = prediction.timings
+        for stage in ("decode", "queue", "inference", "total"):
+            self._metrics.stage_seconds.labels(stage).observe(getattr(timings, stage))
+        for block, weights in zip(prediction.routing.blocks, prediction.routing.weights, strict=True):
+            for expert, weight in enumerate(weights):
+                self._metrics.routing_weight.labels(model.name, block, expert).observe(weight)
+
+
+def top_classes(logits: NDArray[np.float32], model: ServedModel, top_k: int) -> tuple[ClassScore, ...]:
+    """The `top_k` most probable classes of one row, best first; ties in the order of the classes.
+
+    Args:
+        logits: `[classes]`.
+        model: names the classes.
+        top_k: from 1 to the number of classes.
+
+    Raises:
+        InferenceFailed: a logit is not finite.
+    """
+    if not np.isfinite(logits).all():
+        raise InferenceFailed("The engine's answer for this image holds numbers that are not finite.")
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities = exponentials / exponentials.sum()
+    best = np.argsort(-logits, kind="stable")[:top_k]
+    return tuple(
+        ClassScore(int(i), model.labels[i].label, model.labels[i].synset, float(probabilities[i])) for i in best
+    )

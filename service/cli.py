@@ -1,0 +1,315 @@
+"""The command `condconv`: argv -> one call."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, ParamSpec
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markdown import Markdown
+from rich.table import Table
+
+from service import __version__
+from service.errors import ServiceError
+from service.settings import Settings
+
+Arguments = ParamSpec("Arguments")
+out, err = Console(), Console(stderr=True)
+
+app = typer.Typer(
+    name="condconv",
+    help="Serve CondConv-EfficientNet image classifiers, and see which experts they use.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+models_app = typer.Typer(help="Look after the bundles in the model store.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+
+
+def main() -> NoReturn:
+    """Run the command line; exits 0 for success, 1 for failure, 2 for wrong usage."""
+    app()
+    sys.exit(0)
+
+
+def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Turn expected errors into a line on stderr and exit code 1."""
+
+    @wraps(command)
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except ServiceError as error:
+            err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+
+    return wrapped
+
+
+Store = Annotated[
+    Path | None, typer.Option("--model-store", help="Directory with the bundles.", envvar="CONDCONV_MODEL_STORE")
+]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Model to use; the default one if absent.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, directories, or globs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape of the HTTP answer.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.print(f"condconv-serve {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version)] = False,
+) -> None:
+    """Serve CondConv-EfficientNet image classifiers, and see which experts they use."""
+
+
+@app.command(epilog="Example: [bold]condconv serve --port 9000 --model-store ./models[/]")
+@friendly
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one [default: 8000].")] = None,
+    model_store: Store = None,
+) -> None:
+    """Serve all models of the store over HTTP.
+
+    Every other setting is an environment variable CONDCONV_<NAME>; docs/operations.md lists them.
+    """
+    settings = _settings(host=host, port=port, model_store=model_store)
+    _log(settings.log_level)
+    from service.bootstrap import serve as run
+
+    run(settings)
+
+
+@app.command(epilog="Example: [bold]condconv predict photo.jpg 'holiday/*.png' --top-k 3[/]")
+@friendly
+def predict(
+    images: Images,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes to show per image.")] = 5,
+    as_json: Json = False,
+    model: ModelOption = None,
+    model_store: Store = None,
+) -> None:
+    """Classify images without a server."""
+    from service.local import classify_files, expand
+
+    answer = classify_files(_settings(model_store=model_store), expand(images), model=model, top_k=top_k, console=err)
+    if as_json:
+        _print_json(answer.to_json(routing=False))
+    else:
+        for result in answer.results:
+            if result.prediction is None:
+                err.print(f"[bold red]{result.filename}:[/] {result.error}", highlight=False, soft_wrap=True)
+                continue
+            out.print(f"[bold]{result.filename}[/]", highlight=False, soft_wrap=True)
+            for scored in result.prediction.classes:
+                out.print(f"  {scored.probability:7.2%}  {scored.label}", highlight=False)
+    raise typer.Exit(answer.exit_code)
+
+
+@app.command(epilog="Example: [bold]condconv routing photo.jpg --plot routing.png[/]")
+@friendly
+def routing(
+    images: Images,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write a heat map (.png, .svg or .pdf).")
+    ] = None,
+    as_json: Json = False,
+    model: ModelOption = None,
+    model_store: Store = None,
+) -> None:
+    """Show which experts images are routed to, without a server."""
+    from service.local import classify_files, expand
+    from service.routing.plot import check_plot_path, plot_routing
+
+    if plot is not None:
+        check_plot_path(plot)
+    answer = classify_files(_settings(model_store=model_store), expand(images), model=model, top_k=1, console=err)
+    predictions = [(r.filename or r.id, r.prediction) for r in answer.results if r.prediction is not None]
+    if as_json:
+        _print_json(answer.to_json(routing=True))
+    for result in answer.results:
+        if result.prediction is None:
+            err.print(f"[bold red]{result.filename}:[/] {result.error}", highlight=False, soft_wrap=True)
+        elif not as_json:
+            _print_routing(result.filename or result.id, result.prediction)
+    if plot is not None and predictions:
+        plot_routing([(f"{name}\n{p.classes[0].label}", p.routing) for name, p in predictions], plot)
+        err.print(f"wrote {plot}", highlight=False, soft_wrap=True)
+    raise typer.Exit(answer.exit_code)
+
+
+@models_app.command("list")
+@friendly
+def list_models(model_store: Store = None) -> None:
+    """List the bundles of the store."""
+    from service.errors import BundleError
+    from service.store import Catalog
+    from service.store.bundle import read_manifest
+
+    table = Table("model", "version", "architecture", "classes", "size", "licence", box=None, header_style="bold")
+    for path in Catalog(_settings(model_store=model_store).model_store):
+        try:
+            manifest = read_manifest(path)
+        except BundleError as error:
+            table.add_row(path.parent.name, path.name, f"[red]{error}[/]")
+            continue
+        size = sum(file.size for file in manifest.files.values())
+        table.add_row(
+            manifest.name,
+            manifest.version,
+            manifest.architecture.name,
+            str(manifest.num_classes),
+            f"{size / 1e6:.1f} MB",
+            manifest.licence,
+        )
+    out.print(table)
+
+
+@models_app.command("show", epilog="Example: [bold]condconv models show efficientnet-lite0-condconv-4e[/]")
+@friendly
+def show_model(
+    name: Annotated[str, typer.Argument(metavar="NAME[/VERSION]")], as_json: Json = False, model_store: Store = None
+) -> None:
+    """Show a bundle's manifest and model card."""
+    from service.store import Catalog, open_bundle
+
+    model, _, version = name.partition("/")
+    bundle = open_bundle(Catalog(_settings(model_store=model_store).model_store).find(model, version or None))
+    if as_json:
+        _print_json({**bundle.manifest.model_dump(mode="json"), "model_card": bundle.model_card})
+        return
+    out.print_json(bundle.manifest.model_dump_json(exclude_none=True))
+    out.print(Markdown(bundle.model_card))
+
+
+@models_app.command("verify", epilog="Example: [bold]condconv models verify[/] checks every bundle of the store.")
+@friendly
+def verify_models(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME[/VERSION]]...", help="Bundles to check; all if absent.")
+    ] = None,
+    model_store: Store = None,
+) -> None:
+    """Check bundles: manifest, checksums, labels, and that the weights fit and compute."""
+    from service.local import verify_bundle
+    from service.store import Catalog
+
+    catalog = Catalog(_settings(model_store=model_store).model_store)
+    if names:
+        paths = [catalog.find(model, version or None) for model, _, version in (name.partition("/") for name in names)]
+    else:
+        paths = list(catalog)
+    failed = 0
+    for path in paths:
+        try:
+            verify_bundle(path)
+        except ServiceError as error:
+            failed += 1
+            out.print(f"[bold red]bad[/]  {error}", highlight=False, soft_wrap=True)
+        else:
+            out.print(f"[bold green]good[/] {path.parent.name}/{path.name}", highlight=False, soft_wrap=True)
+    if not paths:
+        err.print("There is no bundle to check.")
+    raise typer.Exit(1 if failed or not paths else 0)
+
+
+@models_app.command(
+    "import",
+    epilog="Example: [bold]condconv models import efficientnet-condconv-b0-8e.ckpt "
+    "--architecture efficientnet-condconv-b0-8e --name b0-8e[/]",
+)
+@friendly
+def import_model(
+    source: Annotated[Path, typer.Argument(help="TensorFlow checkpoint (prefix or directory), or .safetensors.")],
+    architecture: Annotated[str, typer.Option(help="Architecture of the weights.")],
+    name: Annotated[str, typer.Option(help="Name of the new model.")],
+    version: Annotated[str, typer.Option(help="Version of the new bundle.")] = "1",
+    labels: Annotated[Path | None, typer.Option(help="labels.json: a list of index, label and synset.")] = None,
+    transform: Annotated[Literal["official", "pillow"], typer.Option(help="How photos are cropped and resized.")] = (
+        "official"
+    ),
+    ema: Annotated[bool, typer.Option("--ema/--no-ema", help="Prefer averaged weights.")] = True,
+    card: Annotated[Path | None, typer.Option(help="Model card, Markdown.")] = None,
+    licence: Annotated[str, typer.Option(help="SPDX licence expression of the weights.")] = "unknown",
+    accuracy: Annotated[
+        Path | None, typer.Option(help="JSON list of measurements (dataset, images, transform, top1, top5, note).")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="How the weights were made, in a sentence.")] = None,
+    url: Annotated[str | None, typer.Option(help="Where the weights were published.")] = None,
+    model_store: Store = None,
+) -> None:
+    """Make a bundle of foreign weights."""
+    from service.tensorflow_log import import_tensorflow
+
+    import_tensorflow()
+    from service.store.importers.bundling import ImportRequest, import_bundle
+
+    path = import_bundle(
+        ImportRequest(
+            source=source,
+            architecture=architecture,
+            name=name,
+            version=version,
+            labels=labels,
+            transform=transform,
+            use_ema=ema,
+            model_card=card,
+            licence=licence,
+            accuracy=accuracy,
+            method=method,
+            url=url,
+        ),
+        store=_settings(model_store=model_store).model_store,
+    )
+    out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def _settings(**given: Any) -> Settings:
+    """Settings from the environment, with what the command line gives on top."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        for item in error.errors():
+            name = "_".join(str(part) for part in item["loc"][:1]).upper()
+            err.print(f"[bold red]error:[/] CONDCONV_{name}: {item['msg']}, not {item['input']!r}", highlight=False)
+        raise typer.Exit(2) from error
+
+
+def _log(level: str) -> None:
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        handler = RichHandler(console=err, show_path=False, log_time_format="%X", omit_repeated_times=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("service").setLevel(level.upper())
+
+
+def _print_json(document: Any) -> None:
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def _print_routing(name: str, prediction: Any) -> None:
+    best = prediction.classes[0]
+    experts = range(prediction.routing.weights.shape[1])
+    table = Table("block", *(f"expert {i}" for i in experts), title=f"{name}: {best.label} ({best.probability:.1%})")
+    for block, weights in zip(prediction.routing.blocks, prediction.routing.weights, strict=True):
+        table.add_row(block, *(f"[on rgb({int(40 + 180 * w)},60,60)] {w:.3f} [/]" for w in weights))
+    out.print(table if prediction.routing.blocks else f"{name}: {best.label}; a static network has no routing.")

@@ -1,0 +1,7 @@
+"""Photos on their way to the network: untrusted bytes -> RGB pixels (`decode`) -> one row (`transform`)."""
+
+from service.imaging.decode import decode
+from service.imaging.formats import ACCEPTED_FORMATS
+from service.imaging.transform import official, official_float, pillow, transform
+
+__all__ = ["ACCEPTED_FORMATS", "decode", "official", "official_float", "pillow", "transform"]

@@ -1,0 +1,138 @@
+"""What bytes are, and what they announce, as far as it must be known before Pillow opens them."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from typing import Literal
+
+FormatName = Literal["JPEG", "PNG", "WebP", "GIF", "TIFF", "BMP"]
+ACCEPTED_FORMATS: tuple[FormatName, ...] = ("JPEG", "PNG", "WebP", "GIF", "TIFF", "BMP")
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
+
+
+def recognise(data: bytes) -> FormatName | None:
+    """Name the accepted format that these bytes claim to be, by their signature; None if it is none of them."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(_PNG_SIGNATURE):
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if data.startswith(_TIFF_SIGNATURES):
+        return "TIFF"
+    # Two letters are too weak a signature ("BMW is a car"): the header's size must be one that exists, too.
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_SIZES:
+        return "BMP"
+    return None
+
+
+# Progressive encoders write about ten scans, the most elaborate ones some thirty.
+_MAX_JPEG_SCANS = 64
+# Inside a scan, 0xff is followed by zero or a restart marker; anything else ends it.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
+
+
+def check_jpeg_scans(data: bytes) -> None:
+    """Refuse a JPEG that is made of absurdly many scans.
+
+    Each one makes the decoder walk over the whole picture, however few bytes it has: a megabyte of them would keep a
+    core busy for minutes.
+
+    Raises:
+        ValueError: there are too many.
+    """
+    scans, position = 0, 2
+    while (marker := _JPEG_MARKER.search(data, position)) and data[marker.start() + 1] != _EOI:
+        code, position = data[marker.start() + 1], marker.end()
+        if code not in (_TEM, _SOI):
+            position += int.from_bytes(data[position : position + 2])
+        scans += code == _SOS
+        if scans > _MAX_JPEG_SCANS:
+            raise ValueError("too many scans")
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Read width and height from a WebP's first chunk.
+
+    Raises:
+        ValueError: the chunk is unknown or damaged.
+        struct.error: the header is truncated.
+    """
+    match data[12:16]:
+        case b"VP8 " if data[23:26] == b"\x9d\x01\x2a":
+            width, height = struct.unpack_from("<HH", data, 26)
+            return width & 0x3FFF, height & 0x3FFF
+        case b"VP8L" if data[20:21] == b"\x2f":
+            (bits,) = struct.unpack_from("<I", data, 21)
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8X":
+            width_low, width_high, height_low, height_high = struct.unpack_from("<HBHB", data, 24)
+            return (width_high << 16 | width_low) + 1, (height_high << 16 | height_low) + 1
+    raise ValueError("unknown WebP header")
+
+
+def first_gif_frame(data: bytes) -> bytes:
+    """Copy a GIF from its first frame on, without what comes before it and is not needed.
+
+    Of the extensions only transparency stays. The frame's disposal goes, since Pillow would fill a whole picture in
+    preparation of the second frame while it only opens the file.
+
+    Raises:
+        ValueError: there is no frame.
+        IndexError: the data is truncated.
+        struct.error: the data is truncated.
+    """
+    flags = data[10]
+    position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+    head, control = data[:position], b""
+    while data[position] != ord(","):
+        if data[position] == ord(";"):
+            raise ValueError("a GIF without a frame")
+        if data[position] != ord("!"):
+            position += 1
+            continue
+        if data[position + 1 : position + 3] == b"\xf9\x04":
+            flags, _, transparent = struct.unpack_from("<BHB", data, position + 3)
+            control = struct.pack("<4BHBB", ord("!"), 0xF9, 4, flags & 1, 0, transparent, 0)
+        position += 2
+        while data[position]:
+            position += 1 + data[position]
+        position += 1
+    return head + control + data[position:]
+
+
+_PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
+
+
+def essential_png(data: bytes) -> bytes:
+    """Copy the chunks of a PNG which make up its picture.
+
+    What is left behind can only do harm: text and colour profiles that inflate to a multiple of their size, and the
+    frames of an animation after its first picture. Checksums are tested here, since Pillow ignores those of pixels.
+
+    Raises:
+        ValueError: a checksum is wrong, or the end is missing.
+        struct.error: a chunk is truncated.
+    """
+    kept = [_PNG_SIGNATURE]
+    position = len(_PNG_SIGNATURE)
+    view = memoryview(data)
+    name = b""
+    while name != b"IEND":
+        length, name = struct.unpack_from(">I4s", data, position)
+        (checksum,) = struct.unpack_from(">I", data, position + 8 + length)
+        end = position + 12 + length
+        if name in _PNG_CHUNKS:
+            if zlib.crc32(view[position + 4 : end - 4]) != checksum:
+                raise ValueError("wrong checksum in a PNG chunk")
+            kept.append(data[position:end])
+        position = end
+    return b"".join(kept)

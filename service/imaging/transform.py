@@ -1,0 +1,126 @@
+"""Pixels -> one row: centre crop and bicubic resize, in the two ways that published weights were evaluated with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.domain import Pixels, Preprocessing
+
+_CHANNELS = 3
+
+
+def transform(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:
+    """Make a photo the row that the network takes.
+
+    Args:
+        pixels: uint8 `[H, W, 3]`, RGB, of any size.
+        preprocessing: which transform, its size and its crop.
+
+    Returns:
+        uint8 `[image_size, image_size, 3]`.
+    """
+    size, padding = preprocessing.image_size, preprocessing.crop_padding
+    match preprocessing.transform:
+        case "official":
+            return official(pixels, image_size=size, crop_padding=padding)
+        case "pillow":
+            return pillow(pixels, image_size=size, crop_padding=padding)
+
+
+def official(pixels: Pixels, *, image_size: int, crop_padding: int) -> Pixels:
+    """Crop and resize as the official evaluation does, rounded to whole levels.
+
+    Args:
+        pixels: uint8 `[H, W, 3]`.
+        image_size: side of the result.
+        crop_padding: the crop takes `image_size / (image_size + crop_padding)` of the short side.
+
+    Returns:
+        uint8 `[image_size, image_size, 3]`; bicubic overshoot is clipped.
+    """
+    exact = official_float(pixels, image_size=image_size, crop_padding=crop_padding)
+    return np.clip(np.rint(exact, out=exact), 0, 255, out=exact).astype(np.uint8)
+
+
+def official_float(pixels: Pixels, *, image_size: int, crop_padding: int) -> NDArray[np.float32]:
+    """Crop and resize as the official evaluation does, before rounding.
+
+    This is TensorFlow 1's `resize_bicubic`: four taps however much the photo shrinks, so without antialiasing.
+
+    Args:
+        pixels: uint8 `[H, W, 3]`.
+        image_size: side of the result.
+        crop_padding: as in `official`.
+
+    Returns:
+        float32 `[image_size, image_size, 3]`, about 0..255; edges overshoot by some tens.
+    """
+    crop = _centre_crop(pixels, image_size, crop_padding)
+    side = crop.shape[0]
+    index, weight = _bicubic_taps(side, image_size)
+    rows = _blend(crop.reshape(side, side * _CHANNELS), index, weight[..., None], axis=0)
+    # One flat axis of columns and channels: NumPy gathers single numbers much faster than triples.
+    flat_index = (index[..., None] * _CHANNELS + np.arange(_CHANNELS)).reshape(len(index), -1)
+    flat_weight = np.repeat(weight, _CHANNELS, axis=1)
+    return _blend(rows, flat_index, flat_weight, axis=1).reshape(image_size, image_size, _CHANNELS)
+
+
+def pillow(pixels: Pixels, *, image_size: int, crop_padding: int) -> Pixels:
+    """Take the official centre crop, but resize with Pillow's bicubic, which is antialiased.
+
+    Args:
+        pixels: uint8 `[H, W, 3]`.
+        image_size: side of the result.
+        crop_padding: as in `official`.
+
+    Returns:
+        uint8 `[image_size, image_size, 3]`.
+    """
+    crop = _centre_crop(pixels, image_size, crop_padding)
+    return np.asarray(Image.fromarray(crop).resize((image_size, image_size), Image.Resampling.BICUBIC))
+
+
+def _centre_crop(pixels: Pixels, image_size: int, crop_padding: int) -> Pixels:
+    """Cut the middle square, contiguous; at least one pixel."""
+    height, width, _ = pixels.shape
+    # In float32, as TensorFlow computes it: where the product is a whole number, float64 may fall just short of it.
+    share = np.float32(image_size / (image_size + crop_padding))
+    side = max(1, int(share * np.float32(min(height, width))))
+    top, left = (height - side + 1) // 2, (width - side + 1) // 2
+    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
+
+
+# TensorFlow looks its weights up in a table of this many steps per pixel.
+_STEPS = 1024
+# Keys' free parameter: -0.75 in TensorFlow 1's kernel, -0.5 in its `half_pixel_centers` one.
+_SHARPNESS = -0.75
+
+
+def _bicubic_taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Say which four source lines make up each target line: their `index` and `weight`, both `[4, target]`.
+
+    Corners are aligned at the origin (pixel `i` lies at `i * source / target`), and lines beyond the edge are the
+    edge's own.
+    """
+    position = np.arange(target, dtype=np.float32) * (np.float32(source) / np.float32(target))
+    before = np.floor(position)
+    past = np.rint((position - before) * _STEPS) / _STEPS
+    index = np.clip(before.astype(np.intp) + np.arange(-1, 3)[:, None], 0, source - 1)
+    a = _SHARPNESS
+    inner = [((a + 2) * x - (a + 3)) * x * x + 1 for x in (past, 1 - past)]
+    outer = [((a * x - 5 * a) * x + 8 * a) * x - 4 * a for x in (1 + past, 2 - past)]
+    return index, np.stack([outer[0], inner[0], inner[1], outer[1]]).astype(np.float32)
+
+
+def _blend(
+    lines: NDArray[Any], index: NDArray[np.intp], weight: NDArray[np.float32], *, axis: int
+) -> NDArray[np.float32]:
+    """Sum the four taps along `axis`, as float32."""
+    total: NDArray[np.float32] = lines.take(index[0], axis=axis) * weight[0]
+    for which, share in zip(index[1:], weight[1:], strict=True):
+        total += lines.take(which, axis=axis) * share
+    return total

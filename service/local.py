@@ -1,0 +1,138 @@
+"""What the command line does without a server: the same parts as behind HTTP, run once over files."""
+
+from __future__ import annotations
+
+import asyncio
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from service.api.schemas import predict_response
+from service.bootstrap import Service, load_model
+from service.classifier import Classification
+from service.domain import ImageResult, ImageSource, ServedModel
+from service.errors import BodyTooLarge, ConfigurationError, MissingImage, ServiceError
+from service.settings import Settings
+from service.store import open_bundle
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
+"""What is taken for an image when a directory is searched."""
+PROGRESS_FROM = 8
+"""With fewer images than this a progress bar would only flicker."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalAnswer:
+    """What became of all files, in order."""
+
+    model: ServedModel
+    results: tuple[ImageResult, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if any image failed."""
+        return int(any(result.error is not None for result in self.results))
+
+    def to_json(self, *, routing: bool) -> dict[str, Any]:
+        """The answer in the shape that HTTP gives it."""
+        body = predict_response(Classification(self.model, self.results), routing=routing)
+        return body.model_dump(mode="json", exclude_none=True)
+
+
+def expand(arguments: Sequence[str]) -> list[Path]:
+    """Turn files, directories (searched with all below) and globs into files.
+
+    Raises:
+        MissingImage: an argument stands for no file.
+    """
+    files: list[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        elif path.exists():
+            found = [path]
+        else:
+            found = [Path(match) for match in sorted(glob.glob(argument, recursive=True)) if Path(match).is_file()]
+        if not found:
+            raise MissingImage(f"{argument}: no such file, no directory with images, and no glob that matches any.")
+        files.extend(found)
+    return files
+
+
+def classify_files(
+    settings: Settings, files: Sequence[Path], *, model: str | None, top_k: int, console: Console
+) -> LocalAnswer:
+    """Classify files with the models of the store.
+
+    Args:
+        settings: as for a server.
+        files: images.
+        model: name of the model; the default one if None.
+        top_k: classes per image.
+        console: where a progress bar goes if there are many.
+
+    Raises:
+        ServiceError: the store or the model is unusable, or `top_k` impossible; an image's own error is in its result.
+    """
+    service = Service(settings, only=model)
+    service.load()
+    served = service.registry.get(model)
+    progress = Progress(
+        TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
+
+    async def run() -> tuple[ImageResult, ...]:
+        task = progress.add_task("", total=len(files))
+        # Enough to keep decoders and streams busy without reading all files at once.
+        room = asyncio.Semaphore(4 * settings.max_batch_size)
+
+        async def one(file: Path) -> ImageResult:
+            async with room:
+                result = await _classify_file(service, file, settings, model=model, top_k=top_k)
+            progress.advance(task)
+            return result
+
+        async with service.running():
+            return tuple(await asyncio.gather(*(one(file) for file in files)))
+
+    if len(files) < PROGRESS_FROM:
+        return LocalAnswer(served, asyncio.run(run()))
+    with progress:
+        return LocalAnswer(served, asyncio.run(run()))
+
+
+async def _classify_file(
+    service: Service, file: Path, settings: Settings, *, model: str | None, top_k: int
+) -> ImageResult:
+    try:
+        size = file.stat().st_size
+        if size > settings.max_body_bytes:
+            raise BodyTooLarge(f"The file has {size} bytes; the most allowed is {settings.max_body_bytes}.")
+        data = await asyncio.to_thread(file.read_bytes)
+    except OSError as error:
+        return ImageResult(id=str(file), filename=str(file), error=MissingImage(f"can't be read: {error.strerror}"))
+    except ServiceError as error:
+        return ImageResult(id=str(file), filename=str(file), error=error)
+    source = ImageSource(data, filename=str(file), id=str(file))
+    answer = await service.classifier.classify([source], model=model, top_k=top_k)
+    return answer.results[0]
+
+
+def verify_bundle(path: Path) -> None:
+    """Check a bundle as a server would before serving it, and compute one image.
+
+    Raises:
+        BundleError: says what is wrong.
+    """
+    model = load_model(open_bundle(path))
+    size = model.preprocessing.image_size
+    output = model.engine(np.zeros((1, size, size, 3), np.uint8))
+    if not np.isfinite(output.logits).all():
+        raise ConfigurationError(f"{model.name}/{model.version}: the answer for a black image is not finite.")

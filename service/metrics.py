@@ -1,0 +1,76 @@
+"""Every Prometheus collector and every bucket list of the service.
+
+All live on a registry that is passed in, so that several services can stand side by side in one process.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+SECONDS_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+WEIGHT_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class Metrics:
+    """The collectors, by what they count. `docs/operations.md` says what each one answers."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register everything on `registry`, the process's own figures included.
+
+        Raises:
+            ValueError: the registry has these collectors already.
+        """
+        self.registry = registry
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+
+        self.requests = Counter(
+            "condconv_requests_total", "Requests answered.", ("route", "method", "code"), registry=registry
+        )
+        self.request_seconds = Histogram(
+            "condconv_request_seconds",
+            "Time from a request's headers to the end of its answer.",
+            ("route",),
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.rows = Counter(
+            "condconv_rows_total", "Images by what became of them.", ("model", "outcome"), registry=registry
+        )
+        self.stage_seconds = Histogram(
+            "condconv_stage_seconds",
+            "Time of one image in a stage: decode, queue, inference, or total.",
+            ("stage",),
+            buckets=SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "condconv_rejected_total", "Images and requests refused, by the error's slug.", ("reason",), registry=registry
+        )
+        self.batch_size = Histogram(
+            "condconv_batch_size", "Rows per batch.", ("model",), buckets=BATCH_SIZE_BUCKETS, registry=registry
+        )
+        self.queue_rows = Gauge("condconv_queue_rows", "Rows admitted and not yet in a batch.", registry=registry)
+        self.rows_in_flight = Gauge("condconv_rows_in_flight", "Rows in the engine now.", registry=registry)
+        self.model_info = Gauge(
+            "condconv_model_info", "1 for each served version.", ("model", "version", "architecture"), registry=registry
+        )
+        self.model_load_seconds = Gauge(
+            "condconv_model_load_seconds",
+            "Time the last load of a version took, warm-up included.",
+            ("model", "version"),
+            registry=registry,
+        )
+        self.ready = Gauge("condconv_ready", "1 while the service takes requests.", registry=registry)
+        self.routing_weight = Histogram(
+            "condconv_routing_weight",
+            "Routing weights of the answered images.",
+            ("model", "block", "expert"),
+            buckets=WEIGHT_BUCKETS,
+            registry=registry,
+        )

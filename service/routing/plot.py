@@ -1,0 +1,64 @@
+"""Pictures of routing weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from service.domain import RoutingTrace
+from service.errors import InvalidParameter
+
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
+MAX_COLUMNS = 4
+
+
+def check_plot_path(path: Path) -> None:
+    """Say early that a picture can't be written there.
+
+    Raises:
+        InvalidParameter: unknown kind of file, or no such directory.
+    """
+    if path.suffix.lower() not in PLOT_SUFFIXES:
+        raise InvalidParameter(f"{path}: a plot is written as {', '.join(PLOT_SUFFIXES)}.")
+    if not path.parent.is_dir():
+        raise InvalidParameter(f"{path}: there is no directory {path.parent}.")
+
+
+def plot_routing(traces: Sequence[tuple[str, RoutingTrace]], path: Path) -> None:
+    """Draw one heat map per image, blocks down and experts across, and write them to one file.
+
+    Args:
+        traces: a title and the routing weights of each image, at least one.
+        path: where to; its suffix says what kind of picture.
+
+    Raises:
+        InvalidParameter: unknown kind of file, or a static network's empty routing.
+    """
+    check_plot_path(path)
+    if not traces[0][1].blocks:
+        raise InvalidParameter("A static network has no routing to plot.")
+    columns = min(len(traces), MAX_COLUMNS)
+    rows = -(-len(traces) // columns)
+    blocks, experts = traces[0][1].weights.shape
+    figure = Figure(
+        figsize=(1.6 + columns * (1.2 + 0.5 * experts), rows * (1.2 + 0.34 * blocks)), layout="constrained", dpi=110
+    )
+    axes = figure.subplots(rows, columns, squeeze=False)
+    image = None
+    for axis, (title, trace) in zip(axes.flat, traces, strict=False):
+        image = axis.imshow(trace.weights, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.set_title(title, fontsize=9)
+        axis.set_xticks(range(experts))
+        axis.set_yticks(range(blocks), trace.blocks)
+        axis.tick_params(labelsize=8)
+        axis.set_xlabel("expert", fontsize=8)
+        for (block, expert), weight in np.ndenumerate(trace.weights):
+            shade = "black" if weight > 0.6 else "white"
+            axis.text(expert, block, f"{weight:.2f}", ha="center", va="center", fontsize=6.5, color=shade)
+    for axis in axes.flat[len(traces) :]:
+        axis.axis("off")
+    figure.colorbar(image, ax=axes, label="routing weight", shrink=0.8)
+    figure.savefig(path)

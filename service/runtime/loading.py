@@ -1,0 +1,82 @@
+"""From a bundle to an engine that is ready to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.domain import ServedModel
+from service.errors import BundleError, ConfigurationError
+from service.nn import build_efficientnet, cost, get_architecture
+from service.runtime.inference_graph import freeze
+from service.runtime.tensorflow_engine import TensorFlowEngine
+from service.store import Bundle, read_labels, read_weights
+
+MAX_NAMED = 8
+"""How many tensors an error message lists."""
+
+
+def load_model(bundle: Bundle) -> ServedModel:
+    """Build a bundle's network, give it its weights, and freeze it for inference.
+
+    Raises:
+        BundleError: the architecture is unknown, or tensors are missing, left over or misshaped; they are named.
+    """
+    manifest = bundle.manifest
+    name = f"{manifest.name}/{manifest.version}"
+    spec = manifest.architecture
+    try:
+        architecture = get_architecture(spec.name, **{"num_classes": manifest.num_classes, **spec.overrides})
+    except ConfigurationError as error:
+        raise BundleError(f"{name}: {error}") from error
+    if architecture.num_classes != manifest.num_classes:
+        raise BundleError(
+            f"{name}: the architecture has {architecture.num_classes} classes, the manifest says "
+            f"{manifest.num_classes}."
+        )
+    preprocessing = manifest.preprocessing.to_domain()
+    labels = read_labels(bundle)
+    network = build_efficientnet(architecture, input_size=preprocessing.image_size)
+    set_weights(network, read_weights(bundle), name=name)
+    network_cost = cost(network)
+    return ServedModel(
+        name=manifest.name,
+        version=manifest.version,
+        engine=TensorFlowEngine(freeze(network, preprocessing)),
+        labels=labels,
+        preprocessing=preprocessing,
+        routing_blocks=architecture.routing_blocks(),
+        num_experts=architecture.num_experts,
+        description={
+            **manifest.model_dump(mode="json"),
+            "parameters": network_cost.parameters,
+            "multiply_adds": network_cost.multiply_adds,
+            "model_card": bundle.model_card,
+        },
+    )
+
+
+def set_weights(network: Any, weights: Mapping[str, NDArray[np.float32]], *, name: str) -> None:
+    """Give a network its weights by variable path.
+
+    Raises:
+        BundleError: names the tensors that are missing, left over or misshaped.
+    """
+    variables = {variable.path: variable for variable in network.weights}
+    problems = [
+        *(f"{path} is missing" for path in sorted(set(variables) - set(weights))),
+        *(f"{path} is not part of it" for path in sorted(set(weights) - set(variables))),
+        *(
+            f"{path} is {list(weights[path].shape)} instead of {list(variable.shape)}"
+            for path, variable in variables.items()
+            if path in weights and tuple(weights[path].shape) != tuple(variable.shape)
+        ),
+    ]
+    if problems:
+        more = f" and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
+        raise BundleError(f"{name}: the weights don't fit the architecture: {'; '.join(problems[:MAX_NAMED])}{more}.")
+    for path, variable in variables.items():
+        variable.assign(weights[path])

@@ -1,0 +1,245 @@
+"""One bundle: written whole or not at all, and checked whole before it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from service.domain import Label
+from service.errors import BundleError
+from service.store.manifest import (
+    Accuracy,
+    ArchitectureSpec,
+    FileSpec,
+    Manifest,
+    PreprocessingSpec,
+    Provenance,
+)
+
+MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
+_MAX_TEXT_BYTES = 64 * 2**20
+_labels = TypeAdapter(list[Label])
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle whose manifest is valid and whose files have the sizes and checksums that it names."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_card(self) -> str:
+        """The model card, Markdown."""
+        return (self.path / MODEL_CARD).read_text(encoding="utf-8", errors="replace")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBundle:
+    """What goes into a bundle. `weights` by variable path; their dtypes are kept."""
+
+    name: str
+    version: str
+    architecture: Mapping[str, Any]
+    preprocessing: PreprocessingSpec
+    weights: Mapping[str, NDArray[Any]]
+    labels: Sequence[Label]
+    provenance: Provenance
+    licence: str
+    model_card: str
+    accuracy: tuple[Accuracy, ...] = ()
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Check a bundle's manifest and files.
+
+    Raises:
+        BundleError: says which file or field is wrong and how.
+    """
+    bundle = Bundle(path, read_manifest(path))
+    manifest = bundle.manifest
+    if missing := {WEIGHTS, LABELS, MODEL_CARD} - set(manifest.files):
+        raise BundleError(f"{_id(path)}: the manifest doesn't list {', '.join(sorted(missing))}.")
+    if (path.parent.name, path.name) != (manifest.name, manifest.version):
+        raise BundleError(
+            f"{_id(path)}: the manifest says {manifest.name}/{manifest.version}, which is another place in the store."
+        )
+    for name, spec in manifest.files.items():
+        _check_file(path, name, spec)
+    return bundle
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and validate `manifest.json` alone.
+
+    Raises:
+        BundleError: it is missing, too new, or names the fields that are wrong.
+    """
+    file = path / MANIFEST
+    raw = _read_text(path, MANIFEST)
+    try:
+        document = json.loads(raw)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BundleError(f"{_id(path)}: {file.name} is not valid JSON ({error}).") from error
+    found = document.get("schema_version") if isinstance(document, dict) else None
+    if isinstance(found, int) and found > 1:
+        raise BundleError(f"{_id(path)}: schema version {found} is newer than 1, the newest one known here.")
+    try:
+        return Manifest.model_validate_json(raw)
+    except ValidationError as error:
+        raise BundleError(f"{_id(path)}: {file.name} is not valid: {_first_errors(error)}.") from error
+
+
+def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
+    """Read all weights as float32, by variable path.
+
+    Raises:
+        BundleError: the file is no safetensors file, or holds a number that is not finite.
+    """
+    try:
+        tensors = load_file(bundle.path / WEIGHTS)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{_id(bundle.path)}: {WEIGHTS} can't be read ({error}).") from error
+    weights = {}
+    for name, value in tensors.items():
+        if not np.issubdtype(value.dtype, np.floating):
+            raise BundleError(f"{_id(bundle.path)}: {name} is {value.dtype}, but weights are floating-point numbers.")
+        weights[name] = value.astype(np.float32)
+        if not np.isfinite(weights[name]).all():
+            raise BundleError(f"{_id(bundle.path)}: {name} holds numbers that are not finite.")
+    return weights
+
+
+def read_labels(bundle: Bundle) -> tuple[Label, ...]:
+    """Read the labels, one per class in the order of the logits.
+
+    Raises:
+        BundleError: the file is no list of labels, or they aren't numbered 0, 1, 2, ...
+    """
+    try:
+        labels = _labels.validate_json(_read_text(bundle.path, LABELS))
+    except ValidationError as error:
+        raise BundleError(f"{_id(bundle.path)}: {LABELS} is not valid: {_first_errors(error)}.") from error
+    if [label.index for label in labels] != list(range(bundle.manifest.num_classes)):
+        raise BundleError(
+            f"{_id(bundle.path)}: {LABELS} must name the classes 0 to {bundle.manifest.num_classes - 1} in order."
+        )
+    return tuple(labels)
+
+
+def write_bundle(store: Path, new: NewBundle) -> Path:
+    """Write a bundle beside its place, check it, then move it there: a reader never sees half of one.
+
+    Returns:
+        The bundle's directory, `<store>/<name>/<version>`.
+
+    Raises:
+        BundleError: the version exists already, or what is to be written isn't a valid bundle.
+        OSError: the disk is full or not writable; nothing is left behind.
+    """
+    target = store / new.name / new.version
+    if target.exists():
+        raise BundleError(f"{_id(target)} exists already; choose another version.")
+    existing = next(parent for parent in target.parents if parent.exists())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # The leading dot keeps readers of the store away; the inner folders have the names that the manifest must match.
+    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=store))
+    try:
+        path = scratch / new.name / new.version
+        path.mkdir(parents=True)
+        _write_files(path, new)
+        bundle = open_bundle(path)
+        read_labels(bundle)
+        os.rename(path, target)
+    except BaseException:
+        for parent in target.parents:
+            if parent == existing or any(parent.iterdir()):
+                break
+            parent.rmdir()
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _write_files(path: Path, new: NewBundle) -> None:
+    save_file({name: np.ascontiguousarray(value) for name, value in new.weights.items()}, path / WEIGHTS)
+    labels = _labels.dump_python(list(new.labels), mode="json", exclude_none=True)
+    (path / LABELS).write_text(
+        "[\n" + ",\n".join(json.dumps(label, ensure_ascii=False) for label in labels) + "\n]\n", encoding="utf-8"
+    )
+    (path / MODEL_CARD).write_text(new.model_card, encoding="utf-8")
+    try:
+        manifest = Manifest(
+            name=new.name,
+            version=new.version,
+            architecture=ArchitectureSpec.model_validate(dict(new.architecture)),
+            num_classes=len(new.labels),
+            preprocessing=new.preprocessing,
+            files={name: _describe(path / name) for name in (WEIGHTS, LABELS, MODEL_CARD)},
+            provenance=new.provenance,
+            licence=new.licence,
+            accuracy=new.accuracy,
+        )
+    except ValidationError as error:
+        raise BundleError(f"{new.name}/{new.version} can't be written: {_first_errors(error)}.") from error
+    (path / MANIFEST).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
+    for file in path.iterdir():
+        file.chmod(0o644)
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _describe(file: Path) -> FileSpec:
+    return FileSpec(size=file.stat().st_size, sha256=_sha256(file))
+
+
+def _check_file(path: Path, name: str, spec: FileSpec) -> None:
+    file = path / name
+    if file.is_symlink() or not file.is_file():
+        raise BundleError(f"{_id(path)}: {name} is missing or no ordinary file.")
+    size = file.stat().st_size
+    if size != spec.size:
+        raise BundleError(f"{_id(path)}: {name} has {size} bytes, but the manifest says {spec.size}.")
+    if (digest := _sha256(file)) != spec.sha256:
+        raise BundleError(f"{_id(path)}: {name} has SHA-256 {digest}, but the manifest says {spec.sha256}.")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _read_text(path: Path, name: str) -> str:
+    file = path / name
+    try:
+        if file.stat().st_size > _MAX_TEXT_BYTES:
+            raise BundleError(f"{_id(path)}: {name} has more than {_MAX_TEXT_BYTES} bytes.")
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is missing or can't be read"
+        raise BundleError(f"{_id(path)}: {name} {reason}.") from error
+
+
+def _first_errors(error: ValidationError, most: int = 5) -> str:
+    parts = [f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}" for item in error.errors()]
+    more = f" and {len(parts) - most} more" if len(parts) > most else ""
+    return "; ".join(parts[:most]) + more
+
+
+def _id(path: Path) -> str:
+    """The bundle's name in messages: without the server's directories."""
+    return f"{path.parent.name}/{path.name}"

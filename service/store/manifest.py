@@ -1,0 +1,89 @@
+"""The manifest of a bundle: what `manifest.json` may say, checked field by field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from service.domain import Preprocessing, TransformName
+
+SCHEMA_VERSION = 1
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
+VersionName = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ArchitectureSpec(BaseModel):
+    """A registered architecture's name and those of its parameters that differ."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The parameters that differ from the registered ones."""
+        return dict(self.model_extra or {})
+
+
+class PreprocessingSpec(_Strict):
+    """See `service.domain.Preprocessing`."""
+
+    transform: TransformName
+    image_size: Annotated[int, Field(ge=32, le=2048)]
+    crop_padding: Annotated[int, Field(ge=0, le=2048)] = 32
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Positive, Positive, Positive]
+
+    def to_domain(self) -> Preprocessing:
+        """Return the value that imaging and the inference graph take."""
+        return Preprocessing(**self.model_dump())
+
+
+class FileSpec(_Strict):
+    """Size and checksum of one file of the bundle."""
+
+    size: Annotated[int, Field(ge=0, le=16 * 2**30)]
+    sha256: Sha256
+
+
+class Accuracy(_Strict):
+    """One measurement: shares of right answers in 0..1 on `images` labelled images."""
+
+    dataset: str
+    images: Annotated[int, Field(ge=1)]
+    transform: TransformName
+    top1: Annotated[float, Field(ge=0, le=1)]
+    top5: Annotated[float, Field(ge=0, le=1)] | None = None
+    note: str | None = None
+
+
+class Provenance(_Strict):
+    """Where the weights come from."""
+
+    source: str
+    method: str
+    url: str | None = None
+    source_sha256: Sha256 | None = None
+
+
+class Manifest(_Strict):
+    """`manifest.json`. Unknown fields are refused, so that a newer bundle is never half understood."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: ModelName
+    version: VersionName
+    architecture: ArchitectureSpec
+    num_classes: Annotated[int, Field(ge=1, le=1_000_000)]
+    preprocessing: PreprocessingSpec
+    files: dict[Literal["weights.safetensors", "labels.json", "MODEL_CARD.md"], FileSpec]
+    provenance: Provenance
+    licence: str
+    accuracy: tuple[Accuracy, ...] = ()
