@@ -13,7 +13,7 @@ from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, disable_created_metrics
 
 from service.api import BodyLimits, Parts, create_app
 from service.batching import Batcher
@@ -147,6 +147,8 @@ def serve(settings: Settings) -> None:
     Raises:
         BundleError, ConfigurationError: what is to be served is unusable.
     """
+    # Timestamps of creation would double the number of series.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     service = Service(settings)
     listener = _listen(settings.host, settings.port)
     failures: list[Exception] = []
@@ -177,7 +179,9 @@ def _find_bundles(settings: Settings, only: str | None) -> list[Bundle]:
     catalog = Catalog(settings.model_store)
     names = catalog.models()
     if not names:
-        raise ConfigurationError(f"The model store {settings.model_store} holds no bundle (<model>/<version>/manifest.json).")
+        raise ConfigurationError(
+            f"The model store {settings.model_store} holds no bundle (<model>/<version>/manifest.json)."
+        )
     if settings.default_model is not None and settings.default_model not in names:
         raise ConfigurationError(
             f"The default model {settings.default_model!r} is not in the store; there are: {', '.join(names)}."

@@ -81,7 +81,9 @@ def common(
 @friendly
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [default: 127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one [default: 8000].")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one [default: 8000].")
+    ] = None,
     model_store: Store = None,
 ) -> None:
     """Serve all models of the store over HTTP.

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree. Nothing here knows HTTP: `service.api.problems` maps slugs to status codes.
+"""Everything that can go wrong, as one tree. Nothing here knows HTTP; `service.api.problems` maps slugs to statuses.
 
 ServiceError
 ├── RequestError
@@ -38,7 +38,6 @@ class ServiceError(Exception):
 
     slug: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal error"
-
 
 
 class RequestError(ServiceError):

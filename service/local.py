@@ -112,17 +112,21 @@ async def _classify_file(
     service: Service, file: Path, settings: Settings, *, model: str | None, top_k: int
 ) -> ImageResult:
     try:
-        size = file.stat().st_size
-        if size > settings.max_body_bytes:
-            raise BodyTooLarge(f"The file has {size} bytes; the most allowed is {settings.max_body_bytes}.")
-        data = await asyncio.to_thread(file.read_bytes)
-    except OSError as error:
-        return ImageResult(id=str(file), filename=str(file), error=MissingImage(f"can't be read: {error.strerror}"))
+        data = await asyncio.to_thread(_read, file, settings.max_body_bytes)
     except ServiceError as error:
         return ImageResult(id=str(file), filename=str(file), error=error)
     source = ImageSource(data, filename=str(file), id=str(file))
     answer = await service.classifier.classify([source], model=model, top_k=top_k)
     return answer.results[0]
+
+
+def _read(file: Path, max_bytes: int) -> bytes:
+    try:
+        if (size := file.stat().st_size) > max_bytes:
+            raise BodyTooLarge(f"The file has {size} bytes; the most allowed is {max_bytes}.")
+        return file.read_bytes()
+    except OSError as error:
+        raise MissingImage(f"The file can't be read: {error.strerror}.") from error
 
 
 def verify_bundle(path: Path) -> None:

@@ -50,7 +50,10 @@ class Metrics:
             registry=registry,
         )
         self.rejected = Counter(
-            "condconv_rejected_total", "Images and requests refused, by the error's slug.", ("reason",), registry=registry
+            "condconv_rejected_total",
+            "Images and requests refused, by the error's slug.",
+            ("reason",),
+            registry=registry,
         )
         self.batch_size = Histogram(
             "condconv_batch_size", "Rows per batch.", ("model",), buckets=BATCH_SIZE_BUCKETS, registry=registry

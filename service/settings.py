@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-
 CountOrAuto = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
 
 

@@ -32,7 +32,7 @@ def import_tensorflow() -> None:
 def _import() -> None:
     try:
         import keras  # noqa: F401
-        import tensorflow  # noqa: F401, ICN001
+        import tensorflow  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{error.name} is not installed: pip install 'condconv-serve[cpu]', or [gpu] for CUDA."

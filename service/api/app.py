@@ -13,6 +13,7 @@ from service import __version__
 from service.api import health, models, predict, problems
 from service.api.middleware import RequestContext
 from service.api.parts import Parts
+from service.api.schemas import EncodedImage
 
 DESCRIPTION = """
 Classifies images with CondConv-EfficientNets and shows the routing weights: which experts of each block made the
@@ -58,6 +59,7 @@ def _document_problems(app: FastAPI) -> None:
         document = original()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas.setdefault("Problem", problems.Problem.model_json_schema())
+        schemas.setdefault("EncodedImage", EncodedImage.model_json_schema())
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         return document

@@ -43,9 +43,7 @@ class BodyLimits:
     max_images: int
 
 
-async def read_request(
-    request: Request, query: Parameters, limits: BodyLimits
-) -> tuple[Parameters, list[ImageSource]]:
+async def read_request(request: Request, query: Parameters, limits: BodyLimits) -> tuple[Parameters, list[ImageSource]]:
     """Read parameters and images of a request.
 
     Args:
@@ -151,26 +149,23 @@ async def _parse_multipart(
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = _InMemoryParser(
-        headers, stream(), max_files=limits.max_images + 1, max_fields=64, max_part_size=64 * 1024
-    )
+    parser = _InMemoryParser(headers, stream(), max_files=limits.max_images + 1, max_fields=64, max_part_size=64 * 1024)
     try:
         form = await parser.parse()
     except (MultiPartException, ValueError, KeyError, IndexError) as error:
         message = getattr(error, "message", str(error))
         if message.startswith("Too many files"):
             _check_count(limits.max_images + 1, limits)
-        raise MalformedBody(f"The multipart body can't be parsed: {message}.") from error
+        raise MalformedBody(f"The multipart body can't be parsed: {message.rstrip('.')}.") from error
     fields: dict[str, Any] = {}
     images: list[ImageSource] = []
-    async with form:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                images.append(ImageSource(await value.read(), value.filename))
-            elif name in fields:
-                raise InvalidParameter(f"{name[:100]!r} is given more than once.")
-            else:
-                fields[name] = value
+    for name, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            images.append(ImageSource(await value.read(), value.filename))
+        elif name in fields:
+            raise InvalidParameter(f"{name[:100]!r} is given more than once.")
+        else:
+            fields[name] = value
     return fields, images
 
 

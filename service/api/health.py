@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
 
 from service.api.parts import Parts
 from service.api.problems import Problem, problem_response, problem_responses
 from service.api.schemas import HealthResponse, ModelReference
-from starlette.requests import Request
 
 
 def router(parts: Parts) -> APIRouter:

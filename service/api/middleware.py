@@ -11,6 +11,8 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.api.problems import Problem, problem_response
+from service.errors import ServiceError
 from service.metrics import Metrics
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -19,7 +21,7 @@ logger = logging.getLogger("service.access")
 
 
 class RequestContext:
-    """ASGI middleware: accepts or makes a request id, echoes it, and tells metrics and log of each answer."""
+    """ASGI middleware: echoes a request id, tells metrics and log of each answer, and answers the unexpected."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         """Wrap an app."""
@@ -45,6 +47,12 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("unexpected error in %s %s [%s]", scope["method"], scope["path"], request_id)
+            if status:  # half an answer is out, so the connection must end
+                raise
+            error = ServiceError("Something went wrong in the service; its log says what.")
+            await problem_response(Problem.of(error))(scope, receive, send_with_id)
         finally:
             self._finish(scope, request_id, status, time.monotonic() - started)
 

@@ -110,6 +110,8 @@ def router(parts: Parts) -> APIRouter:
         only = classification.results[0] if len(images) == 1 else None
         if only is not None and only.error is not None:
             raise only.error
-        return predict_response(classification, routing=not isinstance(parameters, PredictParameters) or parameters.routing)
+        return predict_response(
+            classification, routing=not isinstance(parameters, PredictParameters) or parameters.routing
+        )
 
     return routes

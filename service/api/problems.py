@@ -52,7 +52,7 @@ class Problem(BaseModel):
                 "type": "urn:condconv-serve:problem:unsupported_image",
                 "title": "Unsupported image format",
                 "status": 415,
-                "detail": "The data is no image of an accepted format; accepted are JPEG, PNG, WebP, GIF, TIFF and BMP.",
+                "detail": "This is no image of an accepted format: JPEG, PNG, WebP, GIF, TIFF, BMP.",
                 "slug": "unsupported_image",
             }
         }
@@ -133,11 +133,6 @@ def install(app: FastAPI) -> None:
             retry_after=None,
         )
         return problem_response(problem, dict(error.headers or {}))
-
-    @app.exception_handler(Exception)
-    async def unexpected_error(request: Request, error: Exception) -> JSONResponse:
-        logger.exception("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
-        return problem_response(Problem.of(ServiceError("Something went wrong in the service; its log says what.")))
 
 
 def describe_validation(errors: Any) -> str:

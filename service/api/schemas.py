@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -163,7 +164,7 @@ def predict_response(classification: Classification, *, routing: bool) -> Predic
     )
 
 
-def model_summary(name: str, versions: dict[str, ServedModel], *, default: bool) -> ModelSummary:
+def model_summary(name: str, versions: Mapping[str, ServedModel], *, default: bool) -> ModelSummary:
     """Summarise a model by its newest version."""
     ordered = sorted(versions, key=int)
     newest = versions[ordered[-1]]

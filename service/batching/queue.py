@@ -1,4 +1,4 @@
-"""A bounded queue of rows, from which batches of equal key are pulled. Lives on one event loop; no locks, no polling."""
+"""A bounded queue of rows, from which batches of equal key are pulled; on one event loop, without locks or polling."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def pillow(pixels: Pixels, *, image_size: int, crop_padding: int) -> Pixels:
 def _centre_crop(pixels: Pixels, image_size: int, crop_padding: int) -> Pixels:
     """Cut the middle square, contiguous; at least one pixel."""
     height, width, _ = pixels.shape
-    # In float32, as TensorFlow computes it: where the product is a whole number, float64 may fall just short of it.
+    # In float32, as TensorFlow computes it: float64 makes some crops one line smaller or larger.
     share = np.float32(image_size / (image_size + crop_padding))
     side = max(1, int(share * np.float32(min(height, width))))
     top, left = (height - side + 1) // 2, (width - side + 1) // 2

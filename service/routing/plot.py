@@ -47,9 +47,8 @@ def plot_routing(traces: Sequence[tuple[str, RoutingTrace]], path: Path) -> None
         figsize=(1.6 + columns * (1.2 + 0.5 * experts), rows * (1.2 + 0.34 * blocks)), layout="constrained", dpi=110
     )
     axes = figure.subplots(rows, columns, squeeze=False)
-    image = None
     for axis, (title, trace) in zip(axes.flat, traces, strict=False):
-        image = axis.imshow(trace.weights, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        axis.imshow(trace.weights, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         axis.set_title(title, fontsize=9)
         axis.set_xticks(range(experts))
         axis.set_yticks(range(blocks), trace.blocks)
@@ -60,5 +59,5 @@ def plot_routing(traces: Sequence[tuple[str, RoutingTrace]], path: Path) -> None
             axis.text(expert, block, f"{weight:.2f}", ha="center", va="center", fontsize=6.5, color=shade)
     for axis in axes.flat[len(traces) :]:
         axis.axis("off")
-    figure.colorbar(image, ax=axes, label="routing weight", shrink=0.8)
+    figure.colorbar(axes.flat[0].images[0], ax=axes, label="routing weight", shrink=0.8)
     figure.savefig(path)

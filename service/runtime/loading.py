@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,8 @@ from service.nn import build_efficientnet, cost, get_architecture
 from service.runtime.inference_graph import freeze
 from service.runtime.tensorflow_engine import TensorFlowEngine
 from service.store import Bundle, read_labels, read_weights
+
+logger = logging.getLogger(__name__)
 
 MAX_NAMED = 8
 """How many tensors an error message lists."""
@@ -42,10 +45,13 @@ def load_model(bundle: Bundle) -> ServedModel:
     network = build_efficientnet(architecture, input_size=preprocessing.image_size)
     set_weights(network, read_weights(bundle), name=name)
     network_cost = cost(network)
+    logger.info("%s: network built, weights set", name)
+    graph = freeze(network, preprocessing)
+    logger.info("%s: inference graph frozen", name)
     return ServedModel(
         name=manifest.name,
         version=manifest.version,
-        engine=TensorFlowEngine(freeze(network, preprocessing)),
+        engine=TensorFlowEngine(graph),
         labels=labels,
         preprocessing=preprocessing,
         routing_blocks=architecture.routing_blocks(),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from service.domain import Preprocessing, TransformName
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
 VersionName = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from service.errors import ImportFailed
 
@@ -72,8 +72,8 @@ def assemble(
         if not _fits(tensor.value.shape, shape):
             misshaped.append(f"{tensor.source} is {list(tensor.value.shape)}, but {path} is {list(shape)}")
             continue
-        dtype = np.float16 if tensor.value.dtype == np.float16 else np.float32
-        value = np.asarray(tensor.value, dtype).reshape(shape)
+        dtype: DTypeLike = np.float16 if tensor.value.dtype == np.float16 else np.float32
+        value: NDArray[np.floating[Any]] = tensor.value.astype(dtype).reshape(shape)
         if not np.isfinite(value).all():
             not_finite.append(tensor.source)
         values[path] = value

@@ -83,9 +83,9 @@ def _read_labels(file: Path) -> list[Label]:
     try:
         labels = _labels.validate_json(_read(file))
     except ValidationError as error:
-        raise ImportFailed(f"{file.name} is no list of labels (index, label, synset): {error.errors()[0]['msg']}.") from (
-            error
-        )
+        raise ImportFailed(
+            f"{file.name} is no list of labels (index, label, synset): {error.errors()[0]['msg']}."
+        ) from (error)
     if not labels or [label.index for label in labels] != list(range(len(labels))):
         raise ImportFailed(f"{file.name} must name the classes 0, 1, 2, ... in order.")
     return labels
