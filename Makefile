@@ -9,7 +9,7 @@ MODEL_STORE ?= model_store
 EXTRAS ?= cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format clean
+.PHONY: help serve test check format docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -39,15 +39,19 @@ serve: $(VENV)/.serve  ## Serve the model store on http://HOST:PORT (HOST=127.0.
 test: $(VENV)/.test  ## Run the test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(VENV)/.check  ## Format, lint, types and import contracts
+check: $(VENV)/.check  ## Format, lint, types, import contracts, generated documentation
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python docs/generate.py --check
 
 format: $(VENV)/.check  ## Rewrite the code in the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.serve  ## Renew the generated parts of the documentation
+	@$(BIN)/python docs/generate.py
 
 clean:  ## Remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -13,7 +13,7 @@ from service.errors import ServiceError
 
 TransformName = Literal["official", "pillow"]
 Pixels = NDArray[np.uint8]
-"""One row: `uint8[image_size, image_size, 3]`, RGB."""
+"""RGB, uint8: a whole photo `[height, width, 3]`, or a row `[image_size, image_size, 3]` for the network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

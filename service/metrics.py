@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -30,50 +31,84 @@ class Metrics:
         GCCollector(registry=registry)
 
         self.requests = Counter(
-            "condconv_requests_total", "Requests answered.", ("route", "method", "code"), registry=registry
+            "condconv_requests_total",
+            "Requests by route, method and status code. How much traffic is there, and how much of it fails?",
+            ("route", "method", "code"),
+            registry=registry,
         )
         self.request_seconds = Histogram(
             "condconv_request_seconds",
-            "Time from a request's headers to the end of its answer.",
+            "Time from a request's headers to the end of its answer. How long do callers wait?",
             ("route",),
             buckets=SECONDS_BUCKETS,
             registry=registry,
         )
         self.rows = Counter(
-            "condconv_rows_total", "Images by what became of them.", ("model", "outcome"), registry=registry
+            "condconv_rows_total",
+            "Images by outcome: answered, cancelled, or an error's slug. What becomes of the images?",
+            ("model", "outcome"),
+            registry=registry,
         )
         self.stage_seconds = Histogram(
             "condconv_stage_seconds",
-            "Time of one image in a stage: decode, queue, inference, or total.",
+            "Time of an image in a stage: decode, queue, inference, total. Where does the time go?",
             ("stage",),
             buckets=SECONDS_BUCKETS,
             registry=registry,
         )
         self.rejected = Counter(
             "condconv_rejected_total",
-            "Images and requests refused, by the error's slug.",
+            "Requests answered with an error, by its slug. Why are requests refused?",
             ("reason",),
             registry=registry,
         )
         self.batch_size = Histogram(
-            "condconv_batch_size", "Rows per batch.", ("model",), buckets=BATCH_SIZE_BUCKETS, registry=registry
+            "condconv_batch_size",
+            "Rows per batch. Does batching work, and is there room?",
+            ("model",),
+            buckets=BATCH_SIZE_BUCKETS,
+            registry=registry,
         )
-        self.queue_rows = Gauge("condconv_queue_rows", "Rows admitted and not yet in a batch.", registry=registry)
-        self.rows_in_flight = Gauge("condconv_rows_in_flight", "Rows in the engine now.", registry=registry)
+        self.queue_rows = Gauge(
+            "condconv_queue_rows",
+            "Rows admitted and not yet in a batch. Is the service saturated?",
+            registry=registry,
+        )
+        self.rows_in_flight = Gauge(
+            "condconv_rows_in_flight", "Rows being computed now. How busy is the engine?", registry=registry
+        )
         self.model_info = Gauge(
-            "condconv_model_info", "1 for each served version.", ("model", "version", "architecture"), registry=registry
+            "condconv_model_info",
+            "1 for each served version. What is being served?",
+            ("model", "version", "architecture"),
+            registry=registry,
         )
         self.model_load_seconds = Gauge(
             "condconv_model_load_seconds",
-            "Time the last load of a version took, warm-up included.",
+            "Time that loading and warming up a version took. How long does a start or a swap take?",
             ("model", "version"),
             registry=registry,
         )
-        self.ready = Gauge("condconv_ready", "1 while the service takes requests.", registry=registry)
+        self.ready = Gauge(
+            "condconv_ready", "1 while the service takes requests. Is this replica in service?", registry=registry
+        )
         self.routing_weight = Histogram(
             "condconv_routing_weight",
-            "Routing weights of the answered images.",
+            "Routing weights of answered images by block and expert. Which experts does the traffic use?",
             ("model", "block", "expert"),
             buckets=WEIGHT_BUCKETS,
             registry=registry,
         )
+
+    def describe(self) -> list[tuple[str, str, tuple[str, ...], str]]:
+        """Name, type, labels and help text of each of the service's own metrics, as they are exposed."""
+        collectors: list[MetricWrapperBase] = [v for v in vars(self).values() if isinstance(v, MetricWrapperBase)]
+        return [
+            (
+                metric._name + ("_total" if metric._type == "counter" else ""),
+                metric._type,
+                tuple(metric._labelnames),
+                metric._documentation,
+            )
+            for metric in collectors
+        ]

@@ -57,7 +57,7 @@ def read_tf_checkpoint(prefix: str | Path) -> dict[str, NDArray[Any]]:
     try:
         reader = tf.train.load_checkpoint(str(prefix))
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         reason = str(error).replace(f"{Path(prefix).parent}/", "")  # TensorFlow names the server's directory
         raise ImportFailed(f"{Path(prefix).name} is no readable TensorFlow checkpoint: {reason}") from error
 

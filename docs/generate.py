@@ -1,0 +1,143 @@
+"""Writes the parts of the documentation that follow from the code; `--check` only says whether they are up to date."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+from prometheus_client import CollectorRegistry
+
+from service.api import BodyLimits, Parts, create_app
+from service.api.problems import STATUS
+from service.cli import app
+from service.errors import ServiceError
+from service.metrics import Metrics
+from service.settings import Settings
+
+DOCS = Path(__file__).parent
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def settings_table() -> str:
+    """Every setting with its default."""
+    rows = [
+        (
+            f"`CONDCONV_{name.upper()}`",
+            f"`{field.default}`" if field.default is not None else "",
+            field.description or "",
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+    return table(("variable", "default", "what it does"), rows)
+
+
+def metrics_table() -> str:
+    """Every metric with its question."""
+    rows = []
+    for name, kind, labels, documentation in Metrics(CollectorRegistry()).describe():
+        what, _, question = documentation.rpartition(". ")
+        rows.append((f"`{name}`", kind, ", ".join(f"`{label}`" for label in labels), what, question))
+    return table(("metric", "type", "labels", "what it counts", "the question it answers"), rows)
+
+
+def problems_table() -> str:
+    """Every error with its status."""
+    rows, pending = [], [ServiceError]
+    while pending:
+        error = pending.pop(0)
+        pending[:0] = error.__subclasses__()
+        if error is ServiceError or "slug" in vars(error):
+            rows.append((str(STATUS[error.slug]), f"`{error.slug}`", (error.__doc__ or "").strip().splitlines()[0]))
+    return table(("status", "slug", "when"), sorted(rows))
+
+
+def routes_table() -> str:
+    """Every route with its summary."""
+    nothing: Any = None
+    parts = Parts(
+        classifier=nothing,
+        models=nothing,
+        metrics=Metrics(CollectorRegistry()),
+        limits=BodyLimits(max_body_bytes=1, max_images=1),
+        unready=lambda: None,
+    )
+    document = create_app(parts, lifespan=nothing).openapi()
+    rows = [
+        (f"`{method.upper()} {path}`", operation["summary"])
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+    ]
+    return table(("route", "what it does"), rows)
+
+
+def cli_reference() -> str:
+    """Every command with its arguments and options."""
+    parts = []
+    pending: list[tuple[str, Any]] = [("condconv", typer.main.get_command(app))]
+    while pending:
+        name, command = pending.pop(0)
+        subcommands = getattr(command, "commands", {})
+        pending[:0] = [(f"{name} {sub}", subcommands[sub]) for sub in subcommands]
+        if subcommands:
+            continue
+        rows = [
+            (", ".join(f"`{opt}`" for opt in _spelling(parameter)), _plain(getattr(parameter, "help", None) or ""))
+            for parameter in command.params
+            if parameter.name != "help"
+        ]
+        example = f"\n{_plain(command.epilog)}\n" if command.epilog else ""
+        parts.append(f"## `{name}`\n\n{_plain(command.help)}\n{example}\n{table(('argument', 'meaning'), rows)}")
+    return "\n\n".join(parts)
+
+
+def _spelling(parameter: Any) -> list[str]:
+    if parameter.param_type_name == "argument":
+        return [parameter.metavar or parameter.name.upper()]
+    return [*parameter.opts, *parameter.secondary_opts]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\[/?bold\]|\[/\]", "`", text)
+
+
+PARTS: dict[str, dict[str, Callable[[], str]]] = {
+    "operations.md": {"settings": settings_table, "metrics": metrics_table},
+    "api.md": {"routes": routes_table, "problems": problems_table},
+    "cli.md": {"cli": cli_reference},
+}
+
+
+def main() -> int:
+    """Rewrite the generated parts, or with `--check` report those that are out of date."""
+    check = "--check" in sys.argv
+    outdated = []
+    for name, parts in PARTS.items():
+        file = DOCS / name
+        old = new = file.read_text(encoding="utf-8")
+        for part, generate in parts.items():
+            pattern = re.compile(rf"(<!-- generated: {part} -->\n).*?(<!-- end -->)", re.DOTALL)
+            if not pattern.search(new):
+                raise SystemExit(f"{name} has no place for the generated part {part!r}.")
+            text = generate()
+            new = pattern.sub(lambda match, text=text: f"{match[1]}\n{text}\n\n{match[2]}", new)
+        if new != old:
+            outdated.append(name)
+            if not check:
+                file.write_text(new, encoding="utf-8")
+    if check and outdated:
+        print(f"Out of date: {', '.join(outdated)}. Run: make docs", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
