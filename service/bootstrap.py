@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -21,7 +22,9 @@ from service.classifier import Classifier, RowBatcher, RowOutput, compute_batch
 from service.domain import Pixels, ServedModel
 from service.errors import CapacityError, ConfigurationError, Draining, NotReady
 from service.metrics import Metrics
-from service.runtime.executor import StreamPool, available_cores
+from service.runtime.executor import StreamPool
+from service.runtime.machine import available_cores, detect_machine
+from service.runtime.plan import EnginePlan, make_plan
 from service.runtime.registry import Registry
 from service.settings import Settings
 from service.store import Bundle, Catalog, open_bundle
@@ -29,8 +32,11 @@ from service.tensorflow_log import import_tensorflow
 
 logger = logging.getLogger(__name__)
 
+MAX_STALLS = 3
+"""Batches given up in a row after which the service counts as not ready."""
 
-def load_model(bundle: Bundle) -> ServedModel:
+
+def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:
     """Make an engine of a bundle. TensorFlow is imported here, so that the port opens before that."""
     started = time.monotonic()
     import_tensorflow()
@@ -38,7 +44,25 @@ def load_model(bundle: Bundle) -> ServedModel:
 
     if (seconds := time.monotonic() - started) > 0.1:
         logger.info("TensorFlow imported in %.1f s", seconds)
-    return load_model(bundle)
+    return load_model(bundle, plan, metrics=metrics)
+
+
+def plan_engines(settings: Settings) -> EnginePlan:
+    """Decide how models are computed on this machine.
+
+    Raises:
+        ConfigurationError: a setting asks for what this machine doesn't have.
+    """
+    machine = detect_machine(look_for_accelerators=settings.device in ("gpu", "tpu"))
+    return make_plan(
+        machine,
+        device=settings.device,
+        precision=settings.precision,
+        engine=settings.engine,
+        streams=settings.streams,
+        threads_per_stream=settings.threads_per_stream,
+        max_batch_size=settings.max_batch_size,
+    )
 
 
 class Service:
@@ -57,23 +81,32 @@ class Service:
         """
         self._settings = settings
         self._bundles = _find_bundles(settings, only)
+        self.plan = plan_engines(settings)
+        logger.info(
+            "%s on %s in %s, %d streams, batches of up to %d rows",
+            self.plan.engine,
+            ", ".join(self.plan.devices),
+            self.plan.precision,
+            self.plan.streams,
+            self.plan.max_batch_size,
+        )
         self._unready: CapacityError | None = NotReady("The service is loading its models.", retry_after=5.0)
         self.metrics = Metrics(CollectorRegistry())
         self.metrics.ready.set_function(lambda: 0 if self.unready() else 1)
         self.registry = Registry(
-            load_model,
+            partial(load_model, plan=self.plan, metrics=self.metrics),
             default_model=settings.default_model or self._bundles[0].manifest.name,
-            warm_up_sizes=range(1, settings.max_batch_size + 1),
+            warm_up_sizes=range(1, self.plan.max_batch_size + 1),
+            streams=self.plan.streams,
             metrics=self.metrics,
         )
-        streams = available_cores() if settings.streams == "auto" else settings.streams
         decode_threads = available_cores() if settings.decode_threads == "auto" else settings.decode_threads
-        self._streams = StreamPool(streams)
+        self._streams = StreamPool(self.plan.streams, stall_timeout=settings.stall_timeout, metrics=self.metrics)
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._batcher: RowBatcher = Batcher(
             self._run_batch,
-            streams=streams,
-            max_batch_size=settings.max_batch_size,
+            streams=self.plan.streams,
+            max_batch_size=self.plan.max_batch_size,
             max_queue_rows=settings.max_queue_rows,
             metrics=self.metrics,
             name_of=lambda model: model.name,
@@ -88,6 +121,8 @@ class Service:
 
     def unready(self) -> CapacityError | None:
         """Why requests can't be taken now, or None if they can."""
+        if self._unready is None and self._streams.consecutive_stalls >= MAX_STALLS:
+            return NotReady("The engine has given no answer several times in a row.", retry_after=30.0)
         return self._unready
 
     @contextlib.asynccontextmanager
@@ -119,7 +154,9 @@ class Service:
             models=self.registry,
             metrics=self.metrics,
             limits=BodyLimits(
-                max_body_bytes=self._settings.max_body_bytes, max_images=self._settings.max_images_per_request
+                max_body_bytes=self._settings.max_body_bytes,
+                # More rows than the queue holds would be refused for ever, so they must not be told to try again.
+                max_images=min(self._settings.max_images_per_request, self._settings.max_queue_rows),
             ),
             unready=self.unready,
         )
@@ -166,6 +203,9 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=int(settings.shutdown_timeout),
         )
     )
+    # uvicorn raises its signals once more when it is done, and the default action would turn success into a failure.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     host, port = listener.getsockname()[:2]
     logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
     server.run(sockets=[listener])

@@ -48,9 +48,9 @@ class Classification:
 RowBatcher = Batcher[ServedModel, Pixels, RowOutput]
 
 
-def compute_batch(model: ServedModel, rows: Sequence[Pixels]) -> list[RowOutput]:
-    """Run one batch on the calling thread."""
-    output: ModelOutput = model.engine(np.stack(rows))
+def compute_batch(model: ServedModel, rows: Sequence[Pixels], stream: int) -> list[RowOutput]:
+    """Run one batch on the calling thread, which is that of a stream."""
+    output: ModelOutput = model.engine(np.stack(rows), stream)
     return [RowOutput(logits, routing) for logits, routing in zip(output.logits, output.routing, strict=True)]
 
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markdown import Markdown
+from rich.markup import escape
 from rich.table import Table
 
 from service import __version__
@@ -22,7 +23,7 @@ from service.errors import ServiceError
 from service.settings import Settings
 
 Arguments = ParamSpec("Arguments")
-out, err = Console(), Console(stderr=True)
+out, err = Console(emoji=False), Console(stderr=True, emoji=False)
 
 app = typer.Typer(
     name="condconv",
@@ -50,7 +51,7 @@ def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
         try:
             command(*args, **kwargs)
         except ServiceError as error:
-            err.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+            err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise typer.Exit(1) from error
 
     return wrapped
@@ -115,11 +116,15 @@ def predict(
     else:
         for result in answer.results:
             if result.prediction is None:
-                err.print(f"[bold red]{result.filename}:[/] {result.error}", highlight=False, soft_wrap=True)
+                err.print(
+                    f"[bold red]{escape(str(result.filename))}:[/] {escape(str(result.error))}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
                 continue
-            out.print(f"[bold]{result.filename}[/]", highlight=False, soft_wrap=True)
+            out.print(f"[bold]{escape(str(result.filename))}[/]", highlight=False, soft_wrap=True)
             for scored in result.prediction.classes:
-                out.print(f"  {scored.probability:7.2%}  {scored.label}", highlight=False)
+                out.print(f"  {scored.probability:7.2%}  {escape(scored.label)}", highlight=False)
     raise typer.Exit(answer.exit_code)
 
 
@@ -146,12 +151,16 @@ def routing(
         _print_json(answer.to_json(routing=True))
     for result in answer.results:
         if result.prediction is None:
-            err.print(f"[bold red]{result.filename}:[/] {result.error}", highlight=False, soft_wrap=True)
+            err.print(
+                f"[bold red]{escape(str(result.filename))}:[/] {escape(str(result.error))}",
+                highlight=False,
+                soft_wrap=True,
+            )
         elif not as_json:
             _print_routing(result.filename or result.id, result.prediction)
     if plot is not None and predictions:
         plot_routing([(f"{name}\n{p.classes[0].label}", p.routing) for name, p in predictions], plot)
-        err.print(f"wrote {plot}", highlight=False, soft_wrap=True)
+        err.print(f"wrote {escape(str(plot))}", highlight=False, soft_wrap=True)
     raise typer.Exit(answer.exit_code)
 
 
@@ -168,7 +177,7 @@ def list_models(model_store: Store = None) -> None:
         try:
             manifest = read_manifest(path)
         except BundleError as error:
-            table.add_row(path.parent.name, path.name, f"[red]{error}[/]")
+            table.add_row(path.parent.name, path.name, f"[red]{escape(str(error))}[/]")
             continue
         size = sum(file.size for file in manifest.files.values())
         table.add_row(
@@ -208,10 +217,12 @@ def verify_models(
     model_store: Store = None,
 ) -> None:
     """Check bundles: manifest, checksums, labels, and that the weights fit and compute."""
+    from service.bootstrap import plan_engines
     from service.local import verify_bundle
     from service.store import Catalog
 
-    catalog = Catalog(_settings(model_store=model_store).model_store)
+    settings = _settings(model_store=model_store)
+    catalog = Catalog(settings.model_store)
     if names:
         paths = [catalog.find(model, version or None) for model, _, version in (name.partition("/") for name in names)]
     else:
@@ -219,10 +230,10 @@ def verify_models(
     failed = 0
     for path in paths:
         try:
-            verify_bundle(path)
+            verify_bundle(path, plan_engines(settings))
         except ServiceError as error:
             failed += 1
-            out.print(f"[bold red]bad[/]  {error}", highlight=False, soft_wrap=True)
+            out.print(f"[bold red]bad[/]  {escape(str(error))}", highlight=False, soft_wrap=True)
         else:
             out.print(f"[bold green]good[/] {path.parent.name}/{path.name}", highlight=False, soft_wrap=True)
     if not paths:
@@ -278,7 +289,7 @@ def import_model(
         ),
         store=_settings(model_store=model_store).model_store,
     )
-    out.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    out.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
 
 
 def _settings(**given: Any) -> Settings:
@@ -288,7 +299,8 @@ def _settings(**given: Any) -> Settings:
     except ValidationError as error:
         for item in error.errors():
             name = "_".join(str(part) for part in item["loc"][:1]).upper()
-            err.print(f"[bold red]error:[/] CONDCONV_{name}: {item['msg']}, not {item['input']!r}", highlight=False)
+            problem = f"CONDCONV_{name}: {item['msg']}, not {item['input']!r}"
+            err.print(f"[bold red]error:[/] {escape(problem)}", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
 
 
@@ -310,8 +322,9 @@ def _print_json(document: Any) -> None:
 
 def _print_routing(name: str, prediction: Any) -> None:
     best = prediction.classes[0]
+    name, label = escape(name), escape(best.label)
     experts = range(prediction.routing.weights.shape[1])
-    table = Table("block", *(f"expert {i}" for i in experts), title=f"{name}: {best.label} ({best.probability:.1%})")
+    table = Table("block", *(f"expert {i}" for i in experts), title=f"{name}: {label} ({best.probability:.1%})")
     for block, weights in zip(prediction.routing.blocks, prediction.routing.weights, strict=True):
         table.add_row(block, *(f"[on rgb({int(40 + 180 * w)},60,60)] {w:.3f} [/]" for w in weights))
-    out.print(table if prediction.routing.blocks else f"{name}: {best.label}; a static network has no routing.")
+    out.print(table if prediction.routing.blocks else f"{name}: {label}; a static network has no routing.")

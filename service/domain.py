@@ -52,9 +52,23 @@ class ModelOutput:
 class Engine(Protocol):
     """Computes a batch: uint8 rows `[B, image_size, image_size, 3]` in, a `ModelOutput` out. Thread-safe, any `B`."""
 
-    def __call__(self, rows: Pixels, /) -> ModelOutput:
-        """Compute all rows in one pass."""
+    def __call__(self, rows: Pixels, stream: int = 0, /) -> ModelOutput:
+        """Compute all rows in one pass; `stream` is the number of the calling stream."""
         ...
+
+    def close(self) -> None:
+        """Release the weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDescription:
+    """What computes a model; `reason` says why it isn't the engine that was tried first."""
+
+    engine: str
+    precision: str
+    device: str
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -69,6 +83,7 @@ class ServedModel:
     routing_blocks: tuple[str, ...]
     """Names of the CondConv blocks, in the order of the second axis of `ModelOutput.routing`."""
     num_experts: int
+    computed_by: EngineDescription
     description: Mapping[str, Any] = field(default_factory=dict)
     """What `GET /models/{name}` tells of it."""
 

@@ -18,6 +18,7 @@ ServiceError
 │   ├── QueueFull             queue_full              `max_queue_rows` rows are waiting
 │   ├── NotReady              not_ready               still loading, or unable to serve
 │   ├── Draining              draining                shutting down
+│   ├── EngineStalled         engine_stalled          a batch hangs in the engine
 │   └── DeadlineExceeded      deadline_exceeded       the answer would come too late
 ├── InferenceFailed           inference_failed        the engine could not compute a row
 ├── BundleError               invalid_bundle          a bundle is missing, damaged or doesn't fit
@@ -157,6 +158,13 @@ class Draining(CapacityError):
 
     slug = "draining"
     title = "Shutting down"
+
+
+class EngineStalled(CapacityError):
+    """The engine gave no answer in time; the batch was given up."""
+
+    slug = "engine_stalled"
+    title = "Engine stalled"
 
 
 class DeadlineExceeded(CapacityError):

@@ -18,6 +18,7 @@ from service.bootstrap import Service, load_model
 from service.classifier import Classification
 from service.domain import ImageResult, ImageSource, ServedModel
 from service.errors import BodyTooLarge, ConfigurationError, MissingImage, ServiceError
+from service.runtime.plan import EnginePlan
 from service.settings import Settings
 from service.store import open_bundle
 
@@ -91,7 +92,7 @@ def classify_files(
     async def run() -> tuple[ImageResult, ...]:
         task = progress.add_task("", total=len(files))
         # Enough to keep decoders and streams busy without reading all files at once.
-        room = asyncio.Semaphore(4 * settings.max_batch_size)
+        room = asyncio.Semaphore(4 * service.plan.max_batch_size)
 
         async def one(file: Path) -> ImageResult:
             async with room:
@@ -129,13 +130,13 @@ def _read(file: Path, max_bytes: int) -> bytes:
         raise MissingImage(f"The file can't be read: {error.strerror}.") from error
 
 
-def verify_bundle(path: Path) -> None:
+def verify_bundle(path: Path, plan: EnginePlan) -> None:
     """Check a bundle as a server would before serving it, and compute one image.
 
     Raises:
         BundleError: says what is wrong.
     """
-    model = load_model(open_bundle(path))
+    model = load_model(open_bundle(path), plan)
     size = model.preprocessing.image_size
     output = model.engine(np.zeros((1, size, size, 3), np.uint8))
     if not np.isfinite(output.logits).all():

@@ -77,10 +77,20 @@ class Metrics:
         self.rows_in_flight = Gauge(
             "condconv_rows_in_flight", "Rows being computed now. How busy is the engine?", registry=registry
         )
+        self.padding_rows = Counter(
+            "condconv_padding_rows_total",
+            "Rows added to fill a fixed batch size. How much of an accelerator's work is wasted?",
+            registry=registry,
+        )
+        self.stream_stalls = Counter(
+            "condconv_stream_stalls_total",
+            "Batches given up because the engine hung. Does the engine misbehave?",
+            registry=registry,
+        )
         self.model_info = Gauge(
             "condconv_model_info",
-            "1 for each served version. What is being served?",
-            ("model", "version", "architecture"),
+            "1 for each served version. What is being served, and by which engine?",
+            ("model", "version", "architecture", "engine", "precision", "device"),
             registry=registry,
         )
         self.model_load_seconds = Gauge(
@@ -106,7 +116,7 @@ class Metrics:
         return [
             (
                 metric._name + ("_total" if metric._type == "counter" else ""),
-                metric._type,
+                str(metric._type),
                 tuple(metric._labelnames),
                 metric._documentation,
             )

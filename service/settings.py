@@ -22,10 +22,32 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="Model for requests that name none. Unset: the only one, or the first by name."
     )
-    streams: CountOrAuto = Field(
-        "auto", description="Batches computed at the same time. auto: one per core this process may use."
+    device: Literal["auto", "cpu", "gpu", "tpu"] = Field(
+        "auto", description="Where models are computed. auto: on all accelerators of a kind if there are any."
     )
-    max_batch_size: int = Field(8, ge=1, le=1024, description="Most rows (images) per batch.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "float32",
+        description="Number format of the convolutions. auto: bfloat16 where the device has it natively, which is "
+        "faster and changes probabilities by about a hundredth; see docs/performance.md.",
+    )
+    engine: Literal["auto", "tensorflow", "openvino"] = Field(
+        "auto",
+        description="What computes on a CPU. auto: OpenVINO if it is installed and its answers equal TensorFlow's.",
+    )
+    streams: CountOrAuto = Field(
+        "auto",
+        description="Batches computed at the same time. auto: one per physical core this process may use, container "
+        "limits respected; one per accelerator.",
+    )
+    threads_per_stream: int = Field(1, ge=1, le=1024, description="Threads that share one batch, on a CPU.")
+    stall_timeout: float = Field(
+        60.0, gt=0, description="Seconds after which a batch is given up and its stream replaced."
+    )
+    max_batch_size: CountOrAuto = Field(
+        "auto",
+        description="Most rows (images) per batch. auto: the best one measured, on a CPU 4 in float32 and 8 in "
+        "bfloat16.",
+    )
     max_queue_rows: int = Field(
         256, ge=1, le=100_000, description="Most rows admitted and not yet in a batch; more are refused with 429."
     )

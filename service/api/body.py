@@ -30,7 +30,7 @@ from service.errors import (
 
 Parameters = TypeVar("Parameters", bound=BaseModel)
 # curl --data-binary sends the form type unless told otherwise; what the bytes are shows when they are decoded.
-RAW_TYPES = ("image/", "application/octet-stream", "application/x-www-form-urlencoded")
+RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 _DISCARD_FACTOR = 4
 _DISCARD_SECONDS = 10.0
 
@@ -60,11 +60,15 @@ async def read_request(request: Request, query: Parameters, limits: BodyLimits) 
         InvalidParameter: a parameter is unknown, impossible, or given both in the query and in the body.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type and not media_type.startswith((*RAW_TYPES, "multipart/form-data", "application/json")):
+    raw = media_type in RAW_TYPES or media_type.startswith("image/")
+    if not raw and media_type not in ("multipart/form-data", "application/json"):
         raise UnsupportedBody(
             f"The content type {media_type[:100]!r} can't be read; send an image (image/*, application/octet-stream), "
             "multipart/form-data, or application/json with base64."
         )
+    names = [name for name, _ in request.query_params.multi_items()]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidParameter(f"{', '.join(twice)}: given more than once.")
     body = await read_body(request, limits.max_body_bytes)
     if not body:
         raise MissingImage("The body is empty; send an image.")
@@ -86,20 +90,21 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     """
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
+    stream = request.stream()
+    async for chunk in stream:
         size += len(chunk)
         if size > max_bytes:
-            await _discard(request, size, max_bytes * _DISCARD_FACTOR)
+            await _discard(stream, size, max_bytes * _DISCARD_FACTOR)
             raise BodyTooLarge(f"The body has more than {max_bytes} bytes, the most that is allowed.")
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-async def _discard(request: Request, size: int, most: int) -> None:
+async def _discard(stream: AsyncGenerator[bytes, None], size: int, most: int) -> None:
     """Read on without keeping it: a client that is still sending would be reset before it could read our answer."""
     try:
         async with asyncio.timeout(_DISCARD_SECONDS):
-            async for chunk in request.stream():
+            async for chunk in stream:
                 size += len(chunk)
                 if size > most:
                     return
@@ -141,6 +146,11 @@ class _InMemoryParser(MultiPartParser):
     """The whole body is in memory already, so its parts stay there too: no temporary files."""
 
     spool_max_size = 2**62
+    complete = False
+
+    def on_end(self) -> None:
+        """Note that the closing boundary was there."""
+        self.complete = True
 
 
 async def _parse_multipart(
@@ -148,6 +158,8 @@ async def _parse_multipart(
 ) -> tuple[dict[str, Any], list[ImageSource]]:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
+        if not parser.complete:
+            raise MultiPartException("It ends before its closing boundary.")
 
     parser = _InMemoryParser(headers, stream(), max_files=limits.max_images + 1, max_fields=64, max_part_size=64 * 1024)
     try:
@@ -159,13 +171,16 @@ async def _parse_multipart(
         raise MalformedBody(f"The multipart body can't be parsed: {message.rstrip('.')}.") from error
     fields: dict[str, Any] = {}
     images: list[ImageSource] = []
-    for name, value in form.multi_items():
-        if isinstance(value, UploadFile):
-            images.append(ImageSource(await value.read(), value.filename))
-        elif name in fields:
-            raise InvalidParameter(f"{name[:100]!r} is given more than once.")
-        else:
-            fields[name] = value
+    try:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                images.append(ImageSource(await value.read(), value.filename))
+            elif name in fields:
+                raise InvalidParameter(f"{name[:100]!r} is given more than once.")
+            else:
+                fields[name] = value
+    finally:
+        await form.close()
     return fields, images
 
 

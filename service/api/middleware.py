@@ -7,8 +7,10 @@ import re
 import time
 import uuid
 from typing import Any
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import Problem, problem_response
@@ -47,8 +49,10 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            pass  # nobody is left who could be answered
         except Exception:
-            logger.exception("unexpected error in %s %s [%s]", scope["method"], scope["path"], request_id)
+            logger.exception("unexpected error in %s %s [%s]", scope["method"], quote(scope["path"]), request_id)
             if status:  # half an answer is out, so the connection must end
                 raise
             error = ServiceError("Something went wrong in the service; its log says what.")
@@ -65,7 +69,9 @@ class RequestContext:
         if slug := scope.get("condconv.slug"):
             self._metrics.rejected.labels(slug).inc()
         level = logging.DEBUG if route in _QUIET else logging.INFO
-        logger.log(level, "%s %s %d in %.1f ms [%s]", scope["method"], scope["path"], code, seconds * 1e3, request_id)
+        # Quoted, since a decoded path may hold line breaks and so forge lines of the log.
+        path = quote(scope["path"])
+        logger.log(level, "%s %s %d in %.1f ms [%s]", scope["method"], path, code, seconds * 1e3, request_id)
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

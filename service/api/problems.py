@@ -32,6 +32,7 @@ STATUS = {
     "queue_full": 429,
     "not_ready": 503,
     "draining": 503,
+    "engine_stalled": 503,
     "deadline_exceeded": 504,
     "inference_failed": 500,
     "invalid_bundle": 500,
@@ -113,7 +114,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         request.scope["condconv.slug"] = InvalidParameter.slug
-        return problem_response(Problem.of(InvalidParameter(describe_validation(error.errors()))))
+        detail = describe_validation(error.errors()) + _query_parameters(request)
+        return problem_response(Problem.of(InvalidParameter(detail)))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -135,11 +137,19 @@ def install(app: FastAPI) -> None:
         return problem_response(problem, dict(error.headers or {}))
 
 
+def _query_parameters(request: Request) -> str:
+    """A sentence with the query parameters of the request's route."""
+    path = getattr(request.scope.get("route"), "path", "")
+    operation = request.app.openapi()["paths"].get(path, {}).get(request.method.lower(), {})
+    names = [parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
+    return f" Parameters are {', '.join(names)}." if names else ""
+
+
 def describe_validation(errors: Any) -> str:
     """Put pydantic's list of errors into a sentence."""
     parts = []
     for item in errors:
-        place = ".".join(str(part) for part in item["loc"] if part not in ("query", "body", "path")) or "value"
+        place = ".".join(str(part) for part in item["loc"] if part not in ("query", "body", "path"))[:100] or "value"
         message = str(item["msg"]).removeprefix("Value error, ")
         parts.append(f"{place}: {message}" if item["type"] != "extra_forbidden" else f"{place}: no such parameter")
     more = f" and {len(parts) - 5} more" if len(parts) > 5 else ""

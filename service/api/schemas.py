@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -41,7 +42,11 @@ class EncodedImage(BaseModel):
 
 
 def _as_encoded_image(value: Any) -> Any:
-    return {"data": value} if isinstance(value, str) else value
+    if isinstance(value, str):
+        return {"data": value}
+    if not isinstance(value, dict):
+        raise ValueError('An image is base64, or an object such as {"data": "<base64>", "id": "a"}')
+    return value
 
 
 class ImagesBody(BaseModel):
@@ -126,6 +131,15 @@ class ArchitectureBody(BaseModel):
     name: str
 
 
+class EngineBody(BaseModel):
+    """What computes a model."""
+
+    engine: str = Field(description="tensorflow or openvino.")
+    precision: str = Field(description="float32 or bfloat16.")
+    device: str
+    reason: str | None = Field(None, description="Why it isn't the engine that was tried first.")
+
+
 class ModelResponse(BaseModel):
     """One served version of a model, in full."""
 
@@ -141,6 +155,7 @@ class ModelResponse(BaseModel):
     labels_count: int
     num_experts: int
     routing_blocks: list[str] = Field(description="The CondConv blocks, in order.")
+    computed_by: EngineBody
     preprocessing: dict[str, Any]
     files: dict[str, dict[str, Any]] = Field(description="Size in bytes and SHA-256 of each file of the bundle.")
     provenance: dict[str, Any]
@@ -186,6 +201,7 @@ def model_response(model: ServedModel, versions: list[str]) -> ModelResponse:
         labels_count=len(model.labels),
         num_experts=model.num_experts,
         routing_blocks=list(model.routing_blocks),
+        computed_by=EngineBody(**asdict(model.computed_by)),
     )
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 from service.batching.queue import Admission, QueuedRow, RowQueue
-from service.errors import InferenceFailed, ServiceError
+from service.errors import CapacityError, InferenceFailed, ServiceError
 from service.metrics import Metrics
 
 Key = TypeVar("Key", bound=Hashable)
@@ -110,11 +110,18 @@ class Batcher(Generic[Key, Row, Output]):
 
     async def _compute(self, batch: Sequence[QueuedRow[Key, Row, RowResult[Output]]]) -> None:
         """Run a batch; if it fails, halve it until only the guilty rows have failed."""
+        batch = [row for row in batch if not row.future.done()]  # senders may have gone since it was pulled
+        if not batch:
+            return
         key, started = batch[0].key, time.monotonic()
         try:
             outputs = await self._run(key, [row.row for row in batch])
             if len(outputs) != len(batch):
                 raise InferenceFailed(f"The engine answered {len(outputs)} of {len(batch)} rows.")
+        except CapacityError as error:  # no row is guilty
+            for row in batch:
+                self._fail(row, error)
+            return
         except Exception as error:
             logger.exception("a batch of %d rows failed", len(batch))
             if len(batch) > 1:

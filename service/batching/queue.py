@@ -89,9 +89,9 @@ class RowQueue(Generic[Key, Row, Result]):
 
     def put(self, row: QueuedRow[Key, Row, Result], admission: Admission) -> None:
         """Append a row that has been admitted; if its sender cancels the future, it leaves the queue."""
+        admission.use()
         self._rows.setdefault(row.key, deque()).append(row)
         self._waiting += 1
-        admission.use()
         row.future.add_done_callback(lambda _: self._discard(row))
         self._wake()
 
@@ -118,6 +118,7 @@ class RowQueue(Generic[Key, Row, Result]):
         self._waiting -= count
         if self._waiting:
             self._wake()
+        self._let_end()
         return batch
 
     def close(self) -> None:

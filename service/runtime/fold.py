@@ -5,7 +5,6 @@ For CondConv every expert's output channels are scaled; the mixture is linear in
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.nn import CondConv2D, DepthwiseCondConv2D
+from service.runtime.model_graph import ModelGraph
 
 # Exactly these: a class derived from one of them may compute something else.
 CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, CondConv2D, DepthwiseCondConv2D)
@@ -42,27 +42,20 @@ def fold_batch_norms(model: keras.Model) -> tuple[dict[str, FoldedConvolution], 
     Returns:
         The weights of every convolution by layer name, and the names of the batch norms that have become identities.
     """
-    # Only the nodes know every call and every reader: `layer.input` and `layer.output` tell of the first call alone.
-    nodes = [node for depth in model._nodes_by_depth.values() for node in depth if not node.is_input]
-    calls = Counter(id(node.operation) for node in nodes)
-    readers: dict[int, list[Any]] = defaultdict(list)
-    for node in nodes:
-        for tensor in node.input_tensors:
-            readers[id(tensor)].append(node.operation)
-    outputs = {id(tensor) for tensor in keras.tree.flatten(model.output)}
-
+    graph = ModelGraph(model)
     weights: dict[str, FoldedConvolution] = {}
     folded: set[str] = set()
-    for node in nodes:
-        layer, output = node.operation, id(node.outputs[0])
-        if not _is_convolution(layer):
+    for node in graph.nodes:
+        layer = node.operation
+        if not is_convolution(layer):
             continue
-        norm: Any = readers[output][0] if len(readers[output]) == 1 and output not in outputs else None
+        norm: Any = graph.sole_reader(node)
         foldable = (
             type(norm) is keras.layers.BatchNormalization
             and norm.axis in (-1, 3)
             and layer.activation is keras.activations.linear
-            and calls[id(layer)] == calls[id(norm)] == 1
+            and graph.called_once(layer)
+            and graph.called_once(norm)
         )
         weights[layer.name] = _fold(layer, norm if foldable else None)
         if foldable:
@@ -70,7 +63,8 @@ def fold_batch_norms(model: keras.Model) -> tuple[dict[str, FoldedConvolution], 
     return weights, frozenset(folded)
 
 
-def _is_convolution(layer: Any) -> bool:
+def is_convolution(layer: Any) -> bool:
+    """Whether a layer is one of those that are computed from folded weights."""
     return type(layer) in CONVOLUTIONS and getattr(layer, "data_format", "channels_last") == "channels_last"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -37,16 +39,36 @@ def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Loweri
     """
     size = preprocessing.image_size
     lowered = lower(model, lowering)
+    infer = _inference(lowered, preprocessing)
+    if lowered.weights:  # of layers that `lower` doesn't know
+        signature = tf.TensorSpec((None, size, size, 3), tf.uint8, INPUT)
+        function = tf.function(infer, autograph=False).get_concrete_function(signature)
+        return InferenceGraph(convert_variables_to_constants_v2(function).graph.as_graph_def(), size)
+    with tf.Graph().as_default() as graph:  # without the copies of all weights that tf.function would leave behind
+        infer(tf.compat.v1.placeholder(tf.uint8, (None, size, size, 3), INPUT))
+    return InferenceGraph(graph.as_graph_def(), size)
+
+
+def inference_function(
+    model: keras.Model, preprocessing: Preprocessing, lowering: Lowering
+) -> Callable[[Any], dict[str, Any]]:
+    """Return what the inference graph computes as a function of uint8 rows, for tracing."""
+    return _inference(lower(model, lowering), preprocessing)
+
+
+def _inference(lowered: keras.Model, preprocessing: Preprocessing) -> Callable[[Any], dict[str, Any]]:
+    mean, scale = _per_channel(preprocessing.mean), _per_channel(tuple(1 / s for s in preprocessing.std))
 
     def infer(rows: Any) -> dict[str, Any]:
-        pixels = (tf.cast(rows, tf.float32) - preprocessing.mean) / preprocessing.std
-        outputs = lowered(pixels, training=False)
-        routing = list(outputs["routing"].values())
+        outputs = lowered((tf.cast(rows, tf.float32) - mean) * scale, training=False)
+        routing = [tf.cast(weights, tf.float32) for weights in outputs["routing"].values()]
         stacked = tf.stack(routing, axis=1) if routing else tf.zeros((tf.shape(rows)[0], 0, 0))
-        return {LOGITS: tf.identity(outputs["logits"], LOGITS), ROUTING: tf.identity(stacked, ROUTING)}
+        logits = tf.cast(outputs["logits"], tf.float32)
+        return {LOGITS: tf.identity(logits, LOGITS), ROUTING: tf.identity(stacked, ROUTING)}
 
-    signature = tf.TensorSpec((None, size, size, 3), tf.uint8, INPUT)
-    function = tf.function(infer, autograph=False).get_concrete_function(signature)
-    if function.captured_inputs:  # layers that `lower` doesn't know keep their variables
-        function = convert_variables_to_constants_v2(function)
-    return InferenceGraph(function.graph.as_graph_def(), size)
+    return infer
+
+
+def _per_channel(values: tuple[float, ...]) -> Any:
+    """One number where the channels agree: broadcasting over an innermost axis of three is slow."""
+    return values[0] if len(set(values)) == 1 else np.array(values, np.float32)

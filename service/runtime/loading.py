@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from service.domain import ServedModel
 from service.errors import BundleError, ConfigurationError
+from service.metrics import Metrics
 from service.nn import build_efficientnet, cost, get_architecture
-from service.runtime.inference_graph import freeze
-from service.runtime.tensorflow_engine import TensorFlowEngine
+from service.runtime.engines import build_engine
+from service.runtime.plan import EnginePlan
 from service.store import Bundle, read_labels, read_weights
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,8 @@ MAX_NAMED = 8
 """How many tensors an error message lists."""
 
 
-def load_model(bundle: Bundle) -> ServedModel:
-    """Build a bundle's network, give it its weights, and freeze it for inference.
+def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:
+    """Build a bundle's network, give it its weights, and make an engine of it as planned.
 
     Raises:
         BundleError: the architecture is unknown, or tensors are missing, left over or misshaped; they are named.
@@ -46,12 +47,13 @@ def load_model(bundle: Bundle) -> ServedModel:
     set_weights(network, read_weights(bundle), name=name)
     network_cost = cost(network)
     logger.info("%s: network built, weights set", name)
-    graph = freeze(network, preprocessing)
-    logger.info("%s: inference graph frozen", name)
+    engine, computed_by = build_engine(network, preprocessing, plan, metrics=metrics)
+    logger.info("%s: %s engine built (%s, %s)", name, computed_by.engine, computed_by.precision, computed_by.device)
     return ServedModel(
         name=manifest.name,
         version=manifest.version,
-        engine=TensorFlowEngine(graph),
+        engine=engine,
+        computed_by=computed_by,
         labels=labels,
         preprocessing=preprocessing,
         routing_blocks=architecture.routing_blocks(),

@@ -13,75 +13,139 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
+from numpy.typing import NDArray
 
 from service.nn import CondConv2D, DepthwiseCondConv2D, mix_experts
-from service.runtime.fold import FoldedConvolution, fold_batch_norms
+from service.runtime.fold import FoldedConvolution, fold_batch_norms, is_convolution
+from service.runtime.model_graph import ModelGraph
 
 Tensor = Any
-DepthwiseCondConv = Callable[[Any, FoldedConvolution, Tensor, Tensor], Tensor]
+DepthwiseCondConv = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Lowering:
-    """The operations that a kind of device gets; what isn't named here is computed alike everywhere."""
+    """The operations that a kind of device gets; what isn't named here is computed alike everywhere.
+
+    `depthwise_condconv(layer, experts, x, routing)` applies one depthwise kernel per example. `hold` keeps a weight:
+    as a constant of the graph, or as a variable that several graphs share. `fold_scales` moves squeeze-and-excitation's
+    product from the activations into the kernels of the convolution that follows, where those are smaller. `dtype` is
+    that of the convolutions.
+    """
 
     depthwise_condconv: DepthwiseCondConv
+    hold: Callable[[Any], Tensor]
+    fold_scales: bool
+    dtype: Any = tf.float32
 
 
 def lower(model: keras.Model, lowering: Lowering) -> keras.Model:
-    """Rebuild a functional model for inference: norms folded, convolutions computed as `lowering` says.
+    """Rebuild a functional model for inference: norms folded, layers computed as `lowering` says.
 
     Returns:
-        A model with the same inputs and outputs, whose convolutions hold their weights as constants.
+        A model with the same inputs and outputs; the layers known here hold their weights as `lowering.hold` does.
     """
     weights, folded = fold_batch_norms(model)
+    scaled = _scaled_convolutions(model) if lowering.fold_scales else {}
+    scales: dict[str, Tensor] = {}
 
     def replacement(layer: Any) -> Any:
-        if layer.name in folded:
-            return _Lowered(lambda x, *_: x, name=layer.name)
+        if layer.name in folded or layer.name in scaled:
+            return _Lowered(lambda x, *_: x, layer)
         if layer.name in weights:
-            return _Lowered(_convolution(layer, weights[layer.name], lowering), name=layer.name)
+            return _Lowered(_convolution(layer, weights[layer.name], lowering), layer, dtype=lowering.dtype)
         if type(layer) is keras.layers.Activation:
-            return _Lowered(_activation(layer), name=layer.name)
+            return _Lowered(_activation(layer), layer)
         if type(layer) is keras.layers.Dense:
-            return _Lowered(_dense(layer), name=layer.name)
+            return _Lowered(_dense(layer, lowering), layer)
         return layer
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(layer, _Lowered):
             return layer(*args, **kwargs)
         # Training flags and masks mean nothing to a lowered layer.
-        return layer(*args, *(kwargs[name] for name in ("inputs", "routing_weights") if name in kwargs))
+        tensors = keras.tree.flatten((args, [kwargs[name] for name in ("inputs", "routing_weights") if name in kwargs]))
+        if layer.name in scaled:
+            x, scale = sorted(tensors, key=lambda t: t.shape[1] == 1)
+            scales[scaled[layer.name]] = scale
+            return x
+        if layer.name in scales:
+            tensors.append(scales[layer.name])
+        return layer(*tensors)
 
     return keras.models.clone_model(model, clone_function=replacement, call_function=call)
 
 
 class _Lowered(keras.layers.Layer):
-    """A layer that is just a function of its inputs."""
+    """A layer that computes what another one does, as a plain function of its inputs."""
 
-    def __init__(self, compute: Callable[..., Tensor], *, name: str) -> None:
-        super().__init__(name=name)
+    def __init__(self, compute: Callable[..., Tensor], original: Any, *, dtype: Any = tf.float32) -> None:
+        super().__init__(name=original.name, dtype=dtype.name)
         self._compute = compute
+        # Kept from Keras's sight: it must not become a sublayer whose variables would be this layer's.
+        self._output_shape = original.compute_output_shape
+        self._inputs = 2 if isinstance(original, CondConv2D | DepthwiseCondConv2D) else 1
+
+    def compute_output_spec(self, *inputs: Any) -> Any:
+        # Known beforehand; Keras would find it out by tracing, with a copy of all weights.
+        shape = self._output_shape(*(tensor.shape for tensor in inputs[: self._inputs]))
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def call(self, *inputs: Tensor) -> Tensor:
         return self._compute(*inputs)
 
 
+def _scaled_convolutions(model: keras.Model) -> dict[str, str]:
+    """Products `[B, H, W, C] * [B, 1, 1, C]` that only a pointwise convolution reads: its name by the product's.
+
+    Only where the convolution's kernel is smaller than the activations, so that scaling it costs less.
+    """
+    graph = ModelGraph(model)
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        product, reader = node.operation, graph.sole_reader(node)
+        multiplies = type(product) is keras.layers.Multiply and len(node.input_tensors) == 2
+        if not multiplies or reader is None or not _is_pointwise(reader):
+            continue
+        x, scale = sorted(node.input_tensors, key=lambda tensor: tensor.shape[1] == 1)
+        scales_channels = scale.shape[1:] == (1, 1, x.shape[-1]) and None not in x.shape[1:]
+        once = graph.called_once(product) and graph.called_once(reader)
+        if scales_channels and once and reader.filters < x.shape[1] * x.shape[2]:
+            found[product.name] = reader.name
+    return found
+
+
+def _is_pointwise(layer: Any) -> bool:
+    return (
+        is_convolution(layer)
+        and isinstance(layer, keras.layers.Conv2D | CondConv2D)
+        and tuple(layer.kernel_size) == (1, 1)
+        and tuple(layer.strides) == (1, 1)
+        and getattr(layer, "groups", 1) == 1
+    )
+
+
 def _convolution(layer: Any, weights: FoldedConvolution, lowering: Lowering) -> Callable[..., Tensor]:
     activate = _activation(layer)
+
+    def hold(weight: NDArray[np.float32]) -> Tensor:
+        return lowering.hold(weight if lowering.dtype == tf.float32 else tf.cast(weight, lowering.dtype))
+
+    kernel, bias = hold(weights.kernel), hold(weights.bias)
     if isinstance(layer, CondConv2D | DepthwiseCondConv2D):
         depthwise = isinstance(layer, DepthwiseCondConv2D)
         convolve = lowering.depthwise_condconv if depthwise else _condconv
+        expert_bias = None if weights.expert_bias is None else hold(weights.expert_bias)
 
-        def condconv(x: Tensor, routing: Tensor) -> Tensor:
-            y = convolve(layer, weights, x, routing)
-            if weights.expert_bias is not None:
-                y += tf.matmul(routing, weights.expert_bias)[:, None, None, :]
-            return activate(tf.nn.bias_add(y, weights.bias))
+        def condconv(x: Tensor, routing: Tensor, *scale: Tensor) -> Tensor:
+            y = convolve(layer, kernel, x, routing, *scale)
+            if expert_bias is not None:
+                y += tf.matmul(routing, expert_bias)[:, None, None, :]
+            return activate(tf.nn.bias_add(y, bias))
 
         return condconv
     static = _depthwise if isinstance(layer, keras.layers.DepthwiseConv2D) else _conv
-    return lambda x: activate(tf.nn.bias_add(static(layer, weights, x), weights.bias))
+    return lambda x, *scale: activate(tf.nn.bias_add(static(layer, kernel, x, *scale), bias))
 
 
 def _activation(layer: Any) -> Callable[[Tensor], Tensor]:
@@ -92,58 +156,66 @@ def _activation(layer: Any) -> Callable[[Tensor], Tensor]:
     return activation
 
 
-def _dense(layer: Any) -> Callable[[Tensor], Tensor]:
-    kernel = np.asarray(layer.kernel)
-    bias = np.zeros(kernel.shape[-1], kernel.dtype) if layer.bias is None else np.asarray(layer.bias)
+def _dense(layer: Any, lowering: Lowering) -> Callable[[Tensor], Tensor]:
+    kernel = lowering.hold(np.asarray(layer.kernel))
+    bias = lowering.hold(np.zeros(layer.units, np.float32) if layer.bias is None else np.asarray(layer.bias))
     activate = _activation(layer)
     return lambda x: activate(tf.nn.bias_add(tf.matmul(x, kernel), bias))
 
 
-def _conv(layer: Any, weights: FoldedConvolution, x: Tensor) -> Tensor:
-    return tf.nn.conv2d(x, weights.kernel, layer.strides, layer.padding.upper(), dilations=layer.dilation_rate)
+def _conv(layer: Any, kernel: Tensor, x: Tensor, scale: Tensor | None = None) -> Tensor:
+    if scale is None:
+        return tf.nn.conv2d(x, kernel, layer.strides, layer.padding.upper(), dilations=layer.dilation_rate)
+    return _apply_pointwise(x, tf.reshape(scale, (-1, x.shape[-1], 1)) * kernel[0])
 
 
-def _depthwise(layer: Any, weights: FoldedConvolution, x: Tensor) -> Tensor:
-    return _depthwise_conv(layer, x, tf.constant(weights.kernel))
-
-
-def _depthwise_conv(layer: Any, x: Tensor, kernel: Tensor) -> Tensor:
+def _depthwise(layer: Any, kernel: Tensor, x: Tensor) -> Tensor:
     vertical, horizontal = layer.strides
     return tf.nn.depthwise_conv2d(
         x, kernel, (1, vertical, horizontal, 1), layer.padding.upper(), dilations=layer.dilation_rate
     )
 
 
-def _condconv(layer: CondConv2D, weights: FoldedConvolution, x: Tensor, routing: Tensor) -> Tensor:
+def _condconv(layer: CondConv2D, experts: Tensor, x: Tensor, routing: Tensor, scale: Tensor | None = None) -> Tensor:
     """Mix all kernels in one matrix product, apply them in one batched matrix product."""
-    return layer.convolve(x, mix_experts(routing, tf.constant(weights.kernel)))
+    kernels = mix_experts(routing, experts)
+    if scale is None:
+        return layer.convolve(x, kernels)
+    kernels = tf.reshape(kernels, (-1, x.shape[-1], layer.filters))
+    return _apply_pointwise(x, kernels * tf.reshape(scale, (-1, x.shape[-1], 1)))
 
 
-def _batch_folded_depthwise(
-    layer: DepthwiseCondConv2D, weights: FoldedConvolution, x: Tensor, routing: Tensor
-) -> Tensor:
+def _apply_pointwise(x: Tensor, kernels: Tensor) -> Tensor:
+    """Apply one kernel `[C, filters]` per example: `[B, H, W, C]` with `[B, C, filters]`."""
+    _, height, width, channels = x.shape
+    y = tf.matmul(tf.reshape(x, (-1, height * width, channels)), kernels)
+    return tf.reshape(y, (-1, height, width, kernels.shape[-1]))
+
+
+def _batch_folded_depthwise(layer: DepthwiseCondConv2D, experts: Tensor, x: Tensor, routing: Tensor) -> Tensor:
     """Fold the batch into the channels, so that one ordinary depthwise convolution applies every example's kernel."""
     if layer.dilation_rate != (1, 1) or layer.strides[0] != layer.strides[1]:
-        return _shifted_products(layer, weights, x, routing)  # TensorFlow's operation can't
+        return _shifted_products(layer, experts, x, routing)  # TensorFlow's operation can't
     _, height, width, channels = ops.shape(x)
     (kernel_height, kernel_width), multiplier = layer.kernel_size, layer.depth_multiplier
-    kernels = mix_experts(routing, tf.constant(weights.kernel))
-    kernels = tf.transpose(kernels, (1, 2, 0, 3, 4))
+    kernels = tf.transpose(mix_experts(routing, experts), (1, 2, 0, 3, 4))
     kernels = tf.reshape(kernels, (kernel_height, kernel_width, -1, multiplier))
     folded = tf.reshape(tf.transpose(x, (1, 2, 0, 3)), (1, height, width, -1))
-    y = _depthwise_conv(layer, folded, kernels)
+    y = _depthwise(layer, kernels, folded)
     _, height, width, _ = ops.shape(y)
     y = tf.reshape(y, (height, width, -1, channels * multiplier))
     return tf.transpose(y, (2, 0, 1, 3))
 
 
-def _shifted_products(layer: DepthwiseCondConv2D, weights: FoldedConvolution, x: Tensor, routing: Tensor) -> Tensor:
+def _shifted_products(layer: DepthwiseCondConv2D, experts: Tensor, x: Tensor, routing: Tensor) -> Tensor:
     """A sum of shifted products: a compiler makes one fused kernel of it."""
-    return layer.convolve(x, mix_experts(routing, tf.constant(weights.kernel)))
+    return layer.convolve(x, mix_experts(routing, experts))
 
 
-CPU = Lowering(depthwise_condconv=_batch_folded_depthwise)
+CPU = Lowering(depthwise_condconv=_batch_folded_depthwise, hold=lambda weight: weight, fold_scales=True)
 """oneDNN operations, any batch size."""
 
-XLA = Lowering(depthwise_condconv=_shifted_products)
-"""For compilation to GPU and TPU kernels; batch sizes are fixed."""
+XLA = Lowering(
+    depthwise_condconv=_shifted_products, hold=lambda weight: tf.Variable(weight, trainable=False), fold_scales=False
+)
+"""For compilation to GPU and TPU kernels: batch sizes are fixed, and one copy of the weights serves them all."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ def read_manifest(path: Path) -> Manifest:
     raw = _read_text(path, MANIFEST)
     try:
         document = json.loads(raw)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{_id(path)}: {file.name} is not valid JSON ({error}).") from error
     found = document.get("schema_version") if isinstance(document, dict) else None
     if isinstance(found, int) and found > 1:
@@ -111,7 +111,9 @@ def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
     """
     try:
         tensors = load_file(bundle.path / WEIGHTS)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise BundleError(f"{_id(bundle.path)}: {WEIGHTS} is missing or can't be read.") from error
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{_id(bundle.path)}: {WEIGHTS} can't be read ({error}).") from error
     weights = {}
     for name, value in tensors.items():
@@ -150,52 +152,56 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
         BundleError: the version exists already, or what is to be written isn't a valid bundle.
         OSError: the disk is full or not writable; nothing is left behind.
     """
+    manifest = _manifest(new)  # first, so that no directory is named by what is no name
     target = store / new.name / new.version
     if target.exists():
         raise BundleError(f"{_id(target)} exists already; choose another version.")
-    existing = next(parent for parent in target.parents if parent.exists())
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The leading dot keeps readers of the store away; the inner folders have the names that the manifest must match.
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=store))
+    created = [directory for directory in target.parents if not directory.exists()]
     try:
-        path = scratch / new.name / new.version
-        path.mkdir(parents=True)
-        _write_files(path, new)
-        bundle = open_bundle(path)
-        read_labels(bundle)
-        os.rename(path, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # The leading dot keeps readers away; the folders inside have the names that the manifest must match.
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=store, ignore_cleanup_errors=True) as scratch:
+            path = Path(scratch) / new.name / new.version
+            path.mkdir(parents=True)
+            _write_files(path, new, manifest)
+            read_labels(open_bundle(path))
+            os.rename(path, target)
     except BaseException:
-        for parent in target.parents:
-            if parent == existing or any(parent.iterdir()):
-                break
-            parent.rmdir()
+        for directory in created:
+            with contextlib.suppress(OSError):  # somebody else has put something there
+                directory.rmdir()
         raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
-def _write_files(path: Path, new: NewBundle) -> None:
-    save_file({name: np.ascontiguousarray(value) for name, value in new.weights.items()}, path / WEIGHTS)
-    labels = _labels.dump_python(list(new.labels), mode="json", exclude_none=True)
-    (path / LABELS).write_text(
-        "[\n" + ",\n".join(json.dumps(label, ensure_ascii=False) for label in labels) + "\n]\n", encoding="utf-8"
-    )
-    (path / MODEL_CARD).write_text(new.model_card, encoding="utf-8")
+def _manifest(new: NewBundle) -> Manifest:
+    """The manifest, without the files."""
     try:
-        manifest = Manifest(
+        return Manifest(
             name=new.name,
             version=new.version,
             architecture=ArchitectureSpec.model_validate(dict(new.architecture)),
             num_classes=len(new.labels),
             preprocessing=new.preprocessing,
-            files={name: _describe(path / name) for name in (WEIGHTS, LABELS, MODEL_CARD)},
+            files={},
             provenance=new.provenance,
             licence=new.licence,
             accuracy=new.accuracy,
         )
     except ValidationError as error:
         raise BundleError(f"{new.name}/{new.version} can't be written: {_first_errors(error)}.") from error
+
+
+def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
+    save_file({name: np.ascontiguousarray(value) for name, value in new.weights.items()}, path / WEIGHTS)
+    labels = _labels.dump_python(list(new.labels), mode="json", exclude_none=True)
+    (path / LABELS).write_text(
+        "[\n" + ",\n".join(json.dumps(label, ensure_ascii=False) for label in labels) + "\n]\n", encoding="utf-8"
+    )
+    (path / MODEL_CARD).write_text(new.model_card, encoding="utf-8")
+    manifest = manifest.model_copy(
+        update={"files": {name: _describe(path / name) for name in (WEIGHTS, LABELS, MODEL_CARD)}}
+    )
     (path / MANIFEST).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
     for file in path.iterdir():
         file.chmod(0o644)
@@ -214,7 +220,11 @@ def _check_file(path: Path, name: str, spec: FileSpec) -> None:
     size = file.stat().st_size
     if size != spec.size:
         raise BundleError(f"{_id(path)}: {name} has {size} bytes, but the manifest says {spec.size}.")
-    if (digest := _sha256(file)) != spec.sha256:
+    try:
+        digest = _sha256(file)
+    except OSError as error:
+        raise BundleError(f"{_id(path)}: {name} can't be read.") from error
+    if digest != spec.sha256:
         raise BundleError(f"{_id(path)}: {name} has SHA-256 {digest}, but the manifest says {spec.sha256}.")
 
 

@@ -1,0 +1,116 @@
+"""OpenVINO reads and runs the same frozen graph on the CPU; it fuses swish and the SE product into its convolutions."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+
+from service.domain import ModelOutput, Pixels
+from service.metrics import Metrics
+from service.runtime.inference_graph import LOGITS, ROUTING, InferenceGraph
+from service.runtime.plan import Precision
+
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+class OpenVINOEngine:
+    """Computes batches of an inference graph.
+
+    The graph folds the batch into the channels of its depthwise convolutions, whose number OpenVINO must know, and each
+    compiled size holds its own packed copy of the weights. So just two sizes are compiled, single rows and full
+    batches, and other batches are put together from these.
+    """
+
+    def __init__(
+        self,
+        graph: InferenceGraph,
+        *,
+        precision: Precision,
+        streams: int,
+        threads_per_stream: int,
+        max_batch_size: int,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """Read and compile the graph.
+
+        Args:
+            graph: what to compute.
+            precision: of the convolutions.
+            streams: batches computed at once.
+            threads_per_stream: threads that share one batch.
+            max_batch_size: the larger of the two sizes.
+            metrics: counts padding rows.
+
+        Raises:
+            RuntimeError: OpenVINO can't read or compile it.
+        """
+        core = openvino.Core()
+        with tempfile.TemporaryDirectory() as directory:
+            file = Path(directory) / "graph.pb"
+            file.write_bytes(graph.graph_def.SerializeToString())
+            model = core.read_model(file)
+        # The shapes that OpenVINO's reader leaves behind as outputs would only be copied out of every batch.
+        model = openvino.Model([model.output(f"{LOGITS}:0"), model.output(f"{ROUTING}:0")], model.get_parameters())
+        self._compiled: dict[int, Any] = {}
+        for size in {1, max_batch_size}:
+            model.reshape([size, graph.image_size, graph.image_size, 3])
+            self._compiled[size] = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": _HINTS[precision],
+                    "NUM_STREAMS": streams,
+                    "INFERENCE_NUM_THREADS": streams * threads_per_stream,
+                    "PERFORMANCE_HINT": "THROUGHPUT",
+                },
+            )
+        self._max_batch_size = max_batch_size
+        self._metrics = metrics
+        self._requests = threading.local()
+
+    def __call__(self, rows: Pixels, stream: int = 0) -> ModelOutput:
+        """Compute uint8 `[B, image_size, image_size, 3]`; any stream may."""
+        outputs, start = [], 0
+        for count, size in split(len(rows), self._max_batch_size):
+            logits, routing = self._infer(_padded(rows[start : start + count], size))
+            outputs.append((logits[:count], routing[:count]))
+            start += count
+            if self._metrics is not None:
+                self._metrics.padding_rows.inc(size - count)
+        return ModelOutput(*(np.concatenate(part) for part in zip(*outputs, strict=True)))
+
+    def _infer(self, rows: Pixels) -> tuple[Any, Any]:
+        size = len(rows)
+        requests: dict[int, Any] = self._requests.__dict__.setdefault("by_size", {})
+        if size not in requests:
+            requests[size] = self._compiled[size].create_infer_request()
+        request = requests[size]
+        request.infer({0: rows}, share_inputs=True)
+        return request.get_output_tensor(0).data.copy(), request.get_output_tensor(1).data.copy()
+
+    def close(self) -> None:
+        """Release the compiled graphs."""
+        self._compiled.clear()
+        self._requests = threading.local()
+
+
+def split(rows: int, max_batch_size: int) -> list[tuple[int, int]]:
+    """Put a number of rows together from single rows and full batches.
+
+    Returns:
+        How many rows each piece holds, and its size; a last batch at least half full is padded.
+    """
+    full, rest = divmod(rows, max_batch_size)
+    pieces = [(max_batch_size, max_batch_size)] * full
+    return pieces + ([(rest, max_batch_size)] if 2 * rest >= max_batch_size else [(1, 1)] * rest)
+
+
+def _padded(rows: Pixels, size: int) -> Pixels:
+    if len(rows) == size:
+        return np.ascontiguousarray(rows)
+    return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])
