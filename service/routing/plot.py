@@ -49,7 +49,7 @@ def plot_routing(traces: Sequence[tuple[str, RoutingTrace]], path: Path) -> None
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (title, trace) in zip(axes.flat, traces, strict=False):
         axis.imshow(trace.weights, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=9, parse_math=False)
         axis.set_xticks(range(experts))
         axis.set_yticks(range(blocks), trace.blocks)
         axis.tick_params(labelsize=8)

@@ -119,7 +119,8 @@ def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
     for name, value in tensors.items():
         if not np.issubdtype(value.dtype, np.floating):
             raise BundleError(f"{_id(bundle.path)}: {name} is {value.dtype}, but weights are floating-point numbers.")
-        weights[name] = value.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            weights[name] = value.astype(np.float32)
         if not np.isfinite(weights[name]).all():
             raise BundleError(f"{_id(bundle.path)}: {name} holds numbers that are not finite.")
     return weights

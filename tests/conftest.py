@@ -1,0 +1,65 @@
+"""What tests of several parts need. TensorFlow is imported by those tests only that use it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(scope="session")
+def run_graph() -> Callable[..., dict[str, np.ndarray]]:
+    """Run an `InferenceGraph` on one or more batches of uint8 rows, in one session."""
+    import tensorflow as tf
+
+    def run(graph: Any, *batches: np.ndarray) -> Any:
+        with tf.Graph().as_default() as imported:
+            tf.import_graph_def(graph.graph_def, name="")
+        with tf.compat.v1.Session(graph=imported) as session:
+            outputs = {"logits": "logits:0", "routing": "routing:0"}
+            results = [session.run(outputs, {"rows:0": rows}) for rows in batches]
+        return results[0] if len(results) == 1 else results
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[[Any], Any]:
+    """Give a Keras model weights such as training leaves behind: nothing at 0 or 1, every channel different."""
+
+    def assign(model: Any, *, seed: int = 0) -> Any:
+        rng = np.random.default_rng(seed)
+        for weight in model.weights:
+            leaf = weight.path.rsplit("/", 1)[-1]
+            if leaf in ("gamma", "moving_variance"):
+                value = rng.uniform(0.5, 1.5, weight.shape)
+            elif leaf in ("beta", "moving_mean", "bias"):
+                value = rng.normal(0, 0.3, weight.shape)
+            else:
+                experts = len(weight.shape) == 5
+                fan_in = np.prod(weight.shape[experts : -2 if "depthwise" in weight.path else -1])
+                # With 2 deep random networks are chaotic, and float32 loses four digits; with 1 all rows come out alike.
+                value = rng.normal(0, np.sqrt(1.4 / fan_in), weight.shape)
+            weight.assign(value)
+        return model
+
+    return assign
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[..., None]:
+    """Equal up to `relative` times the largest magnitude that is expected."""
+
+    def check(actual: Any, expected: Any, relative: float) -> None:
+        actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+        assert actual.shape == expected.shape
+        scale = np.abs(expected).max()
+        assert scale > 0
+        assert np.abs(actual - expected).max() <= relative * scale
+
+    return check

@@ -1,0 +1,124 @@
+"""Many clients at once, more than fit, and a shutdown in the middle of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import httpx
+import numpy as np
+import pytest
+
+from tests import pictures
+from tests.e2e.server import MODEL, Server, assert_problem, new_client, probabilities, sample_name, top, wait_for
+
+ESPRESSO = 967
+
+
+def different_photos() -> list[bytes]:
+    """32 crops of four photographs."""
+    crops = []
+    for name in pictures.PHOTOS:
+        pixels = pictures.photo(name, (400, 300))
+        crops += [pictures.jpeg(pixels[8 * i : 8 * i + 200, 10 * i : 10 * i + 260]) for i in range(8)]
+    return crops
+
+
+def post_at_once(url: str, path: str, bodies: list[bytes]) -> list[httpx.Response]:
+    """Send all bodies at the same moment, each on its own connection."""
+    start = Barrier(len(bodies))
+    with new_client(url, connections=len(bodies)) as client, ThreadPoolExecutor(len(bodies)) as pool:
+
+        def post(body: bytes) -> httpx.Response:
+            start.wait()
+            return client.post(path, content=body)
+
+        return list(pool.map(post, bodies))
+
+
+def test_everyone_gets_the_answer_to_their_own_photograph(server: Server) -> None:
+    photos = different_photos()
+    path = "/predict?top_k=1000&routing=true"
+    alone = [server.client.post(path, content=photo) for photo in photos]
+    together = post_at_once(server.url, path, photos)
+    difference = 0.0
+    for one, other in zip(alone, together, strict=True):
+        difference = max(difference, np.abs(np.subtract(probabilities(one), probabilities(other))).max())
+        (expected,), (entry,) = one.json()["predictions"], other.json()["predictions"]
+        np.testing.assert_allclose(list(entry["routing"].values()), list(expected["routing"].values()), atol=1e-4)
+    assert difference <= 1e-4
+    answers = [probabilities(response)[0] for response in alone]
+    apart = min(np.abs(np.subtract(a, b)).max() for i, a in enumerate(answers) for b in answers[:i])
+    assert apart > 10 * 1e-4, "the photographs must differ for this to prove anything"
+    sizes = [response.json()["predictions"][0]["batch_size"] for response in together]
+    print(f"\nlargest difference {difference:.1e}; batch sizes {sorted(sizes)}")
+    assert {response.json()["predictions"][0]["batch_size"] for response in alone} == {1}
+    assert 1 < max(sizes) <= 8
+
+
+def test_one_request_of_many_images_is_spread_over_batches(server: Server, coffee: bytes) -> None:
+    files = [("image", (f"{i}.jpg", coffee)) for i in range(64)]
+    entries = server.client.post("/predict?top_k=1", files=files).json()["predictions"]
+    assert [entry["filename"] for entry in entries] == [f"{i}.jpg" for i in range(64)]
+    assert {entry["classes"][0]["index"] for entry in entries} == {ESPRESSO}
+    assert 1 < max(entry["batch_size"] for entry in entries) <= 8
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[Server]:
+    """A server that is easily overrun."""
+    with Server(max_queue_rows=2, streams=1, max_batch_size=1, decode_threads=1) as running:
+        yield running
+
+
+def test_full_queue_refuses_some_and_serves_the_others(narrow: Server, coffee: bytes) -> None:
+    responses = post_at_once(narrow.url, "/predict", [coffee] * 24)
+    refused = [response for response in responses if response.status_code == 429]
+    answered = [response for response in responses if response.status_code != 429]
+    assert refused
+    assert answered
+    for response in refused:
+        assert_problem(response, 429, "queue_full", "of 2 rows are waiting")
+        assert int(response.headers["retry-after"]) == math.ceil(response.json()["retry_after"]) >= 1
+    assert [top(response) for response in answered] == [ESPRESSO] * len(answered)
+    assert top(narrow.client.post("/predict", content=coffee)) == ESPRESSO
+    samples = narrow.metrics()
+    assert samples["condconv_queue_rows"] == 0
+    assert samples[sample_name("condconv_rejected_total", reason="queue_full")] == len(refused)
+
+
+def test_more_images_than_the_queue_holds_are_not_told_to_try_again(narrow: Server, coffee: bytes) -> None:
+    response = narrow.client.post("/predict", files=[("image", ("a.jpg", coffee))] * 3)
+    assert_problem(response, 413, "too_many_images", "more than 2 images")
+
+
+def test_shutdown_answers_what_it_has_accepted(coffee: bytes) -> None:
+    requests, images = 8, 12
+    answered = sample_name("condconv_rows_total", model=MODEL, outcome="answered")
+    files = [("image", (f"{i}.jpg", coffee)) for i in range(images)]
+
+    def post(client: httpx.Client) -> httpx.Response:
+        return client.post("/predict?top_k=1", files=files)
+
+    with Server(streams=1, max_batch_size=2) as server:
+        with new_client(server.url, connections=requests) as client, ThreadPoolExecutor(requests) as pool:
+            futures = [pool.submit(post, client) for _ in range(requests)]
+
+            def all_accepted() -> bool:
+                samples = server.metrics()
+                accepted = samples["condconv_queue_rows"] + samples["condconv_rows_in_flight"]
+                return samples.get(answered, 0) + accepted >= requests * images
+
+            wait_for(all_accepted, seconds=60)
+            outstanding = sum(not future.done() for future in futures)
+            server.terminate()
+            responses = [future.result() for future in futures]
+        assert outstanding > 1
+        for response in responses:
+            assert response.status_code == 200
+            assert [entry["classes"][0]["index"] for entry in response.json()["predictions"]] == [ESPRESSO] * images
+        assert server.stop() == 0
+        with pytest.raises(httpx.ConnectError), new_client(server.url) as late:
+            late.get("/livez")

@@ -1,0 +1,89 @@
+"""The published architectures at full size against outputs of the two public implementations.
+
+The outputs and the photographs behind them are too large for the repository; they lie beside it.
+"""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from service.nn import build_efficientnet, get_architecture
+from service.store.importers import assemble, translate_official, translate_timm
+from tests.parity.seeded import official_tensors, timm_tensors
+
+GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
+ARCHITECTURE = {
+    "official/efficientnet-condconv-b0-4e": "efficientnet-condconv-b0-4e",
+    "official/efficientnet-condconv-b0-8e": "efficientnet-condconv-b0-8e",
+    "official/efficientnet-condconv-b0-8e-depth": "efficientnet-condconv-b0-8e-depth",
+    "timm/tf_efficientnet_cc_b0_4e": "efficientnet-condconv-b0-4e",
+    "timm/tf_efficientnet_cc_b0_8e": "efficientnet-condconv-b0-8e",
+    "timm/tf_efficientnet_cc_b1_8e": "efficientnet-condconv-b0-8e-depth",
+}
+
+pytestmark = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="needs the reference outputs in ../shared/golden beside the repository"
+)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURE)
+def golden(request):
+    """Normalised pixels, the model with imported weights, and the expected outputs."""
+    spec = json.loads((GOLDEN / f"{request.param}.json").read_text())
+    with np.load(GOLDEN / f"{request.param}.npz") as stored:
+        outputs = dict(stored)
+    with np.load(GOLDEN / "official" / "preprocessed_224.npz") as photographs:
+        assert photographs["images"].tolist() == outputs["images"].tolist()
+        pixels = photographs["pixels"]
+    statistics = {name.removeprefix("stat:"): value for name, value in outputs.items() if name.startswith("stat:")}
+
+    name = ARCHITECTURE[request.param]
+    model = build_efficientnet(get_architecture(name))
+    shapes = {weight.path: tuple(weight.shape) for weight in model.weights}
+    translation = (
+        translate_official(official_tensors(spec, statistics, raw=False))
+        if "variables" in spec
+        else translate_timm(timm_tensors(spec, statistics), shapes)
+    )
+    values = assemble(translation, shapes, architecture=name)
+    for weight in model.weights:
+        weight.assign(values[weight.path])
+    yield ((pixels - spec["mean"]) / spec["std"]).astype(np.float32), model, outputs
+    keras.backend.clear_session()
+
+
+def computed(model, inputs, batch_size):
+    batches = [model(inputs[i : i + batch_size], training=False) for i in range(0, len(inputs), batch_size)]
+    logits = np.concatenate([np.asarray(batch["logits"]) for batch in batches])
+    routing = np.concatenate([np.stack(list(batch["routing"].values()), axis=1) for batch in batches])
+    return logits, routing
+
+
+def test_outputs_equal_the_public_implementations(golden, assert_close):
+    inputs, model, expected = golden
+    logits, routing = computed(model, inputs, batch_size=4)
+    assert_close(logits, expected["logits"], 1e-4)
+    assert_close(routing, expected["routing"], 1e-4)
+
+
+# In float32 the two differ by up to 5e-5 here: random weights are chaotic, and float32 itself is 1e-4 from the truth.
+# In float64 nothing but a mistake could make a difference.
+@pytest.mark.parametrize("golden", ["official/efficientnet-condconv-b0-8e-depth"], indirect=True)
+def test_batch_equals_its_rows_one_by_one(golden, assert_close):
+    inputs, model, _ = golden
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        exact = build_efficientnet(get_architecture("efficientnet-condconv-b0-8e-depth"))
+    finally:
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+    exact.set_weights(model.get_weights())
+    rows = inputs[4:7].astype(np.float64)  # the last of them is the most chaotic
+    together, alone = computed(exact, rows, batch_size=3), computed(exact, rows, batch_size=1)
+    assert together[0].dtype == np.float64
+    assert_close(alone[0], together[0], 1e-10)
+    assert_close(alone[1], together[1], 1e-10)

@@ -1,0 +1,111 @@
+"""The narrow network end to end: a TF1 checkpoint on disk, imported, computed, frozen, against stored outputs."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from service.domain import Preprocessing
+from service.nn import build_efficientnet, get_architecture
+from service.runtime.inference_graph import freeze
+from service.runtime.lowering import CPU, XLA
+from service.store.importers import assemble, read_tf_checkpoint, translate_official
+from tests.parity.seeded import official_tensors, read_tiny, waves
+
+SPEC, STORED = read_tiny()
+SIZE = SPEC["image_size"]
+
+
+def normalised(pixels):
+    return ((pixels.astype(np.float32) - SPEC["mean"]) / SPEC["std"]).astype(np.float32)
+
+
+def computed(model, pixels):
+    outputs = model(normalised(pixels), training=False)
+    routing = np.stack(list(outputs["routing"].values()), axis=1) if outputs["routing"] else None
+    return np.asarray(outputs["logits"]), routing
+
+
+def imported(checkpoint, *, use_ema):
+    model = build_efficientnet(get_architecture(SPEC["architecture"], **SPEC["override"]), input_size=SIZE)
+    shapes = {weight.path: tuple(weight.shape) for weight in model.weights}
+    translation = translate_official(read_tf_checkpoint(checkpoint), use_ema=use_ema)
+    values = assemble(translation, shapes, architecture=SPEC["architecture"])
+    for weight in model.weights:
+        weight.assign(values[weight.path])
+    return model
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    prefix = tmp_path_factory.mktemp("checkpoint") / "model.ckpt"
+    tensors = official_tensors(SPEC, STORED) | {"global_step": np.asarray(437_600, np.int64)}
+    names = sorted(tensors)
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=[tf.constant(tensors[name]) for name in names],
+    )
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return imported(checkpoint, use_ema=True)
+
+
+@pytest.fixture(scope="module")
+def graphs(model):
+    preprocessing = Preprocessing(
+        transform="official", image_size=SIZE, mean=tuple(SPEC["mean"]), std=tuple(SPEC["std"])
+    )
+    return {name: freeze(model, preprocessing, lowering=lowering) for name, lowering in (("cpu", CPU), ("xla", XLA))}
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return np.clip(np.round(waves()), 0, 255).astype(np.uint8)
+
+
+def test_keras_model_equals_the_official_code(model, assert_close):
+    logits, routing = computed(model, waves())
+    assert_close(logits, STORED["logits"], 1e-4)
+    assert_close(routing, STORED["routing"], 1e-4)
+
+
+def test_routing_is_in_the_order_of_the_blocks(model):
+    assert list(model.output["routing"]) == [f"block_{i}" for i in range(8, 16)]
+    assert list(model(normalised(waves()[:1]))["routing"]) == [f"block_{i}" for i in range(8, 16)]
+
+
+def test_raw_weights_would_show(checkpoint):
+    logits, _ = computed(imported(checkpoint, use_ema=False), waves())
+    assert not np.abs(logits - STORED["logits"]).max() < 0.1 * np.abs(STORED["logits"]).max()
+
+
+@pytest.mark.parametrize("name", ["cpu", "xla"])
+def test_frozen_graph_equals_the_keras_model(name, model, graphs, rows, run_graph, assert_close):
+    outputs = run_graph(graphs[name], rows)
+    logits, routing = computed(model, rows)
+    assert_close(outputs["logits"], logits, 1e-4)
+    assert_close(outputs["routing"], routing, 1e-4)
+    # Rounding the pixels moves the outputs a little: the graph stays near the stored ones, too.
+    assert_close(outputs["routing"], STORED["routing"], 0.02)
+
+
+def test_batch_equals_its_rows_one_by_one(model, graphs, rows, run_graph, assert_close):
+    together, *alone = run_graph(graphs["cpu"], rows, *(rows[i : i + 1] for i in range(len(rows))))
+    for name in ("logits", "routing"):
+        assert_close(np.concatenate([one[name] for one in alone]), together[name], 1e-5)
+    logits, routing = computed(model, rows)
+    rowwise = [computed(model, rows[i : i + 1]) for i in range(len(rows))]
+    assert_close(np.concatenate([one for one, _ in rowwise]), logits, 1e-5)
+    assert_close(np.concatenate([one for _, one in rowwise]), routing, 1e-5)
+
+
+def test_saved_keras_model_computes_the_same(model, rows, tmp_path):
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for again, before in zip(computed(loaded, rows), computed(model, rows), strict=True):
+        np.testing.assert_array_equal(again, before)

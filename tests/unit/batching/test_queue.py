@@ -1,0 +1,220 @@
+import asyncio
+
+import pytest
+
+from service.batching.queue import QueuedRow, RowQueue
+from service.errors import Draining, QueueFull
+from tests.unit.batching.rows import settle
+
+
+def new_row(row, key="a"):
+    """A row that came at the time `row`."""
+    return QueuedRow(key, row, asyncio.get_running_loop().create_future(), float(row))
+
+
+def put(queue, *rows, key="a"):
+    """Put rows that are admitted at once; returns them."""
+    queued = [new_row(row, key) for row in rows]
+    with queue.admit(len(rows)) as admission:
+        for row in queued:
+            queue.put(row, admission)
+    return queued
+
+
+async def pull(queue, most=4):
+    return [row.row for row in await asyncio.wait_for(queue.pull(most), 5)]
+
+
+async def test_rows_leave_in_order_of_arrival():
+    queue = RowQueue(max_rows=100)
+    put(queue, *range(7))
+    assert [await pull(queue), await pull(queue)] == [[0, 1, 2, 3], [4, 5, 6]]
+    assert len(queue) == 0
+
+
+async def test_a_batch_has_one_key_and_the_oldest_row_comes_first():
+    queue = RowQueue(max_rows=100)
+    for row, key in enumerate("abacab"):
+        put(queue, row, key=key)
+    assert [await pull(queue, 2) for _ in range(4)] == [[0, 2], [1, 5], [3], [4]]
+
+
+@pytest.mark.parametrize("held", [1, 2, 3])
+async def test_admitted_rows_take_room_before_they_are_put(held):
+    queue = RowQueue(max_rows=4)
+    put(queue, 0)
+    with queue.admit(held):
+        assert len(queue) == 1 + held
+        room = 3 - held
+        with pytest.raises(QueueFull, match=rf"^{1 + held} of 4 rows are waiting already, so {room + 1} more don't"):
+            queue.admit(room + 1)
+        assert len(queue) == 1 + held, "a refused admission takes nothing"
+        with queue.admit(room):
+            assert len(queue) == 4
+    assert len(queue) == 1
+
+
+async def test_there_is_room_again_when_rows_have_been_pulled():
+    queue = RowQueue(max_rows=2)
+    put(queue, 0, 1)
+    with pytest.raises(QueueFull) as caught:
+        queue.admit(1)
+    assert caught.value.retry_after > 0
+    assert await pull(queue, 1) == [0]
+    put(queue, 2)
+    assert await pull(queue) == [1, 2]
+
+
+async def test_unused_room_is_given_back_when_the_block_raises():
+    queue = RowQueue(max_rows=3)
+
+    def fail_half_way():
+        with queue.admit(3) as admission:
+            queue.put(new_row(0), admission)
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        fail_half_way()
+    assert len(queue) == 1
+    assert await pull(queue) == [0]
+
+
+async def test_rows_beyond_the_admission_are_refused_and_leave_no_trace():
+    queue = RowQueue(max_rows=10)
+    with queue.admit(1) as admission:
+        queue.put(new_row(0), admission)
+        with pytest.raises(ValueError, match="More rows"):
+            queue.put(new_row(1), admission)
+    assert len(queue) == 1
+    assert await pull(queue) == [0]
+
+
+async def test_an_admission_ends_with_its_block():
+    queue = RowQueue(max_rows=10)
+    with queue.admit(2) as admission:
+        queue.put(new_row(0), admission)
+    with pytest.raises(ValueError, match="More rows"):
+        queue.put(new_row(1), admission)
+    assert len(queue) == 1
+
+
+async def test_rows_whose_sender_has_gone_leave_the_queue():
+    queue = RowQueue(max_rows=4)
+    rows = put(queue, 0, 1, 2, 3)
+    rows[1].future.cancel()
+    rows[2].future.cancel()
+    await settle()
+    assert len(queue) == 2
+    put(queue, 4, 5)
+    assert await pull(queue) == [0, 3, 4, 5]
+
+
+async def test_a_key_whose_rows_have_all_gone_is_passed_over():
+    queue = RowQueue(max_rows=4)
+    (gone,) = put(queue, 0, key="a")
+    put(queue, 1, key="b")
+    gone.future.cancel()
+    await settle()
+    assert await pull(queue) == [1]
+
+
+async def test_a_waiting_stream_wakes_for_each_row():
+    queue = RowQueue(max_rows=10)
+    for row in range(3):
+        waiting = asyncio.create_task(pull(queue))
+        await settle()
+        assert not waiting.done()
+        put(queue, row)
+        assert await waiting == [row]
+
+
+async def test_a_stream_woken_for_a_row_that_another_took_waits_on():
+    queue = RowQueue(max_rows=10)
+    waiting = asyncio.create_task(pull(queue))
+    await settle()
+    put(queue, 0)
+    assert [row.row for row in await queue.pull(4)] == [0]  # at once, before the other one has its turn
+    await settle()
+    assert not waiting.done()
+    put(queue, 1)
+    assert await waiting == [1]
+
+
+@pytest.mark.parametrize(
+    ("streams", "rows", "batches"),
+    [(2, 4, [2, 2]), (2, 3, [1, 2]), (2, 1, [1]), (3, 8, [2, 3, 3]), (4, 2, [1, 1]), (2, 20, [4, 4])],
+)
+async def test_free_streams_share(streams, rows, batches):
+    queue = RowQueue(max_rows=100)
+    waiting = [asyncio.create_task(pull(queue)) for _ in range(streams)]
+    await settle()
+    put(queue, *range(rows))
+    await settle()
+    taken = [task.result() for task in waiting if task.done()]
+    assert sorted(map(len, taken)) == batches
+    assert sorted(row for batch in taken for row in batch) == list(range(sum(batches)))
+    for task in waiting:
+        task.cancel()
+
+
+async def test_a_closed_queue_admits_nothing_and_hands_out_the_rest():
+    queue = RowQueue(max_rows=10)
+    put(queue, 0, 1, 2)
+    queue.close()
+    with pytest.raises(Draining):
+        queue.admit(1)
+    assert [await pull(queue, 2), await pull(queue, 2), await pull(queue, 2)] == [[0, 1], [2], []]
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+async def test_closing_an_empty_queue_ends_all_streams(streams):
+    queue = RowQueue(max_rows=10)
+    waiting = [asyncio.create_task(pull(queue)) for _ in range(streams)]
+    await settle()
+    queue.close()
+    assert await asyncio.gather(*waiting) == [[]] * streams
+
+
+async def test_streams_wait_for_admissions_that_are_outstanding_at_the_close():
+    queue = RowQueue(max_rows=10)
+    waiting = [asyncio.create_task(pull(queue)) for _ in range(2)]
+    with queue.admit(2) as admission:
+        await settle()
+        queue.close()
+        await settle()
+        assert not any(task.done() for task in waiting)
+        queue.put(new_row(0), admission)
+        await settle()
+        assert sum(task.done() for task in waiting) == 1
+    assert sorted(await asyncio.gather(*waiting)) == [[], [0]]
+
+
+async def test_a_stream_that_becomes_free_after_the_close_waits_for_outstanding_admissions():
+    queue = RowQueue(max_rows=10)
+    with queue.admit(1) as admission:
+        queue.close()
+        waiting = asyncio.create_task(pull(queue))
+        await settle()
+        assert not waiting.done()
+        queue.put(new_row(0), admission)
+    assert await waiting == [0]
+    assert await pull(queue) == []
+
+
+async def test_the_last_row_of_a_closed_queue_ends_the_other_streams():
+    queue = RowQueue(max_rows=10)
+    waiting = [asyncio.create_task(pull(queue)) for _ in range(2)]
+    await settle()
+    put(queue, 0)
+    queue.close()  # before the stream that was woken has had its turn
+    assert sorted(await asyncio.gather(*waiting)) == [[], [0]]
+
+
+async def test_a_closed_queue_whose_last_row_is_cancelled_ends_the_streams():
+    queue = RowQueue(max_rows=10)
+    rows = put(queue, 0, 1)
+    queue.close()
+    assert await pull(queue, 1) == [0]
+    rows[1].future.cancel()
+    await settle()
+    assert await pull(queue) == []

@@ -1,0 +1,153 @@
+import itertools
+import math
+
+import pytest
+
+from service.errors import ConfigurationError
+from service.nn import ARCHITECTURES, BlockArgs, get_architecture
+from service.nn.architectures import OVERRIDABLE, round_filters
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "experts", "routing"),
+    [
+        ("efficientnet-b0", 16, 0, range(0)),
+        ("efficientnet-condconv-b0-4e", 16, 4, range(8, 16)),
+        ("efficientnet-condconv-b0-8e", 16, 8, range(8, 16)),
+        ("efficientnet-condconv-b0-8e-depth", 23, 8, range(12, 23)),
+        ("efficientnet-lite0", 16, 0, range(0)),
+        ("efficientnet-lite0-condconv-4e", 16, 4, range(8, 16)),
+    ],
+)
+def test_registered_architectures(name, blocks, experts, routing):
+    architecture = ARCHITECTURES[name]
+    assert architecture.num_experts == experts
+    assert [block.name for block in architecture.blocks()] == [f"block_{i}" for i in range(blocks)]
+    assert architecture.routing_blocks() == tuple(f"block_{i}" for i in routing)
+    assert (architecture.num_classes, architecture.image_size) == (1000, 224)
+    assert (architecture.scaled_stem_filters, architecture.scaled_head_filters) == (32, 1280)
+
+
+def test_no_other_architecture_is_registered():
+    assert len(ARCHITECTURES) == 6
+    assert all(name == architecture.name for name, architecture in ARCHITECTURES.items())
+
+
+def block(name, kernel_size, strides, expand_ratio, filters, *, se, experts, activation="swish"):
+    return BlockArgs(
+        name=name,
+        kernel_size=kernel_size,
+        strides=strides,
+        expand_ratio=expand_ratio,
+        in_filters=filters[0],
+        out_filters=filters[1],
+        se_filters=se,
+        num_experts=experts,
+        activation=activation,
+    )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("efficientnet-condconv-b0-8e", block("block_0", 3, 1, 1, (32, 16), se=8, experts=0)),
+        ("efficientnet-condconv-b0-8e", block("block_1", 3, 2, 6, (16, 24), se=4, experts=0)),
+        ("efficientnet-condconv-b0-8e", block("block_2", 3, 1, 6, (24, 24), se=6, experts=0)),
+        ("efficientnet-condconv-b0-8e", block("block_3", 5, 2, 6, (24, 40), se=6, experts=0)),
+        ("efficientnet-condconv-b0-8e", block("block_5", 3, 2, 6, (40, 80), se=10, experts=0)),
+        ("efficientnet-condconv-b0-8e", block("block_8", 5, 1, 6, (80, 112), se=20, experts=8)),
+        ("efficientnet-condconv-b0-8e", block("block_11", 5, 2, 6, (112, 192), se=28, experts=8)),
+        ("efficientnet-condconv-b0-8e", block("block_12", 5, 1, 6, (192, 192), se=48, experts=8)),
+        ("efficientnet-condconv-b0-8e", block("block_15", 3, 1, 6, (192, 320), se=48, experts=8)),
+        ("efficientnet-condconv-b0-8e-depth", block("block_1", 3, 1, 1, (16, 16), se=4, experts=0)),
+        ("efficientnet-condconv-b0-8e-depth", block("block_22", 3, 1, 6, (320, 320), se=80, experts=8)),
+        (
+            "efficientnet-lite0-condconv-4e",
+            block("block_15", 3, 1, 6, (192, 320), se=0, experts=4, activation="relu6"),
+        ),
+    ],
+)
+def test_block_arguments(architecture, expected):
+    assert expected in ARCHITECTURES[architecture].blocks()
+
+
+@pytest.mark.parametrize(
+    ("filters", "coefficient", "rounded"),
+    [
+        (32, 1.0, 32),
+        (32, 0.25, 8),
+        (16, 0.25, 8),  # at least 8
+        (24, 0.25, 8),
+        (40, 0.25, 16),  # 10 -> 8 would lose 20 %
+        (80, 0.25, 24),
+        (112, 0.25, 32),
+        (1280, 0.25, 320),
+        (32, 1.1, 32),  # 35.2 -> 32 loses 9 %
+        (24, 1.1, 24),
+        (112, 1.1, 120),
+        (320, 1.1, 352),
+        (100, 1.0, 104),  # halves go up
+    ],
+)
+def test_rounding_of_widths(filters, coefficient, rounded):
+    assert round_filters(filters, coefficient) == rounded
+
+
+def test_width_scales_every_block():
+    blocks = get_architecture("efficientnet-condconv-b0-4e", width_coefficient=0.25).blocks()
+    assert [b.out_filters for b in blocks] == [8] * 3 + [16] * 2 + [24] * 3 + [32] * 3 + [48] * 4 + [80]
+    assert blocks[0].in_filters == 8
+    assert all(b.in_filters == a.out_filters for a, b in itertools.pairwise(blocks))
+
+
+def test_squeeze_and_excitation_keeps_at_least_one_filter():
+    blocks = get_architecture("efficientnet-b0", width_coefficient=0.05).blocks()
+    assert min(b.se_filters for b in blocks) >= 1
+
+
+def test_manifest_names_only_what_was_changed():
+    assert get_architecture("efficientnet-b0").to_manifest() == {"name": "efficientnet-b0"}
+    changed = get_architecture("efficientnet-b0", num_classes=7, width_coefficient=0.5)
+    assert changed.to_manifest() == {"name": "efficientnet-b0", "num_classes": 7, "width_coefficient": 0.5}
+    assert get_architecture(**changed.to_manifest()) == changed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ({"num_classes": 0}, "num_classes must be a whole number from 1 to 1000000, not 0"),
+        ({"num_classes": 10.0}, "num_classes must be a whole number from 1"),
+        ({"num_classes": "10"}, "num_classes must be a number, not '10'"),
+        ({"num_classes": True}, "num_classes must be a number, not True"),
+        ({"num_classes": None}, "num_classes must be a number, not None"),
+        ({"image_size": 31}, "image_size must be a whole number from 32 to 2048, not 31"),
+        ({"image_size": 4096}, "image_size must be a whole number from 32 to 2048"),
+        ({"width_coefficient": 0}, "width_coefficient must be a number from 0.05 to 20, not 0"),
+        ({"width_coefficient": math.nan}, "width_coefficient must be a number, not nan"),
+        ({"depth_coefficient": -1}, "depth_coefficient must be a number from 0.05 to 20"),
+        ({"depth_coefficient": math.inf}, "depth_coefficient must be a number, not inf"),
+        ({"dropout_rate": 1}, "dropout_rate must be a number from 0 to 0.99, not 1"),
+        ({"stem_filters": 16}, "Unknown architecture parameter stem_filters; known are num_classes"),
+    ],
+)
+def test_impossible_overrides_say_what_is_allowed(overrides, says):
+    with pytest.raises(ConfigurationError, match=says):
+        get_architecture("efficientnet-b0", **overrides)
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(ConfigurationError, match="Unknown architecture 'resnet'; known are efficientnet-b0, "):
+        get_architecture("resnet")
+
+
+def test_every_overridable_parameter_can_be_overridden():
+    overrides = {
+        "num_classes": 3,
+        "image_size": 64,
+        "width_coefficient": 0.5,
+        "depth_coefficient": 2,
+        "dropout_rate": 0,
+    }
+    assert set(overrides) == set(OVERRIDABLE)
+    architecture = get_architecture("efficientnet-b0", **overrides)
+    assert {key: getattr(architecture, key) for key in overrides} == overrides

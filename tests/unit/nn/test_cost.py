@@ -1,0 +1,75 @@
+import keras
+import pytest
+
+from service.nn import CondConv2D, Cost, DepthwiseCondConv2D, build_efficientnet, cost, get_architecture
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "multiply_adds"),
+    [
+        ("efficientnet-b0", 5.3, 391),
+        ("efficientnet-condconv-b0-4e", 13.3, 402),
+        ("efficientnet-condconv-b0-8e", 24.0, 413),
+        ("efficientnet-condconv-b0-8e-depth", 39.7, 614),
+    ],
+)
+def test_published_costs_in_millions(name, parameters, multiply_adds):
+    found = cost(build_efficientnet(get_architecture(name)))
+    assert round(found.parameters / 1e6, 1) == parameters
+    assert round(found.multiply_adds / 1e6) == multiply_adds
+
+
+def test_condconv_lite0_costs_about_what_lite0_costs():
+    lite0, conditional = (
+        cost(build_efficientnet(get_architecture(name)))
+        for name in ("efficientnet-lite0", "efficientnet-lite0-condconv-4e")
+    )
+    assert round(lite0.parameters / 1e6, 2) == 4.65
+    assert round(conditional.parameters / 1e6, 1) == 12.7
+    assert lite0.multiply_adds < conditional.multiply_adds < 1.03 * lite0.multiply_adds
+
+
+def model_of(apply, *, size=8, routed=False):
+    inputs = keras.Input((size, size, 4))
+    if not routed:
+        return keras.Model(inputs, apply(inputs))
+    routing = keras.Input((3,))
+    return keras.Model([inputs, routing], apply(inputs, routing))
+
+
+@pytest.mark.parametrize(
+    ("apply", "parameters", "multiply_adds"),
+    [
+        (keras.layers.Conv2D(6, 3, padding="same", use_bias=False), 216, 64 * 216),
+        (keras.layers.Conv2D(6, 3, strides=2, padding="same", use_bias=False), 216, 16 * 216),
+        (keras.layers.Conv2D(6, 1), 30, 64 * 24 + 64 * 6 // 2),  # a bias is half a multiply-add
+        (keras.layers.DepthwiseConv2D(3, padding="same", use_bias=False), 36, 64 * 36),
+        (keras.layers.BatchNormalization(), 8, 0),
+        (keras.layers.GlobalAveragePooling2D(), 0, 128),
+        (keras.layers.Activation("swish"), 0, 128),
+        (keras.layers.Activation("relu6"), 0, 0),
+        (lambda x: keras.layers.Add()([x, x]), 0, 128),
+        (lambda x: keras.layers.Dense(5, use_bias=False)(keras.layers.Flatten()(x)), 1280, 1280),
+    ],
+)
+def test_static_layers(apply, parameters, multiply_adds):
+    assert cost(model_of(apply)) == Cost(parameters, multiply_adds)
+
+
+def test_mixing_the_experts_counts():
+    conv, bias = CondConv2D(6, 3, 3, padding="same", use_bias=False), CondConv2D(6, 1, 3)
+    depthwise = DepthwiseCondConv2D(3, 3, strides=2, padding="same", use_bias=False)
+    assert cost(model_of(conv, routed=True)) == Cost(3 * 216, 64 * 216 + 3 * 216)
+    assert cost(model_of(bias, routed=True)) == Cost(3 * 30, 64 * 24 + 3 * 30 + 64 * 6 // 2)
+    assert cost(model_of(depthwise, routed=True)) == Cost(3 * 36, 16 * 36 + 3 * 36)
+
+
+def test_models_inside_models_count():
+    inner = model_of(keras.layers.Conv2D(6, 3, use_bias=False))
+    assert cost(model_of(inner)) == cost(inner)
+
+
+def test_open_size_has_no_cost():
+    model = model_of(keras.layers.Conv2D(6, 3), size=None)
+    with pytest.raises(ValueError, match="need a fixed input size"):
+        cost(model)

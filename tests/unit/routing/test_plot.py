@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.domain import RoutingTrace
+from service.errors import InvalidParameter
+from service.routing.plot import check_plot_path, plot_routing
+
+BLOCKS = ("block_8", "block_9", "block_10")
+
+
+def trace(weight=None, *, experts=4, seed=0):
+    weights = np.random.default_rng(seed).random((len(BLOCKS), experts)).astype(np.float32)
+    return RoutingTrace(BLOCKS, weights if weight is None else np.full_like(weights, weight))
+
+
+def pixels_of(file):
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_the_weights_are_seen(tmp_path):
+    for weight, colour in ((0.0, (68, 1, 84)), (1.0, (253, 231, 36))):  # the ends of viridis
+        plot_routing([("flat", trace(weight))], tmp_path / "flat.png")
+        difference = np.abs(pixels_of(tmp_path / "flat.png").astype(int) - colour)
+        assert (difference.max(axis=-1) <= 1).mean() > 0.2
+    plot_routing([("random", trace())], tmp_path / "random.png")
+    assert len(np.unique(pixels_of(tmp_path / "random.png").reshape(-1, 3), axis=0)) > 50
+
+
+@pytest.mark.parametrize(("images", "rows"), [(1, 1), (2, 1), (4, 1), (5, 2), (9, 3)])
+def test_one_map_per_image(images, rows, tmp_path):
+    plot_routing([(f"image {i}", trace(seed=i)) for i in range(images)], tmp_path / "plot.png")
+    plot_routing([("image", trace())] * min(images, 4), tmp_path / "one_row.png")
+    assert len(pixels_of(tmp_path / "plot.png")) == rows * len(pixels_of(tmp_path / "one_row.png"))
+
+
+@pytest.mark.parametrize(("name", "start"), [("a.svg", b"<?xml"), ("a.pdf", b"%PDF"), ("A.PNG", b"\x89PNG")])
+def test_kinds_of_files(name, start, tmp_path):
+    plot_routing([("image", trace())], tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
+def test_titles_and_blocks_are_written(tmp_path):
+    plot_routing([(r"espresso [$5], $\frac$ & more", trace())], tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text()
+    for name in (*BLOCKS, "routing weight", r"espresso [$5], $\frac$ &amp; more"):
+        assert f"<!-- {name} -->" in text
+
+
+@pytest.mark.parametrize("name", ["plot.txt", "plot", "plot.png.exe", ".png"])
+def test_other_kinds_are_refused(name, tmp_path):
+    with pytest.raises(InvalidParameter, match=r"a plot is written as \.png, \.svg, \.pdf\.$"):
+        check_plot_path(tmp_path / name)
+    with pytest.raises(InvalidParameter):
+        plot_routing([("image", trace())], tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_directory_that_is_not_there(tmp_path):
+    with pytest.raises(InvalidParameter, match="there is no directory"):
+        check_plot_path(tmp_path / "absent" / "plot.png")
+
+
+def test_a_static_network_has_nothing_to_plot(tmp_path):
+    with pytest.raises(InvalidParameter, match="static network"):
+        plot_routing([("image", RoutingTrace((), np.zeros((0, 0), np.float32)))], tmp_path / "plot.png")
+    assert not (tmp_path / "plot.png").exists()

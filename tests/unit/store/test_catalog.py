@@ -1,0 +1,107 @@
+import pytest
+
+from service.errors import BundleError, ModelNotFound, VersionNotFound
+from service.store import Catalog, write_bundle
+from tests.unit.store.samples import new_bundle
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store of two models, and much that is none. The catalog looks at places only, not into the manifests."""
+    for place in ("apple/1", "apple/10", "apple/9", "b2.net_x-y/3"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "manifest.json").touch()
+    for junk in (
+        ".writing-abc/apple/2",
+        ".hidden/1",
+        "Upper/1",
+        "with space/1",
+        "-dash/1",
+        "apple/01",
+        "apple/0",
+        "apple/-2",
+        "apple/1.5",
+        "apple/latest",
+        "apple/.11",
+        "apple/١٢",
+        "apple/1" + "0" * 18,
+    ):
+        (tmp_path / junk).mkdir(parents=True)
+        (tmp_path / junk / "manifest.json").touch()
+    (tmp_path / "apple" / "11").mkdir()  # no manifest (yet)
+    (tmp_path / "apple" / "12").touch()
+    (tmp_path / "no-versions").mkdir()
+    (tmp_path / "README.md").touch()
+    (tmp_path / "file").touch()
+    return tmp_path
+
+
+def test_only_bundles_are_listed_versions_in_the_order_of_numbers(store):
+    catalog = Catalog(store)
+    assert catalog.models() == ("apple", "b2.net_x-y")
+    assert catalog.versions("apple") == ("1", "9", "10")
+    assert [str(path.relative_to(store)) for path in catalog] == ["apple/1", "apple/9", "apple/10", "b2.net_x-y/3"]
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "place"),
+    [("apple", None, "apple/10"), ("apple", "9", "apple/9"), ("b2.net_x-y", None, "b2.net_x-y/3")],
+)
+def test_find(model, version, place, store):
+    assert Catalog(store).find(model, version) == store / place
+
+
+@pytest.mark.parametrize("version", ["2", "11", "12", "01", "0", "../apple/1", "1/", "", "latest"])
+def test_unknown_versions(version, store):
+    with pytest.raises(VersionNotFound) as caught:
+        Catalog(store).find("apple", version)
+    assert str(caught.value) == f"Model apple has no version {version!r}; there are: 1, 9, 10."
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "pear",
+        "",
+        ".",
+        "..",
+        "../x",
+        "a/b",
+        "apple/1",
+        "apple\n",
+        "apple\0",
+        "no-versions",
+        "file",
+        ".hidden",
+        "Upper",
+        "x" * 200,
+        "/etc",
+    ],
+)
+def test_unknown_models(model, store):
+    (store.parent / "x" / "1").mkdir(parents=True, exist_ok=True)
+    (store.parent / "x" / "1" / "manifest.json").touch()
+    (store / "a" / "b" / "1").mkdir(parents=True)
+    (store / "a" / "b" / "1" / "manifest.json").touch()
+    catalog = Catalog(store)
+    assert catalog.versions(model) == ()
+    with pytest.raises(ModelNotFound) as caught:
+        catalog.find(model)
+    assert str(caught.value) == f"There is no model {model!r} in the store; there are: apple, b2.net_x-y."
+    assert str(store) not in str(caught.value)
+
+
+def test_new_bundles_are_seen(tmp_path):
+    catalog = Catalog(tmp_path)
+    assert catalog.models() == ()
+    with pytest.raises(ModelNotFound, match=r"there are: none\.$"):
+        catalog.find("small")
+    path = write_bundle(tmp_path, new_bundle(version="7"))
+    assert catalog.find("small") == path
+
+
+@pytest.mark.parametrize("name", ["absent", "file"])
+def test_no_store(name, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="is no directory"):
+        Catalog(tmp_path / name)

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch):
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CONDCONV_{name.upper()}", raising=False)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_described(name):
+    description = Settings.model_fields[name].description
+    assert description
+    assert description[0].isupper()
+    assert description.endswith(".")
+
+
+def test_defaults_need_no_environment():
+    settings = Settings()
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000), "nothing but this machine, unless it is asked for"
+    assert settings.model_store == Path("model_store")
+    assert settings.default_model is None
+    assert settings.precision == "float32"
+    assert settings.max_images_per_request <= settings.max_queue_rows
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("host", "0.0.0.0", "0.0.0.0"),
+        ("port", "0", 0),
+        ("model_store", "bundles", Path("bundles")),
+        ("default_model", "b0", "b0"),
+        ("device", "gpu", "gpu"),
+        ("precision", "bfloat16", "bfloat16"),
+        ("engine", "openvino", "openvino"),
+        ("streams", "3", 3),
+        ("streams", "auto", "auto"),
+        ("threads_per_stream", "2", 2),
+        ("stall_timeout", "0.5", 0.5),
+        ("max_batch_size", "16", 16),
+        ("max_batch_size", "auto", "auto"),
+        ("max_queue_rows", "1", 1),
+        ("decode_threads", "auto", "auto"),
+        ("max_body_bytes", "1024", 1024),
+        ("max_pixels", "1000000", 1_000_000),
+        ("max_images_per_request", "1", 1),
+        ("shutdown_timeout", "0", 0.0),
+        ("log_level", "debug", "debug"),
+    ],
+)
+def test_the_environment_sets(name, text, value, monkeypatch):
+    monkeypatch.setenv(f"CONDCONV_{name.upper()}", text)
+    assert getattr(Settings(), name) == value
+
+
+def test_what_is_given_comes_before_the_environment(monkeypatch):
+    monkeypatch.setenv("CONDCONV_PORT", "9000")
+    assert Settings(port=9001).port == 9001
+
+
+def test_only_the_prefix_counts(monkeypatch):
+    monkeypatch.setenv("PORT", "9000")
+    monkeypatch.setenv("CONDCONV_NO_SUCH_SETTING", "1")
+    assert Settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("port", "65536"),
+        ("port", "-1"),
+        ("port", "http"),
+        ("device", "npu"),
+        ("precision", "float16"),
+        ("engine", "onnx"),
+        ("streams", "0"),
+        ("streams", "all"),
+        ("streams", "2000"),
+        ("threads_per_stream", "0"),
+        ("threads_per_stream", "auto"),
+        ("stall_timeout", "0"),
+        ("max_batch_size", "0"),
+        ("max_batch_size", "2.5"),
+        ("max_queue_rows", "0"),
+        ("decode_threads", "-1"),
+        ("max_body_bytes", "1"),
+        ("max_pixels", "0"),
+        ("max_images_per_request", "0"),
+        ("shutdown_timeout", "-1"),
+        ("log_level", "loud"),
+    ],
+)
+def test_impossible_values_are_refused(name, text, monkeypatch):
+    monkeypatch.setenv(f"CONDCONV_{name.upper()}", text)
+    with pytest.raises(ValidationError) as caught:
+        Settings()
+    assert {error["loc"][0] for error in caught.value.errors()} == {name}
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError):
+        Settings().port = 1
