@@ -24,7 +24,7 @@ from service.domain import (
     ServedModel,
     Timings,
 )
-from service.errors import InferenceFailed, InvalidParameter, ServiceError
+from service.errors import InferenceFailed, InvalidParameter, MissingImage, ServiceError
 from service.imaging import decode, transform
 from service.metrics import Metrics
 
@@ -134,6 +134,8 @@ class Classifier:
         return ImageResult(id=identity, filename=image.filename, prediction=prediction)
 
     async def _predict(self, model: ServedModel, data: bytes, top_k: int, admission: Admission) -> Prediction:
+        if not data:
+            raise MissingImage("The image is empty.")
         started = time.monotonic()
         pixels, decode_seconds = await asyncio.get_running_loop().run_in_executor(
             self._decoders, self._decode, data, model

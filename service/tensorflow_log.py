@@ -14,17 +14,14 @@ _CHATTER = re.compile(rb"before absl::InitializeLog|oneDNN custom operations are
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow; unless TF_CPP_MIN_LOG_LEVEL says otherwise, only its warnings and errors are printed.
+    """Import TensorFlow without its chatter; unless TF_CPP_MIN_LOG_LEVEL says otherwise, it prints warnings and errors.
 
     Raises:
         ImportError: TensorFlow is not installed; says how to install it.
     """
     if "tensorflow" in sys.modules:
         return
-    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
-        _import()
-        return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     with _without_chatter():
         _import()
 

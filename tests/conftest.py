@@ -43,7 +43,7 @@ def randomise() -> Callable[[Any], Any]:
             else:
                 experts = len(weight.shape) == 5
                 fan_in = np.prod(weight.shape[experts : -2 if "depthwise" in weight.path else -1])
-                # With 2 deep random networks are chaotic, and float32 loses four digits; with 1 all rows come out alike.
+                # With 2 deep random networks are chaotic and float32 loses four digits; with 1 all rows are alike.
                 value = rng.normal(0, np.sqrt(1.4 / fan_in), weight.shape)
             weight.assign(value)
         return model

@@ -36,6 +36,7 @@ def create_app(parts: Parts, *, lifespan: Callable[[FastAPI], AbstractAsyncConte
         version=__version__,
         description=DESCRIPTION,
         lifespan=lifespan,
+        redirect_slashes=False,
         openapi_tags=[
             {"name": "predict", "description": "Images in, classes and routing weights out."},
             {"name": "models", "description": "What is served."},

@@ -188,8 +188,6 @@ def _check_images(images: Sequence[ImageSource], limits: BodyLimits) -> None:
     if not images:
         raise MissingImage("The body holds no image; a form's images must be files, as with curl -F image=@photo.jpg.")
     _check_count(len(images), limits)
-    if len(images) == 1 and not images[0].data:
-        raise MissingImage("The image is empty.")
 
 
 def _check_count(images: int, limits: BodyLimits) -> None:

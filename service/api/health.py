@@ -40,6 +40,10 @@ def router(parts: Parts) -> APIRouter:
         """For a container's health check: as `/readyz`."""
         return _health()
 
+    # Some load balancers probe with HEAD.
+    for path, probe in (("/livez", livez), ("/readyz", readyz), ("/healthz", healthz)):
+        routes.add_api_route(path, probe, methods=["HEAD"], response_model=HealthResponse, include_in_schema=False)
+
     def _health() -> HealthResponse | Response:
         if reason := parts.unready():
             return problem_response(Problem.of(reason))

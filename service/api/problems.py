@@ -53,7 +53,8 @@ class Problem(BaseModel):
                 "type": "urn:condconv-serve:problem:unsupported_image",
                 "title": "Unsupported image format",
                 "status": 415,
-                "detail": "This is no image of an accepted format: JPEG, PNG, WebP, GIF, TIFF, BMP.",
+                "detail": "These bytes are no image of an accepted format; JPEG, PNG, WebP, GIF, TIFF and BMP "
+                "are accepted.",
                 "slug": "unsupported_image",
             }
         }
@@ -126,6 +127,7 @@ def install(app: FastAPI) -> None:
             allowed = (error.headers or {}).get("Allow", "other methods")
             detail = f"{request.url.path} doesn't take {request.method}, but {allowed}."
         slug = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        request.scope["condconv.slug"] = slug
         problem = Problem(
             type=f"urn:condconv-serve:problem:{slug}",
             title={404: "Not found", 405: "Method not allowed"}.get(error.status_code, "HTTP error"),

@@ -40,7 +40,7 @@ def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Loweri
     size = preprocessing.image_size
     lowered = lower(model, lowering)
     infer = _inference(lowered, preprocessing)
-    if lowered.weights:  # of layers that `lower` doesn't know
+    if lowered.weights or not lowering.constants:  # there are variables to freeze
         signature = tf.TensorSpec((None, size, size, 3), tf.uint8, INPUT)
         function = tf.function(infer, autograph=False).get_concrete_function(signature)
         return InferenceGraph(convert_variables_to_constants_v2(function).graph.as_graph_def(), size)

@@ -59,7 +59,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
         routing_blocks=architecture.routing_blocks(),
         num_experts=architecture.num_experts,
         description={
-            **manifest.model_dump(mode="json"),
+            **manifest.model_dump(mode="json", exclude_none=True),
             "parameters": network_cost.parameters,
             "multiply_adds": network_cost.multiply_adds,
             "model_card": bundle.model_card,

@@ -27,16 +27,20 @@ DepthwiseCondConv = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
 class Lowering:
     """The operations that a kind of device gets; what isn't named here is computed alike everywhere.
 
-    `depthwise_condconv(layer, experts, x, routing)` applies one depthwise kernel per example. `hold` keeps a weight:
-    as a constant of the graph, or as a variable that several graphs share. `fold_scales` moves squeeze-and-excitation's
+    `depthwise_condconv(layer, experts, x, routing)` applies one depthwise kernel per example. `constants` says
+    how weights are held: as constants of the graph, or as variables that several graphs share. `fold_scales` moves squeeze-and-excitation's
     product from the activations into the kernels of the convolution that follows, where those are smaller. `dtype` is
     that of the convolutions.
     """
 
     depthwise_condconv: DepthwiseCondConv
-    hold: Callable[[Any], Tensor]
+    constants: bool
     fold_scales: bool
     dtype: Any = tf.float32
+
+    def hold(self, weight: Any) -> Tensor:
+        """Keep a weight as a constant or a variable."""
+        return weight if self.constants else tf.Variable(weight, trainable=False)
 
 
 def lower(model: keras.Model, lowering: Lowering) -> keras.Model:
@@ -212,10 +216,8 @@ def _shifted_products(layer: DepthwiseCondConv2D, experts: Tensor, x: Tensor, ro
     return layer.convolve(x, mix_experts(routing, experts))
 
 
-CPU = Lowering(depthwise_condconv=_batch_folded_depthwise, hold=lambda weight: weight, fold_scales=True)
+CPU = Lowering(depthwise_condconv=_batch_folded_depthwise, constants=True, fold_scales=True)
 """oneDNN operations, any batch size."""
 
-XLA = Lowering(
-    depthwise_condconv=_shifted_products, hold=lambda weight: tf.Variable(weight, trainable=False), fold_scales=False
-)
+XLA = Lowering(depthwise_condconv=_shifted_products, constants=False, fold_scales=False)
 """For compilation to GPU and TPU kernels: batch sizes are fixed, and one copy of the weights serves them all."""

@@ -1,6 +1,5 @@
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client import CollectorRegistry
 
 from service import metrics as metrics_module
 from service.metrics import Metrics
@@ -35,7 +34,7 @@ def test_the_description_names_what_is_exposed(metrics):
 def test_the_process_is_exposed_too(metrics):
     assert {"process_resident_memory_bytes", "process_open_fds", "python_info", "python_gc_collections"} <= exposed(
         metrics
-    ).keys()
+    )
 
 
 def test_each_registry_has_its_own(metrics):
