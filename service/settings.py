@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32",
         description="Number format of the convolutions. auto: bfloat16 where the device has it natively, which is "
-        "faster and changes probabilities by about a hundredth; see docs/performance.md.",
+        "faster and changes probabilities by about a hundredth.",
     )
     engine: Literal["auto", "tensorflow", "openvino"] = Field(
         "auto",

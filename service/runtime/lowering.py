@@ -28,7 +28,8 @@ class Lowering:
     """The operations that a kind of device gets; what isn't named here is computed alike everywhere.
 
     `depthwise_condconv(layer, experts, x, routing)` applies one depthwise kernel per example. `constants` says
-    how weights are held: as constants of the graph, or as variables that several graphs share. `fold_scales` moves squeeze-and-excitation's
+    how weights are held: as constants
+    of the graph, or as variables that several graphs share. `fold_scales` moves squeeze-and-excitation's
     product from the activations into the kernels of the convolution that follows, where those are smaller. `dtype` is
     that of the convolutions.
     """

@@ -11,7 +11,7 @@ from service.runtime.machine import Device, Machine
 Precision = Literal["float32", "bfloat16"]
 EngineName = Literal["tensorflow", "openvino"]
 
-# Rows per batch where throughput per row is best, see docs/performance.md: on a CPU as many as leave mixed kernels and
+# Rows per batch where throughput per row is best: on a CPU as many as leave mixed kernels and
 # activations of one stream in its core's cache; on accelerators what keeps them busy.
 BEST_BATCH_SIZE: dict[tuple[Device, Precision], int] = {
     ("cpu", "float32"): 4,

@@ -70,43 +70,49 @@ TRUNCATED = ImageSource(image(1).data[:60], filename="half.png")
 HUGE = ImageSource(encode(Image.new("L", (200, 200)), "PNG"), filename="huge.png")
 
 
-class Subject:
-    """A running classifier with what surrounds it. `hold` makes batches wait until it is cleared."""
+class CountingBatcher(Batcher):
+    """`submitted` can be acquired once per row that waits or has waited in the queue."""
 
-    def __init__(self, classifier, metrics, free, started):
-        self.classify = classifier.classify
-        self.metrics, self.free, self.started = metrics, free, started
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.submitted = asyncio.Semaphore(0)
+
+    async def submit(self, *args):
+        self.submitted.release()
+        return await super().submit(*args)
+
+
+class Subject:
+    """A running classifier with what surrounds it. Batches wait while `free` is cleared."""
+
+    def __init__(self, decoders, **limits):
+        self.metrics = Metrics(CollectorRegistry())
+        self.free, self.started = asyncio.Event(), asyncio.Event()
+        self.free.set()
+        self.batcher = CountingBatcher(self._run, streams=1, metrics=self.metrics, **limits)
+        self.classify = Classifier(
+            OneModel(), self.batcher, decoders=decoders, max_pixels=20_000, metrics=self.metrics
+        ).classify
+
+    async def _run(self, model, rows):
+        self.started.set()
+        await self.free.wait()
+        return compute_batch(model, rows, 0)
 
     def read(self, name, **labels):
         return self.metrics.registry.get_sample_value(name, labels)
 
     def rows(self):
         """Counted rows by outcome."""
-        samples = next(family for family in self.metrics.registry.collect() if family.name == "condconv_rows").samples
-        return {s.labels["outcome"]: s.value for s in samples if s.name == "condconv_rows_total"}
+        (family,) = (family for family in self.metrics.registry.collect() if family.name == "condconv_rows")
+        return {s.labels["outcome"]: s.value for s in family.samples if s.name == "condconv_rows_total"}
 
 
 @contextlib.asynccontextmanager
 async def running(*, max_queue_rows=64, max_batch_size=4):
-    metrics = Metrics(CollectorRegistry())
-    free, started = asyncio.Event(), asyncio.Event()
-    free.set()
-
-    async def run(model, rows):
-        started.set()
-        await free.wait()
-        return compute_batch(model, rows, 0)
-
     with ThreadPoolExecutor(2) as decoders:
-        async with (
-            asyncio.timeout(20),
-            Batcher(
-                run, streams=1, max_batch_size=max_batch_size, max_queue_rows=max_queue_rows, metrics=metrics
-            ) as batcher,
-        ):
-            classifier = Classifier(OneModel(), batcher, decoders=decoders, max_pixels=20_000, metrics=metrics)
-            subject = Subject(classifier, metrics, free, started)
-            subject.close = batcher.close
+        subject = Subject(decoders, max_queue_rows=max_queue_rows, max_batch_size=max_batch_size)
+        async with asyncio.timeout(20), subject.batcher:
             yield subject
 
 
@@ -219,7 +225,7 @@ async def test_a_full_queue_is_told_before_anything_is_decoded(decoded):
 
 
 async def test_nothing_is_decoded_while_draining(decoded, subject):
-    subject.close()
+    subject.batcher.close()
     with pytest.raises(Draining):
         await subject.classify([image(1)])
     assert decoded == []
@@ -240,9 +246,8 @@ async def test_images_of_several_requests_ride_together(subject):
     first = asyncio.create_task(subject.classify([image(1)]))
     await subject.started.wait()
     others = [asyncio.create_task(subject.classify([image(shade)])) for shade in (2, 3)]
-    while subject.read("condconv_queue_rows") < 2 or subject.read("condconv_stage_seconds_count", stage="total"):
-        await asyncio.sleep(0)
-    await until_decoded(subject, 3)
+    for _ in range(3):
+        await subject.batcher.submitted.acquire()
     subject.free.set()
     answers = await asyncio.gather(first, *others)
     assert [answer.results[0].prediction.batch_size for answer in answers] == [1, 2, 2]

@@ -1,5 +1,6 @@
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from service import metrics as metrics_module
 from service.metrics import Metrics
