@@ -94,6 +94,18 @@ def product_read_twice(x, r):
     return layers.Add()([layers.Conv2D(6, 1)(x), x])
 
 
+def convolution_of_product_called_twice(x, r):
+    convolve = layers.Conv2D(3, 1)
+    scale = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    return layers.Add()([convolve(layers.Multiply()([x, scale])), convolve(x)])
+
+
+def product_called_twice(x, r):
+    multiply = layers.Multiply()
+    scale = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    return layers.Add()([layers.Conv2D(3, 1)(multiply([x, scale])), multiply([x, x])])
+
+
 NETWORKS = {
     "conv": static(layers.Conv2D(4, 3, strides=2, padding="same")),
     "conv, dilated": static(layers.Conv2D(4, (3, 5), dilation_rate=(2, 1))),
@@ -124,6 +136,8 @@ NETWORKS = {
     "squeezed condconv, scale first": squeezed(normalised(CondConv2D(4, 1, 3, use_bias=False)), scale_first=True),
     "squeezed depthwise": squeezed(static(layers.DepthwiseConv2D(1))),
     "squeezed, read twice": squeezed(product_read_twice),
+    "squeezed, convolution called twice": convolution_of_product_called_twice,
+    "squeezed, product called twice": product_called_twice,
     "product of two maps": lambda x, r: layers.Conv2D(4, 1)(layers.Multiply()([x, layers.Conv2D(3, 1)(x)])),
     "product of three": lambda x, r: layers.Conv2D(4, 1)(layers.Multiply()([x, x, x])),
     "norm on the input": lambda x, r: layers.BatchNormalization()(x),

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+
+from service.errors import BundleError
+from service.nn import build_efficientnet, get_architecture
+from service.runtime.loading import load_model, set_weights
+from service.store import open_bundle, write_bundle
+from tests.unit.store.samples import LABELS, PLAN, default_model, new_bundle
+
+ARCHITECTURE = {"name": "efficientnet-lite0-condconv-4e", "num_classes": 3, "width_coefficient": 0.1}
+ROUTER, EXPERTS = "block_8_routing/kernel", "block_9_project/kernel"
+
+
+@pytest.fixture(scope="module")
+def network(randomise):
+    name, *_ = ARCHITECTURE.values()
+    overrides = {key: value for key, value in ARCHITECTURE.items() if key != "name"}
+    return randomise(build_efficientnet(get_architecture(name, **overrides), input_size=64))
+
+
+@pytest.fixture
+def weights(network):
+    return {variable.path: np.array(variable) for variable in network.weights}
+
+
+@pytest.fixture
+def bundle_of(tmp_path):
+    def write(**changes):
+        return open_bundle(write_bundle(tmp_path, new_bundle(**{"architecture": ARCHITECTURE} | changes)))
+
+    return write
+
+
+def test_a_loaded_model_computes_what_its_network_computes(network, weights, bundle_of, assert_close):
+    model = load_model(bundle_of(weights=weights), PLAN)
+    assert (model.name, model.version) == ("small", "1")
+    assert tuple(model.labels) == LABELS
+    assert model.preprocessing.image_size == 64
+    assert model.routing_blocks == tuple(f"block_{i}" for i in range(8, 16))
+    assert model.num_experts == 4
+    assert (model.computed_by.engine, model.computed_by.precision) == ("tensorflow", "float32")
+    assert model.description["parameters"] == sum(int(np.prod(v.shape)) for v in network.trainable_weights)
+    assert model.description["model_card"] == "# Small\n\nNot for use.\n"
+    assert model.description["architecture"] == ARCHITECTURE
+
+    rows = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    found = model.engine(rows)
+    expected = network((rows.astype(np.float32) - 127) / 128, training=False)
+    assert_close(found.logits, expected["logits"], 1e-4)
+    assert_close(found.routing, np.stack(list(expected["routing"].values()), axis=1), 1e-4)
+    model.engine.close()
+
+
+def test_the_committed_bundle():
+    model = default_model()
+    assert model.description["parameters"] == 12_677_576
+    assert (len(model.labels), model.num_experts, len(model.routing_blocks)) == (1000, 4, 8)
+    output = model.engine(np.zeros((2, 224, 224, 3), np.uint8))
+    assert (output.logits.shape, output.routing.shape) == ((2, 1000), (2, 8, 4))
+    assert np.isfinite(output.logits).all()
+    assert 0 <= output.routing.min() < output.routing.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({ROUTER: None}, f"{ROUTER} is missing."),
+        ({"extra/kernel": np.zeros(3)}, "extra/kernel is not part of it."),
+        ({ROUTER: np.zeros((8, 8))}, f"{ROUTER} is [8, 8] instead of [8, 4]."),
+        ({"logits/bias": np.zeros(1)}, "logits/bias is [1] instead of [3]."),  # would be broadcast
+        ({EXPERTS: None, "a": np.zeros(1)}, f"{EXPERTS} is missing; a is not part of it."),
+    ],
+)
+def test_misfits_are_named(change, says, network, weights):
+    before = np.array(network.get_layer("stem").kernel)
+    changed = {name: value for name, value in (weights | change).items() if value is not None}
+    changed["stem/kernel"] = before + 1
+    with pytest.raises(BundleError) as caught:
+        set_weights(network, changed, name="small/1")
+    assert str(caught.value) == f"small/1: the weights don't fit the architecture: {says}"
+    np.testing.assert_array_equal(network.get_layer("stem").kernel, before, "nothing is assigned")
+
+
+def test_many_misfits_are_counted(network):
+    with pytest.raises(BundleError) as caught:
+        set_weights(network, {}, name="small/1")
+    assert str(caught.value).count(" is missing") == 8
+    assert str(caught.value).endswith(f" and {len(network.weights) - 8} more.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"architecture": {"name": "resnet-50"}}, "small/1: Unknown architecture 'resnet-50'; known are "),
+        (
+            {"architecture": ARCHITECTURE | {"num_experts": 8}},
+            "small/1: Unknown architecture parameter num_experts; known are ",
+        ),
+        (
+            {"architecture": ARCHITECTURE | {"width_coefficient": "wide"}},
+            "small/1: Architecture parameter width_coefficient must be a number, not 'wide'.",
+        ),
+        (
+            {"architecture": ARCHITECTURE | {"num_classes": 4}},
+            "small/1: the architecture has 4 classes, the manifest says 3.",
+        ),
+        ({"weights": {"stem/kernel": np.zeros(3, np.float32)}}, "small/1: the weights don't fit the architecture: "),
+    ],
+    ids=["architecture", "parameter", "value", "classes", "weights"],
+)
+def test_bundles_that_fit_no_network(changes, says, bundle_of):
+    with pytest.raises(BundleError) as caught:
+        load_model(bundle_of(**changes), PLAN)
+    assert str(caught.value).startswith(says)

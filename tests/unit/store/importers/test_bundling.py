@@ -1,0 +1,204 @@
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from service.errors import BundleError, ConfigurationError, ImportFailed
+from service.nn import build_efficientnet, get_architecture
+from service.nn.architectures import ARCHITECTURES
+from service.runtime.loading import load_model
+from service.store import open_bundle, read_labels, read_weights
+from service.store.importers.bundling import ImportRequest, import_bundle
+from tests.unit.store.samples import PLAN
+
+LABELS = [{"index": i, "label": f"class {i}", "synset": f"n{i:08d}"} for i in range(5)]
+LAYERS = {"expand": 0, "depthwise": 1, "project": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _narrow_architecture():
+    """Registers a narrow network, since a request gives an architecture by name alone."""
+    lite = ARCHITECTURES["efficientnet-lite0-condconv-4e"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(
+            ARCHITECTURES, "narrow", dataclasses.replace(lite, name="narrow", width_coefficient=0.1, image_size=64)
+        )
+        yield
+
+
+@pytest.fixture(scope="module")
+def network(_narrow_architecture, randomise):
+    return randomise(build_efficientnet(get_architecture("narrow", num_classes=5)))
+
+
+def official_name(path):
+    """Ours to the names of the published checkpoints."""
+    layer, leaf = path.split("/")
+    if not layer.startswith("block_"):
+        part, kind = {
+            "stem": ("stem", "conv2d"),
+            "stem_norm": ("stem", "tpu_batch_normalization"),
+            "head": ("head", "conv2d"),
+            "head_norm": ("head", "tpu_batch_normalization"),
+            "logits": ("head", "dense"),
+        }[layer]
+        return f"narrow/{part}/{kind}/{leaf}"
+    _, number, kind = layer.split("_", 2)
+    skipped = 0 if int(number) else 1  # the first block has no expansion
+    if kind == "routing":
+        return f"narrow/blocks_{number}/dense/{leaf}"
+    if kind.endswith("_norm"):
+        position = LAYERS[kind.removesuffix("_norm")] - skipped
+        return f"narrow/blocks_{number}/tpu_batch_normalization_{position}/{leaf}"
+    conditional = "cond" if int(number) >= 8 else ""
+    if kind == "depthwise":
+        layer = "depthwise_cond_conv2d" if conditional else "depthwise_conv2d"
+        return f"narrow/blocks_{number}/{layer}/depthwise_{conditional and 'condconv_'}kernel"
+    layer = f"{conditional and 'cond_'}conv2d_{LAYERS[kind] // 2}"
+    return f"narrow/blocks_{number}/{layer}/{conditional and 'condconv_'}kernel"
+
+
+@pytest.fixture(scope="module")
+def tensors(network):
+    """The network's weights, as a published checkpoint has them: experts are flattened."""
+    values = {official_name(v.path): np.array(v) for v in network.weights}
+    assert len(values) == len(network.weights)
+    return {name: v.reshape(len(v), -1) if v.ndim == 5 else v for name, v in values.items()}
+
+
+@pytest.fixture
+def request_for(tmp_path, tensors):
+    """Write tensors and labels, and ask for their import."""
+
+    def make(*, tensors=tensors, classes=LABELS, **changes):
+        save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, tmp_path / "w.safetensors")
+        file = tmp_path / "names.json"
+        file.write_text(classes if isinstance(classes, str) else json.dumps(classes))
+        given = {"source": tmp_path / "w.safetensors", "architecture": "narrow", "name": "new", "version": "4"}
+        return ImportRequest(**given | {"labels": file} | changes)
+
+    return make
+
+
+@pytest.fixture
+def store(tmp_path):
+    return tmp_path / "store"
+
+
+def logits(network, rows):
+    return np.asarray(network((rows.astype(np.float32) - 127) / 128, training=False)["logits"])
+
+
+def test_an_imported_bundle_computes_what_the_network_computes(request_for, store, network, assert_close):
+    path = import_bundle(request_for(), store=store)
+    assert path == store / "new" / "4"
+    bundle = open_bundle(path)
+    assert bundle.manifest.num_classes == 5
+    assert bundle.manifest.preprocessing.image_size == 64
+    assert [dataclasses.asdict(label) for label in read_labels(bundle)] == LABELS
+    model = load_model(bundle, PLAN)
+    rows = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    assert_close(model.engine(rows).logits, logits(network, rows), 1e-4)
+    model.engine.close()
+
+
+def test_half_precision_is_kept(request_for, store, tensors, network):
+    half = {name: value.astype(np.float16) for name, value in tensors.items()}
+    path = import_bundle(request_for(tensors=half), store=store)
+    stored = load_file(path / "weights.safetensors")
+    assert {value.dtype for value in stored.values()} == {np.dtype(np.float16)}
+    for variable in network.weights:
+        np.testing.assert_array_equal(stored[variable.path], np.array(variable).astype(np.float16))
+    assert {value.dtype for value in read_weights(open_bundle(path)).values()} == {np.dtype(np.float32)}
+
+
+def test_what_the_manifest_says(request_for, store, tmp_path):
+    (tmp_path / "card.md").write_text("# Card\n")
+    measured = [{"dataset": "val", "images": 50_000, "transform": "official", "top1": 0.78}]
+    (tmp_path / "accuracy.json").write_text(json.dumps(measured))
+    request = request_for(
+        transform="pillow",
+        licence="MIT",
+        method="trained",
+        url="https://example.org/w",
+        model_card=tmp_path / "card.md",
+        accuracy=tmp_path / "accuracy.json",
+    )
+    bundle = open_bundle(import_bundle(request, store=store))
+    manifest = bundle.manifest
+    assert bundle.model_card == "# Card\n"
+    assert manifest.preprocessing.transform == "pillow"
+    assert (manifest.licence, manifest.accuracy[0].top1) == ("MIT", 0.78)
+    assert manifest.provenance.model_dump() == {
+        "source": "w.safetensors",
+        "method": "trained",
+        "url": "https://example.org/w",
+        "source_sha256": hashlib.sha256(request.source.read_bytes()).hexdigest(),
+    }
+    assert str(tmp_path) not in (bundle.path / "manifest.json").read_text()
+
+
+def test_without_labels_classes_are_numbered(request_for, store, tensors):
+    logits_kernel, logits_bias = "narrow/head/dense/kernel", "narrow/head/dense/bias"
+    inputs = len(tensors[logits_kernel])
+    thousand = {logits_kernel: np.ones((inputs, 1000), np.float32), logits_bias: np.ones(1000, np.float32)}
+    path = import_bundle(request_for(tensors=tensors | thousand, labels=None), store=store)
+    labels = read_labels(open_bundle(path))
+    assert (len(labels), labels[999].label, labels[999].synset) == (1000, "class 999", None)
+    assert open_bundle(path).manifest.architecture.overrides == {}
+
+
+WRONG_LABELS = {
+    "in disorder": (LABELS[::-1], "names.json must name the classes 0, 1, 2, ... in order."),
+    "with a gap": ([LABELS[0], LABELS[2]], "names.json must name the classes 0, 1, 2, ... in order."),
+    "none": ([], "names.json must name the classes 0, 1, 2, ... in order."),
+    "only names": (["tench", "goldfish"], "names.json is no list of labels (index, label, synset): "),
+    "no JSON": ("tench\ngoldfish\n", "names.json is no list of labels (index, label, synset): "),
+    "of another network": (LABELS[:4], "The weights don't fit narrow: misshaped: narrow/head/dense/bias is [5], but "),
+}
+
+
+@pytest.mark.parametrize(("classes", "says"), WRONG_LABELS.values(), ids=WRONG_LABELS)
+def test_wrong_labels(classes, says, request_for, store):
+    with pytest.raises(ImportFailed) as caught:
+        import_bundle(request_for(classes=classes), store=store)
+    assert says in str(caught.value)
+    assert not store.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"architecture": "narrower"}, ConfigurationError, "Unknown architecture 'narrower'"),
+        ({"name": "../new"}, BundleError, r"^\.\./new/4 can't be written: name: "),
+        ({"version": "four"}, BundleError, "^new/four can't be written: version: "),
+    ],
+)
+def test_impossible_requests(changes, error, says, request_for, store):
+    with pytest.raises(error, match=says):
+        import_bundle(request_for(**changes), store=store)
+    assert not store.exists()
+
+
+@pytest.mark.parametrize("name", ["labels", "model_card", "accuracy", "source"])
+def test_files_that_are_not_there(name, request_for, store, tmp_path):
+    with pytest.raises(ImportFailed, match=r"^absent\.safetensors can't be read"):
+        import_bundle(request_for(**{name: tmp_path / "absent.safetensors"}), store=store)
+    assert not store.exists()
+
+
+def test_a_wrong_measurement(request_for, store, tmp_path):
+    (tmp_path / "accuracy.json").write_text('[{"dataset": "val", "images": 10, "transform": "official", "top1": 78}]')
+    with pytest.raises(ImportFailed, match=r"^accuracy\.json is no list of measurements: "):
+        import_bundle(request_for(accuracy=tmp_path / "accuracy.json"), store=store)
+
+
+def test_an_existing_version_is_kept(request_for, store):
+    path = import_bundle(request_for(), store=store)
+    before = (path / "manifest.json").read_bytes()
+    with pytest.raises(BundleError, match="exists already"):
+        import_bundle(request_for(licence="other"), store=store)
+    assert (path / "manifest.json").read_bytes() == before
