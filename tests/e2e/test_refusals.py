@@ -247,7 +247,7 @@ def test_bad_images_among_good_ones(client: httpx.Client, cat: bytes) -> None:
     for place, (status, slug) in {
         1: (415, "unsupported_image"),
         3: (422, "corrupt_image"),
-        4: (415, "unsupported_image"),
+        4: (400, "missing_image"),
     }.items():
         error = entries[place].pop("error")
         assert (error["status"], error["slug"]) == (status, slug)
