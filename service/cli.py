@@ -172,7 +172,9 @@ def list_models(model_store: Store = None) -> None:
     from service.store import Catalog
     from service.store.bundle import read_manifest
 
-    table = Table("model", "version", "architecture", "classes", "size", "licence", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for column in ("model", "version", "architecture", "classes", "size", "licence"):
+        table.add_column(column, overflow="fold")
     for path in Catalog(_settings(model_store=model_store).model_store):
         try:
             manifest = read_manifest(path)
@@ -188,7 +190,7 @@ def list_models(model_store: Store = None) -> None:
             f"{size / 1e6:.1f} MB",
             manifest.licence,
         )
-    out.print(table)
+    _print_table(table)
 
 
 @models_app.command("show", epilog="Example: [bold]condconv models show efficientnet-lite0-condconv-4e[/]")
@@ -320,6 +322,12 @@ def _print_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
+def _print_table(table: Table) -> None:
+    """Print a table; into a file or a pipe in full, since there is no width to fit it into."""
+    console = out if out.is_terminal else Console(width=1000, emoji=False)
+    console.print(table)
+
+
 def _print_routing(name: str, prediction: Any) -> None:
     best = prediction.classes[0]
     name, label = escape(name), escape(best.label)
@@ -327,4 +335,7 @@ def _print_routing(name: str, prediction: Any) -> None:
     table = Table("block", *(f"expert {i}" for i in experts), title=f"{name}: {label} ({best.probability:.1%})")
     for block, weights in zip(prediction.routing.blocks, prediction.routing.weights, strict=True):
         table.add_row(block, *(f"[on rgb({int(40 + 180 * w)},60,60)] {w:.3f} [/]" for w in weights))
-    out.print(table if prediction.routing.blocks else f"{name}: {label}; a static network has no routing.")
+    if prediction.routing.blocks:
+        _print_table(table)
+    else:
+        out.print(f"{name}: {label}; a static network has no routing.", highlight=False, soft_wrap=True)
