@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,8 @@ from service.domain import (
 from service.errors import InferenceFailed, InvalidParameter, MissingImage, ServiceError
 from service.imaging import decode, transform
 from service.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +132,11 @@ class Classifier:
         except asyncio.CancelledError:
             self._metrics.rows.labels(model.name, "cancelled").inc()
             raise
+        except Exception:  # a defect of ours must not take the request's other images along
+            logger.exception("an image of %d bytes met an unexpected error", len(image.data))
+            unexpected = ServiceError("Something went wrong in the service; its log says what.")
+            self._metrics.rows.labels(model.name, unexpected.slug).inc()
+            return ImageResult(id=identity, filename=image.filename, error=unexpected)
         self._metrics.rows.labels(model.name, "answered").inc()
         self._observe(model, prediction)
         return ImageResult(id=identity, filename=image.filename, prediction=prediction)

@@ -51,7 +51,10 @@ def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
         try:
             command(*args, **kwargs)
         except ServiceError as error:
-            err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+            _print_failure("error", error)
+            raise typer.Exit(1) from error
+        except OSError as error:  # a full disk, say
+            _print_failure("error", f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
             raise typer.Exit(1) from error
 
     return wrapped
@@ -116,11 +119,7 @@ def predict(
     else:
         for result in answer.results:
             if result.prediction is None:
-                err.print(
-                    f"[bold red]{escape(str(result.filename))}:[/] {escape(str(result.error))}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                _print_failure(result.filename, result.error)
                 continue
             out.print(f"[bold]{escape(str(result.filename))}[/]", highlight=False, soft_wrap=True)
             for scored in result.prediction.classes:
@@ -151,11 +150,7 @@ def routing(
         _print_json(answer.to_json(routing=True))
     for result in answer.results:
         if result.prediction is None:
-            err.print(
-                f"[bold red]{escape(str(result.filename))}:[/] {escape(str(result.error))}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            _print_failure(result.filename, result.error)
         elif not as_json:
             _print_routing(result.filename or result.id, result.prediction)
     if plot is not None and predictions:
@@ -316,6 +311,10 @@ def _log(level: str) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("service").setLevel(level.upper())
+
+
+def _print_failure(what: str | None, why: object) -> None:
+    err.print(f"[bold red]{escape(str(what))}:[/] {escape(str(why))}", highlight=False, soft_wrap=True)
 
 
 def _print_json(document: Any) -> None:

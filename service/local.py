@@ -17,7 +17,7 @@ from service.api.schemas import predict_response
 from service.bootstrap import Service, load_model
 from service.classifier import Classification
 from service.domain import ImageResult, ImageSource, ServedModel
-from service.errors import BodyTooLarge, ConfigurationError, MissingImage, ServiceError
+from service.errors import BodyTooLarge, BundleError, MissingImage, ServiceError
 from service.runtime.plan import EnginePlan
 from service.settings import Settings
 from service.store import open_bundle
@@ -140,4 +140,4 @@ def verify_bundle(path: Path, plan: EnginePlan) -> None:
     size = model.preprocessing.image_size
     output = model.engine(np.zeros((1, size, size, 3), np.uint8))
     if not np.isfinite(output.logits).all():
-        raise ConfigurationError(f"{model.name}/{model.version}: the answer for a black image is not finite.")
+        raise BundleError(f"{model.name}/{model.version}: the answer for a black image is not finite.")

@@ -328,3 +328,17 @@ def test_probabilities_are_a_softmax(scale):
 def test_logits_that_are_not_finite(bad):
     with pytest.raises(InferenceFailed, match="not finite"):
         top_classes(np.array([0, bad, 1, 2, 3, 4], np.float32), MODEL, 1)
+
+
+async def test_unexpected_error_of_one_image_leaves_the_others_alone(subject, monkeypatch):
+    decode = classifier_module.decode
+
+    def faulty(data, **options):
+        if data == b"boom":
+            raise ZeroDivisionError("secret")
+        return decode(data, **options)
+
+    monkeypatch.setattr(classifier_module, "decode", faulty)
+    bad, good = (await subject.classify([ImageSource(b"boom"), image(1)])).results
+    assert (bad.error.slug, good.prediction is not None) == ("internal_error", True)
+    assert "secret" not in str(bad.error)

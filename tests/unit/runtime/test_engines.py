@@ -1,0 +1,118 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.domain import ModelOutput, Preprocessing
+from service.errors import ConfigurationError
+from service.metrics import Metrics
+from service.nn import build_efficientnet, get_architecture
+from service.runtime import engines
+from service.runtime.machine import Machine
+from service.runtime.openvino_engine import split
+from service.runtime.plan import make_plan
+from service.runtime.xla_engine import XlaEngine
+
+PREPROCESSING = Preprocessing(transform="official", image_size=64)
+MACHINE = Machine(cores=2, cpu_bfloat16=False, openvino=True)
+
+
+@pytest.fixture(scope="module")
+def network(randomise):
+    small = get_architecture("efficientnet-condconv-b0-4e", width_coefficient=0.25, image_size=64, num_classes=7)
+    return randomise(build_efficientnet(small))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return np.random.default_rng(1).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def expected(network, rows):
+    outputs = network((rows.astype(np.float32) - 127) / 128, training=False)
+    return np.asarray(outputs["logits"]), np.stack([np.asarray(r) for r in outputs["routing"].values()], axis=1)
+
+
+def built(network, **asked):
+    return engines.build_engine(network, PREPROCESSING, make_plan(MACHINE, **asked))
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "openvino"])
+def test_any_batch_size_gives_what_keras_computes(name, network, rows, expected, assert_close):
+    engine, description = built(network, engine=name)
+    assert description.engine == name
+    for count in (1, 2, 3, 4, 7, 11):
+        output = engine(rows[:count])
+        assert_close(output.logits, expected[0][:count], 1e-4)
+        assert_close(output.routing, expected[1][:count], 1e-4)
+    engine.close()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_xla_pads_and_cuts(precision, network, rows, expected, assert_close):
+    metrics = Metrics(CollectorRegistry())
+    engine = XlaEngine(
+        network, PREPROCESSING, devices=("CPU:0",), precision=precision, max_batch_size=4, metrics=metrics
+    )
+    output = engine(rows[:7])
+    assert_close(output.logits, expected[0][:7], 1e-4 if precision == "float32" else 5e-2)
+    assert metrics.registry.get_sample_value("condconv_padding_rows_total") == 1
+
+
+def test_streams_use_several_devices():
+    script = """
+import numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from service.domain import Preprocessing
+from service.nn import build_efficientnet, get_architecture
+from service.runtime.xla_engine import XlaEngine
+small = get_architecture("efficientnet-condconv-b0-4e", width_coefficient=0.25, image_size=64, num_classes=7)
+engine = XlaEngine(build_efficientnet(small), Preprocessing(transform="official", image_size=64),
+                   devices=("CPU:0", "CPU:1"), precision="float32", max_batch_size=1)
+rows = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
+first, second = engine(rows, 0).logits, engine(rows, 1).logits
+assert np.abs(first - second).max() <= 1e-5 * np.abs(first).max()
+functions = [function.get_concrete_function(tf.constant(rows)) for _, function in engine._devices]
+where = [{variable.device[-5:] for variable in function.variables} for function in functions]
+assert where == [{"CPU:0"}, {"CPU:1"}], where
+"""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Wrong:
+    def __call__(self, rows, stream=0):
+        return ModelOutput(np.ones((len(rows), 7), np.float32), np.ones((len(rows), 8, 4), np.float32))
+
+    def close(self):
+        pass
+
+
+def test_wrong_answers_make_tensorflow_take_over_and_say_why(network, monkeypatch):
+    monkeypatch.setattr(engines, "_openvino_engine", lambda *_: Wrong())
+    _, description = built(network)
+    assert description.engine == "tensorflow"
+    assert "differ from TensorFlow's" in description.reason
+    with pytest.raises(ConfigurationError, match="choose engine=auto or tensorflow"):
+        built(network, engine="openvino")
+
+
+@pytest.mark.parametrize(
+    ("rows", "pieces"),
+    [
+        (1, [(1, 1)]),
+        (3, [(1, 1)] * 3),
+        (4, [(4, 8)]),
+        (8, [(8, 8)]),
+        (10, [(8, 8), (1, 1), (1, 1)]),
+        (15, [(8, 8), (7, 8)]),
+    ],
+)
+def test_batches_are_put_together_from_two_sizes(rows, pieces):
+    assert split(rows, 8) == pieces

@@ -1,0 +1,48 @@
+import asyncio
+import threading
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.errors import EngineStalled
+from service.metrics import Metrics
+from service.runtime.executor import StreamPool
+
+
+async def test_each_stream_has_its_number_and_they_run_side_by_side():
+    both = threading.Barrier(2)
+
+    def compute(stream):
+        both.wait(20)
+        return stream
+
+    with StreamPool(2, stall_timeout=30, metrics=Metrics(CollectorRegistry())) as pool:
+        assert sorted(await asyncio.gather(pool.run(compute), pool.run(compute))) == [0, 1]
+
+
+async def test_errors_are_passed_on_and_the_stream_lives():
+    def fail(stream):
+        raise KeyError("x")
+
+    with StreamPool(1, stall_timeout=30, metrics=Metrics(CollectorRegistry())) as pool:
+        with pytest.raises(KeyError):
+            await pool.run(fail)
+        assert await pool.run(lambda stream: stream) == 0
+
+
+async def test_hanging_stream_is_reported_and_replaced():
+    metrics, leave, ended = Metrics(CollectorRegistry()), threading.Event(), threading.Event()
+
+    def hang(stream):
+        leave.wait(20)
+        ended.set()
+
+    with StreamPool(1, stall_timeout=0.05, metrics=metrics) as pool:
+        with pytest.raises(EngineStalled):
+            await pool.run(hang)
+        assert pool.consecutive_stalls == 1
+        assert metrics.registry.get_sample_value("condconv_stream_stalls_total") == 1
+        assert await pool.run(lambda stream: stream) == 0
+        assert pool.consecutive_stalls == 0
+    leave.set()
+    assert ended.wait(20)

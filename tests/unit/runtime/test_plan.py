@@ -1,0 +1,49 @@
+import pytest
+
+from service.errors import ConfigurationError
+from service.runtime.machine import Machine
+from service.runtime.plan import make_plan
+
+PLAIN = Machine(cores=4, cpu_bfloat16=False, openvino=False)
+RICH = Machine(cores=6, cpu_bfloat16=True, openvino=True)
+GPUS = Machine(
+    cores=8,
+    cpu_bfloat16=True,
+    openvino=True,
+    accelerators=(("gpu", "GPU:0"), ("gpu", "GPU:1")),
+    accelerator_bfloat16=True,
+)
+
+
+@pytest.mark.parametrize(
+    ("machine", "asked", "expected"),
+    [
+        (PLAIN, {}, ("cpu", "float32", "tensorflow", 4, 4)),
+        (RICH, {}, ("cpu", "bfloat16", "openvino", 6, 8)),
+        (RICH, {"precision": "float32"}, ("cpu", "float32", "openvino", 6, 4)),
+        (RICH, {"engine": "tensorflow", "threads_per_stream": 2}, ("cpu", "bfloat16", "tensorflow", 3, 8)),
+        (RICH, {"threads_per_stream": 99}, ("cpu", "bfloat16", "openvino", 1, 8)),
+        (RICH, {"streams": 2, "max_batch_size": 16}, ("cpu", "bfloat16", "openvino", 2, 16)),
+        (GPUS, {}, ("gpu", "bfloat16", "tensorflow", 2, 64)),
+        (GPUS, {"device": "cpu"}, ("cpu", "bfloat16", "openvino", 8, 8)),
+    ],
+)
+def test_choices(machine, asked, expected):
+    plan = make_plan(machine, **asked)
+    assert (plan.device, plan.precision, plan.engine, plan.streams, plan.max_batch_size) == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "asked", "says"),
+    [
+        (PLAIN, {"device": "gpu"}, "there is cpu"),
+        (PLAIN, {"precision": "bfloat16"}, "no native bfloat16; choose float32 or auto"),
+        (PLAIN, {"precision": "int4"}, "choose auto, float32, bfloat16"),
+        (PLAIN, {"engine": "openvino"}, "not installed"),
+        (PLAIN, {"engine": "onnx"}, "choose auto, tensorflow, openvino"),
+        (GPUS, {"engine": "openvino"}, "on a CPU, not on a gpu"),
+    ],
+)
+def test_impossible_settings_say_what_is_possible(machine, asked, says):
+    with pytest.raises(ConfigurationError, match=says):
+        make_plan(machine, **asked)
