@@ -7,9 +7,11 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL_STORE ?= model_store
 EXTRAS ?= cpu
+# PyTorch's builds without CUDA; elsewhere than on PyPI.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format docs clean
+.PHONY: help serve test bench check format docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -33,11 +35,19 @@ $(VENV)/.check: pyproject.toml $(VENV)/.serve
 	@$(PIP) install --quiet --group check --group test
 	@touch $@
 
+$(VENV)/.bench: pyproject.toml $(VENV)/.test
+	@echo "Installing the peers: PyTorch, timm, ONNX Runtime, OpenVINO ..."
+	@$(PIP) install --quiet --retries 1 --extra-index-url $(TORCH_INDEX) --group bench
+	@touch $@
+
 serve: $(VENV)/.serve  ## Serve the model store on http://HOST:PORT (HOST=127.0.0.1 PORT=8000 MODEL_STORE=model_store)
 	@exec $(BIN)/condconv serve --host $(HOST) --port $(PORT) --model-store $(MODEL_STORE)
 
 test: $(VENV)/.test  ## Run the test suite
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.bench  ## Measure the engine against what one would pick instead (20 minutes, 16 GB of memory)
+	@$(BIN)/python benchmarks/engine_peers.py $(ARGS)
 
 check: $(VENV)/.check  ## Format, lint, types, import contracts, generated documentation
 	@$(BIN)/ruff format --check .

@@ -217,6 +217,21 @@ def _find_bundles(settings: Settings, only: str | None) -> list[Bundle]:
     """The newest version of every model in the store, or of one."""
     started = time.monotonic()
     catalog = Catalog(settings.model_store)
+    find_default(settings, catalog)
+    names = catalog.models()
+    bundles = [open_bundle(catalog.find(name)) for name in ([only] if only else names)]
+    logger.info(
+        "model store %s: %d bundles checked in %.1f s", settings.model_store, len(bundles), time.monotonic() - started
+    )
+    return bundles
+
+
+def find_default(settings: Settings, catalog: Catalog) -> str:
+    """The model for requests that name none.
+
+    Raises:
+        ConfigurationError: the store is empty, or lacks the default model.
+    """
     names = catalog.models()
     if not names:
         raise ConfigurationError(
@@ -226,11 +241,7 @@ def _find_bundles(settings: Settings, only: str | None) -> list[Bundle]:
         raise ConfigurationError(
             f"The default model {settings.default_model!r} is not in the store; there are: {', '.join(names)}."
         )
-    bundles = [open_bundle(catalog.find(name)) for name in ([only] if only else names)]
-    logger.info(
-        "model store %s: %d bundles checked in %.1f s", settings.model_store, len(bundles), time.monotonic() - started
-    )
-    return bundles
+    return settings.default_model or names[0]
 
 
 def _listen(host: str, port: int) -> socket.socket:

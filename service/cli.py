@@ -35,6 +35,8 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="Look after the bundles in the model store.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
+bench_app = typer.Typer(help="Measure what this machine makes of a model.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
 
 
 def main() -> NoReturn:
@@ -211,13 +213,22 @@ def verify_models(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME[/VERSION]]...", help="Bundles to check; all if absent.")
     ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Also compare the answers in this precision with those in float32."),
+    ] = None,
+    images: Annotated[
+        list[str] | None, typer.Option(help="Photos to compare with; four that ship with the service if absent.")
+    ] = None,
     model_store: Store = None,
 ) -> None:
     """Check bundles: manifest, checksums, labels, and that the weights fit and compute."""
     from service.bootstrap import plan_engines
-    from service.local import verify_bundle
-    from service.store import Catalog
+    from service.local import expand, verify_bundle
+    from service.samples import SAMPLES
+    from service.store import Catalog, open_bundle
 
+    photos = expand(images) if images else list(SAMPLES)
     settings = _settings(model_store=model_store)
     catalog = Catalog(settings.model_store)
     if names:
@@ -228,11 +239,24 @@ def verify_models(
     for path in paths:
         try:
             verify_bundle(path, plan_engines(settings))
+            agreement = None
+            if precision is not None:
+                from service.bench import compare_precisions
+
+                agreement = compare_precisions(settings, open_bundle(path), precision=precision, images=photos)
         except ServiceError as error:
             failed += 1
             out.print(f"[bold red]bad[/]  {escape(str(error))}", highlight=False, soft_wrap=True)
         else:
             out.print(f"[bold green]good[/] {path.parent.name}/{path.name}", highlight=False, soft_wrap=True)
+            if agreement is not None:
+                out.print(
+                    f"     {precision} against float32 on {agreement.rows} crops of {len(photos)} photos: same top-1 "
+                    f"{agreement.top1:.1%}, probabilities differ by at most {agreement.largest_difference:.4f}, that "
+                    f"of the top class by {agreement.mean_difference:.4f} on average",
+                    highlight=False,
+                    soft_wrap=True,
+                )
     if not paths:
         err.print("There is no bundle to check.")
     raise typer.Exit(1 if failed or not paths else 0)
@@ -287,6 +311,81 @@ def import_model(
         store=_settings(model_store=model_store).model_store,
     )
     out.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+
+
+@bench_app.command("engine", epilog="Example: [bold]condconv bench engine --precision float32 --precision bfloat16[/]")
+@friendly
+def bench_engine(
+    model: ModelOption = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="Engine to measure, repeatable; the one that would serve if absent."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="Precision to measure, repeatable; the one that would serve if absent."),
+    ] = None,
+    streams: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=1024, help="Streams to measure, repeatable; as many as would serve if absent."),
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=1024, help="Batch size to measure, repeatable; 1, 2, 4 and 8 if absent."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, max=600, help="Seconds per measurement.")] = 2.0,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each combination is measured, in turns.")] = 3,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the figures (.png, .svg or .pdf).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    model_store: Store = None,
+) -> None:
+    """Measure throughput and latency by engine, precision, streams and batch size."""
+    from service import bench
+    from service.bootstrap import find_default
+    from service.routing.plot import check_plot_path
+    from service.store import Catalog, open_bundle
+
+    if plot is not None:
+        check_plot_path(plot)
+    settings = _settings(model_store=model_store)
+    catalog = Catalog(settings.model_store)
+    figures = bench.bench_engine(
+        settings,
+        open_bundle(catalog.find(model or find_default(settings, catalog))),
+        engines=engine or [],
+        precisions=precision or [],
+        streams=streams or [],
+        batch_sizes=batch_size or [1, 2, 4, 8],
+        seconds=seconds,
+        rounds=rounds,
+        progress=lambda text: err.print(text, highlight=False),
+    )
+    if as_json:
+        _print_json([figure.to_json() for figure in figures])
+    else:
+        table = Table(box=None, header_style="bold")
+        table.add_column("engine")
+        table.add_column("precision")
+        for column in ("streams", "batch", "images/s", "relative", "p50 ms", "p99 ms"):
+            table.add_column(column, justify="right")
+        for figure in figures:
+            case = figure.case
+            table.add_row(
+                case.engine,
+                case.precision,
+                str(case.streams),
+                str(case.batch_size),
+                f"{figure.rows_per_second:.1f}",
+                f"{figure.speed:.2f}",
+                f"{figure.latency_p50 * 1e3:.1f}",
+                f"{figure.latency_p99 * 1e3:.1f}",
+            )
+        _print_table(table)
+    if plot is not None:
+        bench.plot_engine(figures, plot)
+        err.print(f"wrote {escape(str(plot))}", highlight=False, soft_wrap=True)
 
 
 def _settings(**given: Any) -> Settings:

@@ -7,7 +7,7 @@ import logging
 import keras
 import numpy as np
 
-from service.domain import Engine, EngineDescription, Pixels, Preprocessing
+from service.domain import Engine, EngineDescription, ModelOutput, Pixels, Preprocessing
 from service.errors import ConfigurationError
 from service.metrics import Metrics
 from service.runtime.inference_graph import InferenceGraph, freeze
@@ -16,9 +16,8 @@ from service.runtime.tensorflow_engine import TensorFlowEngine
 
 logger = logging.getLogger(__name__)
 
-# Of the largest logit. In bfloat16, whose numbers have 8 bits, engines that round at other places drift apart by
-# about one part in a hundred over the depth of the network.
-TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 5e-2}
+TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 5e-2}
+"""How far an engine may be off, as a root mean square relative to that of the answers themselves."""
 
 
 def build_engine(
@@ -48,23 +47,20 @@ def build_engine(
         )
         return engine, EngineDescription(engine="tensorflow", precision=plan.precision, device=", ".join(plan.devices))
     graph = freeze(network, preprocessing)
-    tensorflow_engine = TensorFlowEngine(graph, precision=plan.precision, threads_per_stream=plan.threads_per_stream)
     reason = None
     if plan.engine == "openvino":
         try:
             engine = _openvino_engine(graph, plan, metrics)
-            check_equal(engine, tensorflow_engine, image_size=preprocessing.image_size, precision=plan.precision)
+            _check_openvino(engine, graph, plan)
         except Exception as error:
             reason = f"openvino can't compute this model: {error}"
             if not plan.fallback:
                 raise ConfigurationError(f"{reason.rstrip('.')}; choose engine=auto or tensorflow.") from error
             logger.warning("%s; tensorflow takes over", reason.rstrip("."))
         else:
-            tensorflow_engine.close()
             return engine, EngineDescription(engine="openvino", precision=plan.precision, device="CPU")
-    return tensorflow_engine, EngineDescription(
-        engine="tensorflow", precision=plan.precision, device="CPU", reason=reason
-    )
+    engine = TensorFlowEngine(graph, precision=plan.precision, threads_per_stream=plan.threads_per_stream)
+    return engine, EngineDescription(engine="tensorflow", precision=plan.precision, device="CPU", reason=reason)
 
 
 def _openvino_engine(graph: InferenceGraph, plan: EnginePlan, metrics: Metrics | None) -> Engine:
@@ -80,26 +76,52 @@ def _openvino_engine(graph: InferenceGraph, plan: EnginePlan, metrics: Metrics |
     )
 
 
-def check_equal(engine: Engine, reference: Engine, *, image_size: int, precision: Precision) -> None:
-    """Compare two engines on a batch of noise and gradients.
+def _check_openvino(engine: Engine, graph: InferenceGraph, plan: EnginePlan) -> None:
+    """Compare with TensorFlow in float32.
 
     Raises:
-        ConfigurationError: logits or routing weights differ by more than the precision explains.
+        ConfigurationError: it is further off than `TOLERANCE`, and in bfloat16 also more than twice as far as
+            TensorFlow's own bfloat16: a network with badly conditioned weights is far off in any engine.
     """
-    rows = probe_rows(image_size)
-    found, expected = engine(rows), reference(rows)
-    for name, a, b in (
-        ("logits", found.logits, expected.logits),
-        ("routing weights", found.routing, expected.routing),
-    ):
-        if b.size == 0:
-            continue
-        difference = float(np.abs(a - b).max() / max(float(np.abs(b).max()), 1e-6))
-        if not difference <= TOLERANCE[precision]:
-            raise ConfigurationError(
-                f"its {name} differ from TensorFlow's by {difference:.2g} of the largest, more than "
-                f"{TOLERANCE[precision]:g}."
-            )
+    rows = probe_rows(graph.image_size)
+    found = engine(rows)
+    exact = _compute(graph, "float32", rows)
+    try:
+        check_equal(found, exact, tolerance=TOLERANCE[plan.precision])
+    except ConfigurationError:
+        if plan.precision == "float32":
+            raise
+        rounded = _compute(graph, plan.precision, rows)
+        check_equal(found, exact, tolerance=2 * max(difference(rounded, exact).values()))
+
+
+def _compute(graph: InferenceGraph, precision: Precision, rows: Pixels) -> ModelOutput:
+    engine = TensorFlowEngine(graph, precision=precision)
+    try:
+        return engine(rows)
+    finally:
+        engine.close()
+
+
+def difference(found: ModelOutput, expected: ModelOutput) -> dict[str, float]:
+    """How far two answers differ: root mean square, relative to that of `expected`, by name of the output."""
+    pairs = {"logits": (found.logits, expected.logits), "routing weights": (found.routing, expected.routing)}
+    return {
+        name: float(np.sqrt(np.mean((a - b) ** 2) / max(float(np.mean(b**2)), 1e-12)))
+        for name, (a, b) in pairs.items()
+        if b.size
+    }
+
+
+def check_equal(found: ModelOutput, expected: ModelOutput, *, tolerance: float) -> None:
+    """Compare the answers of two engines.
+
+    Raises:
+        ConfigurationError: logits or routing weights differ by more than `tolerance`, or are not finite.
+    """
+    for name, off in difference(found, expected).items():
+        if not off <= tolerance:
+            raise ConfigurationError(f"its {name} differ from TensorFlow's by {off:.2g}, more than {tolerance:.2g}.")
 
 
 def probe_rows(image_size: int) -> Pixels:

@@ -6,15 +6,17 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import ServedModel
 from service.errors import BundleError, ConfigurationError
 from service.metrics import Metrics
-from service.nn import build_efficientnet, cost, get_architecture
+from service.nn import Architecture, build_efficientnet, cost, get_architecture
 from service.runtime.engines import build_engine
 from service.runtime.plan import EnginePlan
+from service.runtime.tensorflow_engine import limit_threads
 from service.store import Bundle, read_labels, read_weights
 
 logger = logging.getLogger(__name__)
@@ -29,22 +31,14 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     Raises:
         BundleError: the architecture is unknown, or tensors are missing, left over or misshaped; they are named.
     """
+    if plan.device == "cpu":
+        limit_threads(plan.threads_per_stream)
     manifest = bundle.manifest
     name = f"{manifest.name}/{manifest.version}"
-    spec = manifest.architecture
-    try:
-        architecture = get_architecture(spec.name, **{"num_classes": manifest.num_classes, **spec.overrides})
-    except ConfigurationError as error:
-        raise BundleError(f"{name}: {error}") from error
-    if architecture.num_classes != manifest.num_classes:
-        raise BundleError(
-            f"{name}: the architecture has {architecture.num_classes} classes, the manifest says "
-            f"{manifest.num_classes}."
-        )
+    architecture = _architecture(bundle)
     preprocessing = manifest.preprocessing.to_domain()
     labels = read_labels(bundle)
-    network = build_efficientnet(architecture, input_size=preprocessing.image_size)
-    set_weights(network, read_weights(bundle), name=name)
+    network = load_network(bundle)
     network_cost = cost(network)
     logger.info("%s: network built, weights set", name)
     engine, computed_by = build_engine(network, preprocessing, plan, metrics=metrics)
@@ -65,6 +59,33 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
             "model_card": bundle.model_card,
         },
     )
+
+
+def load_network(bundle: Bundle) -> keras.Model:
+    """Build a bundle's network and give it its weights.
+
+    Raises:
+        BundleError: as for `load_model`.
+    """
+    manifest = bundle.manifest
+    network = build_efficientnet(_architecture(bundle), input_size=manifest.preprocessing.image_size)
+    set_weights(network, read_weights(bundle), name=f"{manifest.name}/{manifest.version}")
+    return network
+
+
+def _architecture(bundle: Bundle) -> Architecture:
+    manifest = bundle.manifest
+    name, spec = f"{manifest.name}/{manifest.version}", manifest.architecture
+    try:
+        architecture = get_architecture(spec.name, **{"num_classes": manifest.num_classes, **spec.overrides})
+    except ConfigurationError as error:
+        raise BundleError(f"{name}: {error}") from error
+    if architecture.num_classes != manifest.num_classes:
+        raise BundleError(
+            f"{name}: the architecture has {architecture.num_classes} classes, the manifest says "
+            f"{manifest.num_classes}."
+        )
+    return architecture
 
 
 def set_weights(network: Any, weights: Mapping[str, NDArray[np.float32]], *, name: str) -> None:

@@ -20,18 +20,19 @@ from service.runtime.fold import FoldedConvolution, fold_batch_norms, is_convolu
 from service.runtime.model_graph import ModelGraph
 
 Tensor = Any
-DepthwiseCondConv = Callable[[Any, Tensor, Tensor, Tensor], Tensor]
+Activation = Callable[[Tensor], Tensor]
+DepthwiseCondConv = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Activation], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Lowering:
     """The operations that a kind of device gets; what isn't named here is computed alike everywhere.
 
-    `depthwise_condconv(layer, experts, x, routing)` applies one depthwise kernel per example. `constants` says
-    how weights are held: as constants
-    of the graph, or as variables that several graphs share. `fold_scales` moves squeeze-and-excitation's
-    product from the activations into the kernels of the convolution that follows, where those are smaller. `dtype` is
-    that of the convolutions.
+    `depthwise_condconv(layer, experts, x, routing, bias, activate)` applies one depthwise kernel per example, adds the
+    bias `[1 or B, channels]` and activates, in whichever order of axes is cheapest. `constants` says how weights are
+    held: as constants of the graph, or as variables that several graphs share. `fold_scales` moves
+    squeeze-and-excitation's product from the activations into the kernels of the convolution that follows, where those
+    are smaller. `dtype` is that of the convolutions.
     """
 
     depthwise_condconv: DepthwiseCondConv
@@ -52,13 +53,16 @@ def lower(model: keras.Model, lowering: Lowering) -> keras.Model:
     """
     weights, folded = fold_batch_norms(model)
     scaled = _scaled_convolutions(model) if lowering.fold_scales else {}
+    activations = _following_activations(model, folded)
+    identities = {*folded, *scaled, *(activation.name for activation in activations.values())}
     scales: dict[str, Tensor] = {}
 
     def replacement(layer: Any) -> Any:
-        if layer.name in folded or layer.name in scaled:
+        if layer.name in identities:
             return _Lowered(lambda x, *_: x, layer)
         if layer.name in weights:
-            return _Lowered(_convolution(layer, weights[layer.name], lowering), layer, dtype=lowering.dtype)
+            activation = _activation(activations.get(layer.name, layer))
+            return _Lowered(_convolution(layer, weights[layer.name], activation, lowering), layer, dtype=lowering.dtype)
         if type(layer) is keras.layers.Activation:
             return _Lowered(_activation(layer), layer)
         if type(layer) is keras.layers.Dense:
@@ -130,27 +134,43 @@ def _is_pointwise(layer: Any) -> bool:
     )
 
 
-def _convolution(layer: Any, weights: FoldedConvolution, lowering: Lowering) -> Callable[..., Tensor]:
-    activate = _activation(layer)
+def _following_activations(model: keras.Model, folded: frozenset[str]) -> dict[str, Any]:
+    """The activation layer that alone reads a convolution, or its folded norm, by the convolution's name."""
+    graph = ModelGraph(model)
+    by_name = {node.operation.name: node for node in graph.nodes}
+    found: dict[str, Any] = {}
+    for node in graph.nodes:
+        layer, reader = node.operation, graph.sole_reader(node)
+        if reader is not None and reader.name in folded:
+            reader = graph.sole_reader(by_name[reader.name])
+        activates = type(reader) is keras.layers.Activation and graph.called_once(reader)
+        if activates and is_convolution(layer) and graph.called_once(layer) and _is_linear(layer):
+            found[layer.name] = reader
+    return found
 
+
+def _is_linear(layer: Any) -> bool:
+    return bool(layer.activation is keras.activations.linear)
+
+
+def _convolution(
+    layer: Any, weights: FoldedConvolution, activate: Activation, lowering: Lowering
+) -> Callable[..., Tensor]:
     def hold(weight: NDArray[np.float32]) -> Tensor:
         return lowering.hold(weight if lowering.dtype == tf.float32 else tf.cast(weight, lowering.dtype))
 
-    kernel, bias = hold(weights.kernel), hold(weights.bias)
-    if isinstance(layer, CondConv2D | DepthwiseCondConv2D):
-        depthwise = isinstance(layer, DepthwiseCondConv2D)
-        convolve = lowering.depthwise_condconv if depthwise else _condconv
-        expert_bias = None if weights.expert_bias is None else hold(weights.expert_bias)
+    kernel, bias = hold(weights.kernel), hold(weights.bias[None])
+    if not isinstance(layer, CondConv2D | DepthwiseCondConv2D):
+        convolve = _depthwise if isinstance(layer, keras.layers.DepthwiseConv2D) else _conv
+        return lambda x, *scale: convolve(layer, kernel, x, bias, activate, *scale)
+    condconv = lowering.depthwise_condconv if isinstance(layer, DepthwiseCondConv2D) else _condconv
+    expert_bias = None if weights.expert_bias is None else hold(weights.expert_bias)
 
-        def condconv(x: Tensor, routing: Tensor, *scale: Tensor) -> Tensor:
-            y = convolve(layer, kernel, x, routing, *scale)
-            if expert_bias is not None:
-                y += tf.matmul(routing, expert_bias)[:, None, None, :]
-            return activate(tf.nn.bias_add(y, bias))
+    def with_routing(x: Tensor, routing: Tensor, *scale: Tensor) -> Tensor:
+        mixed_bias = bias if expert_bias is None else bias + tf.matmul(routing, expert_bias)
+        return condconv(layer, kernel, x, routing, mixed_bias, activate, *scale)
 
-        return condconv
-    static = _depthwise if isinstance(layer, keras.layers.DepthwiseConv2D) else _conv
-    return lambda x, *scale: activate(tf.nn.bias_add(static(layer, kernel, x, *scale), bias))
+    return with_routing
 
 
 def _activation(layer: Any) -> Callable[[Tensor], Tensor]:
@@ -168,53 +188,78 @@ def _dense(layer: Any, lowering: Lowering) -> Callable[[Tensor], Tensor]:
     return lambda x: activate(tf.nn.bias_add(tf.matmul(x, kernel), bias))
 
 
-def _conv(layer: Any, kernel: Tensor, x: Tensor, scale: Tensor | None = None) -> Tensor:
-    if scale is None:
-        return tf.nn.conv2d(x, kernel, layer.strides, layer.padding.upper(), dilations=layer.dilation_rate)
-    return _apply_pointwise(x, tf.reshape(scale, (-1, x.shape[-1], 1)) * kernel[0])
+def _conv(
+    layer: Any, kernel: Tensor, x: Tensor, bias: Tensor, activate: Activation, scale: Tensor | None = None
+) -> Tensor:
+    if scale is not None:
+        return _apply_pointwise(x, tf.reshape(scale, (-1, 1, x.shape[-1], 1)) * kernel, bias, activate)
+    y = tf.nn.conv2d(x, kernel, layer.strides, layer.padding.upper(), dilations=layer.dilation_rate)
+    return activate(tf.nn.bias_add(y, bias[0]))
 
 
-def _depthwise(layer: Any, kernel: Tensor, x: Tensor) -> Tensor:
-    vertical, horizontal = layer.strides
-    return tf.nn.depthwise_conv2d(
-        x, kernel, (1, vertical, horizontal, 1), layer.padding.upper(), dilations=layer.dilation_rate
-    )
+def _depthwise(layer: Any, kernel: Tensor, x: Tensor, bias: Tensor, activate: Activation) -> Tensor:
+    strides = (1, *layer.strides, 1)
+    y = tf.nn.depthwise_conv2d(x, kernel, strides, layer.padding.upper(), dilations=layer.dilation_rate)
+    return activate(tf.nn.bias_add(y, tf.reshape(bias, (-1,))))
 
 
-def _condconv(layer: CondConv2D, experts: Tensor, x: Tensor, routing: Tensor, scale: Tensor | None = None) -> Tensor:
+def _condconv(
+    layer: CondConv2D,
+    experts: Tensor,
+    x: Tensor,
+    routing: Tensor,
+    bias: Tensor,
+    activate: Activation,
+    scale: Tensor | None = None,
+) -> Tensor:
     """Mix all kernels in one matrix product, apply them in one batched matrix product."""
-    kernels = mix_experts(routing, experts)
-    if scale is None:
-        return layer.convolve(x, kernels)
-    kernels = tf.reshape(kernels, (-1, x.shape[-1], layer.filters))
-    return _apply_pointwise(x, kernels * tf.reshape(scale, (-1, x.shape[-1], 1)))
+    if not _is_pointwise(layer):
+        return activate(layer.convolve(x, mix_experts(routing, experts)) + _per_example(bias))
+    kernels = tf.reshape(mix_experts(routing, experts), (-1, 1, x.shape[-1], layer.filters))
+    if scale is not None:
+        kernels *= tf.reshape(scale, (-1, 1, x.shape[-1], 1))
+    return _apply_pointwise(x, kernels, bias, activate)
 
 
-def _apply_pointwise(x: Tensor, kernels: Tensor) -> Tensor:
-    """Apply one kernel `[C, filters]` per example: `[B, H, W, C]` with `[B, C, filters]`."""
+def _apply_pointwise(x: Tensor, kernels: Tensor, bias: Tensor, activate: Activation) -> Tensor:
+    """Apply one kernel per example: `[B, H, W, C]` with `[B, 1, C, filters]`.
+
+    Bias and activation come before the reshape, which would keep engines from fusing them into the product. Grappler
+    fuses a bias only if a factor stands before it: the factor is one, but in a way that Grappler can't see through;
+    OpenVINO, which knows the batch size, can, and drops it.
+    """
     _, height, width, channels = x.shape
-    y = tf.matmul(tf.reshape(x, (-1, height * width, channels)), kernels)
-    return tf.reshape(y, (-1, height, width, kernels.shape[-1]))
+    one = tf.cast(tf.minimum(tf.shape(x)[0], 1), x.dtype)
+    y = tf.matmul(tf.reshape(x, (-1, 1, height * width, channels)), kernels)
+    return tf.reshape(activate(one * y + _per_example(bias)), (-1, height, width, kernels.shape[-1]))
 
 
-def _batch_folded_depthwise(layer: DepthwiseCondConv2D, experts: Tensor, x: Tensor, routing: Tensor) -> Tensor:
+def _per_example(bias: Tensor) -> Tensor:
+    return tf.reshape(bias, (-1, 1, 1, bias.shape[-1]))
+
+
+def _batch_folded_depthwise(
+    layer: DepthwiseCondConv2D, experts: Tensor, x: Tensor, routing: Tensor, bias: Tensor, activate: Activation
+) -> Tensor:
     """Fold the batch into the channels, so that one ordinary depthwise convolution applies every example's kernel."""
     if layer.dilation_rate != (1, 1) or layer.strides[0] != layer.strides[1]:
-        return _shifted_products(layer, experts, x, routing)  # TensorFlow's operation can't
-    _, height, width, channels = ops.shape(x)
+        return _shifted_products(layer, experts, x, routing, bias, activate)  # TensorFlow's operation can't
+    batch, height, width, channels = ops.shape(x)
     (kernel_height, kernel_width), multiplier = layer.kernel_size, layer.depth_multiplier
     kernels = tf.transpose(mix_experts(routing, experts), (1, 2, 0, 3, 4))
     kernels = tf.reshape(kernels, (kernel_height, kernel_width, -1, multiplier))
     folded = tf.reshape(tf.transpose(x, (1, 2, 0, 3)), (1, height, width, -1))
-    y = _depthwise(layer, kernels, folded)
+    y = _depthwise(layer, kernels, folded, tf.broadcast_to(bias, (batch, bias.shape[-1])), activate)
     _, height, width, _ = ops.shape(y)
     y = tf.reshape(y, (height, width, -1, channels * multiplier))
     return tf.transpose(y, (2, 0, 1, 3))
 
 
-def _shifted_products(layer: DepthwiseCondConv2D, experts: Tensor, x: Tensor, routing: Tensor) -> Tensor:
+def _shifted_products(
+    layer: DepthwiseCondConv2D, experts: Tensor, x: Tensor, routing: Tensor, bias: Tensor, activate: Activation
+) -> Tensor:
     """A sum of shifted products: a compiler makes one fused kernel of it."""
-    return layer.convolve(x, mix_experts(routing, experts))
+    return activate(layer.convolve(x, mix_experts(routing, experts)) + _per_example(bias))
 
 
 CPU = Lowering(depthwise_condconv=_batch_folded_depthwise, constants=True, fold_scales=True)

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+
 import tensorflow as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
 from service.domain import ModelOutput, Pixels
 from service.runtime.inference_graph import INPUT, LOGITS, ROUTING, InferenceGraph
 from service.runtime.plan import Precision
+
+logger = logging.getLogger(__name__)
+
+
+def limit_threads(threads: int) -> None:
+    """Give every kernel of this process that many threads; to be called before TensorFlow computes anything.
+
+    All sessions share one pool of threads, made by whoever computes first, and from then on a session's own setting
+    counts for nothing: with a larger pool each stream would hand its work over to threads that the others use too.
+    """
+    if tf.config.threading.get_intra_op_parallelism_threads() == threads:
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    except RuntimeError:
+        logger.warning("TensorFlow computes already, so its number of threads can't change; streams may be slower")
 
 
 class TensorFlowEngine:
