@@ -20,6 +20,7 @@ from service.runtime.fold import FoldedConvolution, fold_batch_norms, is_convolu
 from service.runtime.model_graph import ModelGraph
 
 Tensor = Any
+_STATELESS = (keras.layers.Add, keras.layers.Dropout, keras.layers.GlobalAveragePooling2D, keras.layers.Multiply)
 Activation = Callable[[Tensor], Tensor]
 DepthwiseCondConv = Callable[[Any, Tensor, Tensor, Tensor, Tensor, Activation], Tensor]
 
@@ -67,7 +68,8 @@ def lower(model: keras.Model, lowering: Lowering) -> keras.Model:
             return _Lowered(_activation(layer), layer)
         if type(layer) is keras.layers.Dense:
             return _Lowered(_dense(layer, lowering), layer)
-        return layer
+        # A layer remembers every model that calls it, so the original's would keep this one and its weights alive.
+        return type(layer).from_config(layer.get_config()) if type(layer) in _STATELESS else layer
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(layer, _Lowered):

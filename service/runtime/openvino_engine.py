@@ -15,6 +15,7 @@ from service.metrics import Metrics
 from service.runtime.inference_graph import LOGITS, ROUTING, InferenceGraph
 from service.runtime.plan import Precision
 
+_LONE = "lone"
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -23,7 +24,8 @@ class OpenVINOEngine:
 
     The graph folds the batch into the channels of its depthwise convolutions, whose number OpenVINO must know, and each
     compiled size holds its own packed copy of the weights. So just two sizes are compiled, single rows and full
-    batches, and other batches are put together from these.
+    batches, and other batches are put together from these; and single rows once more, for all cores together, which a
+    row gets that is alone in the engine.
     """
 
     def __init__(
@@ -56,40 +58,51 @@ class OpenVINOEngine:
             model = core.read_model(file)
         # The shapes that OpenVINO's reader leaves behind as outputs would only be copied out of every batch.
         model = openvino.Model([model.output(f"{LOGITS}:0"), model.output(f"{ROUTING}:0")], model.get_parameters())
-        self._compiled: dict[int, Any] = {}
-        for size in {1, max_batch_size}:
+        cores = streams * threads_per_stream
+
+        def compiled(size: int, streams: int) -> Any:
             model.reshape([size, graph.image_size, graph.image_size, 3])
-            self._compiled[size] = core.compile_model(
-                model,
-                "CPU",
-                {
-                    "INFERENCE_PRECISION_HINT": _HINTS[precision],
-                    "NUM_STREAMS": streams,
-                    "INFERENCE_NUM_THREADS": streams * threads_per_stream,
-                    "PERFORMANCE_HINT": "THROUGHPUT",
-                },
-            )
+            hint = "LATENCY" if streams == 1 else "THROUGHPUT"
+            config = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": cores, "PERFORMANCE_HINT": hint}
+            return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": _HINTS[precision], **config})
+
+        self._compiled = {str(size): compiled(size, streams) for size in {1, max_batch_size}}
+        if streams > 1:
+            self._compiled[_LONE] = compiled(1, 1)
+        self._calls = 0
+        self._calls_lock = threading.Lock()
         self._max_batch_size = max_batch_size
         self._metrics = metrics
         self._requests = threading.local()
 
     def __call__(self, rows: Pixels, stream: int = 0) -> ModelOutput:
         """Compute uint8 `[B, image_size, image_size, 3]`; any stream may."""
+        with self._calls_lock:
+            self._calls += 1
+            alone = self._calls == 1
+        try:
+            if alone and len(rows) == 1 and _LONE in self._compiled:
+                return ModelOutput(*self._infer(np.ascontiguousarray(rows), _LONE))
+            return self._in_pieces(rows)
+        finally:
+            with self._calls_lock:
+                self._calls -= 1
+
+    def _in_pieces(self, rows: Pixels) -> ModelOutput:
         outputs, start = [], 0
         for count, size in split(len(rows), self._max_batch_size):
-            logits, routing = self._infer(_padded(rows[start : start + count], size))
+            logits, routing = self._infer(_padded(rows[start : start + count], size), str(size))
             outputs.append((logits[:count], routing[:count]))
             start += count
             if self._metrics is not None:
                 self._metrics.padding_rows.inc(size - count)
         return ModelOutput(*(np.concatenate(part) for part in zip(*outputs, strict=True)))
 
-    def _infer(self, rows: Pixels) -> tuple[Any, Any]:
-        size = len(rows)
-        requests: dict[int, Any] = self._requests.__dict__.setdefault("by_size", {})
-        if size not in requests:
-            requests[size] = self._compiled[size].create_infer_request()
-        request = requests[size]
+    def _infer(self, rows: Pixels, graph: str) -> tuple[Any, Any]:
+        requests: dict[str, Any] = self._requests.__dict__.setdefault("by_graph", {})
+        if graph not in requests:
+            requests[graph] = self._compiled[graph].create_infer_request()
+        request = requests[graph]
         request.infer({0: rows}, share_inputs=True)
         return request.get_output_tensor(0).data.copy(), request.get_output_tensor(1).data.copy()
 
