@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import signal
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from service.api import BodyLimits, Parts, create_app
+from service.api import Access, BodyLimits, Parts, create_app, create_probes_app
+from service.api.protocol import ConnectionLimits, allow_open_files, http_protocol
 from service.batching import Batcher
 from service.classifier import Classifier, RowBatcher, RowOutput, compute_batch
 from service.domain import Pixels, ServedModel
 from service.errors import CapacityError, ConfigurationError, Draining, NotReady
+from service.keys import KeyRing, parse_keys
 from service.metrics import Metrics
 from service.runtime.executor import StreamPool
 from service.runtime.machine import available_cores, detect_machine
@@ -28,6 +30,7 @@ from service.runtime.plan import EnginePlan, make_plan
 from service.runtime.registry import Registry
 from service.settings import Settings
 from service.store import Bundle, Catalog, open_bundle
+from service.telemetry import ContextThreads, make_tracer
 from service.tensorflow_log import import_tensorflow
 
 logger = logging.getLogger(__name__)
@@ -77,9 +80,10 @@ class Service:
 
         Raises:
             BundleError: the store or a bundle in it is unusable.
-            ConfigurationError: the store is empty, or lacks the default model.
+            ConfigurationError: the store is empty, or lacks the default model; traces are to be exported, but can't be.
         """
         self._settings = settings
+        self._tracer = make_tracer(settings.otlp_endpoint)
         self._bundles = _find_bundles(settings, only)
         self.plan = plan_engines(settings)
         logger.info(
@@ -102,7 +106,7 @@ class Service:
         )
         decode_threads = available_cores() if settings.decode_threads == "auto" else settings.decode_threads
         self._streams = StreamPool(self.plan.streams, stall_timeout=settings.stall_timeout, metrics=self.metrics)
-        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._decoders = ContextThreads(decode_threads, thread_name_prefix="decode")
         self._batcher: RowBatcher = Batcher(
             self._run_batch,
             streams=self.plan.streams,
@@ -132,9 +136,19 @@ class Service:
             async with self._batcher:
                 yield
                 self._unready = Draining("The service is shutting down.", retry_after=5.0)
+        await asyncio.to_thread(self._tracer.close)
 
     async def _run_batch(self, model: ServedModel, rows: Sequence[Pixels]) -> Sequence[RowOutput]:
         return await self._streams.run(partial(compute_batch, model, rows))
+
+    def http_protocol(self) -> type[asyncio.Protocol]:
+        """The protocol of a server's connections, with a limit for each server."""
+        limits = ConnectionLimits(
+            header_timeout=self._settings.header_timeout,
+            write_timeout=self._settings.body_timeout,
+            max_connections=self._settings.max_connections,
+        )
+        return http_protocol(limits, self.metrics)
 
     def load(self) -> None:
         """Load and warm up all models, then be ready.
@@ -147,8 +161,17 @@ class Service:
         self._unready = None
         logger.info("ready")
 
-    def app(self, on_failure: Callable[[Exception], None]) -> FastAPI:
-        """The application; it loads the models in the background once it runs, and tells of failure."""
+    def app(
+        self,
+        on_failure: Callable[[Exception], None],
+        *,
+        access: Access | None = None,
+        probes: socket.socket | None = None,
+    ) -> FastAPI:
+        """The application; it loads the models in the background once it runs, and tells of failure.
+
+        Metrics and probes are served on `probes`, too, until the last request has been answered.
+        """
         parts = Parts(
             classifier=self.classifier,
             models=self.registry,
@@ -157,8 +180,11 @@ class Service:
                 max_body_bytes=self._settings.max_body_bytes,
                 # More rows than the queue holds would be refused for ever, so they must not be told to try again.
                 max_images=min(self._settings.max_images_per_request, self._settings.max_queue_rows),
+                timeout=self._settings.body_timeout,
+                total_timeout=self._settings.body_total_timeout,
             ),
             unready=self.unready,
+            tracer=self._tracer,
         )
 
         async def load() -> None:
@@ -170,12 +196,12 @@ class Service:
 
         @contextlib.asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-            async with self.running():
+            async with _serving(create_probes_app(parts), probes, self.http_protocol()), self.running():
                 loading = asyncio.create_task(load())
                 yield
                 await loading
 
-        return create_app(parts, lifespan=lifespan)
+        return create_app(parts, lifespan=lifespan, access=access)
 
 
 def serve(settings: Settings) -> None:
@@ -186,8 +212,12 @@ def serve(settings: Settings) -> None:
     """
     # Timestamps of creation would double the number of series.
     disable_created_metrics()  # type: ignore[no-untyped-call]
+    keys = load_keys(settings)
     service = Service(settings)
+    allow_open_files(settings.max_connections)
     listener = _listen(settings.host, settings.port)
+    probes = None if settings.metrics_port is None else _listen(settings.host, settings.metrics_port)
+    access = Access(keys=keys, cors_origins=settings.cors_origins, serve_metrics=probes is None)
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:
@@ -196,7 +226,9 @@ def serve(settings: Settings) -> None:
 
     server = uvicorn.Server(
         uvicorn.Config(
-            service.app(on_failure=stop),
+            service.app(on_failure=stop, access=access, probes=probes),
+            http=service.http_protocol(),
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,
@@ -206,11 +238,80 @@ def serve(settings: Settings) -> None:
     # uvicorn raises its signals once more when it is done, and the default action would turn success into a failure.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
-    host, port = listener.getsockname()[:2]
-    logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+    logger.info("listening on %s", _url(listener))
+    if probes is not None:
+        logger.info("metrics and probes on %s", _url(probes))
+    _log_access(keys, listener)
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
+
+
+def load_keys(settings: Settings) -> KeyRing | None:
+    """The API keys, or None if there are to be none.
+
+    Raises:
+        ConfigurationError: they are unusable, or stand both in a file and in the environment.
+    """
+    if settings.api_keys_file is not None and settings.api_keys is not None:
+        raise ConfigurationError("Set CONDCONV_API_KEYS_FILE or CONDCONV_API_KEYS, not both.")
+    if settings.api_keys_file is not None:
+        return KeyRing.from_file(settings.api_keys_file)
+    if settings.api_keys is not None:
+        return KeyRing(parse_keys(settings.api_keys.get_secret_value()))
+    return None
+
+
+def _log_access(keys: KeyRing | None, listener: socket.socket) -> None:
+    host = listener.getsockname()[0]
+    if keys is not None:
+        logger.info("%d API keys are taken: %s", len(keys), ", ".join(key.name for key in keys))
+    elif not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        logger.warning(
+            "there are no API keys: anyone who can reach %s may use the service; condconv keys new makes keys",
+            _url(listener),
+        )
+
+
+class _SideServer(uvicorn.Server):
+    """A server beside the main one, which alone looks after signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _serving(
+    app: FastAPI, listener: socket.socket | None, http: type[asyncio.Protocol]
+) -> AsyncGenerator[None, None]:
+    """Serve an app on a listener, if there is one, for as long as the context lasts."""
+    if listener is None:
+        yield
+        return
+    server = _SideServer(
+        uvicorn.Config(
+            app,
+            http=http,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+        )
+    )
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await running
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _find_bundles(settings: Settings, only: str | None) -> list[Bundle]:

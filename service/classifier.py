@@ -26,7 +26,7 @@ from service.domain import (
     Timings,
 )
 from service.errors import InferenceFailed, InvalidParameter, MissingImage, ServiceError
-from service.imaging import decode, transform
+from service.imaging import decode, sufficient_side, transform
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -164,7 +164,9 @@ class Classifier:
 
     def _decode(self, data: bytes, model: ServedModel) -> tuple[Pixels, float]:
         started = time.monotonic()
-        pixels = transform(decode(data, max_pixels=self._max_pixels), model.preprocessing)
+        sufficient = sufficient_side(model.preprocessing)
+        photo = decode(data, max_pixels=self._max_pixels, sufficient_side=sufficient)
+        pixels = transform(photo, model.preprocessing)
         return pixels, time.monotonic() - started
 
     def _observe(self, model: ServedModel, prediction: Prediction) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -13,7 +12,6 @@ from typing import Annotated, Any, Literal, NoReturn, ParamSpec
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
@@ -37,6 +35,8 @@ models_app = typer.Typer(help="Look after the bundles in the model store.", no_a
 app.add_typer(models_app, name="models")
 bench_app = typer.Typer(help="Measure what this machine makes of a model.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
+keys_app = typer.Typer(help="Make API keys.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> NoReturn:
@@ -97,7 +97,7 @@ def serve(
     Every other setting is an environment variable CONDCONV_<NAME>; docs/operations.md lists them.
     """
     settings = _settings(host=host, port=port, model_store=model_store)
-    _log(settings.log_level)
+    _log(settings)
     from service.bootstrap import serve as run
 
     run(settings)
@@ -388,6 +388,29 @@ def bench_engine(
         err.print(f"wrote {escape(str(plot))}", highlight=False, soft_wrap=True)
 
 
+@keys_app.command("new", epilog="Example: [bold]condconv keys new --name ci --requests-per-minute 600[/]")
+@friendly
+def make_key(
+    name: Annotated[str, typer.Option(help="Who uses it; letters, digits, and . _ - between them. Logs show it.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What it is for, repeatable: predict or admin, which implies predict; predict if absent."),
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, max=1_000_000, help="Most requests in any 60 seconds; no limit if absent.")
+    ] = None,
+) -> None:
+    """Make an API key: the secret, shown this once, and the entry to store for the server."""
+    from service.keys import new_key
+
+    secret, key = new_key(name, scopes=scope or ["predict"], requests_per_minute=requests_per_minute)
+    err.print("The secret, which can't be shown again; give it to whoever is to use the service:", soft_wrap=True)
+    sys.stdout.write(f"{secret}\n")
+    sys.stdout.flush()
+    err.print('The entry to add to "keys" in the keys file:', soft_wrap=True)
+    _print_json(key.model_dump(exclude_none=True))
+
+
 def _settings(**given: Any) -> Settings:
     """Settings from the environment, with what the command line gives on top."""
     try:
@@ -400,16 +423,10 @@ def _settings(**given: Any) -> Settings:
         raise typer.Exit(2) from error
 
 
-def _log(level: str) -> None:
-    handler: logging.Handler
-    if sys.stderr.isatty():
-        handler = RichHandler(console=err, show_path=False, log_time_format="%X", omit_repeated_times=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("service").setLevel(level.upper())
+def _log(settings: Settings) -> None:
+    from service.telemetry import configure_logging
+
+    configure_logging(settings.log_level, settings.log_format)
 
 
 def _print_failure(what: str | None, why: object) -> None:

@@ -30,6 +30,8 @@ class Preprocessing:
     std: tuple[float, float, float] = (128.0, 128.0, 128.0)
     crop_padding: int = 32
     """The centre crop takes `image_size / (image_size + crop_padding)` of the short side."""
+    exact_decoding: bool = False
+    """Whether large JPEGs are decoded at full size, too, instead of at a fraction that leaves enough pixels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,18 +3,25 @@
 ServiceError
 ├── RequestError
 │   ├── InvalidParameter      invalid_parameter       a parameter or a field of the body is wrong
+│   ├── MalformedRequest      malformed_request       what was received is no HTTP/1.1
+│   ├── HeadersTooLarge       headers_too_large       more headers than a request may have
+│   ├── RequestTimeout        request_timeout         headers or body were too long in coming
 │   ├── MalformedBody         malformed_body          JSON, base64 or multipart that can't be parsed
 │   ├── MissingImage          missing_image           no image in the request, or an empty one
 │   ├── BodyTooLarge          body_too_large          more bytes than `max_body_bytes`
 │   ├── TooManyImages         too_many_images         more images than `max_images_per_request`
 │   ├── UnsupportedBody       unsupported_body        a content type that no route reads
 │   ├── ModelNotFound         model_not_found         no such model is served
-│   └── VersionNotFound       version_not_found       the model has no such version
+│   ├── VersionNotFound       version_not_found       the model has no such version
+│   ├── Unauthenticated       unauthenticated         no API key, or an unknown one
+│   └── Forbidden             forbidden               the API key lacks the scope
 ├── ImageError
 │   ├── UnsupportedImage      unsupported_image       not an image, or a format that is not accepted
 │   ├── ImageTooLarge         image_too_large         more pixels than `max_pixels`
 │   └── CorruptImage          corrupt_image           truncated or damaged data
 ├── CapacityError
+│   ├── RateLimited           rate_limited            the API key has had its requests of this minute
+│   ├── TooManyConnections    too_many_connections    `max_connections` connections are open
 │   ├── QueueFull             queue_full              `max_queue_rows` rows are waiting
 │   ├── NotReady              not_ready               still loading, or unable to serve
 │   ├── Draining              draining                shutting down
@@ -50,6 +57,27 @@ class InvalidParameter(RequestError):
 
     slug = "invalid_parameter"
     title = "Invalid parameter"
+
+
+class MalformedRequest(RequestError):
+    """What was received can't be parsed as HTTP/1.1."""
+
+    slug = "malformed_request"
+    title = "Malformed request"
+
+
+class HeadersTooLarge(RequestError):
+    """The request's headers have more bytes than allowed."""
+
+    slug = "headers_too_large"
+    title = "Request headers too large"
+
+
+class RequestTimeout(RequestError):
+    """The client was too long in sending its request."""
+
+    slug = "request_timeout"
+    title = "Request timeout"
 
 
 class MalformedBody(RequestError):
@@ -101,6 +129,20 @@ class VersionNotFound(RequestError):
     title = "Version not found"
 
 
+class Unauthenticated(RequestError):
+    """The request holds no API key, or an unknown one."""
+
+    slug = "unauthenticated"
+    title = "API key needed"
+
+
+class Forbidden(RequestError):
+    """The API key is known, but lacks the scope that the request needs."""
+
+    slug = "forbidden"
+    title = "Not allowed with this API key"
+
+
 class ImageError(ServiceError):
     """One image can't be used; others of the same request may be fine."""
 
@@ -137,6 +179,20 @@ class CapacityError(ServiceError):
         """Keep the message and when to try again (seconds)."""
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class RateLimited(CapacityError):
+    """The API key has had all requests that it may send in a minute."""
+
+    slug = "rate_limited"
+    title = "Too many requests with this API key"
+
+
+class TooManyConnections(CapacityError):
+    """As many connections as allowed are open already."""
+
+    slug = "too_many_connections"
+    title = "Too many connections"
 
 
 class QueueFull(CapacityError):

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_ORIGIN = re.compile(r"^(\*|https?://[a-z0-9.\-\[\]:]+)$")
+
+
+def _origins(value: Any) -> Any:
+    """Take a JSON list or what commas separate, and refuse what no browser would ever send as its origin."""
+    if isinstance(value, str):
+        value = json.loads(value) if value.lstrip().startswith("[") else [part.strip() for part in value.split(",")]
+        value = [origin for origin in value if origin != ""]
+    for origin in value if isinstance(value, (list, tuple)) else [value]:
+        if not isinstance(origin, str) or not _ORIGIN.match(origin):
+            raise ValueError("Origins look like https://example.org or http://localhost:3000, with no slash at the end")
+    return value
+
 
 CountOrAuto = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
 
 
 class Settings(BaseSettings):
@@ -18,6 +35,26 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Another port of the same address, for metrics and probes; /metrics is then no longer on the main "
+        "port, the probes are on both.",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="JSON file with the API keys that are taken; it is read anew when it changes. Without keys "
+        "everybody who can reach the port may use the service.",
+    )
+    api_keys: SecretStr | None = Field(
+        None, description="The same JSON itself, instead of a file: docs/security.md shows it."
+    )
+    cors_origins: Origins = Field(
+        (),
+        description="Web origins whose pages may use the service from a browser, comma separated or a JSON list; * is "
+        "any. None by default.",
+    )
     model_store: Path = Field(Path("model_store"), description="Directory with the model bundles.")
     default_model: str | None = Field(
         None, description="Model for requests that name none. Unset: the only one, or the first by name."
@@ -61,7 +98,37 @@ class Settings(BaseSettings):
         50_000_000, ge=1024, description="Most pixels (width times height) an image's header may announce."
     )
     max_images_per_request: int = Field(64, ge=1, le=10_000, description="Most images in one request.")
+    header_timeout: float = Field(
+        10.0, gt=0, description="Seconds that a client has for a request's headers; then its connection is closed."
+    )
+    body_timeout: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds that a request's body may pause, refused with 408 then, and that an answer may stay "
+        "unread.",
+    )
+    body_total_timeout: float = Field(
+        300.0, gt=0, description="Seconds that a request's body may take altogether; refused with 408 then."
+    )
+    max_connections: int = Field(
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="Most connections at the same time. Further ones are answered with 503, or, if many wait for that, "
+        "closed.",
+    )
     shutdown_timeout: float = Field(
         30.0, ge=0, description="Seconds that a shutdown waits for accepted requests to be answered."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
+    log_format: Literal["auto", "json", "pretty"] = Field(
+        "auto",
+        description="How lines of the log look. json: one object per line. pretty: colours for a person. auto: pretty "
+        "on a terminal, plain lines elsewhere.",
+    )
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/]+",
+        description="OpenTelemetry collector that takes traces over HTTP, such as http://localhost:4318. Unset: traces "
+        "are not exported.",
+    )

@@ -10,10 +10,11 @@ from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from service import __version__
-from service.api import health, models, predict, problems
+from service.api import health, models, predict, problems, security
 from service.api.middleware import RequestContext
 from service.api.parts import Parts
 from service.api.schemas import EncodedImage
+from service.api.security import Access
 
 DESCRIPTION = """
 Classifies images with CondConv-EfficientNets and shows the routing weights: which experts of each block made the
@@ -24,13 +25,20 @@ Errors are [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a `slu
 """
 
 
-def create_app(parts: Parts, *, lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]]) -> FastAPI:
+def create_app(
+    parts: Parts,
+    *,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
+    access: Access | None = None,
+) -> FastAPI:
     """Create the application.
 
     Args:
         parts: what the routes work with.
         lifespan: runs around the application's life.
+        access: who may use it; everybody if None.
     """
+    access = access or Access()
     app = FastAPIOffline(
         title="condconv-serve",
         version=__version__,
@@ -44,11 +52,30 @@ def create_app(parts: Parts, *, lifespan: Callable[[FastAPI], AbstractAsyncConte
         ],
     )
     problems.install(app)
-    routers: tuple[APIRouter, ...] = (predict.router(parts), models.router(parts), health.router(parts))
-    for router in routers:
-        app.include_router(router)
-    app.add_middleware(RequestContext, metrics=parts.metrics)
+    guarded: tuple[APIRouter, ...] = (predict.router(parts), models.router(parts))
+    guard = security.guard(access.keys)  # one for all, since it counts
+    for router in guarded:
+        app.include_router(router, dependencies=[guard])
+    app.include_router(health.router(parts, serve_metrics=access.serve_metrics))
+    app.add_middleware(
+        RequestContext,
+        metrics=parts.metrics,
+        tracer=parts.tracer,
+        body_timeout=parts.limits.timeout,
+        body_total_timeout=parts.limits.total_timeout,
+    )
+    security.install(app, cors_origins=access.cors_origins)
     _document_problems(app)
+    return app
+
+
+def create_probes_app(parts: Parts) -> FastAPI:
+    """Create the application of the metrics' own port: `/metrics` and the probes, for everybody who can reach it."""
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    problems.install(app)
+    app.include_router(health.router(parts))
+    app.add_middleware(RequestContext, metrics=parts.metrics)
+    security.install(app, cors_origins=())
     return app
 
 
@@ -63,6 +90,7 @@ def _document_problems(app: FastAPI) -> None:
         schemas.setdefault("EncodedImage", EncodedImage.model_json_schema())
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
+        security.document(document)
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -24,6 +24,7 @@ from service.errors import (
     InvalidParameter,
     MalformedBody,
     MissingImage,
+    RequestTimeout,
     TooManyImages,
     UnsupportedBody,
 )
@@ -37,10 +38,12 @@ _DISCARD_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """What a request's body may hold."""
+    """What a request's body may hold, and how long it may pause and take (seconds)."""
 
     max_body_bytes: int
     max_images: int
+    timeout: float = 30.0
+    total_timeout: float = 300.0
 
 
 async def read_request(request: Request, query: Parameters, limits: BodyLimits) -> tuple[Parameters, list[ImageSource]]:
@@ -87,6 +90,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
     Raises:
         BodyTooLarge: it has more than `max_bytes`.
+        RequestTimeout: it pauses or takes too long, as the middleware judges for every route.
     """
     chunks: list[bytes] = []
     size = 0
@@ -108,7 +112,7 @@ async def _discard(stream: AsyncGenerator[bytes, None], size: int, most: int) ->
                 size += len(chunk)
                 if size > most:
                     return
-    except (TimeoutError, ClientDisconnect):
+    except (TimeoutError, RequestTimeout, ClientDisconnect):
         return
 
 

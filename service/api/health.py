@@ -11,8 +11,8 @@ from service.api.problems import Problem, problem_response, problem_responses
 from service.api.schemas import HealthResponse, ModelReference
 
 
-def router(parts: Parts) -> APIRouter:
-    """The routes of probes and metrics."""
+def router(parts: Parts, *, serve_metrics: bool = True) -> APIRouter:
+    """The routes of probes, and of metrics unless they are elsewhere."""
     routes = APIRouter(tags=["health"])
 
     @routes.get("/livez", summary="Is the process alive?", response_model=HealthResponse)
@@ -52,6 +52,9 @@ def router(parts: Parts) -> APIRouter:
             status="ok",
             models=[ModelReference(name=n, version=v) for n, versions in served.items() for v in versions],
         )
+
+    if not serve_metrics:
+        return routes
 
     @routes.get(
         "/metrics",

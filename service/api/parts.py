@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.api.body import BodyLimits
@@ -11,6 +11,7 @@ from service.classifier import Classifier
 from service.domain import ModelSource, ServedModel
 from service.errors import CapacityError
 from service.metrics import Metrics
+from service.telemetry import Tracer
 
 
 class ServedModels(ModelSource, Protocol):
@@ -35,3 +36,4 @@ class Parts:
     metrics: Metrics
     limits: BodyLimits
     unready: Callable[[], CapacityError | None]
+    tracer: Tracer = field(default_factory=Tracer)

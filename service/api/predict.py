@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 
 from service.api.body import read_request
 from service.api.examples import EXAMPLE_JPEG_BASE64
+from service.api.middleware import note_classification
 from service.api.parts import Parts
 from service.api.problems import problem_responses
 from service.api.schemas import (
@@ -24,6 +25,7 @@ _PROBLEMS = problem_responses(
     "model_not_found",
     "version_not_found",
     "body_too_large",
+    "request_timeout",
     "image_too_large",
     "too_many_images",
     "unsupported_body",
@@ -107,6 +109,7 @@ def router(parts: Parts) -> APIRouter:
         classification = await parts.classifier.classify(
             images, model=parameters.model, version=parameters.version, top_k=parameters.top_k
         )
+        note_classification(request.scope, classification)
         only = classification.results[0] if len(images) == 1 else None
         if only is not None and only.error is not None:
             raise only.error

@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 STATUS = {
     "internal_error": 500,
     "invalid_parameter": 422,
+    "malformed_request": 400,
+    "headers_too_large": 431,
+    "request_timeout": 408,
     "malformed_body": 400,
     "missing_image": 400,
     "body_too_large": 413,
@@ -26,9 +29,13 @@ STATUS = {
     "unsupported_body": 415,
     "model_not_found": 404,
     "version_not_found": 404,
+    "unauthenticated": 401,
+    "forbidden": 403,
     "unsupported_image": 415,
     "image_too_large": 413,
     "corrupt_image": 422,
+    "rate_limited": 429,
+    "too_many_connections": 503,
     "queue_full": 429,
     "not_ready": 503,
     "draining": 503,
@@ -40,6 +47,9 @@ STATUS = {
     "invalid_configuration": 500,
 }
 """Status code of every error's slug."""
+
+HEADERS = {"unauthenticated": {"WWW-Authenticate": "Bearer"}}
+"""Headers that go with an error's slug."""
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -82,7 +92,7 @@ class Problem(BaseModel):
 
 def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return a problem as a response."""
-    headers = dict(headers or {})
+    headers = HEADERS.get(problem.slug, {}) | (headers or {})
     if problem.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(problem.retry_after))
     return JSONResponse(

@@ -2,6 +2,6 @@
 
 from service.imaging.decode import decode
 from service.imaging.formats import ACCEPTED_FORMATS
-from service.imaging.transform import official, official_float, pillow, transform
+from service.imaging.transform import official, official_float, pillow, sufficient_side, transform
 
-__all__ = ["ACCEPTED_FORMATS", "decode", "official", "official_float", "pillow", "transform"]
+__all__ = ["ACCEPTED_FORMATS", "decode", "official", "official_float", "pillow", "sufficient_side", "transform"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,17 @@ def transform(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:
             return official(pixels, image_size=size, crop_padding=padding)
         case "pillow":
             return pillow(pixels, image_size=size, crop_padding=padding)
+
+
+# A reduced photo keeps this many lines for each one that the network sees, so that the resize still has a choice.
+_SPARE_LINES = 1.4
+
+
+def sufficient_side(preprocessing: Preprocessing) -> int | None:
+    """Return the short side (pixels) below which `decode` may not reduce a photo; None if it may not reduce at all."""
+    if preprocessing.exact_decoding:
+        return None
+    return math.ceil(_SPARE_LINES * (preprocessing.image_size + preprocessing.crop_padding))
 
 
 def official(pixels: Pixels, *, image_size: int, crop_padding: int) -> Pixels:

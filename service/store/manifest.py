@@ -41,6 +41,7 @@ class PreprocessingSpec(_Strict):
     crop_padding: Annotated[int, Field(ge=0, le=2048)] = 32
     mean: tuple[Finite, Finite, Finite]
     std: tuple[Positive, Positive, Positive]
+    exact_decoding: bool = False
 
     def to_domain(self) -> Preprocessing:
         """Return the value that imaging and the inference graph take."""

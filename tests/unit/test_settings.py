@@ -51,7 +51,13 @@ def test_defaults_need_no_environment():
         ("max_pixels", "1000000", 1_000_000),
         ("max_images_per_request", "1", 1),
         ("shutdown_timeout", "0", 0.0),
+        ("header_timeout", "2.5", 2.5),
+        ("body_timeout", "5", 5.0),
+        ("body_total_timeout", "60", 60.0),
+        ("max_connections", "10", 10),
         ("log_level", "debug", "debug"),
+        ("log_format", "json", "json"),
+        ("otlp_endpoint", "https://collector:4318/v1/traces", "https://collector:4318/v1/traces"),
     ],
 )
 def test_the_environment_sets(name, text, value, monkeypatch):
@@ -93,7 +99,13 @@ def test_only_the_prefix_counts(monkeypatch):
         ("max_pixels", "0"),
         ("max_images_per_request", "0"),
         ("shutdown_timeout", "-1"),
+        ("header_timeout", "0"),
+        ("body_timeout", "0"),
+        ("body_total_timeout", "-1"),
+        ("max_connections", "0"),
         ("log_level", "loud"),
+        ("log_format", "xml"),
+        ("otlp_endpoint", "collector:4318"),
     ],
 )
 def test_impossible_values_are_refused(name, text, monkeypatch):

@@ -10,7 +10,7 @@ import httpx
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from service.api import BodyLimits, Parts, create_app
+from service.api import Access, BodyLimits, Parts, create_app
 from service.classifier import Classification, Classifier
 from service.domain import ServedModel
 from service.errors import CapacityError, ModelNotFound
@@ -38,7 +38,10 @@ class NoModels:
 
 
 def application(
-    answer: Callable[[], Awaitable[Classification]], *, unready: CapacityError | None = None
+    answer: Callable[[], Awaitable[Classification]],
+    *,
+    unready: CapacityError | None = None,
+    access: Access | None = None,
 ) -> tuple[FastAPI, Metrics]:
     """An application whose classifier answers with `answer`, and its metrics."""
     metrics = Metrics(CollectorRegistry())
@@ -54,7 +57,7 @@ def application(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
 
-    return create_app(parts, lifespan=lifespan), metrics
+    return create_app(parts, lifespan=lifespan, access=access), metrics
 
 
 def connect(app: FastAPI) -> httpx.AsyncClient:
