@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from service import keys
+from service.bootstrap import load_keys
+from service.cli import app
 from service.errors import ConfigurationError, RateLimited, Unauthenticated
 from service.keys import ApiKey, KeyRing, RateLimits, new_key, parse_keys, read_keys
+from service.settings import Settings
 
 HASH = sha256(b"secret").hexdigest()
 OTHER = sha256(b"other").hexdigest()
@@ -251,3 +255,75 @@ def test_without_a_rate_there_is_no_limit() -> None:
     rates = RateLimits()
     for _ in range(1000):
         rates.use(key("a", None))
+
+
+@pytest.fixture
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CONDCONV_{name.upper()}", raising=False)
+
+
+@pytest.mark.usefixtures("_no_settings_from_outside")
+class TestSettings:
+    def test_no_keys(self) -> None:
+        assert load_keys(Settings()) is None
+
+    def test_keys_of_a_file(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CONDCONV_API_KEYS_FILE", str(file))
+        ring = load_keys(Settings())
+        assert ring is not None
+        assert ring.find("secret").name == "ci"
+
+    def test_keys_of_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CONDCONV_API_KEYS", document(entry(name="env")))
+        settings = Settings()
+        ring = load_keys(settings)
+        assert ring is not None
+        assert ring.find("secret").name == "env"
+        assert HASH not in repr(settings)
+
+    @pytest.mark.parametrize("name", ["API_KEYS", "API_KEYS_FILE"])
+    def test_set_to_nothing_is_not_the_same_as_unset(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(f"CONDCONV_{name}", "")
+        with pytest.raises(ConfigurationError):
+            load_keys(Settings())
+
+    def test_both(self, file: Path) -> None:
+        with pytest.raises(ConfigurationError, match="not both"):
+            load_keys(Settings(api_keys_file=file, api_keys=document(entry())))
+
+
+class TestCommand:
+    def test_new_key_prints_a_secret_and_the_entry_that_goes_with_it(self) -> None:
+        command = ["keys", "new", "--name", "ci", "--scope", "predict", "--scope", "admin"]
+        result = CliRunner().invoke(app, [*command, "--requests-per-minute", "60"])
+        assert result.exit_code == 0
+        secret, _, stored = result.stdout.partition("\n")
+        assert json.loads(stored) == {
+            "name": "ci",
+            "scopes": ["predict", "admin"],
+            "sha256": sha256(secret.encode()).hexdigest(),
+            "requests_per_minute": 60,
+        }
+        assert "can't be shown again" in result.stderr
+        assert secret not in result.stderr
+
+    def test_new_key_may_predict_without_limit_unless_told_otherwise(self) -> None:
+        result = CliRunner().invoke(app, ["keys", "new", "--name", "ci"])
+        stored = json.loads(result.stdout.partition("\n")[2])
+        assert (stored["scopes"], "requests_per_minute" in stored) == (["predict"], False)
+
+    @pytest.mark.parametrize(
+        ("arguments", "code"),
+        [
+            (["--name", "a b"], 1),
+            (["--name", "a", "--scope", "root"], 1),
+            (["--name", "a", "--requests-per-minute", "0"], 2),
+            ([], 2),
+        ],
+    )
+    def test_impossible_keys(self, arguments: list[str], code: int) -> None:
+        result = CliRunner().invoke(app, ["keys", "new", *arguments])
+        assert result.exit_code == code
+        assert result.stdout == ""
+        assert result.stderr

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from service.settings import Settings
 
@@ -34,6 +34,13 @@ def test_defaults_need_no_environment():
     [
         ("host", "0.0.0.0", "0.0.0.0"),
         ("port", "0", 0),
+        ("metrics_port", "9001", 9001),
+        ("api_keys_file", "keys.json", Path("keys.json")),
+        ("api_keys", "{}", SecretStr("{}")),
+        ("cors_origins", "https://a.org, http://localhost:3000", ("https://a.org", "http://localhost:3000")),
+        ("cors_origins", '["https://a.org"]', ("https://a.org",)),
+        ("cors_origins", "*", ("*",)),
+        ("cors_origins", "", ()),
         ("model_store", "bundles", Path("bundles")),
         ("default_model", "b0", "b0"),
         ("device", "gpu", "gpu"),
@@ -82,6 +89,12 @@ def test_only_the_prefix_counts(monkeypatch):
         ("port", "65536"),
         ("port", "-1"),
         ("port", "http"),
+        ("metrics_port", "65536"),
+        ("cors_origins", "a.org"),
+        ("cors_origins", "https://a.org/"),
+        ("cors_origins", "https://a.org;https://b.org"),
+        ("cors_origins", "["),
+        ("cors_origins", "[1]"),
         ("device", "npu"),
         ("precision", "float16"),
         ("engine", "onnx"),
