@@ -3,9 +3,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from service.bench import CROPS, photo_rows
 from service.cli import app
 from service.domain import Preprocessing
-from service.bench import CROPS, photo_rows
 from service.errors import UnsupportedImage
 from service.runtime.machine import detect_machine
 from service.samples import SAMPLES
