@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
-import signal
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 
-import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
@@ -21,13 +18,15 @@ from service.api.protocol import ConnectionLimits, allow_open_files, http_protoc
 from service.batching import Batcher
 from service.classifier import Classifier, RowBatcher, RowOutput, compute_batch
 from service.domain import Pixels, ServedModel
-from service.errors import CapacityError, ConfigurationError, Draining, NotReady
+from service.errors import ConfigurationError
 from service.keys import KeyRing, parse_keys
 from service.metrics import Metrics
+from service.readiness import Readiness
 from service.runtime.executor import StreamPool
 from service.runtime.machine import available_cores, detect_machine
 from service.runtime.plan import EnginePlan, make_plan
 from service.runtime.registry import Registry
+from service.server import DrainingServer, config, is_local, listen, serving_beside, url
 from service.settings import Settings
 from service.store import Bundle, Catalog, open_bundle
 from service.telemetry import ContextThreads, make_tracer
@@ -35,8 +34,7 @@ from service.tensorflow_log import import_tensorflow
 
 logger = logging.getLogger(__name__)
 
-MAX_STALLS = 3
-"""Batches given up in a row after which the service counts as not ready."""
+_SECONDS_FOR_ABANDONED_ROWS = 1.0
 
 
 def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:
@@ -65,6 +63,7 @@ def plan_engines(settings: Settings) -> EnginePlan:
         streams=settings.streams,
         threads_per_stream=settings.threads_per_stream,
         max_batch_size=settings.max_batch_size,
+        batch_timeout=settings.batch_timeout,
     )
 
 
@@ -94,9 +93,7 @@ class Service:
             self.plan.streams,
             self.plan.max_batch_size,
         )
-        self._unready: CapacityError | None = NotReady("The service is loading its models.", retry_after=5.0)
         self.metrics = Metrics(CollectorRegistry())
-        self.metrics.ready.set_function(lambda: 0 if self.unready() else 1)
         self.registry = Registry(
             partial(load_model, plan=self.plan, metrics=self.metrics),
             default_model=settings.default_model or self._bundles[0].manifest.name,
@@ -112,6 +109,10 @@ class Service:
             streams=self.plan.streams,
             max_batch_size=self.plan.max_batch_size,
             max_queue_rows=settings.max_queue_rows,
+            batch_timeout=self.plan.batch_timeout,
+            priority_ageing=settings.priority_ageing,
+            # By then the server has waited for all answers, so nobody is left who waits for one.
+            drain_timeout=_SECONDS_FOR_ABANDONED_ROWS,
             metrics=self.metrics,
             name_of=lambda model: model.name,
         )
@@ -122,12 +123,8 @@ class Service:
             max_pixels=settings.max_pixels,
             metrics=self.metrics,
         )
-
-    def unready(self) -> CapacityError | None:
-        """Why requests can't be taken now, or None if they can."""
-        if self._unready is None and self._streams.consecutive_stalls >= MAX_STALLS:
-            return NotReady("The engine has given no answer several times in a row.", retry_after=30.0)
-        return self._unready
+        self.readiness = Readiness(self._batcher.health.problem)
+        self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
@@ -135,7 +132,6 @@ class Service:
         with self._streams, self._decoders:
             async with self._batcher:
                 yield
-                self._unready = Draining("The service is shutting down.", retry_after=5.0)
         await asyncio.to_thread(self._tracer.close)
 
     async def _run_batch(self, model: ServedModel, rows: Sequence[Pixels]) -> Sequence[RowOutput]:
@@ -158,7 +154,7 @@ class Service:
         """
         for bundle in self._bundles:
             self.registry.load(bundle)
-        self._unready = None
+        self.readiness.loaded()
         logger.info("ready")
 
     def app(
@@ -183,7 +179,8 @@ class Service:
                 timeout=self._settings.body_timeout,
                 total_timeout=self._settings.body_total_timeout,
             ),
-            unready=self.unready,
+            request_timeout=self._settings.request_timeout,
+            readiness=self.readiness,
             tracer=self._tracer,
         )
 
@@ -191,12 +188,12 @@ class Service:
             try:
                 await asyncio.to_thread(self.load)
             except Exception as error:
-                self._unready = NotReady("The service could not load its models.")
+                self.readiness.failed("The service could not load its models.")
                 on_failure(error)
 
         @contextlib.asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-            async with _serving(create_probes_app(parts), probes, self.http_protocol()), self.running():
+            async with serving_beside(create_probes_app(parts), probes, self.http_protocol()), self.running():
                 loading = asyncio.create_task(load())
                 yield
                 await loading
@@ -215,32 +212,26 @@ def serve(settings: Settings) -> None:
     keys = load_keys(settings)
     service = Service(settings)
     allow_open_files(settings.max_connections)
-    listener = _listen(settings.host, settings.port)
-    probes = None if settings.metrics_port is None else _listen(settings.host, settings.metrics_port)
+    listener = listen(settings.host, settings.port)
+    probes = None if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
     access = Access(keys=keys, cors_origins=settings.cors_origins, serve_metrics=probes is None)
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:
         failures.append(error)
-        server.should_exit = True
+        server.stop()
 
-    server = uvicorn.Server(
-        uvicorn.Config(
-            service.app(on_failure=stop, access=access, probes=probes),
-            http=service.http_protocol(),
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(settings.shutdown_timeout),
-        )
+    app = service.app(on_failure=stop, access=access, probes=probes)
+    drain_delay = min(settings.drain_delay, settings.shutdown_timeout)
+    server = DrainingServer(
+        # uvicorn takes whole seconds only by its annotation.
+        config(app, service.http_protocol(), timeout_graceful_shutdown=settings.shutdown_timeout - drain_delay),
+        on_drain=service.readiness.drain,
+        drain_delay=drain_delay,
     )
-    # uvicorn raises its signals once more when it is done, and the default action would turn success into a failure.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
-    logger.info("listening on %s", _url(listener))
+    logger.info("listening on %s", url(listener))
     if probes is not None:
-        logger.info("metrics and probes on %s", _url(probes))
+        logger.info("metrics and probes on %s", url(probes))
     _log_access(keys, listener)
     server.run(sockets=[listener])
     if failures:
@@ -263,55 +254,15 @@ def load_keys(settings: Settings) -> KeyRing | None:
 
 
 def _log_access(keys: KeyRing | None, listener: socket.socket) -> None:
-    host = listener.getsockname()[0]
     if keys is not None:
         logger.info("%d API keys are taken: %s", len(keys), ", ".join(key.name for key in keys))
-    elif not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+    elif is_local(listener):
+        logger.info("there are no API keys, so only this machine may use the service; condconv keys new makes keys")
+    else:
         logger.warning(
             "there are no API keys: anyone who can reach %s may use the service; condconv keys new makes keys",
-            _url(listener),
+            url(listener),
         )
-
-
-class _SideServer(uvicorn.Server):
-    """A server beside the main one, which alone looks after signals."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@contextlib.asynccontextmanager
-async def _serving(
-    app: FastAPI, listener: socket.socket | None, http: type[asyncio.Protocol]
-) -> AsyncGenerator[None, None]:
-    """Serve an app on a listener, if there is one, for as long as the context lasts."""
-    if listener is None:
-        yield
-        return
-    server = _SideServer(
-        uvicorn.Config(
-            app,
-            http=http,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="off",
-            timeout_graceful_shutdown=1,
-        )
-    )
-    running = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield
-    finally:
-        server.should_exit = True
-        await running
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _find_bundles(settings: Settings, only: str | None) -> list[Bundle]:
@@ -343,11 +294,3 @@ def find_default(settings: Settings, catalog: Catalog) -> str:
             f"The default model {settings.default_model!r} is not in the store; there are: {', '.join(names)}."
         )
     return settings.default_model or names[0]
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise ConfigurationError(f"Can't listen on {host}:{port}: {error.strerror}.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batching import Admission, Batcher
+from service.batching import Admission, Batcher, Priority, ending_at
 from service.domain import (
     ClassScore,
     ImageResult,
@@ -25,7 +26,7 @@ from service.domain import (
     ServedModel,
     Timings,
 )
-from service.errors import InferenceFailed, InvalidParameter, MissingImage, ServiceError
+from service.errors import InferenceFailed, InvalidParameter, MissingImage, OutOfMemory, ServiceError
 from service.imaging import decode, sufficient_side, transform
 from service.metrics import Metrics
 
@@ -91,6 +92,8 @@ class Classifier:
         model: str | None = None,
         version: str | None = None,
         top_k: int = 5,
+        priority: Priority = Priority.NORMAL,
+        deadline: float = math.inf,
     ) -> Classification:
         """Classify the images of one request.
 
@@ -99,6 +102,8 @@ class Classifier:
             model: name of the model; the default one if None.
             version: its version; the latest if None.
             top_k: how many classes to return, best first.
+            priority: how urgent they are.
+            deadline: when the caller stops waiting, on the monotonic clock in seconds.
 
         Returns:
             A result per image; an image that fails carries its error and leaves the others alone.
@@ -107,6 +112,7 @@ class Classifier:
             InvalidParameter: `top_k` is not between 1 and the model's number of classes.
             ModelNotFound: no such model; VersionNotFound: no such version.
             QueueFull: the rows don't fit into the queue; no image was decoded.
+            WaitTooLong: they would not be computed by the deadline; no image was decoded.
             Draining: the service is shutting down.
         """
         served = self._models.get(model, version)
@@ -114,18 +120,32 @@ class Classifier:
             raise InvalidParameter(
                 f"top_k must be from 1 to {len(served.labels)}, the number of classes of {served.name}, not {top_k}."
             )
-        with self._batcher.admit(len(images)) as admission:
+        with self._batcher.admit(served, len(images), priority=priority, deadline=deadline) as admission:
             results = await asyncio.gather(
-                *(self._result(served, image, i, top_k, admission) for i, image in enumerate(images))
+                *(self._result(served, image, i, top_k, admission, deadline) for i, image in enumerate(images))
             )
         return Classification(served, tuple(results))
 
+    def check_capacity(self, model: str | None, version: str | None, *, priority: Priority, deadline: float) -> None:
+        """Refuse a request before its body has been read, if not even one image of it could be taken.
+
+        Raises:
+            ModelNotFound, VersionNotFound, QueueFull, WaitTooLong, Draining: as `classify` would.
+        """
+        self._batcher.check(self._models.get(model, version), 1, priority=priority, deadline=deadline)
+
     async def _result(
-        self, model: ServedModel, image: ImageSource, position: int, top_k: int, admission: Admission
+        self,
+        model: ServedModel,
+        image: ImageSource,
+        position: int,
+        top_k: int,
+        admission: Admission[ServedModel],
+        deadline: float,
     ) -> ImageResult:
         identity = image.id if image.id is not None else str(position)
         try:
-            prediction = await self._predict(model, image.data, top_k, admission)
+            prediction = await self._predict(model, image.data, top_k, admission, deadline)
         except ServiceError as error:
             self._metrics.rows.labels(model.name, error.slug).inc()
             return ImageResult(id=identity, filename=image.filename, error=error)
@@ -141,14 +161,17 @@ class Classifier:
         self._observe(model, prediction)
         return ImageResult(id=identity, filename=image.filename, prediction=prediction)
 
-    async def _predict(self, model: ServedModel, data: bytes, top_k: int, admission: Admission) -> Prediction:
+    async def _predict(
+        self, model: ServedModel, data: bytes, top_k: int, admission: Admission[ServedModel], deadline: float
+    ) -> Prediction:
         if not data:
             raise MissingImage("The image is empty.")
         started = time.monotonic()
-        pixels, decode_seconds = await asyncio.get_running_loop().run_in_executor(
-            self._decoders, self._decode, data, model
-        )
-        row = await self._batcher.submit(model, pixels, admission)
+        async with ending_at(deadline):
+            pixels, decode_seconds = await asyncio.get_running_loop().run_in_executor(
+                self._decoders, self._decode, data, model
+            )
+        row = await self._batcher.submit(model, pixels, admission, deadline=deadline)
         classes = top_classes(row.output.logits, model, top_k)
         return Prediction(
             classes=classes,
@@ -165,8 +188,11 @@ class Classifier:
     def _decode(self, data: bytes, model: ServedModel) -> tuple[Pixels, float]:
         started = time.monotonic()
         sufficient = sufficient_side(model.preprocessing)
-        photo = decode(data, max_pixels=self._max_pixels, sufficient_side=sufficient)
-        pixels = transform(photo, model.preprocessing)
+        try:
+            photo = decode(data, max_pixels=self._max_pixels, sufficient_side=sufficient)
+            pixels = transform(photo, model.preprocessing)
+        except MemoryError as error:
+            raise OutOfMemory("There is too little memory to decode this image.", retry_after=5.0) from error
         return pixels, time.monotonic() - started
 
     def _observe(self, model: ServedModel, prediction: Prediction) -> None:

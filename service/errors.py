@@ -23,10 +23,12 @@ ServiceError
 │   ├── RateLimited           rate_limited            the API key has had its requests of this minute
 │   ├── TooManyConnections    too_many_connections    `max_connections` connections are open
 │   ├── QueueFull             queue_full              `max_queue_rows` rows are waiting
+│   ├── WaitTooLong           wait_too_long           the answer would come after its deadline
 │   ├── NotReady              not_ready               still loading, or unable to serve
 │   ├── Draining              draining                shutting down
 │   ├── EngineStalled         engine_stalled          a batch hangs in the engine
-│   └── DeadlineExceeded      deadline_exceeded       the answer would come too late
+│   ├── OutOfMemory           out_of_memory           no memory even for a row alone
+│   └── DeadlineExceeded      deadline_exceeded       the answer was not there in time
 ├── InferenceFailed           inference_failed        the engine could not compute a row
 ├── BundleError               invalid_bundle          a bundle is missing, damaged or doesn't fit
 ├── ImportFailed              import_failed           foreign weights don't fit an architecture
@@ -202,6 +204,13 @@ class QueueFull(CapacityError):
     title = "Queue full"
 
 
+class WaitTooLong(CapacityError):
+    """So much is waiting already that the answer would come after its deadline."""
+
+    slug = "wait_too_long"
+    title = "Wait too long"
+
+
 class NotReady(CapacityError):
     """The service is starting, or can't serve."""
 
@@ -221,6 +230,13 @@ class EngineStalled(CapacityError):
 
     slug = "engine_stalled"
     title = "Engine stalled"
+
+
+class OutOfMemory(CapacityError):
+    """The engine found no memory for the row, even alone."""
+
+    slug = "out_of_memory"
+    title = "Out of memory"
 
 
 class DeadlineExceeded(CapacityError):

@@ -16,10 +16,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Literal
 
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pyrate_limiter import Duration, InMemoryBucket, Rate, RateItem
 
 from service.errors import ConfigurationError, RateLimited, Unauthenticated
 
@@ -189,11 +187,12 @@ class KeyRing:
 
 
 class RateLimits:
-    """How often each key was used in the last minute, in this process."""
+    """How often each key was used in the last 60 seconds, in this process."""
 
-    def __init__(self) -> None:
-        """Start with nothing used."""
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start with nothing used; `clock` is in seconds."""
+        self._clock = clock
+        self._buckets: dict[tuple[str, int], InMemoryBucket] = {}
 
     def use(self, key: ApiKey) -> None:
         """Count one request of a key.
@@ -201,17 +200,19 @@ class RateLimits:
         Raises:
             RateLimited: it has had its requests of the last 60 seconds.
         """
-        if key.requests_per_minute is None:
+        limit = key.requests_per_minute
+        if limit is None:
             return
-        limit = RateLimitItemPerMinute(key.requests_per_minute)
-        if self._limiter.hit(limit, key.name):
-            return
-        free_at = self._limiter.get_window_stats(limit, key.name).reset_time
-        raise RateLimited(
-            f"This API key may send {key.requests_per_minute} requests per minute.",
-            # The library counts by the wall clock, which may be set.
-            retry_after=min(max(free_at - time.time(), 1.0), 60.0),
-        )
+        if (key.name, limit) not in self._buckets:
+            self._buckets[key.name, limit] = InMemoryBucket([Rate(limit, Duration.MINUTE)])
+        bucket = self._buckets[key.name, limit]
+        request = RateItem(key.name, int(self._clock() * 1e3))
+        bucket.leak(request.timestamp)
+        if not bucket.put(request):
+            raise RateLimited(
+                f"This API key may send {limit} requests per minute.",
+                retry_after=(bucket.peek(limit - 1).timestamp - request.timestamp) / 1e3 + 60.0,  # type: ignore[union-attr]
+            )
 
 
 def _with_digests(keys: Sequence[ApiKey]) -> tuple[tuple[bytes, ApiKey], ...]:

@@ -74,12 +74,24 @@ class Metrics:
             "Rows admitted and not yet in a batch. Is the service saturated?",
             registry=registry,
         )
+        self.predicted_wait_seconds = Gauge(
+            "condconv_predicted_wait_seconds",
+            "Time until all rows in the queue have been computed, as measured lately. How long will a new one wait?",
+            registry=registry,
+        )
         self.rows_in_flight = Gauge(
             "condconv_rows_in_flight", "Rows being computed now. How busy is the engine?", registry=registry
         )
         self.padding_rows = Counter(
             "condconv_padding_rows_total",
             "Rows added to fill a fixed batch size. How much of an accelerator's work is wasted?",
+            registry=registry,
+        )
+        self.batch_failures = Counter(
+            "condconv_batch_failures_total",
+            "Batches that failed and were halved, by reason: error, out_of_memory. Are there bad images, or too little "
+            "memory?",
+            ("model", "reason"),
             registry=registry,
         )
         self.stream_stalls = Counter(

@@ -85,6 +85,11 @@ class Settings(BaseSettings):
         description="Most rows (images) per batch. auto: the best one measured, on a CPU 4 in float32 and 8 in "
         "bfloat16.",
     )
+    batch_timeout: Annotated[float, Field(ge=0, le=10)] | Literal["auto"] = Field(
+        "auto",
+        description="Seconds from its first row's arrival that a batch may wait for more rows while a stream is free. "
+        "auto: 0 on a CPU, 0.002 on accelerators.",
+    )
     max_queue_rows: int = Field(
         256, ge=1, le=100_000, description="Most rows admitted and not yet in a batch; more are refused with 429."
     )
@@ -117,8 +122,23 @@ class Settings(BaseSettings):
         description="Most connections at the same time. Further ones are answered with 503, or, if many wait for that, "
         "closed.",
     )
+    request_timeout: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds from the end of its body until a request must be answered; 504 then, and 429 at once if "
+        "that can be foreseen. Clients may ask for less with timeout_ms.",
+    )
+    priority_ageing: float = Field(
+        5.0, gt=0, description="Seconds of waiting after which a row counts as one step of priority higher."
+    )
+    drain_delay: float = Field(
+        3.0,
+        ge=0,
+        description="Seconds from SIGTERM in which the service says that it isn't ready but still takes requests, so "
+        "that load balancers can look elsewhere; SIGINT skips them.",
+    )
     shutdown_timeout: float = Field(
-        30.0, ge=0, description="Seconds that a shutdown waits for accepted requests to be answered."
+        30.0, ge=0, description="Seconds from the signal until the process ends, whatever is unanswered."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_format: Literal["auto", "json", "pretty"] = Field(

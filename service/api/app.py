@@ -63,6 +63,7 @@ def create_app(
         tracer=parts.tracer,
         body_timeout=parts.limits.timeout,
         body_total_timeout=parts.limits.total_timeout,
+        draining=lambda: parts.readiness.draining,
     )
     security.install(app, cors_origins=access.cors_origins)
     _document_problems(app)

@@ -45,7 +45,7 @@ def router(parts: Parts, *, serve_metrics: bool = True) -> APIRouter:
         routes.add_api_route(path, probe, methods=["HEAD"], response_model=HealthResponse, include_in_schema=False)
 
     def _health() -> HealthResponse | Response:
-        if reason := parts.unready():
+        if reason := parts.readiness.unready():
             return problem_response(Problem.of(reason))
         served = parts.models.models()
         return HealthResponse(

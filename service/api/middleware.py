@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -43,6 +44,7 @@ class RequestContext:
         tracer: Tracer | None = None,
         body_timeout: float = 30.0,
         body_total_timeout: float = 300.0,
+        draining: Callable[[], bool] = lambda: False,
     ) -> None:
         """Wrap an app.
 
@@ -52,12 +54,14 @@ class RequestContext:
             tracer: traces requests.
             body_timeout: seconds that a body may pause.
             body_total_timeout: seconds that a body may take.
+            draining: whether callers should open their next connection elsewhere.
         """
         self._app = app
         self._metrics = metrics
         self._tracer = tracer or Tracer()
         self._body_timeout = body_timeout
         self._body_total_timeout = body_total_timeout
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; other kinds of connections pass."""
@@ -81,7 +85,8 @@ class RequestContext:
                 answer = MutableHeaders(scope=message)
                 answer[REQUEST_ID_HEADER] = request_id
                 answer[TRACE_HEADER] = str(span.context)
-                if body.timed_out:  # the rest of the body would be taken for the next request
+                # The rest of a body that timed out would be taken for the next request.
+                if body.timed_out or self._draining():
                     answer["Connection"] = "close"
             await send(message)
 

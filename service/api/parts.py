@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.api.body import BodyLimits
 from service.classifier import Classifier
 from service.domain import ModelSource, ServedModel
-from service.errors import CapacityError
 from service.metrics import Metrics
+from service.readiness import Readiness
 from service.telemetry import Tracer
 
 
@@ -29,11 +29,12 @@ class ServedModels(ModelSource, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the routes work with. `unready` says why requests can't be taken, or None when they can."""
+    """What the routes work with; `request_timeout` is in seconds."""
 
     classifier: Classifier
     models: ServedModels
     metrics: Metrics
     limits: BodyLimits
-    unready: Callable[[], CapacityError | None]
+    request_timeout: float
+    readiness: Readiness
     tracer: Tracer = field(default_factory=Tracer)

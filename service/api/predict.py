@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
 from service.api.body import read_request
+from service.api.disconnect import unless_disconnected
 from service.api.examples import EXAMPLE_JPEG_BASE64
 from service.api.middleware import note_classification
 from service.api.parts import Parts
@@ -18,6 +20,8 @@ from service.api.schemas import (
     RoutingParameters,
     predict_response,
 )
+from service.batching import Priority
+from service.errors import InvalidParameter
 
 _PROBLEMS = problem_responses(
     "malformed_body",
@@ -33,9 +37,13 @@ _PROBLEMS = problem_responses(
     "corrupt_image",
     "invalid_parameter",
     "queue_full",
+    "wait_too_long",
     "inference_failed",
     "not_ready",
     "draining",
+    "engine_stalled",
+    "out_of_memory",
+    "deadline_exceeded",
 )
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -103,11 +111,23 @@ def router(parts: Parts) -> APIRouter:
         return await _classify(request, query)
 
     async def _classify(request: Request, query: RoutingParameters) -> PredictResponse:
-        if reason := parts.unready():
+        if reason := parts.readiness.refusal():
             raise reason
+        # What can't be taken at its most urgent need not be read.
+        parts.classifier.check_capacity(
+            query.model, query.version, priority=Priority.HIGH, deadline=time.monotonic() + parts.request_timeout
+        )
         parameters, images = await read_request(request, query, parts.limits)
-        classification = await parts.classifier.classify(
-            images, model=parameters.model, version=parameters.version, top_k=parameters.top_k
+        classification = await unless_disconnected(
+            request,
+            parts.classifier.classify(
+                images,
+                model=parameters.model,
+                version=parameters.version,
+                top_k=parameters.top_k,
+                priority=Priority[parameters.priority.upper()],
+                deadline=time.monotonic() + _timeout(parameters, parts.request_timeout),
+            ),
         )
         note_classification(request.scope, classification)
         only = classification.results[0] if len(images) == 1 else None
@@ -118,3 +138,12 @@ def router(parts: Parts) -> APIRouter:
         )
 
     return routes
+
+
+def _timeout(parameters: RoutingParameters, longest: float) -> float:
+    """Seconds that the caller waits."""
+    if parameters.timeout_ms is None:
+        return longest
+    if parameters.timeout_ms > longest * 1e3:
+        raise InvalidParameter(f"timeout_ms may be at most {longest * 1e3:.0f}, not {parameters.timeout_ms}.")
+    return parameters.timeout_ms / 1e3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -23,6 +23,15 @@ class RoutingParameters(BaseModel):
     top_k: int = Field(5, ge=1, description="How many classes to return, best first; at most the model's number.")
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
     version: str | None = Field(None, max_length=MAX_NAME, description="Its version; the newest if absent.")
+    timeout_ms: int | None = Field(
+        None,
+        ge=1,
+        description="Milliseconds, from the end of the request's body, after which the answer is of no use any more; "
+        "the server's own limit if absent, and at most that.",
+    )
+    priority: Literal["high", "normal", "low"] = Field(
+        "normal", description="Who goes first when rows wait; what has waited long enough moves up."
+    )
 
 
 class PredictParameters(RoutingParameters):

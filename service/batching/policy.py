@@ -2,6 +2,34 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+
+
+class Priority(IntEnum):
+    """How urgent a row is; less is more urgent."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
+
+
+def urgency(priority: Priority, *, waited: float, ageing: float) -> int:
+    """A row's priority now: it rises by one for every `ageing` seconds waited, so that nothing starves.
+
+    Returns:
+        0 for the most urgent rows.
+    """
+    return max(0, priority - int(waited / ageing))
+
+
+def rank(priority: Priority, *, enqueued_at: float, ageing: float) -> float:
+    """Where a row stands among those of its model; the least is first.
+
+    Like `urgency`, but without steps and the same at all times: a row of the next lower priority comes first if it
+    arrived `ageing` seconds earlier.
+    """
+    return enqueued_at + priority * ageing
+
 
 def rows_to_take(waiting: int, *, free_streams: int, max_batch_size: int) -> int:
     """How many waiting rows a free stream takes.

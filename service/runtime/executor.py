@@ -37,8 +37,6 @@ class StreamPool:
         self._stall_timeout = stall_timeout
         self._metrics = metrics
         self._free: asyncio.Queue[_Stream] = asyncio.Queue()
-        self.consecutive_stalls = 0
-        """Batches given up since one was last computed."""
 
     async def run(self, compute: Callable[[int], Result]) -> Result:
         """Run a function on a free stream; it is given the stream's number, from 0.
@@ -54,13 +52,11 @@ class StreamPool:
         except TimeoutError:
             # A thread can't be ended from outside; it is left behind, and another one takes its number.
             stream = _Stream(stream.number)
-            self.consecutive_stalls += 1
             self._metrics.stream_stalls.inc()
             logger.error("stream %d gave no answer in %.0f s and was replaced", stream.number, self._stall_timeout)
             raise EngineStalled(f"The engine gave no answer in {self._stall_timeout:g} s.", retry_after=1.0) from None
         finally:
             self._free.put_nowait(stream)
-        self.consecutive_stalls = 0
         return result
 
     def __enter__(self) -> StreamPool:

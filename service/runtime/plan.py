@@ -38,6 +38,8 @@ class EnginePlan:
     streams: int
     threads_per_stream: int
     max_batch_size: int
+    batch_timeout: float = 0.0
+    """Seconds that a small batch may wait for more rows."""
 
 
 def make_plan(
@@ -49,6 +51,7 @@ def make_plan(
     streams: int | Literal["auto"] = "auto",
     threads_per_stream: int = 1,
     max_batch_size: int | Literal["auto"] = "auto",
+    batch_timeout: float | Literal["auto"] = "auto",
 ) -> EnginePlan:
     """Decide how models are computed.
 
@@ -60,6 +63,8 @@ def make_plan(
         streams: batches computed at once; "auto" is one per physical core on a CPU, and one per accelerator.
         threads_per_stream: threads that share one batch, on a CPU.
         max_batch_size: most rows per batch; "auto" is the best one measured for device and precision.
+        batch_timeout: seconds that a small batch may wait for more rows; "auto" is 0 on a CPU, where streams share
+            the cores, and 0.002 on accelerators, which compute a few rows no faster than many.
 
     Raises:
         ConfigurationError: something is asked for that this machine doesn't have; says what it has.
@@ -79,6 +84,7 @@ def make_plan(
         streams=best_streams if streams == "auto" else streams,
         threads_per_stream=threads_per_stream,
         max_batch_size=best_batch_size if max_batch_size == "auto" else max_batch_size,
+        batch_timeout=(0.0 if kind == "cpu" else 0.002) if batch_timeout == "auto" else batch_timeout,
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 import tensorflow as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
 from service.domain import ModelOutput, Pixels
+from service.errors import OutOfMemory
 from service.runtime.inference_graph import INPUT, LOGITS, ROUTING, InferenceGraph
 from service.runtime.plan import Precision
 
@@ -26,6 +29,19 @@ def limit_threads(threads: int) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     except RuntimeError:
         logger.warning("TensorFlow computes already, so its number of threads can't change; streams may be slower")
+
+
+@contextlib.contextmanager
+def reporting_memory() -> Iterator[None]:
+    """Say in our own words that TensorFlow found no memory.
+
+    Raises:
+        OutOfMemory: it found none.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise OutOfMemory("The engine is out of memory.", retry_after=5.0) from error
 
 
 class TensorFlowEngine:
@@ -58,7 +74,8 @@ class TensorFlowEngine:
 
     def __call__(self, rows: Pixels, stream: int = 0) -> ModelOutput:
         """Compute uint8 `[B, image_size, image_size, 3]`; any stream may."""
-        logits, routing = self._compute(rows)
+        with reporting_memory():
+            logits, routing = self._compute(rows)
         return ModelOutput(logits, routing)
 
     def close(self) -> None:

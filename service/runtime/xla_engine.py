@@ -14,6 +14,7 @@ from service.metrics import Metrics
 from service.runtime.inference_graph import inference_function
 from service.runtime.lowering import XLA
 from service.runtime.plan import Precision
+from service.runtime.tensorflow_engine import reporting_memory
 
 
 class XlaEngine:
@@ -68,7 +69,7 @@ class XlaEngine:
             rows = np.concatenate([rows, np.zeros((size - count, *rows.shape[1:]), rows.dtype)])
             if self._metrics is not None:
                 self._metrics.padding_rows.inc(size - count)
-        with tf.device(device):
+        with tf.device(device), reporting_memory():
             outputs = infer(tf.constant(rows))
         return outputs["logits"].numpy()[:count], outputs["routing"].numpy()[:count]
 

@@ -34,8 +34,8 @@ class WhileLoading:
     models: httpx.Response
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "service", "serve", *arguments]
+def command(*arguments: str, module: str = "service") -> list[str]:
+    return [sys.executable, "-m", module, "serve", *arguments]
 
 
 def environment(**settings: object) -> dict[str, str]:
@@ -47,9 +47,18 @@ def environment(**settings: object) -> dict[str, str]:
 class Server:
     """A server with settings of its own, from `__enter__` until `stop` or `__exit__`; by default ready once entered."""
 
-    def __init__(self, *, until_ready: bool = True, **settings: object) -> None:
+    def __init__(
+        self,
+        *,
+        until_ready: bool = True,
+        module: str = "service",
+        variables: dict[str, str] | None = None,
+        **settings: object,
+    ) -> None:
         self._until_ready = until_ready
-        self._settings = settings
+        self._module = module
+        self._variables = variables or {}
+        self._settings = {"drain_delay": 0} | settings  # no load balancer has to notice
         self._lines: list[str] = []
         self.while_loading: WhileLoading | None = None
         self.seconds_to_ready = float("nan")
@@ -57,8 +66,8 @@ class Server:
     def __enter__(self) -> Server:
         started = time.monotonic()
         self._process = subprocess.Popen(
-            command("--port", "0"),
-            env=environment(**self._settings),
+            command("--port", "0", module=self._module),
+            env=environment(**self._settings) | self._variables,
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -115,8 +124,19 @@ class Server:
     def process_ended(self) -> bool:
         return self._process.poll() is not None
 
+    @property
+    def process_id(self) -> int:
+        return self._process.pid
+
     def terminate(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
+        self.send(signal.SIGTERM)
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """Wait until the process has ended of itself, and return its exit code."""
+        return self._process.wait(seconds)
 
     def stop(self) -> int:
         """Ask the server to end, and return its exit code."""

@@ -37,7 +37,33 @@ MAX_GROWTH = 128 * 2**20
 MAX_ADDRESS_SPACE = 512 * 2**20
 """Bytes beyond those of the idle worker; against what is allocated but not touched."""
 
-INTEGERS = (0, 1, 2, 3, 4, 7, 8, 9, 12, 16, 24, 32, 64, 100, 127, 128, 255, 256, 257, 999, 1000, 1001, 4096, 32767, 32768)
+INTEGERS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    7,
+    8,
+    9,
+    12,
+    16,
+    24,
+    32,
+    64,
+    100,
+    127,
+    128,
+    255,
+    256,
+    257,
+    999,
+    1000,
+    1001,
+    4096,
+    32767,
+    32768,
+)
 INTEGERS += (65535, 65536, 10**6, 2**24 - 1, 2**28, 2**30, 2**31 - 1, 2**31, 2**32 - 16, 2**32 - 2, 2**32 - 1)
 
 
@@ -195,7 +221,20 @@ def directory(rng: random.Random) -> tuple[str, bytes]:
         value = rng.choice((*INTEGERS, *COMPRESSIONS, start, entry, len(data)))
         match rng.randrange(6):
             case 0:
-                known = (254, *range(256, 260), 262, 266, *range(273, 280), 284, 292, 317, *range(320, 326), 330, 338, 339)
+                known = (
+                    254,
+                    *range(256, 260),
+                    262,
+                    266,
+                    *range(273, 280),
+                    284,
+                    292,
+                    317,
+                    *range(320, 326),
+                    330,
+                    338,
+                    339,
+                )
                 tag = rng.choice((*known, 347, 512, 513, 514, 519, 520, 521, 530, 532, 34665, 34675, 34853))
                 struct.pack_into(order + "H", damaged, entry, tag)
             case 1:
@@ -206,7 +245,9 @@ def directory(rng: random.Random) -> tuple[str, bytes]:
                 struct.pack_into(order + "I", damaged, start + 2 + 12 * entries, rng.choice((start, 0, 8, value)))
             case _:
                 short = data[entry + 2 : entry + 4] in (b"\3\0", b"\0\3")
-                struct.pack_into(order + ("H" if short else "I"), damaged, entry + 8, value & 0xFFFF if short else value)
+                struct.pack_into(
+                    order + ("H" if short else "I"), damaged, entry + 8, value & 0xFFFF if short else value
+                )
     return name, bytes(damaged)
 
 

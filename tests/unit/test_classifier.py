@@ -77,9 +77,9 @@ class CountingBatcher(Batcher):
         super().__init__(*args, **options)
         self.submitted = asyncio.Semaphore(0)
 
-    async def submit(self, *args):
+    async def submit(self, *args, **options):
         self.submitted.release()
-        return await super().submit(*args)
+        return await super().submit(*args, **options)
 
 
 class Subject:

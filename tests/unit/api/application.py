@@ -13,8 +13,9 @@ from prometheus_client import CollectorRegistry
 from service.api import Access, BodyLimits, Parts, create_app
 from service.classifier import Classification, Classifier
 from service.domain import ServedModel
-from service.errors import CapacityError, ModelNotFound
+from service.errors import ModelNotFound
 from service.metrics import Metrics
+from service.readiness import Readiness
 
 
 class FakeClassifier:
@@ -22,6 +23,9 @@ class FakeClassifier:
 
     def __init__(self, answer: Callable[[], Awaitable[Classification]]) -> None:
         self._answer = answer
+
+    def check_capacity(self, model: str | None, version: str | None, **_: Any) -> None:
+        pass
 
     async def classify(self, images: Any, **_: Any) -> Classification:
         return await self._answer()
@@ -40,17 +44,21 @@ class NoModels:
 def application(
     answer: Callable[[], Awaitable[Classification]],
     *,
-    unready: CapacityError | None = None,
+    readiness: Readiness | None = None,
     access: Access | None = None,
 ) -> tuple[FastAPI, Metrics]:
     """An application whose classifier answers with `answer`, and its metrics."""
     metrics = Metrics(CollectorRegistry())
+    if readiness is None:
+        readiness = Readiness(lambda: None)
+        readiness.loaded()
     parts = Parts(
         classifier=cast(Classifier, FakeClassifier(answer)),
         models=NoModels(),
         metrics=metrics,
         limits=BodyLimits(max_body_bytes=1000, max_images=2),
-        unready=lambda: unready,
+        request_timeout=30.0,
+        readiness=readiness,
     )
 
     @contextlib.asynccontextmanager

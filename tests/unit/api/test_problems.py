@@ -12,7 +12,8 @@ import pytest
 
 from service.api.problems import STATUS, Problem, describe_validation, problem_response, problem_responses
 from service.classifier import Classification
-from service.errors import CapacityError, Draining, InferenceFailed, NotReady, QueueFull, ServiceError
+from service.errors import InferenceFailed, QueueFull, ServiceError
+from service.readiness import Readiness
 from tests.unit.api.application import application, connect
 
 
@@ -73,6 +74,13 @@ def test_describe_validation(errors: list[dict[str, Any]], sentence: str) -> Non
     assert describe_validation(errors) == sentence
 
 
+def broken(reason: str | None, seconds: float) -> Readiness:
+    """Loaded, but with something the matter with the engine, unless the reason is None."""
+    readiness = Readiness(lambda: None if reason is None else (reason, seconds))
+    readiness.loaded()
+    return readiness
+
+
 async def post(error: Exception, **options: Any) -> tuple[httpx.Response, dict[str, float]]:
     """Post an image to a service in which an error occurs; the response and the counters."""
 
@@ -107,12 +115,27 @@ async def test_expected_error_is_told_and_counted_by_its_slug() -> None:
     assert counters["condconv_rejected_total inference_failed"] == 1
 
 
-@pytest.mark.parametrize("reason", [NotReady("Loading.", retry_after=5.0), Draining("Ending.", retry_after=4.2)])
-async def test_while_not_ready_nothing_is_read(reason: CapacityError) -> None:
-    response, counters = await post(AssertionError("must not be reached"), unready=reason)
-    assert (response.status_code, response.json()["slug"]) == (503, reason.slug)
+@pytest.mark.parametrize(
+    ("readiness", "detail"),
+    [
+        (Readiness(lambda: None), "The service is loading its models."),
+        (broken("The engine has failed.", 4.2), "The engine has failed."),
+    ],
+)
+async def test_while_not_ready_nothing_is_read(readiness: Readiness, detail: str) -> None:
+    response, counters = await post(AssertionError("must not be reached"), readiness=readiness)
+    assert (response.status_code, response.json()["slug"]) == (503, "not_ready")
+    assert response.json()["detail"] == detail
     assert response.headers["Retry-After"] == "5"
-    assert counters[f"condconv_rejected_total {reason.slug}"] == 1
+    assert counters["condconv_rejected_total not_ready"] == 1
+
+
+async def test_while_draining_requests_are_served_but_connections_end() -> None:
+    readiness = broken(None, 0)
+    readiness.drain()
+    response, _ = await post(InferenceFailed("It came as far as this."), readiness=readiness)
+    assert response.json()["detail"] == "It came as far as this."
+    assert response.headers["Connection"] == "close"
 
 
 async def test_strange_methods_and_paths_make_no_new_labels() -> None:

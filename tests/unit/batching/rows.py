@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import math
+import time
 
 from prometheus_client import CollectorRegistry
 
-from service.batching import Batcher
+from service.batching import Batcher, Priority
 from service.metrics import Metrics
 
 
@@ -57,23 +59,29 @@ async def settle(turns=30):
 
 
 @contextlib.asynccontextmanager
-async def batching(engine, *, streams=1, max_batch_size=4, max_queue_rows=100):
+async def batching(engine, *, streams=1, max_batch_size=4, max_queue_rows=100, **options):
     """A running batcher; what hangs fails."""
     metrics = Metrics(CollectorRegistry())
     batcher = Batcher(
-        engine, streams=streams, max_batch_size=max_batch_size, max_queue_rows=max_queue_rows, metrics=metrics
+        engine,
+        streams=streams,
+        max_batch_size=max_batch_size,
+        max_queue_rows=max_queue_rows,
+        metrics=metrics,
+        **options,
     )
     batcher.read = lambda name, **labels: metrics.registry.get_sample_value(name, labels)
     async with asyncio.timeout(20), batcher:
         yield batcher
 
 
-async def send(batcher, row, key="a"):
-    """Send one row through."""
-    with batcher.admit(1) as admission:
-        return await batcher.submit(key, row, admission)
+async def send(batcher, row, key="a", *, priority=Priority.NORMAL, seconds=math.inf):
+    """Send one row through, which has so many seconds for it."""
+    deadline = time.monotonic() + seconds
+    with batcher.admit(key, 1, priority=priority, deadline=deadline) as admission:
+        return await batcher.submit(key, row, admission, deadline=deadline)
 
 
-def start(batcher, rows, key="a"):
+def start(batcher, rows, key="a", **options):
     """Send rows, each by a task of its own."""
-    return [asyncio.create_task(send(batcher, row, key)) for row in rows]
+    return [asyncio.create_task(send(batcher, row, key, **options)) for row in rows]

@@ -1,6 +1,6 @@
 import pytest
 
-from service.batching import rows_to_take
+from service.batching.policy import Priority, rank, rows_to_take, urgency
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,28 @@ def test_free_streams_take_all_that_fits(waiting, free_streams, max_batch_size):
             assert 1 <= taken <= min(left, max_batch_size)
             left -= taken
     assert left == max(0, waiting - free_streams * max_batch_size)
+
+
+@pytest.mark.parametrize(
+    ("priority", "waited", "urgent"),
+    [
+        (Priority.HIGH, 0, 0),
+        (Priority.HIGH, 100, 0),
+        (Priority.NORMAL, 4.9, 1),
+        (Priority.NORMAL, 5, 0),
+        (Priority.LOW, 0, 2),
+        (Priority.LOW, 5, 1),
+        (Priority.LOW, 10, 0),
+        (Priority.LOW, 1000, 0),
+    ],
+)
+def test_urgency_rises_with_waiting(priority, waited, urgent):
+    assert urgency(priority, waited=waited, ageing=5) == urgent
+
+
+def test_rank_lets_a_row_pass_those_that_came_less_than_the_ageing_before():
+    def ranked(priority, enqueued_at):
+        return rank(priority, enqueued_at=enqueued_at, ageing=5)
+
+    assert ranked(Priority.HIGH, 4.9) < ranked(Priority.NORMAL, 0) < ranked(Priority.HIGH, 5.1)
+    assert ranked(Priority.NORMAL, 4.9) < ranked(Priority.LOW, 0) < ranked(Priority.HIGH, 10.1)

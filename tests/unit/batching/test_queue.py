@@ -1,10 +1,15 @@
 import asyncio
+import math
+import time
 
 import pytest
 
+from service.batching import Priority
 from service.batching.queue import QueuedRow, RowQueue
-from service.errors import Draining, QueueFull
+from service.errors import DeadlineExceeded, Draining, QueueFull
 from tests.unit.batching.rows import settle
+
+HIGH, NORMAL, LOW = Priority
 
 
 def new_row(row, key="a"):
@@ -15,14 +20,14 @@ def new_row(row, key="a"):
 def put(queue, *rows, key="a"):
     """Put rows that are admitted at once; returns them."""
     queued = [new_row(row, key) for row in rows]
-    with queue.admit(len(rows)) as admission:
+    with queue.admit(key, len(rows)) as admission:
         for row in queued:
             queue.put(row, admission)
     return queued
 
 
 async def pull(queue, most=4):
-    return [row.row for row in await asyncio.wait_for(queue.pull(most), 5)]
+    return [row.row for row in await asyncio.wait_for(queue.pull(lambda _: most), 5)]
 
 
 async def test_rows_leave_in_order_of_arrival():
@@ -43,13 +48,13 @@ async def test_a_batch_has_one_key_and_the_oldest_row_comes_first():
 async def test_admitted_rows_take_room_before_they_are_put(held):
     queue = RowQueue(max_rows=4)
     put(queue, 0)
-    with queue.admit(held):
+    with queue.admit("a", held):
         assert len(queue) == 1 + held
         room = 3 - held
         with pytest.raises(QueueFull, match=rf"^{1 + held} of 4 rows are waiting already, so {room + 1} more don't"):
-            queue.admit(room + 1)
+            queue.admit("a", room + 1)
         assert len(queue) == 1 + held, "a refused admission takes nothing"
-        with queue.admit(room):
+        with queue.admit("a", room):
             assert len(queue) == 4
     assert len(queue) == 1
 
@@ -58,8 +63,8 @@ async def test_there_is_room_again_when_rows_have_been_pulled():
     queue = RowQueue(max_rows=2)
     put(queue, 0, 1)
     with pytest.raises(QueueFull) as caught:
-        queue.admit(1)
-    assert caught.value.retry_after > 0
+        queue.check(1, retry_after=2.5)
+    assert caught.value.retry_after == 2.5
     assert await pull(queue, 1) == [0]
     put(queue, 2)
     assert await pull(queue) == [1, 2]
@@ -69,7 +74,7 @@ async def test_unused_room_is_given_back_when_the_block_raises():
     queue = RowQueue(max_rows=3)
 
     def fail_half_way():
-        with queue.admit(3) as admission:
+        with queue.admit("a", 3) as admission:
             queue.put(new_row(0), admission)
             raise LookupError
 
@@ -81,7 +86,7 @@ async def test_unused_room_is_given_back_when_the_block_raises():
 
 async def test_rows_beyond_the_admission_are_refused_and_leave_no_trace():
     queue = RowQueue(max_rows=10)
-    with queue.admit(1) as admission:
+    with queue.admit("a", 1) as admission:
         queue.put(new_row(0), admission)
         with pytest.raises(ValueError, match="More rows"):
             queue.put(new_row(1), admission)
@@ -91,7 +96,7 @@ async def test_rows_beyond_the_admission_are_refused_and_leave_no_trace():
 
 async def test_an_admission_ends_with_its_block():
     queue = RowQueue(max_rows=10)
-    with queue.admit(2) as admission:
+    with queue.admit("a", 2) as admission:
         queue.put(new_row(0), admission)
     with pytest.raises(ValueError, match="More rows"):
         queue.put(new_row(1), admission)
@@ -133,7 +138,7 @@ async def test_a_stream_woken_for_a_row_that_another_took_waits_on():
     waiting = asyncio.create_task(pull(queue))
     await settle()
     put(queue, 0)
-    assert [row.row for row in await queue.pull(4)] == [0]  # at once, before the other one has its turn
+    assert [row.row for row in await queue.pull(lambda _: 4)] == [0]  # at once, before the other one has its turn
     await settle()
     assert not waiting.done()
     put(queue, 1)
@@ -162,7 +167,7 @@ async def test_a_closed_queue_admits_nothing_and_hands_out_the_rest():
     put(queue, 0, 1, 2)
     queue.close()
     with pytest.raises(Draining):
-        queue.admit(1)
+        queue.admit("a", 1)
     assert [await pull(queue, 2), await pull(queue, 2), await pull(queue, 2)] == [[0, 1], [2], []]
 
 
@@ -178,7 +183,7 @@ async def test_closing_an_empty_queue_ends_all_streams(streams):
 async def test_streams_wait_for_admissions_that_are_outstanding_at_the_close():
     queue = RowQueue(max_rows=10)
     waiting = [asyncio.create_task(pull(queue)) for _ in range(2)]
-    with queue.admit(2) as admission:
+    with queue.admit("a", 2) as admission:
         await settle()
         queue.close()
         await settle()
@@ -191,7 +196,7 @@ async def test_streams_wait_for_admissions_that_are_outstanding_at_the_close():
 
 async def test_a_stream_that_becomes_free_after_the_close_waits_for_outstanding_admissions():
     queue = RowQueue(max_rows=10)
-    with queue.admit(1) as admission:
+    with queue.admit("a", 1) as admission:
         queue.close()
         waiting = asyncio.create_task(pull(queue))
         await settle()
@@ -218,3 +223,154 @@ async def test_a_closed_queue_whose_last_row_is_cancelled_ends_the_streams():
     rows[1].future.cancel()
     await settle()
     assert await pull(queue) == []
+
+
+def put_at(queue, row, *, key="a", priority=Priority.NORMAL, ago=0.0, deadline=math.inf):
+    """Put a row that came some seconds ago."""
+    future = asyncio.get_running_loop().create_future()
+    queued = QueuedRow(key, row, future, time.monotonic() - ago, deadline, priority)
+    with queue.admit(key, 1, priority) as admission:
+        queue.put(queued, admission)
+    return queued
+
+
+async def test_the_urgent_come_first_and_in_order():
+    queue = RowQueue(max_rows=100)
+    for row, priority in enumerate((LOW, NORMAL, HIGH, LOW, NORMAL, HIGH)):
+        put_at(queue, row, priority=priority)
+    assert await pull(queue, 6) == [2, 5, 1, 4, 0, 3]
+
+
+async def test_waiting_makes_up_for_priority():
+    queue = RowQueue(max_rows=100, ageing=5)
+    put_at(queue, "old low", priority=LOW, ago=11)
+    put_at(queue, "older normal", priority=NORMAL, ago=7)
+    put_at(queue, "high", priority=HIGH, ago=1)
+    put_at(queue, "normal", priority=NORMAL)
+    put_at(queue, "low", priority=LOW, ago=2)
+    assert await pull(queue, 5) == ["older normal", "old low", "high", "normal", "low"]
+
+
+async def test_no_stream_of_urgent_rows_starves_a_low_one():
+    queue = RowQueue(max_rows=100, ageing=0.05)
+    put_at(queue, "low", priority=LOW)
+    served = []
+    while "low" not in served:
+        put_at(queue, "high", priority=HIGH)
+        put_at(queue, "high", priority=HIGH)
+        await asyncio.sleep(0.005)
+        served += await pull(queue, 1)
+    assert len(served) <= 40, "twice the ageing makes a low row as urgent as any"
+
+
+async def test_the_key_with_the_most_urgent_row_is_served_first():
+    queue = RowQueue(max_rows=100)
+    put_at(queue, 1, key="a", ago=1)
+    put_at(queue, 2, key="b", priority=HIGH)
+    assert await pull(queue) == [2]
+
+
+async def test_a_flood_for_one_key_leaves_every_other_batch_to_another():
+    queue = RowQueue(max_rows=100)
+    for row in range(40):
+        put_at(queue, row, key="flood", ago=10)
+    served = []
+    for row in range(4):
+        put_at(queue, f"b{row}", key="b")
+        served += [(await pull(queue, 4))[0] for _ in range(2)]
+    assert [row for row in served if isinstance(row, str)] == ["b0", "b1", "b2", "b3"]
+    assert [row for row in served if isinstance(row, int)] == [0, 4, 8, 12]
+
+
+async def test_three_keys_take_turns():
+    queue = RowQueue(max_rows=100)
+    for row in range(6):
+        for key in "abc":
+            put_at(queue, f"{key}{row}", key=key)
+    served = [(await pull(queue, 2))[0] for _ in range(9)]
+    assert served == ["a0", "b0", "c0", "a2", "b2", "c2", "a4", "b4", "c4"]
+
+
+async def test_a_flood_of_urgent_rows_for_one_key_does_not_starve_another_key():
+    queue = RowQueue(max_rows=100, ageing=0.05)
+    put_at(queue, "normal", key="b")
+    served = []
+    while "normal" not in served:
+        put_at(queue, "high", key="a", priority=HIGH)
+        put_at(queue, "high", key="a", priority=HIGH)
+        await asyncio.sleep(0.005)
+        served += await pull(queue, 1)
+    assert len(served) <= 25
+
+
+async def test_expired_rows_are_told_so_and_take_no_place_in_the_batch():
+    queue = RowQueue(max_rows=100)
+    expired = [put_at(queue, row, deadline=time.monotonic() - 1) for row in range(3)]
+    put_at(queue, 3, deadline=time.monotonic() + 60)
+    put_at(queue, 4)
+    assert await pull(queue, 2) == [3, 4]
+    assert {type(row.future.exception()) for row in expired} == {DeadlineExceeded}
+    assert len(queue) == 0
+
+
+async def test_a_stream_waits_on_if_all_have_expired():
+    queue = RowQueue(max_rows=100)
+    put_at(queue, 0, deadline=0).future.add_done_callback(lambda future: future.exception())
+    waiting = asyncio.create_task(pull(queue))
+    await settle()
+    assert not waiting.done()
+    assert len(queue) == 0
+    put_at(queue, 1)
+    assert await waiting == [1]
+
+
+async def test_a_small_batch_waits_for_more_until_it_is_full():
+    queue = RowQueue(max_rows=100, batch_timeout=5)
+    waiting = asyncio.create_task(pull(queue, 3))
+    for row in range(2):
+        put_at(queue, row)
+        await settle()
+        assert not waiting.done()
+    put_at(queue, 2)
+    assert await waiting == [0, 1, 2]
+
+
+async def test_a_small_batch_waits_no_longer_than_the_timeout_from_its_first_row():
+    queue = RowQueue(max_rows=100, batch_timeout=0.1)
+    started = time.monotonic()
+    waiting = asyncio.create_task(pull(queue, 8))
+    put_at(queue, 0)
+    await asyncio.sleep(0.06)
+    put_at(queue, 1)
+    assert await waiting == [0, 1]
+    assert 0.09 <= time.monotonic() - started < 0.16
+
+
+async def test_a_full_batch_of_one_key_does_not_wait_for_another_key():
+    queue = RowQueue(max_rows=100, batch_timeout=5)
+    put_at(queue, 0, key="slow")
+    put_at(queue, 1, key="b")
+    put_at(queue, 2, key="b")
+    assert await pull(queue, 2) == [1, 2]
+
+
+async def test_closing_lets_a_small_batch_go():
+    queue = RowQueue(max_rows=100, batch_timeout=5)
+    waiting = asyncio.create_task(pull(queue, 8))
+    put_at(queue, 0)
+    await settle()
+    queue.close()
+    assert await waiting == [0]
+    assert await pull(queue) == []
+
+
+async def test_backlog_tells_rows_by_key_and_urgency():
+    queue = RowQueue(max_rows=100)
+    put_at(queue, 0, priority=LOW)
+    put_at(queue, 1, priority=HIGH)
+    put_at(queue, 2, key="b")
+    with queue.admit("b", 5, HIGH), queue.admit("c", 2, LOW):
+        assert dict(queue.backlog()) == {"a": 2, "b": 6, "c": 2}
+        assert {key: n for key, n in queue.backlog(HIGH).items() if n} == {"a": 1, "b": 5}
+        assert {key: n for key, n in queue.backlog(NORMAL).items() if n} == {"a": 1, "b": 6}
+    assert dict(queue.backlog()) == {"a": 2, "b": 1}

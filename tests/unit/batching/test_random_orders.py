@@ -1,17 +1,21 @@
 """Whatever the order of events: every row has exactly one outcome, and no limit is passed."""
 
 import asyncio
+import math
+import time
 from collections import Counter
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.errors import InferenceFailed, QueueFull
+from service.batching import Priority
+from service.errors import DeadlineExceeded, InferenceFailed, QueueFull, WaitTooLong
 from tests.unit.batching.rows import Engine, batching, settle
 
+SECONDS = st.sampled_from([math.inf, math.inf, 60.0, 0.001])
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("send"), st.integers(1, 6), st.sampled_from("ab")),
+        st.tuples(st.just("send"), st.integers(1, 6), st.sampled_from("ab"), st.sampled_from(Priority), SECONDS),
         st.tuples(st.just("cancel"), st.integers(0, 30)),
         st.tuples(st.just("finish"), st.integers(0, 3)),
         st.tuples(st.just("turn"), st.integers(1, 4)),
@@ -31,7 +35,7 @@ class Watched(Engine):
     async def __call__(self, key, rows):
         assert self.running < self.streams
         assert 1 <= len(rows) <= self.max_batch_size
-        assert rows == sorted(rows)
+        assert len(set(rows)) == len(rows)
         assert {row % 2 for row in rows} == {"ab".index(key)}, "a row of another key"
         assert not self.cancelled & set(rows), "a row whose sender has gone"
         outputs = await super().__call__(key, rows)
@@ -55,28 +59,33 @@ async def play(steps, guilty, streams, max_batch_size, max_queue_rows):
     cancelled = set()
     engine = Watched(guilty=guilty, cancelled=cancelled, streams=streams, max_batch_size=max_batch_size)
     numbers = {"a": iter(range(0, 1000, 2)), "b": iter(range(1, 1000, 2))}  # even rows have key a, odd ones b
-    rows, requests = {}, []
+    rows, deadlines, requests = {}, {}, []
 
-    async def request(key, count, admission):
+    async def request(key, count, admission, deadline):
         with admission:
             mine = [next(numbers[key]) for _ in range(count)]
-            tasks = [asyncio.create_task(batcher.submit(key, row, admission)) for row in mine]
+            tasks = [asyncio.create_task(batcher.submit(key, row, admission, deadline=deadline)) for row in mine]
+            deadlines.update(dict.fromkeys(mine, deadline))
             rows.update(zip(mine, tasks, strict=True))
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async with batching(
         engine, streams=streams, max_batch_size=max_batch_size, max_queue_rows=max_queue_rows
     ) as batcher:
-        for action, number, *key in steps:
+        for action, number, *details in steps:
             waiting = batcher.read("condconv_queue_rows")
             if action == "send":
+                key, priority, seconds = details
+                deadline = time.monotonic() + seconds
                 try:
-                    admission = batcher.admit(number)
+                    admission = batcher.admit(key, number, priority=priority, deadline=deadline)
                 except QueueFull:
                     assert waiting + number > max_queue_rows
+                except WaitTooLong:
+                    assert seconds < 1
                 else:
                     assert waiting + number <= max_queue_rows
-                    requests.append(asyncio.create_task(request(key[0], number, admission)))
+                    requests.append(asyncio.create_task(request(key, number, admission, deadline)))
             elif action == "cancel" and rows:
                 row = list(rows)[number % len(rows)]
                 if rows[row].cancel():
@@ -96,6 +105,8 @@ async def play(steps, guilty, streams, max_batch_size, max_queue_rows):
     for row, task in rows.items():
         if task.cancelled():
             assert row in cancelled
+        elif isinstance(task.exception(), DeadlineExceeded):
+            assert deadlines[row] <= time.monotonic()
         elif isinstance(task.exception(), InferenceFailed):
             assert row in guilty
         else:

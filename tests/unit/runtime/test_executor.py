@@ -40,9 +40,7 @@ async def test_hanging_stream_is_reported_and_replaced():
     with StreamPool(1, stall_timeout=0.05, metrics=metrics) as pool:
         with pytest.raises(EngineStalled):
             await pool.run(hang)
-        assert pool.consecutive_stalls == 1
         assert metrics.registry.get_sample_value("condconv_stream_stalls_total") == 1
         assert await pool.run(lambda stream: stream) == 0
-        assert pool.consecutive_stalls == 0
     leave.set()
     assert ended.wait(20)

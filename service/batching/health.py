@@ -1,0 +1,39 @@
+"""Whether the engine works, judged by the batches it was given: a circuit breaker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+MAX_FAILURES = 3
+"""Batches that fail altogether, one after the other, before the engine counts as broken."""
+COOL_DOWN_SECONDS = 10.0
+"""After so long a broken engine is given another batch, and one more failure breaks it again."""
+
+
+class EngineHealth:
+    """Counts failures in a row; `clock` is monotonic, in seconds."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start healthy."""
+        self._clock = clock
+        self._failures = 0
+        self._failed_at = 0.0
+        self._reason = ""
+
+    def succeeded(self) -> None:
+        """A row has been computed."""
+        self._failures = 0
+
+    def failed(self, reason: str) -> None:
+        """No row of a batch could be computed."""
+        self._failures += 1
+        self._failed_at = self._clock()
+        self._reason = reason
+
+    def problem(self) -> tuple[str, float] | None:
+        """Why nothing should be sent to the engine now, and for how many seconds; None if it should."""
+        remaining = self._failed_at + COOL_DOWN_SECONDS - self._clock()
+        if self._failures < MAX_FAILURES or remaining <= 0:
+            return None
+        return f"The engine has failed {self._failures} times in a row: {self._reason}", remaining
