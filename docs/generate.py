@@ -16,6 +16,7 @@ from service.api.problems import STATUS
 from service.cli import app
 from service.errors import ServiceError
 from service.metrics import Metrics
+from service.readiness import Readiness
 from service.settings import Settings
 
 DOCS = Path(__file__).parent
@@ -68,7 +69,8 @@ def routes_table() -> str:
         models=nothing,
         metrics=Metrics(CollectorRegistry()),
         limits=BodyLimits(max_body_bytes=1, max_images=1),
-        unready=lambda: None,
+        request_timeout=1,
+        readiness=Readiness(lambda: None),
     )
     document = create_app(parts, lifespan=nothing).openapi()
     rows = [

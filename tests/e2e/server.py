@@ -58,6 +58,7 @@ class Server:
         self._until_ready = until_ready
         self._module = module
         self._variables = variables or {}
+        self._asked_to_end = False
         self._settings = {"drain_delay": 0} | settings  # no load balancer has to notice
         self._lines: list[str] = []
         self.while_loading: WhileLoading | None = None
@@ -129,6 +130,7 @@ class Server:
         return self._process.pid
 
     def terminate(self) -> None:
+        self._asked_to_end = True  # a second signal would force it
         self.send(signal.SIGTERM)
 
     def send(self, number: signal.Signals) -> None:
@@ -140,7 +142,7 @@ class Server:
 
     def stop(self) -> int:
         """Ask the server to end, and return its exit code."""
-        if not self.process_ended():
+        if not self.process_ended() and not self._asked_to_end:
             self.terminate()
         try:
             self._process.wait(PATIENCE)

@@ -147,7 +147,16 @@ def test_hostile_names_are_not_echoed_at_length(client: httpx.Client) -> None:
         ("top_k=", 422, "invalid_parameter", "valid integer"),
         ("top_k=1&top_k=2", 422, "invalid_parameter", "top_k: given more than once"),
         ("routing=maybe", 422, "invalid_parameter", "valid boolean"),
-        ("topk=3", 422, "invalid_parameter", "topk: no such parameter. Parameters are top_k, model, version, routing."),
+        (
+            "topk=3",
+            422,
+            "invalid_parameter",
+            "topk: no such parameter. Parameters are top_k, model, version, timeout_ms",
+        ),
+        ("timeout_ms=0", 422, "invalid_parameter", "greater than or equal to 1"),
+        ("timeout_ms=30001", 422, "invalid_parameter", "at most 30000, not 30001"),
+        ("timeout_ms=1.5", 422, "invalid_parameter", "valid integer"),
+        ("priority=urgent", 422, "invalid_parameter", "'high', 'normal' or 'low'"),
         ("model=nonesuch", 404, "model_not_found", MODEL),
         ("version=7", 404, "version_not_found", "served are: 1"),
         (f"model={MODEL}&version=..%2f1", 404, "version_not_found", "served are: 1"),
@@ -160,7 +169,7 @@ def test_query(client: httpx.Client, query: str, status: int, slug: str, says: s
 
 def test_routing_takes_no_routing_parameter(client: httpx.Client) -> None:
     response = client.post("/routing?routing=true", content=COFFEE)
-    assert_problem(response, 422, "invalid_parameter", "routing: no such parameter", "top_k, model, version.")
+    assert_problem(response, 422, "invalid_parameter", "routing: no such parameter", "timeout_ms, priority.")
 
 
 def test_parameter_in_query_and_body(client: httpx.Client) -> None:

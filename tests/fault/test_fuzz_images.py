@@ -73,7 +73,7 @@ def fuzz(first: int, *, count: int, step: int, seed: int) -> Found:
                 return found
             complaints.seek(0)
             said = complaints.read()[-1500:]
-        if finished == current or current == first and not found.outcomes and worker.returncode > 0:
+        if finished == current or (current == first and not found.outcomes and worker.returncode > 0):
             raise AssertionError(f"the worker failed between images:\n{said}")
         how = signal.Signals(-worker.returncode).name if worker.returncode < 0 else f"exit code {worker.returncode}"
         found.outcomes["died"] += 1

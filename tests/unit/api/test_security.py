@@ -171,7 +171,10 @@ def test_every_documented_route_is_guarded_or_meant_to_be_open() -> None:
         described = {status: entry["description"] for status, entry in operation["responses"].items()}
         assert (described["401"], described["403"]) == ("unauthenticated", "forbidden")
         assert described["429"].split(", ").count("rate_limited") == 1
-    assert operations(document)["post /predict"]["responses"]["429"]["description"] == "queue_full, rate_limited"
+    assert (
+        operations(document)["post /predict"]["responses"]["429"]["description"]
+        == "queue_full, wait_too_long, rate_limited"
+    )
 
 
 async def test_rate_is_limited_over_all_routes_and_answers_when_to_come_back() -> None:
