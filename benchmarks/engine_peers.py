@@ -177,17 +177,17 @@ def render(document: dict[str, Any]) -> str:
     for ours, peer, precision, target in TARGETS:
         found = ratio(figures, ours, peer, precision)
         if found is not None:
-            goals.append([f"{ours} over {peer} {precision}", f"{found:.2f}", f"{target:.2f}", verdict(found, target)])
+            goals.append(
+                [f"{ours} over {peer} {precision}", f"{found:.2f}", f"{target:.2f}", report.verdict(found >= target)]
+            )
     for ours, peer, precision, target in LONE_TARGETS:
         found = ratio(figures, ours, peer, precision, lone=True)
         if found is not None:
-            goals.append([f"lone image, {ours} over {peer}", f"{found:.2f}", f"{target:.2f}", verdict(found, target)])
+            goals.append(
+                [f"lone image, {ours} over {peer}", f"{found:.2f}", f"{target:.2f}", report.verdict(found >= target)]
+            )
     tables.append(report.table(["ratio of rows per second, best batch each", "found", "wanted", ""], goals))
     return "\n".join(tables)
-
-
-def verdict(found: float, target: float) -> str:
-    return "yes" if found >= target else "no"
 
 
 def select(figures: dict[str, Any], name: str, precision: str) -> list[str]:

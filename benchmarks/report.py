@@ -59,3 +59,8 @@ def save(name: str, document: dict[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path
+
+
+def verdict(reached: bool) -> str:
+    """A word for a goal."""
+    return "yes" if reached else "no"

@@ -225,7 +225,12 @@ def serve(settings: Settings) -> None:
     drain_delay = min(settings.drain_delay, settings.shutdown_timeout)
     server = DrainingServer(
         # uvicorn takes whole seconds only by its annotation.
-        config(app, service.http_protocol(), timeout_graceful_shutdown=settings.shutdown_timeout - drain_delay),
+        config(
+            app,
+            service.http_protocol(),
+            timeout_graceful_shutdown=settings.shutdown_timeout - drain_delay,
+            timeout_keep_alive=settings.keep_alive_timeout,
+        ),
         on_drain=service.readiness.drain,
         drain_delay=drain_delay,
     )

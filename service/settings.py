@@ -115,6 +115,12 @@ class Settings(BaseSettings):
     body_total_timeout: float = Field(
         300.0, gt=0, description="Seconds that a request's body may take altogether; refused with 408 then."
     )
+    keep_alive_timeout: float = Field(
+        75.0,
+        gt=0,
+        description="Seconds that a connection may be idle between requests; more than a load balancer in front keeps "
+        "its own, or it would now and then send a request into a closing connection.",
+    )
     max_connections: int = Field(
         1024,
         ge=1,

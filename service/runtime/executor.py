@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from service.errors import EngineStalled
 from service.metrics import Metrics
+from service.runtime.machine import yield_to_other_threads
 
 Result = TypeVar("Result")
 Job = tuple[Callable[[int], Any], "Future[Any]"]
@@ -90,6 +91,7 @@ class _Stream:
         self._jobs.put(None)
 
     def _work(self) -> None:
+        yield_to_other_threads()
         while job := self._jobs.get():
             compute, future = job
             try:
