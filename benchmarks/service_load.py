@@ -28,16 +28,16 @@ from PIL import Image
 from service.samples import SAMPLES
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
-PHOTO_BYTES = 120_000
+PHOTO_BYTES, PHOTO_PIXELS = 110_000, (500, 375)
 BOUND, LATENCY, GOODPUT, REFUSAL_MS = 0.88, 4.0, 0.9, 100.0
 
 
 def photo(size: int = PHOTO_BYTES) -> bytes:
     """A JPEG of about that many bytes."""
-    image = Image.open(SAMPLES[0]).convert("RGB")
-    for side in range(400, 2000, 20):
+    image = Image.open(SAMPLES[0]).convert("RGB").resize(PHOTO_PIXELS)
+    for quality in range(90, 101):
         file = io.BytesIO()
-        image.resize((side, side * 3 // 4)).save(file, "JPEG", quality=92)
+        image.save(file, "JPEG", quality=quality)
         if file.tell() >= size:
             break
     return file.getvalue()
@@ -95,7 +95,7 @@ from statistics import median
 from pathlib import Path
 import numpy as np
 from service.bootstrap import load_model, plan_engines
-from service.imaging import decode, sufficient_side, transform
+from service.imaging import decode_image, sufficient_side, transform
 from service.settings import Settings
 settings = Settings()
 plan = plan_engines(settings)
@@ -106,7 +106,7 @@ model = service.registry.get()
 data = Path(sys.argv[1]).read_bytes()
 def decoded():
     side = sufficient_side(model.preprocessing)
-    return transform(decode(data, max_pixels=10**8, sufficient_side=side), model.preprocessing)
+    return transform(decode_image(data, max_pixels=10**8, sufficient_side=side), model.preprocessing)
 def per_call(function, seconds=1.5):
     function(); calls, started = 0, time.perf_counter()
     while time.perf_counter() < started + seconds:
@@ -119,7 +119,8 @@ def together(function, count):
     threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
     [t.start() for t in threads]; [t.join() for t in threads]
     return median(found)
-engine = min(together(lambda i, n=n: model.engine(rows[:n], i), plan.streams) / n for n in {1, 4, plan.max_batch_size} if n <= plan.max_batch_size)
+sizes = [n for n in {1, 4, plan.max_batch_size} if n <= plan.max_batch_size]
+engine = min(together(lambda i, n=n: model.engine(rows[:n], i), plan.streams) / n for n in sizes)
 decode_seconds = together(lambda i: decoded(), plan.streams)
 print(engine, decode_seconds, plan.streams)
 """

@@ -27,7 +27,7 @@ from service.domain import (
     Timings,
 )
 from service.errors import InferenceFailed, InvalidParameter, MissingImage, OutOfMemory, ServiceError
-from service.imaging import decode, sufficient_side, transform
+from service.imaging import decode_image, sufficient_side, transform
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ class Classifier:
         started = time.monotonic()
         sufficient = sufficient_side(model.preprocessing)
         try:
-            photo = decode(data, max_pixels=self._max_pixels, sufficient_side=sufficient)
+            photo = decode_image(data, max_pixels=self._max_pixels, sufficient_side=sufficient)
             pixels = transform(photo, model.preprocessing)
         except MemoryError as error:
             raise OutOfMemory("There is too little memory to decode this image.", retry_after=5.0) from error

@@ -116,17 +116,22 @@ class RowQueue(Generic[Key, Row, Result]):
     take turns, so that a flood for one of them doesn't hold up the others.
     """
 
-    def __init__(self, *, max_rows: int, ageing: float = 5.0, batch_timeout: float = 0.0) -> None:
+    def __init__(
+        self, *, max_rows: int, ageing: float = 5.0, batch_timeout: float = 0.0, admitted_timeout: float = 0.02
+    ) -> None:
         """Create an empty queue.
 
         Args:
             max_rows: most rows in it, admitted ones included.
             ageing: seconds of waiting that make up for one step of priority.
             batch_timeout: seconds from the first row's arrival that a batch may wait for more rows.
+            admitted_timeout: the same while rows have been admitted that are not here yet. They are being decoded, for
+                which the cores are better used than for a batch that is small and so costs more per row.
         """
         self._max_rows = max_rows
         self._ageing = ageing
         self._batch_timeout = batch_timeout
+        self._admitted_timeout = admitted_timeout
         self._lines: dict[Key, _Line[Key, Row, Result]] = {}
         self._reserved: Counter[tuple[Key, Priority]] = Counter()
         self._rows = 0
@@ -211,7 +216,8 @@ class RowQueue(Generic[Key, Row, Result]):
         for key, line in self._lines.items():
             heads = line.heads()
             oldest = min(row.enqueued_at for row in heads)
-            due_at = oldest + self._batch_timeout
+            coming = any(reserved == key for reserved, _ in self._reserved)
+            due_at = oldest + max(self._batch_timeout, self._admitted_timeout if coming else 0.0)
             if due_at > now and len(line) < max_batch_size(key) and not self._closed:
                 look_again_at = min(look_again_at, due_at)
                 continue
@@ -261,6 +267,8 @@ class RowQueue(Generic[Key, Row, Result]):
         self._reserved[place] -= rows
         if not self._reserved[place]:
             del self._reserved[place]
+            if self._lines:  # perhaps a batch waited for the row that doesn't come now
+                self._wake_one()
         self._let_end()
 
     def _discard(self, row: QueuedRow[Key, Row, Result]) -> None:

@@ -1,7 +1,16 @@
 """Photos on their way to the network: untrusted bytes -> RGB pixels (`decode`) -> one row (`transform`)."""
 
-from service.imaging.decode import decode
+from service.imaging.decode import decode, decode_image
 from service.imaging.formats import ACCEPTED_FORMATS
 from service.imaging.transform import official, official_float, pillow, sufficient_side, transform
 
-__all__ = ["ACCEPTED_FORMATS", "decode", "official", "official_float", "pillow", "sufficient_side", "transform"]
+__all__ = [
+    "ACCEPTED_FORMATS",
+    "decode",
+    "decode_image",
+    "official",
+    "official_float",
+    "pillow",
+    "sufficient_side",
+    "transform",
+]

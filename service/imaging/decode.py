@@ -36,6 +36,11 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 def decode(data: bytes, *, max_pixels: int, sufficient_side: int | None = None) -> Pixels:
+    """Decode one photo to uint8 `[H, W, 3]`, RGB, read-only; the rest is as in `decode_image`."""
+    return np.asarray(decode_image(data, max_pixels=max_pixels, sufficient_side=sufficient_side))
+
+
+def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = None) -> Image.Image:
     """Decode one photo, upright, first frame only.
 
     EXIF orientation is applied. Transparent parts lie on white. 16-bit levels are scaled to 8; wider integers and
@@ -49,7 +54,7 @@ def decode(data: bytes, *, max_pixels: int, sufficient_side: int | None = None) 
             but not below this one (pixels). None decodes everything at full size.
 
     Returns:
-        uint8 `[H, W, 3]`, RGB, read-only.
+        An RGB image: an array would have to be copied, and for a large photo that takes as long as half its decoding.
 
     Raises:
         UnsupportedImage: the bytes are no image of an accepted format, or there are none.
@@ -67,8 +72,7 @@ def decode(data: bytes, *, max_pixels: int, sufficient_side: int | None = None) 
             if sufficient_side is not None and isinstance(image, JpegImageFile):
                 _reduce(image, sufficient_side)
             image.load()
-            rgb = _upright(_rgb(image), _orientation(image))
-            return np.asarray(rgb)
+            return _upright(_rgb(image), _orientation(image))
     except ImageError:
         raise
     except Exception as error:  # Pillow's parsers raise whatever they stumble on, and none of it is ours to fix.
@@ -124,7 +128,7 @@ def _rgb(image: ImageFile) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _deep_grey(image).convert("RGB")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     # Premultiplied grey converts to nothing but plain grey.
     straight = image.convert("LA") if image.mode == "La" else image
     canvas = Image.new("RGBA", image.size, "white")

@@ -14,11 +14,14 @@ from service.domain import Pixels, Preprocessing
 _CHANNELS = 3
 
 
-def transform(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:
+Photo = Pixels | Image.Image
+
+
+def transform(photo: Photo, preprocessing: Preprocessing) -> Pixels:
     """Make a photo the row that the network takes.
 
     Args:
-        pixels: uint8 `[H, W, 3]`, RGB, of any size.
+        photo: an RGB image, or uint8 `[H, W, 3]`, of any size.
         preprocessing: which transform, its size and its crop.
 
     Returns:
@@ -27,9 +30,9 @@ def transform(pixels: Pixels, preprocessing: Preprocessing) -> Pixels:
     size, padding = preprocessing.image_size, preprocessing.crop_padding
     match preprocessing.transform:
         case "official":
-            return official(pixels, image_size=size, crop_padding=padding)
+            return official(photo, image_size=size, crop_padding=padding)
         case "pillow":
-            return pillow(pixels, image_size=size, crop_padding=padding)
+            return pillow(photo, image_size=size, crop_padding=padding)
 
 
 # A reduced photo keeps this many lines for each one that the network sees, so that the resize still has a choice.
@@ -43,35 +46,35 @@ def sufficient_side(preprocessing: Preprocessing) -> int | None:
     return math.ceil(_SPARE_LINES * (preprocessing.image_size + preprocessing.crop_padding))
 
 
-def official(pixels: Pixels, *, image_size: int, crop_padding: int) -> Pixels:
+def official(photo: Photo, *, image_size: int, crop_padding: int) -> Pixels:
     """Crop and resize as the official evaluation does, rounded to whole levels.
 
     Args:
-        pixels: uint8 `[H, W, 3]`.
+        photo: as in `transform`.
         image_size: side of the result.
         crop_padding: the crop takes `image_size / (image_size + crop_padding)` of the short side.
 
     Returns:
         uint8 `[image_size, image_size, 3]`; bicubic overshoot is clipped.
     """
-    exact = official_float(pixels, image_size=image_size, crop_padding=crop_padding)
+    exact = official_float(photo, image_size=image_size, crop_padding=crop_padding)
     return np.clip(np.rint(exact, out=exact), 0, 255, out=exact).astype(np.uint8)
 
 
-def official_float(pixels: Pixels, *, image_size: int, crop_padding: int) -> NDArray[np.float32]:
+def official_float(photo: Photo, *, image_size: int, crop_padding: int) -> NDArray[np.float32]:
     """Crop and resize as the official evaluation does, before rounding.
 
     This is TensorFlow 1's `resize_bicubic`: four taps however much the photo shrinks, so without antialiasing.
 
     Args:
-        pixels: uint8 `[H, W, 3]`.
+        photo: as in `transform`.
         image_size: side of the result.
         crop_padding: as in `official`.
 
     Returns:
         float32 `[image_size, image_size, 3]`, about 0..255; edges overshoot by some tens.
     """
-    crop = _centre_crop(pixels, image_size, crop_padding)
+    crop = np.ascontiguousarray(_centre_crop(photo, image_size, crop_padding))
     side = crop.shape[0]
     index, weight = _bicubic_taps(side, image_size)
     rows = _blend(crop.reshape(side, side * _CHANNELS), index, weight[..., None], axis=0)
@@ -81,29 +84,32 @@ def official_float(pixels: Pixels, *, image_size: int, crop_padding: int) -> NDA
     return _blend(rows, flat_index, flat_weight, axis=1).reshape(image_size, image_size, _CHANNELS)
 
 
-def pillow(pixels: Pixels, *, image_size: int, crop_padding: int) -> Pixels:
+def pillow(photo: Photo, *, image_size: int, crop_padding: int) -> Pixels:
     """Take the official centre crop, but resize with Pillow's bicubic, which is antialiased.
 
     Args:
-        pixels: uint8 `[H, W, 3]`.
+        photo: as in `transform`.
         image_size: side of the result.
         crop_padding: as in `official`.
 
     Returns:
         uint8 `[image_size, image_size, 3]`.
     """
-    crop = _centre_crop(pixels, image_size, crop_padding)
-    return np.asarray(Image.fromarray(crop).resize((image_size, image_size), Image.Resampling.BICUBIC))
+    crop = _centre_crop(photo, image_size, crop_padding)
+    image = crop if isinstance(crop, Image.Image) else Image.fromarray(np.ascontiguousarray(crop))
+    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
 
 
-def _centre_crop(pixels: Pixels, image_size: int, crop_padding: int) -> Pixels:
-    """Cut the middle square, contiguous; at least one pixel."""
-    height, width, _ = pixels.shape
+def _centre_crop(photo: Photo, image_size: int, crop_padding: int) -> Photo:
+    """Cut the middle square; at least one pixel."""
+    height, width = photo.shape[:2] if isinstance(photo, np.ndarray) else (photo.height, photo.width)
     # In float32, as TensorFlow computes it: float64 makes some crops one line smaller or larger.
     share = np.float32(image_size / (image_size + crop_padding))
     side = max(1, int(share * np.float32(min(height, width))))
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
-    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    if isinstance(photo, np.ndarray):
+        return photo[top : top + side, left : left + side]
+    return photo.crop((left, top, left + side, top + side))
 
 
 # TensorFlow looks its weights up in a table of this many steps per pixel.

@@ -109,8 +109,8 @@ def _accelerators() -> tuple[tuple[tuple[Device, str], ...], bool]:
 def release_memory() -> None:
     """Give freed memory back to the system, and take what is left for permanent.
 
-    Building an engine frees several times its size, which glibc would keep. And looking again and again through all that
-    TensorFlow and the models consist of, as the garbage collector would, holds up every request for some 0.2 s.
+    Building an engine frees several times its size, which glibc would keep. And looking again and again through all
+    that TensorFlow and the models consist of, as the garbage collector would, holds up every request for some 0.2 s.
     """
     gc.unfreeze()
     gc.collect()
@@ -120,7 +120,7 @@ def release_memory() -> None:
 
 
 def yield_to_other_threads() -> None:
-    """Let the other threads of this process go before the calling one, on Linux, the only system where that is possible.
+    """Let the other threads of this process go before the calling one, on Linux, the only system that can.
 
     For threads that compute without pause: the event loop needs little time, but soon, or else no one gets answers.
     """

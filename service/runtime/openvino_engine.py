@@ -16,6 +16,7 @@ from service.runtime.inference_graph import LOGITS, ROUTING, InferenceGraph
 from service.runtime.plan import Precision
 
 _LONE = "lone"
+_HALVED_FROM = 8
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
@@ -23,9 +24,9 @@ class OpenVINOEngine:
     """Computes batches of an inference graph.
 
     The graph folds the batch into the channels of its depthwise convolutions, whose number OpenVINO must know, and each
-    compiled size holds its own packed copy of the weights. So just two sizes are compiled, single rows and full
-    batches, and other batches are put together from these; and single rows once more, for all cores together, which a
-    row gets that is alone in the engine.
+    compiled size holds its own packed copy of the weights. So just a few sizes are compiled, single rows, full batches
+    and halves of large ones, and other batches are put together from these; and single rows once more, for all cores
+    together, which a row gets that is alone in the engine.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class OpenVINOEngine:
             precision: of the convolutions.
             streams: batches computed at once.
             threads_per_stream: threads that share one batch.
-            max_batch_size: the larger of the two sizes.
+            max_batch_size: the largest size.
             metrics: counts padding rows.
 
         Raises:
@@ -63,15 +64,21 @@ class OpenVINOEngine:
         def compiled(size: int, streams: int) -> Any:
             model.reshape([size, graph.image_size, graph.image_size, 3])
             hint = "LATENCY" if streams == 1 else "THROUGHPUT"
-            config = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": cores, "PERFORMANCE_HINT": hint}
+            config = {
+                "NUM_STREAMS": streams,
+                "INFERENCE_NUM_THREADS": cores,
+                "PERFORMANCE_HINT": hint,
+                # Decoders need the same cores; a pinned thread would wait for its own while another one is free.
+                "ENABLE_CPU_PINNING": False,
+            }
             return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": _HINTS[precision], **config})
 
-        self._compiled = {str(size): compiled(size, streams) for size in {1, max_batch_size}}
+        self._sizes = sizes(max_batch_size)
+        self._compiled = {str(size): compiled(size, streams) for size in self._sizes}
         if streams > 1:
             self._compiled[_LONE] = compiled(1, 1)
         self._calls = 0
         self._calls_lock = threading.Lock()
-        self._max_batch_size = max_batch_size
         self._metrics = metrics
         self._requests = threading.local()
 
@@ -90,7 +97,7 @@ class OpenVINOEngine:
 
     def _in_pieces(self, rows: Pixels) -> ModelOutput:
         outputs, start = [], 0
-        for count, size in split(len(rows), self._max_batch_size):
+        for count, size in split(len(rows), self._sizes):
             logits, routing = self._infer(_padded(rows[start : start + count], size), str(size))
             outputs.append((logits[:count], routing[:count]))
             start += count
@@ -112,15 +119,25 @@ class OpenVINOEngine:
         self._requests = threading.local()
 
 
-def split(rows: int, max_batch_size: int) -> list[tuple[int, int]]:
-    """Put a number of rows together from single rows and full batches.
+def sizes(max_batch_size: int) -> tuple[int, ...]:
+    """The sizes to compile, the largest first."""
+    halves = (max_batch_size // 2,) if max_batch_size >= _HALVED_FROM else ()
+    return tuple(dict.fromkeys((max_batch_size, *halves, 1)))
+
+
+def split(rows: int, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Put a number of rows together from pieces of some sizes, the largest first and 1 among them.
 
     Returns:
-        How many rows each piece holds, and its size; a last batch at least half full is padded.
+        How many rows each piece holds, and its size; a piece that is three quarters full is padded, since that takes
+        no longer than smaller pieces would.
     """
-    full, rest = divmod(rows, max_batch_size)
-    pieces = [(max_batch_size, max_batch_size)] * full
-    return pieces + ([(rest, max_batch_size)] if 2 * rest >= max_batch_size else [(1, 1)] * rest)
+    pieces = []
+    for size in sizes:
+        while 4 * rows >= 3 * size:
+            pieces.append((min(rows, size), size))
+            rows -= min(rows, size)
+    return pieces
 
 
 def _padded(rows: Pixels, size: int) -> Pixels:

@@ -374,3 +374,35 @@ async def test_backlog_tells_rows_by_key_and_urgency():
         assert {key: n for key, n in queue.backlog(HIGH).items() if n} == {"a": 1, "b": 5}
         assert {key: n for key, n in queue.backlog(NORMAL).items() if n} == {"a": 1, "b": 6}
     assert dict(queue.backlog()) == {"a": 2, "b": 1}
+
+
+async def test_a_small_batch_waits_for_admitted_rows_but_not_long():
+    queue = RowQueue(max_rows=100, admitted_timeout=0.1)
+    with queue.admit("a", 2) as admission:
+        put_at(queue, 0)
+        waiting = asyncio.create_task(pull(queue))
+        await settle()
+        assert not waiting.done()
+        queue.put(QueuedRow("a", 1, asyncio.get_running_loop().create_future(), time.monotonic()), admission)
+        await settle()
+        assert not waiting.done(), "one more is to come"
+        started = time.monotonic()
+        assert await waiting == [0, 1]
+        assert 0.05 < time.monotonic() - started < 0.3
+
+
+async def test_a_small_batch_goes_as_soon_as_no_more_rows_come():
+    queue = RowQueue(max_rows=100, admitted_timeout=5)
+    with queue.admit("a", 1):
+        put_at(queue, 0)
+        waiting = asyncio.create_task(pull(queue))
+        await settle()
+        assert not waiting.done()
+    assert await waiting == [0]
+
+
+async def test_a_batch_does_not_wait_for_admitted_rows_of_another_key():
+    queue = RowQueue(max_rows=100, admitted_timeout=5)
+    with queue.admit("b", 1):
+        put_at(queue, 0)
+        assert await pull(queue) == [0]

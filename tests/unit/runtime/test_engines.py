@@ -12,7 +12,7 @@ from service.metrics import Metrics
 from service.nn import build_efficientnet, get_architecture
 from service.runtime import engines
 from service.runtime.machine import Machine
-from service.runtime.openvino_engine import split
+from service.runtime.openvino_engine import sizes, split
 from service.runtime.plan import make_plan
 from service.runtime.xla_engine import XlaEngine
 
@@ -107,12 +107,20 @@ def test_wrong_answers_make_tensorflow_take_over_and_say_why(network, monkeypatc
     ("rows", "pieces"),
     [
         (1, [(1, 1)]),
-        (3, [(1, 1)] * 3),
-        (4, [(4, 8)]),
+        (2, [(1, 1), (1, 1)]),
+        (3, [(3, 4)]),
+        (4, [(4, 4)]),
+        (5, [(4, 4), (1, 1)]),
+        (6, [(6, 8)]),
         (8, [(8, 8)]),
-        (10, [(8, 8), (1, 1), (1, 1)]),
-        (15, [(8, 8), (7, 8)]),
+        (9, [(8, 8), (1, 1)]),
+        (20, [(8, 8), (8, 8), (4, 4)]),
     ],
 )
-def test_batches_are_put_together_from_two_sizes(rows, pieces):
-    assert split(rows, 8) == pieces
+def test_batches_are_put_together_from_a_few_sizes(rows, pieces):
+    assert split(rows, sizes(8)) == pieces
+
+
+@pytest.mark.parametrize(("most", "compiled"), [(1, (1,)), (2, (2, 1)), (4, (4, 1)), (8, (8, 4, 1)), (9, (9, 4, 1))])
+def test_few_sizes_are_compiled(most, compiled):
+    assert sizes(most) == compiled
