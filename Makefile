@@ -10,8 +10,11 @@ EXTRAS ?= cpu
 # PyTorch's builds without CUDA; elsewhere than on PyPI.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+FUZZ_IMAGES ?= 100000
+MINUTES ?= 20
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test bench check format docs clean
+.PHONY: help serve test bench bench-service fuzz soak check format docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -48,6 +51,18 @@ test: $(VENV)/.test  ## Run the test suite
 
 bench: $(VENV)/.bench  ## Measure the engine against what one would pick instead (20 minutes, 16 GB of memory)
 	@$(BIN)/python benchmarks/engine_peers.py $(ARGS)
+
+bench-service: $(VENV)/.bench  ## Measure the server against other servers, and under load (30 minutes)
+	@command -v wrk >/dev/null || apt-get install -qq -y wrk || { echo "wrk is needed: apt-get install wrk" >&2; exit 1; }
+	@$(BIN)/python benchmarks/service_peers.py $(ARGS)
+	@$(BIN)/python benchmarks/service_load.py
+	@$(BIN)/python benchmarks/service_load.py --precision auto
+
+fuzz: $(VENV)/.test  ## Decode damaged images (FUZZ_IMAGES=100000)
+	@FUZZ_IMAGES=$(FUZZ_IMAGES) $(BIN)/python -m pytest -q -s tests/fault/test_fuzz_images.py
+
+soak: $(VENV)/.test  ## Serve changing load, bad images and bad clients for a while (MINUTES=20)
+	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
 
 check: $(VENV)/.check  ## Format, lint, types, import contracts, generated documentation
 	@$(BIN)/ruff format --check .

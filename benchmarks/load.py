@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _WRK = re.compile(r"requests=(\d+) seconds=([\d.]+) errors=(\d+) p50=([\d.]+) p99=([\d.]+)")
@@ -55,32 +56,42 @@ def request_bytes(path: str, body: bytes, host: str = "localhost") -> bytes:
     return head.encode() + body
 
 
+async def exchange(connection: Connection, data: bytes) -> tuple[int, bytes, bytes]:
+    """Send a request; status, headers and body of the answer.
+
+    Raises:
+        OSError, EOFError: the connection ended.
+    """
+    reader, writer = connection
+    writer.write(data)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length, status = _LENGTH.search(head), _STATUS.match(head)
+    assert length is not None
+    assert status is not None
+    return int(status[1]), head, await reader.readexactly(int(length[1]))
+
+
 async def open_loop(
     address: tuple[str, int], requests: Sequence[bytes], *, rate: float, seconds: float, patience: float = 60.0
 ) -> Answers:
     """Send requests in turn, `rate` per second for `seconds`, and wait for all answers."""
     answers = Answers(seconds=seconds)
-    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+    idle: list[Connection] = []
 
     async def send(data: bytes) -> None:
         started = time.perf_counter()
         try:
             async with asyncio.timeout(patience):
-                reader, writer = idle.pop() if idle else await asyncio.open_connection(*address)
-                writer.write(data)
-                head = await reader.readuntil(b"\r\n\r\n")
-                length, status = _LENGTH.search(head), _STATUS.match(head)
-                assert length is not None
-                assert status is not None
-                await reader.readexactly(int(length[1]))
+                connection = idle.pop() if idle else await asyncio.open_connection(*address)
+                status, head, _ = await exchange(connection, data)
         except (OSError, TimeoutError, EOFError) as error:
             answers.lost[type(error).__name__] += 1
             return
-        answers.by_status.setdefault(int(status[1]), []).append((time.perf_counter() - started) * 1e3)
+        answers.by_status.setdefault(status, []).append((time.perf_counter() - started) * 1e3)
         if b"connection: close" in head.lower():
-            writer.close()
+            connection[1].close()
         else:
-            idle.append((reader, writer))
+            idle.append(connection)
 
     started = time.perf_counter()
     tasks = []

@@ -268,7 +268,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         found = measure(settings, seconds=arguments.seconds, rounds=arguments.rounds, work=Path(work))
     print(describe(found))
-    name = f"service_load_{arguments.precision}"
+    name = f"service_load_{arguments.engine}_{arguments.precision}"
     print(f"\nwrote {report.save(name, {'machine': report.machine(('tensorflow-cpu', 'openvino')), **found})}")
 
 

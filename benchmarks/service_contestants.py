@@ -1,0 +1,141 @@
+"""The peers of `service_peers.py`: other servers with the same weights, each as its users would set it up.
+
+`python service_contestants.py NAME WORK PORT` serves until it is ended; `POST /predict` (Mosec: `/inference`) takes a
+JPEG. All decode with Pillow, take the central crop, resize to 224 pixels, and answer with the five best classes.
+"""
+
+from __future__ import annotations
+
+import heapq
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import contestants
+import numpy as np
+from PIL import Image
+
+CROP, SIZE = 0.875, 224
+
+
+def row(data: bytes) -> Any:
+    """A JPEG as float32 `[3, 224, 224]`, normalised."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    side = int(min(image.size) * CROP)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    resized = image.crop((left, top, left + side, top + side)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    return contestants.channels_first(np.asarray(resized)[None])[0]
+
+
+def best(logits: Any) -> dict[str, list[Any]]:
+    """The answer."""
+    exponentials = np.exp(logits - logits.max())
+    classes = heapq.nlargest(5, range(len(logits)), key=logits.__getitem__)
+    return {"classes": classes, "probabilities": [float(exponentials[i] / exponentials.sum()) for i in classes]}
+
+
+def litserve(work: Path, port: int) -> None:
+    """LitServe with timm on PyTorch: a worker process per core, each with one thread and batches of up to 4."""
+    import litserve as ls
+    import torch
+    from fastapi import Request
+
+    class Classifier(ls.LitAPI):  # type: ignore[misc]
+        def setup(self, device: str) -> None:
+            torch.set_num_threads(1)
+            self.model = contestants.timm_model(work).eval().to(memory_format=torch.channels_last)
+
+        async def decode_request(self, request: Request) -> Any:
+            return row(await request.body())
+
+        def batch(self, inputs: list[Any]) -> Any:
+            return torch.from_numpy(np.stack(inputs)).to(memory_format=torch.channels_last)
+
+        def predict(self, batch: Any) -> Any:
+            with torch.inference_mode():
+                return self.model(batch).numpy()
+
+        def unbatch(self, output: Any) -> Any:
+            return list(output)
+
+        def encode_response(self, output: Any) -> Any:
+            return best(output)
+
+    api = Classifier(max_batch_size=4, batch_timeout=0.005)
+    server = ls.LitServer(api, accelerator="cpu", workers_per_device=contestants.CORES)
+    server.run(host="127.0.0.1", port=port, num_api_servers=1, log_level="warning", generate_client_file=False)
+
+
+def mosec(work: Path, port: int) -> None:
+    """Mosec with ONNX Runtime: a worker process per core, each with one thread, for one image at a time."""
+    sys.argv = [sys.argv[0], "--port", str(port), "--address", "127.0.0.1", "--log-level", "warning"]
+    import mosec as library
+
+    os.environ["SERVICE_WORK"] = str(work)
+    server = library.Server()
+    server.append_worker(MosecWorker, num=contestants.CORES, max_batch_size=1)
+    server.run()
+
+
+def fastapi(work: Path, port: int) -> None:
+    """FastAPI without batching over our engine: each request computes its own image, on one of a few threads."""
+    import uvicorn
+    from fastapi import FastAPI, Request
+    from fastapi.concurrency import run_in_threadpool
+
+    engine = contestants.ours(work, engine="tensorflow", precision="float32")
+    app = FastAPI()
+
+    def classify(data: bytes) -> dict[str, list[Any]]:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        side = int(min(image.size) * CROP)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        resized = image.crop((left, top, left + side, top + side)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+        return best(engine.compute(np.asarray(resized)[None])[0])
+
+    @app.post("/predict")
+    async def predict(request: Request) -> dict[str, list[Any]]:
+        return await run_in_threadpool(classify, await request.body())
+
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+
+
+SERVERS: dict[str, Callable[[Path, int], None]] = {
+    "LitServe, timm f32": litserve,
+    "Mosec, ONNX Runtime f32": mosec,
+    "FastAPI, our engine f32": fastapi,
+}
+
+try:
+    from mosec import Worker
+except ImportError:  # only Mosec's own process needs it
+    pass
+else:
+
+    class MosecWorker(Worker):  # type: ignore[misc]
+        """Decodes and computes one image; the class must be at the top of a module, since workers are spawned."""
+
+        def __init__(self) -> None:
+            """Load the model."""
+            import onnxruntime as ort
+
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = 1
+            path = Path(os.environ["SERVICE_WORK"]) / "b1.onnx"
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            self._input = self._session.get_inputs()[0].name
+
+        def deserialize(self, data: bytes) -> bytes:
+            """Take the body as it is."""
+            return data
+
+        def forward(self, data: bytes) -> dict[str, list[Any]]:
+            """Classify."""
+            return best(self._session.run(None, {self._input: row(data)[None]})[0][0])
+
+
+if __name__ == "__main__":
+    SERVERS[sys.argv[1]](Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,168 @@
+"""The server against others that serve the same weights: B0-8e, JPEGs of 120 kB, wrk with 16 clients.
+
+Only the contestant that is measured runs; they take turns round by round, so that a busy moment of the machine hits all
+of them, and the figures are medians over the rounds. First each one must name the same best class.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import contestants
+import httpx
+import load
+import report
+import service_contestants
+import service_load
+
+PACKAGES = ("tensorflow-cpu", "openvino", "torch", "timm", "onnxruntime", "litserve", "mosec", "fastapi", "uvicorn")
+OURS = {
+    "ours f32": {"precision": "float32", "engine": "auto"},
+    "ours f32, TensorFlow only": {"precision": "float32", "engine": "tensorflow"},
+    "ours precision=auto": {"precision": "auto", "engine": "auto"},
+    "ours precision=auto, TensorFlow only": {"precision": "auto", "engine": "tensorflow"},
+}
+TARGETS = {"ours f32": 1.3, "ours precision=auto": 1.7}
+
+
+class Peer:
+    """Another server as a process of its own."""
+
+    def __init__(self, name: str, work: Path) -> None:
+        """Start it and wait until it answers."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        route = "inference" if name.startswith("Mosec") else "predict"
+        self.url = f"http://127.0.0.1:{port}/{route}"
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        command = [sys.executable, "-W", "ignore", service_contestants.__file__, name, str(work), str(port)]
+        self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True)
+        photo, end = service_load.photo(), time.monotonic() + 180
+        while True:
+            try:
+                if httpx.post(self.url, content=photo, timeout=60).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            if self._process.poll() is not None or time.monotonic() > end:
+                self._log.seek(0)
+                raise RuntimeError(f"{name} doesn't start: {self._log.read()[-2000:]}")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """End it and its workers."""
+        os.killpg(self._process.pid, 15)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, 9)
+            self._process.wait()
+
+
+def start(name: str, work: Path) -> tuple[Any, str]:
+    """Start a contestant; it, and where it takes images."""
+    if name in OURS:
+        server = service_load.Server(model_store=work / "store", **OURS[name])
+        return server, f"{server.url}/predict"
+    peer = Peer(name, work)
+    return peer, peer.url
+
+
+def best_class(url: str, photo: bytes) -> int:
+    """The class that a contestant thinks most probable."""
+    answer = httpx.post(url, content=photo, timeout=60).json()
+    found = answer["predictions"][0]["classes"][0]["index"] if "predictions" in answer else answer["classes"][0]
+    return int(found)
+
+
+def prepare(work: Path) -> None:
+    """Weights, exports, and a bundle of the same weights."""
+    if not (work / "weights.safetensors").exists():
+        subprocess.run([sys.executable, contestants.__file__, "prepare", str(work)], check=True)
+    if not (work / "store").exists():
+        command = [sys.executable, "-m", "service", "models", "import", str(work / "weights.safetensors")]
+        options = ["--architecture", contestants.ARCHITECTURE, "--name", "b0-8e", "--transform", "pillow"]
+        subprocess.run([*command, *options, "--model-store", str(work / "store")], check=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--work", type=Path, help="where weights and exports are, or are put")
+    arguments = parser.parse_args()
+    if not shutil.which("wrk"):
+        sys.exit("wrk is needed: apt-get install wrk")
+    with tempfile.TemporaryDirectory() as temporary:
+        work = arguments.work or Path(temporary)
+        prepare(work)
+        measure(work, arguments)
+
+
+def measure(work: Path, arguments: argparse.Namespace) -> None:
+    """All rounds."""
+    photo, file, script = service_load.photo(), work / "photo.jpg", str(work / "wrk.lua")
+    file.write_bytes(photo)
+    runs: dict[str, list[load.ClosedLoop]] = {name: [] for name in (*OURS, *service_contestants.SERVERS)}
+    classes = {}
+    for number in range(arguments.rounds):
+        for name in list(runs):
+            print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
+            try:
+                server, url = start(name, work)
+            except RuntimeError as error:
+                print(f"left out: {error}", file=sys.stderr)
+                del runs[name]
+                continue
+            try:
+                classes[name] = best_class(url, photo)
+                load.wrk(url, str(file), clients=arguments.clients, seconds=4, script=script)
+                found = load.wrk(url, str(file), clients=arguments.clients, seconds=arguments.seconds, script=script)
+                runs[name].append(found)
+            finally:
+                server.stop()
+    if len(set(classes.values())) > 1:
+        sys.exit(f"they don't agree: {classes}")
+    figures = {
+        name: {
+            "rate": [run.rate for run in found],
+            "p50": median(run.p50 for run in found),
+            "p99": median(run.p99 for run in found),
+            "errors": sum(run.errors for run in found),
+        }
+        for name, found in runs.items()
+        if found
+    }
+    rows = [
+        [name, f"{median(f['rate']):.1f}", f"{f['p50']:.0f}", f"{f['p99']:.0f}", str(f["errors"])]
+        for name, f in figures.items()
+    ]
+    print(report.table(["server", "rows/s", "p50 ms", "p99 ms", "errors"], rows), end="\n\n")
+    peer = max((n for n in figures if n in service_contestants.SERVERS), key=lambda n: median(figures[n]["rate"]))
+    goals = []
+    for name, wanted in TARGETS.items():
+        if name in figures:
+            ratio = median(a / b for a, b in zip(figures[name]["rate"], figures[peer]["rate"], strict=True))
+            goals.append([f"{name} over {peer}", f"{ratio:.2f}", f"{wanted}", report.verdict(ratio >= wanted)])
+            late = figures[name]["p99"] / figures[peer]["p99"]
+            goals.append([f"p99 of {name} over that of {peer}", f"{late:.2f}", "<= 1", report.verdict(late <= 1)])
+    print(report.table(["ratio", "found", "wanted", ""], goals))
+    document = {"machine": report.machine(PACKAGES), "clients": arguments.clients, "figures": figures}
+    print(f"\nwrote {report.save('service_peers', document)}")
+
+
+if __name__ == "__main__":
+    main()
