@@ -55,6 +55,31 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen no longer, but take the connections that clients have opened already, which would be reset else."""
+        queues = [listener.dup() for listener in sockets or ()]
+        for server in self.servers:
+            server.close()
+        for queue in queues:
+            await self._take_all(queue)
+        await super().shutdown(sockets)
+
+    async def _take_all(self, queue: socket.socket) -> None:
+        taken = []
+        queue.setblocking(False)
+        with queue, contextlib.suppress(OSError):
+            while True:
+                taken.append(queue.accept()[0])
+        for connection in taken:
+            await asyncio.get_running_loop().connect_accepted_socket(self._new_protocol, connection)
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal; called by the interpreter."""
         if self._ending:

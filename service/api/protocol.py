@@ -31,6 +31,7 @@ REFUSED_AT_ONCE = 64
 """Connections beyond the limit that may wait for their 503 at the same time; further ones are closed unheard."""
 
 _REFUSAL_SECONDS = 1.0
+_LAST_CALL_SECONDS = 0.3
 _FILES_BESIDES_CONNECTIONS = 256
 
 
@@ -152,7 +153,13 @@ class PatientProtocol(HttpToolsProtocol):
             self._reject(MalformedRequest(f"{msg.rstrip('.')}; HTTP/1.1 is spoken here."))
 
     def shutdown(self) -> None:
-        """The server is about to end."""
+        """The server is about to end; a request that is on its way already is still answered."""
+        if self._answering():
+            super().shutdown()
+        else:
+            self.loop.call_later(_LAST_CALL_SECONDS, self._end)
+
+    def _end(self) -> None:
         super().shutdown()
         if self.transport.is_closing():
             self._abort_later(self._limits.write_timeout)
