@@ -21,6 +21,7 @@ _WRK = re.compile(r"requests=(\d+) seconds=([\d.]+) errors=(\d+) p50=([\d.]+) p9
 _SCRIPT = """
 local file = io.open("{photo}", "rb")
 wrk.method = "POST"
+wrk.headers["Content-Type"] = "{content_type}"
 wrk.body = file:read("*a")
 file:close()
 done = function(summary, latency, requests)
@@ -114,7 +115,9 @@ class ClosedLoop:
     p99: float
 
 
-def wrk(url: str, photo: str, *, clients: int, seconds: float, script: str) -> ClosedLoop:
+def wrk(
+    url: str, photo: str, *, clients: int, seconds: float, script: str, content_type: str = "image/jpeg"
+) -> ClosedLoop:
     """Let that many clients ask without pause.
 
     Args:
@@ -122,10 +125,11 @@ def wrk(url: str, photo: str, *, clients: int, seconds: float, script: str) -> C
         photo: path of the file to post.
         clients: connections.
         seconds: how long.
+        content_type: what the file is.
         script: path where wrk's script may be written.
     """
     with open(script, "w") as file:
-        file.write(_SCRIPT.format(photo=photo))
+        file.write(_SCRIPT.format(photo=photo, content_type=content_type))
     command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds:g}s", "--timeout", "60s", "-s", script, url]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = _WRK.search(said)

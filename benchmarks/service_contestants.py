@@ -1,10 +1,9 @@
 """The peers of `service_peers.py`: other servers with the same weights, each as its users would set it up.
 
 `python service_contestants.py NAME WORK PORT` serves until it is ended; `POST /predict` (Mosec: `/inference`) takes a
-JPEG. All decode with Pillow, take the central crop, resize to 224 pixels, and answer with the five best classes.
+JPEG, for LitServe in a form. All decode with Pillow, take the central crop, resize to 224 pixels, and answer with the
+five best classes.
 """
-
-from __future__ import annotations
 
 import heapq
 import io
@@ -16,6 +15,7 @@ from typing import Any
 
 import contestants
 import numpy as np
+from fastapi import FastAPI, Request
 from PIL import Image
 
 CROP, SIZE = 0.875, 224
@@ -40,31 +40,9 @@ def best(logits: Any) -> dict[str, list[Any]]:
 def litserve(work: Path, port: int) -> None:
     """LitServe with timm on PyTorch: a worker process per core, each with one thread and batches of up to 4."""
     import litserve as ls
-    import torch
-    from fastapi import Request
 
-    class Classifier(ls.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            torch.set_num_threads(1)
-            self.model = contestants.timm_model(work).eval().to(memory_format=torch.channels_last)
-
-        async def decode_request(self, request: Request) -> Any:
-            return row(await request.body())
-
-        def batch(self, inputs: list[Any]) -> Any:
-            return torch.from_numpy(np.stack(inputs)).to(memory_format=torch.channels_last)
-
-        def predict(self, batch: Any) -> Any:
-            with torch.inference_mode():
-                return self.model(batch).numpy()
-
-        def unbatch(self, output: Any) -> Any:
-            return list(output)
-
-        def encode_response(self, output: Any) -> Any:
-            return best(output)
-
-    api = Classifier(max_batch_size=4, batch_timeout=0.005)
+    os.environ["SERVICE_WORK"] = str(work)
+    api = LitServeAPI(max_batch_size=4, batch_timeout=0.005)
     server = ls.LitServer(api, accelerator="cpu", workers_per_device=contestants.CORES)
     server.run(host="127.0.0.1", port=port, num_api_servers=1, log_level="warning", generate_client_file=False)
 
@@ -83,7 +61,6 @@ def mosec(work: Path, port: int) -> None:
 def fastapi(work: Path, port: int) -> None:
     """FastAPI without batching over our engine: each request computes its own image, on one of a few threads."""
     import uvicorn
-    from fastapi import FastAPI, Request
     from fastapi.concurrency import run_in_threadpool
 
     engine = contestants.ours(work, engine="tensorflow", precision="float32")
@@ -109,14 +86,46 @@ SERVERS: dict[str, Callable[[Path, int], None]] = {
     "FastAPI, our engine f32": fastapi,
 }
 
-try:
-    from mosec import Worker
-except ImportError:  # only Mosec's own process needs it
-    pass
-else:
+# Both start their workers by spawning, for which their classes must be at the top of a module.
+if __name__ in ("__main__", "__mp_main__"):
+    import litserve as _litserve
+    import mosec as _mosec
 
-    class MosecWorker(Worker):  # type: ignore[misc]
-        """Decodes and computes one image; the class must be at the top of a module, since workers are spawned."""
+    class LitServeAPI(_litserve.LitAPI):  # type: ignore[misc]
+        """Decodes in the server's process, computes in the workers."""
+
+        def setup(self, device: str) -> None:
+            """Load the model."""
+            import torch
+
+            torch.set_num_threads(1)
+            self.torch = torch
+            work = Path(os.environ["SERVICE_WORK"])
+            self.model = contestants.timm_model(work).eval().to(memory_format=torch.channels_last)
+
+        def decode_request(self, request: Request) -> Any:
+            """Take the form's file: LitServe hands on JSON and forms only."""
+            return row(request["image"].file.read())  # type: ignore[index]
+
+        def batch(self, inputs: list[Any]) -> Any:
+            """Stack rows."""
+            return self.torch.from_numpy(np.stack(inputs)).to(memory_format=self.torch.channels_last)
+
+        def predict(self, batch: Any) -> Any:
+            """Compute; a lone row comes without `batch`."""
+            with self.torch.inference_mode():
+                return self.model(batch).numpy()
+
+        def unbatch(self, output: Any) -> Any:
+            """Give each its own."""
+            return list(output)
+
+        def encode_response(self, output: Any) -> Any:
+            """Answer."""
+            return best(output)
+
+    class MosecWorker(_mosec.Worker):  # type: ignore[misc]
+        """Decodes and computes one image."""
 
         def __init__(self) -> None:
             """Load the model."""

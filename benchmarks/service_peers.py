@@ -35,6 +35,15 @@ OURS = {
 TARGETS = {"ours f32": 1.3, "ours precision=auto": 1.7}
 
 
+JPEG = "image/jpeg"
+
+
+def in_form() -> tuple[str, bytes]:
+    """The photo as a form's file: its content type and its bytes."""
+    request = httpx.Request("POST", "http://x", files={"image": ("photo.jpg", service_load.photo(), JPEG)})
+    return request.headers["Content-Type"], request.read()
+
+
 class Peer:
     """Another server as a process of its own."""
 
@@ -48,10 +57,11 @@ class Peer:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115
         command = [sys.executable, "-W", "ignore", service_contestants.__file__, name, str(work), str(port)]
         self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True)
-        photo, end = service_load.photo(), time.monotonic() + 180
+        self.content_type, self.body = in_form() if name.startswith("LitServe") else (JPEG, service_load.photo())
+        end, headers = time.monotonic() + 60, {"Content-Type": self.content_type}
         while True:
             try:
-                if httpx.post(self.url, content=photo, timeout=60).status_code == 200:
+                if httpx.post(self.url, content=self.body, headers=headers, timeout=60).status_code == 200:
                     return
             except httpx.HTTPError:
                 pass
@@ -70,18 +80,18 @@ class Peer:
             self._process.wait()
 
 
-def start(name: str, work: Path) -> tuple[Any, str]:
-    """Start a contestant; it, and where it takes images."""
+def start(name: str, work: Path) -> tuple[Any, str, str, bytes]:
+    """Start a contestant; it, where it takes images, and an image as it takes it: content type and bytes."""
     if name in OURS:
         server = service_load.Server(model_store=work / "store", **OURS[name])
-        return server, f"{server.url}/predict"
+        return server, f"{server.url}/predict", JPEG, service_load.photo()
     peer = Peer(name, work)
-    return peer, peer.url
+    return peer, peer.url, peer.content_type, peer.body
 
 
-def best_class(url: str, photo: bytes) -> int:
+def best_class(url: str, body: bytes, content_type: str) -> int:
     """The class that a contestant thinks most probable."""
-    answer = httpx.post(url, content=photo, timeout=60).json()
+    answer = httpx.post(url, content=body, headers={"Content-Type": content_type}, timeout=60).json()
     found = answer["predictions"][0]["classes"][0]["index"] if "predictions" in answer else answer["classes"][0]
     return int(found)
 
@@ -114,23 +124,30 @@ def main() -> None:
 
 def measure(work: Path, arguments: argparse.Namespace) -> None:
     """All rounds."""
-    photo, file, script = service_load.photo(), work / "photo.jpg", str(work / "wrk.lua")
-    file.write_bytes(photo)
+    file, script = work / "body", str(work / "wrk.lua")
     runs: dict[str, list[load.ClosedLoop]] = {name: [] for name in (*OURS, *service_contestants.SERVERS)}
     classes = {}
     for number in range(arguments.rounds):
         for name in list(runs):
             print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
             try:
-                server, url = start(name, work)
+                server, url, content_type, body = start(name, work)
             except RuntimeError as error:
                 print(f"left out: {error}", file=sys.stderr)
                 del runs[name]
                 continue
             try:
-                classes[name] = best_class(url, photo)
-                load.wrk(url, str(file), clients=arguments.clients, seconds=4, script=script)
-                found = load.wrk(url, str(file), clients=arguments.clients, seconds=arguments.seconds, script=script)
+                classes[name] = best_class(url, body, content_type)
+                file.write_bytes(body)
+                for seconds in (4, arguments.seconds):  # the first warms up
+                    found = load.wrk(
+                        url,
+                        str(file),
+                        clients=arguments.clients,
+                        seconds=seconds,
+                        script=script,
+                        content_type=content_type,
+                    )
                 runs[name].append(found)
             finally:
                 server.stop()

@@ -130,6 +130,11 @@ def _crops() -> list[bytes]:
     return crops
 
 
+def total(metrics: str, name: str) -> float:
+    """The sum of a counter over its labels."""
+    return sum(float(line.split()[-1]) for line in metrics.splitlines() if line.startswith(f"{name}{{"))
+
+
 def main() -> int:
     """Run, and judge."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -141,20 +146,35 @@ def main() -> int:
     soak = Soak(server)
     end = time.monotonic() + 60 * arguments.minutes
     memory: list[float] = []
-    print("minute  MiB  outcomes so far")
+    threads: list[int] = []
+    files: list[int] = []
+    print("minute  MiB  threads  files  outcomes so far")
     while time.monotonic() < end:
         asyncio.run(soak.minute(arguments.capacity, min(60.0, 60 * arguments.minutes / 5)))
         time.sleep(1)
+        process = Path(f"/proc/{server.process.pid}")
         memory.append(server.resident_mib())
-        print(f"{len(memory):6} {memory[-1]:4.0f}  {dict(soak.outcomes)}", flush=True)
+        threads.append(len(list((process / "task").iterdir())))
+        files.append(len(list((process / "fd").iterdir())))
+        figures = f"{len(memory):6} {memory[-1]:4.0f} {threads[-1]:8} {files[-1]:6}"
+        print(f"{figures}  {dict(soak.outcomes)}", flush=True)
     ready = httpx.get(f"{server.url}/readyz").status_code == 200
     metrics = httpx.get(f"{server.url}/metrics").text
     empty = "condconv_queue_rows 0.0" in metrics and "condconv_rows_in_flight 0.0" in metrics
+    accepted, ended = (total(metrics, f"condconv_rows{kind}_total") for kind in ("_accepted", ""))
     server.stop()
-    growth = memory[-1] / memory[len(memory) // 5]
+    fifth = len(memory) // 5
+    growth = memory[-1] / memory[fifth]
     verdicts = [
         ["wrong answers, lost requests", str(len(soak.wrong)), report.verdict(not soak.wrong)],
         ["ready, and nothing left in the queue", str(ready and empty), report.verdict(ready and empty)],
+        ["images accepted, and ended", f"{accepted:.0f}, {ended:.0f}", report.verdict(accepted == ended)],
+        [
+            "threads after a fifth, at the end",
+            f"{threads[fifth]}, {threads[-1]}",
+            report.verdict(threads[-1] <= threads[fifth]),
+        ],
+        ["open files, the same", f"{files[fifth]}, {files[-1]}", report.verdict(files[-1] <= files[fifth] + 5)],
         ["exit code", str(server.process.returncode), report.verdict(server.process.returncode == 0)],
         ["memory at the end over that after a fifth", f"{growth:.3f}", report.verdict(growth <= MAX_GROWTH)],
     ]

@@ -121,9 +121,19 @@ class Classifier:
                 f"top_k must be from 1 to {len(served.labels)}, the number of classes of {served.name}, not {top_k}."
             )
         with self._batcher.admit(served, len(images), priority=priority, deadline=deadline) as admission:
-            results = await asyncio.gather(
-                *(self._result(served, image, i, top_k, admission, deadline) for i, image in enumerate(images))
-            )
+            self._metrics.rows_accepted.labels(served.name).inc(len(images))
+            outcomes: list[str] = []
+            try:
+                results = await asyncio.gather(
+                    *(
+                        self._result(served, image, i, top_k, admission, deadline, outcomes)
+                        for i, image in enumerate(images)
+                    )
+                )
+            finally:  # whoever has none was cancelled, perhaps before it began
+                outcomes += ["cancelled"] * (len(images) - len(outcomes))
+                for outcome in outcomes:
+                    self._metrics.rows.labels(served.name, outcome).inc()
         return Classification(served, tuple(results))
 
     def check_capacity(self, model: str | None, version: str | None, *, priority: Priority, deadline: float) -> None:
@@ -142,22 +152,20 @@ class Classifier:
         top_k: int,
         admission: Admission[ServedModel],
         deadline: float,
+        outcomes: list[str],
     ) -> ImageResult:
         identity = image.id if image.id is not None else str(position)
         try:
             prediction = await self._predict(model, image.data, top_k, admission, deadline)
         except ServiceError as error:
-            self._metrics.rows.labels(model.name, error.slug).inc()
+            outcomes.append(error.slug)
             return ImageResult(id=identity, filename=image.filename, error=error)
-        except asyncio.CancelledError:
-            self._metrics.rows.labels(model.name, "cancelled").inc()
-            raise
         except Exception:  # a defect of ours must not take the request's other images along
             logger.exception("an image of %d bytes met an unexpected error", len(image.data))
             unexpected = ServiceError("Something went wrong in the service; its log says what.")
-            self._metrics.rows.labels(model.name, unexpected.slug).inc()
+            outcomes.append(unexpected.slug)
             return ImageResult(id=identity, filename=image.filename, error=unexpected)
-        self._metrics.rows.labels(model.name, "answered").inc()
+        outcomes.append("answered")
         self._observe(model, prediction)
         return ImageResult(id=identity, filename=image.filename, prediction=prediction)
 

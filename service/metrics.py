@@ -49,6 +49,12 @@ class Metrics:
             ("model", "outcome"),
             registry=registry,
         )
+        self.rows_accepted = Counter(
+            "condconv_rows_accepted_total",
+            "Images that were admitted; each ends up in condconv_rows_total. Is any image lost?",
+            ("model",),
+            registry=registry,
+        )
         self.stage_seconds = Histogram(
             "condconv_stage_seconds",
             "Time of an image in a stage: decode, queue, inference, total. Where does the time go?",

@@ -209,8 +209,8 @@ def decoded(monkeypatch):
         calls.append(data)
         return decode(data, **options)
 
-    decode = classifier_module.decode
-    monkeypatch.setattr(classifier_module, "decode", counted)
+    decode = classifier_module.decode_image
+    monkeypatch.setattr(classifier_module, "decode_image", counted)
     return calls
 
 
@@ -262,9 +262,9 @@ async def test_cancelled_images_are_counted_and_give_their_room_back(stage, subj
         assert leave.wait(20)
         return decode(data, **options)
 
-    decode = classifier_module.decode
+    decode = classifier_module.decode_image
     if stage == "decode":
-        monkeypatch.setattr(classifier_module, "decode", slow)
+        monkeypatch.setattr(classifier_module, "decode_image", slow)
     else:
         subject.free.clear()
     request = asyncio.create_task(subject.classify([image(1), image(2), image(3)]))
@@ -331,14 +331,14 @@ def test_logits_that_are_not_finite(bad):
 
 
 async def test_unexpected_error_of_one_image_leaves_the_others_alone(subject, monkeypatch):
-    decode = classifier_module.decode
+    decode = classifier_module.decode_image
 
     def faulty(data, **options):
         if data == b"boom":
             raise ZeroDivisionError("secret")
         return decode(data, **options)
 
-    monkeypatch.setattr(classifier_module, "decode", faulty)
+    monkeypatch.setattr(classifier_module, "decode_image", faulty)
     bad, good = (await subject.classify([ImageSource(b"boom"), image(1)])).results
     assert (bad.error.slug, good.prediction is not None) == ("internal_error", True)
     assert "secret" not in str(bad.error)

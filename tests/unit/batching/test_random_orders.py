@@ -31,11 +31,12 @@ class Watched(Engine):
         super().__init__(held=True, **options)
         self.cancelled, self.streams, self.max_batch_size = cancelled, streams, max_batch_size
         self.finished = Counter()
+        self.priorities = {}
 
     async def __call__(self, key, rows):
         assert self.running < self.streams
         assert 1 <= len(rows) <= self.max_batch_size
-        assert len(set(rows)) == len(rows)
+        assert rows == sorted(rows, key=lambda row: (self.priorities[row], row)), "the less urgent came first"
         assert {row % 2 for row in rows} == {"ab".index(key)}, "a row of another key"
         assert not self.cancelled & set(rows), "a row whose sender has gone"
         outputs = await super().__call__(key, rows)
@@ -66,6 +67,7 @@ async def play(steps, guilty, streams, max_batch_size, max_queue_rows):
             mine = [next(numbers[key]) for _ in range(count)]
             tasks = [asyncio.create_task(batcher.submit(key, row, admission, deadline=deadline)) for row in mine]
             deadlines.update(dict.fromkeys(mine, deadline))
+            engine.priorities.update(dict.fromkeys(mine, admission.priority))
             rows.update(zip(mine, tasks, strict=True))
             await asyncio.gather(*tasks, return_exceptions=True)
 
