@@ -7,7 +7,6 @@ of them, and the figures are medians over the rounds. First each one must name t
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 import contestants
 import httpx
 import load
+import psutil
 import report
 import service_contestants
 import service_load
@@ -71,13 +71,15 @@ class Peer:
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """End it and its workers."""
-        os.killpg(self._process.pid, 15)
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, 9)
-            self._process.wait()
+        """End it and all its workers, which must not disturb whoever is next."""
+        processes = [psutil.Process(self._process.pid)]
+        processes += processes[0].children(recursive=True)
+        self._process.terminate()
+        _, alive = psutil.wait_procs(processes, timeout=5)
+        for process in alive:
+            process.kill()
+        psutil.wait_procs(alive, timeout=5)
+        self._process.wait()
 
 
 def start(name: str, work: Path) -> tuple[Any, str, str, bytes]:
