@@ -132,7 +132,8 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """What comes next is another request."""
+        """What comes next is another request, for which there is no hurry."""
+        self._stop_header_timer()
         self._in_message = False
         super().on_message_complete()
 

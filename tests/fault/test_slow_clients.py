@@ -253,6 +253,17 @@ def test_rest_of_a_body_that_was_answered_early(running: Running) -> None:
         assert time.monotonic() - started < PATIENCE + 2
 
 
+def test_keep_alive_after_a_body_that_was_answered_early(running: Running) -> None:
+    """Once the rest of the body is here, the connection is idle like any other."""
+    with running.connect() as connected:
+        connected.sendall(HEAD.replace(b"/echo", b"/early") + b"1")
+        assert answer(connected).endswith(b'"early"')
+        connected.sendall(b"234567890")
+        time.sleep(PATIENCE * 2)
+        connected.sendall(GET)
+        assert answer(connected).endswith(b'"ok"')
+
+
 def test_large_rest_of_a_body_is_no_header(running: Running) -> None:
     size = MAX_HEADER_BYTES * 10
     with running.connect() as connected:
