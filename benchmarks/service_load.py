@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import json
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from typing import Any
 import httpx
 import load
 import report
+import service_bound
 from PIL import Image
 
 from service.samples import SAMPLES
@@ -78,65 +80,18 @@ class Server:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
-    def cpu_seconds(self) -> float:
-        """Processor time that the process has used."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
     def stop(self) -> None:
         """End it."""
         self.process.terminate()
         self.process.wait(60)
 
 
-BOUND_SCRIPT = """
-import sys, threading, time
-from statistics import median
-from pathlib import Path
-import numpy as np
-from service.bootstrap import load_model, plan_engines
-from service.imaging import decode_image, sufficient_side, transform
-from service.settings import Settings
-settings = Settings()
-plan = plan_engines(settings)
-from service.bootstrap import Service
-service = Service(settings)
-service.load()
-model = service.registry.get()
-data = Path(sys.argv[1]).read_bytes()
-def decoded():
-    side = sufficient_side(model.preprocessing)
-    return transform(decode_image(data, max_pixels=10**8, sufficient_side=side), model.preprocessing)
-def per_call(function, seconds=1.5):
-    function(); calls, started = 0, time.perf_counter()
-    while time.perf_counter() < started + seconds:
-        function(); calls += 1
-    return (time.perf_counter() - started) / calls
-rows = np.stack([decoded()] * plan.max_batch_size)
-def together(function, count):
-    found = [0.0] * count
-    def run(i): found[i] = per_call(lambda: function(i))
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
-    [t.start() for t in threads]; [t.join() for t in threads]
-    return median(found)
-sizes = [n for n in {1, 4, plan.max_batch_size} if n <= plan.max_batch_size]
-engine = min(together(lambda i, n=n: model.engine(rows[:n], i), plan.streams) / n for n in sizes)
-decode_seconds = together(lambda i: decoded(), plan.streams)
-print(engine, decode_seconds, plan.streams)
-"""
-
-
 def bound(photo_file: str, environment: dict[str, str]) -> tuple[float, float, float]:
     """Rows per second that engine and decoder allow on all cores; and the seconds of each per row, all cores busy."""
-    said = subprocess.run(
-        [sys.executable, "-c", BOUND_SCRIPT, photo_file],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    engine, decoding, cores = map(float, said.split()[-3:])
-    return cores / (engine + decoding), engine, decoding
+    command = [sys.executable, service_bound.__file__, photo_file]
+    said = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True).stdout
+    figures = json.loads(said.splitlines()[-1])
+    return figures["cores"] / (figures["engine"] + figures["decode"]), figures["engine"], figures["decode"]
 
 
 def measure(settings: dict[str, object], *, seconds: float, rounds: int, work: Path) -> dict[str, Any]:

@@ -207,8 +207,8 @@ class Batcher(Generic[Key, Row, Output]):
             outputs = await self._run(batch[0].key, [row.row for row in batch])
             if len(outputs) != len(batch):
                 raise InferenceFailed(f"The engine answered {len(outputs)} of {len(batch)} rows.")
-        except (OutOfMemory, MemoryError) as error:
-            return await self._after_out_of_memory(batch, name, error)
+        except (OutOfMemory, MemoryError):
+            return await self._after_out_of_memory(batch, name)
         except CapacityError as error:  # no row is guilty
             for row in batch:
                 self._fail(row, error)
@@ -227,7 +227,7 @@ class Batcher(Generic[Key, Row, Output]):
         return None
 
     async def _after_out_of_memory(
-        self, batch: Sequence[QueuedRow[Key, Row, RowResult[Output]]], name: str, error: Exception
+        self, batch: Sequence[QueuedRow[Key, Row, RowResult[Output]]], name: str
     ) -> Exception | None:
         limit = self._limits.lower(name, len(batch))
         logger.warning("no memory for %d rows of %s; batches of up to %d from now on", len(batch), name, limit)

@@ -73,7 +73,7 @@ class OpenVINOEngine:
             }
             return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": _HINTS[precision], **config})
 
-        self._sizes = sizes(max_batch_size)
+        self._sizes = compiled_sizes(max_batch_size)
         self._compiled = {str(size): compiled(size, streams) for size in self._sizes}
         if streams > 1:
             self._compiled[_LONE] = compiled(1, 1)
@@ -119,7 +119,7 @@ class OpenVINOEngine:
         self._requests = threading.local()
 
 
-def sizes(max_batch_size: int) -> tuple[int, ...]:
+def compiled_sizes(max_batch_size: int) -> tuple[int, ...]:
     """The sizes to compile, the largest first."""
     halves = (max_batch_size // 2,) if max_batch_size >= _HALVED_FROM else ()
     return tuple(dict.fromkeys((max_batch_size, *halves, 1)))

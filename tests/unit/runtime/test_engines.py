@@ -12,7 +12,7 @@ from service.metrics import Metrics
 from service.nn import build_efficientnet, get_architecture
 from service.runtime import engines
 from service.runtime.machine import Machine
-from service.runtime.openvino_engine import sizes, split
+from service.runtime.openvino_engine import compiled_sizes, split
 from service.runtime.plan import make_plan
 from service.runtime.xla_engine import XlaEngine
 
@@ -118,9 +118,9 @@ def test_wrong_answers_make_tensorflow_take_over_and_say_why(network, monkeypatc
     ],
 )
 def test_batches_are_put_together_from_a_few_sizes(rows, pieces):
-    assert split(rows, sizes(8)) == pieces
+    assert split(rows, compiled_sizes(8)) == pieces
 
 
 @pytest.mark.parametrize(("most", "compiled"), [(1, (1,)), (2, (2, 1)), (4, (4, 1)), (8, (8, 4, 1)), (9, (9, 4, 1))])
 def test_few_sizes_are_compiled(most, compiled):
-    assert sizes(most) == compiled
+    assert compiled_sizes(most) == compiled

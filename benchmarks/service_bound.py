@@ -1,0 +1,55 @@
+"""Prints how long engine and decoder need per row with all cores busy: the bound of `service_load.py`.
+
+`python service_bound.py PHOTO` measures the default model of the store, with the settings in the environment.
+A process of its own, so that nothing of it stays in memory beside the server.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from service.bootstrap import Service
+from service.imaging import decode_image, sufficient_side, transform
+from service.runtime.throughput import measure
+from service.settings import Settings
+
+SECONDS = 1.5
+
+
+def main() -> None:
+    """Measure and print seconds of one core per row."""
+    settings = Settings()
+    service = Service(settings)
+    service.load()
+    model, plan, data = service.registry.get(), service.plan, Path(sys.argv[1]).read_bytes()
+    side = sufficient_side(model.preprocessing)
+
+    def decoded(_: int = 0) -> object:
+        image = decode_image(data, max_pixels=settings.max_pixels, sufficient_side=side)
+        return transform(image, model.preprocessing)
+
+    rows = np.stack([decoded()] * plan.max_batch_size)
+
+    def seconds_per_row(size: int) -> float:
+        def compute(stream: int) -> object:
+            return model.engine(rows[:size], stream)
+
+        found = measure(compute, callers=plan.streams, rows_per_call=size, seconds=SECONDS)
+        return plan.streams / found.rows_per_second
+
+    sizes = sorted({1, min(4, plan.max_batch_size), plan.max_batch_size})
+    decoding = measure(decoded, callers=plan.streams, rows_per_call=1, seconds=SECONDS)
+    figures = {
+        "engine": min(map(seconds_per_row, sizes)),
+        "decode": plan.streams / decoding.rows_per_second,
+        "cores": plan.streams,
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
