@@ -1,0 +1,66 @@
+"""The command line as a whole: which groups there are, and the commands that belong to none."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from service import __version__
+from service.cli import bench, images, keys, models
+from service.cli.common import Store, configure_log, friendly, out, read_settings
+
+app = typer.Typer(
+    name="condconv",
+    help="Serve CondConv-EfficientNet image classifiers, and see which experts they use.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> NoReturn:
+    """Run the command line; exits 0 for success, 1 for failure, 2 for wrong usage."""
+    app()
+    sys.exit(0)
+
+
+def _version(value: bool) -> None:
+    if value:
+        out.print(f"condconv-serve {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version)] = False,
+) -> None:
+    """Serve CondConv-EfficientNet image classifiers, and see which experts they use."""
+
+
+@app.command(epilog="Example: [bold]condconv serve --port 9000 --model-store ./models[/]")
+@friendly
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 if absent.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one; 8000 if absent.")
+    ] = None,
+    model_store: Store = None,
+) -> None:
+    """Serve all models of the store over HTTP.
+
+    Every other setting is an environment variable CONDCONV_<NAME>; docs/operations.md lists them.
+    """
+    settings = read_settings(host=host, port=port, model_store=model_store)
+    configure_log(settings)
+    from service.bootstrap import serve as run
+
+    run(settings)
+
+
+app.add_typer(images.app)
+app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
+app.add_typer(keys.app, name="keys")
