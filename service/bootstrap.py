@@ -236,7 +236,12 @@ def serve(settings: Settings) -> None:
     allow_open_files(settings.max_connections)
     listener = listen(settings.host, settings.port)
     probes = None if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
-    access = Access(keys=keys, cors_origins=settings.cors_origins, serve_metrics=probes is None)
+    access = Access(
+        keys=keys,
+        cors_origins=settings.cors_origins,
+        serve_metrics=probes is None,
+        open_admin=is_local(listener),
+    )
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:

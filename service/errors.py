@@ -35,6 +35,7 @@ ServiceError
 ├── InferenceFailed           inference_failed        the engine could not compute a row
 ├── BundleError               invalid_bundle          a bundle is missing, damaged or doesn't fit
 ├── ImportFailed              import_failed           foreign weights don't fit an architecture
+├── RemoteFailed              remote_failed           another server says no, or can't be reached
 └── ConfigurationError        invalid_configuration   a setting is impossible on this machine
 """
 
@@ -289,6 +290,13 @@ class ImportFailed(ServiceError):
 
     slug = "import_failed"
     title = "Import failed"
+
+
+class RemoteFailed(ServiceError):
+    """Another server says no, or can't be reached."""
+
+    slug = "remote_failed"
+    title = "Remote failed"
 
 
 class ConfigurationError(ServiceError):
