@@ -23,7 +23,7 @@ from service.keys import KeyRing, parse_keys
 from service.metrics import Metrics
 from service.readiness import Readiness
 from service.runtime.executor import StreamPool
-from service.runtime.machine import available_cores, detect_machine
+from service.runtime.machine import available_cores, detect_machine, keep_imported
 from service.runtime.plan import EnginePlan, make_plan
 from service.runtime.registry import Registry
 from service.runtime.store_sync import StoreSync
@@ -45,6 +45,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     from service.runtime.loading import load_model
 
     if (seconds := time.monotonic() - started) > 0.1:
+        keep_imported()
         logger.info("TensorFlow imported in %.1f s", seconds)
     return load_model(bundle, plan, metrics=metrics)
 
