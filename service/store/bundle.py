@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from service.domain import Label
 from service.errors import BundleError
 from service.store.manifest import (
+    OWN_NETWORK,
     Accuracy,
     ArchitectureSpec,
     FileSpec,
@@ -30,6 +31,7 @@ from service.store.manifest import (
 )
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
+NETWORK = "network.json"
 _MAX_TEXT_BYTES = 64 * 2**20
 _labels = TypeAdapter(list[Label])
 
@@ -49,7 +51,10 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewBundle:
-    """What goes into a bundle. `weights` by variable path; their dtypes are kept."""
+    """What goes into a bundle. `weights` by variable path; their dtypes are kept.
+
+    `network` describes the network (`service.nn.network_to_json`) if `architecture` is `{"name": "keras"}`.
+    """
 
     name: str
     version: str
@@ -61,6 +66,7 @@ class NewBundle:
     licence: str
     model_card: str
     accuracy: tuple[Accuracy, ...] = ()
+    network: str | None = None
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -73,6 +79,8 @@ def open_bundle(path: Path) -> Bundle:
     manifest = bundle.manifest
     if missing := {WEIGHTS, LABELS, MODEL_CARD} - set(manifest.files):
         raise BundleError(f"{_id(path)}: the manifest doesn't list {', '.join(sorted(missing))}.")
+    if (NETWORK in manifest.files) != (manifest.architecture.name == OWN_NETWORK):
+        raise BundleError(f"{_id(path)}: {NETWORK} belongs to the architecture {OWN_NETWORK}, and to no other one.")
     if (path.parent.name, path.name) != (manifest.name, manifest.version):
         raise BundleError(
             f"{_id(path)}: the manifest says {manifest.name}/{manifest.version}, which is another place in the store."
@@ -143,6 +151,15 @@ def read_labels(bundle: Bundle) -> tuple[Label, ...]:
     return tuple(labels)
 
 
+def read_network(bundle: Bundle) -> str:
+    """Read the description of a network of one's own, JSON.
+
+    Raises:
+        BundleError: the bundle has none.
+    """
+    return _read_text(bundle.path, NETWORK)
+
+
 def write_bundle(store: Path, new: NewBundle) -> Path:
     """Write a bundle beside its place, check it, then move it there: a reader never sees half of one.
 
@@ -200,9 +217,9 @@ def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
         "[\n" + ",\n".join(json.dumps(label, ensure_ascii=False) for label in labels) + "\n]\n", encoding="utf-8"
     )
     (path / MODEL_CARD).write_text(new.model_card, encoding="utf-8")
-    manifest = manifest.model_copy(
-        update={"files": {name: _describe(path / name) for name in (WEIGHTS, LABELS, MODEL_CARD)}}
-    )
+    if new.network is not None:
+        (path / NETWORK).write_text(new.network, encoding="utf-8")
+    manifest = manifest.model_copy(update={"files": {file.name: _describe(file) for file in sorted(path.iterdir())}})
     (path / MANIFEST).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
     for file in path.iterdir():
         file.chmod(0o644)
