@@ -26,14 +26,17 @@ from service.store.manifest import (
     ArchitectureSpec,
     FileSpec,
     Manifest,
+    ModelName,
     PreprocessingSpec,
     Provenance,
+    VersionName,
 )
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
 NETWORK = "network.json"
 _MAX_TEXT_BYTES = 64 * 2**20
 _labels = TypeAdapter(list[Label])
+_name, _version = TypeAdapter(ModelName), TypeAdapter(VersionName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,26 @@ def read_network(bundle: Bundle) -> str:
     return _read_text(bundle.path, NETWORK)
 
 
+def check_free(store: Path, name: str, version: str) -> Path:
+    """Say early that a bundle could not be written.
+
+    Returns:
+        The directory that it would have.
+
+    Raises:
+        BundleError: it exists already, or it couldn't be called so.
+    """
+    for what, value, allowed in (("name", name, _name), ("version", version, _version)):
+        try:
+            allowed.validate_python(value)
+        except ValidationError as error:
+            raise BundleError(f"{what}: {error.errors()[0]['msg']}, not {value!r}.") from error
+    target = store / name / version
+    if target.exists():
+        raise BundleError(f"{_id(target)} exists already; choose another version.")
+    return target
+
+
 def write_bundle(store: Path, new: NewBundle) -> Path:
     """Write a bundle beside its place, check it, then move it there: a reader never sees half of one.
 
@@ -171,9 +194,7 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
         OSError: the disk is full or not writable; nothing is left behind.
     """
     manifest = _manifest(new)  # first, so that no directory is named by what is no name
-    target = store / new.name / new.version
-    if target.exists():
-        raise BundleError(f"{_id(target)} exists already; choose another version.")
+    target = check_free(store, new.name, new.version)
     created = [directory for directory in target.parents if not directory.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +232,7 @@ def _manifest(new: NewBundle) -> Manifest:
 
 
 def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
-    save_file({name: np.ascontiguousarray(value) for name, value in new.weights.items()}, path / WEIGHTS)
+    save_file({name: np.asarray(value, order="C") for name, value in new.weights.items()}, path / WEIGHTS)
     labels = _labels.dump_python(list(new.labels), mode="json", exclude_none=True)
     (path / LABELS).write_text(
         "[\n" + ",\n".join(json.dumps(label, ensure_ascii=False) for label in labels) + "\n]\n", encoding="utf-8"

@@ -15,9 +15,8 @@ from pydantic import ValidationError
 from service.domain import Label, Preprocessing
 from service.errors import BundleError, ConfigurationError
 from service.nn import network_from_json, network_to_json
-from service.runtime.loading import load_network
 from service.runtime.outputs import routing_experts, with_routing
-from service.store import OWN_NETWORK, NewBundle, open_bundle, write_bundle
+from service.store import OWN_NETWORK, NewBundle, write_bundle
 from service.store.manifest import Accuracy, PreprocessingSpec, Provenance
 
 _TOLERANCE = 1e-4
@@ -70,10 +69,10 @@ def save_bundle(
     if len(labels) != classes:
         raise BundleError(f"{name}: {len(labels)} labels were given for {classes} classes.")
     text = network_to_json(network)
-    rebuilt = _rebuild(network, text, preprocessing)
+    rebuilt = rebuild(network, text, preprocessing)
     store = Path(store)
     store.mkdir(parents=True, exist_ok=True)
-    path = write_bundle(
+    return write_bundle(
         store,
         NewBundle(
             name=name,
@@ -89,8 +88,6 @@ def save_bundle(
             accuracy=tuple(accuracy),
         ),
     )
-    load_network(open_bundle(path))
-    return path
 
 
 def to_spec(preprocessing: Preprocessing) -> PreprocessingSpec:
@@ -110,17 +107,22 @@ def read_values(network: keras.Model) -> dict[str, NDArray[Any]]:
     """The values of all variables by path.
 
     Raises:
-        ConfigurationError: two variables have the same path.
+        ConfigurationError: two variables have the same path, or one isn't of floating-point numbers.
     """
     values: dict[str, NDArray[Any]] = {}
     for variable in network.weights:
+        if "float" not in variable.dtype:
+            raise ConfigurationError(
+                f"{variable.path} is {variable.dtype}, but a bundle's weights are floating-point numbers. Give a "
+                "Normalization layer its mean and variance as arguments instead of adapting it."
+            )
         if variable.path in values:
             raise ConfigurationError(f"Two variables are called {variable.path}; give their layers other names.")
         values[variable.path] = np.array(variable)
     return values
 
 
-def _rebuild(network: keras.Model, text: str, preprocessing: Preprocessing) -> keras.Model:
+def rebuild(network: keras.Model, text: str, preprocessing: Preprocessing) -> keras.Model:
     """Build the network as the server will, with these weights, and compare the two.
 
     The names of variables depend on how a network was put together, so those of the rebuilt one count.
