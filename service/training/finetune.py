@@ -472,6 +472,8 @@ class _Watch(keras.callbacks.Callback):
         self._epoch = 0
         self._began = time.monotonic()
         self._best_weights: dict[str, NDArray[Any]] = {}
+        # More than the weights: dropout's random numbers go on, too.
+        self._state = [variable for layer in trainer.layers for variable in layer.variables]
 
     def start(self) -> None:
         """Validate what the run starts from."""
@@ -484,7 +486,7 @@ class _Watch(keras.callbacks.Callback):
         if found is None:
             return 0
         tensors, figures = found
-        tensors_to_variables(tensors, self._trainer.weights, "weights")
+        tensors_to_variables(tensors, self._state, "state")
         tensors_to_variables(tensors, self._trainer.optimizer.variables, "optimizer")
         self._best_weights = {name: value for name, value in tensors.items() if name.startswith("best/")}
         self.history = [Epoch.from_json(epoch) for epoch in figures["history"]]
@@ -532,7 +534,7 @@ class _Watch(keras.callbacks.Callback):
             self._best_weights = variables_to_tensors(self._trainer.weights, "best")
         self._run.save(
             {
-                **variables_to_tensors(self._trainer.weights, "weights"),
+                **variables_to_tensors(self._state, "state"),
                 **variables_to_tensors(self._trainer.optimizer.variables, "optimizer"),
                 **self._best_weights,
             },
