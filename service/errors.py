@@ -298,6 +298,8 @@ class DataSetError(ServiceError):
 
     slug = "invalid_data_set"
     title = "Unusable data set"
+
+
 class RemoteFailed(ServiceError):
     """Another server says no, or can't be reached."""
 
