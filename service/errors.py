@@ -35,6 +35,7 @@ ServiceError
 ├── InferenceFailed           inference_failed        the engine could not compute a row
 ├── BundleError               invalid_bundle          a bundle is missing, damaged or doesn't fit
 ├── ImportFailed              import_failed           foreign weights don't fit an architecture
+├── DataSetError              invalid_data_set        images to train with are missing or unusable
 ├── RemoteFailed              remote_failed           another server says no, or can't be reached
 └── ConfigurationError        invalid_configuration   a setting is impossible on this machine
 """
@@ -290,6 +291,13 @@ class ImportFailed(ServiceError):
 
     slug = "import_failed"
     title = "Import failed"
+
+
+class DataSetError(ServiceError):
+    """Images to train with are missing, too few, or unusable."""
+
+    slug = "invalid_data_set"
+    title = "Unusable data set"
 
 
 class RemoteFailed(ServiceError):

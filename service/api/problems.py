@@ -49,6 +49,7 @@ STATUS = {
     "inference_failed": 500,
     "invalid_bundle": 422,
     "import_failed": 500,
+    "invalid_data_set": 500,
     "remote_failed": 502,
     "invalid_configuration": 500,
 }
