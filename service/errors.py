@@ -32,6 +32,7 @@ ServiceError
 ├── InferenceFailed           inference_failed        the engine could not compute a row
 ├── BundleError               invalid_bundle          a bundle is missing, damaged or doesn't fit
 ├── ImportFailed              import_failed           foreign weights don't fit an architecture
+├── DownloadFailed            download_failed         a published file can't be had, or isn't what it was
 └── ConfigurationError        invalid_configuration   a setting is impossible on this machine
 """
 
@@ -265,6 +266,13 @@ class ImportFailed(ServiceError):
 
     slug = "import_failed"
     title = "Import failed"
+
+
+class DownloadFailed(ServiceError):
+    """A published file can't be downloaded whole, or is not the one that it was or has to be."""
+
+    slug = "download_failed"
+    title = "Download failed"
 
 
 class ConfigurationError(ServiceError):

@@ -46,6 +46,7 @@ STATUS = {
     "inference_failed": 500,
     "invalid_bundle": 500,
     "import_failed": 500,
+    "download_failed": 502,
     "invalid_configuration": 500,
 }
 """Status code of every error's slug."""
