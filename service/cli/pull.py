@@ -70,7 +70,8 @@ def pull_model(
             pulled = pull(request, store=settings.model_store, reporter=reporter)
     except KeyboardInterrupt:
         err.print(
-            "interrupted: no bundle was written; what was received is kept, and the same command goes on from there"
+            "interrupted: no bundle was written; what was received is kept, and the same command goes on from there",
+            soft_wrap=True,
         )
         raise typer.Exit(130) from None
     text = f"wrote {pulled.path}" if pulled.new else f"{pulled.path} is there already"

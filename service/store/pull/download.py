@@ -7,6 +7,7 @@ import errno
 import random
 import re
 import shutil
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -212,6 +213,8 @@ class _Attempt:
         except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.DecodingError, httpx.InvalidURL) as error:
             raise DownloadFailed(f"{shown(self.url)} can't be downloaded: {_reason(error)}.") from error
         except httpx.HTTPError as error:
+            if isinstance(_origin(error), ssl.SSLCertVerificationError):  # won't get better
+                raise DownloadFailed(f"{shown(self.url)} can't be downloaded: {_reason(error)}.") from error
             raise _Interrupted(_reason(error)) from error
 
     def _range(self) -> dict[str, str]:
@@ -388,6 +391,13 @@ def _meaning(status: int) -> str:
         407: ": the proxy wants a login",
         410: ": the file is gone",
     }.get(status, "")
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What an error arose from in the end."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def _reason(error: Exception) -> str:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from service import __version__
 from service.errors import ConfigurationError, DownloadFailed
 from service.store.pull.checksums import sha256_of
 
@@ -47,6 +48,7 @@ def download_from_hub(
         "cache_dir": cache,
         "force_download": anew,
         "library_name": "condconv-serve",
+        "library_version": __version__,
     }
     if quiet:
         hub.utils.disable_progress_bars()
@@ -74,7 +76,7 @@ def _check_content(path: Path, name: str) -> None:
 
 def _library() -> Any:
     try:
-        import huggingface_hub
+        import huggingface_hub.utils
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             "Checkpoints on the Hugging Face Hub need its library: pip install 'condconv-serve[hub]'."

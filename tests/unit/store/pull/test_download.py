@@ -3,11 +3,13 @@
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
 
 import pytest
+import trustme
 
 from service.errors import DownloadFailed
 from service.store.pull.download import Limits, download, fetch_small, mirrored, shown
@@ -30,19 +32,6 @@ class Heard:
 
     def note(self, text):
         self.notes.append(text)
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch):
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-
-
-@pytest.fixture
-def server():
-    with FileServer() as running:
-        yield running
 
 
 @pytest.fixture
@@ -302,6 +291,47 @@ class TestPatience:
     def test_a_name_that_does_not_exist(self, target):
         with pytest.raises(DownloadFailed, match=r"http://nowhere\.invalid/w can't be downloaded"):
             download("http://user:secret@nowhere.invalid/w?token=secret", target, limits=QUICK)
+
+
+class TestEncrypted:
+    @pytest.fixture
+    def authority(self):
+        return trustme.CA()
+
+    @pytest.fixture
+    def secure(self, authority):
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("127.0.0.1").configure_cert(context)
+        with FileServer(context=context) as running:
+            yield running
+
+    @pytest.fixture
+    def _trusted(self, authority, monkeypatch, tmp_path):
+        authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+
+    @pytest.mark.usefixtures("_trusted")
+    def test_through_a_proxy(self, secure, target, monkeypatch):
+        with ProxyServer() as proxy:
+            monkeypatch.setenv("HTTPS_PROXY", proxy.url(""))
+            download(secure.add("/w", CONTENT, misbehave.broken_after(1_000_000)), target, limits=QUICK)
+            assert target.read_bytes() == CONTENT
+            assert {(seen.method, seen.path) for seen in proxy.seen} == {("CONNECT", f"127.0.0.1:{secure.port}")}
+        assert ranges(secure) == [None, "bytes=1000000-"]
+
+    def test_an_unknown_certificate(self, secure, target, heard):
+        with pytest.raises(DownloadFailed, match=r"can't be downloaded: .*CERTIFICATE_VERIFY_FAILED"):
+            download(secure.add("/w", CONTENT), target, limits=QUICK, reporter=heard)
+        assert heard.notes == [], "another attempt would be in vain"
+        assert secure.seen == []
+
+    @pytest.mark.usefixtures("_trusted")
+    def test_redirects_to_where_it_is_not(self, secure, server, target):
+        plain = server.add("/w", CONTENT)
+        url = secure.add("/w", b"", always=misbehave.status(302, Location=plain))
+        with pytest.raises(DownloadFailed, match=f"{url} leads to {plain}, which is not encrypted"):
+            download(url, target, limits=QUICK)
+        assert server.seen == []
 
 
 class TestWays:

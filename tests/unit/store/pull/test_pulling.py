@@ -397,4 +397,3 @@ def test_a_catalogue_that_does_not_fit_the_file(changes, says, pulled, url, plac
     with pytest.raises(ImportFailed, match=says):
         pulled(tiny_entry(url, **changes))
     nothing_but(place, f"{NAME}.tar.gz")
-    assert pulled(tiny_entry(url)).new
