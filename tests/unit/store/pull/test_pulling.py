@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import random
+import resource
 import tarfile
 import threading
 
@@ -214,6 +215,41 @@ class TestTwice:
         for result in results:
             open_bundle(result.path)
         assert [seen.headers.get("range") for seen in server.seen] == [None, "bytes=100000-", "bytes=200000-"]
+
+
+def test_two_checkpoints_for_the_same_place(pulled, server, archive, checkpoint_files, place):
+    """Both are ready at the same time; one comes first."""
+    urls = [server.add("/a.tar.gz", archive), server.add("/b.tar.gz", packed({**checkpoint_files, "more": b"x"}))]
+    results, errors = [], []
+
+    def run(url):
+        try:
+            results.append(pulled(tiny_entry(url)))
+        except BundleError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=run, args=(url,)) for url in urls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [result.new for result in results] == [True]
+    assert errors == [f"{NAME}/1 exists already; choose another version."]
+    open_bundle(results[0].path)
+    assert [path.name for path in place[0].iterdir() if path.is_dir()] == [NAME]
+
+
+def test_no_room_to_unpack(pulled, server, place):
+    """The archive is fine, so it stays in the cache. A limit of file sizes stands for a full disk."""
+    url = server.add(PATH, packed({"model.ckpt.index": bytes(5_000_000)}))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        with pytest.raises(ImportFailed, match="File too large"):
+            pulled(tiny_entry(url))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    nothing_but(place, f"{NAME}.tar.gz")
 
 
 class TestChecksums:
