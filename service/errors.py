@@ -37,6 +37,7 @@ ServiceError
 ├── ImportFailed              import_failed           foreign weights don't fit an architecture
 ├── DataSetError              invalid_data_set        images to train with are missing or unusable
 ├── RemoteFailed              remote_failed           another server says no, or can't be reached
+├── DownloadFailed            download_failed         a published file can't be had, or isn't what it was
 └── ConfigurationError        invalid_configuration   a setting is impossible on this machine
 """
 
@@ -305,6 +306,13 @@ class RemoteFailed(ServiceError):
 
     slug = "remote_failed"
     title = "Remote failed"
+
+
+class DownloadFailed(ServiceError):
+    """A published file can't be downloaded whole, or is not the one that it was or has to be."""
+
+    slug = "download_failed"
+    title = "Download failed"
 
 
 class ConfigurationError(ServiceError):

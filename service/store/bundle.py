@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -204,7 +205,12 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
             path.mkdir(parents=True)
             _write_files(path, new, manifest)
             read_labels(open_bundle(path))
-            os.rename(path, target)
+            try:
+                os.rename(path, target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise BundleError(f"{_id(target)} exists already; choose another version.") from error
     except BaseException:
         for directory in created:
             with contextlib.suppress(OSError):  # somebody else has put something there
