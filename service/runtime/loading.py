@@ -15,6 +15,7 @@ from service.errors import BundleError, ConfigurationError
 from service.metrics import Metrics
 from service.nn import build_efficientnet, cost, get_architecture, network_from_json, variable_shapes
 from service.runtime.engines import build_engine
+from service.runtime.official_jpeg import crop_jpeg
 from service.runtime.outputs import routing_experts
 from service.runtime.plan import EnginePlan
 from service.runtime.tensorflow_engine import limit_threads
@@ -55,6 +56,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
         routing_blocks=tuple(experts),
         num_experts=max(experts.values(), default=0),
         experts_per_block=tuple(experts.values()),
+        crop_jpeg=crop_jpeg if preprocessing.row_type is np.float32 else None,
         description={
             **manifest.model_dump(mode="json", exclude_none=True),
             "parameters": network_cost.parameters,

@@ -187,7 +187,7 @@ def test_a_teacher_of_other_classes(train, store):
     ("changes", "error", "says"),
     [
         ({"name": "No Name"}, BundleError, "name: "),
-        ({"name": "small"}, BundleError, "small/1 exists already"),
+        ({"name": "small", "version": "1"}, BundleError, "small/1 exists already"),
         ({"version": "v1"}, BundleError, "version: "),
         ({"validation_split": 1.0}, ConfigurationError, "between 0 and 1"),
         ({"learning_rate": float("nan")}, ConfigurationError, "learning_rate must be above 0"),
