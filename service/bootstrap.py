@@ -17,7 +17,7 @@ from service.api import Access, BodyLimits, Parts, create_app, create_probes_app
 from service.api.protocol import ConnectionLimits, allow_open_files, http_protocol
 from service.batching import Batcher
 from service.classifier import Classifier, RowBatcher, RowOutput, compute_batch
-from service.domain import Pixels, ServedModel
+from service.domain import Row, ServedModel
 from service.errors import ConfigurationError
 from service.keys import KeyRing, parse_keys
 from service.metrics import Metrics
@@ -134,7 +134,7 @@ class Service:
                 yield
         await asyncio.to_thread(self._tracer.close)
 
-    async def _run_batch(self, model: ServedModel, rows: Sequence[Pixels]) -> Sequence[RowOutput]:
+    async def _run_batch(self, model: ServedModel, rows: Sequence[Row]) -> Sequence[RowOutput]:
         return await self._streams.run(partial(compute_batch, model, rows))
 
     def http_protocol(self) -> type[asyncio.Protocol]:

@@ -20,14 +20,14 @@ from service.domain import (
     ImageSource,
     ModelOutput,
     ModelSource,
-    Pixels,
     Prediction,
     RoutingTrace,
+    Row,
     ServedModel,
     Timings,
 )
 from service.errors import InferenceFailed, InvalidParameter, MissingImage, OutOfMemory, ServiceError
-from service.imaging import decode_image, sufficient_side, transform
+from service.imaging import make_row
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -49,10 +49,10 @@ class Classification:
     results: tuple[ImageResult, ...]
 
 
-RowBatcher = Batcher[ServedModel, Pixels, RowOutput]
+RowBatcher = Batcher[ServedModel, Row, RowOutput]
 
 
-def compute_batch(model: ServedModel, rows: Sequence[Pixels], stream: int) -> list[RowOutput]:
+def compute_batch(model: ServedModel, rows: Sequence[Row], stream: int) -> list[RowOutput]:
     """Run one batch on the calling thread, which is that of a stream."""
     output: ModelOutput = model.engine(np.stack(rows), stream)
     return [RowOutput(logits, routing) for logits, routing in zip(output.logits, output.routing, strict=True)]
@@ -193,15 +193,13 @@ class Classifier:
             batch_size=row.batch_size,
         )
 
-    def _decode(self, data: bytes, model: ServedModel) -> tuple[Pixels, float]:
+    def _decode(self, data: bytes, model: ServedModel) -> tuple[Row, float]:
         started = time.monotonic()
-        sufficient = sufficient_side(model.preprocessing)
         try:
-            photo = decode_image(data, max_pixels=self._max_pixels, sufficient_side=sufficient)
-            pixels = transform(photo, model.preprocessing)
+            row = make_row(data, model.preprocessing, max_pixels=self._max_pixels, crop_jpeg=model.crop_jpeg)
         except MemoryError as error:
             raise OutOfMemory("There is too little memory to decode this image.", retry_after=5.0) from error
-        return pixels, time.monotonic() - started
+        return row, time.monotonic() - started
 
     def _observe(self, model: ServedModel, prediction: Prediction) -> None:
         timings = prediction.timings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -13,15 +13,21 @@ from service.errors import ServiceError
 
 TransformName = Literal["official", "pillow"]
 Pixels = NDArray[np.uint8]
-"""RGB, uint8: a whole photo `[height, width, 3]`, or a row `[image_size, image_size, 3]` for the network."""
+"""RGB, uint8: a whole photo `[height, width, 3]`."""
+Row = NDArray[np.generic]
+"""RGB on the scale 0..255, `[image_size, image_size, 3]`: a photo as the network takes it, or several `[B, ...]`.
+
+Which type it has is `Preprocessing.row_type`; engines take uint8 in any case."""
+JpegCropper = Callable[[bytes, int, int, int], Pixels | None]
+"""Decodes the square with the corner `left, top` and the side `side` of a JPEG; None if it can't."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
     """What happens to a photo before the network sees it.
 
-    `transform` and `image_size` (pixels) are applied outside the graph and give uint8 RGB; `(x - mean) / std`
-    per channel, on the scale 0..255, is applied inside.
+    `transform` and `image_size` (pixels) are applied outside the graph and give a `Row`; `(x - mean) / std` per
+    channel, on the scale 0..255, is applied inside.
     """
 
     transform: TransformName
@@ -31,7 +37,16 @@ class Preprocessing:
     crop_padding: int = 32
     """The centre crop takes `image_size / (image_size + crop_padding)` of the short side."""
     exact_decoding: bool = False
-    """Whether large JPEGs are decoded at full size, too, instead of at a fraction that leaves enough pixels."""
+    """Whether the network sees the very pixels that the reference evaluation sees.
+
+    If so, large JPEGs are decoded at full size, too, instead of at a fraction that leaves enough pixels; and those of
+    `official` with TensorFlow's decoder, and its rows are not rounded to whole levels.
+    """
+
+    @property
+    def row_type(self) -> type[np.uint8] | type[np.float32]:
+        """What rows are made of."""
+        return np.float32 if self.exact_decoding and self.transform == "official" else np.uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +67,9 @@ class ModelOutput:
 
 
 class Engine(Protocol):
-    """Computes a batch: uint8 rows `[B, image_size, image_size, 3]` in, a `ModelOutput` out. Thread-safe, any `B`."""
+    """Computes a batch: rows `[B, image_size, image_size, 3]` in, a `ModelOutput` out. Thread-safe, any `B`."""
 
-    def __call__(self, rows: Pixels, stream: int = 0, /) -> ModelOutput:
+    def __call__(self, rows: Row, stream: int = 0, /) -> ModelOutput:
         """Compute all rows in one pass; `stream` is the number of the calling stream."""
         ...
 
@@ -88,6 +103,8 @@ class ServedModel:
     computed_by: EngineDescription
     description: Mapping[str, Any] = field(default_factory=dict)
     """What `GET /models/{name}` tells of it."""
+    crop_jpeg: JpegCropper | None = None
+    """What decodes its JPEGs, if not what decodes all other photos."""
 
 
 class ModelSource(Protocol):

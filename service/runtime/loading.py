@@ -15,6 +15,7 @@ from service.errors import BundleError, ConfigurationError
 from service.metrics import Metrics
 from service.nn import Architecture, build_efficientnet, cost, get_architecture
 from service.runtime.engines import build_engine
+from service.runtime.official_jpeg import crop_jpeg
 from service.runtime.plan import EnginePlan
 from service.runtime.tensorflow_engine import limit_threads
 from service.store import Bundle, read_labels, read_weights
@@ -52,6 +53,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
         preprocessing=preprocessing,
         routing_blocks=architecture.routing_blocks(),
         num_experts=architecture.num_experts,
+        crop_jpeg=crop_jpeg if preprocessing.row_type is np.float32 else None,
         description={
             **manifest.model_dump(mode="json", exclude_none=True),
             "parameters": network_cost.parameters,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import tensorflow as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
-from service.domain import ModelOutput, Pixels
+from service.domain import ModelOutput, Row
 from service.errors import OutOfMemory
 from service.runtime.inference_graph import INPUT, LOGITS, ROUTING, InferenceGraph
 from service.runtime.plan import Precision
@@ -66,16 +66,17 @@ class TensorFlowEngine:
         config.experimental.disable_output_partition_graphs = True
         if precision == "bfloat16":
             config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = RewriterConfig.ON
+        self._as_rows = graph.as_rows
         tf_graph = tf.Graph()
         with tf_graph.as_default():
             tf.graph_util.import_graph_def(graph.graph_def, name="")
         self._session = tf.compat.v1.Session(graph=tf_graph, config=config)
         self._compute = self._session.make_callable([f"{LOGITS}:0", f"{ROUTING}:0"], feed_list=[f"{INPUT}:0"])
 
-    def __call__(self, rows: Pixels, stream: int = 0) -> ModelOutput:
-        """Compute uint8 `[B, image_size, image_size, 3]`; any stream may."""
+    def __call__(self, rows: Row, stream: int = 0) -> ModelOutput:
+        """Compute `[B, image_size, image_size, 3]`; any stream may."""
         with reporting_memory():
-            logits, routing = self._compute(rows)
+            logits, routing = self._compute(self._as_rows(rows))
         return ModelOutput(logits, routing)
 
     def close(self) -> None:

@@ -181,6 +181,13 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
     return target
 
 
+def next_version(store: Path, name: str) -> str:
+    """Return the number after the largest version of a model, complete or not; "1" if there is none."""
+    directory = store / name
+    versions = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
+    return str(max(versions, default=0) + 1)
+
+
 def _manifest(new: NewBundle) -> Manifest:
     """The manifest, without the files."""
     try:

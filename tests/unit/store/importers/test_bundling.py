@@ -155,8 +155,8 @@ WRONG_LABELS = {
     "in disorder": (LABELS[::-1], "names.json must name the classes 0, 1, 2, ... in order."),
     "with a gap": ([LABELS[0], LABELS[2]], "names.json must name the classes 0, 1, 2, ... in order."),
     "none": ([], "names.json must name the classes 0, 1, 2, ... in order."),
-    "only names": (["tench", "goldfish"], "names.json is no list of labels (index, label, synset): "),
-    "no JSON": ("tench\ngoldfish\n", "names.json is no list of labels (index, label, synset): "),
+    "a number": ([1, 2], "names.json is no list of labels (index, label, synset) or of names: "),
+    "no JSON": ("tench\ngoldfish\n", "names.json is no list of labels (index, label, synset) or of names: "),
     "of another network": (LABELS[:4], "The weights don't fit narrow: misshaped: narrow/head/dense/bias is [5], but "),
 }
 

@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,15 @@ def test_a_catalogue_of_ones_own(tmp_path, server):
     assert other.source.key == "hub:timm/tf_efficientnet_cc_b0_4e.in1k@main/model.safetensors"
     assert other.source.page == "https://huggingface.co/timm/tf_efficientnet_cc_b0_4e.in1k"
     assert read_catalogue(server.add("/own.json", file.read_bytes())) == catalogue
+
+
+def test_the_catalogue_in_the_documentation(tmp_path):
+    page = (Path(__file__).parents[4] / "docs" / "models.md").read_text(encoding="utf-8")
+    (text,) = [block for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL) if '"checkpoints"' in block]
+    (tmp_path / "own.json").write_text(text)
+    checkpoint = read_catalogue(str(tmp_path / "own.json")).find("flowers")
+    architecture = get_architecture(checkpoint.architecture.name, **checkpoint.architecture.overrides)
+    assert architecture.num_classes == len(checkpoint.labels)
 
 
 def refused(tmp_path, says, *entries, **changes):
