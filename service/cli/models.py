@@ -202,7 +202,7 @@ def import_model(
     if upcycle_noise and not upcycle:
         raise typer.BadParameter("only upcycled experts can differ; add --upcycle.", param_hint="--upcycle-noise")
     overrides = parse_overrides(override or []) | ({} if experts is None else {"num_experts": experts})
-    per_channel = {"mean": parse_channels(mean, "--mean"), "std": parse_channels(std, "--std")}
+    means, deviations = parse_channels(mean, "--mean"), parse_channels(std, "--std")
     from service.tensorflow_log import import_tensorflow
 
     import_tensorflow()
@@ -219,7 +219,8 @@ def import_model(
             upcycling=Upcycling(noise=upcycle_noise) if upcycle else None,
             labels=labels,
             transform=transform,
-            **per_channel,
+            mean=means,
+            std=deviations,
             exact_decoding=exact_decoding,
             use_ema=ema,
             model_card=card,

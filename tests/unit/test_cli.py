@@ -417,7 +417,7 @@ class TestServe:
         ("routing", "condconv routing photo.jpg --plot routing.png"),
         ("models show", f"condconv models show {MODEL}"),
         ("models verify", "condconv models verify"),
-        ("models import", "condconv models import efficientnet-condconv-b0-8e.ckpt"),
+        ("models import", "condconv models import efficientnet-condconv-b0-8e.tar.gz"),
         ("models pull", "condconv models pull efficientnet-condconv-b0-8e"),
         ("models catalogue", "condconv models catalogue --json"),
     ],
