@@ -12,10 +12,10 @@ from service.nn.architectures import ARCHITECTURES
 from service.runtime.loading import load_model
 from service.store import open_bundle, read_labels, read_weights
 from service.store.importers.bundling import ImportRequest, import_bundle
+from tests.unit.store.importers.naming import official_tensors
 from tests.unit.store.samples import PLAN
 
 LABELS = [{"index": i, "label": f"class {i}", "synset": f"n{i:08d}"} for i in range(5)]
-LAYERS = {"expand": 0, "depthwise": 1, "project": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,39 +34,9 @@ def network(_narrow_architecture, randomise):
     return randomise(build_efficientnet(get_architecture("narrow", num_classes=5)))
 
 
-def official_name(path):
-    """Ours to the names of the published checkpoints."""
-    layer, leaf = path.split("/")
-    if not layer.startswith("block_"):
-        part, kind = {
-            "stem": ("stem", "conv2d"),
-            "stem_norm": ("stem", "tpu_batch_normalization"),
-            "head": ("head", "conv2d"),
-            "head_norm": ("head", "tpu_batch_normalization"),
-            "logits": ("head", "dense"),
-        }[layer]
-        return f"narrow/{part}/{kind}/{leaf}"
-    _, number, kind = layer.split("_", 2)
-    skipped = 0 if int(number) else 1  # the first block has no expansion
-    if kind == "routing":
-        return f"narrow/blocks_{number}/dense/{leaf}"
-    if kind.endswith("_norm"):
-        position = LAYERS[kind.removesuffix("_norm")] - skipped
-        return f"narrow/blocks_{number}/tpu_batch_normalization_{position}/{leaf}"
-    conditional = "cond" if int(number) >= 8 else ""
-    if kind == "depthwise":
-        layer = "depthwise_cond_conv2d" if conditional else "depthwise_conv2d"
-        return f"narrow/blocks_{number}/{layer}/depthwise_{conditional and 'condconv_'}kernel"
-    layer = f"{conditional and 'cond_'}conv2d_{LAYERS[kind] // 2}"
-    return f"narrow/blocks_{number}/{layer}/{conditional and 'condconv_'}kernel"
-
-
 @pytest.fixture(scope="module")
 def tensors(network):
-    """The network's weights, as a published checkpoint has them: experts are flattened."""
-    values = {official_name(v.path): np.array(v) for v in network.weights}
-    assert len(values) == len(network.weights)
-    return {name: v.reshape(len(v), -1) if v.ndim == 5 else v for name, v in values.items()}
+    return official_tensors(network)
 
 
 @pytest.fixture
