@@ -22,6 +22,8 @@ from service.errors import ConfigurationError
 from service.keys import KeyRing, parse_keys
 from service.metrics import Metrics
 from service.readiness import Readiness
+from service.routing.live import LiveRouting
+from service.routing.recent import RecentRequests
 from service.runtime.executor import StreamPool
 from service.runtime.machine import available_cores, detect_machine
 from service.runtime.plan import EnginePlan, make_plan
@@ -101,6 +103,9 @@ class Service:
             streams=self.plan.streams,
             metrics=self.metrics,
         )
+        self.routing = LiveRouting() if settings.routing_statistics else None
+        if self.routing is not None:
+            self.metrics.routing.set_source(self.routing.exported)
         decode_threads = available_cores() if settings.decode_threads == "auto" else settings.decode_threads
         self._streams = StreamPool(self.plan.streams, stall_timeout=settings.stall_timeout, metrics=self.metrics)
         self._decoders = ContextThreads(decode_threads, thread_name_prefix="decode")
@@ -122,6 +127,7 @@ class Service:
             decoders=self._decoders,
             max_pixels=settings.max_pixels,
             metrics=self.metrics,
+            routing=self.routing,
         )
         self.readiness = Readiness(self._batcher.health.problem)
         self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
@@ -182,6 +188,8 @@ class Service:
             request_timeout=self._settings.request_timeout,
             readiness=self.readiness,
             tracer=self._tracer,
+            routing=self.routing,
+            recent=RecentRequests(),
         )
 
         async def load() -> None:

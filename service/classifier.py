@@ -29,6 +29,7 @@ from service.domain import (
 from service.errors import InferenceFailed, InvalidParameter, MissingImage, OutOfMemory, ServiceError
 from service.imaging import decode_image, sufficient_side, transform
 from service.metrics import Metrics
+from service.routing.live import LiveRouting
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Classifier:
         decoders: ThreadPoolExecutor,
         max_pixels: int,
         metrics: Metrics,
+        routing: LiveRouting | None = None,
     ) -> None:
         """Wire the parts together.
 
@@ -77,13 +79,15 @@ class Classifier:
             batcher: computes rows.
             decoders: threads that decode, as many as may decode at once.
             max_pixels: most pixels that an image's header may announce.
-            metrics: counts rows, stages and routing weights.
+            metrics: counts rows and stages.
+            routing: counts the routing of answered images; nobody does if None.
         """
         self._models = models
         self._batcher = batcher
         self._decoders = decoders
         self._max_pixels = max_pixels
         self._metrics = metrics
+        self._routing = routing
 
     async def classify(
         self,
@@ -207,9 +211,8 @@ class Classifier:
         timings = prediction.timings
         for stage in ("decode", "queue", "inference", "total"):
             self._metrics.stage_seconds.labels(stage).observe(getattr(timings, stage))
-        for block, weights in zip(prediction.routing.blocks, prediction.routing.weights, strict=True):
-            for expert, weight in enumerate(weights):
-                self._metrics.routing_weight.labels(model.name, block, expert).observe(weight)
+        if self._routing is not None:
+            self._routing.observe(model, prediction.routing.weights, prediction.classes[0].index)
 
 
 def top_classes(logits: NDArray[np.float32], model: ServedModel, top_k: int) -> tuple[ClassScore, ...]:

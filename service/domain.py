@@ -88,6 +88,8 @@ class ServedModel:
     computed_by: EngineDescription
     description: Mapping[str, Any] = field(default_factory=dict)
     """What `GET /models/{name}` tells of it."""
+    routing_profile: RoutingProfile | None = None
+    """What its routing looks like on known images; the bundle may carry it."""
 
 
 class ModelSource(Protocol):
@@ -119,6 +121,33 @@ class RoutingTrace:
 
     blocks: tuple[str, ...]
     weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoutingProfile:
+    """What a model's routing looks like on known images, to compare live traffic with.
+
+    Attributes:
+        images: how many images it is made of.
+        mean: float32 `[blocks, experts]`, the mean routing weight.
+        deviation: float32 `[blocks, experts]`, the standard deviation.
+        histogram: int64 `[blocks, experts, bins]`, images by weight, in equal bins from 0 to 1.
+        load: float32 `[blocks, experts]`, the share of images whose strongest expert this is.
+        entropy: float32 `[blocks]`, the mean entropy, 0 to 1.
+        classes: int64 `[K]`, ascending: the predicted classes with enough images for a profile of their own.
+        class_images: int64 `[K]`, how many images each had.
+        class_mean: float32 `[K, blocks, experts]`, their mean routing weights.
+    """
+
+    images: int
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+    histogram: NDArray[np.int64]
+    load: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    class_images: NDArray[np.int64]
+    class_mean: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,8 @@ from service.classifier import Classifier
 from service.domain import ModelSource, ServedModel
 from service.metrics import Metrics
 from service.readiness import Readiness
+from service.routing.live import LiveRouting
+from service.routing.recent import RecentRequests
 from service.telemetry import Tracer
 
 
@@ -29,7 +31,10 @@ class ServedModels(ModelSource, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the routes work with; `request_timeout` is in seconds."""
+    """What the routes work with; `request_timeout` is in seconds.
+
+    Without `routing` no live statistics are kept, and without `recent` no recent requests.
+    """
 
     classifier: Classifier
     models: ServedModels
@@ -37,4 +42,6 @@ class Parts:
     limits: BodyLimits
     request_timeout: float
     readiness: Readiness
+    routing: LiveRouting | None = None
+    recent: RecentRequests | None = None
     tracer: Tracer = field(default_factory=Tracer)

@@ -95,7 +95,7 @@ def test_metrics_count(server: Server, coffee: bytes) -> None:
         assert counted("condconv_stage_seconds_count", stage=stage) == 2
     for block in range(8, 16):
         for expert in range(4):
-            labels = {"model": MODEL, "block": f"block_{block}", "expert": expert}
+            labels = {"model": MODEL, "version": "1", "block": f"block_{block}", "expert": expert}
             assert counted("condconv_routing_weight_count", **labels) == 2
     assert after["condconv_ready"] == 1
     assert after["condconv_queue_rows"] == after["condconv_rows_in_flight"] == 0
