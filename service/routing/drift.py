@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,8 +78,8 @@ class DriftMeter:
 
     def _regroup(self, histogram: Counts) -> Counts:
         counts = np.zeros_like(self._groups)
-        blocks, experts = np.indices(self._groups.shape[:2])
-        np.add.at(counts, (blocks[..., None], experts[..., None], self._groups), histogram)
+        blocks, experts = np.arange(counts.shape[0])[:, None, None], np.arange(counts.shape[1])[:, None]
+        np.add.at(counts, (blocks, experts, self._groups), histogram)
         return counts
 
     @staticmethod
@@ -90,18 +91,20 @@ class DriftMeter:
 
 def _join(histogram: Counts, images: int) -> tuple[Counts, Counts]:
     """Which joined bin each bin belongs to `[blocks, experts, BINS]`, and how many there are `[blocks, experts]`."""
-    groups = np.zeros(histogram.shape, np.int64)
-    sizes = np.ones(histogram.shape[:2], np.int64)
     least = max(BIN_SHARE * images, 1)
-    for place in np.ndindex(*histogram.shape[:2]):
-        group, held, left = 0, 0, images
-        for number, count in enumerate(np.atleast_1d(histogram[place]).tolist()):
-            if held >= least and left >= least:  # what is left must be enough for one more
-                group, held = group + 1, 0
-            groups[(*place, number)] = group
-            held, left = held + count, left - count
-        sizes[place] = group + 1
-    return groups, sizes
+    groups = [[_join_expert(counts, images, least) for counts in block] for block in histogram.tolist()]
+    joined = np.array(groups, np.int64).reshape(histogram.shape)
+    return joined, joined[..., -1] + 1
+
+
+def _join_expert(counts: Sequence[int], images: int, least: float) -> list[int]:
+    groups, group, held, left = [], 0, 0, images
+    for count in counts:
+        if held >= least and left >= least:  # what is left must be enough for one more
+            group, held = group + 1, 0
+        groups.append(group)
+        held, left = held + count, left - count
+    return groups
 
 
 def _chi_squared_limit(freedom: Counts) -> Floats:

@@ -10,14 +10,14 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import ServedModel
+from service.domain import RoutingProfile, ServedModel
 from service.errors import BundleError, ConfigurationError
 from service.metrics import Metrics
 from service.nn import Architecture, build_efficientnet, cost, get_architecture
 from service.runtime.engines import build_engine
 from service.runtime.plan import EnginePlan
 from service.runtime.tensorflow_engine import limit_threads
-from service.store import Bundle, read_labels, read_weights
+from service.store import Bundle, read_labels, read_profile, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     architecture = _architecture(bundle)
     preprocessing = manifest.preprocessing.to_domain()
     labels = read_labels(bundle)
+    profile = _profile(bundle, architecture)
     network = load_network(bundle)
     network_cost = cost(network)
     logger.info("%s: network built, weights set", name)
@@ -58,6 +59,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
             "multiply_adds": network_cost.multiply_adds,
             "model_card": bundle.model_card,
         },
+        routing_profile=profile,
     )
 
 
@@ -86,6 +88,17 @@ def _architecture(bundle: Bundle) -> Architecture:
             f"{manifest.num_classes}."
         )
     return architecture
+
+
+def _profile(bundle: Bundle, architecture: Architecture) -> RoutingProfile | None:
+    profile = read_profile(bundle)
+    shape = (len(architecture.routing_blocks()), architecture.num_experts)
+    if profile is not None and profile.mean.shape != shape:
+        raise BundleError(
+            f"{bundle.manifest.name}/{bundle.manifest.version}: the routing profile is of {profile.mean.shape} blocks "
+            f"and experts, but the architecture has {shape}."
+        )
+    return profile
 
 
 def set_weights(network: Any, weights: Mapping[str, NDArray[np.float32]], *, name: str) -> None:

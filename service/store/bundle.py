@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from service.domain import Label
+from service.domain import Label, RoutingProfile
 from service.errors import BundleError
 from service.store.manifest import (
     Accuracy,
@@ -28,6 +28,7 @@ from service.store.manifest import (
     PreprocessingSpec,
     Provenance,
 )
+from service.store.profile import parse_profile, profile_name, serialise_profile
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
 _MAX_TEXT_BYTES = 64 * 2**20
@@ -61,6 +62,7 @@ class NewBundle:
     licence: str
     model_card: str
     accuracy: tuple[Accuracy, ...] = ()
+    routing_profile: RoutingProfile | None = None
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -143,6 +145,23 @@ def read_labels(bundle: Bundle) -> tuple[Label, ...]:
     return tuple(labels)
 
 
+def read_profile(bundle: Bundle) -> RoutingProfile | None:
+    """Read the reference routing profile; None if the bundle has none.
+
+    Raises:
+        BundleError: the file is damaged, or its parts don't fit together.
+    """
+    name = bundle.manifest.routing_profile
+    if name is None:
+        return None
+    try:
+        return parse_profile((bundle.path / name).read_bytes())
+    except OSError as error:
+        raise BundleError(f"{_id(bundle.path)}: {name} is missing or can't be read.") from error
+    except BundleError as error:
+        raise BundleError(f"{_id(bundle.path)}: {name}: {error}.") from error
+
+
 def write_bundle(store: Path, new: NewBundle) -> Path:
     """Write a bundle beside its place, check it, then move it there: a reader never sees half of one.
 
@@ -200,14 +219,22 @@ def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
         "[\n" + ",\n".join(json.dumps(label, ensure_ascii=False) for label in labels) + "\n]\n", encoding="utf-8"
     )
     (path / MODEL_CARD).write_text(new.model_card, encoding="utf-8")
-    manifest = manifest.model_copy(
-        update={"files": {name: _describe(path / name) for name in (WEIGHTS, LABELS, MODEL_CARD)}}
-    )
-    (path / MANIFEST).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
+    names = [WEIGHTS, LABELS, MODEL_CARD]
+    if new.routing_profile is not None:
+        content = serialise_profile(new.routing_profile)
+        names.append(profile_name(content))
+        (path / names[-1]).write_bytes(content)
+    manifest = manifest.model_copy(update={"files": {name: _describe(path / name) for name in names}})
+    (path / MANIFEST).write_bytes(dump_manifest(manifest))
     for file in path.iterdir():
         file.chmod(0o644)
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def dump_manifest(manifest: Manifest) -> bytes:
+    """The content of `manifest.json`."""
+    return (manifest.model_dump_json(indent=2, exclude_none=True) + "\n").encode()
 
 
 def _describe(file: Path) -> FileSpec:

@@ -12,6 +12,7 @@ SCHEMA_VERSION: Final = 1
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
 VersionName = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
+ProfileName = Annotated[str, StringConstraints(pattern=r"^routing_profile\.[0-9a-f]{16}\.safetensors$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -84,7 +85,12 @@ class Manifest(_Strict):
     architecture: ArchitectureSpec
     num_classes: Annotated[int, Field(ge=1, le=1_000_000)]
     preprocessing: PreprocessingSpec
-    files: dict[Literal["weights.safetensors", "labels.json", "MODEL_CARD.md"], FileSpec]
+    files: dict[Literal["weights.safetensors", "labels.json", "MODEL_CARD.md"] | ProfileName, FileSpec]
     provenance: Provenance
     licence: str
     accuracy: tuple[Accuracy, ...] = ()
+
+    @property
+    def routing_profile(self) -> str | None:
+        """The file with the reference routing profile; None if there is none."""
+        return next((name for name in self.files if name.startswith("routing_profile.")), None)
