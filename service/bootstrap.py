@@ -17,13 +17,14 @@ from service.api import Access, BodyLimits, Parts, create_app, create_probes_app
 from service.api.protocol import ConnectionLimits, allow_open_files, http_protocol
 from service.batching import Batcher
 from service.classifier import Classifier, RowBatcher, RowOutput, compute_batch
-from service.domain import Pixels, ServedModel
+from service.domain import Ablation, Pixels, ServedModel
 from service.errors import ConfigurationError
 from service.keys import KeyRing, parse_keys
 from service.metrics import Metrics
 from service.readiness import Readiness
 from service.routing.live import LiveRouting
 from service.routing.recent import RecentRequests
+from service.runtime.ablator import SlowLane
 from service.runtime.executor import StreamPool
 from service.runtime.machine import available_cores, detect_machine
 from service.runtime.plan import EnginePlan, make_plan
@@ -48,6 +49,19 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     if (seconds := time.monotonic() - started) > 0.1:
         logger.info("TensorFlow imported in %.1f s", seconds)
     return load_model(bundle, plan, metrics=metrics)
+
+
+def load_ablation(settings: Settings, name: str, version: str) -> Ablation:
+    """Make a version of a model ready for ablations, from the store.
+
+    Raises:
+        BundleError, ModelNotFound, VersionNotFound: it is damaged, or no longer in the store.
+    """
+    from service.runtime.ablation import AblationEngine
+    from service.runtime.loading import load_network
+
+    bundle = open_bundle(Catalog(settings.model_store).find(name, version))
+    return AblationEngine(load_network(bundle), bundle.manifest.preprocessing.to_domain())
 
 
 def plan_engines(settings: Settings) -> EnginePlan:
@@ -129,13 +143,14 @@ class Service:
             metrics=self.metrics,
             routing=self.routing,
         )
+        self.ablator = SlowLane(partial(load_ablation, settings))
         self.readiness = Readiness(self._batcher.health.problem)
         self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
         """Run the threads and the batcher; leaving finishes what has been admitted."""
-        with self._streams, self._decoders:
+        with self._streams, self._decoders, self.ablator:
             async with self._batcher:
                 yield
         await asyncio.to_thread(self._tracer.close)
@@ -190,6 +205,7 @@ class Service:
             tracer=self._tracer,
             routing=self.routing,
             recent=RecentRequests(),
+            ablator=self.ablator,
         )
 
         async def load() -> None:

@@ -148,6 +148,17 @@ class Classifier:
         """
         self._batcher.check(self._models.get(model, version), 1, priority=priority, deadline=deadline)
 
+    async def decode(self, image: ImageSource, model: ServedModel, *, deadline: float) -> tuple[Pixels, float]:
+        """Decode one image into a row for the network: the row, and the seconds it took.
+
+        Raises:
+            ImageError: it can't be used. MissingImage: it is empty. DeadlineExceeded: it was not decoded in time.
+        """
+        if not image.data:
+            raise MissingImage("The image is empty.")
+        async with ending_at(deadline):
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, image.data, model)
+
     async def _result(
         self,
         model: ServedModel,
@@ -160,7 +171,7 @@ class Classifier:
     ) -> ImageResult:
         identity = image.id if image.id is not None else str(position)
         try:
-            prediction = await self._predict(model, image.data, top_k, admission, deadline)
+            prediction = await self._predict(model, image, top_k, admission, deadline)
         except ServiceError as error:
             outcomes.append(error.slug)
             return ImageResult(id=identity, filename=image.filename, error=error)
@@ -174,15 +185,10 @@ class Classifier:
         return ImageResult(id=identity, filename=image.filename, prediction=prediction)
 
     async def _predict(
-        self, model: ServedModel, data: bytes, top_k: int, admission: Admission[ServedModel], deadline: float
+        self, model: ServedModel, image: ImageSource, top_k: int, admission: Admission[ServedModel], deadline: float
     ) -> Prediction:
-        if not data:
-            raise MissingImage("The image is empty.")
         started = time.monotonic()
-        async with ending_at(deadline):
-            pixels, decode_seconds = await asyncio.get_running_loop().run_in_executor(
-                self._decoders, self._decode, data, model
-            )
+        pixels, decode_seconds = await self.decode(image, model, deadline=deadline)
         row = await self._batcher.submit(model, pixels, admission, deadline=deadline)
         classes = top_classes(row.output.logits, model, top_k)
         return Prediction(
@@ -228,9 +234,15 @@ def top_classes(logits: NDArray[np.float32], model: ServedModel, top_k: int) -> 
     """
     if not np.isfinite(logits).all():
         raise InferenceFailed("The engine's answer for this image holds numbers that are not finite.")
-    exponentials = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = exponentials / exponentials.sum()
+    probabilities = softmax(logits)
     best = np.argsort(-logits, kind="stable")[:top_k]
     return tuple(
         ClassScore(int(i), model.labels[i].label, model.labels[i].synset, float(probabilities[i])) for i in best
     )
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities of all classes of one row, `[classes]`."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum()
+    return probabilities

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -121,6 +121,59 @@ class RoutingTrace:
 
     blocks: tuple[str, ...]
     weights: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoutingOverrides:
+    """The routing of `V` variants of one image.
+
+    Attributes:
+        weights: float32 `[V, blocks, experts]`; NaN leaves what the model itself gives, seeing what was changed before.
+        uniform: bool `[V, blocks]`: whether every expert gets the mean of what the model itself gives.
+    """
+
+    weights: NDArray[np.float32]
+    uniform: NDArray[np.bool_]
+
+
+class Ablation(Protocol):
+    """Computes one image with many routings; not thread-safe."""
+
+    def __call__(self, row: Pixels, overrides: RoutingOverrides, *, stopped: Callable[[], bool]) -> ModelOutput | None:
+        """Compute `V + 1` rows, the first of which is unchanged, with the weights used; None if `stopped` says so."""
+        ...
+
+    def close(self) -> None:
+        """Release the weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ablated:
+    """What an ablation found, and how long it waited and took (seconds).
+
+    `output` is of the variants and, before them, of the image as it is.
+    """
+
+    output: ModelOutput
+    queue: float
+    inference: float
+
+
+class Ablator(Protocol):
+    """Computes ablations beside the ordinary traffic."""
+
+    def check(self) -> None:
+        """Say whether an ablation would be taken now.
+
+        Raises:
+            AblationBusy: as many as allowed are waiting already.
+        """
+        ...
+
+    async def ablate(self, model: ServedModel, row: Pixels, overrides: RoutingOverrides, *, deadline: float) -> Ablated:
+        """Compute a row with other routings, by `deadline` on the monotonic clock. Cancelling stops it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

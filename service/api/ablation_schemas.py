@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from service.api.schemas import MAX_NAME, ClassBody, ModelReference, RoutingBody
 
@@ -20,9 +20,15 @@ class Change(BaseModel):
     uniform: Literal[True] | None = Field(
         None, description="Give every expert the mean of the weights that the block has for this image."
     )
-    weights: list[float | None] | None = Field(
-        None, description="A weight for each expert; null leaves the model's own."
+    weights: list[Annotated[float, Field(ge=0, le=1)] | None] | None = Field(
+        None, description="A weight, 0 to 1, for each expert; null leaves the model's own."
     )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Change:
+        if sum(value is not None for value in (self.off, self.uniform, self.weights)) != 1:
+            raise ValueError("a change is exactly one of off, uniform and weights")
+        return self
 
 
 class Variant(BaseModel):
@@ -57,6 +63,7 @@ class _CommonParameters(BaseModel):
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
     version: str | None = Field(None, max_length=MAX_NAME, description="Its version; the newest if absent.")
     uniform: bool = Field(True, description="Whether to try uniform routing in each of the blocks, too.")
+    routing: bool = Field(False, description="Whether to return the routing weights of each variant, too.")
     timeout_ms: int | None = Field(None, ge=1, description="As for `/predict`.")
 
 
@@ -89,7 +96,9 @@ class VariantBody(BaseModel):
     difference: float = Field(description="How much that is more than originally.")
     top: ClassBody = Field(description="The most probable class now.")
     same_top: bool = Field(description="Whether that is the original one.")
-    routing: RoutingBody = Field(description="The routing weights that were used, with what followed from the changes.")
+    routing: RoutingBody | None = Field(
+        None, description="The routing weights that were used, with what followed from the changes."
+    )
 
 
 class AblationTimingsBody(BaseModel):

@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from service import __version__
-from service.api import health, models, predict, problems, routing, security
+from service.api import ablation, health, models, predict, problems, routing, security
 from service.api.middleware import RequestContext
 from service.api.parts import Parts
 from service.api.schemas import EncodedImage
@@ -53,7 +53,12 @@ def create_app(
         ],
     )
     problems.install(app)
-    guarded: tuple[APIRouter, ...] = (predict.router(parts), routing.router(parts), models.router(parts))
+    guarded: tuple[APIRouter, ...] = (
+        predict.router(parts),
+        routing.router(parts),
+        ablation.router(parts),
+        models.router(parts),
+    )
     guard = security.guard(access.keys)  # one for all, since it counts
     for router in guarded:
         app.include_router(router, dependencies=[guard])

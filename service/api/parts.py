@@ -8,7 +8,7 @@ from typing import Protocol
 
 from service.api.body import BodyLimits
 from service.classifier import Classifier
-from service.domain import ModelSource, ServedModel
+from service.domain import Ablator, ModelSource, ServedModel
 from service.metrics import Metrics
 from service.readiness import Readiness
 from service.routing.live import LiveRouting
@@ -33,7 +33,8 @@ class ServedModels(ModelSource, Protocol):
 class Parts:
     """What the routes work with; `request_timeout` is in seconds.
 
-    Without `routing` no live statistics are kept, and without `recent` no recent requests.
+    Without `routing` no live statistics are kept, without `recent` no recent requests, and without
+    `ablator` there are no ablations.
     """
 
     classifier: Classifier
@@ -44,4 +45,5 @@ class Parts:
     readiness: Readiness
     routing: LiveRouting | None = None
     recent: RecentRequests | None = None
+    ablator: Ablator | None = None
     tracer: Tracer = field(default_factory=Tracer)
