@@ -65,6 +65,7 @@ def router(parts: Parts) -> APIRouter:
         if len(images) > 1:
             raise TooManyImages(f"An ablation is of one image, not of {len(images)}.")
         model = parts.models.get(parameters.model, parameters.version)
+        request.scope["condconv.model"], request.scope["condconv.rows"] = f"{model.name}/{model.version}", 1
         variants = _variants(model, parameters)
         deadline = time.monotonic() + wait_of(parameters.timeout_ms, parts.request_timeout)
         return await unless_disconnected(request, _ablate(model, images[0], variants, parameters, deadline))

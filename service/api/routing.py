@@ -9,6 +9,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from service.api.classification import PROBLEMS, classify, request_body
 from service.api.parts import Parts
 from service.api.problems import problem_responses
+from service.api.routing_formats import MEDIA_TYPES, OTHER_CONTENT, accepted_format, exported
 from service.api.routing_schemas import (
     ClassResponse,
     ExpertParameters,
@@ -46,17 +47,24 @@ def router(parts: Parts) -> APIRouter:
         summary="Show images' routing weights",
         response_model=RoutedResponse,
         response_model_exclude_none=True,
-        responses=PROBLEMS,
+        responses={200: {"content": OTHER_CONTENT}, **PROBLEMS},
         openapi_extra=request_body({"top_k": 1}),
     )
-    async def routing(request: Request, query: Annotated[TracesParameters, Query()]) -> RoutedResponse:
+    async def routing(request: Request, query: Annotated[TracesParameters, Query()]) -> RoutedResponse | Response:
         """Like `/predict`, but with the routing weights, one per CondConv block and expert, 0 to 1, and an `insight`.
 
         That tells each block's entropy and strongest experts, and how far the image is from the mean of the model's
         reference profile and from the mean of images taken for the same class.
+
+        `format`, or else the Accept header, chooses JSON, CSV (a line per weight), NPZ (arrays for NumPy), or a picture
+        of all images side by side, PNG or SVG.
         """
-        _, classification = await classify(request, query, parts)
-        return routed_response(classification, live=parts.routing)
+        parameters, classification = await classify(request, query, parts)
+        chosen = parameters.format or accepted_format(request.headers.get("accept", ""))
+        if chosen == "json":
+            return routed_response(classification, live=parts.routing)
+        content = await exported(classification, chosen)
+        return Response(content, media_type=MEDIA_TYPES[chosen])
 
     @routes.get(
         "/routing",

@@ -7,7 +7,6 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from service.domain import RoutingProfile
 from service.store.bundle import MANIFEST, Bundle, dump_manifest, open_bundle
@@ -32,7 +31,7 @@ def add_profile(path: Path, profile: RoutingProfile) -> Bundle:
     old, content = bundle.manifest.routing_profile, serialise_profile(profile)
     name = profile_name(content)
     described = FileSpec(size=len(content), sha256=hashlib.sha256(content).hexdigest())
-    files: dict[Any, FileSpec] = {n: spec for n, spec in bundle.manifest.files.items() if n != old}
+    files = {n: spec for n, spec in bundle.manifest.files.items() if n != old}
     manifest = bundle.manifest.model_copy(update={"files": {**files, name: described}})
     _replace(path / name, content)
     try:

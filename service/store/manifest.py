@@ -12,7 +12,12 @@ SCHEMA_VERSION: Final = 1
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
 VersionName = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
-ProfileName = Annotated[str, StringConstraints(pattern=r"^routing_profile\.[0-9a-f]{16}\.safetensors$")]
+FileName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(weights\.safetensors|labels\.json|MODEL_CARD\.md|routing_profile\.[0-9a-f]{16}\.safetensors)$"
+    ),
+]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -85,7 +90,7 @@ class Manifest(_Strict):
     architecture: ArchitectureSpec
     num_classes: Annotated[int, Field(ge=1, le=1_000_000)]
     preprocessing: PreprocessingSpec
-    files: dict[Literal["weights.safetensors", "labels.json", "MODEL_CARD.md"] | ProfileName, FileSpec]
+    files: dict[FileName, FileSpec]
     provenance: Provenance
     licence: str
     accuracy: tuple[Accuracy, ...] = ()
