@@ -47,7 +47,7 @@ def accepted_format(accept: str) -> RoutingFormat:
         quality = _quality(parameters)
         name = "json" if media_type in ("*/*", "application/*") else _BY_TYPE.get(media_type)
         if name is not None and quality > best[0]:
-            best = (quality, name)  # type: ignore[assignment]
+            best = (quality, name)
     return best[1]
 
 
