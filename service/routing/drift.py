@@ -15,9 +15,9 @@ BIN_SHARE = 0.1
 """Neighbouring bins are joined until each holds at least this share of the reference's images."""
 SMOOTHING = 0.5
 """Images that each joined bin is given beforehand, so that no logarithm is infinite."""
-PSI_ALERT = 0.25
-"""Drift of a block above this, and above what chance explains, is worth an alert."""
-_Z = 4.0  # one block in 30,000 exceeds it by chance
+PSI_ALERT = 0.2
+"""Drift of a block that is more than this above what chance explains is worth an alert; `docs/routing.md` says why."""
+_Z = 3.0  # deviations of a normal distribution that chance is granted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

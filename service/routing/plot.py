@@ -70,7 +70,7 @@ def draw_routing(traces: Sequence[tuple[str, RoutingTrace]], kind: str) -> bytes
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (title, trace) in zip(axes.flat, traces, strict=False):
         axis.imshow(trace.weights, vmin=0, vmax=1, cmap="viridis", aspect="auto")
-        axis.set_title(_shortened(title), fontsize=9, parse_math=False)
+        axis.set_title(shortened(title), fontsize=9, parse_math=False)
         axis.set_xticks(range(0, experts, 1 if experts <= MAX_NUMBERED_EXPERTS else 8))
         axis.set_yticks(range(blocks), trace.blocks)
         axis.tick_params(labelsize=8)
@@ -91,7 +91,7 @@ def save(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _shortened(title: str) -> str:
-    """Without what fonts can't draw, and no wider than a map."""
+def shortened(title: str) -> str:
+    """A title without what fonts can't draw, and not too wide."""
     lines = ["".join(c if c.isprintable() else " " for c in line) for line in title.split("\n")]
     return "\n".join(line if len(line) <= MAX_TITLE else f"{line[: MAX_TITLE - 1]}…" for line in lines)

@@ -1,3 +1,4 @@
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_merged_equals_pooled(given_images, cuts, order):
     """However the images are divided, and in whichever order the parts are added."""
     routing, classes = given_images
     borders = [0, *sorted(min(cut, len(routing)) for cut in cuts), len(routing)]
-    parts = [Tally.of(routing[a:b], classes[a:b]) for a, b in zip(borders, borders[1:], strict=False)]
+    parts = [Tally.of(routing[a:b], classes[a:b]) for a, b in itertools.pairwise(borders)]
     total = Tally(routing.shape[1:])
     for number in order:
         if number < len(parts):
