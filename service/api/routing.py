@@ -33,7 +33,7 @@ from service.api.security import needs_admin
 from service.domain import ServedModel
 from service.errors import ModelNotFound, RoutingNotFound, VersionNotFound
 from service.routing.live import LiveModel
-from service.routing.statistics import pack_state
+from service.routing.state import RoutingState
 
 _LIVE_PROBLEMS = problem_responses("model_not_found", "version_not_found", "routing_not_found", "invalid_parameter")
 
@@ -165,8 +165,9 @@ def router(parts: Parts) -> APIRouter:
         `condconv routing-state a.npz b.npz` does that. The default model's if none is named. Needs the scope `admin`.
         """
         model, found = _live(query.model, query.version)
+        packed = RoutingState.of(found.statistics, model=model.name, version=model.version, blocks=found.blocks).pack()
         return Response(
-            pack_state(found.statistics, name=model.name, version=model.version, blocks=found.blocks),
+            packed,
             media_type="application/octet-stream",
             headers={"Content-Disposition": 'attachment; filename="routing.npz"'},
         )

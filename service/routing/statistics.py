@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Iterable
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,13 +147,3 @@ def _without_classes(tally: Tally) -> Tally:
         value = getattr(tally, name)
         setattr(copy, name, value.copy() if isinstance(value, np.ndarray) else value)
     return copy
-
-
-def pack_state(statistics: RoutingStatistics, *, name: str, version: str, blocks: Sequence[str]) -> bytes:
-    """All windows of a version's statistics as an NPZ file, to be merged with those of other replicas."""
-    arrays: dict[str, NDArray[Any]] = {"model": np.array([name, version]), "blocks": np.array(blocks, dtype=np.str_)}
-    for window in WINDOWS:
-        arrays |= {f"{window}/{key}": value for key, value in statistics.read(window).to_arrays().items()}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    return buffer.getvalue()
