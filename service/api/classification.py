@@ -9,8 +9,8 @@ from fastapi import Request
 
 from service.api.body import read_request
 from service.api.disconnect import unless_disconnected
-from service.api.examples import EXAMPLE_JPEG_BASE64
-from service.api.middleware import note_classification
+from service.api.examples import EXAMPLE_JPEG_BASE64, EXAMPLE_REQUEST_ID
+from service.api.middleware import REQUEST_ID_HEADER, note_classification
 from service.api.parts import Parts
 from service.api.problems import problem_responses
 from service.api.schemas import ImagesBody, RoutingParameters
@@ -50,6 +50,14 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 def request_body(parameters: dict[str, Any]) -> dict[str, Any]:
     """OpenAPI entry for a body with images; `parameters` stand in the JSON example."""
     return {
+        "parameters": [
+            {
+                "name": REQUEST_ID_HEADER,
+                "in": "header",
+                "description": "Returned with the answer, and the name of `GET /routing/requests/{request_id}`.",
+                "schema": {"type": "string", "maxLength": 128, "examples": [EXAMPLE_REQUEST_ID]},
+            }
+        ],
         "requestBody": {
             "required": True,
             "description": "One raw image; a form with one or many files; or JSON with one or many images in base64.",
@@ -70,7 +78,7 @@ def request_body(parameters: dict[str, Any]) -> dict[str, Any]:
                 "application/octet-stream": _BINARY,
                 "image/*": _BINARY,
             },
-        }
+        },
     }
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.api.classification import PROBLEMS, classify, request_body
+from service.api.examples import EXAMPLE_REQUEST_ID
 from service.api.parts import Parts
 from service.api.problems import problem_responses
 from service.api.routing_formats import MEDIA_TYPES, OTHER_CONTENT, accepted_format, exported
@@ -134,7 +135,7 @@ def router(parts: Parts) -> APIRouter:
         responses=problem_responses("routing_not_found", "invalid_parameter"),
     )
     async def of_request(
-        request: Request, request_id: Annotated[str, Path(max_length=128, examples=["my-request-1"])]
+        request: Request, request_id: Annotated[str, Path(max_length=128, examples=[EXAMPLE_REQUEST_ID])]
     ) -> RecentResponse:
         """What was answered to a request of your own, by its `X-Request-Id`.
 
