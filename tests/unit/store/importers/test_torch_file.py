@@ -10,7 +10,6 @@ import pytest
 from service.errors import ImportFailed
 from service.store.importers.torch_file import read_torch
 
-
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'condconv-serve[torch]'")
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -125,6 +124,6 @@ def test_truncated(share, save, tmp_path):
     assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_file_that_is_not_there(torch, tmp_path):
+def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ImportFailed, match=r"^absent\.pth can't be read: No such file or directory\.$"):
         read_torch(tmp_path / "absent.pth")
