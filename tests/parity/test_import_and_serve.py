@@ -5,8 +5,12 @@ sent. The weights are random, which makes the networks chaotic: pixels rounded t
 anything up to hundreds. So this also proves that a photograph becomes the very pixels that the references were given.
 """
 
+import os
 import subprocess
 import sys
+import tempfile
+import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -22,29 +26,44 @@ from tests.unit.store.samples import PLAN
 pytestmark = needs_golden
 IN_PROCESS = 1e-4
 """Relative to the largest logit; routing weights absolute."""
+MOST_SECONDS, MOST_MEMORY = 60, 2e9
+"""That an import may take, in bytes of memory."""
 OVER_HTTP = 1e-3
 """Absolute, of log-probabilities and routing weights."""
 
 
-def condconv(*arguments: object) -> str:
-    """Run the command line as a process of its own and return what it says."""
-    done = subprocess.run(
-        [sys.executable, "-m", "service", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@dataclass(frozen=True)
+class Run:
+    """What a process said and took; the memory is the most that it ever had, in bytes."""
+
+    output: str
+    seconds: float
+    memory: int
 
 
-def import_golden(model: GoldenModel, directory) -> None:
+def condconv(*arguments: object) -> Run:
+    """Run the command line as a process of its own."""
+    started = time.monotonic()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service", *map(str, arguments)],
+            cwd=ROOT,
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        said = output.read()
+    assert process.returncode == 0, said
+    return Run(said, time.monotonic() - started, usage.ru_maxrss * 1024)
+
+
+def import_golden(model: GoldenModel, directory) -> Run:
     source = model.write(directory / "source")
     arguments = ("--architecture", model.architecture, "--name", model.name, *model.options)
-    assert "wrote" in condconv("models", "import", source, *arguments, "--model-store", directory / "store")
+    return condconv("models", "import", source, *arguments, "--model-store", directory / "store")
 
 
 def photographs(outputs) -> list[bytes]:
@@ -64,7 +83,11 @@ def golden(request, tmp_path_factory):
     """A golden model in a store of its own."""
     directory = tmp_path_factory.mktemp("parity")
     (directory / "source").mkdir()
-    import_golden(request.param, directory)
+    run = import_golden(request.param, directory)
+    assert "wrote" in run.output
+    assert run.seconds < MOST_SECONDS
+    assert run.memory < MOST_MEMORY
+    print(f"{request.param.name}: imported in {run.seconds:.1f} s with {run.memory / 1e6:.0f} MB")
     _, outputs = request.param.read()
     return request.param, directory / "store", outputs
 

@@ -59,6 +59,8 @@ def official_name(path, *, conditional_from=8):
     skipped = 0 if int(number) else 1  # the first block has no expansion
     if kind == "routing":
         return f"narrow/blocks_{number}/dense/{leaf}"
+    if kind.startswith("se_"):
+        return f"narrow/blocks_{number}/se/conv2d{'' if kind == 'se_reduce' else '_1'}/{leaf}"
     if kind.endswith("_norm"):
         position = ORDER[kind.removesuffix("_norm")] - skipped
         return f"narrow/blocks_{number}/tpu_batch_normalization_{position}/{leaf}"

@@ -12,7 +12,7 @@ from service.nn.architectures import ARCHITECTURES
 from service.runtime.loading import load_model
 from service.store import open_bundle, read_labels, read_weights
 from service.store.importers.bundling import ImportRequest, import_bundle
-from tests.unit.store.importers.naming import official_tensors
+from tests.unit.store.importers.naming import official_tensors, timm_tensors
 from tests.unit.store.samples import PLAN
 
 LABELS = [{"index": i, "label": f"class {i}", "synset": f"n{i:08d}"} for i in range(5)]
@@ -172,3 +172,54 @@ def test_an_existing_version_is_kept(request_for, store):
     with pytest.raises(BundleError, match="exists already"):
         import_bundle(request_for(licence="other"), store=store)
     assert (path / "manifest.json").read_bytes() == before
+
+
+def test_without_a_version_the_next_one_is_taken(request_for, store):
+    versions = [import_bundle(request_for(version=version), store=store).name for version in (None, None, "7", None)]
+    assert versions == ["1", "2", "7", "8"]
+
+
+def test_a_version_that_was_never_finished_is_passed_over(request_for, store):
+    (store / "new" / "3").mkdir(parents=True)
+    assert import_bundle(request_for(version=None), store=store).name == "4"
+
+
+def test_classes_are_counted_where_there_are_no_labels(request_for, store):
+    bundle = open_bundle(import_bundle(request_for(labels=None), store=store))
+    assert [label.label for label in read_labels(bundle)] == [f"class {i}" for i in range(5)]
+    assert bundle.manifest.architecture.overrides == {"num_classes": 5}
+
+
+def test_pixels_are_exact_unless_speed_is_asked_for(request_for, store):
+    exact = open_bundle(import_bundle(request_for(), store=store)).manifest.preprocessing
+    fast = open_bundle(import_bundle(request_for(version="5", exact_decoding=False), store=store))
+    assert (exact.transform, exact.exact_decoding) == ("official", True)
+    assert not fast.manifest.preprocessing.exact_decoding
+
+
+def test_normalisation_follows_the_names(request_for, store, network):
+    official = open_bundle(import_bundle(request_for(), store=store)).manifest.preprocessing
+    assert (official.mean, official.std) == ((127,) * 3, (128,) * 3)
+    timm = open_bundle(import_bundle(request_for(tensors=timm_tensors(network), version="5"), store=store))
+    assert (timm.manifest.preprocessing.mean, timm.manifest.preprocessing.std) == ((127.5,) * 3, (127.5,) * 3)
+    own = request_for(version="6", mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    given = open_bundle(import_bundle(own, store=store)).manifest.preprocessing
+    assert (given.mean, given.std) == ((1, 2, 3), (4, 5, 6))
+
+
+def test_an_exact_bundle_computes_exact_rows(request_for, store, network, assert_close):
+    """Rows between the levels reach the network as they are, through the whole engine."""
+    model = load_model(open_bundle(import_bundle(request_for(), store=store)), PLAN)
+    assert model.preprocessing.row_type is np.float32
+    rows = np.random.default_rng(0).uniform(-20, 280, (2, 64, 64, 3)).astype(np.float32)
+    found = model.engine(rows).logits
+    assert_close(found, logits(network, rows), 1e-4)
+    assert not np.allclose(model.engine(np.rint(rows)).logits, found, rtol=0, atol=1e-4 * np.abs(found).max())
+    model.engine.close()
+
+
+def test_a_bundle_of_rounded_rows_takes_no_others(request_for, store):
+    model = load_model(open_bundle(import_bundle(request_for(exact_decoding=False), store=store)), PLAN)
+    with pytest.raises(TypeError, match="Cannot cast"):
+        model.engine(np.zeros((1, 64, 64, 3), np.float32))
+    model.engine.close()

@@ -70,12 +70,11 @@ def test_files_without_names_of_layers(network, tmp_path):
     assert_same(import_weights(tmp_path / "old.weights.h5", ARCHITECTURE).weights, network)
 
 
-def test_code_in_a_model_is_not_looked_at(saved, network, tmp_path):
+def test_code_in_a_model_is_not_looked_at(network, tmp_path):
     """A `.keras` file with a Lambda layer would be code; nothing but its weights is read."""
-    if saved.suffix != ".keras":
-        pytest.skip("only whole models hold code")
+    network.save(tmp_path / "model.keras")
     hostile = {"module": "builtins", "class_name": "function", "config": "import os; os.abort()"}
-    with zipfile.ZipFile(saved) as before, zipfile.ZipFile(tmp_path / "evil.keras", "w") as after:
+    with zipfile.ZipFile(tmp_path / "model.keras") as before, zipfile.ZipFile(tmp_path / "evil.keras", "w") as after:
         after.writestr("config.json", json.dumps({"class_name": "Lambda", "config": {"function": hostile}}))
         after.writestr("model.weights.h5", before.read("model.weights.h5"))
     assert_same(import_weights(tmp_path / "evil.keras", ARCHITECTURE).weights, network)
