@@ -204,7 +204,7 @@ class Service:
             readiness=self.readiness,
             tracer=self._tracer,
             routing=self.routing,
-            recent=RecentRequests(),
+            recent=None if self.routing is None else RecentRequests(),
             ablator=self.ablator,
         )
 
