@@ -81,7 +81,7 @@ def microseconds_per_image(shape: tuple[int, int], images: int = 4000) -> float:
         started = time.perf_counter()
         for number, index in enumerate(classes):
             statistics.observe(routing[number % 64], index)
-        statistics.totals()
+        statistics.read(classes=False)
         best = min(best, time.perf_counter() - started)
     return best / images * 1e6
 
