@@ -228,7 +228,7 @@ class Service:
             tracer=self._tracer,
             versions=self.sync,
             routing=self.routing,
-            recent=RecentRequests(),
+            recent=None if self.routing is None else RecentRequests(),
             ablator=self.ablator,
         )
 

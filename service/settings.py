@@ -162,7 +162,8 @@ class Settings(BaseSettings):
     )
     routing_statistics: bool = Field(
         True,
-        description="Whether the routing of live traffic is counted, for GET /routing, drift and the routing metrics.",
+        description="Whether the routing of live traffic is counted, and that of recent requests kept, for everything "
+        "below GET /routing and for the routing metrics.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_format: Literal["auto", "json", "pretty"] = Field(
