@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -23,7 +24,7 @@ from service.keys import KeyRing, parse_keys
 from service.metrics import Metrics
 from service.readiness import Readiness
 from service.runtime.executor import StreamPool
-from service.runtime.machine import available_cores, detect_machine
+from service.runtime.machine import available_cores, detect_machine, memory_limit
 from service.runtime.plan import EnginePlan, make_plan
 from service.runtime.registry import Registry
 from service.server import DrainingServer, config, is_local, listen, serving_beside, url
@@ -94,6 +95,9 @@ class Service:
             self.plan.max_batch_size,
         )
         self.metrics = Metrics(CollectorRegistry())
+        self.metrics.streams.set(self.plan.streams)
+        self.metrics.max_queue_rows.set(settings.max_queue_rows)
+        self.metrics.memory_limit_bytes.set(memory_limit() or math.inf)
         self.registry = Registry(
             partial(load_model, plan=self.plan, metrics=self.metrics),
             default_model=settings.default_model or self._bundles[0].manifest.name,
