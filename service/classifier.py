@@ -94,16 +94,18 @@ class Classifier:
         top_k: int = 5,
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
+        split_key: str = "",
     ) -> Classification:
         """Classify the images of one request.
 
         Args:
             images: undecoded images, at least one.
             model: name of the model; the default one if None.
-            version: its version; the latest if None.
+            version: its version or an alias; the alias `default`, or else the newest version, if None.
             top_k: how many classes to return, best first.
             priority: how urgent they are.
             deadline: when the caller stops waiting, on the monotonic clock in seconds.
+            split_key: where an alias splits traffic, equal keys get equal versions.
 
         Returns:
             A result per image; an image that fails carries its error and leaves the others alone.
@@ -115,7 +117,12 @@ class Classifier:
             WaitTooLong: they would not be computed by the deadline; no image was decoded.
             Draining: the service is shutting down.
         """
-        served = self._models.get(model, version)
+        with self._models.lease(model, version, key=split_key) as served:
+            return await self._classify(served, images, top_k, priority, deadline)
+
+    async def _classify(
+        self, served: ServedModel, images: Sequence[ImageSource], top_k: int, priority: Priority, deadline: float
+    ) -> Classification:
         if not 1 <= top_k <= len(served.labels):
             raise InvalidParameter(
                 f"top_k must be from 1 to {len(served.labels)}, the number of classes of {served.name}, not {top_k}."
@@ -136,13 +143,16 @@ class Classifier:
                     self._metrics.rows.labels(served.name, outcome).inc()
         return Classification(served, tuple(results))
 
-    def check_capacity(self, model: str | None, version: str | None, *, priority: Priority, deadline: float) -> None:
+    def check_capacity(
+        self, model: str | None, version: str | None, *, priority: Priority, deadline: float, split_key: str = ""
+    ) -> None:
         """Refuse a request before its body has been read, if not even one image of it could be taken.
 
         Raises:
             ModelNotFound, VersionNotFound, QueueFull, WaitTooLong, Draining: as `classify` would.
         """
-        self._batcher.check(self._models.get(model, version), 1, priority=priority, deadline=deadline)
+        served = self._models.get(model, version, key=split_key)
+        self._batcher.check(served, 1, priority=priority, deadline=deadline)
 
     async def _result(
         self,
@@ -204,6 +214,7 @@ class Classifier:
         return pixels, time.monotonic() - started
 
     def _observe(self, model: ServedModel, prediction: Prediction) -> None:
+        self._metrics.version_rows.labels(model.name, model.version).inc()
         timings = prediction.timings
         for stage in ("decode", "queue", "inference", "total"):
             self._metrics.stage_seconds.labels(stage).observe(getattr(timings, stage))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -93,13 +94,24 @@ class ServedModel:
 class ModelSource(Protocol):
     """Where the classifier finds its models."""
 
-    def get(self, name: str | None, version: str | None) -> ServedModel:
-        """Return the model; None means the default one, and its latest version.
+    def get(self, name: str | None, version: str | None, *, key: str = "") -> ServedModel:
+        """Return the model.
+
+        Args:
+            name: of the model; None means the default one.
+            version: its version, or an alias; None means the alias `default`, or the newest if there is no such alias.
+            key: where an alias splits traffic, equal keys get equal versions.
 
         Raises:
             ModelNotFound: no such model is served.
             VersionNotFound: the model is not served in this version.
         """
+        ...
+
+    def lease(
+        self, name: str | None, version: str | None, *, key: str = ""
+    ) -> contextlib.AbstractContextManager[ServedModel]:
+        """Return the model like `get`, and keep it loaded until the block ends."""
         ...
 
 

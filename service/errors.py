@@ -13,6 +13,9 @@ ServiceError
 │   ├── UnsupportedBody       unsupported_body        a content type that no route reads
 │   ├── ModelNotFound         model_not_found         no such model is served
 │   ├── VersionNotFound       version_not_found       the model has no such version
+│   ├── AliasNotFound         alias_not_found         the model has no such alias
+│   ├── VersionInUse          version_in_use          the version is needed, so it can't be unloaded
+│   ├── StoreNotWritable      store_not_writable      nothing can be written to the model store
 │   ├── Unauthenticated       unauthenticated         no API key, or an unknown one
 │   └── Forbidden             forbidden               the API key lacks the scope
 ├── ImageError
@@ -129,6 +132,27 @@ class VersionNotFound(RequestError):
 
     slug = "version_not_found"
     title = "Version not found"
+
+
+class AliasNotFound(RequestError):
+    """The model has no such alias."""
+
+    slug = "alias_not_found"
+    title = "Alias not found"
+
+
+class VersionInUse(RequestError):
+    """A version can't be unloaded, since an alias or the default model needs it."""
+
+    slug = "version_in_use"
+    title = "Version in use"
+
+
+class StoreNotWritable(RequestError):
+    """Nothing can be written to the model store."""
+
+    slug = "store_not_writable"
+    title = "Model store not writable"
 
 
 class Unauthenticated(RequestError):

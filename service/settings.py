@@ -59,6 +59,20 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="Model for requests that name none. Unset: the only one, or the first by name."
     )
+    served_versions: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="How many of the newest versions of each model are served; besides, those that an alias points at, "
+        "and those loaded on request.",
+    )
+    store_poll_interval: float = Field(
+        30.0,
+        gt=0,
+        le=86_400,
+        description="Seconds between looks at the model store. Changes are seen at once where the file system tells of "
+        "them; a network's doesn't.",
+    )
     device: Literal["auto", "cpu", "gpu", "tpu"] = Field(
         "auto", description="Where models are computed. auto: on all accelerators of a kind if there are any."
     )

@@ -46,6 +46,9 @@ _PROBLEMS = problem_responses(
     "deadline_exceeded",
 )
 
+SPLIT_KEY_HEADER = "X-Split-Key"
+"""Equal values get equal versions, so that a user stays with one of them."""
+
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -115,7 +118,11 @@ def router(parts: Parts) -> APIRouter:
             raise reason
         # What can't be taken at its most urgent need not be read.
         parts.classifier.check_capacity(
-            query.model, query.version, priority=Priority.HIGH, deadline=time.monotonic() + parts.request_timeout
+            query.model,
+            query.version,
+            priority=Priority.HIGH,
+            deadline=time.monotonic() + parts.request_timeout,
+            split_key=split_key(request),
         )
         parameters, images = await read_request(request, query, parts.limits)
         classification = await unless_disconnected(
@@ -127,6 +134,7 @@ def router(parts: Parts) -> APIRouter:
                 top_k=parameters.top_k,
                 priority=Priority[parameters.priority.upper()],
                 deadline=time.monotonic() + _timeout(parameters, parts.request_timeout),
+                split_key=split_key(request),
             ),
         )
         note_classification(request.scope, classification)
@@ -138,6 +146,11 @@ def router(parts: Parts) -> APIRouter:
         )
 
     return routes
+
+
+def split_key(request: Request) -> str:
+    """What decides which version a request gets where an alias splits traffic: its own header, or else its id."""
+    return request.headers.get(SPLIT_KEY_HEADER) or str(request.scope["condconv.request_id"])
 
 
 def _timeout(parameters: RoutingParameters, longest: float) -> float:

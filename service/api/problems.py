@@ -29,6 +29,9 @@ STATUS = {
     "unsupported_body": 415,
     "model_not_found": 404,
     "version_not_found": 404,
+    "alias_not_found": 404,
+    "version_in_use": 409,
+    "store_not_writable": 409,
     "unauthenticated": 401,
     "forbidden": 403,
     "unsupported_image": 415,
@@ -44,7 +47,7 @@ STATUS = {
     "out_of_memory": 503,
     "deadline_exceeded": 504,
     "inference_failed": 500,
-    "invalid_bundle": 500,
+    "invalid_bundle": 422,
     "import_failed": 500,
     "invalid_configuration": 500,
 }

@@ -81,3 +81,4 @@ class TensorFlowEngine:
     def close(self) -> None:
         """Release the graph and its weights."""
         self._session.close()
+        del self._session, self._compute  # whoever still holds this engine must not hold the weights
