@@ -34,7 +34,9 @@ def panel(kind: str, title: str, question: str, queries: Sequence[Query], *, uni
     }
 
 
-def stat(title: str, question: str, expression: str, *, unit: str = "short", steps: Sequence[tuple[float, str]]) -> Panel:
+def stat(
+    title: str, question: str, expression: str, *, unit: str = "short", steps: Sequence[tuple[float, str]]
+) -> Panel:
     """One number, coloured from each step's value on."""
     made = panel("stat", title, question, [(expression, title)], unit=unit, w=4, h=4)
     made["fieldConfig"]["defaults"]["thresholds"] = {
@@ -443,7 +445,13 @@ def placed(rows: dict[str, list[Panel]]) -> list[Panel]:
     y = 0
     for title, members in rows.items():
         panels.append(
-            {"type": "row", "title": title, "collapsed": False, "panels": [], "gridPos": {"x": 0, "y": y, "w": WIDTH, "h": 1}}
+            {
+                "type": "row",
+                "title": title,
+                "collapsed": False,
+                "panels": [],
+                "gridPos": {"x": 0, "y": y, "w": WIDTH, "h": 1},
+            }
         )
         x, y, height = 0, y + 1, 0
         for member in members:
