@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL_STORE ?= model_store
-EXTRAS ?= cpu
+EXTRAS ?= cpu,hub
 # PyTorch's builds without CUDA; elsewhere than on PyPI.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 

@@ -24,7 +24,7 @@ from service.keys import KeyRing, parse_keys
 from service.metrics import Metrics
 from service.readiness import Readiness
 from service.runtime.executor import StreamPool
-from service.runtime.machine import available_cores, detect_machine, memory_limit
+from service.runtime.machine import available_cores, detect_machine, keep_imported, memory_limit
 from service.runtime.plan import EnginePlan, make_plan
 from service.runtime.registry import Registry
 from service.runtime.store_sync import StoreSync
@@ -46,6 +46,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     from service.runtime.loading import load_model
 
     if (seconds := time.monotonic() - started) > 0.1:
+        keep_imported()
         logger.info("TensorFlow imported in %.1f s", seconds)
     return load_model(bundle, plan, metrics=metrics)
 
@@ -240,7 +241,12 @@ def serve(settings: Settings) -> None:
     allow_open_files(settings.max_connections)
     listener = listen(settings.host, settings.port)
     probes = None if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
-    access = Access(keys=keys, cors_origins=settings.cors_origins, serve_metrics=probes is None)
+    access = Access(
+        keys=keys,
+        cors_origins=settings.cors_origins,
+        serve_metrics=probes is None,
+        open_admin=is_local(listener),
+    )
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:

@@ -193,7 +193,7 @@ class Classifier:
         classes = top_classes(row.output.logits, model, top_k)
         return Prediction(
             classes=classes,
-            routing=RoutingTrace(model.routing_blocks, row.output.routing),
+            routing=RoutingTrace(model.routing_blocks, row.output.routing, model.experts_per_block),
             timings=Timings(
                 decode=decode_seconds,
                 queue=row.queue,
@@ -218,7 +218,7 @@ class Classifier:
         timings = prediction.timings
         for stage in ("decode", "queue", "inference", "total"):
             self._metrics.stage_seconds.labels(stage).observe(getattr(timings, stage))
-        for block, weights in zip(prediction.routing.blocks, prediction.routing.weights, strict=True):
+        for block, weights in prediction.routing.by_block().items():
             for expert, weight in enumerate(weights):
                 self._metrics.routing_weight.labels(model.name, block, expert).observe(weight)
 

@@ -86,9 +86,12 @@ class ServedModel:
     routing_blocks: tuple[str, ...]
     """Names of the CondConv blocks, in the order of the second axis of `ModelOutput.routing`."""
     num_experts: int
+    """The most experts of any block; the third axis of `ModelOutput.routing`."""
     computed_by: EngineDescription
     description: Mapping[str, Any] = field(default_factory=dict)
     """What `GET /models/{name}` tells of it."""
+    experts_per_block: tuple[int, ...] | None = None
+    """Experts of each block, where they differ from `num_experts`; what a block has less is zero in the arrays."""
 
 
 class ModelSource(Protocol):
@@ -127,10 +130,19 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class RoutingTrace:
-    """The routing weights of one image: `weights` float32 `[blocks, experts]`, each the sigmoid's value in 0..1."""
+    """The routing weights of one image: `weights` float32 `[blocks, experts]`, each the sigmoid's value in 0..1.
+
+    `experts` are those of each block; where it has fewer than others, its row is filled up with zeros. None: all alike.
+    """
 
     blocks: tuple[str, ...]
     weights: NDArray[np.float32]
+    experts: tuple[int, ...] | None = None
+
+    def by_block(self) -> dict[str, NDArray[np.float32]]:
+        """The weights of each block's own experts, float32 `[experts]`."""
+        counts = self.experts or (self.weights.shape[-1],) * len(self.blocks)
+        return {block: weights[:count] for block, weights, count in zip(self.blocks, self.weights, counts, strict=True)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,9 @@ ServiceError
 ├── InferenceFailed           inference_failed        the engine could not compute a row
 ├── BundleError               invalid_bundle          a bundle is missing, damaged or doesn't fit
 ├── ImportFailed              import_failed           foreign weights don't fit an architecture
+├── DataSetError              invalid_data_set        images to train with are missing or unusable
+├── RemoteFailed              remote_failed           another server says no, or can't be reached
+├── DownloadFailed            download_failed         a published file can't be had, or isn't what it was
 └── ConfigurationError        invalid_configuration   a setting is impossible on this machine
 """
 
@@ -289,6 +292,27 @@ class ImportFailed(ServiceError):
 
     slug = "import_failed"
     title = "Import failed"
+
+
+class DataSetError(ServiceError):
+    """Images to train with are missing, too few, or unusable."""
+
+    slug = "invalid_data_set"
+    title = "Unusable data set"
+
+
+class RemoteFailed(ServiceError):
+    """Another server says no, or can't be reached."""
+
+    slug = "remote_failed"
+    title = "Remote failed"
+
+
+class DownloadFailed(ServiceError):
+    """A published file can't be downloaded whole, or is not the one that it was or has to be."""
+
+    slug = "download_failed"
+    title = "Download failed"
 
 
 class ConfigurationError(ServiceError):

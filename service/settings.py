@@ -172,3 +172,22 @@ class Settings(BaseSettings):
         description="OpenTelemetry collector that takes traces over HTTP, such as http://localhost:4318. Unset: traces "
         "are not exported.",
     )
+    catalogue: str | None = Field(
+        None,
+        description="Catalogue of checkpoints for `condconv models pull`: a JSON file's path or URL. Unset: the "
+        "published CondConv checkpoints.",
+    )
+    mirror: str | None = Field(
+        None,
+        pattern=r"^https?://([^\s/\[\]?#]+|\[[0-9A-Fa-f:.]+\](:\d+)?)(/[^\s?#]*)?$",
+        description="Base URL that takes the place of a published archive's scheme and host, such as "
+        "https://mirror.example.org/storage. For the Hugging Face Hub set HF_ENDPOINT.",
+    )
+    cache_dir: Path | None = Field(
+        None,
+        description="Directory for downloads. Unset: condconv-serve in the user's cache directory, and the Hugging "
+        "Face Hub's own.",
+    )
+    max_download_bytes: int = Field(
+        2 * 2**30, ge=1024, description="Most bytes that a downloaded checkpoint may have; larger ones are refused."
+    )

@@ -49,6 +49,9 @@ STATUS = {
     "inference_failed": 500,
     "invalid_bundle": 422,
     "import_failed": 500,
+    "invalid_data_set": 500,
+    "remote_failed": 502,
+    "download_failed": 502,
     "invalid_configuration": 500,
 }
 """Status code of every error's slug."""

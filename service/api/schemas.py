@@ -219,7 +219,9 @@ class ModelResponse(BaseModel):
     aliases: dict[str, AliasBody] = Field(description="Aliases in force.")
     architecture: ArchitectureBody
     parameters: int = Field(description="Trained parameters.")
-    multiply_adds: int = Field(description="Multiply-adds per image, kernel mixing included.")
+    multiply_adds: int | None = Field(
+        description="Multiply-adds per image, kernel mixing included; null where a layer's can't be counted."
+    )
     num_classes: int
     labels_count: int
     num_experts: int
@@ -328,7 +330,7 @@ def _answer(prediction: Prediction, *, routing: bool) -> dict[str, Any]:
 
 def routing_body(trace: RoutingTrace) -> RoutingBody:
     """Routing weights by block, as they are in float32."""
-    return {block: weights.tolist() for block, weights in zip(trace.blocks, trace.weights, strict=True)}
+    return {block: weights.tolist() for block, weights in trace.by_block().items()}
 
 
 def _milliseconds(seconds: float) -> float:

@@ -20,6 +20,8 @@ from service.cli.common import (
     print_table,
     read_settings,
 )
+from service.cli.finetune import finetune_model
+from service.cli.pull import list_catalogue, pull_model
 from service.errors import ServiceError
 
 app = typer.Typer(help="Look after the bundles in the model store.", no_args_is_help=True)
@@ -175,3 +177,14 @@ def import_model(
         store=read_settings(model_store=model_store).model_store,
     )
     out.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+
+
+app.command(
+    "finetune", epilog="Example: [bold]condconv models finetune lite0-8e --data flowers/ --name flowers --epochs 5[/]"
+)(finetune_model)
+app.command(
+    "pull",
+    epilog="Example: [bold]condconv models pull efficientnet-condconv-b0-8e[/]. "
+    "[bold]condconv models catalogue[/] lists what there is.",
+)(pull_model)
+app.command("catalogue", epilog="Example: [bold]condconv models catalogue --json[/]")(list_catalogue)

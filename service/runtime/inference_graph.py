@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from service.domain import Preprocessing
-from service.runtime.lowering import CPU, Lowering, lower
+from service.runtime.lowering import CPU, Lowering, is_stateless, lower
 
 INPUT, LOGITS, ROUTING = "rows", "logits", "routing"
 
@@ -22,7 +22,8 @@ class InferenceGraph:
     """A frozen TensorFlow graph: weights are constants, so its engine can pack them once.
 
     Its tensors are `rows:0` uint8 `[B, image_size, image_size, 3]`, `logits:0` float32 `[B, classes]` and `routing:0`
-    float32 `[B, blocks, num_experts]`; `B` is open.
+    float32 `[B, blocks, num_experts]`, where a block with fewer experts than another is filled up with zeros; `B` is
+    open.
     """
 
     graph_def: Any
@@ -36,11 +37,14 @@ def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Loweri
         model: takes normalised pixels `[B, image_size, image_size, 3]`.
         preprocessing: its mean and standard deviation go into the graph.
         lowering: which operations to use.
+
+    Raises:
+        ConfigurationError: the model is not functional.
     """
     size = preprocessing.image_size
     lowered = lower(model, lowering)
     infer = _inference(lowered, preprocessing)
-    if lowered.weights or not lowering.constants:  # there are variables to freeze
+    if not (lowering.constants and is_stateless(lowered)):  # there may be variables to freeze
         signature = tf.TensorSpec((None, size, size, 3), tf.uint8, INPUT)
         function = tf.function(infer, autograph=False).get_concrete_function(signature)
         return InferenceGraph(convert_variables_to_constants_v2(function).graph.as_graph_def(), size)
@@ -62,11 +66,23 @@ def _inference(lowered: keras.Model, preprocessing: Preprocessing) -> Callable[[
     def infer(rows: Any) -> dict[str, Any]:
         outputs = lowered((tf.cast(rows, tf.float32) - mean) * scale, training=False)
         routing = [tf.cast(weights, tf.float32) for weights in outputs["routing"].values()]
-        stacked = tf.stack(routing, axis=1) if routing else tf.zeros((tf.shape(rows)[0], 0, 0))
+        stacked = _stack(routing) if routing else tf.zeros((tf.shape(rows)[0], 0, 0))
         logits = tf.cast(outputs["logits"], tf.float32)
         return {LOGITS: tf.identity(logits, LOGITS), ROUTING: tf.identity(stacked, ROUTING)}
 
     return infer
+
+
+def _stack(routing: list[Any]) -> Any:
+    """`[B, blocks, num_experts]` of `[B, experts]` each; what a block has less than the others is zero."""
+    most = max(weights.shape[-1] for weights in routing)
+    return tf.stack(
+        [
+            weights if weights.shape[-1] == most else tf.pad(weights, ((0, 0), (0, most - weights.shape[-1])))
+            for weights in routing
+        ],
+        axis=1,
+    )
 
 
 def _per_channel(values: tuple[float, ...]) -> Any:

@@ -3,17 +3,19 @@
 Data only: no pickle, no code. A bundle is checked whole before anything of it is used.
 """
 
-from service.store.bundle import Bundle, NewBundle, open_bundle, read_labels, read_weights, write_bundle
+from service.store.bundle import Bundle, NewBundle, open_bundle, read_labels, read_network, read_weights, write_bundle
 from service.store.catalog import Catalog
-from service.store.manifest import Manifest
+from service.store.manifest import OWN_NETWORK, Manifest
 
 __all__ = [
+    "OWN_NETWORK",
     "Bundle",
     "Catalog",
     "Manifest",
     "NewBundle",
     "open_bundle",
     "read_labels",
+    "read_network",
     "read_weights",
     "write_bundle",
 ]

@@ -418,6 +418,8 @@ class TestServe:
         ("models show", f"condconv models show {MODEL}"),
         ("models verify", "condconv models verify"),
         ("models import", "condconv models import efficientnet-condconv-b0-8e.ckpt"),
+        ("models pull", "condconv models pull efficientnet-condconv-b0-8e"),
+        ("models catalogue", "condconv models catalogue --json"),
     ],
 )
 def test_help_shows_an_example(command, example):

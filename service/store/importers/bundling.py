@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -35,6 +37,12 @@ class ImportRequest:
     accuracy: Path | None = None
     method: str | None = None
     url: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters of the architecture that differ from the registered ones."""
+    mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
+    std: tuple[float, float, float] = (128.0, 128.0, 128.0)
+    archive: Path | None = None
+    """The published file that the source was unpacked from."""
 
 
 def import_bundle(request: ImportRequest, *, store: Path) -> Path:
@@ -50,7 +58,8 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
     """
     labels = _read_labels(request.labels) if request.labels else None
     overrides = {"num_classes": len(labels)} if labels else {}
-    architecture = get_architecture(request.architecture, **overrides)
+    architecture = get_architecture(request.architecture, **{**request.overrides, **overrides})
+    origin = request.archive or request.source
     weights = import_weights(request.source, architecture, use_ema=request.use_ema)
     return write_bundle(
         store,
@@ -61,16 +70,16 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
             preprocessing=PreprocessingSpec(
                 transform=request.transform,
                 image_size=architecture.image_size,
-                mean=(127.0, 127.0, 127.0),
-                std=(128.0, 128.0, 128.0),
+                mean=request.mean,
+                std=request.std,
             ),
             weights=weights,
             labels=labels or [Label(i, f"class {i}") for i in range(architecture.num_classes)],
             provenance=Provenance(
-                source=request.source.name,
+                source=origin.name,
                 method=request.method or f"imported with the names of {architecture.name}",
                 url=request.url,
-                source_sha256=_sha256(request.source) if request.source.is_file() else None,
+                source_sha256=_sha256(origin) if origin.is_file() else None,
             ),
             licence=request.licence,
             model_card=_read(request.model_card) if request.model_card else f"# {request.name}\n\nNo card was given.\n",
