@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+
 from tests.deploy.commands import docker
 from tests.deploy.traffic import PHOTO, Clients, without
 
