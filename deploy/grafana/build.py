@@ -139,7 +139,8 @@ def quantiles(metric: str, by: str = "") -> list[Query]:
 
 def mean(metric: str, by: str, selector: str) -> str:
     """Mean of a histogram's observations."""
-    return f"sum by ({by}) (rate({metric}_sum{{{selector}}}[{R}])) / sum by ({by}) (rate({metric}_count{{{selector}}}[{R}]))"
+    total, number = (f"sum by ({by}) (rate({metric}_{part}{{{selector}}}[{R}]))" for part in ("sum", "count"))
+    return f"{total} / {number}"
 
 
 ROWS: dict[str, list[Panel]] = {
@@ -175,7 +176,7 @@ ROWS: dict[str, list[Panel]] = {
         stat(
             "Refused",
             "Which share of requests is refused since there are too many?",
-            f'(sum(rate(condconv_rejected_total{{{ALL},reason=~"queue_full|wait_too_long|too_many_connections"}}[{R}]))) '
+            f'sum(rate(condconv_rejected_total{{{ALL},reason=~"queue_full|wait_too_long|too_many_connections"}}[{R}])) '
             f'/ (sum(rate(condconv_requests_total{{{ALL},method="POST"}}[{R}])) > 0) or vector(0)',
             unit="percentunit",
             steps=[(0, "green"), (0.001, "yellow"), (0.01, "red")],
@@ -285,7 +286,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         lines(
             "99th percentile by stage",
-            "Which stage makes the slow ones slow? Queue: too much traffic. Decode: large photos. Inference: neighbours.",
+            "What makes slow ones slow? Queue: too much traffic. Decode: large photos. Inference: neighbours.",
             (
                 f"histogram_quantile(0.99, sum by (stage, le) (rate(condconv_stage_seconds_bucket{{{ALL}}}[{R}])))",
                 "{{stage}}",
@@ -386,7 +387,7 @@ ROWS: dict[str, list[Panel]] = {
     "Experts and drift": [
         lines(
             "Drift, at the block where it is most",
-            "Is the traffic still like the images that the model is known for? Above the limit it is not, beyond chance.",
+            "Is the traffic still like the images that the model is known for? Above the limit it isn't.",
             (
                 f'max by (model, version) (condconv_routing_drift{{{BLOCKS},measure="psi"}})',
                 "{{model}} {{version}}",

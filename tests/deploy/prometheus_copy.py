@@ -1,7 +1,7 @@
 """A copy of Prometheus' configuration in which time passes faster: every duration is divided by the same number.
 
-Alerts wait for minutes and look back for hours. Dividing the interval of scraping as well leaves as many samples in each
-window as there are in real life, so that nothing but the waiting is shortened.
+Alerts wait for minutes and look back for hours. Dividing the interval of scraping as well leaves as many samples in
+each window as there are in real life, so that nothing but the waiting is shortened.
 """
 
 from __future__ import annotations

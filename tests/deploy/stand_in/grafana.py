@@ -1,4 +1,4 @@
-"""Stands in for Grafana's container: does as its user what Grafana would do with its files, then answers on its port."""
+"""Stands in for Grafana: does as its user what Grafana would do with its files, then answers on its port."""
 
 import http.server
 import json
