@@ -14,7 +14,7 @@ CLIENT = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else "docker"
 
 
 def run(*command: str | Path, timeout: float = 600, check: bool = True, env: dict[str, str] | None = None) -> str:
-    """Run a command in the project's directory; its output, both streams. If it fails, so does the test, and says why."""
+    """Run a command in the project's directory, and fail the test if it fails; its output, both streams."""
     result = subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
