@@ -14,7 +14,7 @@ FUZZ_IMAGES ?= 100000
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test bench bench-service fuzz soak check format docs clean
+.PHONY: help serve test test-docker bench bench-service fuzz soak check format docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -49,6 +49,9 @@ serve: $(VENV)/.serve  ## Serve the model store on http://HOST:PORT (HOST=127.0.
 test: $(VENV)/.test  ## Run the test suite
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-docker: $(VENV)/.test  ## Build the image, run the Compose project, break it (15 minutes; a Docker engine, or root on Debian)
+	@$(BIN)/python -m pytest -m docker tests/deploy $(ARGS)
+
 bench: $(VENV)/.bench  ## Measure the engine against what one would pick instead (20 minutes, 16 GB of memory)
 	@$(BIN)/python benchmarks/engine_peers.py $(ARGS)
 
@@ -64,12 +67,13 @@ fuzz: $(VENV)/.test  ## Decode damaged images (FUZZ_IMAGES=100000)
 soak: $(VENV)/.test  ## Serve changing load, bad images and bad clients for a while (MINUTES=20)
 	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
 
-check: $(VENV)/.check  ## Format, lint, types, import contracts, generated documentation
+check: $(VENV)/.check  ## Format, lint, types, import contracts, generated documentation, files of deployment
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python -m pytest -q -m files tests/deploy
 
 format: $(VENV)/.check  ## Rewrite the code in the house format
 	@$(BIN)/ruff format .
