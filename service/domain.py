@@ -109,6 +109,8 @@ class ServedModel:
     """Experts of each block, where they differ from `num_experts`; what a block has less is zero in the arrays."""
     crop_jpeg: JpegCropper | None = None
     """What decodes its JPEGs, if not what decodes all other photos."""
+    routing_profile: RoutingProfile | None = None
+    """What its routing looks like on known images; the bundle may carry it."""
 
 
 class ModelSource(Protocol):
@@ -160,6 +162,86 @@ class RoutingTrace:
         """The weights of each block's own experts, float32 `[experts]`."""
         counts = self.experts or (self.weights.shape[-1],) * len(self.blocks)
         return {block: weights[:count] for block, weights, count in zip(self.blocks, self.weights, counts, strict=True)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoutingOverrides:
+    """The routing of `V` variants of one image.
+
+    Attributes:
+        weights: float32 `[V, blocks, experts]`; NaN leaves what the model itself gives, seeing what was changed before.
+        uniform: bool `[V, blocks]`: whether every expert gets the mean of what the model itself gives.
+    """
+
+    weights: NDArray[np.float32]
+    uniform: NDArray[np.bool_]
+
+
+class Ablation(Protocol):
+    """Computes one image with many routings; not thread-safe."""
+
+    def __call__(self, row: Row, overrides: RoutingOverrides, *, stopped: Callable[[], bool]) -> ModelOutput | None:
+        """Compute `V + 1` rows, the first of which is unchanged, with the weights used; None if `stopped` says so."""
+        ...
+
+    def close(self) -> None:
+        """Release the weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ablated:
+    """What an ablation found, and how long it waited and took (seconds).
+
+    `output` is of the variants and, before them, of the image as it is.
+    """
+
+    output: ModelOutput
+    queue: float
+    inference: float
+
+
+class Ablator(Protocol):
+    """Computes ablations beside the ordinary traffic."""
+
+    def check(self) -> None:
+        """Say whether an ablation would be taken now.
+
+        Raises:
+            AblationBusy: as many as allowed are waiting already.
+        """
+        ...
+
+    async def ablate(self, model: ServedModel, row: Row, overrides: RoutingOverrides, *, deadline: float) -> Ablated:
+        """Compute a row with other routings, by `deadline` on the monotonic clock. Cancelling stops it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoutingProfile:
+    """What a model's routing looks like on known images, to compare live traffic with.
+
+    Attributes:
+        images: how many images it is made of.
+        mean: float32 `[blocks, experts]`, the mean routing weight.
+        deviation: float32 `[blocks, experts]`, the standard deviation.
+        histogram: int64 `[blocks, experts, bins]`, images by weight, in equal bins from 0 to 1.
+        load: float32 `[blocks, experts]`, the share of images whose strongest expert this is.
+        entropy: float32 `[blocks]`, the mean entropy, 0 to 1.
+        classes: int64 `[K]`, ascending: the predicted classes with enough images for a profile of their own.
+        class_images: int64 `[K]`, how many images each had.
+        class_mean: float32 `[K, blocks, experts]`, their mean routing weights.
+    """
+
+    images: int
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+    histogram: NDArray[np.int64]
+    load: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    class_images: NDArray[np.int64]
+    class_mean: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

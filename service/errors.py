@@ -16,6 +16,7 @@ ServiceError
 │   ├── AliasNotFound         alias_not_found         the model has no such alias
 │   ├── VersionInUse          version_in_use          the version is needed, so it can't be unloaded
 │   ├── StoreNotWritable      store_not_writable      nothing can be written to the model store
+│   ├── RoutingNotFound       routing_not_found       no such block, expert, class, or recent request
 │   ├── Unauthenticated       unauthenticated         no API key, or an unknown one
 │   └── Forbidden             forbidden               the API key lacks the scope
 ├── ImageError
@@ -26,6 +27,7 @@ ServiceError
 │   ├── RateLimited           rate_limited            the API key has had its requests of this minute
 │   ├── TooManyConnections    too_many_connections    `max_connections` connections are open
 │   ├── QueueFull             queue_full              `max_queue_rows` rows are waiting
+│   ├── AblationBusy          ablation_busy           as many ablations as may wait are waiting
 │   ├── WaitTooLong           wait_too_long           the answer would come after its deadline
 │   ├── NotReady              not_ready               still loading, or unable to serve
 │   ├── Draining              draining                shutting down
@@ -37,6 +39,7 @@ ServiceError
 ├── ImportFailed              import_failed           foreign weights don't fit an architecture
 ├── DataSetError              invalid_data_set        images to train with are missing or unusable
 ├── RemoteFailed              remote_failed           another server says no, or can't be reached
+├── DownloadFailed            download_failed         a published file can't be had, or isn't what it was
 └── ConfigurationError        invalid_configuration   a setting is impossible on this machine
 """
 
@@ -157,6 +160,13 @@ class StoreNotWritable(RequestError):
     title = "Model store not writable"
 
 
+class RoutingNotFound(RequestError):
+    """The model has no such block, expert or class, or there is no such recent request."""
+
+    slug = "routing_not_found"
+    title = "No such routing"
+
+
 class Unauthenticated(RequestError):
     """The request holds no API key, or an unknown one."""
 
@@ -228,6 +238,13 @@ class QueueFull(CapacityError):
 
     slug = "queue_full"
     title = "Queue full"
+
+
+class AblationBusy(CapacityError):
+    """Ablations are computed one after the other, and as many as may wait are waiting."""
+
+    slug = "ablation_busy"
+    title = "Ablation busy"
 
 
 class WaitTooLong(CapacityError):
@@ -305,6 +322,13 @@ class RemoteFailed(ServiceError):
 
     slug = "remote_failed"
     title = "Remote failed"
+
+
+class DownloadFailed(ServiceError):
+    """A published file can't be downloaded whole, or is not the one that it was or has to be."""
+
+    slug = "download_failed"
+    title = "Download failed"
 
 
 class ConfigurationError(ServiceError):

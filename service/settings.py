@@ -160,6 +160,11 @@ class Settings(BaseSettings):
     shutdown_timeout: float = Field(
         30.0, ge=0, description="Seconds from the signal until the process ends, whatever is unanswered."
     )
+    routing_statistics: bool = Field(
+        True,
+        description="Whether the routing of live traffic is counted, and that of recent requests kept, for everything "
+        "below GET /routing and for the routing metrics.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_format: Literal["auto", "json", "pretty"] = Field(
         "auto",
@@ -171,4 +176,23 @@ class Settings(BaseSettings):
         pattern=r"^https?://[^\s/]+",
         description="OpenTelemetry collector that takes traces over HTTP, such as http://localhost:4318. Unset: traces "
         "are not exported.",
+    )
+    catalogue: str | None = Field(
+        None,
+        description="Catalogue of checkpoints for `condconv models pull`: a JSON file's path or URL. Unset: the "
+        "published CondConv checkpoints.",
+    )
+    mirror: str | None = Field(
+        None,
+        pattern=r"^https?://([^\s/\[\]?#]+|\[[0-9A-Fa-f:.]+\](:\d+)?)(/[^\s?#]*)?$",
+        description="Base URL that takes the place of a published archive's scheme and host, such as "
+        "https://mirror.example.org/storage. For the Hugging Face Hub set HF_ENDPOINT.",
+    )
+    cache_dir: Path | None = Field(
+        None,
+        description="Directory for downloads. Unset: condconv-serve in the user's cache directory, and the Hugging "
+        "Face Hub's own.",
+    )
+    max_download_bytes: int = Field(
+        2 * 2**30, ge=1024, description="Most bytes that a downloaded checkpoint may have; larger ones are refused."
     )

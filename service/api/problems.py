@@ -32,6 +32,7 @@ STATUS = {
     "alias_not_found": 404,
     "version_in_use": 409,
     "store_not_writable": 409,
+    "routing_not_found": 404,
     "unauthenticated": 401,
     "forbidden": 403,
     "unsupported_image": 415,
@@ -40,6 +41,7 @@ STATUS = {
     "rate_limited": 429,
     "too_many_connections": 503,
     "queue_full": 429,
+    "ablation_busy": 429,
     "wait_too_long": 429,
     "not_ready": 503,
     "draining": 503,
@@ -51,6 +53,7 @@ STATUS = {
     "import_failed": 500,
     "invalid_data_set": 500,
     "remote_failed": 502,
+    "download_failed": 502,
     "invalid_configuration": 500,
 }
 """Status code of every error's slug."""

@@ -16,13 +16,16 @@ from service.cli.common import (
     err,
     friendly,
     out,
+    print_failure,
     print_json,
     print_table,
     read_settings,
 )
 from service.cli.finetune import finetune_model
+from service.cli.pull import list_catalogue, pull_model
 from service.errors import ServiceError
 
+FEW_IMAGES = 200
 app = typer.Typer(help="Look after the bundles in the model store.", no_args_is_help=True)
 
 
@@ -201,7 +204,7 @@ def import_model(
     if upcycle_noise and not upcycle:
         raise typer.BadParameter("only upcycled experts can differ; add --upcycle.", param_hint="--upcycle-noise")
     overrides = parse_overrides(override or []) | ({} if experts is None else {"num_experts": experts})
-    per_channel = {"mean": parse_channels(mean, "--mean"), "std": parse_channels(std, "--std")}
+    means, deviations = parse_channels(mean, "--mean"), parse_channels(std, "--std")
     from service.tensorflow_log import import_tensorflow
 
     import_tensorflow()
@@ -218,7 +221,8 @@ def import_model(
             upcycling=Upcycling(noise=upcycle_noise) if upcycle else None,
             labels=labels,
             transform=transform,
-            **per_channel,
+            mean=means,
+            std=deviations,
             exact_decoding=exact_decoding,
             use_ema=ema,
             model_card=card,
@@ -230,6 +234,42 @@ def import_model(
         store=read_settings(model_store=model_store).model_store,
     )
     out.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+
+
+@app.command(
+    "profile", epilog="Example: [bold]condconv models profile efficientnet-lite0-condconv-4e --images photos/[/]"
+)
+@friendly
+def profile_model(
+    name: Annotated[str, typer.Argument(metavar="NAME[/VERSION]")],
+    images: Annotated[
+        list[str], typer.Option(help="Photos such as the service will see: files, directories, or globs; repeatable.")
+    ],
+    min_class_images: Annotated[
+        int, typer.Option(min=1, help="Images that a class needs for a profile of its own.")
+    ] = 5,
+    model_store: Store = None,
+) -> None:
+    """Add a reference routing profile to a bundle, for drift and distances to be measured from."""
+    from service.local import expand, profile_files
+    from service.store import Catalog, add_profile
+
+    settings = read_settings(model_store=model_store)
+    model, _, version = name.partition("/")
+    path = Catalog(settings.model_store).find(model, version or None)
+    made = profile_files(settings, path, expand(images), min_class_images=min_class_images, console=err)
+    for file, error in made.failures:
+        print_failure(str(file), error)
+    bundle = add_profile(path, made.profile)
+    out.print(
+        f"{escape(str(path))}: profile of {made.profile.images} images, {len(made.profile.classes)} classes with a "
+        f"profile of their own, in {bundle.manifest.routing_profile}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if made.profile.images < FEW_IMAGES:
+        err.print(f"With fewer than {FEW_IMAGES} images chance hides all but gross drift.")
+    raise typer.Exit(1 if made.failures else 0)
 
 
 def parse_overrides(texts: list[str]) -> dict[str, int | float]:
@@ -267,3 +307,9 @@ def parse_channels(text: str | None, option: str) -> tuple[float, float, float] 
 app.command(
     "finetune", epilog="Example: [bold]condconv models finetune lite0-8e --data flowers/ --name flowers --epochs 5[/]"
 )(finetune_model)
+app.command(
+    "pull",
+    epilog="Example: [bold]condconv models pull efficientnet-condconv-b0-8e[/]. "
+    "[bold]condconv models catalogue[/] lists what there is.",
+)(pull_model)
+app.command("catalogue", epilog="Example: [bold]condconv models catalogue --json[/]")(list_catalogue)

@@ -66,7 +66,7 @@ def inference_function(
 
 
 def _inference(lowered: keras.Model, preprocessing: Preprocessing) -> Callable[[Any], dict[str, Any]]:
-    mean, scale = _per_channel(preprocessing.mean), _per_channel(tuple(1 / s for s in preprocessing.std))
+    mean, scale = per_channel(preprocessing.mean), per_channel(tuple(1 / s for s in preprocessing.std))
 
     def infer(rows: Any) -> dict[str, Any]:
         outputs = lowered((tf.cast(rows, tf.float32) - mean) * scale, training=False)
@@ -90,6 +90,6 @@ def _stack(routing: list[Any]) -> Any:
     )
 
 
-def _per_channel(values: tuple[float, ...]) -> Any:
-    """One number where the channels agree: broadcasting over an innermost axis of three is slow."""
+def per_channel(values: tuple[float, ...]) -> Any:
+    """One number where the three channels agree: broadcasting over an innermost axis of three is slow."""
     return values[0] if len(set(values)) == 1 else np.array(values, np.float32)

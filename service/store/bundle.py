@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from service.domain import Label
+from service.domain import Label, RoutingProfile
 from service.errors import BundleError
 from service.store.manifest import (
     OWN_NETWORK,
@@ -31,6 +32,7 @@ from service.store.manifest import (
     Provenance,
     VersionName,
 )
+from service.store.profile import parse_profile, profile_name, serialise_profile
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
 NETWORK = "network.json"
@@ -70,6 +72,7 @@ class NewBundle:
     model_card: str
     accuracy: tuple[Accuracy, ...] = ()
     network: str | None = None
+    routing_profile: RoutingProfile | None = None
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -183,6 +186,23 @@ def check_free(store: Path, name: str, version: str) -> Path:
     return target
 
 
+def read_profile(bundle: Bundle) -> RoutingProfile | None:
+    """Read the reference routing profile; None if the bundle has none.
+
+    Raises:
+        BundleError: the file is damaged, or its parts don't fit together.
+    """
+    name = bundle.manifest.routing_profile
+    if name is None:
+        return None
+    try:
+        return parse_profile((bundle.path / name).read_bytes())
+    except OSError as error:
+        raise BundleError(f"{_id(bundle.path)}: {name} is missing or can't be read.") from error
+    except BundleError as error:
+        raise BundleError(f"{_id(bundle.path)}: {name}: {error}.") from error
+
+
 def write_bundle(store: Path, new: NewBundle) -> Path:
     """Write a bundle beside its place, check it, then move it there: a reader never sees half of one.
 
@@ -204,7 +224,12 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
             path.mkdir(parents=True)
             _write_files(path, new, manifest)
             read_labels(open_bundle(path))
-            os.rename(path, target)
+            try:
+                os.rename(path, target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise BundleError(f"{_id(target)} exists already; choose another version.") from error
     except BaseException:
         for directory in created:
             with contextlib.suppress(OSError):  # somebody else has put something there
@@ -247,12 +272,20 @@ def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
     (path / MODEL_CARD).write_text(new.model_card, encoding="utf-8")
     if new.network is not None:
         (path / NETWORK).write_text(new.network, encoding="utf-8")
+    if new.routing_profile is not None:
+        content = serialise_profile(new.routing_profile)
+        (path / profile_name(content)).write_bytes(content)
     manifest = manifest.model_copy(update={"files": {file.name: _describe(file) for file in sorted(path.iterdir())}})
-    (path / MANIFEST).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
+    (path / MANIFEST).write_bytes(dump_manifest(manifest))
     for file in path.iterdir():
         file.chmod(0o644)
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def dump_manifest(manifest: Manifest) -> bytes:
+    """The content of `manifest.json`."""
+    return (manifest.model_dump_json(indent=2, exclude_none=True) + "\n").encode()
 
 
 def _describe(file: Path) -> FileSpec:

@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from tests import pictures
-from tests.e2e.server import Server, assert_problem, new_client, sample_name, wait_for
+from tests.e2e.server import BUNDLE, Server, assert_problem, new_client, sample_name, wait_for
+from tests.e2e.server import MODEL as REAL
 from tests.e2e.tiny_models import answered_by, write_tiny
 
 MODEL = "tiny"
@@ -204,6 +205,29 @@ def test_load_and_unload(server: Server, photo: bytes) -> None:
     assert not (store / "other" / "aliases.json").exists()
 
 
+def test_documented_examples_of_changes_run(server: Server) -> None:
+    client = server.client
+    openapi = client.get("/openapi.json").json()
+    version = served(client)[-1]
+    ran = []
+    for method, route in (
+        ("post", "/models/{name}/versions/{version}/load"),
+        ("put", "/models/{name}/aliases/{alias}"),
+        ("post", "/models/{name}/aliases/{alias}/rollback"),
+        ("delete", "/models/{name}/aliases/{alias}"),
+    ):
+        operation = openapi["paths"][route][method]
+        names = {p["name"]: p["schema"]["examples"][0] for p in operation["parameters"] if p["in"] == "path"}
+        place = route.format(**names | {"name": MODEL, "version": version})
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        for example in content.get("examples", {"none": {"value": None}}).values():
+            body = json.loads(json.dumps(example["value"]).replace('"1"', f'"{version}"').replace(', "2": 10', ""))
+            response = client.request(method, place, json=body)
+            assert response.is_success, response.text
+            ran.append(route)
+    assert len(ran) == 5
+
+
 def damage_truncated(path: Path) -> str:
     file = path / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
@@ -286,3 +310,27 @@ def test_bad_bundles_leave_the_old_one_serving(server: Server, photo: bytes, tmp
     failed = server.metrics()[sample_name("condconv_model_loads_total", model=MODEL, outcome="failed")]
     assert failed == 20
     assert client.get("/readyz").status_code == 200
+
+
+def test_memory_of_an_unloaded_version_comes_back(tmp_path: Path) -> None:
+    """The project's own model, with a second copy beside it that is loaded and unloaded."""
+    for version in ("1", "2"):
+        shutil.copytree(BUNDLE, tmp_path / REAL / version)
+    rewrite(tmp_path / REAL / "2", version="2")
+    with Server(model_store=tmp_path, engine="tensorflow", served_versions=1) as server:
+        client = server.client
+
+        def cycle() -> tuple[int, int, int]:
+            before = resident_bytes(server)
+            assert client.post(f"/models/{REAL}/versions/1/load").is_success
+            loaded = resident_bytes(server)
+            assert client.post(f"/models/{REAL}/versions/1/unload").is_success
+            wait_for(lambda: state(client, "1", REAL)["state"] == "available")
+            return before, loaded, resident_bytes(server)
+
+        cycle()  # the first one also fills caches that stay
+        before, loaded, after = cycle()
+        print(f"\nresident {before / 1e6:.0f} MB, with another version {loaded / 1e6:.0f}, unloaded {after / 1e6:.0f}")
+        weights = (BUNDLE / "weights.safetensors").stat().st_size
+        assert loaded - before > weights, "in memory they are float32, in the file float16"
+        assert after - before < 0.2 * (loaded - before)

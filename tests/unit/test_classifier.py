@@ -23,6 +23,7 @@ from service.errors import (
     UnsupportedImage,
 )
 from service.metrics import Metrics
+from service.routing.live import LiveRouting
 from tests.pictures import encode
 
 CLASSES, BLOCKS, EXPERTS = 6, ("block_8", "block_9"), 3
@@ -92,9 +93,11 @@ class Subject:
         self.metrics = Metrics(CollectorRegistry())
         self.free, self.started = asyncio.Event(), asyncio.Event()
         self.free.set()
+        routing = LiveRouting()
+        self.metrics.routing.set_source(routing.exported)
         self.batcher = CountingBatcher(self._run, streams=1, metrics=self.metrics, **limits)
         self.classify = Classifier(
-            OneModel(), self.batcher, decoders=decoders, max_pixels=20_000, metrics=self.metrics
+            OneModel(), self.batcher, decoders=decoders, max_pixels=20_000, metrics=self.metrics, routing=routing
         ).classify
 
     async def _run(self, model, rows):
@@ -295,7 +298,7 @@ async def test_metrics(subject):
         assert subject.read("condconv_stage_seconds_count", stage=stage) == 2
     for block in BLOCKS:
         for expert in range(EXPERTS):
-            labels = {"model": "fake", "block": block, "expert": str(expert)}
+            labels = {"model": "fake", "version": "3", "block": block, "expert": str(expert)}
             assert subject.read("condconv_routing_weight_count", **labels) == 2
             assert subject.read("condconv_routing_weight_sum", **labels) == pytest.approx(1.0)
             assert subject.read("condconv_routing_weight_bucket", **labels, le="0.3") == 1

@@ -32,11 +32,13 @@ _OFFICIAL: tuple[Channels, Channels] = ((127.0,) * 3, (128.0,) * 3)
 class ImportRequest:
     """What to import, from where, and what the bundle is to say of it.
 
-    `version` None is the next free one, `overrides` are parameters of the architecture, and `mean` and `std` None are
-    those that networks of such names and kind were trained with.
+    `archive` is the published file that the source was unpacked from. `version` None is the next free one, `overrides`
+    are parameters of the architecture, and `mean` and `std` None are those that networks of such names and kind were
+    trained with.
     """
 
     source: Path
+    archive: Path | None = None
     architecture: str
     name: str
     version: str | None = None
@@ -78,6 +80,7 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
         upcycling=request.upcycling,
     )
     mean, std = _normalisation(imported, static=request.upcycling is not None or not architecture.num_experts)
+    origin = request.archive or request.source
     return write_bundle(
         store,
         NewBundle(
@@ -94,10 +97,10 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
             weights=imported.weights,
             labels=labels or [Label(i, f"class {i}") for i in range(imported.architecture.num_classes)],
             provenance=Provenance(
-                source=request.source.name,
+                source=origin.name,
                 method=request.method or _method(architecture, request.upcycling),
                 url=request.url,
-                source_sha256=_sha256(request.source) if request.source.is_file() else None,
+                source_sha256=_sha256(origin) if origin.is_file() else None,
             ),
             licence=request.licence,
             model_card=card,

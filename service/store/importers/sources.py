@@ -125,7 +125,8 @@ def _read_named(source: Path, *, use_ema: bool) -> Tensors:
         try:
             return dict(load_file(source))
         except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-            raise ImportFailed(f"{source.name} can't be read as safetensors: {error}") from error
+            reason = str(error).replace(f"{source.parent}/", "")
+            raise ImportFailed(f"{source.name} can't be read as safetensors: {reason}") from error
     if source.is_file() and source.name.endswith(torch_file.SUFFIXES):
         return torch_file.read_torch(source, use_ema=use_ema)
     if source.is_file() and source.name.endswith(_ARCHIVES):

@@ -86,9 +86,9 @@ def _is_dense(value: Any, torch: Any) -> bool:
 def _reason(error: Exception) -> str:
     """PyTorch's reasons are a page long and advise to execute the file after all."""
     text = str(error)
-    if found := re.search(r"(?:Unsupported global: GLOBAL|class) (\S+)", text) if "eights" in text else None:
+    if found := re.search(r"GLOBAL ([\w.]*\w)", text):
         return f"holds more than weights ({found[1]}); code in it is not executed, so it can't be imported."
-    if "eights only load failed" in text or "eights_only" in text:
+    if "eights only load failed" in text:
         return "holds more than weights, or is damaged; code in it is not executed, so it can't be imported."
     if isinstance(error, OSError) and error.strerror:
         return f"can't be read: {error.strerror}."
