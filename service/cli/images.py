@@ -56,7 +56,7 @@ def predict(
 
 
 @app.command(
-    epilog="Examples: [bold]condconv routing photo.jpg --plot routing.png[/], "
+    epilog="Example: [bold]condconv routing photo.jpg --plot routing.png[/], or "
     "[bold]condconv routing photos/ --by class --plot classes.png --report classes.html[/]"
 )
 @friendly
