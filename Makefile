@@ -14,7 +14,7 @@ FUZZ_IMAGES ?= 100000
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-docker bench bench-service fuzz soak check format docs clean
+.PHONY: help serve test test-parity test-docker bench bench-service fuzz soak check format docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ serve: $(VENV)/.serve  ## Serve the model store on http://HOST:PORT (HOST=127.0.
 
 test: $(VENV)/.test  ## Run the test suite
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-parity: $(VENV)/.test  ## Import and serve every published network at full size, against the golden numbers (4 minutes)
+	@$(BIN)/python -m pytest -m full_parity tests/parity $(ARGS)
 
 test-docker: $(VENV)/.test  ## Build the image, run the Compose project, break it (15 minutes; a Docker engine, or root on Debian)
 	@$(BIN)/python -m pytest -m docker tests/deploy $(ARGS)

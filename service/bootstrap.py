@@ -18,11 +18,14 @@ from service.api import Access, BodyLimits, Parts, create_app, create_probes_app
 from service.api.protocol import ConnectionLimits, allow_open_files, http_protocol
 from service.batching import Batcher
 from service.classifier import Classifier, RowBatcher, RowOutput, compute_batch
-from service.domain import Pixels, ServedModel
+from service.domain import Ablation, Row, ServedModel
 from service.errors import ConfigurationError
 from service.keys import KeyRing, parse_keys
 from service.metrics import Metrics
 from service.readiness import Readiness
+from service.routing.live import LiveRouting
+from service.routing.recent import RecentRequests
+from service.runtime.ablator import SlowLane
 from service.runtime.executor import StreamPool
 from service.runtime.machine import available_cores, detect_machine, keep_imported, memory_limit
 from service.runtime.plan import EnginePlan, make_plan
@@ -30,7 +33,7 @@ from service.runtime.registry import Registry
 from service.runtime.store_sync import StoreSync
 from service.server import DrainingServer, config, is_local, listen, serving_beside, url
 from service.settings import Settings
-from service.store import Bundle, Catalog
+from service.store import Bundle, Catalog, open_bundle
 from service.telemetry import ContextThreads, make_tracer
 from service.tensorflow_log import import_tensorflow
 
@@ -49,6 +52,19 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
         keep_imported()
         logger.info("TensorFlow imported in %.1f s", seconds)
     return load_model(bundle, plan, metrics=metrics)
+
+
+def load_ablation(settings: Settings, name: str, version: str) -> Ablation:
+    """Make a version of a model ready for ablations, from the store.
+
+    Raises:
+        BundleError, ModelNotFound, VersionNotFound: it is damaged, or no longer in the store.
+    """
+    from service.runtime.ablation import AblationEngine
+    from service.runtime.loading import load_network
+
+    bundle = open_bundle(Catalog(settings.model_store).find(name, version))
+    return AblationEngine(load_network(bundle), bundle.manifest.preprocessing.to_domain())
 
 
 def plan_engines(settings: Settings) -> EnginePlan:
@@ -106,6 +122,7 @@ class Service:
             warm_up_sizes=range(1, self.plan.max_batch_size + 1),
             streams=self.plan.streams,
             metrics=self.metrics,
+            on_gone=self._forget,
         )
         self.sync = StoreSync(
             settings.model_store,
@@ -114,6 +131,9 @@ class Service:
             metrics=self.metrics,
             only=only,
         )
+        self.routing = LiveRouting() if settings.routing_statistics else None
+        if self.routing is not None:
+            self.metrics.routing.set_source(self.routing.exported)
         decode_threads = available_cores() if settings.decode_threads == "auto" else settings.decode_threads
         self._streams = StreamPool(self.plan.streams, stall_timeout=settings.stall_timeout, metrics=self.metrics)
         self._decoders = ContextThreads(decode_threads, thread_name_prefix="decode")
@@ -135,19 +155,21 @@ class Service:
             decoders=self._decoders,
             max_pixels=settings.max_pixels,
             metrics=self.metrics,
+            routing=self.routing,
         )
+        self.ablator = SlowLane(partial(load_ablation, settings))
         self.readiness = Readiness(self._batcher.health.problem)
         self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
         """Run the threads and the batcher; leaving finishes what has been admitted."""
-        with self._streams, self._decoders:
+        with self._streams, self._decoders, self.ablator:
             async with self._batcher:
                 yield
         await asyncio.to_thread(self._tracer.close)
 
-    async def _run_batch(self, model: ServedModel, rows: Sequence[Pixels]) -> Sequence[RowOutput]:
+    async def _run_batch(self, model: ServedModel, rows: Sequence[Row]) -> Sequence[RowOutput]:
         # All senders of a batch may leave while it is being computed, but the engine must stay until it is done.
         lease = self.registry.hold(model)
 
@@ -156,6 +178,11 @@ class Service:
                 return compute_batch(model, rows, stream)
 
         return await self._streams.run(compute)
+
+    def _forget(self, name: str, version: str) -> None:
+        if self.routing is not None and version not in self.registry.models().get(name, {}):
+            self.routing.forget(name, version)
+        self.ablator.forget(name, version)
 
     def http_protocol(self) -> type[asyncio.Protocol]:
         """The protocol of a server's connections, with a limit for each server."""
@@ -204,6 +231,9 @@ class Service:
             readiness=self.readiness,
             tracer=self._tracer,
             versions=self.sync,
+            routing=self.routing,
+            recent=None if self.routing is None else RecentRequests(),
+            ablator=self.ablator,
         )
 
         async def load_and_watch() -> None:

@@ -20,15 +20,16 @@ from service.domain import (
     ImageSource,
     ModelOutput,
     ModelSource,
-    Pixels,
     Prediction,
     RoutingTrace,
+    Row,
     ServedModel,
     Timings,
 )
 from service.errors import InferenceFailed, InvalidParameter, MissingImage, OutOfMemory, ServiceError
-from service.imaging import decode_image, sufficient_side, transform
+from service.imaging import make_row
 from service.metrics import Metrics
+from service.routing.live import LiveRouting
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +50,10 @@ class Classification:
     results: tuple[ImageResult, ...]
 
 
-RowBatcher = Batcher[ServedModel, Pixels, RowOutput]
+RowBatcher = Batcher[ServedModel, Row, RowOutput]
 
 
-def compute_batch(model: ServedModel, rows: Sequence[Pixels], stream: int) -> list[RowOutput]:
+def compute_batch(model: ServedModel, rows: Sequence[Row], stream: int) -> list[RowOutput]:
     """Run one batch on the calling thread, which is that of a stream."""
     output: ModelOutput = model.engine(np.stack(rows), stream)
     return [RowOutput(logits, routing) for logits, routing in zip(output.logits, output.routing, strict=True)]
@@ -69,6 +70,7 @@ class Classifier:
         decoders: ThreadPoolExecutor,
         max_pixels: int,
         metrics: Metrics,
+        routing: LiveRouting | None = None,
     ) -> None:
         """Wire the parts together.
 
@@ -77,13 +79,15 @@ class Classifier:
             batcher: computes rows.
             decoders: threads that decode, as many as may decode at once.
             max_pixels: most pixels that an image's header may announce.
-            metrics: counts rows, stages and routing weights.
+            metrics: counts rows and stages.
+            routing: counts the routing of answered images; nobody does if None.
         """
         self._models = models
         self._batcher = batcher
         self._decoders = decoders
         self._max_pixels = max_pixels
         self._metrics = metrics
+        self._routing = routing
 
     async def classify(
         self,
@@ -154,6 +158,17 @@ class Classifier:
         served = self._models.get(model, version, key=split_key)
         self._batcher.check(served, 1, priority=priority, deadline=deadline)
 
+    async def decode(self, image: ImageSource, model: ServedModel, *, deadline: float) -> tuple[Row, float]:
+        """Decode one image into a row for the network: the row, and the seconds it took.
+
+        Raises:
+            ImageError: it can't be used. MissingImage: it is empty. DeadlineExceeded: it was not decoded in time.
+        """
+        if not image.data:
+            raise MissingImage("The image is empty.")
+        async with ending_at(deadline):
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, self._decode, image.data, model)
+
     async def _result(
         self,
         model: ServedModel,
@@ -166,7 +181,7 @@ class Classifier:
     ) -> ImageResult:
         identity = image.id if image.id is not None else str(position)
         try:
-            prediction = await self._predict(model, image.data, top_k, admission, deadline)
+            prediction = await self._predict(model, image, top_k, admission, deadline)
         except ServiceError as error:
             outcomes.append(error.slug)
             return ImageResult(id=identity, filename=image.filename, error=error)
@@ -180,15 +195,10 @@ class Classifier:
         return ImageResult(id=identity, filename=image.filename, prediction=prediction)
 
     async def _predict(
-        self, model: ServedModel, data: bytes, top_k: int, admission: Admission[ServedModel], deadline: float
+        self, model: ServedModel, image: ImageSource, top_k: int, admission: Admission[ServedModel], deadline: float
     ) -> Prediction:
-        if not data:
-            raise MissingImage("The image is empty.")
         started = time.monotonic()
-        async with ending_at(deadline):
-            pixels, decode_seconds = await asyncio.get_running_loop().run_in_executor(
-                self._decoders, self._decode, data, model
-            )
+        pixels, decode_seconds = await self.decode(image, model, deadline=deadline)
         row = await self._batcher.submit(model, pixels, admission, deadline=deadline)
         classes = top_classes(row.output.logits, model, top_k)
         return Prediction(
@@ -203,24 +213,21 @@ class Classifier:
             batch_size=row.batch_size,
         )
 
-    def _decode(self, data: bytes, model: ServedModel) -> tuple[Pixels, float]:
+    def _decode(self, data: bytes, model: ServedModel) -> tuple[Row, float]:
         started = time.monotonic()
-        sufficient = sufficient_side(model.preprocessing)
         try:
-            photo = decode_image(data, max_pixels=self._max_pixels, sufficient_side=sufficient)
-            pixels = transform(photo, model.preprocessing)
+            row = make_row(data, model.preprocessing, max_pixels=self._max_pixels, crop_jpeg=model.crop_jpeg)
         except MemoryError as error:
             raise OutOfMemory("There is too little memory to decode this image.", retry_after=5.0) from error
-        return pixels, time.monotonic() - started
+        return row, time.monotonic() - started
 
     def _observe(self, model: ServedModel, prediction: Prediction) -> None:
         self._metrics.version_rows.labels(model.name, model.version).inc()
         timings = prediction.timings
         for stage in ("decode", "queue", "inference", "total"):
             self._metrics.stage_seconds.labels(stage).observe(getattr(timings, stage))
-        for block, weights in prediction.routing.by_block().items():
-            for expert, weight in enumerate(weights):
-                self._metrics.routing_weight.labels(model.name, block, expert).observe(weight)
+        if self._routing is not None:
+            self._routing.observe(model, prediction.routing.weights, prediction.classes[0].index)
 
 
 def top_classes(logits: NDArray[np.float32], model: ServedModel, top_k: int) -> tuple[ClassScore, ...]:
@@ -236,9 +243,15 @@ def top_classes(logits: NDArray[np.float32], model: ServedModel, top_k: int) -> 
     """
     if not np.isfinite(logits).all():
         raise InferenceFailed("The engine's answer for this image holds numbers that are not finite.")
-    exponentials = np.exp(logits.astype(np.float64) - logits.max())
-    probabilities = exponentials / exponentials.sum()
+    probabilities = softmax(logits)
     best = np.argsort(-logits, kind="stable")[:top_k]
     return tuple(
         ClassScore(int(i), model.labels[i].label, model.labels[i].synset, float(probabilities[i])) for i in best
     )
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities of all classes of one row, `[classes]`."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum()
+    return probabilities

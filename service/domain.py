@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -14,15 +14,21 @@ from service.errors import ServiceError
 
 TransformName = Literal["official", "pillow"]
 Pixels = NDArray[np.uint8]
-"""RGB, uint8: a whole photo `[height, width, 3]`, or a row `[image_size, image_size, 3]` for the network."""
+"""RGB, uint8: a whole photo `[height, width, 3]`."""
+Row = NDArray[np.generic]
+"""RGB on the scale 0..255, `[image_size, image_size, 3]`: a photo as the network takes it, or several `[B, ...]`.
+
+Which type it has is `Preprocessing.row_type`; engines take uint8 in any case."""
+JpegCropper = Callable[[bytes, int, int, int], Pixels | None]
+"""Decodes the square with the corner `left, top` and the side `side` of a JPEG; None if it can't."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
     """What happens to a photo before the network sees it.
 
-    `transform` and `image_size` (pixels) are applied outside the graph and give uint8 RGB; `(x - mean) / std`
-    per channel, on the scale 0..255, is applied inside.
+    `transform` and `image_size` (pixels) are applied outside the graph and give a `Row`; `(x - mean) / std` per
+    channel, on the scale 0..255, is applied inside.
     """
 
     transform: TransformName
@@ -32,7 +38,16 @@ class Preprocessing:
     crop_padding: int = 32
     """The centre crop takes `image_size / (image_size + crop_padding)` of the short side."""
     exact_decoding: bool = False
-    """Whether large JPEGs are decoded at full size, too, instead of at a fraction that leaves enough pixels."""
+    """Whether the network sees the very pixels that the reference evaluation sees.
+
+    If so, large JPEGs are decoded at full size, too, instead of at a fraction that leaves enough pixels; and those of
+    `official` with TensorFlow's decoder, and its rows are not rounded to whole levels.
+    """
+
+    @property
+    def row_type(self) -> type[np.uint8] | type[np.float32]:
+        """What rows are made of."""
+        return np.float32 if self.exact_decoding and self.transform == "official" else np.uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +68,9 @@ class ModelOutput:
 
 
 class Engine(Protocol):
-    """Computes a batch: uint8 rows `[B, image_size, image_size, 3]` in, a `ModelOutput` out. Thread-safe, any `B`."""
+    """Computes a batch: rows `[B, image_size, image_size, 3]` in, a `ModelOutput` out. Thread-safe, any `B`."""
 
-    def __call__(self, rows: Pixels, stream: int = 0, /) -> ModelOutput:
+    def __call__(self, rows: Row, stream: int = 0, /) -> ModelOutput:
         """Compute all rows in one pass; `stream` is the number of the calling stream."""
         ...
 
@@ -92,6 +107,10 @@ class ServedModel:
     """What `GET /models/{name}` tells of it."""
     experts_per_block: tuple[int, ...] | None = None
     """Experts of each block, where they differ from `num_experts`; what a block has less is zero in the arrays."""
+    crop_jpeg: JpegCropper | None = None
+    """What decodes its JPEGs, if not what decodes all other photos."""
+    routing_profile: RoutingProfile | None = None
+    """What its routing looks like on known images; the bundle may carry it."""
 
 
 class ModelSource(Protocol):
@@ -143,6 +162,86 @@ class RoutingTrace:
         """The weights of each block's own experts, float32 `[experts]`."""
         counts = self.experts or (self.weights.shape[-1],) * len(self.blocks)
         return {block: weights[:count] for block, weights, count in zip(self.blocks, self.weights, counts, strict=True)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RoutingOverrides:
+    """The routing of `V` variants of one image.
+
+    Attributes:
+        weights: float32 `[V, blocks, experts]`; NaN leaves what the model itself gives, seeing what was changed before.
+        uniform: bool `[V, blocks]`: whether every expert gets the mean of what the model itself gives.
+    """
+
+    weights: NDArray[np.float32]
+    uniform: NDArray[np.bool_]
+
+
+class Ablation(Protocol):
+    """Computes one image with many routings; not thread-safe."""
+
+    def __call__(self, row: Row, overrides: RoutingOverrides, *, stopped: Callable[[], bool]) -> ModelOutput | None:
+        """Compute `V + 1` rows, the first of which is unchanged, with the weights used; None if `stopped` says so."""
+        ...
+
+    def close(self) -> None:
+        """Release the weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Ablated:
+    """What an ablation found, and how long it waited and took (seconds).
+
+    `output` is of the variants and, before them, of the image as it is.
+    """
+
+    output: ModelOutput
+    queue: float
+    inference: float
+
+
+class Ablator(Protocol):
+    """Computes ablations beside the ordinary traffic."""
+
+    def check(self) -> None:
+        """Say whether an ablation would be taken now.
+
+        Raises:
+            AblationBusy: as many as allowed are waiting already.
+        """
+        ...
+
+    async def ablate(self, model: ServedModel, row: Row, overrides: RoutingOverrides, *, deadline: float) -> Ablated:
+        """Compute a row with other routings, by `deadline` on the monotonic clock. Cancelling stops it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoutingProfile:
+    """What a model's routing looks like on known images, to compare live traffic with.
+
+    Attributes:
+        images: how many images it is made of.
+        mean: float32 `[blocks, experts]`, the mean routing weight.
+        deviation: float32 `[blocks, experts]`, the standard deviation.
+        histogram: int64 `[blocks, experts, bins]`, images by weight, in equal bins from 0 to 1.
+        load: float32 `[blocks, experts]`, the share of images whose strongest expert this is.
+        entropy: float32 `[blocks]`, the mean entropy, 0 to 1.
+        classes: int64 `[K]`, ascending: the predicted classes with enough images for a profile of their own.
+        class_images: int64 `[K]`, how many images each had.
+        class_mean: float32 `[K, blocks, experts]`, their mean routing weights.
+    """
+
+    images: int
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+    histogram: NDArray[np.int64]
+    load: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+    classes: NDArray[np.int64]
+    class_images: NDArray[np.int64]
+    class_mean: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

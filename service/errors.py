@@ -16,6 +16,7 @@ ServiceError
 │   ├── AliasNotFound         alias_not_found         the model has no such alias
 │   ├── VersionInUse          version_in_use          the version is needed, so it can't be unloaded
 │   ├── StoreNotWritable      store_not_writable      nothing can be written to the model store
+│   ├── RoutingNotFound       routing_not_found       no such block, expert, class, or recent request
 │   ├── Unauthenticated       unauthenticated         no API key, or an unknown one
 │   └── Forbidden             forbidden               the API key lacks the scope
 ├── ImageError
@@ -26,6 +27,7 @@ ServiceError
 │   ├── RateLimited           rate_limited            the API key has had its requests of this minute
 │   ├── TooManyConnections    too_many_connections    `max_connections` connections are open
 │   ├── QueueFull             queue_full              `max_queue_rows` rows are waiting
+│   ├── AblationBusy          ablation_busy           as many ablations as may wait are waiting
 │   ├── WaitTooLong           wait_too_long           the answer would come after its deadline
 │   ├── NotReady              not_ready               still loading, or unable to serve
 │   ├── Draining              draining                shutting down
@@ -158,6 +160,13 @@ class StoreNotWritable(RequestError):
     title = "Model store not writable"
 
 
+class RoutingNotFound(RequestError):
+    """The model has no such block, expert or class, or there is no such recent request."""
+
+    slug = "routing_not_found"
+    title = "No such routing"
+
+
 class Unauthenticated(RequestError):
     """The request holds no API key, or an unknown one."""
 
@@ -229,6 +238,13 @@ class QueueFull(CapacityError):
 
     slug = "queue_full"
     title = "Queue full"
+
+
+class AblationBusy(CapacityError):
+    """Ablations are computed one after the other, and as many as may wait are waiting."""
+
+    slug = "ablation_busy"
+    title = "Ablation busy"
 
 
 class WaitTooLong(CapacityError):

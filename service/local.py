@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import glob
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.api.schemas import predict_response
-from service.bootstrap import Service, load_model
+from service.bootstrap import Service, load_model, plan_engines
 from service.classifier import Classification
-from service.domain import ImageResult, ImageSource, ServedModel
+from service.domain import ImageResult, ImageSource, RoutingProfile, ServedModel
 from service.errors import BodyTooLarge, BundleError, MissingImage, ServiceError
+from service.imaging import decode_image, sufficient_side, transform
+from service.routing.profile import profile_from
+from service.routing.tally import Tally
 from service.runtime.plan import EnginePlan
 from service.settings import Settings
 from service.store import open_bundle
@@ -26,6 +30,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif",
 """What is taken for an image when a directory is searched."""
 PROGRESS_FROM = 8
 """With fewer images than this a progress bar would only flicker."""
+_UNLIMITED = 2**40
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +146,71 @@ def verify_bundle(path: Path, plan: EnginePlan) -> None:
     output = model.engine(np.zeros((1, size, size, 3), np.uint8))
     if not np.isfinite(output.logits).all():
         raise BundleError(f"{model.name}/{model.version}: the answer for a black image is not finite.")
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledFiles:
+    """A profile of files' routing, and the files that could not be used with the reason of each."""
+
+    profile: RoutingProfile
+    failures: tuple[tuple[Path, ServiceError], ...]
+
+
+def profile_files(
+    settings: Settings, bundle: Path, files: Sequence[Path], *, min_class_images: int, console: Console
+) -> ProfiledFiles:
+    """Make a reference profile of a bundle's routing over files.
+
+    Args:
+        settings: as for a server.
+        bundle: the bundle's directory.
+        files: images.
+        min_class_images: images that a class needs for a profile of its own.
+        console: where a progress bar goes.
+
+    Raises:
+        BundleError: the bundle is unusable, or its network static.
+        MissingImage: none of the files could be used.
+    """
+    plan = plan_engines(settings)
+    model = load_model(open_bundle(bundle), plan)
+    if not model.routing_blocks:
+        raise BundleError(f"{model.name}/{model.version} is a static network, without routing.")
+    chunks = [files[start : start + plan.max_batch_size] for start in range(0, len(files), plan.max_batch_size)]
+    failures: list[tuple[Path, ServiceError]] = []
+    progress = Progress(TextColumn("profiling"), BarColumn(), MofNCompleteColumn(), console=console)
+
+    def count(stream: int) -> Tally:
+        tally = Tally((len(model.routing_blocks), model.num_experts), class_bytes=_UNLIMITED)
+        for chunk in chunks[stream :: plan.streams]:
+            rows = [row for file in chunk if (row := _row(file, model, settings, failures)) is not None]
+            if rows:
+                output = model.engine(np.stack(rows), stream)
+                tally.merge(Tally.of(output.routing, output.logits.argmax(axis=1), class_bytes=_UNLIMITED))
+            progress.advance(task, len(chunk))
+        return tally
+
+    with progress, ThreadPoolExecutor(plan.streams) as threads:
+        task = progress.add_task("", total=len(files))
+        total, *others = threads.map(count, range(plan.streams))
+    for tally in others:
+        total.merge(tally)
+    if not total.count:
+        raise MissingImage(f"None of the {len(files)} files could be used; the first one: {failures[0][1]}")
+    return ProfiledFiles(
+        profile_from(total, min_class_images=min_class_images), tuple(sorted(failures, key=lambda failure: failure[0]))
+    )
+
+
+def _row(file: Path, model: ServedModel, settings: Settings, failures: list[tuple[Path, ServiceError]]) -> Any:
+    """A file's row for the network; None if it can't be used, which is noted."""
+    try:
+        photo = decode_image(
+            _read(file, settings.max_body_bytes),
+            max_pixels=settings.max_pixels,
+            sufficient_side=sufficient_side(model.preprocessing),
+        )
+    except ServiceError as error:
+        failures.append((file, error))
+        return None
+    return transform(photo, model.preprocessing)

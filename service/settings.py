@@ -160,6 +160,11 @@ class Settings(BaseSettings):
     shutdown_timeout: float = Field(
         30.0, ge=0, description="Seconds from the signal until the process ends, whatever is unanswered."
     )
+    routing_statistics: bool = Field(
+        True,
+        description="Whether the routing of live traffic is counted, and that of recent requests kept, for everything "
+        "below GET /routing and for the routing metrics.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_format: Literal["auto", "json", "pretty"] = Field(
         "auto",

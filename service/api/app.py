@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from service import __version__
-from service.api import health, models, predict, problems, security
+from service.api import ablation, health, models, predict, problems, routing, security
 from service.api.middleware import RequestContext
 from service.api.parts import Parts
 from service.api.schemas import EncodedImage
@@ -48,13 +48,19 @@ def create_app(
         lifespan=lifespan,
         redirect_slashes=False,
         openapi_tags=[
-            {"name": "predict", "description": "Images in, classes and routing weights out."},
+            {"name": "predict", "description": "Images in, classes out."},
+            {"name": "routing", "description": "Which experts images are routed to, one by one and in live traffic."},
             {"name": "models", "description": "What is served."},
             {"name": "health", "description": "Probes and metrics."},
         ],
     )
     problems.install(app)
-    guarded: tuple[APIRouter, ...] = (predict.router(parts), models.router(parts))
+    guarded: tuple[APIRouter, ...] = (
+        predict.router(parts),
+        routing.router(parts),
+        ablation.router(parts),
+        models.router(parts),
+    )
     guard = security.guard(access.keys, open_admin=access.open_admin)  # one for all, since it counts
     for router in guarded:
         app.include_router(router, dependencies=[guard])

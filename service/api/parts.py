@@ -8,9 +8,11 @@ from typing import Protocol
 
 from service.api.body import BodyLimits
 from service.classifier import Classifier
-from service.domain import ModelSource, ServedModel
+from service.domain import Ablator, ModelSource, ServedModel
 from service.metrics import Metrics
 from service.readiness import Readiness
+from service.routing.live import LiveRouting
+from service.routing.recent import RecentRequests
 from service.runtime.versions import VersionStatus
 from service.store.aliases import Alias
 from service.telemetry import Tracer
@@ -63,7 +65,11 @@ class VersionControl(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What the routes work with; `request_timeout` is in seconds."""
+    """What the routes work with; `request_timeout` is in seconds.
+
+    Without `routing` no live statistics are kept, without `recent` no recent requests, and without
+    `ablator` there are no ablations.
+    """
 
     classifier: Classifier
     models: ServedModels
@@ -72,4 +78,7 @@ class Parts:
     request_timeout: float
     readiness: Readiness
     versions: VersionControl
+    routing: LiveRouting | None = None
+    recent: RecentRequests | None = None
+    ablator: Ablator | None = None
     tracer: Tracer = field(default_factory=Tracer)

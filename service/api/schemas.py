@@ -246,7 +246,7 @@ def predict_response(classification: Classification, *, routing: bool) -> Predic
     """Put a classification into the body's shape."""
     return PredictResponse(
         model=ModelReference(name=classification.model.name, version=classification.model.version),
-        predictions=[_entry(result, routing=routing) for result in classification.results],
+        predictions=[prediction_body(result, routing=routing) for result in classification.results],
     )
 
 
@@ -302,7 +302,8 @@ def model_response(model: ServedModel, summary: ModelSummary) -> ModelResponse:
     )
 
 
-def _entry(result: ImageResult, *, routing: bool) -> PredictionBody:
+def prediction_body(result: ImageResult, *, routing: bool) -> PredictionBody:
+    """What became of one image."""
     body = PredictionBody(id=result.id, filename=result.filename)
     if result.error is not None:
         return body.model_copy(update={"error": Problem.of(result.error)})

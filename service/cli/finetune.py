@@ -22,7 +22,9 @@ def finetune_model(
         Path, typer.Option(help="Images: a folder per class; with --teacher any folder, labels aren't needed.")
     ],
     name: Annotated[str, typer.Option(help="Name of the new model.")],
-    version: Annotated[str, typer.Option(help="Version of the new bundle.")] = "1",
+    version: Annotated[
+        str | None, typer.Option(help="Version of the new bundle; one more than the largest there is if absent.")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="NAME[/VERSION]", help="Distil: learn this model's answers.")
     ] = None,

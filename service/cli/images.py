@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
@@ -22,6 +22,7 @@ from service.cli.common import (
     print_table,
     read_settings,
 )
+from service.errors import InvalidParameter
 
 app = typer.Typer()
 
@@ -54,12 +55,22 @@ def predict(
     raise typer.Exit(answer.exit_code)
 
 
-@app.command(epilog="Example: [bold]condconv routing photo.jpg --plot routing.png[/]")
+@app.command(
+    epilog="Example: [bold]condconv routing photo.jpg --plot routing.png[/], "
+    "[bold]condconv routing photos/ --by class --plot classes.png --report classes.html[/]"
+)
 @friendly
 def routing(
     images: Images,
+    by: Annotated[
+        Literal["image", "class"],
+        typer.Option(help="Show each image, or the mean of each class, which is the directory that an image lies in."),
+    ] = "image",
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Write a heat map (.png, .svg or .pdf).")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture (.png, .svg or .pdf).")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE", help="With --by class: write a page (.html).")
     ] = None,
     as_json: Json = False,
     model: ModelOption = None,
@@ -68,11 +79,23 @@ def routing(
     """Show which experts images are routed to, without a server."""
     from service.local import classify_files, expand
     from service.routing.plot import check_plot_path, plot_routing
+    from service.routing.report import check_report_path
 
     if plot is not None:
         check_plot_path(plot)
+    if report is not None:
+        check_report_path(report)
+        if by != "class":
+            raise InvalidParameter("A report is of classes: add --by class.")
     answer = classify_files(read_settings(model_store=model_store), expand(images), model=model, top_k=1, console=err)
     predictions = [(r.filename or r.id, r.prediction) for r in answer.results if r.prediction is not None]
+    if by == "class":
+        for result in answer.results:
+            if result.prediction is None:
+                print_failure(result.filename, result.error)
+        if predictions:
+            _show_classes(answer, predictions, plot=plot, report=report, as_json=as_json)
+        raise typer.Exit(answer.exit_code)
     if as_json:
         print_json(answer.to_json(routing=True))
     for result in answer.results:
@@ -84,6 +107,32 @@ def routing(
         plot_routing([(f"{name}\n{p.classes[0].label}", p.routing) for name, p in predictions], plot)
         err.print(f"wrote {escape(str(plot))}", highlight=False, soft_wrap=True)
     raise typer.Exit(answer.exit_code)
+
+
+def _show_classes(
+    answer: Any, predictions: list[tuple[str, Any]], *, plot: Path | None, report: Path | None, as_json: bool
+) -> None:
+    from service.routing.by_class import by_class
+    from service.routing.plot_classes import plot_by_class
+    from service.routing.report import write_report
+
+    found = by_class([(Path(name).absolute().parent.name, prediction.routing) for name, prediction in predictions])
+    name = f"{answer.model.name}/{answer.model.version}"
+    if as_json:
+        print_json(found.to_json(model={"name": answer.model.name, "version": answer.model.version}))
+    else:
+        table = Table("block", "between classes", "within a class", "share between", "entropy", title=name)
+        columns = (found.between, found.within, found.explained, found.overall.entropy_mean)
+        for block, between, within, share, entropy in zip(found.blocks, *columns, strict=True):
+            table.add_row(block, f"{between:.3f}", f"{within:.3f}", f"{share:.0%}", f"{entropy:.3f}")
+        print_table(table)
+        out.print(f"{len(predictions)} images of {len(found.names)} classes", highlight=False)
+    if plot is not None:
+        plot_by_class(found, plot)
+        err.print(f"wrote {escape(str(plot))}", highlight=False, soft_wrap=True)
+    if report is not None:
+        write_report(found, report, model=name, failures=len(answer.results) - len(predictions))
+        err.print(f"wrote {escape(str(report))}", highlight=False, soft_wrap=True)
 
 
 def _print_routing(name: str, prediction: Any) -> None:

@@ -89,7 +89,7 @@ def list_catalogue(as_json: Json = False, catalogue: CatalogueOption = None) -> 
     for column in ("name", "architecture", "published top-1", "licence", "size", "from"):
         table.add_column(column, overflow="fold")
     for checkpoint in found.checkpoints:
-        table.add_row(*(escape(cell) for cell in _row(checkpoint)))
+        table.add_row(*(escape(_printable(cell)) for cell in _row(checkpoint)))
     print_table(table)
 
 
@@ -102,6 +102,11 @@ def _row(checkpoint: Checkpoint) -> tuple[str, ...]:
         f"{checkpoint.size / 1e6:.1f} MB" if checkpoint.size else "unknown",
         checkpoint.source.page,
     )
+
+
+def _printable(text: str) -> str:
+    """Without what would steer the terminal: a catalogue may be anybody's."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def _read(settings: Settings) -> Catalogue:
@@ -129,17 +134,23 @@ def _reporter() -> Iterator[Reporter]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err) as progress:
+    progress = Progress(*columns, console=err)
+    try:
         yield _Bar(progress)
+    finally:
+        progress.stop()
 
 
 class _Bar:
+    """Appears with the first bytes, since the Hub's library shows bars of its own."""
+
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: TaskID | None = None
 
     def received(self, count: int, total: int | None) -> None:
         if self._task is None:
+            self._progress.start()
             self._task = self._progress.add_task("download", total=total)
         self._progress.update(self._task, completed=count, total=total)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
@@ -94,6 +95,12 @@ def variable_shapes(text: str, *, image_size: int) -> dict[str, tuple[int, ...]]
     Raises:
         ConfigurationError: as for `network_from_json`, or two variables have the same path.
     """
+    # Keras notes variables without values in its state of the thread, and would give them values at the next occasion.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_variable_shapes, text, image_size).result()
+
+
+def _variable_shapes(text: str, image_size: int) -> dict[str, tuple[int, ...]]:
     with keras.StatelessScope(initialize_variables=False):
         network = network_from_json(text, image_size=image_size)
         shapes: dict[str, tuple[int, ...]] = {}

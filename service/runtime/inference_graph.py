@@ -1,4 +1,4 @@
-"""From a Keras model to the frozen graph that serves it: uint8 rows in, logits and routing weights out, in one pass."""
+"""From a Keras model to the frozen graph that serves it: rows in, logits and routing weights out, in one pass."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from service.domain import Preprocessing
+from service.domain import Preprocessing, Row
 from service.runtime.lowering import CPU, Lowering, is_stateless, lower
 
 INPUT, LOGITS, ROUTING = "rows", "logits", "routing"
@@ -21,13 +21,18 @@ INPUT, LOGITS, ROUTING = "rows", "logits", "routing"
 class InferenceGraph:
     """A frozen TensorFlow graph: weights are constants, so its engine can pack them once.
 
-    Its tensors are `rows:0` uint8 `[B, image_size, image_size, 3]`, `logits:0` float32 `[B, classes]` and `routing:0`
-    float32 `[B, blocks, num_experts]`, where a block with fewer experts than another is filled up with zeros; `B` is
-    open.
+    Its tensors are `rows:0` of `row_type` `[B, image_size, image_size, 3]`, `logits:0` float32 `[B, classes]` and
+    `routing:0` float32 `[B, blocks, num_experts]`, where a block with fewer experts than another is filled up with
+    zeros; `B` is open.
     """
 
     graph_def: Any
     image_size: int
+    row_type: type[np.uint8] | type[np.float32] = np.uint8
+
+    def as_rows(self, rows: Row) -> Row:
+        """Bring rows to the type of the graph's input; uint8 rows suit any graph."""
+        return rows.astype(self.row_type, casting="safe", copy=False)
 
 
 def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Lowering = CPU) -> InferenceGraph:
@@ -35,33 +40,33 @@ def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Loweri
 
     Args:
         model: takes normalised pixels `[B, image_size, image_size, 3]`.
-        preprocessing: its mean and standard deviation go into the graph.
+        preprocessing: its mean and standard deviation go into the graph, and it says of what type rows are.
         lowering: which operations to use.
 
     Raises:
         ConfigurationError: the model is not functional.
     """
-    size = preprocessing.image_size
+    size, row_type = preprocessing.image_size, preprocessing.row_type
     lowered = lower(model, lowering)
     infer = _inference(lowered, preprocessing)
     if not (lowering.constants and is_stateless(lowered)):  # there may be variables to freeze
-        signature = tf.TensorSpec((None, size, size, 3), tf.uint8, INPUT)
+        signature = tf.TensorSpec((None, size, size, 3), row_type, INPUT)
         function = tf.function(infer, autograph=False).get_concrete_function(signature)
-        return InferenceGraph(convert_variables_to_constants_v2(function).graph.as_graph_def(), size)
+        return InferenceGraph(convert_variables_to_constants_v2(function).graph.as_graph_def(), size, row_type)
     with tf.Graph().as_default() as graph:  # without the copies of all weights that tf.function would leave behind
-        infer(tf.compat.v1.placeholder(tf.uint8, (None, size, size, 3), INPUT))
-    return InferenceGraph(graph.as_graph_def(), size)
+        infer(tf.compat.v1.placeholder(row_type, (None, size, size, 3), INPUT))
+    return InferenceGraph(graph.as_graph_def(), size, row_type)
 
 
 def inference_function(
     model: keras.Model, preprocessing: Preprocessing, lowering: Lowering
 ) -> Callable[[Any], dict[str, Any]]:
-    """Return what the inference graph computes as a function of uint8 rows, for tracing."""
+    """Return what the inference graph computes as a function of rows, for tracing."""
     return _inference(lower(model, lowering), preprocessing)
 
 
 def _inference(lowered: keras.Model, preprocessing: Preprocessing) -> Callable[[Any], dict[str, Any]]:
-    mean, scale = _per_channel(preprocessing.mean), _per_channel(tuple(1 / s for s in preprocessing.std))
+    mean, scale = per_channel(preprocessing.mean), per_channel(tuple(1 / s for s in preprocessing.std))
 
     def infer(rows: Any) -> dict[str, Any]:
         outputs = lowered((tf.cast(rows, tf.float32) - mean) * scale, training=False)
@@ -85,6 +90,6 @@ def _stack(routing: list[Any]) -> Any:
     )
 
 
-def _per_channel(values: tuple[float, ...]) -> Any:
-    """One number where the channels agree: broadcasting over an innermost axis of three is slow."""
+def per_channel(values: tuple[float, ...]) -> Any:
+    """One number where the three channels agree: broadcasting over an innermost axis of three is slow."""
     return values[0] if len(set(values)) == 1 else np.array(values, np.float32)

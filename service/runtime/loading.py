@@ -10,15 +10,16 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import ServedModel
+from service.domain import RoutingProfile, ServedModel
 from service.errors import BundleError, ConfigurationError
 from service.metrics import Metrics
 from service.nn import build_efficientnet, cost, get_architecture, network_from_json, variable_shapes
 from service.runtime.engines import build_engine
+from service.runtime.official_jpeg import crop_jpeg
 from service.runtime.outputs import routing_experts
 from service.runtime.plan import EnginePlan
 from service.runtime.tensorflow_engine import limit_threads
-from service.store import OWN_NETWORK, Bundle, read_labels, read_network, read_weights
+from service.store import OWN_NETWORK, Bundle, read_labels, read_network, read_profile, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     labels = read_labels(bundle)
     network = load_network(bundle)
     experts = routing_experts(network)
+    profile = _profile(bundle, (len(experts), max(experts.values(), default=0)))
     network_cost = cost(network)
     logger.info("%s: network built, weights set", name)
     engine, computed_by = build_engine(network, preprocessing, plan, metrics=metrics)
@@ -55,12 +57,14 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
         routing_blocks=tuple(experts),
         num_experts=max(experts.values(), default=0),
         experts_per_block=tuple(experts.values()),
+        crop_jpeg=crop_jpeg if preprocessing.row_type is np.float32 else None,
         description={
             **manifest.model_dump(mode="json", exclude_none=True),
             "parameters": network_cost.parameters,
             "multiply_adds": network_cost.multiply_adds,
             "model_card": bundle.model_card,
         },
+        routing_profile=profile,
     )
 
 
@@ -114,6 +118,17 @@ def _own_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32]]) -> 
         if not isinstance(tensor, keras.KerasTensor) or len(tensor.shape) != 2 or None in tensor.shape[1:]:
             raise BundleError(f"{name}: the network's output {block} must have two axes.")
     return network
+
+
+def _profile(bundle: Bundle, shape: tuple[int, int]) -> RoutingProfile | None:
+    """The bundle's reference profile, which must be of `shape`: blocks and experts."""
+    profile = read_profile(bundle)
+    if profile is not None and profile.mean.shape != shape:
+        raise BundleError(
+            f"{bundle.manifest.name}/{bundle.manifest.version}: the routing profile is of {profile.mean.shape} blocks "
+            f"and experts, but the network has {shape}."
+        )
+    return profile
 
 
 def set_weights(network: Any, weights: Mapping[str, NDArray[np.float32]], *, name: str) -> None:

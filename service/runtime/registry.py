@@ -61,6 +61,7 @@ class Registry:
         warm_up_sizes: Iterable[int],
         streams: int,
         metrics: Metrics,
+        on_gone: Callable[[str, str], None] = lambda name, version: None,
     ) -> None:
         """Create an empty registry.
 
@@ -70,7 +71,9 @@ class Registry:
             warm_up_sizes: batch sizes that every model computes on every stream before it is served.
             streams: number of streams.
             metrics: told of every load.
+            on_gone: called with the name and version of what has been released or replaced, on any thread.
         """
+        self._on_gone = on_gone
         self._load = load
         self._default = default_model
         self._warm_up_sizes = tuple(warm_up_sizes)
@@ -104,6 +107,7 @@ class Registry:
             self._models = {**self._models, model.name: {**versions, model.version: model}}
             self._default = self._default or model.name
         if replaced is not None:
+            self._on_gone(model.name, model.version)
             self._retire(replaced, lambda: None)
             self._forget_metrics(replaced)
         self._metrics.model_load_seconds.labels(model.name, model.version).set(seconds)
@@ -145,6 +149,7 @@ class Registry:
             model.engine.close()
             release_memory()
             if model.version not in self._models.get(model.name, {}):
+                self._on_gone(model.name, model.version)
                 with contextlib.suppress(KeyError):  # it has answered nothing
                     self._metrics.version_rows.remove(model.name, model.version)
             logger.info("model %s version %s released", model.name, model.version)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
-from service.domain import ModelOutput, Pixels
+from service.domain import ModelOutput, Row
 from service.errors import OutOfMemory
 from service.runtime.inference_graph import INPUT, LOGITS, ROUTING, InferenceGraph
 from service.runtime.plan import Precision
@@ -44,6 +45,17 @@ def reporting_memory() -> Iterator[None]:
         raise OutOfMemory("The engine is out of memory.", retry_after=5.0) from error
 
 
+def open_session(graph: Any, *, precision: Precision = "float32", threads: int = 1) -> Any:
+    """Make a session for a graph that never changes, to compute on its callers' threads."""
+    config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=-1)
+    # It needn't keep copies of the graph, and of all weights with them.
+    config.experimental.optimize_for_static_graph = True
+    config.experimental.disable_output_partition_graphs = True
+    if precision == "bfloat16":
+        config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = RewriterConfig.ON
+    return tf.compat.v1.Session(graph=graph, config=config)
+
+
 class TensorFlowEngine:
     """Computes batches of an inference graph, each on its caller's thread.
 
@@ -58,24 +70,17 @@ class TensorFlowEngine:
             precision: bfloat16 lets Grappler convert the operations that gain from it.
             threads_per_stream: 1 keeps mixed kernels and activations in the cache of the stream's core.
         """
-        config = tf.compat.v1.ConfigProto(
-            intra_op_parallelism_threads=threads_per_stream, inter_op_parallelism_threads=-1
-        )
-        # The graph never changes, so the session needn't keep copies of it, and of all weights with them.
-        config.experimental.optimize_for_static_graph = True
-        config.experimental.disable_output_partition_graphs = True
-        if precision == "bfloat16":
-            config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = RewriterConfig.ON
+        self._as_rows = graph.as_rows
         tf_graph = tf.Graph()
         with tf_graph.as_default():
             tf.graph_util.import_graph_def(graph.graph_def, name="")
-        self._session = tf.compat.v1.Session(graph=tf_graph, config=config)
+        self._session = open_session(tf_graph, precision=precision, threads=threads_per_stream)
         self._compute = self._session.make_callable([f"{LOGITS}:0", f"{ROUTING}:0"], feed_list=[f"{INPUT}:0"])
 
-    def __call__(self, rows: Pixels, stream: int = 0) -> ModelOutput:
-        """Compute uint8 `[B, image_size, image_size, 3]`; any stream may."""
+    def __call__(self, rows: Row, stream: int = 0) -> ModelOutput:
+        """Compute `[B, image_size, image_size, 3]`; any stream may."""
         with reporting_memory():
-            logits, routing = self._compute(rows)
+            logits, routing = self._compute(self._as_rows(rows))
         return ModelOutput(logits, routing)
 
     def close(self) -> None:

@@ -3,7 +3,17 @@
 Data only: no pickle, no code. A bundle is checked whole before anything of it is used.
 """
 
-from service.store.bundle import Bundle, NewBundle, open_bundle, read_labels, read_network, read_weights, write_bundle
+from service.store.amend import add_profile
+from service.store.bundle import (
+    Bundle,
+    NewBundle,
+    open_bundle,
+    read_labels,
+    read_network,
+    read_profile,
+    read_weights,
+    write_bundle,
+)
 from service.store.catalog import Catalog
 from service.store.manifest import OWN_NETWORK, Manifest
 
@@ -13,9 +23,11 @@ __all__ = [
     "Catalog",
     "Manifest",
     "NewBundle",
+    "add_profile",
     "open_bundle",
     "read_labels",
     "read_network",
+    "read_profile",
     "read_weights",
     "write_bundle",
 ]

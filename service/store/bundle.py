@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from service.domain import Label
+from service.domain import Label, RoutingProfile
 from service.errors import BundleError
 from service.store.manifest import (
     OWN_NETWORK,
@@ -32,6 +32,7 @@ from service.store.manifest import (
     Provenance,
     VersionName,
 )
+from service.store.profile import parse_profile, profile_name, serialise_profile
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
 NETWORK = "network.json"
@@ -71,6 +72,7 @@ class NewBundle:
     model_card: str
     accuracy: tuple[Accuracy, ...] = ()
     network: str | None = None
+    routing_profile: RoutingProfile | None = None
 
 
 def open_bundle(path: Path) -> Bundle:
@@ -184,6 +186,23 @@ def check_free(store: Path, name: str, version: str) -> Path:
     return target
 
 
+def read_profile(bundle: Bundle) -> RoutingProfile | None:
+    """Read the reference routing profile; None if the bundle has none.
+
+    Raises:
+        BundleError: the file is damaged, or its parts don't fit together.
+    """
+    name = bundle.manifest.routing_profile
+    if name is None:
+        return None
+    try:
+        return parse_profile((bundle.path / name).read_bytes())
+    except OSError as error:
+        raise BundleError(f"{_id(bundle.path)}: {name} is missing or can't be read.") from error
+    except BundleError as error:
+        raise BundleError(f"{_id(bundle.path)}: {name}: {error}.") from error
+
+
 def write_bundle(store: Path, new: NewBundle) -> Path:
     """Write a bundle beside its place, check it, then move it there: a reader never sees half of one.
 
@@ -219,6 +238,13 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
     return target
 
 
+def next_version(store: Path, name: str) -> str:
+    """Return the number after the largest version of a model, complete or not; "1" if there is none."""
+    directory = store / name
+    versions = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
+    return str(max(versions, default=0) + 1)
+
+
 def _manifest(new: NewBundle) -> Manifest:
     """The manifest, without the files."""
     try:
@@ -246,12 +272,20 @@ def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
     (path / MODEL_CARD).write_text(new.model_card, encoding="utf-8")
     if new.network is not None:
         (path / NETWORK).write_text(new.network, encoding="utf-8")
+    if new.routing_profile is not None:
+        content = serialise_profile(new.routing_profile)
+        (path / profile_name(content)).write_bytes(content)
     manifest = manifest.model_copy(update={"files": {file.name: _describe(file) for file in sorted(path.iterdir())}})
-    (path / MANIFEST).write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
+    (path / MANIFEST).write_bytes(dump_manifest(manifest))
     for file in path.iterdir():
         file.chmod(0o644)
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def dump_manifest(manifest: Manifest) -> bytes:
+    """The content of `manifest.json`."""
+    return (manifest.model_dump_json(indent=2, exclude_none=True) + "\n").encode()
 
 
 def _describe(file: Path) -> FileSpec:

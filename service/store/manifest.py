@@ -14,6 +14,12 @@ OWN_NETWORK: Final = "keras"
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
 VersionName = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
+FileName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(weights\.safetensors|labels\.json|MODEL_CARD\.md|routing_profile\.[0-9a-f]{16}\.safetensors)$"
+    ),
+]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -86,7 +92,12 @@ class Manifest(_Strict):
     architecture: ArchitectureSpec
     num_classes: Annotated[int, Field(ge=1, le=1_000_000)]
     preprocessing: PreprocessingSpec
-    files: dict[Literal["weights.safetensors", "labels.json", "MODEL_CARD.md", "network.json"], FileSpec]
+    files: dict[FileName, FileSpec]
     provenance: Provenance
     licence: str
     accuracy: tuple[Accuracy, ...] = ()
+
+    @property
+    def routing_profile(self) -> str | None:
+        """The file with the reference routing profile; None if there is none."""
+        return next((name for name in self.files if name.startswith("routing_profile.")), None)

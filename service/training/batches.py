@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Preprocessing
+from service.domain import Preprocessing, Row
 
 _SHIFT = 0.1
 _BRIGHTNESS = 0.1
@@ -26,16 +26,16 @@ class Augmentation:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Some of the rows uint8 `[N, image_size, image_size, 3]` of a mapped file, read when they are asked for."""
+    """Some of the rows `[N, image_size, image_size, 3]` of a mapped file, read when they are asked for."""
 
-    rows: NDArray[np.uint8]
+    rows: Row
     positions: NDArray[np.int64]
 
     def __len__(self) -> int:
         """Number of rows."""
         return len(self.positions)
 
-    def __getitem__(self, which: slice | NDArray[np.int64]) -> NDArray[np.uint8]:
+    def __getitem__(self, which: slice | NDArray[np.int64]) -> Row:
         """A copy of some of the rows."""
         return self.rows[self.positions[which]]
 
@@ -74,7 +74,7 @@ class Batches:
                 chosen = np.sort(order[start : start + self.batch_size])  # sorted: disks read so
                 yield normalise(self._vary(self.images[chosen], rng), self.preprocessing), self.targets[chosen]
 
-    def _vary(self, rows: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+    def _vary(self, rows: Row, rng: np.random.Generator) -> NDArray[np.float32]:
         varied = rows.astype(np.float32)
         for row in varied:
             if self.augmentation.mirror and rng.random() < 0.5:

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Preprocessing
+from service.domain import Preprocessing, Row
 from service.errors import DataSetError, ServiceError
-from service.imaging import decode_image, sufficient_side, transform
+from service.imaging import make_row
 from service.runtime.machine import available_cores
+from service.runtime.official_jpeg import crop_jpeg
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
 """What is taken for an image."""
@@ -46,12 +47,12 @@ class ImageFiles:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Decoded images: `rows` uint8 `[N, image_size, image_size, 3]`, and which of the files `[N]` they came from.
+    """Decoded images: `rows` `[N, image_size, image_size, 3]`, and which of the files `[N]` they came from.
 
     `failures` are the images that can't be read, with the reason of each; they are not among the rows.
     """
 
-    rows: NDArray[np.uint8]
+    rows: Row
     kept: NDArray[np.int64]
     classes: NDArray[np.int64]
     failures: tuple[tuple[Path, str], ...]
@@ -142,18 +143,16 @@ def read_rows(
     if index.exists():  # written last
         known = json.loads(index.read_text())
         return _rows(file, images, known["kept"], [(Path(path), reason) for path, reason in known["failures"]])
-    store = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(total, size, size, 3))
+    store = np.lib.format.open_memmap(file, mode="w+", dtype=preprocessing.row_type, shape=(total, size, size, 3))
+    cropper = crop_jpeg if preprocessing.row_type is np.float32 else None
     failures: list[tuple[Path, str]] = []
     kept: list[int] = []
 
-    def decode(path: Path) -> NDArray[np.uint8] | str:
+    def decode(path: Path) -> Row | str:
         try:
             if (length := path.stat().st_size) > _MAX_FILE_BYTES:
                 return f"it has {length} bytes; the most is {_MAX_FILE_BYTES}."
-            photo = decode_image(
-                path.read_bytes(), max_pixels=max_pixels, sufficient_side=sufficient_side(preprocessing)
-            )
-            return transform(photo, preprocessing)
+            return make_row(path.read_bytes(), preprocessing, max_pixels=max_pixels, crop_jpeg=cropper)
         except ServiceError as error:
             return str(error)
         except OSError as error:

@@ -21,7 +21,7 @@ from service.runtime.loading import load_network
 from service.runtime.machine import available_cores
 from service.runtime.tensorflow_engine import TensorFlowEngine
 from service.store import Bundle, open_bundle, read_labels
-from service.store.bundle import check_free
+from service.store.bundle import check_free, next_version
 from service.store.manifest import OWN_NETWORK
 from service.training.batches import Augmentation, Batches, Selection
 from service.training.checkpoint import RunDirectory, tensors_to_variables, variables_to_tensors
@@ -42,7 +42,7 @@ class FinetuneRequest:
         bundle: the directory of the bundle to start from.
         data: images: a folder per class, or with a teacher any folder of images.
         name: of the new model.
-        version: of the new bundle.
+        version: of the new bundle; one more than the largest there is if None.
         teacher: the directory of a bundle of the same classes whose answers are to be learned.
         temperature: both answers are softened by before they are compared with the teacher's.
         validation_data: labelled images to validate with; with a teacher, their folders are named as its classes.
@@ -62,7 +62,7 @@ class FinetuneRequest:
     bundle: Path
     data: Path
     name: str
-    version: str = "1"
+    version: str | None = None
     teacher: Path | None = None
     temperature: float = 2.0
     validation_data: Path | None = None
@@ -156,9 +156,10 @@ def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Fi
     _check(request)
     parent = open_bundle(request.bundle)
     teacher = None if request.teacher is None else open_bundle(request.teacher)
-    check_free(store, request.name, request.version)
+    version = request.version or next_version(store, request.name)
+    check_free(store, request.name, version)
     keras.utils.set_random_seed(request.seed)
-    run = RunDirectory(store, request.name, request.version)
+    run = RunDirectory(store, request.name, version)
     images, validation, labels, keep_head = _find_images(request, parent, teacher)
     options = _options(request, parent, teacher, images, validation)
     with run.claimed(options, resume=request.resume, restart=request.restart):
@@ -173,7 +174,8 @@ def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Fi
             ) from error
         return write_result(
             store,
-            request_name=(request.name, request.version),
+            name=request.name,
+            version=version,
             method=_method(request, parent, teacher, len(material.images), len(labels), best),
             parent=parent,
             network=material.network,

@@ -41,7 +41,8 @@ class Finished:
 def write_result(
     store: Path,
     *,
-    request_name: tuple[str, str],
+    name: str,
+    version: str,
     method: str,
     parent: Bundle,
     network: keras.Model,
@@ -60,7 +61,8 @@ def write_result(
 
     Args:
         store: the model store.
-        request_name: name and version of the bundle.
+        name: of the new model.
+        version: of the new bundle.
         method: how it was made, in a sentence.
         parent: the bundle that training started from.
         network: with the weights to write.
@@ -79,7 +81,6 @@ def write_result(
         BundleError: somebody else has written this version meanwhile.
         OSError: the disk is full.
     """
-    name, version = request_name
     network.trainable = True  # all layers, so that whoever trains next chooses afresh
     output = _serve(network, preprocessing, images)
     accuracy = () if classes is None else (_accuracy(output, classes, dataset, preprocessing, best_epoch),)

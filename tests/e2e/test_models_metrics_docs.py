@@ -97,7 +97,7 @@ def test_metrics_count(server: Server, coffee: bytes) -> None:
         assert counted("condconv_stage_seconds_count", stage=stage) == 2
     for block in range(8, 16):
         for expert in range(4):
-            labels = {"model": MODEL, "block": f"block_{block}", "expert": expert}
+            labels = {"model": MODEL, "version": "1", "block": f"block_{block}", "expert": expert}
             assert counted("condconv_routing_weight_count", **labels) == 2
     assert after["condconv_ready"] == 1
     assert after["condconv_queue_rows"] == after["condconv_rows_in_flight"] == 0
@@ -197,6 +197,13 @@ def test_openapi_names_every_route(openapi: dict[str, Any]) -> None:
     assert {(method, path) for method, path, _ in operations(openapi)} == {
         ("post", "/predict"),
         ("post", "/routing"),
+        ("get", "/routing"),
+        ("get", "/routing/classes/{index}"),
+        ("get", "/routing/experts/{block}/{expert}"),
+        ("get", "/routing/requests/{request_id}"),
+        ("get", "/routing/state"),
+        ("post", "/routing/reset"),
+        ("post", "/routing/ablation"),
         ("get", "/models"),
         ("get", "/models/{name}"),
         ("get", "/models/{name}/aliases"),
@@ -218,11 +225,14 @@ def test_every_documented_example_runs(client: httpx.Client, openapi: dict[str, 
     for method, path, operation in operations(openapi):
         if path.startswith("/models/") and method != "get":
             continue  # tests.e2e.test_live_versions runs them, on models that may be changed
+        given: dict[str, str] = {}
         for parameter in operation.get("parameters", []):
             examples = parameter["schema"].get("examples", [])
             if parameter["in"] == "path":
                 assert examples, f"{path} has no example for {parameter['name']}"
-                path = path.replace(f"{{{parameter['name']}}}", examples[0])
+                path = path.replace(f"{{{parameter['name']}}}", str(examples[0]))
+            elif parameter["in"] == "header":
+                given[parameter["name"]] = examples[0]
         bodies = operation.get("requestBody", {}).get("content", {})
         image = b""
         for media_type, content in sorted(bodies.items()):  # application/json comes first and holds the image
@@ -235,6 +245,7 @@ def test_every_documented_example_runs(client: httpx.Client, openapi: dict[str, 
                 headers = {"content-type": media_type.replace("*", "jpeg")}
                 requests = [{"content": image, "headers": headers}]
             for request in requests:
+                request["headers"] = given | request.get("headers", {})
                 response = client.request(method, path, **request)
                 assert response.is_success, (path, media_type, response.text)
                 ran.append((path, media_type))
@@ -242,12 +253,14 @@ def test_every_documented_example_runs(client: httpx.Client, openapi: dict[str, 
             response = client.request(method, path)
             assert response.is_success, (path, response.text)
             ran.append((path, ""))
-    assert len(ran) == 2 * 4 + 7
+    assert len(ran) == 3 * 4 + 13
 
 
 def test_documented_statuses_are_those_that_are_answered(client: httpx.Client, openapi: dict[str, Any]) -> None:
-    documented = {path: set(operation["responses"]) for _, path, operation in operations(openapi)}
-    assert {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"} == documented["/predict"]
-    assert documented["/predict"] == documented["/routing"]
-    assert documented["/readyz"] == documented["/healthz"] == {"200", "503"}
-    assert documented["/models/{name}"] == {"200", "404", "422"}
+    documented = {(m, path): set(operation["responses"]) for m, path, operation in operations(openapi)}
+    images = {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
+    for path in ("/predict", "/routing", "/routing/ablation"):
+        assert documented["post", path] == images
+    assert documented["get", "/readyz"] == documented["get", "/healthz"] == {"200", "503"}
+    for path in ("/models/{name}", "/routing", "/routing/classes/{index}", "/routing/experts/{block}/{expert}"):
+        assert documented["get", path] == {"200", "404", "422"}

@@ -23,6 +23,7 @@ from service.errors import (
     UnsupportedImage,
 )
 from service.metrics import Metrics
+from service.routing.live import LiveRouting
 from tests.pictures import encode
 
 CLASSES, BLOCKS, EXPERTS = 6, ("block_8", "block_9"), 3
@@ -92,9 +93,11 @@ class Subject:
         self.metrics = Metrics(CollectorRegistry())
         self.free, self.started = asyncio.Event(), asyncio.Event()
         self.free.set()
+        routing = LiveRouting()
+        self.metrics.routing.set_source(routing.exported)
         self.batcher = CountingBatcher(self._run, streams=1, metrics=self.metrics, **limits)
         self.classify = Classifier(
-            OneModel(), self.batcher, decoders=decoders, max_pixels=20_000, metrics=self.metrics
+            OneModel(), self.batcher, decoders=decoders, max_pixels=20_000, metrics=self.metrics, routing=routing
         ).classify
 
     async def _run(self, model, rows):
@@ -208,12 +211,12 @@ def decoded(monkeypatch):
     """What was decoded."""
     calls = []
 
-    def counted(data, **options):
+    def counted(data, *arguments, **options):
         calls.append(data)
-        return decode(data, **options)
+        return make_row(data, *arguments, **options)
 
-    decode = classifier_module.decode_image
-    monkeypatch.setattr(classifier_module, "decode_image", counted)
+    make_row = classifier_module.make_row
+    monkeypatch.setattr(classifier_module, "make_row", counted)
     return calls
 
 
@@ -260,14 +263,14 @@ async def test_images_of_several_requests_ride_together(subject):
 async def test_cancelled_images_are_counted_and_give_their_room_back(stage, subject, monkeypatch):
     entered, leave = threading.Event(), threading.Event()
 
-    def slow(data, **options):
+    def slow(data, *arguments, **options):
         entered.set()
         assert leave.wait(20)
-        return decode(data, **options)
+        return make_row(data, *arguments, **options)
 
-    decode = classifier_module.decode_image
+    make_row = classifier_module.make_row
     if stage == "decode":
-        monkeypatch.setattr(classifier_module, "decode_image", slow)
+        monkeypatch.setattr(classifier_module, "make_row", slow)
     else:
         subject.free.clear()
     request = asyncio.create_task(subject.classify([image(1), image(2), image(3)]))
@@ -295,7 +298,7 @@ async def test_metrics(subject):
         assert subject.read("condconv_stage_seconds_count", stage=stage) == 2
     for block in BLOCKS:
         for expert in range(EXPERTS):
-            labels = {"model": "fake", "block": block, "expert": str(expert)}
+            labels = {"model": "fake", "version": "3", "block": block, "expert": str(expert)}
             assert subject.read("condconv_routing_weight_count", **labels) == 2
             assert subject.read("condconv_routing_weight_sum", **labels) == pytest.approx(1.0)
             assert subject.read("condconv_routing_weight_bucket", **labels, le="0.3") == 1
@@ -334,14 +337,14 @@ def test_logits_that_are_not_finite(bad):
 
 
 async def test_unexpected_error_of_one_image_leaves_the_others_alone(subject, monkeypatch):
-    decode = classifier_module.decode_image
+    make_row = classifier_module.make_row
 
-    def faulty(data, **options):
+    def faulty(data, *arguments, **options):
         if data == b"boom":
             raise ZeroDivisionError("secret")
-        return decode(data, **options)
+        return make_row(data, *arguments, **options)
 
-    monkeypatch.setattr(classifier_module, "decode_image", faulty)
+    monkeypatch.setattr(classifier_module, "make_row", faulty)
     bad, good = (await subject.classify([ImageSource(b"boom"), image(1)])).results
     assert (bad.error.slug, good.prediction is not None) == ("internal_error", True)
     assert "secret" not in str(bad.error)

@@ -20,12 +20,13 @@ SCHEMA_VERSION: Final = 1
 MAX_BYTES: Final = 4 * 2**20
 """Most bytes that a catalogue may have."""
 
+_HOST: Final = r"([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?"
+_CATALOGUE_URL: Final = re.compile(rf"https?://([^\s/?#@]*@)?{_HOST}/\S*")
 # No user and password: the URL ends up in manifests. Neither query nor fragment: the path's end names the file's kind.
 _FileUrl = Annotated[
     str,
     StringConstraints(
-        pattern=r"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?/[^\s\\?#]+\.(tar\.gz|tgz|tar|safetensors)$",
-        max_length=2048,
+        pattern=rf"^https?://{_HOST}/[A-Za-z0-9._~!$&'()*+,;=:@%/-]+\.(tar\.gz|tgz|tar|safetensors)$", max_length=2048
     ),
 ]
 _Repository = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$")]
@@ -33,9 +34,6 @@ _RepositoryFile = Annotated[
     str, StringConstraints(pattern=r"^([A-Za-z0-9][\w.-]*/){0,8}[A-Za-z0-9][\w.-]*\.safetensors$")
 ]
 _Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]{0,127}$")]
-
-
-_CATALOGUE_URL = re.compile(r"https?://[^\s/\[\]]+/\S*|https?://[^/]*\[[0-9A-Fa-f:.]+\][^\s/]*/\S*")
 
 
 class _Strict(BaseModel):

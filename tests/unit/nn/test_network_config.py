@@ -166,3 +166,5 @@ def test_shapes_of_a_giant_take_no_memory(document):
     changed["network"]["config"]["layers"][-1]["config"]["units"] = 10**12
     shapes = variable_shapes(json.dumps(changed), image_size=16)
     assert shapes["logits/kernel"] == (8, 10**12)
+    # Keras computes shapes of such layers by tracing them, after which it creates what waits for its values.
+    OwnLayer()(keras.Input((3,)))

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from service.cli import app
-from service.errors import BundleError, ConfigurationError, DataSetError
+from service.errors import BundleError, ConfigurationError, DataSetError, OutOfMemory
 from service.imaging import decode, transform
 from service.nn import build_efficientnet, get_architecture
 from service.runtime.loading import load_model
@@ -187,7 +187,7 @@ def test_a_teacher_of_other_classes(train, store):
     ("changes", "error", "says"),
     [
         ({"name": "No Name"}, BundleError, "name: "),
-        ({"name": "small"}, BundleError, "small/1 exists already"),
+        ({"name": "small", "version": "1"}, BundleError, "small/1 exists already"),
         ({"version": "v1"}, BundleError, "version: "),
         ({"validation_split": 1.0}, ConfigurationError, "between 0 and 1"),
         ({"learning_rate": float("nan")}, ConfigurationError, "learning_rate must be above 0"),
@@ -201,6 +201,46 @@ def test_impossible_wishes(changes, error, says, train, store):
     with pytest.raises(error, match=says):
         train(**changes)
     assert [path.name for path in store.iterdir() if not path.name.startswith(".")] == ["small"]
+
+
+class Interrupting(Recorder):
+    def step(self, epoch, step, steps, loss):
+        super().step(epoch, step, steps, loss)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_by_hand_and_resumed_with_the_decoded_images(train, store, data):
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupting())
+    with pytest.raises(
+        ConfigurationError, match=r"can't be resumed, since other things hold now: epochs \(was 3, is 4"
+    ):
+        train(resume=True, epochs=4)
+    listener = Recorder()
+    finished = train(listener, resume=True)
+    assert listener.decoded == []
+    assert listener.began["first_epoch"] == 1
+    assert [epoch.number for epoch in listener.epochs] == [2, 3]
+    assert [epoch["number"] for epoch in finished.history] == [0, 1, 2, 3]
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupting())
+    (data / "red" / "000.png").unlink()
+    with pytest.raises(ConfigurationError, match="other things hold now: data "):
+        train(resume=True)
+    assert train(restart=True).path == store / "colours" / "2"
+
+
+def test_out_of_memory(train, monkeypatch):
+    import keras
+    import tensorflow as tf
+
+    def fit(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    with pytest.raises(OutOfMemory, match="too little memory for batches of 8 images of 32 pixels; choose a smaller"):
+        train()
 
 
 def test_validation_data_of_its_own(train, tmp_path):

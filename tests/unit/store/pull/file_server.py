@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import re
 import select
@@ -257,14 +258,14 @@ class _ProxyHandler(Handler):
     def do_GET(self) -> None:
         self.server.seen.append(Seen(self.command, self.path, dict(self.headers.items())))
         parts = urlsplit(self.path)
-        upstream = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=30)
         kept = {k: v for k, v in self.headers.items() if k.lower() not in ("proxy-connection", "connection")}
-        upstream.request(self.command, parts.path, headers=kept)
-        answer = upstream.getresponse()
-        content = answer.read()
-        self.head(answer.status, {k: v for k, v in answer.getheaders() if k.lower() != "connection"})
+        upstream = http.client.HTTPConnection(parts.hostname or "", parts.port or 80, timeout=30)
+        with contextlib.closing(upstream):
+            upstream.request(self.command, parts.path, headers=kept)
+            with upstream.getresponse() as answer:
+                content = answer.read()
+                self.head(answer.status, {k: v for k, v in answer.getheaders() if k.lower() != "connection"})
         self.body(content)
-        upstream.close()
 
     def do_HEAD(self) -> None:
         self.do_GET()

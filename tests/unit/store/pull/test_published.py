@@ -1,4 +1,6 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +59,15 @@ def test_a_catalogue_of_ones_own(tmp_path, server):
     assert read_catalogue(server.add("/own.json", file.read_bytes())) == catalogue
 
 
+def test_the_catalogue_in_the_documentation(tmp_path):
+    page = (Path(__file__).parents[4] / "docs" / "models.md").read_text(encoding="utf-8")
+    (text,) = [block for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL) if '"checkpoints"' in block]
+    (tmp_path / "own.json").write_text(text)
+    checkpoint = read_catalogue(str(tmp_path / "own.json")).find("flowers")
+    architecture = get_architecture(checkpoint.architecture.name, **checkpoint.architecture.overrides)
+    assert architecture.num_classes == len(checkpoint.labels)
+
+
 def refused(tmp_path, says, *entries, **changes):
     file = write_catalogue(tmp_path / "own.json", *entries, **changes)
     with pytest.raises(ConfigurationError) as caught:
@@ -94,6 +105,9 @@ def test_an_impossible_schema(version, tmp_path):
         "https://example.org/a b.tar.gz",
         "https://example.org/..\\w.tar.gz",
         "https://example.org/w.tar.gz\n",
+        "https://example.org/w\0.tar.gz",
+        "https://example.org/\x1b[31m.tar.gz",
+        "https://[::1/w.tar.gz",
         "",
         7,
     ],

@@ -408,7 +408,7 @@ class TestRefusedBeforeAnythingIsDownloaded:
         "architecture",
         [
             {"name": "resnet50"},
-            {"name": "efficientnet-condconv-b0-4e", "num_experts": 4},
+            {"name": "efficientnet-condconv-b0-4e", "head_filters": 4},
             {"name": "efficientnet-condconv-b0-4e", "num_classes": "ten"},
             {"name": "efficientnet-condconv-b0-4e", "width_coefficient": 1e9},
         ],

@@ -1,0 +1,67 @@
+"""The command that adds up the routing statistics of replicas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from service.cli.common import Json, err, friendly, out, print_json, print_table
+from service.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    from service.routing.state import RoutingState
+
+app = typer.Typer()
+
+
+@app.command(
+    "routing-state",
+    epilog="Example: [bold]curl -H 'X-API-Key: ...' replica-1:8000/routing/state > 1.npz[/] (and 2.npz), then "
+    "[bold]condconv routing-state 1.npz 2.npz[/]",
+)
+@friendly
+def routing_state(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="States, each from GET /routing/state.")],
+    into: Annotated[
+        Path | None, typer.Option("--into", metavar="FILE", help="Write the sum, as a state again (.npz).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Add up the live routing statistics of several replicas, exactly."""
+    states = [_read(file) for file in files]
+    total = states[0]
+    for file, state in zip(files[1:], states[1:], strict=True):
+        try:
+            total.merge(state)
+        except InvalidParameter as error:
+            raise InvalidParameter(f"{file}: {error}") from error
+    if into is not None:
+        into.write_bytes(total.pack())
+        err.print(f"wrote {escape(str(into))}", highlight=False, soft_wrap=True)
+    if as_json:
+        print_json(total.to_json())
+        return
+    tally = total.windows["all"]
+    table = Table("block", "entropy", "load by expert", "mean weight by expert")
+    for number, block in enumerate(total.blocks):
+        load = " ".join(f"{share:4.0%}" for share in tally.load[number])
+        mean = " ".join(f"{weight:.2f}" for weight in tally.mean[number])
+        table.add_row(block, f"{tally.entropy_mean[number]:.3f}", load, mean)
+    print_table(table)
+    out.print(
+        f"{total.model}/{total.version}: {tally.count} images of {len(tally.classes)} classes in {len(files)} states",
+        highlight=False,
+    )
+
+
+def _read(file: Path) -> RoutingState:
+    from service.routing.state import RoutingState
+
+    try:
+        return RoutingState.unpack(file.read_bytes())
+    except InvalidParameter as error:
+        raise InvalidParameter(f"{file}: {error}") from error

@@ -1,0 +1,96 @@
+"""What there is to say about one image's routing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from service.domain import RoutingProfile
+from service.routing.tally import Floats, entropy
+
+STRONGEST = 3
+MIN_LIVE_IMAGES = 5
+"""Live traffic serves as a class's profile from so many images on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClassProfile:
+    """The mean routing `[blocks, experts]` of `images` images that were taken for class `index`."""
+
+    index: int
+    images: int
+    mean: Floats
+    source: Literal["reference", "live"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Insight:
+    """What stands out in one image's routing. Distances are root mean squares of differences of weights.
+
+    Attributes:
+        entropy: `[blocks]`, see `service.routing.tally.entropy`.
+        strongest: by block, the experts with the largest weights, largest first.
+        reference_distance: `[blocks + 1]`, distance to the reference profile's mean; the last one is over all blocks.
+        typical_distance: `[blocks + 1]`, what that distance was for the reference's own images (root mean square).
+        class_distance: `[blocks + 1]`, distance to the predicted class's mean.
+        class_profile: which one that is.
+    """
+
+    entropy: Floats
+    strongest: tuple[tuple[int, ...], ...]
+    reference_distance: Floats | None = None
+    typical_distance: Floats | None = None
+    class_distance: Floats | None = None
+    class_profile: ClassProfile | None = None
+
+
+def insight(
+    weights: ArrayLike, *, profile: RoutingProfile | None = None, class_profile: ClassProfile | None = None
+) -> Insight:
+    """Look at one image's routing weights `[blocks, experts]`."""
+    values = np.asarray(weights, np.float64)
+    order = np.argsort(-values, axis=1, kind="stable")[:, :STRONGEST]
+    return Insight(
+        entropy=entropy(values),
+        strongest=tuple(tuple(experts) for experts in order.tolist()),
+        reference_distance=None if profile is None else _root_mean_square(values - profile.mean),
+        typical_distance=None if profile is None else _root_mean_square(profile.deviation),
+        class_distance=None if class_profile is None else _root_mean_square(values - class_profile.mean),
+        class_profile=class_profile,
+    )
+
+
+def class_profile_of(
+    index: int, *, profile: RoutingProfile | None, live: tuple[int, Floats] | None
+) -> ClassProfile | None:
+    """What is known of a class: by the reference profile, else by live traffic if it has shown enough images.
+
+    Args:
+        index: the class.
+        profile: of the model.
+        live: images of the class and their mean weights.
+    """
+    if profile is not None:
+        place = int(np.searchsorted(profile.classes, index))
+        if place < len(profile.classes) and profile.classes[place] == index:
+            return ClassProfile(
+                index=index,
+                images=int(profile.class_images[place]),
+                mean=profile.class_mean[place].astype(np.float64),
+                source="reference",
+            )
+    if live is None or live[0] < MIN_LIVE_IMAGES:
+        return None
+    return ClassProfile(index=index, images=live[0], mean=live[1], source="live")
+
+
+def _root_mean_square(values: ArrayLike) -> Floats:
+    """Of each block, and of all."""
+    squares = np.asarray(values, np.float64) ** 2
+    if not squares.size:
+        return np.zeros(len(squares) + 1)
+    result: Floats = np.sqrt(np.append(squares.mean(axis=1), squares.mean()))
+    return result

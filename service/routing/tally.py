@@ -1,0 +1,329 @@
+"""Sums over routing weights that add up: over images, over spans of time, over replicas."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+
+BINS = 20
+"""Bins of the histograms: equal ones from 0 to 1. A bin holds its upper end, as Prometheus's buckets do."""
+EDGES: tuple[float, ...] = tuple(i / BINS for i in range(BINS + 1))
+ACTIVE = 0.5
+"""A weight above this counts as active."""
+CLASS_BYTES = 32 * 2**20
+"""Memory for the classes of one tally, unless told otherwise."""
+_BYTES_PER_CLASS = 160  # the counters, and the dictionary's entry
+
+
+def entropy(weights: ArrayLike) -> Floats:
+    """How evenly weights are spread over the experts.
+
+    Args:
+        weights: `[..., experts]`, not negative.
+
+    Returns:
+        `[...]`: Shannon's entropy of the weights, made to sum to 1, divided by its greatest possible value: 0 if one
+        expert has all the weight, 1 if all have the same. 0 where there is no weight, or only one expert.
+    """
+    values = np.asarray(weights, np.float64)
+    experts = values.shape[-1]
+    if experts < 2:
+        return np.zeros(values.shape[:-1])
+    total = values.sum(axis=-1, keepdims=True)
+    shares = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
+    logarithms = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    result: Floats = -(shares * logarithms).sum(axis=-1) / np.log(experts)
+    return result
+
+
+class ClassTally:
+    """Images and sums of routing weights by predicted class, within a limit of memory.
+
+    While there is room every class is kept, and all is exact. Then the class that ranks lowest makes room for a new
+    one, which takes over its rank (Space-Saving; Metwally et al., ICDT 2005): whatever the traffic, a class that has
+    more than `1 / capacity` of all images is there. What was given up is counted in `dropped_classes` and
+    `dropped_images`, and is missing from the sums of a class that comes back.
+    """
+
+    def __init__(self, shape: tuple[int, int], *, max_bytes: int = CLASS_BYTES) -> None:
+        """Start empty.
+
+        Args:
+            shape: blocks and experts.
+            max_bytes: most memory for the classes; at least one is kept.
+        """
+        self.capacity = max(1, max_bytes // (8 * shape[0] * shape[1] + _BYTES_PER_CLASS))
+        self.dropped_classes = 0
+        self.dropped_images = 0
+        self._slots: dict[int, int] = {}
+        self._counts = np.zeros(0, np.int64)
+        self._ranks = np.zeros(0, np.int64)
+        self._sums = np.zeros((0, *shape))
+
+    def __len__(self) -> int:
+        """How many classes there are."""
+        return len(self._slots)
+
+    def add(self, classes: Counts, counts: Counts, sums: Floats, ranks: Counts | None = None) -> None:
+        """Add images of some classes, each named once.
+
+        Args:
+            classes: `[K]`.
+            counts: `[K]`, their images.
+            sums: `[K, blocks, experts]`, the sums of their weights.
+            ranks: `[K]`, from another tally; the counts if None.
+        """
+        ranks = counts if ranks is None else ranks
+        slots = np.array([self._slots.get(index, -1) for index in classes.tolist()], np.int64)
+        known = slots >= 0
+        self._counts[slots[known]] += counts[known]
+        self._ranks[slots[known]] += ranks[known]
+        self._sums[slots[known]] += sums[known]
+        new = np.flatnonzero(~known)
+        for position in new[np.argsort(-ranks[new], kind="stable")].tolist():
+            slot, inherited = self._slot()
+            self._slots[int(classes[position])] = slot
+            self._counts[slot] = counts[position]
+            self._ranks[slot] = ranks[position] + inherited
+            self._sums[slot] = sums[position]
+
+    def merge(self, other: ClassTally) -> None:
+        """Add another tally's classes; exact as long as nothing is dropped."""
+        classes, counts, sums, ranks = other._arrays()
+        self.add(classes, counts, sums, ranks)
+        self.dropped_classes += other.dropped_classes
+        self.dropped_images += other.dropped_images
+
+    def get(self, index: int) -> tuple[int, Floats] | None:
+        """Images of a class and their mean weights `[blocks, experts]`; None if there is none of it."""
+        slot = self._slots.get(index)
+        return None if slot is None else (int(self._counts[slot]), self._sums[slot] / self._counts[slot])
+
+    def counts(self) -> tuple[Counts, Counts]:
+        """Classes in ascending order, and their images."""
+        classes, counts, _, _ = self._arrays(sums=False)
+        return classes, counts
+
+    def means(self, block: int, expert: int) -> Floats:
+        """The mean weight of one expert for each class, in the order of `counts`."""
+        slots = self._ordered()
+        result: Floats = self._sums[slots, block, expert] / self._counts[slots]
+        return result
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """All that `from_arrays` needs."""
+        classes, counts, sums, ranks = self._arrays()
+        dropped = np.array([self.dropped_classes, self.dropped_images], np.int64)
+        return {"classes": classes, "counts": counts, "sums": sums, "ranks": ranks, "dropped": dropped}
+
+    def restore(self, arrays: dict[str, NDArray[np.generic]]) -> None:
+        """Add what `to_arrays` gave."""
+        classes, counts, ranks = (arrays[name].astype(np.int64) for name in ("classes", "counts", "ranks"))
+        self.add(classes, counts, arrays["sums"].astype(np.float64), ranks)
+        self.dropped_classes += int(arrays["dropped"][0])
+        self.dropped_images += int(arrays["dropped"][1])
+
+    def _ordered(self) -> Counts:
+        return np.array([self._slots[index] for index in sorted(self._slots)], np.int64)
+
+    def _arrays(self, *, sums: bool = True) -> tuple[Counts, Counts, Floats, Counts]:
+        slots = self._ordered()
+        nothing = np.zeros((0, *self._sums.shape[1:]))
+        return (
+            np.array(sorted(self._slots), np.int64),
+            self._counts[slots],
+            self._sums[slots] if sums else nothing,
+            self._ranks[slots],
+        )
+
+    def _slot(self) -> tuple[int, int]:
+        """A free slot, and the rank that its next class inherits."""
+        used = len(self._slots)
+        if used < self.capacity:
+            if used == len(self._counts):
+                self._grow(min(max(2 * used, 8), self.capacity))
+            return used, 0
+        slot = int(self._ranks.argmin())
+        self.dropped_classes += 1
+        self.dropped_images += int(self._counts[slot])
+        victim = next(index for index, place in self._slots.items() if place == slot)
+        del self._slots[victim]
+        return slot, int(self._ranks[slot])
+
+    def _grow(self, size: int) -> None:
+        more = size - len(self._counts)
+        self._counts = np.concatenate([self._counts, np.zeros(more, np.int64)])
+        self._ranks = np.concatenate([self._ranks, np.zeros(more, np.int64)])
+        self._sums = np.concatenate([self._sums, np.zeros((more, *self._sums.shape[1:]))])
+
+
+@dataclass(slots=True, eq=False)
+class Tally:
+    """Count, moments, histograms and load of the routing weights of some images, in float64 and whole numbers.
+
+    Attributes:
+        shape: blocks and experts.
+        count: images.
+        mean: `[blocks, experts]`.
+        squares: `[blocks, experts]`, the sum of squared differences from the mean.
+        histogram: `[blocks, experts, BINS]`, images by weight.
+        strongest: `[blocks, experts]`, images whose strongest expert this is; the first one if several are.
+        active: `[blocks, experts]`, images that give it a weight above `ACTIVE`.
+        entropy_mean: `[blocks]`, see `entropy`.
+        entropy_squares: `[blocks]`.
+        classes: by predicted class.
+    """
+
+    shape: tuple[int, int]
+    class_bytes: int = CLASS_BYTES
+    count: int = 0
+    mean: Floats = field(init=False)
+    squares: Floats = field(init=False)
+    histogram: Counts = field(init=False)
+    strongest: Counts = field(init=False)
+    active: Counts = field(init=False)
+    entropy_mean: Floats = field(init=False)
+    entropy_squares: Floats = field(init=False)
+    classes: ClassTally = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start at nothing."""
+        self.mean, self.squares = np.zeros(self.shape), np.zeros(self.shape)
+        self.histogram = np.zeros((*self.shape, BINS), np.int64)
+        self.strongest, self.active = np.zeros(self.shape, np.int64), np.zeros(self.shape, np.int64)
+        self.entropy_mean, self.entropy_squares = np.zeros(self.shape[0]), np.zeros(self.shape[0])
+        self.classes = ClassTally(self.shape, max_bytes=self.class_bytes)
+
+    @classmethod
+    def of(cls, routing: ArrayLike, classes: ArrayLike, *, class_bytes: int = CLASS_BYTES) -> Tally:
+        """Count images.
+
+        Args:
+            routing: their weights `[N, blocks, experts]`, from 0 to 1; images with one that isn't finite don't count.
+            classes: their predicted classes `[N]`.
+            class_bytes: most memory for the classes.
+        """
+        weights, predicted = np.asarray(routing, np.float64), np.asarray(classes, np.int64)
+        finite = np.isfinite(weights).all(axis=(1, 2))
+        if not finite.all():
+            weights, predicted = weights[finite], predicted[finite]
+        tally = cls((weights.shape[1], weights.shape[2]), class_bytes)
+        tally.count = len(weights)
+        if not weights.size:
+            return tally
+        tally.mean = weights.mean(axis=0)
+        tally.squares = ((weights - tally.mean) ** 2).sum(axis=0)
+        tally.histogram = _histogram(weights)
+        strongest = weights.argmax(axis=2)
+        tally.strongest = (strongest[..., None] == np.arange(weights.shape[2])).sum(axis=0)
+        tally.active = (weights > ACTIVE).sum(axis=0)
+        entropies = entropy(weights)
+        tally.entropy_mean = entropies.mean(axis=0)
+        tally.entropy_squares = ((entropies - tally.entropy_mean) ** 2).sum(axis=0)
+        order = predicted.argsort(kind="stable")
+        found, starts, counts = np.unique(predicted[order], return_index=True, return_counts=True)
+        tally.classes.add(found, counts.astype(np.int64), np.add.reduceat(weights[order], starts, axis=0))
+        return tally
+
+    def merge(self, other: Tally, *, classes: bool = True) -> None:
+        """Add another tally to this one (Chan et al., 1979): the same as if one had counted all images.
+
+        Args:
+            other: stays as it is.
+            classes: whether to add its classes, too.
+
+        Raises:
+            ValueError: it is one of another shape.
+        """
+        if other.shape != self.shape:
+            raise ValueError(f"Tallies of {other.shape} and {self.shape} blocks and experts don't add up.")
+        if other.count:
+            total = self.count + other.count
+            share, joint = other.count / total, self.count * other.count / total
+            for mean, squares in (("mean", "squares"), ("entropy_mean", "entropy_squares")):
+                apart = getattr(other, mean) - getattr(self, mean)
+                setattr(self, squares, getattr(self, squares) + getattr(other, squares) + apart**2 * joint)
+                setattr(self, mean, getattr(self, mean) + apart * share)
+            self.histogram += other.histogram
+            self.strongest += other.strongest
+            self.active += other.active
+            self.count = total
+        if classes:
+            self.classes.merge(other.classes)
+
+    @property
+    def deviation(self) -> Floats:
+        """Standard deviation of the weights `[blocks, experts]`, over the images themselves; 0 without images."""
+        result: Floats = np.sqrt(self.squares / max(self.count, 1))
+        return result
+
+    @property
+    def entropy_deviation(self) -> Floats:
+        """Standard deviation of the entropies `[blocks]`."""
+        result: Floats = np.sqrt(self.entropy_squares / max(self.count, 1))
+        return result
+
+    @property
+    def load(self) -> Floats:
+        """Share of images whose strongest expert this is, `[blocks, experts]`; sums to 1 over the experts."""
+        result: Floats = self.strongest / max(self.count, 1)
+        return result
+
+    @property
+    def active_share(self) -> Floats:
+        """Share of images that give the expert a weight above `ACTIVE`, `[blocks, experts]`."""
+        result: Floats = self.active / max(self.count, 1)
+        return result
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """All that `from_arrays` needs."""
+        return {
+            "count": np.array(self.count, np.int64),
+            **{name: getattr(self, name) for name in _ARRAYS},
+            **{f"class_{name}": value for name, value in self.classes.to_arrays().items()},
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[np.generic]], *, class_bytes: int = CLASS_BYTES) -> Tally:
+        """Make a tally of what `to_arrays` gave.
+
+        Raises:
+            ValueError: an array is missing or misshaped.
+        """
+        if missing := {"count", *_ARRAYS, *(f"class_{name}" for name in _CLASS_ARRAYS)} - arrays.keys():
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
+        if arrays["mean"].ndim != 2:
+            raise ValueError(f"mean has shape {arrays['mean'].shape} instead of [blocks, experts]")
+        tally = cls((arrays["mean"].shape[0], arrays["mean"].shape[1]), class_bytes)
+        tally.count = int(arrays["count"])
+        for name in _ARRAYS:
+            empty = getattr(tally, name)
+            if arrays[name].shape != empty.shape:
+                raise ValueError(f"{name} has shape {arrays[name].shape} instead of {empty.shape}")
+            setattr(tally, name, arrays[name].astype(empty.dtype))
+        classes = {name: arrays[f"class_{name}"] for name in _CLASS_ARRAYS}
+        number = len(classes["classes"])
+        shapes = {"classes": (number,), "counts": (number,), "ranks": (number,), "sums": (number, *tally.shape)}
+        for name, shape in {**shapes, "dropped": (2,)}.items():
+            if classes[name].shape != shape:
+                raise ValueError(f"class_{name} has shape {classes[name].shape} instead of {shape}")
+        tally.classes.restore(classes)
+        return tally
+
+
+_ARRAYS = ("mean", "squares", "histogram", "strongest", "active", "entropy_mean", "entropy_squares")
+_CLASS_ARRAYS = ("classes", "counts", "sums", "ranks", "dropped")
+
+
+def _histogram(weights: Floats) -> Counts:
+    """Count `[N, blocks, experts]` into `[blocks, experts, BINS]`."""
+    _, blocks, experts = weights.shape
+    bins = np.clip(np.ceil(weights * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    places = bins + BINS * np.arange(blocks * experts).reshape(blocks, experts)
+    counted = np.bincount(places.ravel(), minlength=blocks * experts * BINS)
+    return counted.reshape(blocks, experts, BINS).astype(np.int64)
