@@ -42,7 +42,7 @@ def engine() -> Iterator[None]:
         return
     if os.geteuid() != 0:
         pytest.skip("no Docker engine runs, and only root could start one")
-    home = Path(tempfile.mkdtemp(prefix="docker-"))
+    home = Path(tempfile.mkdtemp(prefix="docker-", dir="/var/tmp"))  # /tmp may be in memory
     log = home / "log"
     socket = f"unix://{home}/socket"
     with log.open("w") as output:
