@@ -31,7 +31,9 @@ app = typer.Typer()
 @friendly
 def predict(
     images: Images,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes to show per image.")] = 5,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="Classes to show per image; 5, or all if there are fewer.")
+    ] = None,
     as_json: Json = False,
     model: ModelOption = None,
     model_store: Store = None,
