@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL_STORE ?= model_store
-EXTRAS ?= cpu
+EXTRAS ?= cpu,hub
 # PyTorch's builds without CUDA; elsewhere than on PyPI.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -14,7 +14,7 @@ FUZZ_IMAGES ?= 100000
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test bench bench-service fuzz soak check format docs clean
+.PHONY: help serve test test-parity bench bench-service fuzz soak check format docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ serve: $(VENV)/.serve  ## Serve the model store on http://HOST:PORT (HOST=127.0.
 
 test: $(VENV)/.test  ## Run the test suite
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-parity: $(VENV)/.test  ## Import and serve every published network at full size, against the golden numbers (4 minutes)
+	@$(BIN)/python -m pytest -m full_parity tests/parity $(ARGS)
 
 bench: $(VENV)/.bench  ## Measure the engine against what one would pick instead (20 minutes, 16 GB of memory)
 	@$(BIN)/python benchmarks/engine_peers.py $(ARGS)

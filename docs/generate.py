@@ -71,6 +71,7 @@ def routes_table() -> str:
         limits=BodyLimits(max_body_bytes=1, max_images=1),
         request_timeout=1,
         readiness=Readiness(lambda: None),
+        versions=nothing,
     )
     document = create_app(parts, lifespan=nothing).openapi()
     rows = [

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from service.bootstrap import plan_engines
-from service.domain import Engine, Pixels, Preprocessing
+from service.domain import Engine, Preprocessing, Row
 from service.errors import BundleError, ServiceError
 from service.imaging import decode, transform
 from service.runtime.throughput import Throughput, measure
@@ -155,14 +155,14 @@ def compare_precisions(settings: Settings, bundle: Bundle, *, precision: str, im
         reference.close()
 
 
-def photo_rows(files: Sequence[Path], preprocessing: Preprocessing, *, max_pixels: int) -> list[Pixels]:
+def photo_rows(files: Sequence[Path], preprocessing: Preprocessing, *, max_pixels: int) -> list[Row]:
     """Make rows of photos: each as the model is given it, then random crops of half to all of its sides.
 
     Raises:
         ServiceError: an image can't be read; says which.
     """
     rng = np.random.default_rng(0)
-    rows: list[Pixels] = []
+    rows: list[Row] = []
     for file in files:
         try:
             photo = decode(file.read_bytes(), max_pixels=max_pixels)
@@ -236,5 +236,5 @@ def _overrides(case: EngineCase) -> dict[str, Any]:
     }
 
 
-def _call(engine: Engine, rows: Pixels, caller: int) -> None:
+def _call(engine: Engine, rows: Row, caller: int) -> None:
     engine(rows, caller)

@@ -17,7 +17,7 @@ from service.api import Access, BodyLimits, Parts, create_app, create_probes_app
 from service.api.protocol import ConnectionLimits, allow_open_files, http_protocol
 from service.batching import Batcher
 from service.classifier import Classifier, RowBatcher, RowOutput, compute_batch
-from service.domain import Ablation, Pixels, ServedModel
+from service.domain import Ablation, Row, ServedModel
 from service.errors import ConfigurationError
 from service.keys import KeyRing, parse_keys
 from service.metrics import Metrics
@@ -26,9 +26,10 @@ from service.routing.live import LiveRouting
 from service.routing.recent import RecentRequests
 from service.runtime.ablator import SlowLane
 from service.runtime.executor import StreamPool
-from service.runtime.machine import available_cores, detect_machine
+from service.runtime.machine import available_cores, detect_machine, keep_imported
 from service.runtime.plan import EnginePlan, make_plan
 from service.runtime.registry import Registry
+from service.runtime.store_sync import StoreSync
 from service.server import DrainingServer, config, is_local, listen, serving_beside, url
 from service.settings import Settings
 from service.store import Bundle, Catalog, open_bundle
@@ -47,6 +48,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     from service.runtime.loading import load_model
 
     if (seconds := time.monotonic() - started) > 0.1:
+        keep_imported()
         logger.info("TensorFlow imported in %.1f s", seconds)
     return load_model(bundle, plan, metrics=metrics)
 
@@ -99,7 +101,7 @@ class Service:
         """
         self._settings = settings
         self._tracer = make_tracer(settings.otlp_endpoint)
-        self._bundles = _find_bundles(settings, only)
+        self._default_model = only or find_default(settings, Catalog(settings.model_store))
         self.plan = plan_engines(settings)
         logger.info(
             "%s on %s in %s, %d streams, batches of up to %d rows",
@@ -112,10 +114,18 @@ class Service:
         self.metrics = Metrics(CollectorRegistry())
         self.registry = Registry(
             partial(load_model, plan=self.plan, metrics=self.metrics),
-            default_model=settings.default_model or self._bundles[0].manifest.name,
+            default_model=self._default_model,
             warm_up_sizes=range(1, self.plan.max_batch_size + 1),
             streams=self.plan.streams,
             metrics=self.metrics,
+            on_gone=self._forget,
+        )
+        self.sync = StoreSync(
+            settings.model_store,
+            self.registry,
+            newest=1 if only else settings.served_versions,
+            metrics=self.metrics,
+            only=only,
         )
         self.routing = LiveRouting() if settings.routing_statistics else None
         if self.routing is not None:
@@ -155,8 +165,20 @@ class Service:
                 yield
         await asyncio.to_thread(self._tracer.close)
 
-    async def _run_batch(self, model: ServedModel, rows: Sequence[Pixels]) -> Sequence[RowOutput]:
-        return await self._streams.run(partial(compute_batch, model, rows))
+    async def _run_batch(self, model: ServedModel, rows: Sequence[Row]) -> Sequence[RowOutput]:
+        # All senders of a batch may leave while it is being computed, but the engine must stay until it is done.
+        lease = self.registry.hold(model)
+
+        def compute(stream: int) -> Sequence[RowOutput]:
+            with lease:
+                return compute_batch(model, rows, stream)
+
+        return await self._streams.run(compute)
+
+    def _forget(self, name: str, version: str) -> None:
+        if self.routing is not None and version not in self.registry.models().get(name, {}):
+            self.routing.forget(name, version)
+        self.ablator.forget(name, version)
 
     def http_protocol(self) -> type[asyncio.Protocol]:
         """The protocol of a server's connections, with a limit for each server."""
@@ -168,13 +190,14 @@ class Service:
         return http_protocol(limits, self.metrics)
 
     def load(self) -> None:
-        """Load and warm up all models, then be ready.
+        """Load and warm up what the store wants served, then be ready.
 
         Raises:
-            BundleError: a bundle doesn't fit its architecture.
+            ModelNotFound: the one model to load isn't in the store.
+            BundleError: no version of the default model can be served; others that can't are only reported.
         """
-        for bundle in self._bundles:
-            self.registry.load(bundle)
+        self.sync.sync_now()
+        self.sync.demand(self._default_model)
         self.readiness.loaded()
         logger.info("ready")
 
@@ -203,24 +226,30 @@ class Service:
             request_timeout=self._settings.request_timeout,
             readiness=self.readiness,
             tracer=self._tracer,
+            versions=self.sync,
             routing=self.routing,
-            recent=RecentRequests(),
+            recent=None if self.routing is None else RecentRequests(),
             ablator=self.ablator,
         )
 
-        async def load() -> None:
+        async def load_and_watch() -> None:
             try:
                 await asyncio.to_thread(self.load)
             except Exception as error:
                 self.readiness.failed("The service could not load its models.")
                 on_failure(error)
+            else:
+                await self.sync.watch(interval=self._settings.store_poll_interval)
 
         @contextlib.asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
             async with serving_beside(create_probes_app(parts), probes, self.http_protocol()), self.running():
-                loading = asyncio.create_task(load())
+                watching = asyncio.create_task(load_and_watch())
                 yield
-                await loading
+                self.sync.close()
+                watching.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await watching
 
         return create_app(parts, lifespan=lifespan, access=access)
 
@@ -238,7 +267,12 @@ def serve(settings: Settings) -> None:
     allow_open_files(settings.max_connections)
     listener = listen(settings.host, settings.port)
     probes = None if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
-    access = Access(keys=keys, cors_origins=settings.cors_origins, serve_metrics=probes is None)
+    access = Access(
+        keys=keys,
+        cors_origins=settings.cors_origins,
+        serve_metrics=probes is None,
+        open_admin=is_local(listener),
+    )
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:
@@ -292,19 +326,6 @@ def _log_access(keys: KeyRing | None, listener: socket.socket) -> None:
             "there are no API keys: anyone who can reach %s may use the service; condconv keys new makes keys",
             url(listener),
         )
-
-
-def _find_bundles(settings: Settings, only: str | None) -> list[Bundle]:
-    """The newest version of every model in the store, or of one."""
-    started = time.monotonic()
-    catalog = Catalog(settings.model_store)
-    find_default(settings, catalog)
-    names = catalog.models()
-    bundles = [open_bundle(catalog.find(name)) for name in ([only] if only else names)]
-    logger.info(
-        "model store %s: %d bundles checked in %.1f s", settings.model_store, len(bundles), time.monotonic() - started
-    )
-    return bundles
 
 
 def find_default(settings: Settings, catalog: Catalog) -> str:

@@ -20,14 +20,14 @@ from service.domain import (
     ImageSource,
     ModelOutput,
     ModelSource,
-    Pixels,
     Prediction,
     RoutingTrace,
+    Row,
     ServedModel,
     Timings,
 )
 from service.errors import InferenceFailed, InvalidParameter, MissingImage, OutOfMemory, ServiceError
-from service.imaging import decode_image, sufficient_side, transform
+from service.imaging import make_row
 from service.metrics import Metrics
 from service.routing.live import LiveRouting
 
@@ -50,10 +50,10 @@ class Classification:
     results: tuple[ImageResult, ...]
 
 
-RowBatcher = Batcher[ServedModel, Pixels, RowOutput]
+RowBatcher = Batcher[ServedModel, Row, RowOutput]
 
 
-def compute_batch(model: ServedModel, rows: Sequence[Pixels], stream: int) -> list[RowOutput]:
+def compute_batch(model: ServedModel, rows: Sequence[Row], stream: int) -> list[RowOutput]:
     """Run one batch on the calling thread, which is that of a stream."""
     output: ModelOutput = model.engine(np.stack(rows), stream)
     return [RowOutput(logits, routing) for logits, routing in zip(output.logits, output.routing, strict=True)]
@@ -98,16 +98,18 @@ class Classifier:
         top_k: int = 5,
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
+        split_key: str = "",
     ) -> Classification:
         """Classify the images of one request.
 
         Args:
             images: undecoded images, at least one.
             model: name of the model; the default one if None.
-            version: its version; the latest if None.
+            version: its version or an alias; the alias `default`, or else the newest version, if None.
             top_k: how many classes to return, best first.
             priority: how urgent they are.
             deadline: when the caller stops waiting, on the monotonic clock in seconds.
+            split_key: where an alias splits traffic, equal keys get equal versions.
 
         Returns:
             A result per image; an image that fails carries its error and leaves the others alone.
@@ -119,7 +121,12 @@ class Classifier:
             WaitTooLong: they would not be computed by the deadline; no image was decoded.
             Draining: the service is shutting down.
         """
-        served = self._models.get(model, version)
+        with self._models.lease(model, version, key=split_key) as served:
+            return await self._classify(served, images, top_k, priority, deadline)
+
+    async def _classify(
+        self, served: ServedModel, images: Sequence[ImageSource], top_k: int, priority: Priority, deadline: float
+    ) -> Classification:
         if not 1 <= top_k <= len(served.labels):
             raise InvalidParameter(
                 f"top_k must be from 1 to {len(served.labels)}, the number of classes of {served.name}, not {top_k}."
@@ -140,15 +147,18 @@ class Classifier:
                     self._metrics.rows.labels(served.name, outcome).inc()
         return Classification(served, tuple(results))
 
-    def check_capacity(self, model: str | None, version: str | None, *, priority: Priority, deadline: float) -> None:
+    def check_capacity(
+        self, model: str | None, version: str | None, *, priority: Priority, deadline: float, split_key: str = ""
+    ) -> None:
         """Refuse a request before its body has been read, if not even one image of it could be taken.
 
         Raises:
             ModelNotFound, VersionNotFound, QueueFull, WaitTooLong, Draining: as `classify` would.
         """
-        self._batcher.check(self._models.get(model, version), 1, priority=priority, deadline=deadline)
+        served = self._models.get(model, version, key=split_key)
+        self._batcher.check(served, 1, priority=priority, deadline=deadline)
 
-    async def decode(self, image: ImageSource, model: ServedModel, *, deadline: float) -> tuple[Pixels, float]:
+    async def decode(self, image: ImageSource, model: ServedModel, *, deadline: float) -> tuple[Row, float]:
         """Decode one image into a row for the network: the row, and the seconds it took.
 
         Raises:
@@ -193,7 +203,7 @@ class Classifier:
         classes = top_classes(row.output.logits, model, top_k)
         return Prediction(
             classes=classes,
-            routing=RoutingTrace(model.routing_blocks, row.output.routing),
+            routing=RoutingTrace(model.routing_blocks, row.output.routing, model.experts_per_block),
             timings=Timings(
                 decode=decode_seconds,
                 queue=row.queue,
@@ -203,17 +213,16 @@ class Classifier:
             batch_size=row.batch_size,
         )
 
-    def _decode(self, data: bytes, model: ServedModel) -> tuple[Pixels, float]:
+    def _decode(self, data: bytes, model: ServedModel) -> tuple[Row, float]:
         started = time.monotonic()
-        sufficient = sufficient_side(model.preprocessing)
         try:
-            photo = decode_image(data, max_pixels=self._max_pixels, sufficient_side=sufficient)
-            pixels = transform(photo, model.preprocessing)
+            row = make_row(data, model.preprocessing, max_pixels=self._max_pixels, crop_jpeg=model.crop_jpeg)
         except MemoryError as error:
             raise OutOfMemory("There is too little memory to decode this image.", retry_after=5.0) from error
-        return pixels, time.monotonic() - started
+        return row, time.monotonic() - started
 
     def _observe(self, model: ServedModel, prediction: Prediction) -> None:
+        self._metrics.version_rows.labels(model.name, model.version).inc()
         timings = prediction.timings
         for stage in ("decode", "queue", "inference", "total"):
             self._metrics.stage_seconds.labels(stage).observe(getattr(timings, stage))

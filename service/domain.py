@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -13,15 +14,21 @@ from service.errors import ServiceError
 
 TransformName = Literal["official", "pillow"]
 Pixels = NDArray[np.uint8]
-"""RGB, uint8: a whole photo `[height, width, 3]`, or a row `[image_size, image_size, 3]` for the network."""
+"""RGB, uint8: a whole photo `[height, width, 3]`."""
+Row = NDArray[np.generic]
+"""RGB on the scale 0..255, `[image_size, image_size, 3]`: a photo as the network takes it, or several `[B, ...]`.
+
+Which type it has is `Preprocessing.row_type`; engines take uint8 in any case."""
+JpegCropper = Callable[[bytes, int, int, int], Pixels | None]
+"""Decodes the square with the corner `left, top` and the side `side` of a JPEG; None if it can't."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
     """What happens to a photo before the network sees it.
 
-    `transform` and `image_size` (pixels) are applied outside the graph and give uint8 RGB; `(x - mean) / std`
-    per channel, on the scale 0..255, is applied inside.
+    `transform` and `image_size` (pixels) are applied outside the graph and give a `Row`; `(x - mean) / std` per
+    channel, on the scale 0..255, is applied inside.
     """
 
     transform: TransformName
@@ -31,7 +38,16 @@ class Preprocessing:
     crop_padding: int = 32
     """The centre crop takes `image_size / (image_size + crop_padding)` of the short side."""
     exact_decoding: bool = False
-    """Whether large JPEGs are decoded at full size, too, instead of at a fraction that leaves enough pixels."""
+    """Whether the network sees the very pixels that the reference evaluation sees.
+
+    If so, large JPEGs are decoded at full size, too, instead of at a fraction that leaves enough pixels; and those of
+    `official` with TensorFlow's decoder, and its rows are not rounded to whole levels.
+    """
+
+    @property
+    def row_type(self) -> type[np.uint8] | type[np.float32]:
+        """What rows are made of."""
+        return np.float32 if self.exact_decoding and self.transform == "official" else np.uint8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +68,9 @@ class ModelOutput:
 
 
 class Engine(Protocol):
-    """Computes a batch: uint8 rows `[B, image_size, image_size, 3]` in, a `ModelOutput` out. Thread-safe, any `B`."""
+    """Computes a batch: rows `[B, image_size, image_size, 3]` in, a `ModelOutput` out. Thread-safe, any `B`."""
 
-    def __call__(self, rows: Pixels, stream: int = 0, /) -> ModelOutput:
+    def __call__(self, rows: Row, stream: int = 0, /) -> ModelOutput:
         """Compute all rows in one pass; `stream` is the number of the calling stream."""
         ...
 
@@ -85,9 +101,14 @@ class ServedModel:
     routing_blocks: tuple[str, ...]
     """Names of the CondConv blocks, in the order of the second axis of `ModelOutput.routing`."""
     num_experts: int
+    """The most experts of any block; the third axis of `ModelOutput.routing`."""
     computed_by: EngineDescription
     description: Mapping[str, Any] = field(default_factory=dict)
     """What `GET /models/{name}` tells of it."""
+    experts_per_block: tuple[int, ...] | None = None
+    """Experts of each block, where they differ from `num_experts`; what a block has less is zero in the arrays."""
+    crop_jpeg: JpegCropper | None = None
+    """What decodes its JPEGs, if not what decodes all other photos."""
     routing_profile: RoutingProfile | None = None
     """What its routing looks like on known images; the bundle may carry it."""
 
@@ -95,13 +116,24 @@ class ServedModel:
 class ModelSource(Protocol):
     """Where the classifier finds its models."""
 
-    def get(self, name: str | None, version: str | None) -> ServedModel:
-        """Return the model; None means the default one, and its latest version.
+    def get(self, name: str | None, version: str | None, *, key: str = "") -> ServedModel:
+        """Return the model.
+
+        Args:
+            name: of the model; None means the default one.
+            version: its version, or an alias; None means the alias `default`, or the newest if there is no such alias.
+            key: where an alias splits traffic, equal keys get equal versions.
 
         Raises:
             ModelNotFound: no such model is served.
             VersionNotFound: the model is not served in this version.
         """
+        ...
+
+    def lease(
+        self, name: str | None, version: str | None, *, key: str = ""
+    ) -> contextlib.AbstractContextManager[ServedModel]:
+        """Return the model like `get`, and keep it loaded until the block ends."""
         ...
 
 
@@ -117,10 +149,19 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class RoutingTrace:
-    """The routing weights of one image: `weights` float32 `[blocks, experts]`, each the sigmoid's value in 0..1."""
+    """The routing weights of one image: `weights` float32 `[blocks, experts]`, each the sigmoid's value in 0..1.
+
+    `experts` are those of each block; where it has fewer than others, its row is filled up with zeros. None: all alike.
+    """
 
     blocks: tuple[str, ...]
     weights: NDArray[np.float32]
+    experts: tuple[int, ...] | None = None
+
+    def by_block(self) -> dict[str, NDArray[np.float32]]:
+        """The weights of each block's own experts, float32 `[experts]`."""
+        counts = self.experts or (self.weights.shape[-1],) * len(self.blocks)
+        return {block: weights[:count] for block, weights, count in zip(self.blocks, self.weights, counts, strict=True)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +180,7 @@ class RoutingOverrides:
 class Ablation(Protocol):
     """Computes one image with many routings; not thread-safe."""
 
-    def __call__(self, row: Pixels, overrides: RoutingOverrides, *, stopped: Callable[[], bool]) -> ModelOutput | None:
+    def __call__(self, row: Row, overrides: RoutingOverrides, *, stopped: Callable[[], bool]) -> ModelOutput | None:
         """Compute `V + 1` rows, the first of which is unchanged, with the weights used; None if `stopped` says so."""
         ...
 
@@ -171,7 +212,7 @@ class Ablator(Protocol):
         """
         ...
 
-    async def ablate(self, model: ServedModel, row: Pixels, overrides: RoutingOverrides, *, deadline: float) -> Ablated:
+    async def ablate(self, model: ServedModel, row: Row, overrides: RoutingOverrides, *, deadline: float) -> Ablated:
         """Compute a row with other routings, by `deadline` on the monotonic clock. Cancelling stops it."""
         ...
 

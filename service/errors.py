@@ -13,6 +13,9 @@ ServiceError
 │   ├── UnsupportedBody       unsupported_body        a content type that no route reads
 │   ├── ModelNotFound         model_not_found         no such model is served
 │   ├── VersionNotFound       version_not_found       the model has no such version
+│   ├── AliasNotFound         alias_not_found         the model has no such alias
+│   ├── VersionInUse          version_in_use          the version is needed, so it can't be unloaded
+│   ├── StoreNotWritable      store_not_writable      nothing can be written to the model store
 │   ├── RoutingNotFound       routing_not_found       no such block, expert, class, or recent request
 │   ├── Unauthenticated       unauthenticated         no API key, or an unknown one
 │   └── Forbidden             forbidden               the API key lacks the scope
@@ -34,6 +37,9 @@ ServiceError
 ├── InferenceFailed           inference_failed        the engine could not compute a row
 ├── BundleError               invalid_bundle          a bundle is missing, damaged or doesn't fit
 ├── ImportFailed              import_failed           foreign weights don't fit an architecture
+├── DataSetError              invalid_data_set        images to train with are missing or unusable
+├── RemoteFailed              remote_failed           another server says no, or can't be reached
+├── DownloadFailed            download_failed         a published file can't be had, or isn't what it was
 └── ConfigurationError        invalid_configuration   a setting is impossible on this machine
 """
 
@@ -131,6 +137,27 @@ class VersionNotFound(RequestError):
 
     slug = "version_not_found"
     title = "Version not found"
+
+
+class AliasNotFound(RequestError):
+    """The model has no such alias."""
+
+    slug = "alias_not_found"
+    title = "Alias not found"
+
+
+class VersionInUse(RequestError):
+    """A version can't be unloaded, since an alias or the default model needs it."""
+
+    slug = "version_in_use"
+    title = "Version in use"
+
+
+class StoreNotWritable(RequestError):
+    """Nothing can be written to the model store."""
+
+    slug = "store_not_writable"
+    title = "Model store not writable"
 
 
 class RoutingNotFound(RequestError):
@@ -281,6 +308,27 @@ class ImportFailed(ServiceError):
 
     slug = "import_failed"
     title = "Import failed"
+
+
+class DataSetError(ServiceError):
+    """Images to train with are missing, too few, or unusable."""
+
+    slug = "invalid_data_set"
+    title = "Unusable data set"
+
+
+class RemoteFailed(ServiceError):
+    """Another server says no, or can't be reached."""
+
+    slug = "remote_failed"
+    title = "Remote failed"
+
+
+class DownloadFailed(ServiceError):
+    """A published file can't be downloaded whole, or is not the one that it was or has to be."""
+
+    slug = "download_failed"
+    title = "Download failed"
 
 
 class ConfigurationError(ServiceError):

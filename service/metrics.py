@@ -17,6 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 SECONDS_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+LOAD_SECONDS_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 WEIGHT_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -119,6 +120,30 @@ class Metrics:
         self.model_load_seconds = Gauge(
             "condconv_model_load_seconds",
             "Time that loading and warming up a version took. How long does a start or a swap take?",
+            ("model", "version"),
+            registry=registry,
+        )
+        self.model_loads = Counter(
+            "condconv_model_loads_total",
+            "Versions loaded, failed to load, and unloaded, by outcome. Did a new version arrive, or was it broken?",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.model_version_state = Gauge(
+            "condconv_model_version_state",
+            "1 for a version's state: available, loading, serving, retiring, failed. Which versions serve?",
+            ("model", "version", "state"),
+            registry=registry,
+        )
+        self.model_swap_seconds = Histogram(
+            "condconv_model_swap_seconds",
+            "Time from finding a version to serving it: checked, loaded, warmed up. How long does a swap take?",
+            buckets=LOAD_SECONDS_BUCKETS,
+            registry=registry,
+        )
+        self.version_rows = Counter(
+            "condconv_version_rows_total",
+            "Images answered by each version. Does a canary get its share?",
             ("model", "version"),
             registry=registry,
         )

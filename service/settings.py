@@ -59,6 +59,20 @@ class Settings(BaseSettings):
     default_model: str | None = Field(
         None, description="Model for requests that name none. Unset: the only one, or the first by name."
     )
+    served_versions: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="How many of the newest versions of each model are served; besides, those that an alias points at, "
+        "and those loaded on request.",
+    )
+    store_poll_interval: float = Field(
+        30.0,
+        gt=0,
+        le=86_400,
+        description="Seconds between looks at the model store. Changes are seen at once where the file system tells of "
+        "them; a network's doesn't.",
+    )
     device: Literal["auto", "cpu", "gpu", "tpu"] = Field(
         "auto", description="Where models are computed. auto: on all accelerators of a kind if there are any."
     )
@@ -148,7 +162,8 @@ class Settings(BaseSettings):
     )
     routing_statistics: bool = Field(
         True,
-        description="Whether the routing of live traffic is counted, for GET /routing, drift and the routing metrics.",
+        description="Whether the routing of live traffic is counted, and that of recent requests kept, for everything "
+        "below GET /routing and for the routing metrics.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
     log_format: Literal["auto", "json", "pretty"] = Field(
@@ -161,4 +176,23 @@ class Settings(BaseSettings):
         pattern=r"^https?://[^\s/]+",
         description="OpenTelemetry collector that takes traces over HTTP, such as http://localhost:4318. Unset: traces "
         "are not exported.",
+    )
+    catalogue: str | None = Field(
+        None,
+        description="Catalogue of checkpoints for `condconv models pull`: a JSON file's path or URL. Unset: the "
+        "published CondConv checkpoints.",
+    )
+    mirror: str | None = Field(
+        None,
+        pattern=r"^https?://([^\s/\[\]?#]+|\[[0-9A-Fa-f:.]+\](:\d+)?)(/[^\s?#]*)?$",
+        description="Base URL that takes the place of a published archive's scheme and host, such as "
+        "https://mirror.example.org/storage. For the Hugging Face Hub set HF_ENDPOINT.",
+    )
+    cache_dir: Path | None = Field(
+        None,
+        description="Directory for downloads. Unset: condconv-serve in the user's cache directory, and the Hugging "
+        "Face Hub's own.",
+    )
+    max_download_bytes: int = Field(
+        2 * 2**30, ge=1024, description="Most bytes that a downloaded checkpoint may have; larger ones are refused."
     )

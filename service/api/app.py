@@ -59,7 +59,7 @@ def create_app(
         ablation.router(parts),
         models.router(parts),
     )
-    guard = security.guard(access.keys)  # one for all, since it counts
+    guard = security.guard(access.keys, open_admin=access.open_admin)  # one for all, since it counts
     for router in guarded:
         app.include_router(router, dependencies=[guard])
     app.include_router(health.router(parts, serve_metrics=access.serve_metrics))

@@ -9,8 +9,8 @@ from fastapi import Request
 
 from service.api.body import read_request
 from service.api.disconnect import unless_disconnected
-from service.api.examples import EXAMPLE_JPEG_BASE64
-from service.api.middleware import note_classification
+from service.api.examples import EXAMPLE_JPEG_BASE64, EXAMPLE_REQUEST_ID
+from service.api.middleware import REQUEST_ID_HEADER, note_classification
 from service.api.parts import Parts
 from service.api.problems import problem_responses
 from service.api.schemas import ImagesBody, RoutingParameters
@@ -44,12 +44,23 @@ PROBLEMS = problem_responses(
 )
 """OpenAPI entries for what can go wrong."""
 
+SPLIT_KEY_HEADER = "X-Split-Key"
+"""Equal values get equal versions, so that a user stays with one of them."""
+
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
 def request_body(parameters: dict[str, Any]) -> dict[str, Any]:
     """OpenAPI entry for a body with images; `parameters` stand in the JSON example."""
     return {
+        "parameters": [
+            {
+                "name": REQUEST_ID_HEADER,
+                "in": "header",
+                "description": "Returned with the answer, and the name of `GET /routing/requests/{request_id}`.",
+                "schema": {"type": "string", "maxLength": 128, "examples": [EXAMPLE_REQUEST_ID]},
+            }
+        ],
         "requestBody": {
             "required": True,
             "description": "One raw image; a form with one or many files; or JSON with one or many images in base64.",
@@ -70,7 +81,7 @@ def request_body(parameters: dict[str, Any]) -> dict[str, Any]:
                 "application/octet-stream": _BINARY,
                 "image/*": _BINARY,
             },
-        }
+        },
     }
 
 
@@ -87,7 +98,11 @@ async def classify(request: Request, query: Parameters, parts: Parts) -> tuple[P
         raise reason
     # What can't be taken at its most urgent need not be read.
     parts.classifier.check_capacity(
-        query.model, query.version, priority=Priority.HIGH, deadline=time.monotonic() + parts.request_timeout
+        query.model,
+        query.version,
+        priority=Priority.HIGH,
+        deadline=time.monotonic() + parts.request_timeout,
+        split_key=split_key(request),
     )
     parameters, images = await read_request(request, query, parts.limits)
     classification = await unless_disconnected(
@@ -99,6 +114,7 @@ async def classify(request: Request, query: Parameters, parts: Parts) -> tuple[P
             top_k=parameters.top_k,
             priority=Priority[parameters.priority.upper()],
             deadline=time.monotonic() + wait_of(parameters.timeout_ms, parts.request_timeout),
+            split_key=split_key(request),
         ),
     )
     note_classification(request.scope, classification)
@@ -117,6 +133,11 @@ async def classify(request: Request, query: Parameters, parts: Parts) -> tuple[P
             owner=request.scope.get("condconv.key_name"),
         )
     return parameters, classification
+
+
+def split_key(request: Request) -> str:
+    """What decides which version a request gets where an alias splits traffic: its own header, or else its id."""
+    return request.headers.get(SPLIT_KEY_HEADER) or str(request.scope["condconv.request_id"])
 
 
 def wait_of(timeout_ms: int | None, longest: float) -> float:

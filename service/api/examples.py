@@ -15,3 +15,5 @@ EXAMPLE_JPEG_BASE64 = (
     "urI/SSgw4auAM0D1OwIz0MBjDEEAsbJ948mDRxwokiIGJ2+a7nGOqE0SQe/GcjXmgSWyqLSi90nJwkTa/9k="
 )
 """A photograph of a cat, 64 pixels square (scikit-image's `chelsea`, CC0)."""
+
+EXAMPLE_REQUEST_ID = "my-request-1"

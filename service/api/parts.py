@@ -13,6 +13,8 @@ from service.metrics import Metrics
 from service.readiness import Readiness
 from service.routing.live import LiveRouting
 from service.routing.recent import RecentRequests
+from service.runtime.versions import VersionStatus
+from service.store.aliases import Alias
 from service.telemetry import Tracer
 
 
@@ -24,8 +26,40 @@ class ServedModels(ModelSource, Protocol):
         """Name of the model for requests that name none."""
         ...
 
+    def aliases(self, name: str) -> Mapping[str, Alias]:
+        """The aliases of a model that are in force, by name."""
+        ...
+
     def models(self) -> Mapping[str, Mapping[str, ServedModel]]:
         """All served models, by name and version."""
+        ...
+
+
+class VersionControl(Protocol):
+    """What the API shows of versions, and lets be changed: `service.runtime.store_sync.StoreSync`."""
+
+    def status(self) -> Mapping[str, list[VersionStatus]]:
+        """How every version of every model is doing; looks at the store, so not for the event loop."""
+        ...
+
+    async def load(self, name: str, version: str) -> VersionStatus:
+        """Load a version and keep it."""
+        ...
+
+    async def unload(self, name: str, version: str) -> VersionStatus:
+        """Serve a version no more."""
+        ...
+
+    async def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> Alias:
+        """Point an alias at versions, by weight."""
+        ...
+
+    async def roll_back(self, name: str, alias: str) -> Alias:
+        """Point an alias back to where it pointed before."""
+        ...
+
+    async def delete_alias(self, name: str, alias: str) -> None:
+        """Remove an alias."""
         ...
 
 
@@ -43,6 +77,7 @@ class Parts:
     limits: BodyLimits
     request_timeout: float
     readiness: Readiness
+    versions: VersionControl
     routing: LiveRouting | None = None
     recent: RecentRequests | None = None
     ablator: Ablator | None = None

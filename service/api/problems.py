@@ -29,6 +29,9 @@ STATUS = {
     "unsupported_body": 415,
     "model_not_found": 404,
     "version_not_found": 404,
+    "alias_not_found": 404,
+    "version_in_use": 409,
+    "store_not_writable": 409,
     "routing_not_found": 404,
     "unauthenticated": 401,
     "forbidden": 403,
@@ -46,8 +49,11 @@ STATUS = {
     "out_of_memory": 503,
     "deadline_exceeded": 504,
     "inference_failed": 500,
-    "invalid_bundle": 500,
+    "invalid_bundle": 422,
     "import_failed": 500,
+    "invalid_data_set": 500,
+    "remote_failed": 502,
+    "download_failed": 502,
     "invalid_configuration": 500,
 }
 """Status code of every error's slug."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from service.api.classification import PROBLEMS, classify, request_body
+from service.api.examples import EXAMPLE_REQUEST_ID
 from service.api.parts import Parts
 from service.api.problems import problem_responses
 from service.api.routing_formats import MEDIA_TYPES, OTHER_CONTENT, accepted_format, exported
@@ -79,7 +81,7 @@ def router(parts: Parts) -> APIRouter:
         Of all images answered lately by the model, whoever sent them; images themselves are not kept.
         """
         model, found = _live(query.model, query.version)
-        return live_response(model, found, window=query.window, classes=query.classes)
+        return await asyncio.to_thread(live_response, model, found, window=query.window, classes=query.classes)
 
     @routes.get(
         "/routing/classes/{index}",
@@ -95,7 +97,7 @@ def router(parts: Parts) -> APIRouter:
         model, found = _live(query.model, query.version)
         if index >= len(model.labels):
             raise RoutingNotFound(f"{model.name} has the classes 0 to {len(model.labels) - 1}, but no {index}.")
-        return class_response(model, found, index, window=query.window)
+        return await asyncio.to_thread(class_response, model, found, index, window=query.window)
 
     @routes.get(
         "/routing/experts/{block}/{expert}",
@@ -116,7 +118,8 @@ def router(parts: Parts) -> APIRouter:
             raise RoutingNotFound(f"{model.name} has no CondConv block {block[:100]!r}; there are: {known}.")
         if expert >= model.num_experts:
             raise RoutingNotFound(f"{block} has the experts 0 to {model.num_experts - 1}, but no {expert}.")
-        return expert_response(
+        return await asyncio.to_thread(
+            expert_response,
             model,
             found,
             found.blocks.index(block),
@@ -134,7 +137,7 @@ def router(parts: Parts) -> APIRouter:
         responses=problem_responses("routing_not_found", "invalid_parameter"),
     )
     async def of_request(
-        request: Request, request_id: Annotated[str, Path(max_length=128, examples=["my-request-1"])]
+        request: Request, request_id: Annotated[str, Path(max_length=128, examples=[EXAMPLE_REQUEST_ID])]
     ) -> RecentResponse:
         """What was answered to a request of your own, by its `X-Request-Id`.
 
@@ -164,10 +167,9 @@ def router(parts: Parts) -> APIRouter:
 
         `condconv routing-state a.npz b.npz` does that. The default model's if none is named. Needs the scope `admin`.
         """
-        model, found = _live(query.model, query.version)
-        packed = RoutingState.of(found.statistics, model=model.name, version=model.version, blocks=found.blocks).pack()
+        _, found = _live(query.model, query.version)
         return Response(
-            packed,
+            await asyncio.to_thread(_packed, found),
             media_type="application/octet-stream",
             headers={"Content-Disposition": 'attachment; filename="routing.npz"'},
         )
@@ -201,3 +203,8 @@ def router(parts: Parts) -> APIRouter:
         return model, parts.routing.of(model)
 
     return routes
+
+
+def _packed(live: LiveModel) -> bytes:
+    state = RoutingState.of(live.statistics, model=live.name, version=live.version, blocks=live.blocks)
+    return state.pack()

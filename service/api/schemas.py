@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
 from service.api.problems import Problem
 from service.classifier import Classification
 from service.domain import ImageResult, Prediction, RoutingTrace, ServedModel
+from service.runtime.versions import State, VersionStatus
+from service.store.aliases import Alias
 
 MAX_NAME = 1024
 
@@ -22,7 +24,11 @@ class RoutingParameters(BaseModel):
 
     top_k: int = Field(5, ge=1, description="How many classes to return, best first; at most the model's number.")
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
-    version: str | None = Field(None, max_length=MAX_NAME, description="Its version; the newest if absent.")
+    version: str | None = Field(
+        None,
+        max_length=MAX_NAME,
+        description="Its version, or an alias. If absent: the alias `default`, or else the newest.",
+    )
     timeout_ms: int | None = Field(
         None,
         ge=1,
@@ -115,19 +121,71 @@ class PredictResponse(BaseModel):
     predictions: list[PredictionBody]
 
 
+class VersionBody(BaseModel):
+    """How one version is doing."""
+
+    version: str
+    state: State = Field(
+        description="available: in the store, but not loaded. retiring: answers what it has, but gets no more. "
+        "failed: can't be loaded."
+    )
+    reason: str | None = Field(
+        None,
+        description="Why it can't be loaded; for one that serves: why its files as they are now can't be.",
+    )
+
+
+class AliasBody(BaseModel):
+    """Where an alias points."""
+
+    versions: dict[str, int] = Field(description="Versions with their relative weights.", examples=[{"1": 90, "2": 10}])
+    previous: dict[str, int] | None = Field(None, description="Where it pointed before.")
+
+
+class AliasRequest(BaseModel):
+    """Where an alias is to point: at one version, or at several by weight."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "1"}]})
+
+    version: str | None = Field(None, max_length=MAX_NAME, description="The only version.")
+    versions: dict[str, StrictInt] | None = Field(
+        None, description="Versions with their relative weights, which are whole numbers from 1 to 1000000."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> AliasRequest:
+        if (self.version is None) == (self.versions is None):
+            raise ValueError('Give either "version" or "versions"')
+        return self
+
+    def split(self) -> dict[str, int]:
+        """Versions with their relative weights."""
+        return {self.version: 1} if self.version is not None else dict(self.versions or {})
+
+
+class AliasesResponse(BaseModel):
+    """All aliases of a model."""
+
+    aliases: dict[str, AliasBody]
+
+
 class ModelSummary(BaseModel):
-    """One served model."""
+    """One model of the store, served or not; `architecture` and what follows are those of its newest served version."""
 
     name: str
     versions: list[str] = Field(description="Served versions, oldest first.")
     default: bool = Field(description="Whether requests that name no model get this one.")
-    architecture: str
-    num_classes: int
-    num_experts: int
+    all_versions: list[VersionBody] = Field(description="All versions, served or not, oldest first.")
+    aliases: dict[str, AliasBody] = Field(
+        description="Aliases in force. The one called `default` is for requests that name no version."
+    )
+    architecture: str | None = None
+    num_classes: int | None = None
+    num_experts: int | None = None
 
 
 class ModelsResponse(BaseModel):
-    """All served models."""
+    """All models of the store."""
 
     models: list[ModelSummary]
 
@@ -157,9 +215,13 @@ class ModelResponse(BaseModel):
     name: str
     version: str
     versions: list[str] = Field(description="All served versions of the model, oldest first.")
+    all_versions: list[VersionBody] = Field(description="All versions, served or not, oldest first.")
+    aliases: dict[str, AliasBody] = Field(description="Aliases in force.")
     architecture: ArchitectureBody
     parameters: int = Field(description="Trained parameters.")
-    multiply_adds: int = Field(description="Multiply-adds per image, kernel mixing included.")
+    multiply_adds: int | None = Field(
+        description="Multiply-adds per image, kernel mixing included; null where a layer's can't be counted."
+    )
     num_classes: int
     labels_count: int
     num_experts: int
@@ -188,25 +250,51 @@ def predict_response(classification: Classification, *, routing: bool) -> Predic
     )
 
 
-def model_summary(name: str, versions: Mapping[str, ServedModel], *, default: bool) -> ModelSummary:
-    """Summarise a model by its newest version."""
-    ordered = sorted(versions, key=int)
-    newest = versions[ordered[-1]]
-    return ModelSummary(
+def version_body(status: VersionStatus) -> VersionBody:
+    """How a version is doing, as a body."""
+    return VersionBody(version=status.version, state=status.state, reason=status.reason)
+
+
+def alias_body(alias: Alias) -> AliasBody:
+    """An alias as a body."""
+    return AliasBody(versions=alias.versions, previous=alias.previous)
+
+
+def model_summary(
+    name: str,
+    versions: Mapping[str, ServedModel],
+    *,
+    default: bool,
+    statuses: Sequence[VersionStatus],
+    aliases: Mapping[str, Alias],
+) -> ModelSummary:
+    """Summarise a model by its newest served version."""
+    summary = ModelSummary(
         name=name,
-        versions=ordered,
+        versions=sorted(versions, key=int),
         default=default,
-        architecture=newest.description["architecture"]["name"],
-        num_classes=len(newest.labels),
-        num_experts=newest.num_experts,
+        all_versions=[version_body(status) for status in statuses],
+        aliases={alias: alias_body(to) for alias, to in aliases.items()},
+    )
+    if not versions:
+        return summary
+    newest = versions[summary.versions[-1]]
+    return summary.model_copy(
+        update={
+            "architecture": newest.description["architecture"]["name"],
+            "num_classes": len(newest.labels),
+            "num_experts": newest.num_experts,
+        }
     )
 
 
-def model_response(model: ServedModel, versions: list[str]) -> ModelResponse:
+def model_response(model: ServedModel, summary: ModelSummary) -> ModelResponse:
     """Describe one version in full."""
     return ModelResponse(
         **{key: model.description[key] for key in ModelResponse.model_fields if key in model.description},
-        versions=versions,
+        versions=summary.versions,
+        all_versions=summary.all_versions,
+        aliases=summary.aliases,
         labels_count=len(model.labels),
         num_experts=model.num_experts,
         routing_blocks=list(model.routing_blocks),
@@ -243,7 +331,7 @@ def _answer(prediction: Prediction, *, routing: bool) -> dict[str, Any]:
 
 def routing_body(trace: RoutingTrace) -> RoutingBody:
     """Routing weights by block, as they are in float32."""
-    return {block: weights.tolist() for block, weights in zip(trace.blocks, trace.weights, strict=True)}
+    return {block: weights.tolist() for block, weights in trace.by_block().items()}
 
 
 def _milliseconds(seconds: float) -> float:

@@ -41,20 +41,22 @@ class Access:
         keys: the keys that are taken; None leaves everything open.
         cors_origins: origins whose pages may read the answers; `*` is any.
         serve_metrics: whether `/metrics` is here, rather than on a port of its own.
+        open_admin: whether without keys what needs the scope `admin` is open, too.
     """
 
     keys: KeyRing | None = None
     cors_origins: Sequence[str] = ()
     serve_metrics: bool = True
+    open_admin: bool = True
 
 
-def guard(keys: KeyRing | None) -> Dependency:
+def guard(keys: KeyRing | None, *, open_admin: bool = True) -> Dependency:
     """What stands before every route that isn't for everybody: any key that may `predict`, within its rate.
 
     Routes for the few add `needs_admin`.
     """
     if keys is None:
-        return Dependency(_open)
+        return Dependency(_open if open_admin else _open_to_predict)
     rates = RateLimits()
 
     async def check(
@@ -77,6 +79,10 @@ def guard(keys: KeyRing | None) -> Dependency:
 
 async def _open(request: Request) -> None:
     request.scope["condconv.grants"] = ALL_SCOPES
+
+
+async def _open_to_predict(request: Request) -> None:
+    request.scope["condconv.grants"] = frozenset({"predict"})
 
 
 async def _check_admin(request: Request) -> None:

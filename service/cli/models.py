@@ -21,6 +21,8 @@ from service.cli.common import (
     print_table,
     read_settings,
 )
+from service.cli.finetune import finetune_model
+from service.cli.pull import list_catalogue, pull_model
 from service.errors import ServiceError
 
 FEW_IMAGES = 200
@@ -130,20 +132,65 @@ def verify_models(
 
 @app.command(
     "import",
-    epilog="Example: [bold]condconv models import efficientnet-condconv-b0-8e.ckpt "
+    epilog="Example: [bold]condconv models import efficientnet-condconv-b0-8e.tar.gz "
     "--architecture efficientnet-condconv-b0-8e --name b0-8e[/]",
 )
 @friendly
 def import_model(
-    source: Annotated[Path, typer.Argument(help="TensorFlow checkpoint (prefix or directory), or .safetensors.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="TensorFlow checkpoint (prefix, directory or .tar.gz), .safetensors, PyTorch file (.pth, .pt, .bin), "
+            ".keras or .weights.h5."
+        ),
+    ],
     architecture: Annotated[str, typer.Option(help="Architecture of the weights.")],
     name: Annotated[str, typer.Option(help="Name of the new model.")],
-    version: Annotated[str, typer.Option(help="Version of the new bundle.")] = "1",
-    labels: Annotated[Path | None, typer.Option(help="labels.json: a list of index, label and synset.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Version of the new bundle; one more than the largest there is if absent.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Names of the classes, in order: a JSON list of names, or of index, label and synset; or any other "
+            "file with one name per line. Numbers if absent."
+        ),
+    ] = None,
     transform: Annotated[Literal["official", "pillow"], typer.Option(help="How photos are cropped and resized.")] = (
         "official"
     ),
+    exact_decoding: Annotated[
+        bool,
+        typer.Option(
+            "--exact-decoding/--fast-decoding",
+            help="See the very pixels of the reference evaluation, or decode large JPEGs at a fraction and round.",
+        ),
+    ] = True,
     ema: Annotated[bool, typer.Option("--ema/--no-ema", help="Prefer averaged weights.")] = True,
+    upcycle: Annotated[
+        bool, typer.Option("--upcycle", help="Make experts of a static network: each starts as a copy of its kernel.")
+    ] = False,
+    experts: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Experts per CondConv layer; the architecture's own if absent.")
+    ] = None,
+    upcycle_noise: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="How much upcycled experts differ, as a share of the kernel's deviation; 0 for copies."
+        ),
+    ] = 0.0,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="Another parameter of the architecture that differs, repeatable."),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="Mean of the pixels, 0 to 255; that of such networks if absent."),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="Their standard deviation, 0 to 255; that of such networks if absent."),
+    ] = None,
     card: Annotated[Path | None, typer.Option(help="Model card, Markdown.")] = None,
     licence: Annotated[str, typer.Option(help="SPDX licence expression of the weights.")] = "unknown",
     accuracy: Annotated[
@@ -154,9 +201,14 @@ def import_model(
     model_store: Store = None,
 ) -> None:
     """Make a bundle of foreign weights."""
+    if upcycle_noise and not upcycle:
+        raise typer.BadParameter("only upcycled experts can differ; add --upcycle.", param_hint="--upcycle-noise")
+    overrides = parse_overrides(override or []) | ({} if experts is None else {"num_experts": experts})
+    means, deviations = parse_channels(mean, "--mean"), parse_channels(std, "--std")
     from service.tensorflow_log import import_tensorflow
 
     import_tensorflow()
+    from service.store.importers import Upcycling
     from service.store.importers.bundling import ImportRequest, import_bundle
 
     path = import_bundle(
@@ -165,8 +217,13 @@ def import_model(
             architecture=architecture,
             name=name,
             version=version,
+            overrides=overrides,
+            upcycling=Upcycling(noise=upcycle_noise) if upcycle else None,
             labels=labels,
             transform=transform,
+            mean=means,
+            std=deviations,
+            exact_decoding=exact_decoding,
             use_ema=ema,
             model_card=card,
             licence=licence,
@@ -213,3 +270,46 @@ def profile_model(
     if made.profile.images < FEW_IMAGES:
         err.print(f"With fewer than {FEW_IMAGES} images chance hides all but gross drift.")
     raise typer.Exit(1 if made.failures else 0)
+
+
+def parse_overrides(texts: list[str]) -> dict[str, int | float]:
+    """Split `NAME=NUMBER`; whole numbers stay whole.
+
+    Raises:
+        typer.BadParameter: a text is something else.
+    """
+    overrides: dict[str, int | float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            overrides[name] = int(value) if value.strip().isdecimal() else float(value)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is no NAME=NUMBER.", param_hint="--override") from None
+    return overrides
+
+
+def parse_channels(text: str | None, option: str) -> tuple[float, float, float] | None:
+    """Parse three numbers, or one that stands for all three.
+
+    Raises:
+        typer.BadParameter: the text is something else.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+        red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither one number nor three.", param_hint=option) from None
+    return red, green, blue
+
+
+app.command(
+    "finetune", epilog="Example: [bold]condconv models finetune lite0-8e --data flowers/ --name flowers --epochs 5[/]"
+)(finetune_model)
+app.command(
+    "pull",
+    epilog="Example: [bold]condconv models pull efficientnet-condconv-b0-8e[/]. "
+    "[bold]condconv models catalogue[/] lists what there is.",
+)(pull_model)
+app.command("catalogue", epilog="Example: [bold]condconv models catalogue --json[/]")(list_catalogue)

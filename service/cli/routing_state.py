@@ -53,7 +53,7 @@ def routing_state(
         table.add_row(block, f"{tally.entropy_mean[number]:.3f}", load, mean)
     print_table(table)
     out.print(
-        f"{total.model}/{total.version}: {tally.count} images of {len(tally.classes)} classes, from {len(files)} states",
+        f"{total.model}/{total.version}: {tally.count} images of {len(tally.classes)} classes in {len(files)} states",
         highlight=False,
     )
 

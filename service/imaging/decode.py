@@ -80,6 +80,28 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
         raise CorruptImage(message) from error
 
 
+def upright_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None:
+    """Read width and height of a JPEG that a decoder without knowledge of EXIF and CMYK would get right.
+
+    Returns:
+        None for all other photos, and for damaged ones: `decode_image` knows what to do with them.
+
+    Raises:
+        ImageTooLarge: the header announces more than `max_pixels`.
+    """
+    if recognise(data) != "JPEG":
+        return None
+    _mute_pillow()
+    try:
+        with _open("JPEG", data, max_pixels) as image:
+            upright = _orientation(image) in (None, 1)
+            return image.size if upright and image.mode in ("L", "RGB") else None
+    except ImageTooLarge:
+        raise
+    except Exception:
+        return None
+
+
 def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
     """Read the header only, and refuse it if it announces too much.
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.domain import Pixels, Preprocessing
+from service.domain import Pixels, Preprocessing, Row
 
 _CHANNELS = 3
 
@@ -17,7 +17,7 @@ _CHANNELS = 3
 Photo = Pixels | Image.Image
 
 
-def transform(photo: Photo, preprocessing: Preprocessing) -> Pixels:
+def transform(photo: Photo, preprocessing: Preprocessing) -> Row:
     """Make a photo the row that the network takes.
 
     Args:
@@ -25,10 +25,12 @@ def transform(photo: Photo, preprocessing: Preprocessing) -> Pixels:
         preprocessing: which transform, its size and its crop.
 
     Returns:
-        uint8 `[image_size, image_size, 3]`.
+        `[image_size, image_size, 3]`, of the preprocessing's `row_type`.
     """
     size, padding = preprocessing.image_size, preprocessing.crop_padding
     match preprocessing.transform:
+        case "official" if preprocessing.row_type is np.float32:
+            return official_float(photo, image_size=size, crop_padding=padding)
         case "official":
             return official(photo, image_size=size, crop_padding=padding)
         case "pillow":
@@ -64,7 +66,8 @@ def official(photo: Photo, *, image_size: int, crop_padding: int) -> Pixels:
 def official_float(photo: Photo, *, image_size: int, crop_padding: int) -> NDArray[np.float32]:
     """Crop and resize as the official evaluation does, before rounding.
 
-    This is TensorFlow 1's `resize_bicubic`: four taps however much the photo shrinks, so without antialiasing.
+    This is TensorFlow 1's `resize_bicubic`, bit for bit: four taps however much the photo shrinks, so without
+    antialiasing.
 
     Args:
         photo: as in `transform`.
@@ -103,13 +106,18 @@ def pillow(photo: Photo, *, image_size: int, crop_padding: int) -> Pixels:
 def _centre_crop(photo: Photo, image_size: int, crop_padding: int) -> Photo:
     """Cut the middle square; at least one pixel."""
     height, width = photo.shape[:2] if isinstance(photo, np.ndarray) else (photo.height, photo.width)
-    # In float32, as TensorFlow computes it: float64 makes some crops one line smaller or larger.
-    share = np.float32(image_size / (image_size + crop_padding))
-    side = max(1, int(share * np.float32(min(height, width))))
-    top, left = (height - side + 1) // 2, (width - side + 1) // 2
+    left, top, side = centre_square(width, height, image_size=image_size, crop_padding=crop_padding)
     if isinstance(photo, np.ndarray):
         return photo[top : top + side, left : left + side]
     return photo.crop((left, top, left + side, top + side))
+
+
+def centre_square(width: int, height: int, *, image_size: int, crop_padding: int) -> tuple[int, int, int]:
+    """Return `left`, `top` and `side` of the official centre crop of a photo of this size, in pixels."""
+    # In float32, as TensorFlow computes it: float64 makes some crops one line smaller or larger.
+    share = np.float32(image_size / (image_size + crop_padding))
+    side = max(1, int(share * np.float32(min(height, width))))
+    return (width - side + 1) // 2, (height - side + 1) // 2, side
 
 
 # TensorFlow looks its weights up in a table of this many steps per pixel.
@@ -126,7 +134,8 @@ def _bicubic_taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[n
     """
     position = np.arange(target, dtype=np.float32) * (np.float32(source) / np.float32(target))
     before = np.floor(position)
-    past = np.rint((position - before) * _STEPS) / _STEPS
+    # The table is computed in float64 and rounded at the end.
+    past = np.rint((position - before) * _STEPS).astype(np.float64) / _STEPS
     index = np.clip(before.astype(np.intp) + np.arange(-1, 3)[:, None], 0, source - 1)
     a = _SHARPNESS
     inner = [((a + 2) * x - (a + 3)) * x * x + 1 for x in (past, 1 - past)]

@@ -8,6 +8,7 @@ from service.nn.condconv import CondConv2D, DepthwiseCondConv2D, mix_experts
 from service.nn.cost import Cost, cost
 from service.nn.efficientnet import build_efficientnet
 from service.nn.mbconv import mbconv
+from service.nn.network_config import network_from_json, network_to_json, variable_shapes
 
 __all__ = [
     "ARCHITECTURES",
@@ -22,4 +23,7 @@ __all__ = [
     "get_architecture",
     "mbconv",
     "mix_experts",
+    "network_from_json",
+    "network_to_json",
+    "variable_shapes",
 ]

@@ -103,6 +103,18 @@ class Architecture:
         """Names of the CondConv blocks, in order."""
         return tuple(block.name for block in self.blocks() if block.num_experts)
 
+    def with_experts(self, num_experts: int) -> Architecture:
+        """The same network with another number of experts in its CondConv stages.
+
+        Raises:
+            ConfigurationError: it has no CondConv stages.
+        """
+        if not self.num_experts:
+            raise ConfigurationError(f"{self.name} has no CondConv blocks, so it can't have experts.")
+        return replace(
+            self, stages=tuple(replace(s, num_experts=num_experts) if s.num_experts else s for s in self.stages)
+        )
+
     def to_manifest(self) -> dict[str, Any]:
         """What distinguishes this from the architecture registered under the same name, for a bundle's manifest."""
         registered = ARCHITECTURES[self.name]
@@ -110,7 +122,10 @@ class Architecture:
         return {"name": self.name, **changed}
 
 
-OVERRIDABLE = ("num_classes", "image_size", "width_coefficient", "depth_coefficient", "dropout_rate")
+OVERRIDABLE = ("num_classes", "image_size", "width_coefficient", "depth_coefficient", "dropout_rate", "num_experts")
+_WHOLE = ("num_classes", "image_size", "num_experts")
+_LEAST = {"num_classes": 1, "image_size": 32, "dropout_rate": 0, "num_experts": 1}
+_MOST = {"num_classes": 1_000_000, "image_size": 2048, "dropout_rate": 0.99, "num_experts": 64}
 
 
 def round_filters(filters: int, coefficient: float, *, divisor: int = 8) -> int:
@@ -164,12 +179,13 @@ def get_architecture(name: str, **overrides: Any) -> Architecture:
     for key, value in overrides.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ConfigurationError(f"Architecture parameter {key} must be a number, not {value!r}.")
-        whole = key in ("num_classes", "image_size")
-        least = {"num_classes": 1, "image_size": 32, "dropout_rate": 0}.get(key, 0.05)
-        most = {"num_classes": 1_000_000, "image_size": 2048, "dropout_rate": 0.99}.get(key, 20)
+        whole, least, most = key in _WHOLE, _LEAST.get(key, 0.05), _MOST.get(key, 20)
         if not least <= value <= most or (whole and not isinstance(value, int)):
             kind = "a whole number" if whole else "a number"
             raise ConfigurationError(
                 f"Architecture parameter {key} must be {kind} from {least} to {most}, not {value}."
             )
-    return replace(ARCHITECTURES[name], **overrides)
+    architecture = ARCHITECTURES[name]
+    if "num_experts" in overrides:
+        architecture = architecture.with_experts(overrides.pop("num_experts"))
+    return replace(architecture, **overrides)

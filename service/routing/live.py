@@ -98,7 +98,8 @@ class LiveRouting:
     def exported(self) -> Iterator[BlockRouting]:
         """What Prometheus is told of each block."""
         for live in self:
-            totals, recent = live.statistics.totals(), live.statistics.read(GAUGE_WINDOW)
+            totals = live.statistics.read("all", classes=False)
+            recent = live.statistics.read(GAUGE_WINDOW, classes=False)
             drift = live.drift(recent)
             cumulative = totals.histogram.cumsum(axis=-1)[..., _LAST_BINS]
             sums = totals.mean * totals.count

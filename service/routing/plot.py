@@ -69,13 +69,18 @@ def draw_routing(traces: Sequence[tuple[str, RoutingTrace]], kind: str) -> bytes
     figure = Figure(figsize=size, layout="constrained", dpi=min(110, MAX_PIXELS / max(size)))
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (title, trace) in zip(axes.flat, traces, strict=False):
-        axis.imshow(trace.weights, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+        weights = np.full((blocks, experts), np.nan)  # left blank where a block has fewer experts than another
+        for row, own in zip(weights, trace.by_block().values(), strict=True):
+            row[: len(own)] = own
+        axis.imshow(weights, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         axis.set_title(shortened(title), fontsize=9, parse_math=False)
         axis.set_xticks(range(0, experts, 1 if experts <= MAX_NUMBERED_EXPERTS else 8))
         axis.set_yticks(range(blocks), trace.blocks)
         axis.tick_params(labelsize=8)
         axis.set_xlabel("expert", fontsize=8)
-        for (block, expert), weight in np.ndenumerate(trace.weights) if numbers else ():
+        for (block, expert), weight in np.ndenumerate(weights) if numbers else ():
+            if np.isnan(weight):
+                continue
             shade = "black" if weight > 0.6 else "white"
             axis.text(expert, block, f"{weight:.2f}", ha="center", va="center", fontsize=6.5, color=shade)
     for axis in axes.flat[len(traces) :]:

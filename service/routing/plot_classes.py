@@ -1,4 +1,4 @@
-"""Pictures of routing weights by class, in the manner of the CondConv paper's figures 4 to 6."""
+"""Pictures of routing weights by class, in the manner of the CondConv paper's figures."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
@@ -67,18 +67,15 @@ class RoutingStatistics:
             self._pending.append(weights)
             self._pending_classes.append(predicted)
 
-    def read(self, window: Window = "all") -> Tally:
-        """The images of a window, as a tally of the caller's own."""
+    def read(self, window: Window = "all", *, classes: bool = True) -> Tally:
+        """The images of a window, as a tally of the caller's own; without their classes it is much cheaper."""
+        total = Tally(self.shape, self._class_bytes)
         with self._lock:
             self._count_pending()
             parts = [self._all] if window == "all" else self._rings[window].parts(self._clock())
-            return merged(parts, shape=self.shape, class_bytes=self._class_bytes)
-
-    def totals(self) -> Tally:
-        """The images of `all` without their classes: cheap."""
-        with self._lock:
-            self._count_pending()
-            return _without_classes(self._all)
+            for part in parts:
+                total.merge(part, classes=classes)
+        return total
 
     def class_of(self, index: int) -> tuple[int, Floats] | None:
         """Images of a class in `all`, and their mean weights `[blocks, experts]`; None if there is none."""
@@ -131,19 +128,3 @@ class _Ring:
     def _expire(self, part: int) -> None:
         while self._parts and self._parts[0][0] <= part - self._number:
             self._parts.popleft()
-
-
-def merged(tallies: Iterable[Tally], *, shape: tuple[int, int], class_bytes: int = CLASS_BYTES) -> Tally:
-    """The sum of tallies, as one of its own."""
-    total = Tally(shape, class_bytes)
-    for tally in tallies:
-        total.merge(tally)
-    return total
-
-
-def _without_classes(tally: Tally) -> Tally:
-    copy = Tally(tally.shape, 0)
-    for name in ("count", "mean", "squares", "histogram", "strongest", "active", "entropy_mean", "entropy_squares"):
-        value = getattr(tally, name)
-        setattr(copy, name, value.copy() if isinstance(value, np.ndarray) else value)
-    return copy

@@ -230,8 +230,12 @@ class Tally:
         tally.classes.add(found, counts.astype(np.int64), np.add.reduceat(weights[order], starts, axis=0))
         return tally
 
-    def merge(self, other: Tally) -> None:
+    def merge(self, other: Tally, *, classes: bool = True) -> None:
         """Add another tally to this one (Chan et al., 1979): the same as if one had counted all images.
+
+        Args:
+            other: stays as it is.
+            classes: whether to add its classes, too.
 
         Raises:
             ValueError: it is one of another shape.
@@ -249,7 +253,8 @@ class Tally:
             self.strongest += other.strongest
             self.active += other.active
             self.count = total
-        self.classes.merge(other.classes)
+        if classes:
+            self.classes.merge(other.classes)
 
     @property
     def deviation(self) -> Floats:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from service.domain import ModelOutput, Pixels, Preprocessing, RoutingOverrides
+from service.domain import ModelOutput, Preprocessing, RoutingOverrides, Row
 from service.errors import BundleError
 from service.runtime.inference_graph import per_channel
 from service.runtime.lowering import CPU, lower
@@ -39,33 +39,35 @@ class AblationEngine:
             BundleError: the network is static, or can't be cut in front of its blocks.
         """
         blocks = _cuts(network)
+        self._row_type = preprocessing.row_type
+        self._experts = [block.routing.shape[-1] for block in blocks]
         ends = [*(block.features for block in blocks[1:]), network.output["logits"]]
         mean, scale = per_channel(preprocessing.mean), per_channel(tuple(1 / s for s in preprocessing.std))
         size = preprocessing.image_size
         prefix = _lowered(network.inputs[0], blocks[0].features)
 
         def infer() -> tuple[Any, list[Any]]:
-            rows = tf.compat.v1.placeholder(tf.uint8, (None, size, size, 3))
+            rows = tf.compat.v1.placeholder(self._row_type, (None, size, size, 3))
             return prefix((tf.cast(rows, tf.float32) - mean) * scale), [rows]
 
         self._prefix = _Part(infer)
         # Each block: features, weights (NaN is the model's own), uniform; to the next features, and the weights used.
         self._steps = [_Part(_step(block, end)) for block, end in zip(blocks, ends, strict=True)]
         # The first calls are slow.
-        shape = (MICRO_BATCH, len(blocks), blocks[0].routing.shape[-1])
+        shape = (MICRO_BATCH, len(blocks), max(self._experts))
         self(
             np.zeros((size, size, 3), np.uint8),
             RoutingOverrides(np.zeros(shape, np.float32), np.zeros(shape[:2], np.bool_)),
         )
 
     def __call__(
-        self, row: Pixels, overrides: RoutingOverrides, *, stopped: Callable[[], bool] = lambda: False
+        self, row: Row, overrides: RoutingOverrides, *, stopped: Callable[[], bool] = lambda: False
     ) -> ModelOutput | None:
         """Compute one row with all variants.
 
         Args:
-            row: uint8 `[image_size, image_size, 3]`.
-            overrides: the routing of `V` variants.
+            row: `[image_size, image_size, 3]`.
+            overrides: the routing of `V` variants; what a block has less experts than others is passed over.
             stopped: asked now and then whether nobody waits any more.
 
         Returns:
@@ -77,24 +79,24 @@ class AblationEngine:
         own = np.full((1, blocks, experts), np.nan, np.float32)
         weights = np.concatenate([own, overrides.weights.astype(np.float32)])
         uniform = np.concatenate([np.zeros((1, blocks), bool), overrides.uniform])
-        used = np.empty((variants + 1, blocks, experts), np.float32)
+        used = np.zeros((variants + 1, blocks, experts), np.float32)
         members = np.zeros(1, np.int64)
         with reporting_memory():
-            features = self._prefix(row[None])
+            features = self._prefix(row[None].astype(self._row_type, casting="safe", copy=False))
             for number, step in enumerate(self._steps):
                 joining = 1 + np.flatnonzero(first == number)
                 members = np.concatenate([members, joining])
                 features = np.concatenate([features, np.repeat(features[:1], len(joining), axis=0)])
-                parts = []
+                parts, count = [], self._experts[number]
                 for start in range(0, len(members), MICRO_BATCH):
                     if stopped():
                         return None
                     chosen = members[start : start + MICRO_BATCH]
                     result, routing = step(
-                        features[start : start + MICRO_BATCH], weights[chosen, number], uniform[chosen, number]
+                        features[start : start + MICRO_BATCH], weights[chosen, number, :count], uniform[chosen, number]
                     )
                     parts.append(result)
-                    used[chosen, number] = routing
+                    used[chosen, number, :count] = routing
                 used[1 + np.flatnonzero(first > number), number] = used[0, number]  # not yet different
                 features = np.concatenate(parts)
         logits = np.empty((variants + 1, features.shape[1]), np.float32)
@@ -123,6 +125,7 @@ class _Part:
 
     def close(self) -> None:
         self._session.close()
+        del self._session, self._compute  # whoever still holds this part must not hold the weights
 
 
 @dataclass(frozen=True, slots=True)

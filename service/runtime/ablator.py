@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-from service.domain import Ablated, Ablation, Pixels, RoutingOverrides, ServedModel
+from service.domain import Ablated, Ablation, RoutingOverrides, Row, ServedModel
 from service.errors import AblationBusy, DeadlineExceeded, InferenceFailed, ServiceError
 from service.runtime.machine import release_memory, yield_to_other_threads
 
@@ -67,13 +67,13 @@ class SlowLane:
             )
 
     async def ablate(
-        self, model: ServedModel, row: Pixels, overrides: RoutingOverrides, *, deadline: float = math.inf
+        self, model: ServedModel, row: Row, overrides: RoutingOverrides, *, deadline: float = math.inf
     ) -> Ablated:
         """Compute a row with other routings. Cancelling stops it.
 
         Args:
             model: whose row it is.
-            row: uint8 `[image_size, image_size, 3]`.
+            row: `[image_size, image_size, 3]`.
             overrides: the routings.
             deadline: when the caller stops waiting, on the monotonic clock in seconds.
 
@@ -98,7 +98,7 @@ class SlowLane:
             self._waiting -= 1
 
     def _compute(
-        self, model: ServedModel, row: Pixels, overrides: RoutingOverrides, asked: float, gone: threading.Event
+        self, model: ServedModel, row: Row, overrides: RoutingOverrides, asked: float, gone: threading.Event
     ) -> Ablated:
         started = time.monotonic()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Engine, Pixels
+from service.domain import Engine, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +25,13 @@ class Agreement:
     mean_difference: float
 
 
-def compare(engine: Engine, reference: Engine, rows: Sequence[Pixels], *, batch_size: int = 4) -> Agreement:
+def compare(engine: Engine, reference: Engine, rows: Sequence[Row], *, batch_size: int = 4) -> Agreement:
     """Compare two engines of one model.
 
     Args:
         engine: the one in question.
         reference: the one to agree with.
-        rows: uint8 `[image_size, image_size, 3]` each, at least one.
+        rows: `[image_size, image_size, 3]` each, at least one.
         batch_size: rows computed at once.
     """
     same, largest, top = 0, 0.0, 0.0

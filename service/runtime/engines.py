@@ -7,7 +7,7 @@ import logging
 import keras
 import numpy as np
 
-from service.domain import Engine, EngineDescription, ModelOutput, Pixels, Preprocessing
+from service.domain import Engine, EngineDescription, ModelOutput, Pixels, Preprocessing, Row
 from service.errors import ConfigurationError
 from service.metrics import Metrics
 from service.runtime.inference_graph import InferenceGraph, freeze
@@ -95,7 +95,7 @@ def _check_openvino(engine: Engine, graph: InferenceGraph, plan: EnginePlan) -> 
         check_equal(found, exact, tolerance=2 * max(difference(rounded, exact).values()))
 
 
-def _compute(graph: InferenceGraph, precision: Precision, rows: Pixels) -> ModelOutput:
+def _compute(graph: InferenceGraph, precision: Precision, rows: Row) -> ModelOutput:
     engine = TensorFlowEngine(graph, precision=precision)
     try:
         return engine(rows)

@@ -1,4 +1,4 @@
-"""From a Keras model to the frozen graph that serves it: uint8 rows in, logits and routing weights out, in one pass."""
+"""From a Keras model to the frozen graph that serves it: rows in, logits and routing weights out, in one pass."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from service.domain import Preprocessing
-from service.runtime.lowering import CPU, Lowering, lower
+from service.domain import Preprocessing, Row
+from service.runtime.lowering import CPU, Lowering, is_stateless, lower
 
 INPUT, LOGITS, ROUTING = "rows", "logits", "routing"
 
@@ -21,12 +21,18 @@ INPUT, LOGITS, ROUTING = "rows", "logits", "routing"
 class InferenceGraph:
     """A frozen TensorFlow graph: weights are constants, so its engine can pack them once.
 
-    Its tensors are `rows:0` uint8 `[B, image_size, image_size, 3]`, `logits:0` float32 `[B, classes]` and `routing:0`
-    float32 `[B, blocks, num_experts]`; `B` is open.
+    Its tensors are `rows:0` of `row_type` `[B, image_size, image_size, 3]`, `logits:0` float32 `[B, classes]` and
+    `routing:0` float32 `[B, blocks, num_experts]`, where a block with fewer experts than another is filled up with
+    zeros; `B` is open.
     """
 
     graph_def: Any
     image_size: int
+    row_type: type[np.uint8] | type[np.float32] = np.uint8
+
+    def as_rows(self, rows: Row) -> Row:
+        """Bring rows to the type of the graph's input; uint8 rows suit any graph."""
+        return rows.astype(self.row_type, casting="safe", copy=False)
 
 
 def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Lowering = CPU) -> InferenceGraph:
@@ -34,25 +40,28 @@ def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Loweri
 
     Args:
         model: takes normalised pixels `[B, image_size, image_size, 3]`.
-        preprocessing: its mean and standard deviation go into the graph.
+        preprocessing: its mean and standard deviation go into the graph, and it says of what type rows are.
         lowering: which operations to use.
+
+    Raises:
+        ConfigurationError: the model is not functional.
     """
-    size = preprocessing.image_size
+    size, row_type = preprocessing.image_size, preprocessing.row_type
     lowered = lower(model, lowering)
     infer = _inference(lowered, preprocessing)
-    if lowered.weights or not lowering.constants:  # there are variables to freeze
-        signature = tf.TensorSpec((None, size, size, 3), tf.uint8, INPUT)
+    if not (lowering.constants and is_stateless(lowered)):  # there may be variables to freeze
+        signature = tf.TensorSpec((None, size, size, 3), row_type, INPUT)
         function = tf.function(infer, autograph=False).get_concrete_function(signature)
-        return InferenceGraph(convert_variables_to_constants_v2(function).graph.as_graph_def(), size)
+        return InferenceGraph(convert_variables_to_constants_v2(function).graph.as_graph_def(), size, row_type)
     with tf.Graph().as_default() as graph:  # without the copies of all weights that tf.function would leave behind
-        infer(tf.compat.v1.placeholder(tf.uint8, (None, size, size, 3), INPUT))
-    return InferenceGraph(graph.as_graph_def(), size)
+        infer(tf.compat.v1.placeholder(row_type, (None, size, size, 3), INPUT))
+    return InferenceGraph(graph.as_graph_def(), size, row_type)
 
 
 def inference_function(
     model: keras.Model, preprocessing: Preprocessing, lowering: Lowering
 ) -> Callable[[Any], dict[str, Any]]:
-    """Return what the inference graph computes as a function of uint8 rows, for tracing."""
+    """Return what the inference graph computes as a function of rows, for tracing."""
     return _inference(lower(model, lowering), preprocessing)
 
 
@@ -62,11 +71,23 @@ def _inference(lowered: keras.Model, preprocessing: Preprocessing) -> Callable[[
     def infer(rows: Any) -> dict[str, Any]:
         outputs = lowered((tf.cast(rows, tf.float32) - mean) * scale, training=False)
         routing = [tf.cast(weights, tf.float32) for weights in outputs["routing"].values()]
-        stacked = tf.stack(routing, axis=1) if routing else tf.zeros((tf.shape(rows)[0], 0, 0))
+        stacked = _stack(routing) if routing else tf.zeros((tf.shape(rows)[0], 0, 0))
         logits = tf.cast(outputs["logits"], tf.float32)
         return {LOGITS: tf.identity(logits, LOGITS), ROUTING: tf.identity(stacked, ROUTING)}
 
     return infer
+
+
+def _stack(routing: list[Any]) -> Any:
+    """`[B, blocks, num_experts]` of `[B, experts]` each; what a block has less than the others is zero."""
+    most = max(weights.shape[-1] for weights in routing)
+    return tf.stack(
+        [
+            weights if weights.shape[-1] == most else tf.pad(weights, ((0, 0), (0, most - weights.shape[-1])))
+            for weights in routing
+        ],
+        axis=1,
+    )
 
 
 def per_channel(values: tuple[float, ...]) -> Any:

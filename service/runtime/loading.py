@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from service.domain import RoutingProfile, ServedModel
 from service.errors import BundleError, ConfigurationError
 from service.metrics import Metrics
-from service.nn import Architecture, build_efficientnet, cost, get_architecture
+from service.nn import build_efficientnet, cost, get_architecture, network_from_json, variable_shapes
 from service.runtime.engines import build_engine
+from service.runtime.official_jpeg import crop_jpeg
+from service.runtime.outputs import routing_experts
 from service.runtime.plan import EnginePlan
 from service.runtime.tensorflow_engine import limit_threads
-from service.store import Bundle, read_labels, read_profile, read_weights
+from service.store import OWN_NETWORK, Bundle, read_labels, read_network, read_profile, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +31,18 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     """Build a bundle's network, give it its weights, and make an engine of it as planned.
 
     Raises:
-        BundleError: the architecture is unknown, or tensors are missing, left over or misshaped; they are named.
+        BundleError: the architecture is unknown, or its own network holds what a network may not; or tensors are
+            missing, left over or misshaped; they are named.
     """
     if plan.device == "cpu":
         limit_threads(plan.threads_per_stream)
     manifest = bundle.manifest
     name = f"{manifest.name}/{manifest.version}"
-    architecture = _architecture(bundle)
     preprocessing = manifest.preprocessing.to_domain()
     labels = read_labels(bundle)
-    profile = _profile(bundle, architecture)
     network = load_network(bundle)
+    experts = routing_experts(network)
+    profile = _profile(bundle, (len(experts), max(experts.values(), default=0)))
     network_cost = cost(network)
     logger.info("%s: network built, weights set", name)
     engine, computed_by = build_engine(network, preprocessing, plan, metrics=metrics)
@@ -51,8 +54,10 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
         computed_by=computed_by,
         labels=labels,
         preprocessing=preprocessing,
-        routing_blocks=architecture.routing_blocks(),
-        num_experts=architecture.num_experts,
+        routing_blocks=tuple(experts),
+        num_experts=max(experts.values(), default=0),
+        experts_per_block=tuple(experts.values()),
+        crop_jpeg=crop_jpeg if preprocessing.row_type is np.float32 else None,
         description={
             **manifest.model_dump(mode="json", exclude_none=True),
             "parameters": network_cost.parameters,
@@ -66,37 +71,62 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
 def load_network(bundle: Bundle) -> keras.Model:
     """Build a bundle's network and give it its weights.
 
+    Returns:
+        A functional model that takes normalised pixels `[B, image_size, image_size, 3]` and returns
+        `{"logits": [B, classes], "routing": {block: [B, experts]}}`.
+
     Raises:
         BundleError: as for `load_model`.
     """
     manifest = bundle.manifest
-    network = build_efficientnet(_architecture(bundle), input_size=manifest.preprocessing.image_size)
-    set_weights(network, read_weights(bundle), name=f"{manifest.name}/{manifest.version}")
+    name = f"{manifest.name}/{manifest.version}"
+    weights = read_weights(bundle)
+    try:
+        network = (
+            _own_network(bundle, weights) if manifest.architecture.name == OWN_NETWORK else _registered_network(bundle)
+        )
+    except ConfigurationError as error:
+        raise BundleError(f"{name}: {error}") from error
+    if (classes := network.output["logits"].shape[-1]) != manifest.num_classes:
+        raise BundleError(f"{name}: the architecture has {classes} classes, the manifest says {manifest.num_classes}.")
+    set_weights(network, weights, name=name)
     return network
 
 
-def _architecture(bundle: Bundle) -> Architecture:
-    manifest = bundle.manifest
-    name, spec = f"{manifest.name}/{manifest.version}", manifest.architecture
-    try:
-        architecture = get_architecture(spec.name, **{"num_classes": manifest.num_classes, **spec.overrides})
-    except ConfigurationError as error:
-        raise BundleError(f"{name}: {error}") from error
-    if architecture.num_classes != manifest.num_classes:
-        raise BundleError(
-            f"{name}: the architecture has {architecture.num_classes} classes, the manifest says "
-            f"{manifest.num_classes}."
-        )
-    return architecture
+def _registered_network(bundle: Bundle) -> keras.Model:
+    manifest, spec = bundle.manifest, bundle.manifest.architecture
+    architecture = get_architecture(spec.name, **{"num_classes": manifest.num_classes, **spec.overrides})
+    return build_efficientnet(architecture, input_size=manifest.preprocessing.image_size)
 
 
-def _profile(bundle: Bundle, architecture: Architecture) -> RoutingProfile | None:
+def _own_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32]]) -> keras.Model:
+    """Build the network that the bundle itself describes, once its weights are known to be as large as it says."""
+    manifest, text = bundle.manifest, read_network(bundle)
+    name, size = f"{manifest.name}/{manifest.version}", manifest.preprocessing.image_size
+    if overrides := sorted(manifest.architecture.overrides):
+        raise BundleError(f"{name}: a network of one's own has no architecture parameter {', '.join(overrides)}.")
+    _check_weights(variable_shapes(text, image_size=size), weights, name=name)
+    network = network_from_json(text, image_size=size)
+    network.trainable = True  # whatever was held fast when it was trained
+    shape = tuple(network.inputs[0].shape) if len(network.inputs) == 1 else None
+    if shape != (None, size, size, 3):
+        raise BundleError(f"{name}: the network takes {shape}, but the manifest's rows are {(None, size, size, 3)}.")
+    output = network.output
+    if not isinstance(output, dict) or set(output) != {"logits", "routing"} or not isinstance(output["routing"], dict):
+        raise BundleError(f"{name}: the network must return logits and routing.")
+    for block, tensor in {"logits": output["logits"], **output["routing"]}.items():
+        if not isinstance(tensor, keras.KerasTensor) or len(tensor.shape) != 2 or None in tensor.shape[1:]:
+            raise BundleError(f"{name}: the network's output {block} must have two axes.")
+    return network
+
+
+def _profile(bundle: Bundle, shape: tuple[int, int]) -> RoutingProfile | None:
+    """The bundle's reference profile, which must be of `shape`: blocks and experts."""
     profile = read_profile(bundle)
-    shape = (len(architecture.routing_blocks()), architecture.num_experts)
     if profile is not None and profile.mean.shape != shape:
         raise BundleError(
             f"{bundle.manifest.name}/{bundle.manifest.version}: the routing profile is of {profile.mean.shape} blocks "
-            f"and experts, but the architecture has {shape}."
+            f"and experts, but the network has {shape}."
         )
     return profile
 
@@ -108,17 +138,23 @@ def set_weights(network: Any, weights: Mapping[str, NDArray[np.float32]], *, nam
         BundleError: names the tensors that are missing, left over or misshaped.
     """
     variables = {variable.path: variable for variable in network.weights}
+    _check_weights({path: tuple(variable.shape) for path, variable in variables.items()}, weights, name=name)
+    for path, variable in variables.items():
+        variable.assign(weights[path])
+
+
+def _check_weights(
+    shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, NDArray[np.float32]], *, name: str
+) -> None:
     problems = [
-        *(f"{path} is missing" for path in sorted(set(variables) - set(weights))),
-        *(f"{path} is not part of it" for path in sorted(set(weights) - set(variables))),
+        *(f"{path} is missing" for path in sorted(set(shapes) - set(weights))),
+        *(f"{path} is not part of it" for path in sorted(set(weights) - set(shapes))),
         *(
-            f"{path} is {list(weights[path].shape)} instead of {list(variable.shape)}"
-            for path, variable in variables.items()
-            if path in weights and tuple(weights[path].shape) != tuple(variable.shape)
+            f"{path} is {list(weights[path].shape)} instead of {list(shape)}"
+            for path, shape in shapes.items()
+            if path in weights and tuple(weights[path].shape) != tuple(shape)
         ),
     ]
     if problems:
         more = f" and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
         raise BundleError(f"{name}: the weights don't fit the architecture: {'; '.join(problems[:MAX_NAMED])}{more}.")
-    for path, variable in variables.items():
-        variable.assign(weights[path])

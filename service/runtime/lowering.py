@@ -87,6 +87,14 @@ def lower(model: keras.Model, lowering: Lowering) -> keras.Model:
     return keras.models.clone_model(model, clone_function=replacement, call_function=call)
 
 
+def is_stateless(lowered: keras.Model) -> bool:
+    """Whether a lowered model holds nothing but constants, and so can be built straight into a graph."""
+    return all(
+        isinstance(operation, _Lowered | keras.layers.InputLayer) or type(operation) in _STATELESS
+        for operation in lowered.operations
+    )
+
+
 class _Lowered(keras.layers.Layer):
     """A layer that computes what another one does, as a plain function of its inputs."""
 

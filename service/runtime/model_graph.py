@@ -7,6 +7,9 @@ from typing import Any
 
 import keras
 
+from service.errors import ConfigurationError
+from service.nn import CondConv2D, DepthwiseCondConv2D
+
 
 class ModelGraph:
     """The calls of a functional model's layers.
@@ -16,7 +19,17 @@ class ModelGraph:
     """
 
     def __init__(self, model: keras.Model) -> None:
-        """Look through a functional model."""
+        """Look through a functional model.
+
+        Raises:
+            ConfigurationError: it is a class of its own, whose layers can't be seen from outside.
+        """
+        if not hasattr(model, "_nodes_by_depth"):
+            raise ConfigurationError(
+                f"{model.name!r} is a {type(model).__name__}, a class of its own or a network without an Input, and "
+                "only functional models can be served: write it as keras.Model(inputs, outputs), for instance "
+                "inputs = keras.Input((224, 224, 3)); keras.Model(inputs, network.call(inputs))."
+            )
         self.nodes = [node for depth in model._nodes_by_depth.values() for node in depth if not node.is_input]
         self._calls = Counter(id(node.operation) for node in self.nodes)
         self._readers: dict[int, list[Any]] = defaultdict(list)
@@ -34,3 +47,12 @@ class ModelGraph:
         output = id(node.outputs[0])
         found = self._readers[output]
         return found[0] if len(found) == 1 and output not in self._outputs else None
+
+    def condconv_routing(self) -> dict[int, tuple[Any, list[Any]]]:
+        """The routing weights that CondConv layers read, with their readers, by id, in the order of first use."""
+        found: dict[int, tuple[Any, list[Any]]] = {}
+        for node in reversed(self.nodes):  # Keras lists them from the outputs
+            if isinstance(node.operation, CondConv2D | DepthwiseCondConv2D):
+                routing = node.input_tensors[1]
+                found.setdefault(id(routing), (routing, []))[1].append(node.operation)
+        return found

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from service.domain import ModelOutput, Pixels
+from service.domain import ModelOutput, Row
 from service.metrics import Metrics
 from service.runtime.inference_graph import LOGITS, ROUTING, InferenceGraph
 from service.runtime.plan import Precision
@@ -52,6 +52,7 @@ class OpenVINOEngine:
         Raises:
             RuntimeError: OpenVINO can't read or compile it.
         """
+        self._as_rows = graph.as_rows
         core = openvino.Core()
         with tempfile.TemporaryDirectory() as directory:
             file = Path(directory) / "graph.pb"
@@ -82,8 +83,9 @@ class OpenVINOEngine:
         self._metrics = metrics
         self._requests = threading.local()
 
-    def __call__(self, rows: Pixels, stream: int = 0) -> ModelOutput:
-        """Compute uint8 `[B, image_size, image_size, 3]`; any stream may."""
+    def __call__(self, rows: Row, stream: int = 0) -> ModelOutput:
+        """Compute `[B, image_size, image_size, 3]`; any stream may."""
+        rows = self._as_rows(rows)
         with self._calls_lock:
             self._calls += 1
             alone = self._calls == 1
@@ -95,7 +97,7 @@ class OpenVINOEngine:
             with self._calls_lock:
                 self._calls -= 1
 
-    def _in_pieces(self, rows: Pixels) -> ModelOutput:
+    def _in_pieces(self, rows: Row) -> ModelOutput:
         outputs, start = [], 0
         for count, size in split(len(rows), self._sizes):
             logits, routing = self._infer(_padded(rows[start : start + count], size), str(size))
@@ -105,7 +107,7 @@ class OpenVINOEngine:
                 self._metrics.padding_rows.inc(size - count)
         return ModelOutput(*(np.concatenate(part) for part in zip(*outputs, strict=True)))
 
-    def _infer(self, rows: Pixels, graph: str) -> tuple[Any, Any]:
+    def _infer(self, rows: Row, graph: str) -> tuple[Any, Any]:
         requests: dict[str, Any] = self._requests.__dict__.setdefault("by_graph", {})
         if graph not in requests:
             requests[graph] = self._compiled[graph].create_infer_request()
@@ -140,7 +142,7 @@ def split(rows: int, sizes: tuple[int, ...]) -> list[tuple[int, int]]:
     return pieces
 
 
-def _padded(rows: Pixels, size: int) -> Pixels:
+def _padded(rows: Row, size: int) -> Row:
     if len(rows) == size:
         return np.ascontiguousarray(rows)
     return np.concatenate([rows, np.zeros((size - len(rows), *rows.shape[1:]), rows.dtype)])

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
-from service.domain import ModelOutput, Pixels
+from service.domain import ModelOutput, Row
 from service.errors import OutOfMemory
 from service.runtime.inference_graph import INPUT, LOGITS, ROUTING, InferenceGraph
 from service.runtime.plan import Precision
@@ -70,18 +70,20 @@ class TensorFlowEngine:
             precision: bfloat16 lets Grappler convert the operations that gain from it.
             threads_per_stream: 1 keeps mixed kernels and activations in the cache of the stream's core.
         """
+        self._as_rows = graph.as_rows
         tf_graph = tf.Graph()
         with tf_graph.as_default():
             tf.graph_util.import_graph_def(graph.graph_def, name="")
         self._session = open_session(tf_graph, precision=precision, threads=threads_per_stream)
         self._compute = self._session.make_callable([f"{LOGITS}:0", f"{ROUTING}:0"], feed_list=[f"{INPUT}:0"])
 
-    def __call__(self, rows: Pixels, stream: int = 0) -> ModelOutput:
-        """Compute uint8 `[B, image_size, image_size, 3]`; any stream may."""
+    def __call__(self, rows: Row, stream: int = 0) -> ModelOutput:
+        """Compute `[B, image_size, image_size, 3]`; any stream may."""
         with reporting_memory():
-            logits, routing = self._compute(rows)
+            logits, routing = self._compute(self._as_rows(rows))
         return ModelOutput(logits, routing)
 
     def close(self) -> None:
         """Release the graph and its weights."""
         self._session.close()
+        del self._session, self._compute  # whoever still holds this engine must not hold the weights

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from service.domain import ModelOutput, Pixels, Preprocessing
+from service.domain import ModelOutput, Preprocessing, Row
 from service.metrics import Metrics
 from service.runtime.inference_graph import inference_function
 from service.runtime.lowering import XLA
@@ -44,6 +44,7 @@ class XlaEngine:
             metrics: counts padding rows.
         """
         self._metrics = metrics
+        self._row_type = preprocessing.row_type
         self.batch_sizes = tuple(sorted({min(1 << n, max_batch_size) for n in range(max_batch_size.bit_length() + 1)}))
         self._devices: list[tuple[str, Any]] = []
         dtype = tf.bfloat16 if precision == "bfloat16" else tf.float32
@@ -52,9 +53,10 @@ class XlaEngine:
                 infer = inference_function(model, preprocessing, replace(XLA, dtype=dtype))
             self._devices.append((device, tf.function(infer, jit_compile=True, autograph=False)))
 
-    def __call__(self, rows: Pixels, stream: int = 0) -> ModelOutput:
-        """Compute uint8 `[B, image_size, image_size, 3]` on the stream's device."""
+    def __call__(self, rows: Row, stream: int = 0) -> ModelOutput:
+        """Compute `[B, image_size, image_size, 3]` on the stream's device."""
         device, infer = self._devices[stream % len(self._devices)]
+        rows = rows.astype(self._row_type, casting="safe", copy=False)  # another type would be compiled once more
         count = len(rows)
         outputs = [
             self._compute(device, infer, rows[start : start + self.batch_sizes[-1]])
@@ -62,7 +64,7 @@ class XlaEngine:
         ]
         return ModelOutput(*(np.concatenate(part) for part in zip(*outputs, strict=True)))
 
-    def _compute(self, device: str, infer: Any, rows: Pixels) -> tuple[Any, Any]:
+    def _compute(self, device: str, infer: Any, rows: Row) -> tuple[Any, Any]:
         count = len(rows)
         size = next(size for size in self.batch_sizes if size >= count)
         if size > count:

@@ -9,14 +9,16 @@ from service.store.bundle import (
     NewBundle,
     open_bundle,
     read_labels,
+    read_network,
     read_profile,
     read_weights,
     write_bundle,
 )
 from service.store.catalog import Catalog
-from service.store.manifest import Manifest
+from service.store.manifest import OWN_NETWORK, Manifest
 
 __all__ = [
+    "OWN_NETWORK",
     "Bundle",
     "Catalog",
     "Manifest",
@@ -24,6 +26,7 @@ __all__ = [
     "add_profile",
     "open_bundle",
     "read_labels",
+    "read_network",
     "read_profile",
     "read_weights",
     "write_bundle",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -21,18 +22,23 @@ from safetensors.numpy import load_file, save_file
 from service.domain import Label, RoutingProfile
 from service.errors import BundleError
 from service.store.manifest import (
+    OWN_NETWORK,
     Accuracy,
     ArchitectureSpec,
     FileSpec,
     Manifest,
+    ModelName,
     PreprocessingSpec,
     Provenance,
+    VersionName,
 )
 from service.store.profile import parse_profile, profile_name, serialise_profile
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
+NETWORK = "network.json"
 _MAX_TEXT_BYTES = 64 * 2**20
 _labels = TypeAdapter(list[Label])
+_name, _version = TypeAdapter(ModelName), TypeAdapter(VersionName)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,10 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewBundle:
-    """What goes into a bundle. `weights` by variable path; their dtypes are kept."""
+    """What goes into a bundle. `weights` by variable path; their dtypes are kept.
+
+    `network` describes the network (`service.nn.network_to_json`) if `architecture` is `{"name": "keras"}`.
+    """
 
     name: str
     version: str
@@ -62,6 +71,7 @@ class NewBundle:
     licence: str
     model_card: str
     accuracy: tuple[Accuracy, ...] = ()
+    network: str | None = None
     routing_profile: RoutingProfile | None = None
 
 
@@ -75,6 +85,8 @@ def open_bundle(path: Path) -> Bundle:
     manifest = bundle.manifest
     if missing := {WEIGHTS, LABELS, MODEL_CARD} - set(manifest.files):
         raise BundleError(f"{_id(path)}: the manifest doesn't list {', '.join(sorted(missing))}.")
+    if (NETWORK in manifest.files) != (manifest.architecture.name == OWN_NETWORK):
+        raise BundleError(f"{_id(path)}: {NETWORK} belongs to the architecture {OWN_NETWORK}, and to no other one.")
     if (path.parent.name, path.name) != (manifest.name, manifest.version):
         raise BundleError(
             f"{_id(path)}: the manifest says {manifest.name}/{manifest.version}, which is another place in the store."
@@ -145,6 +157,35 @@ def read_labels(bundle: Bundle) -> tuple[Label, ...]:
     return tuple(labels)
 
 
+def read_network(bundle: Bundle) -> str:
+    """Read the description of a network of one's own, JSON.
+
+    Raises:
+        BundleError: the bundle has none.
+    """
+    return _read_text(bundle.path, NETWORK)
+
+
+def check_free(store: Path, name: str, version: str) -> Path:
+    """Say early that a bundle could not be written.
+
+    Returns:
+        The directory that it would have.
+
+    Raises:
+        BundleError: it exists already, or it couldn't be called so.
+    """
+    for what, value, allowed in (("name", name, _name), ("version", version, _version)):
+        try:
+            allowed.validate_python(value)
+        except ValidationError as error:
+            raise BundleError(f"{what}: {error.errors()[0]['msg']}, not {value!r}.") from error
+    target = store / name / version
+    if target.exists():
+        raise BundleError(f"{_id(target)} exists already; choose another version.")
+    return target
+
+
 def read_profile(bundle: Bundle) -> RoutingProfile | None:
     """Read the reference routing profile; None if the bundle has none.
 
@@ -173,9 +214,7 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
         OSError: the disk is full or not writable; nothing is left behind.
     """
     manifest = _manifest(new)  # first, so that no directory is named by what is no name
-    target = store / new.name / new.version
-    if target.exists():
-        raise BundleError(f"{_id(target)} exists already; choose another version.")
+    target = check_free(store, new.name, new.version)
     created = [directory for directory in target.parents if not directory.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -185,13 +224,25 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
             path.mkdir(parents=True)
             _write_files(path, new, manifest)
             read_labels(open_bundle(path))
-            os.rename(path, target)
+            try:
+                os.rename(path, target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                raise BundleError(f"{_id(target)} exists already; choose another version.") from error
     except BaseException:
         for directory in created:
             with contextlib.suppress(OSError):  # somebody else has put something there
                 directory.rmdir()
         raise
     return target
+
+
+def next_version(store: Path, name: str) -> str:
+    """Return the number after the largest version of a model, complete or not; "1" if there is none."""
+    directory = store / name
+    versions = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
+    return str(max(versions, default=0) + 1)
 
 
 def _manifest(new: NewBundle) -> Manifest:
@@ -213,18 +264,18 @@ def _manifest(new: NewBundle) -> Manifest:
 
 
 def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
-    save_file({name: np.ascontiguousarray(value) for name, value in new.weights.items()}, path / WEIGHTS)
+    save_file({name: np.asarray(value, order="C") for name, value in new.weights.items()}, path / WEIGHTS)
     labels = _labels.dump_python(list(new.labels), mode="json", exclude_none=True)
     (path / LABELS).write_text(
         "[\n" + ",\n".join(json.dumps(label, ensure_ascii=False) for label in labels) + "\n]\n", encoding="utf-8"
     )
     (path / MODEL_CARD).write_text(new.model_card, encoding="utf-8")
-    names = [WEIGHTS, LABELS, MODEL_CARD]
+    if new.network is not None:
+        (path / NETWORK).write_text(new.network, encoding="utf-8")
     if new.routing_profile is not None:
         content = serialise_profile(new.routing_profile)
-        names.append(profile_name(content))
-        (path / names[-1]).write_bytes(content)
-    manifest = manifest.model_copy(update={"files": {name: _describe(path / name) for name in names}})
+        (path / profile_name(content)).write_bytes(content)
+    manifest = manifest.model_copy(update={"files": {file.name: _describe(file) for file in sorted(path.iterdir())}})
     (path / MANIFEST).write_bytes(dump_manifest(manifest))
     for file in path.iterdir():
         file.chmod(0o644)

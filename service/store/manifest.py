@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from service.domain import Preprocessing, TransformName
 
 SCHEMA_VERSION: Final = 1
+OWN_NETWORK: Final = "keras"
+"""The architecture of a bundle that brings the description of its network along, in `network.json`."""
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
 VersionName = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
@@ -28,7 +30,7 @@ class _Strict(BaseModel):
 
 
 class ArchitectureSpec(BaseModel):
-    """A registered architecture's name and those of its parameters that differ."""
+    """A registered architecture's name and those of its parameters that differ; or just the name `keras`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str

@@ -55,10 +55,13 @@ MODEL = ServedModel(
 
 
 class OneModel:
-    def get(self, name, version):
+    def get(self, name, version, *, key=""):
         if name not in (None, MODEL.name):
             raise ModelNotFound(name)
         return MODEL
+
+    def lease(self, name, version, *, key=""):
+        return contextlib.nullcontext(self.get(name, version, key=key))
 
 
 def image(shade, **names):
@@ -208,12 +211,12 @@ def decoded(monkeypatch):
     """What was decoded."""
     calls = []
 
-    def counted(data, **options):
+    def counted(data, *arguments, **options):
         calls.append(data)
-        return decode(data, **options)
+        return make_row(data, *arguments, **options)
 
-    decode = classifier_module.decode_image
-    monkeypatch.setattr(classifier_module, "decode_image", counted)
+    make_row = classifier_module.make_row
+    monkeypatch.setattr(classifier_module, "make_row", counted)
     return calls
 
 
@@ -260,14 +263,14 @@ async def test_images_of_several_requests_ride_together(subject):
 async def test_cancelled_images_are_counted_and_give_their_room_back(stage, subject, monkeypatch):
     entered, leave = threading.Event(), threading.Event()
 
-    def slow(data, **options):
+    def slow(data, *arguments, **options):
         entered.set()
         assert leave.wait(20)
-        return decode(data, **options)
+        return make_row(data, *arguments, **options)
 
-    decode = classifier_module.decode_image
+    make_row = classifier_module.make_row
     if stage == "decode":
-        monkeypatch.setattr(classifier_module, "decode_image", slow)
+        monkeypatch.setattr(classifier_module, "make_row", slow)
     else:
         subject.free.clear()
     request = asyncio.create_task(subject.classify([image(1), image(2), image(3)]))
@@ -334,14 +337,14 @@ def test_logits_that_are_not_finite(bad):
 
 
 async def test_unexpected_error_of_one_image_leaves_the_others_alone(subject, monkeypatch):
-    decode = classifier_module.decode_image
+    make_row = classifier_module.make_row
 
-    def faulty(data, **options):
+    def faulty(data, *arguments, **options):
         if data == b"boom":
             raise ZeroDivisionError("secret")
-        return decode(data, **options)
+        return make_row(data, *arguments, **options)
 
-    monkeypatch.setattr(classifier_module, "decode_image", faulty)
+    monkeypatch.setattr(classifier_module, "make_row", faulty)
     bad, good = (await subject.classify([ImageSource(b"boom"), image(1)])).results
     assert (bad.error.slug, good.prediction is not None) == ("internal_error", True)
     assert "secret" not in str(bad.error)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from service import __version__, bootstrap, local
 from service.cli import app
 from service.errors import ConfigurationError
+from service.nn import build_efficientnet, get_architecture
 from service.settings import Settings
 from service.store import write_bundle
 from tests.pictures import jpeg, photo
@@ -374,6 +375,54 @@ class TestModels:
         assert err.startswith("error: absent.safetensors can't be read")
         assert list(tmp_path.iterdir()) == []
 
+    def test_import_with_experts_and_channels_of_ones_own(self, tmp_path):
+        network = build_efficientnet(get_architecture(MODEL, num_experts=3, width_coefficient=0.1, num_classes=2))
+        network.save_weights(tmp_path / "own.weights.h5")
+        (tmp_path / "names.txt").write_text("cat\ndog\n")
+        store = ["--model-store", tmp_path / "store"]
+        arguments = ["--architecture", MODEL, "--name", "own", "--labels", tmp_path / "names.txt", *store]
+        arguments += ["--experts", "3", "--override", "width_coefficient=0.1", "--override", "image_size=64"]
+        code, out, err = condconv(
+            "models", "import", tmp_path / "own.weights.h5", *arguments, "--mean", "1,2,3", "--std", "9"
+        )
+        assert (code, out, err) == (0, f"wrote {tmp_path / 'store' / 'own' / '1'}\n", "")
+        code, out, _ = condconv("models", "show", "own", "--json", *store)
+        shown = json.loads(out)
+        changed = {"width_coefficient": 0.1, "image_size": 64, "num_experts": 3, "num_classes": 2}
+        assert shown["architecture"] == {"name": MODEL} | changed
+        assert (shown["preprocessing"]["mean"], shown["preprocessing"]["std"]) == ([1, 2, 3], [9, 9, 9])
+        assert condconv("models", "verify", "own", *store)[0] == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["--override", "width"], "'width' is no NAME=NUMBER"),
+            (["--override", "width=wide"], "'width=wide' is no NAME=NUMBER"),
+            (["--mean", "1,2"], "'1,2' is neither one number nor three"),
+            (["--std", "one"], "'one' is neither one number nor three"),
+            (["--upcycle-noise", "0.1"], "only upcycled experts can differ; add --upcycle"),
+            (["--experts", "0"], "should be greater than or equal to 1"),
+        ],
+    )
+    def test_import_with_impossible_options(self, arguments, says, tmp_path):
+        given = ["--architecture", MODEL, "--name", "new", "--model-store", tmp_path]
+        code, out, err = condconv("models", "import", tmp_path / "w.safetensors", *given, *arguments)
+        assert (code, out) == (2, "")
+        assert says in " ".join(err.replace("│", "").split())
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["--override", "colour=3"], "Unknown architecture parameter colour; known are num_classes, "),
+            (["--override", "image_size=7"], "image_size must be a whole number from 32 to 2048, not 7"),
+        ],
+    )
+    def test_import_with_impossible_overrides(self, arguments, says, tmp_path):
+        given = ["--architecture", MODEL, "--name", "new", "--model-store", tmp_path]
+        code, _, err = condconv("models", "import", tmp_path / "w.safetensors", *given, *arguments)
+        assert code == 1
+        assert says in err
+
 
 class TestServe:
     @pytest.fixture
@@ -417,7 +466,9 @@ class TestServe:
         ("routing", "condconv routing photo.jpg --plot routing.png"),
         ("models show", f"condconv models show {MODEL}"),
         ("models verify", "condconv models verify"),
-        ("models import", "condconv models import efficientnet-condconv-b0-8e.ckpt"),
+        ("models import", "condconv models import efficientnet-condconv-b0-8e.tar.gz"),
+        ("models pull", "condconv models pull efficientnet-condconv-b0-8e"),
+        ("models catalogue", "condconv models catalogue --json"),
     ],
 )
 def test_help_shows_an_example(command, example):

@@ -1,15 +1,17 @@
 """Readers of foreign weights: each translates other people's names and layouts to those of our networks."""
 
 from service.store.importers.assembly import Translation, assemble
-from service.store.importers.sources import import_weights, read_tensors
+from service.store.importers.sources import Imported, Upcycling, import_weights, read_source
 from service.store.importers.tf_checkpoint import read_tf_checkpoint, translate_official
 from service.store.importers.timm import translate_timm
 
 __all__ = [
+    "Imported",
     "Translation",
+    "Upcycling",
     "assemble",
     "import_weights",
-    "read_tensors",
+    "read_source",
     "read_tf_checkpoint",
     "translate_official",
     "translate_timm",

@@ -16,6 +16,8 @@ from service.domain import ServedModel
 from service.errors import ModelNotFound
 from service.metrics import Metrics
 from service.readiness import Readiness
+from service.runtime.versions import VersionStatus
+from service.store.aliases import Alias
 
 
 class FakeClassifier:
@@ -31,13 +33,40 @@ class FakeClassifier:
         return await self._answer()
 
 
+class NoVersions:
+    def status(self) -> Mapping[str, list[VersionStatus]]:
+        return {}
+
+    async def load(self, name: str, version: str) -> VersionStatus:
+        raise ModelNotFound(f"There is no model {name!r} in the store; there are: none.")
+
+    unload = load
+
+    async def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> Alias:
+        raise ModelNotFound(f"There is no model {name!r} in the store; there are: none.")
+
+    async def roll_back(self, name: str, alias: str) -> Alias:
+        raise ModelNotFound(f"There is no model {name!r} in the store; there are: none.")
+
+    async def delete_alias(self, name: str, alias: str) -> None:
+        raise ModelNotFound(f"There is no model {name!r} in the store; there are: none.")
+
+
 class NoModels:
     default_model: str | None = None
 
     def models(self) -> Mapping[str, Mapping[str, ServedModel]]:
         return {}
 
-    def get(self, name: str | None, version: str | None) -> ServedModel:
+    def aliases(self, name: str) -> Mapping[str, Alias]:
+        return {}
+
+    def lease(
+        self, name: str | None, version: str | None, *, key: str = ""
+    ) -> contextlib.AbstractContextManager[ServedModel]:
+        return contextlib.nullcontext(self.get(name, version, key=key))
+
+    def get(self, name: str | None, version: str | None, *, key: str = "") -> ServedModel:
         raise ModelNotFound(f"Model {name!r} is not served; served are: none.")
 
 
@@ -59,6 +88,7 @@ def application(
         limits=BodyLimits(max_body_bytes=1000, max_images=2),
         request_timeout=30.0,
         readiness=readiness,
+        versions=NoVersions(),
     )
 
     @contextlib.asynccontextmanager

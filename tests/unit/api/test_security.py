@@ -208,6 +208,31 @@ async def test_routes_for_admins(secret: str, status: int) -> None:
     assert (await ask(with_admin_route(ring()), "/reload", "POST")).status_code == 401
 
 
+CHANGES = [
+    ("POST", "/models/x/versions/1/load"),
+    ("POST", "/models/x/versions/1/unload"),
+    ("PUT", "/models/x/aliases/stable"),
+    ("DELETE", "/models/x/aliases/stable"),
+    ("POST", "/models/x/aliases/stable/rollback"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+async def test_only_admins_change_which_versions_serve(method: str, path: str) -> None:
+    body = {"json": {"version": "1"}} if method == "PUT" else {}
+    assert (await ask(guarded(), path, method, headers=bearer(USER), **body)).status_code == 403
+    assert (await ask(guarded(), path, method, headers=bearer(ADMIN), **body)).json()["slug"] == "model_not_found"
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGES)
+@pytest.mark.parametrize("open_admin", [False, True])
+async def test_without_keys_admin_is_for_this_machine(method: str, path: str, open_admin: bool) -> None:
+    app = unguarded(open_admin=open_admin)
+    body = {"json": {"version": "1"}} if method == "PUT" else {}
+    assert (await ask(app, path, method, **body)).status_code == (404 if open_admin else 403)
+    assert (await ask(app, "/models", "GET")).status_code == 200
+
+
 async def test_route_for_admins_that_lacks_the_guard_is_closed() -> None:
     assert (await ask(with_admin_route(None), "/reload", "POST")).status_code == 200
     response = await ask(with_admin_route(None, behind_guard=False), "/reload", "POST", headers=bearer(ADMIN))

@@ -142,6 +142,7 @@ def test_unknown_name_lists_the_known_ones():
 
 def test_every_overridable_parameter_can_be_overridden():
     overrides = {
+        "num_experts": 6,
         "num_classes": 3,
         "image_size": 64,
         "width_coefficient": 0.5,
@@ -149,5 +150,5 @@ def test_every_overridable_parameter_can_be_overridden():
         "dropout_rate": 0,
     }
     assert set(overrides) == set(OVERRIDABLE)
-    architecture = get_architecture("efficientnet-b0", **overrides)
+    architecture = get_architecture("efficientnet-condconv-b0-4e", **overrides)
     assert {key: getattr(architecture, key) for key in overrides} == overrides

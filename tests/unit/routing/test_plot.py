@@ -1,10 +1,12 @@
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from service.domain import RoutingTrace
 from service.errors import InvalidParameter
-from service.routing.plot import check_plot_path, plot_routing
+from service.routing.plot import check_plot_path, draw_routing, plot_routing
 
 BLOCKS = ("block_8", "block_9", "block_10")
 
@@ -66,3 +68,16 @@ def test_a_static_network_has_nothing_to_plot(tmp_path):
     with pytest.raises(InvalidParameter, match="static network"):
         plot_routing([("image", RoutingTrace((), np.zeros((0, 0), np.float32)))], tmp_path / "plot.png")
     assert not (tmp_path / "plot.png").exists()
+
+
+def test_very_many_experts_and_blocks_stay_a_picture_of_bounded_size():
+    blocks = tuple(f"block_{i}" for i in range(40))
+    weights = np.random.default_rng(0).random((40, 64)).astype(np.float32)
+    data = draw_routing([("image", RoutingTrace(blocks, weights))] * 5, "png")
+    with Image.open(io.BytesIO(data)) as image:
+        assert max(image.size) <= 4000
+
+
+def test_long_and_unprintable_titles():
+    text = draw_routing([("a" * 300 + "\x00\x1b", trace())], "svg").decode()
+    assert f"<!-- {'a' * 39}… -->" in text

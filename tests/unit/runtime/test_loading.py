@@ -93,8 +93,8 @@ def test_many_misfits_are_counted(network):
     [
         ({"architecture": {"name": "resnet-50"}}, "small/1: Unknown architecture 'resnet-50'; known are "),
         (
-            {"architecture": ARCHITECTURE | {"num_experts": 8}},
-            "small/1: Unknown architecture parameter num_experts; known are ",
+            {"architecture": ARCHITECTURE | {"stem_filters": 8}},
+            "small/1: Unknown architecture parameter stem_filters; known are ",
         ),
         (
             {"architecture": ARCHITECTURE | {"width_coefficient": "wide"}},

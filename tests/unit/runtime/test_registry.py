@@ -1,3 +1,4 @@
+import threading
 from collections import Counter
 
 import numpy as np
@@ -9,6 +10,7 @@ from service.errors import BundleError, ModelNotFound, VersionNotFound
 from service.metrics import Metrics
 from service.runtime.registry import Registry
 from service.store import open_bundle, read_labels, write_bundle
+from service.store.aliases import Alias
 from tests.unit.store.samples import new_bundle
 
 
@@ -23,11 +25,15 @@ class Engine:
 
     def __init__(self):
         self.calls = Counter()
+        self.closed = threading.Event()
 
     def __call__(self, rows, stream=0, /):
         assert rows.dtype == np.uint8
         self.calls[rows.shape, stream] += 1
         return ModelOutput(np.zeros((len(rows), 3), np.float32), np.zeros((len(rows), 0, 0), np.float32))
+
+    def close(self):
+        self.closed.set()
 
 
 def load(bundle):
@@ -41,6 +47,7 @@ def load(bundle):
         routing_blocks=(),
         num_experts=0,
         computed_by=EngineDescription(engine="numpy", precision="float32", device="CPU"),
+        description={"architecture": {"name": manifest.architecture.name}},
     )
 
 
@@ -155,6 +162,8 @@ def test_loading_again_replaces(registry, bundle_of, tmp_path):
     again = registry.load(open_bundle(tmp_path / "pear" / "2"))
     assert registry.get("pear") is again
     assert again is not before
+    assert before.engine.closed.wait(5)
+    assert not again.engine.closed.is_set()
 
 
 def test_metrics(registry, metrics):
@@ -163,3 +172,83 @@ def test_metrics(registry, metrics):
     assert metrics.registry.get_sample_value("condconv_model_info", labels | engine) == 1
     seconds = {"model": "apple", "version": "9"}
     assert metrics.registry.get_sample_value("condconv_model_load_seconds", seconds) > 0
+
+
+def value(metrics, name, **labels):
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def test_an_unloaded_version_is_not_served_but_the_others_are(registry, metrics):
+    done = threading.Event()
+    newest = registry.get("apple")
+    registry.unload("apple", "10", done=done.set)
+    assert registry.get("apple").version == "9"
+    assert done.wait(5)
+    assert newest.engine.closed.is_set()
+    with pytest.raises(VersionNotFound, match=r"served are: 1, 9\.$"):
+        registry.get("apple", "10")
+    assert value(metrics, "condconv_model_load_seconds", model="apple", version="10") is None
+
+
+def test_without_its_last_version_a_model_is_not_served(registry):
+    registry.unload("pear", "2")
+    registry.unload("pear", "2")  # once more does nothing
+    with pytest.raises(ModelNotFound, match=r"served are: apple\.$"):
+        registry.get("pear")
+
+
+def test_a_version_is_released_only_after_its_last_lease(registry):
+    with registry.lease("apple") as model:
+        with registry.lease("apple", "10") as same:
+            assert same is model
+            registry.unload("apple", "10")
+        held = registry.hold(model)
+    assert not model.engine.closed.wait(0.1)
+    held.release()
+    held.release()
+    assert model.engine.closed.wait(5)
+
+
+def test_aliases_choose_the_version(registry):
+    registry.set_aliases("apple", {"stable": Alias(versions={"1": 1, "9": 3})})
+    chosen = Counter(registry.get("apple", "stable", key=str(i)).version for i in range(2000))
+    assert set(chosen) == {"1", "9"}
+    assert 0.70 < chosen["9"] / 2000 < 0.80
+    assert {registry.get("apple", "stable", key="somebody").version for _ in range(20)} in ({"1"}, {"9"})
+    assert registry.get("apple").version == "10"
+    with pytest.raises(VersionNotFound, match=r"served are: 1, 9, 10, stable\.$"):
+        registry.get("apple", "canary")
+
+
+def test_the_default_alias_is_for_requests_that_name_no_version(registry):
+    registry.set_aliases("apple", {"default": Alias(versions={"9": 1})})
+    assert registry.get("apple").version == "9"
+    assert registry.get("apple", "10").version == "10"
+    registry.set_aliases("apple", {})
+    assert registry.get("apple").version == "10"
+
+
+def test_readers_see_one_version_or_the_other_while_versions_change(registry, bundle_of):
+    """Leases taken while versions come and go are never of an engine that has been closed."""
+    stop, problems = threading.Event(), []
+
+    def read():
+        while not stop.is_set():
+            try:
+                with registry.lease("apple") as model:
+                    if model.engine.closed.is_set():
+                        problems.append(f"{model.version} was closed")
+            except Exception as error:
+                problems.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for version in range(11, 51):
+        registry.load(bundle_of("apple", str(version)))
+        registry.unload("apple", str(version - 1))
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert problems == []
+    assert registry.get("apple").version == "50"

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import stat
 
 import numpy as np
@@ -302,6 +303,20 @@ def test_what_others_put_beside_it_stays(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_bundle(tmp_path, new_bundle())
     assert everything_in(tmp_path) == ["small", "small/7"]
+
+
+def test_somebody_else_writes_the_same_version_meanwhile(tmp_path, monkeypatch):
+    rename = os.rename
+
+    def somebody_else_is_faster(source, target):
+        target.mkdir()
+        (target / "manifest.json").write_text("theirs")
+        rename(source, target)
+
+    monkeypatch.setattr("service.store.bundle.os.rename", somebody_else_is_faster)
+    with pytest.raises(BundleError, match=r"^small/1 exists already; choose another version\.$"):
+        write_bundle(tmp_path, new_bundle())
+    assert everything_in(tmp_path) == ["small", "small/1", "small/1/manifest.json"]
 
 
 def test_the_committed_bundle_is_whole():

@@ -12,10 +12,10 @@ from service.nn.architectures import ARCHITECTURES
 from service.runtime.loading import load_model
 from service.store import open_bundle, read_labels, read_weights
 from service.store.importers.bundling import ImportRequest, import_bundle
+from tests.unit.store.importers.naming import official_tensors, timm_tensors
 from tests.unit.store.samples import PLAN
 
 LABELS = [{"index": i, "label": f"class {i}", "synset": f"n{i:08d}"} for i in range(5)]
-LAYERS = {"expand": 0, "depthwise": 1, "project": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,39 +34,9 @@ def network(_narrow_architecture, randomise):
     return randomise(build_efficientnet(get_architecture("narrow", num_classes=5)))
 
 
-def official_name(path):
-    """Ours to the names of the published checkpoints."""
-    layer, leaf = path.split("/")
-    if not layer.startswith("block_"):
-        part, kind = {
-            "stem": ("stem", "conv2d"),
-            "stem_norm": ("stem", "tpu_batch_normalization"),
-            "head": ("head", "conv2d"),
-            "head_norm": ("head", "tpu_batch_normalization"),
-            "logits": ("head", "dense"),
-        }[layer]
-        return f"narrow/{part}/{kind}/{leaf}"
-    _, number, kind = layer.split("_", 2)
-    skipped = 0 if int(number) else 1  # the first block has no expansion
-    if kind == "routing":
-        return f"narrow/blocks_{number}/dense/{leaf}"
-    if kind.endswith("_norm"):
-        position = LAYERS[kind.removesuffix("_norm")] - skipped
-        return f"narrow/blocks_{number}/tpu_batch_normalization_{position}/{leaf}"
-    conditional = "cond" if int(number) >= 8 else ""
-    if kind == "depthwise":
-        layer = "depthwise_cond_conv2d" if conditional else "depthwise_conv2d"
-        return f"narrow/blocks_{number}/{layer}/depthwise_{conditional and 'condconv_'}kernel"
-    layer = f"{conditional and 'cond_'}conv2d_{LAYERS[kind] // 2}"
-    return f"narrow/blocks_{number}/{layer}/{conditional and 'condconv_'}kernel"
-
-
 @pytest.fixture(scope="module")
 def tensors(network):
-    """The network's weights, as a published checkpoint has them: experts are flattened."""
-    values = {official_name(v.path): np.array(v) for v in network.weights}
-    assert len(values) == len(network.weights)
-    return {name: v.reshape(len(v), -1) if v.ndim == 5 else v for name, v in values.items()}
+    return official_tensors(network)
 
 
 @pytest.fixture
@@ -155,8 +125,8 @@ WRONG_LABELS = {
     "in disorder": (LABELS[::-1], "names.json must name the classes 0, 1, 2, ... in order."),
     "with a gap": ([LABELS[0], LABELS[2]], "names.json must name the classes 0, 1, 2, ... in order."),
     "none": ([], "names.json must name the classes 0, 1, 2, ... in order."),
-    "only names": (["tench", "goldfish"], "names.json is no list of labels (index, label, synset): "),
-    "no JSON": ("tench\ngoldfish\n", "names.json is no list of labels (index, label, synset): "),
+    "a number": ([1, 2], "names.json is no list of labels (index, label, synset) or of names: "),
+    "no JSON": ("tench\ngoldfish\n", "names.json is no list of labels (index, label, synset) or of names: "),
     "of another network": (LABELS[:4], "The weights don't fit narrow: misshaped: narrow/head/dense/bias is [5], but "),
 }
 
@@ -202,3 +172,54 @@ def test_an_existing_version_is_kept(request_for, store):
     with pytest.raises(BundleError, match="exists already"):
         import_bundle(request_for(licence="other"), store=store)
     assert (path / "manifest.json").read_bytes() == before
+
+
+def test_without_a_version_the_next_one_is_taken(request_for, store):
+    versions = [import_bundle(request_for(version=version), store=store).name for version in (None, None, "7", None)]
+    assert versions == ["1", "2", "7", "8"]
+
+
+def test_a_version_that_was_never_finished_is_passed_over(request_for, store):
+    (store / "new" / "3").mkdir(parents=True)
+    assert import_bundle(request_for(version=None), store=store).name == "4"
+
+
+def test_classes_are_counted_where_there_are_no_labels(request_for, store):
+    bundle = open_bundle(import_bundle(request_for(labels=None), store=store))
+    assert [label.label for label in read_labels(bundle)] == [f"class {i}" for i in range(5)]
+    assert bundle.manifest.architecture.overrides == {"num_classes": 5}
+
+
+def test_pixels_are_exact_unless_speed_is_asked_for(request_for, store):
+    exact = open_bundle(import_bundle(request_for(), store=store)).manifest.preprocessing
+    fast = open_bundle(import_bundle(request_for(version="5", exact_decoding=False), store=store))
+    assert (exact.transform, exact.exact_decoding) == ("official", True)
+    assert not fast.manifest.preprocessing.exact_decoding
+
+
+def test_normalisation_follows_the_names(request_for, store, network):
+    official = open_bundle(import_bundle(request_for(), store=store)).manifest.preprocessing
+    assert (official.mean, official.std) == ((127,) * 3, (128,) * 3)
+    timm = open_bundle(import_bundle(request_for(tensors=timm_tensors(network), version="5"), store=store))
+    assert (timm.manifest.preprocessing.mean, timm.manifest.preprocessing.std) == ((127.5,) * 3, (127.5,) * 3)
+    own = request_for(version="6", mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    given = open_bundle(import_bundle(own, store=store)).manifest.preprocessing
+    assert (given.mean, given.std) == ((1, 2, 3), (4, 5, 6))
+
+
+def test_an_exact_bundle_computes_exact_rows(request_for, store, network, assert_close):
+    """Rows between the levels reach the network as they are, through the whole engine."""
+    model = load_model(open_bundle(import_bundle(request_for(), store=store)), PLAN)
+    assert model.preprocessing.row_type is np.float32
+    rows = np.random.default_rng(0).uniform(-20, 280, (2, 64, 64, 3)).astype(np.float32)
+    found = model.engine(rows).logits
+    assert_close(found, logits(network, rows), 1e-4)
+    assert not np.allclose(model.engine(np.rint(rows)).logits, found, rtol=0, atol=1e-4 * np.abs(found).max())
+    model.engine.close()
+
+
+def test_a_bundle_of_rounded_rows_takes_no_others(request_for, store):
+    model = load_model(open_bundle(import_bundle(request_for(exact_decoding=False), store=store)), PLAN)
+    with pytest.raises(TypeError, match="Cannot cast"):
+        model.engine(np.zeros((1, 64, 64, 3), np.float32))
+    model.engine.close()

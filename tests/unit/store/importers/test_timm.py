@@ -5,43 +5,10 @@ from service.errors import ImportFailed
 from service.nn import build_efficientnet, get_architecture
 from service.store.importers import assemble, translate_timm
 from tests.parity.seeded import read_tiny
+from tests.unit.store.importers.naming import pytorch_layout, timm_name
 
 OVERRIDE = read_tiny()[0]["override"]
 LITE, CONDCONV = "efficientnet-lite0-condconv-4e", "efficientnet-condconv-b0-4e"
-FIRST_OF_STAGE = {0: 0, 1: 1, 2: 3, 3: 5, 4: 8, 5: 11, 6: 15}
-NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
-LAYERS = {
-    "expand": "conv_pw",
-    "expand_norm": "bn1",
-    "depthwise": "conv_dw",
-    "depthwise_norm": "bn2",
-    "project": "conv_pwl",
-    "project_norm": "bn3",
-    "se_reduce": "se.conv_reduce",
-    "se_expand": "se.conv_expand",
-    "routing": "routing_fn",
-}
-FIRST_LAYERS = LAYERS | {"depthwise_norm": "bn1", "project": "conv_pw", "project_norm": "bn2"}
-OUTSIDE = {"stem": "conv_stem", "stem_norm": "bn1", "head": "conv_head", "head_norm": "bn2", "logits": "classifier"}
-
-
-def timm_name(path):
-    layer, leaf = path.split("/")
-    leaf = NORM[leaf] if layer.endswith("norm") else {"kernel": "weight", "bias": "bias"}[leaf]
-    if layer in OUTSIDE:
-        return f"{OUTSIDE[layer]}.{leaf}"
-    _, number, kind = layer.split("_", 2)
-    stage = max(stage for stage, first in FIRST_OF_STAGE.items() if first <= int(number))
-    names = LAYERS if int(number) else FIRST_LAYERS
-    return f"blocks.{stage}.{int(number) - FIRST_OF_STAGE[stage]}.{names[kind]}.{leaf}"
-
-
-def pytorch_layout(path, value):
-    """Ours to timm's: `[h, w, in, out]` -> `[out, in, h, w]`, depthwise `[c, 1, h, w]`, each expert flattened so."""
-    axes = (2, 3, 0, 1) if "depthwise/" in path else (3, 2, 0, 1)
-    if value.ndim == 5:
-        return np.stack([expert.transpose(axes).ravel() for expert in value])
-    return value.transpose(axes) if value.ndim == 4 else value.T if value.ndim == 2 else value
 
 
 @pytest.fixture(scope="module", params=[CONDCONV, LITE, "efficientnet-b0"])

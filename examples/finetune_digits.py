@@ -1,0 +1,103 @@
+"""Upcycling and fine-tuning, measured: a static network becomes a CondConv one whose routing tells digits apart.
+
+The same network fine-tuned without experts shows what the experts themselves are worth.
+
+python examples/finetune_digits.py models/
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import keras
+from digits import write_digits
+
+from service.nn import build_efficientnet, get_architecture
+
+SIZE = 64
+MARGIN = 16
+"""What the transform of these networks cuts off on every side: they look at `size / (size + 32)` of a photo."""
+WIDTH = 0.25
+
+
+def train_static(images: Path, weights: Path, *, epochs: int) -> None:
+    """Train a small static EfficientNet-Lite from nothing and save its weights as Keras does."""
+    keras.utils.set_random_seed(0)
+    network = build_efficientnet(
+        get_architecture("efficientnet-lite0", width_coefficient=WIDTH, num_classes=10), input_size=SIZE
+    )
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.9  # the run is short
+    classifier = keras.Model(network.inputs, network.output["logits"])
+    whole = (SIZE + 2 * MARGIN,) * 2
+    data = keras.utils.image_dataset_from_directory(images, image_size=whole, batch_size=32, seed=0, verbose=False).map(
+        lambda pixels, digits: ((pixels[:, MARGIN:-MARGIN, MARGIN:-MARGIN] - 127) / 128, digits)
+    )
+    classifier.compile(
+        keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
+    classifier.fit(data, epochs=epochs, shuffle=False, verbose=2)
+    network.save_weights(weights)
+
+
+def condconv(*arguments: object) -> str:
+    """Run the command line; returns what it prints."""
+    command = [sys.executable, "-m", "service", *(str(argument) for argument in arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def main() -> None:
+    """Train a static network, import it once as it is and once upcycled, fine-tune both, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store", type=Path, help="model store to write to")
+    parser.add_argument("--static-epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=10)
+    arguments = parser.parse_args()
+    store = ("--model-store", arguments.store)
+    arguments.store.mkdir(parents=True, exist_ok=True)
+
+    with tempfile.TemporaryDirectory() as directory:
+        train, test = write_digits(Path(directory) / "digits", size=SIZE, margin=MARGIN)
+        weights, labels = Path(directory) / "static.weights.h5", Path(directory) / "labels.txt"
+        labels.write_text("\n".join(str(digit) for digit in range(10)))
+        train_static(train, weights, epochs=arguments.static_epochs)
+
+        given = ("--labels", labels, "--override", f"width_coefficient={WIDTH}", "--transform", "pillow", *store)
+        size = ("--override", f"image_size={SIZE}")
+        condconv("models", "import", weights, "--architecture", "efficientnet-lite0", "--name", "static", *size, *given)
+        condconv(
+            *("models", "import", weights, "--architecture", "efficientnet-lite0-condconv-4e", "--name", "upcycled"),
+            *("--upcycle", "--experts", 4, "--upcycle-noise", 0.5, *size, *given),
+        )
+        figures: dict[str, Any] = {}
+        for name in ("static", "upcycled"):
+            started = time.monotonic()
+            printed = condconv(
+                *("models", "finetune", name, "--name", f"{name}-tuned", "--data", train, "--validation-data", test),
+                *("--epochs", arguments.epochs, "--learning-rate", 1e-3, "--no-mirror", "--json", *store),
+            )
+            figures[name] = json.loads(printed) | {"seconds": round(time.monotonic() - started)}
+
+    for name, run in figures.items():
+        start, best = (run["epochs"][number]["validation"] for number in (0, run["best_epoch"]))
+        print(
+            f"{name}: accuracy {start['accuracy']:.1%} -> {best['accuracy']:.1%}, loss {start['loss']:.3f} -> "
+            f"{best['loss']:.3f} (epoch {run['best_epoch']}, {run['seconds']} s)"
+        )
+        for block in best["entropy"]:
+            print(
+                f"  {block}: routing entropy {start['entropy'][block]:.3f} -> {best['entropy'][block]:.3f}, variance "
+                f"between digits {start['between_classes'][block]:.1%} -> {best['between_classes'][block]:.1%}"
+            )
+
+
+if __name__ == "__main__":
+    main()

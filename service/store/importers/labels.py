@@ -1,0 +1,65 @@
+"""Names of classes as people have them: JSON, or plain text with one name per line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from service.domain import Label
+from service.errors import ImportFailed
+
+_labels = TypeAdapter(list[Label | str])
+_SYNSET = re.compile(r"^(n\d{8})[\s:,]+(\S.*)$")
+
+
+def read_labels_file(file: Path) -> list[Label]:
+    """Read a labels file.
+
+    Args:
+        file: `.json`, a list of objects with `index`, `label` and perhaps `synset`, or of plain names; or any other
+            name, one class per line in the order of the logits. Where every line begins with a WordNet id, as in
+            `n01440764 tench`, that is the synset.
+
+    Raises:
+        ImportFailed: it can't be read, is empty, or doesn't name the classes 0, 1, 2, ... in order.
+    """
+    text = read_text(file)
+    labels = _from_json(text, file.name) if file.suffix == ".json" else _from_lines(text, file.name)
+    if not labels or [label.index for label in labels] != list(range(len(labels))):
+        raise ImportFailed(f"{file.name} must name the classes 0, 1, 2, ... in order.")
+    return labels
+
+
+def _from_json(text: str, name: str) -> list[Label]:
+    try:
+        found = _labels.validate_json(text)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ImportFailed(f"{name} is no list of labels (index, label, synset) or of names: {reason}.") from error
+    return [label if isinstance(label, Label) else Label(index, label) for index, label in enumerate(found)]
+
+
+def _from_lines(text: str, name: str) -> list[Label]:
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    if empty := [str(number) for number, line in enumerate(lines, 1) if not line]:
+        raise ImportFailed(f"{name} must name a class in every line; empty are: {', '.join(empty[:8])}.")
+    synsets = [_SYNSET.match(line) for line in lines]
+    return [
+        Label(index, match[2], match[1]) if match and all(synsets) else Label(index, line)
+        for index, (line, match) in enumerate(zip(lines, synsets, strict=True))
+    ]
+
+
+def read_text(file: Path) -> str:
+    """Read a text file, with or without a byte order mark.
+
+    Raises:
+        ImportFailed: it is not there, can't be read, or is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ImportFailed(f"{file.name} can't be read: {reason}.") from error

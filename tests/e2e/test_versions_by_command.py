@@ -1,0 +1,108 @@
+"""The commands that change which versions serve, on a real server and on its store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.cli import app
+from service.store.aliases import read_aliases
+from tests import pictures
+from tests.e2e.server import Server, wait_for
+from tests.e2e.tiny_models import answered_by, write_tiny
+
+SECRETS = {"admin": "secret-of-admin", "user": "secret-of-user"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("store")
+    for version in (1, 2):
+        write_tiny(store, "tiny", version)
+    return store
+
+
+@pytest.fixture(scope="module")
+def server(store: Path) -> Iterator[Server]:
+    keys = [
+        {
+            "name": name,
+            "scopes": ["admin" if name == "admin" else "predict"],
+            "sha256": sha256(secret.encode()).hexdigest(),
+        }
+        for name, secret in SECRETS.items()
+    ]
+    with Server(
+        model_store=store, engine="tensorflow", api_keys=json.dumps({"keys": keys}), until_ready=False
+    ) as running:
+        running.client.headers["X-API-Key"] = SECRETS["user"]
+        wait_for(lambda: running.process_ended() or running.client.get("/readyz").status_code == 200)
+        yield running
+
+
+def run(*arguments: str, **variables: str) -> Result:
+    return CliRunner().invoke(app, ["models", *arguments], env=variables)
+
+
+def test_on_a_server(server: Server, store: Path) -> None:
+    asked = {"CONDCONV_URL": server.url, "CONDCONV_API_KEY": SECRETS["admin"]}
+    photo = pictures.jpeg(pictures.photo("coffee", (60, 40)))
+    assert run("load", "tiny/1", **asked).output == "tiny/1 is serving\n"
+    assert answered_by(server.client.post("/predict?version=1", content=photo)) == "1"
+    assert run("alias", "tiny", "stable", "1=3", "2=1", **asked).output == "tiny: stable -> 1 (75.0%), 2 (25.0%)\n"
+    assert run("alias", "tiny", "stable", "1", **asked).output == "tiny: stable -> 1\n"
+    assert answered_by(server.client.post("/predict?version=stable", content=photo)) == "1"
+    assert run("aliases", "tiny", **asked).output == "tiny: stable -> 1\n"
+    assert run("rollback", "tiny", "stable", **asked).output == "tiny: stable -> 1 (75.0%), 2 (25.0%)\n"
+    refused = run("unload", "tiny/1", **asked)
+    assert (refused.exit_code, "Version 1 of tiny is what stable points at." in refused.output) == (1, True)
+    assert run("unalias", "tiny", "stable", **asked).output == "tiny has no alias stable any more\n"
+    assert run("unload", "tiny/1", **asked).exit_code == 0
+    assert run("aliases", "tiny", **asked).output == "tiny has no aliases\n"
+    assert read_aliases(store, "tiny") == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("load", "tiny/7"), "Model tiny has no version '7'"),
+        (("load", "tiny"), "names no version"),
+        (("alias", "tiny", "stable", "1=x"), "must be a whole number"),
+        (("alias", "tiny", "stable", "1", "1"), "given twice"),
+        (("alias", "tiny", "Stable", "1"), "is no name for an alias"),
+        (("rollback", "tiny", "nothing"), "has no alias 'nothing'"),
+        (("unalias", "../tiny", "stable"), "There is nothing at"),
+    ],
+)
+def test_what_a_server_refuses(arguments: tuple[str, ...], says: str, server: Server) -> None:
+    result = run(*arguments, CONDCONV_URL=server.url, CONDCONV_API_KEY=SECRETS["admin"])
+    assert result.exit_code == 1
+    assert says in result.output
+
+
+def test_who_may_not(server: Server) -> None:
+    assert "scope admin" in run("load", "tiny/1", CONDCONV_URL=server.url, CONDCONV_API_KEY=SECRETS["user"]).output
+    assert "API key is needed" in run("load", "tiny/1", CONDCONV_URL=server.url, CONDCONV_API_KEY="").output
+    nobody = run("load", "tiny/1", "--url", "http://127.0.0.1:9")
+    assert (nobody.exit_code, "can't be reached" in nobody.output) == (1, True)
+
+
+def test_in_the_store(server: Server, store: Path) -> None:
+    """Without an address the store is changed, and a running server follows."""
+    given = {"CONDCONV_MODEL_STORE": str(store)}
+    assert run("alias", "tiny", "canary", "1", **given).output == "tiny: canary -> 1\n"
+    photo = pictures.jpeg(pictures.photo("coffee", (60, 40)))
+    wait_for(lambda: server.client.post("/predict?version=canary", content=photo).status_code == 200)
+    assert answered_by(server.client.post("/predict?version=canary", content=photo)) == "1"
+    assert run("alias", "tiny", "canary", "2", **given).output == "tiny: canary -> 2\n"
+    assert run("rollback", "tiny", "canary", **given).output == "tiny: canary -> 1\n"
+    assert run("aliases", "tiny", **given).output == "tiny: canary -> 1\n"
+    for arguments in (("alias", "tiny", "canary", "9"), ("alias", "none", "canary", "1"), ("unalias", "tiny", "x")):
+        assert run(*arguments, **given).exit_code == 1
+    assert run("unalias", "tiny", "canary", **given).exit_code == 0
+    wait_for(lambda: server.client.post("/predict?version=canary", content=photo).status_code == 404)

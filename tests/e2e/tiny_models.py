@@ -1,0 +1,59 @@
+"""Small models whose versions can be told apart: version `v` answers every image with class `v % CLASSES`."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.domain import Label
+from service.store import NewBundle, write_bundle
+from service.store.manifest import PreprocessingSpec, Provenance
+
+CLASSES = 16
+_ARCHITECTURE = {"name": "efficientnet-lite0-condconv-4e", "num_classes": CLASSES, "width_coefficient": 0.1}
+
+
+@functools.cache
+def _weights() -> dict[str, np.ndarray]:
+    from service.nn import build_efficientnet, get_architecture
+
+    arguments: dict[str, Any] = {k: v for k, v in _ARCHITECTURE.items() if k != "name"}
+    network = build_efficientnet(get_architecture(str(_ARCHITECTURE["name"]), **arguments), input_size=32)
+    return {variable.path: np.asarray(variable) for variable in network.weights}
+
+
+def write_tiny(store: Path, name: str, version: int) -> Path:
+    """Write one version of a tiny model into a store."""
+    weights = dict(_weights())
+    weights["logits/bias"] = np.full(CLASSES, -50, np.float32)
+    weights["logits/bias"][version % CLASSES] = 50
+    return write_bundle(
+        store,
+        NewBundle(
+            name=name,
+            version=str(version),
+            architecture=_ARCHITECTURE,
+            preprocessing=PreprocessingSpec(
+                transform="pillow", image_size=32, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0)
+            ),
+            weights=weights,
+            labels=[Label(i, f"class {i}") for i in range(CLASSES)],
+            provenance=Provenance(source="tests", method="one class for all images"),
+            licence="Apache-2.0",
+            model_card="# Tiny\n",
+        ),
+    )
+
+
+def answered_by(response: Any) -> str:
+    """The version that answered; all images of the response must have been answered by it."""
+    assert response.status_code == 200, response.text
+    body = response.json()
+    version = body["model"]["version"]
+    for entry in body["predictions"]:
+        assert "error" not in entry, entry
+        assert entry["classes"][0]["index"] == int(version) % CLASSES, body
+    return str(version)

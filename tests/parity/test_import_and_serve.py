@@ -1,0 +1,126 @@
+"""From a file with published weights to answers over HTTP, against outputs of the public implementations.
+
+Everything is as a user has it: the command line imports, a server process serves, and the photographs themselves are
+sent. The weights are random, which makes the networks chaotic: pixels rounded to whole levels move a log-probability by
+anything up to hundreds. So this also proves that a photograph becomes the very pixels that the references were given.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from service.imaging import make_row
+from service.runtime.loading import load_model
+from service.store import open_bundle
+from tests.e2e.server import ROOT, Server, environment
+from tests.golden import GOLDEN, needs_golden
+from tests.parity.golden_models import FULL_SIZE, TINY, GoldenModel, log_softmax
+from tests.unit.store.samples import PLAN
+
+pytestmark = needs_golden
+IN_PROCESS = 1e-4
+"""Relative to the largest logit; routing weights absolute."""
+MOST_SECONDS, MOST_MEMORY = 60, 2e9
+"""That an import may take, in bytes of memory."""
+OVER_HTTP = 1e-3
+"""Absolute, of log-probabilities and routing weights."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a process said and took; the memory is the most that it ever had, in bytes."""
+
+    output: str
+    seconds: float
+    memory: int
+
+
+def condconv(*arguments: object) -> Run:
+    """Run the command line as a process of its own."""
+    started = time.monotonic()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service", *map(str, arguments)],
+            cwd=ROOT,
+            env=environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        said = output.read()
+    assert process.returncode == 0, said
+    return Run(said, time.monotonic() - started, usage.ru_maxrss * 1024)
+
+
+def import_golden(model: GoldenModel, directory) -> Run:
+    source = model.write(directory / "source")
+    arguments = ("--architecture", model.architecture, "--name", model.name, *model.options)
+    return condconv("models", "import", source, *arguments, "--model-store", directory / "store")
+
+
+def photographs(outputs) -> list[bytes]:
+    return [(GOLDEN / "images" / str(name)).read_bytes() for name in outputs["images"]]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        TINY,
+        pytest.param(FULL_SIZE[0], id="official b0-4e"),
+        *(pytest.param(model, marks=pytest.mark.full_parity) for model in FULL_SIZE[1:]),
+    ],
+    ids=lambda model: model.name,
+)
+def golden(request, tmp_path_factory):
+    """A golden model in a store of its own."""
+    directory = tmp_path_factory.mktemp("parity")
+    (directory / "source").mkdir()
+    run = import_golden(request.param, directory)
+    assert "wrote" in run.output
+    assert run.seconds < MOST_SECONDS
+    assert run.memory < MOST_MEMORY
+    print(f"{request.param.name}: imported in {run.seconds:.1f} s with {run.memory / 1e6:.0f} MB")
+    _, outputs = request.param.read()
+    return request.param, directory / "store", outputs
+
+
+def test_in_process(golden, assert_close):
+    model, store, outputs = golden
+    served = load_model(open_bundle(store / model.name / "1"), PLAN)
+    try:
+        rows = [
+            make_row(photo, served.preprocessing, max_pixels=10**6, crop_jpeg=served.crop_jpeg)
+            for photo in photographs(outputs)
+        ]
+        found = [served.engine(np.stack(rows[start : start + 4])) for start in (0, 4)]
+    finally:
+        served.engine.close()
+    assert_close(np.concatenate([part.logits for part in found]), outputs["logits"], IN_PROCESS)
+    assert_close(np.concatenate([part.routing for part in found]), outputs["routing"], IN_PROCESS)
+
+
+def test_over_http(golden):
+    model, store, outputs = golden
+    classes = outputs["logits"].shape[1]
+    expected = log_softmax(outputs["logits"])
+    with Server(model_store=store, precision="float32", engine="tensorflow") as server:
+        for number, photo in enumerate(photographs(outputs)):
+            response = server.client.post(
+                "/predict", params={"model": model.name, "top_k": classes, "routing": True}, content=photo
+            )
+            assert response.status_code == 200, response.text
+            (entry,) = response.json()["predictions"]
+            scores = {scored["index"]: scored["probability"] for scored in entry["classes"]}
+            found = np.log([scores[index] for index in range(classes)])
+            routing = np.array(list(entry["routing"].values()))
+            assert list(entry["routing"]) == sorted(entry["routing"], key=lambda block: int(block.split("_")[1]))
+            np.testing.assert_allclose(found, expected[number], rtol=0, atol=OVER_HTTP)
+            np.testing.assert_allclose(routing, outputs["routing"][number], rtol=0, atol=OVER_HTTP)

@@ -1,0 +1,145 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from service.domain import Preprocessing
+from service.errors import ConfigurationError
+from service.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, get_architecture
+from service.runtime.inference_graph import freeze
+from service.runtime.outputs import routing_experts, with_routing
+
+PREPROCESSING = Preprocessing(transform="pillow", image_size=16)
+
+
+def route(x, experts, name=None, activation="sigmoid"):
+    return layers.Dense(experts, activation=activation, name=name)(layers.GlobalAveragePooling2D()(x))
+
+
+def head(x, classes=5, **options):
+    return layers.Dense(classes, name="logits", **options)(layers.GlobalAveragePooling2D()(x))
+
+
+def uneven(last=None):
+    """Blocks of two, four and three experts, one of them with two layers, one routed by a softmax."""
+    x = inputs = keras.Input((16, 16, 3))
+    first = route(x, 2, "first_routing")
+    x = CondConv2D(8, 3, 2, padding="same", activation="relu")(x, first)
+    second = route(x, 4, "second")
+    x = DepthwiseCondConv2D(3, 4, strides=2)(x, routing_weights=second)
+    x = CondConv2D(12, 1, 4, activation="swish")(x, second)
+    x = CondConv2D(8, 3, 3, strides=2)(x, route(x, 3, "third_routing", "softmax"))
+    return keras.Model(inputs, head(x) if last is None else last(x))
+
+
+def test_routing_is_found_in_the_networks_order(randomise, run_graph, assert_close):
+    network = randomise(with_routing(uneven()))
+    assert routing_experts(network) == {"first": 2, "second": 4, "third": 3}
+    rows = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    found = run_graph(freeze(network, PREPROCESSING), rows)
+    expected = network((rows.astype(np.float32) - 127) / 128, training=False)
+    assert_close(found["logits"], expected["logits"], 1e-4)
+    assert found["routing"].shape == (5, 3, 4)
+    for position, (block, weights) in enumerate(expected["routing"].items()):
+        experts = weights.shape[-1]
+        assert_close(found["routing"][:, position, :experts], weights, 1e-4)
+        assert (found["routing"][:, position, experts:] == 0).all(), block
+
+
+def test_our_own_networks_give_the_same_blocks():
+    network = build_efficientnet(get_architecture("efficientnet-condconv-b0-4e", width_coefficient=0.1), input_size=32)
+    by_search = with_routing(keras.Model(network.inputs[0], network.output["logits"]))
+    assert list(routing_experts(by_search).items()) == list(routing_experts(network).items())
+    assert len(routing_experts(network)) == 8
+
+
+def softmax_layer(x):
+    return layers.Softmax()(head(x))
+
+
+def softmax_activation(x):
+    return layers.Activation("softmax")(head(x))
+
+
+def softmax_dense(x):
+    return head(x, activation="softmax")
+
+
+@pytest.mark.parametrize("last", [softmax_layer, softmax_activation, softmax_dense])
+def test_a_final_softmax_is_left_out(last, randomise):
+    original = randomise(uneven(last))
+    pixels = np.random.default_rng(0).normal(size=(3, 16, 16, 3))
+    logits = with_routing(original)(pixels, training=False)["logits"]
+    assert not np.allclose(np.sum(logits, axis=1), 1)
+    np.testing.assert_allclose(keras.ops.softmax(logits), original(pixels, training=False), rtol=1e-4)
+
+
+def test_models_inside_are_dissolved(randomise):
+    inner_inputs = keras.Input((16, 16, 3), name="inner_pixels")
+    y = CondConv2D(4, 3, 3)(inner_inputs, route(inner_inputs, 3, "deep_routing"))
+    inner = keras.Model(inner_inputs, y, name="inner")
+    plain = keras.Sequential([layers.RandomFlip(), layers.Rescaling(2.0)], name="plain")
+    original = randomise(
+        keras.Sequential([keras.Input((16, 16, 3)), plain, inner, layers.GlobalMaxPooling2D(), layers.Dense(5)])
+    )
+    found = with_routing(original)
+    assert routing_experts(found) == {"deep": 3}
+    assert [layer.name for layer in found.layers if isinstance(layer, keras.Model)] == ["plain"]
+    pixels = np.random.default_rng(0).normal(size=(3, 16, 16, 3))
+    np.testing.assert_allclose(
+        found(pixels, training=False)["logits"], original(pixels, training=False), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_network_without_experts_is_served_too(run_graph):
+    inputs = keras.Input((16, 16, 3))
+    network = with_routing(keras.Model(inputs, head(layers.Conv2D(4, 3)(inputs))))
+    assert run_graph(freeze(network, PREPROCESSING), np.zeros((2, 16, 16, 3), np.uint8))["routing"].shape == (2, 0, 0)
+
+
+def test_blocks_may_be_named_by_the_network():
+    inputs = keras.Input((16, 16, 3))
+    router = route(inputs, 2)
+    logits = head(CondConv2D(4, 3, 2)(inputs, router))
+    network = keras.Model(inputs, {"logits": logits, "routing": {"the one": router}})
+    assert routing_experts(with_routing(network)) == {"the one": 2}
+
+
+class Subclassed(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+def model(apply, shape=(16, 16, 3)):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, apply(inputs))
+
+
+def two_inputs():
+    inputs, routing = keras.Input((16, 16, 3)), keras.Input((2,))
+    return keras.Model([inputs, routing], head(CondConv2D(4, 3, 2)(inputs, routing)))
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (lambda: Subclassed(name="mine"), "'mine' is a Subclassed.*write it as keras.Model"),
+        (lambda: keras.Sequential([layers.Dense(5)]), "without an Input"),
+        (lambda: model(head, (16, 16, 1)), r"needs one input \[batch, height, width, 3\], not \(None, 16, 16, 1\)"),
+        (two_inputs, "needs one input"),
+        (lambda: model(lambda x: [head(x), x]), "not with 2 outputs"),
+        (lambda: model(lambda x: {"logits": head(x), "more": x}), "not with 2 outputs"),
+        (lambda: model(layers.Conv2D(5, 3)), r"must be \[batch, classes\]"),
+        (lambda: model(lambda x: head(x, 1, activation="sigmoid")), "at least two classes"),
+        (lambda: model(lambda x: head(x, activation="sigmoid")), "'logits' has the activation 'sigmoid'"),
+        (lambda: model(lambda x: {"logits": head(x), "routing": {"a": x}}), r"'a' must be \[batch, experts\]"),
+    ],
+)
+def test_other_networks_are_refused(network, says):
+    with pytest.raises(ConfigurationError, match=says):
+        with_routing(network())
+
+
+def test_freezing_a_subclassed_model_says_what_to_do():
+    with pytest.raises(ConfigurationError, match="only functional models can be served"):
+        freeze(Subclassed(name="mine"), PREPROCESSING)

@@ -1,0 +1,140 @@
+import json
+import os
+import threading
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import AliasNotFound, BundleError, InvalidParameter, StoreNotWritable
+from service.store.aliases import Alias, delete_alias, read_aliases, roll_back, set_alias
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "pear").mkdir()
+    return tmp_path
+
+
+def test_an_alias_is_kept(store):
+    assert read_aliases(store, "pear") == {}
+    set_alias(store, "pear", "stable", {"1": 1})
+    set_alias(store, "pear", "canary", {"1": 90, "2": 10})
+    assert read_aliases(store, "pear") == {
+        "stable": Alias(versions={"1": 1}),
+        "canary": Alias(versions={"1": 90, "2": 10}),
+    }
+    assert [file.name for file in (store / "pear").iterdir()] == ["aliases.json"]
+
+
+def test_rolling_back_and_forth(store):
+    set_alias(store, "pear", "stable", {"1": 1})
+    with pytest.raises(InvalidParameter, match="nowhere else"):
+        roll_back(store, "pear", "stable")
+    set_alias(store, "pear", "stable", {"2": 1})
+    set_alias(store, "pear", "stable", {"2": 1})  # no change, so nothing to go back from
+    assert roll_back(store, "pear", "stable").versions == {"1": 1}
+    assert roll_back(store, "pear", "stable").versions == {"2": 1}
+
+
+def test_deleting(store):
+    set_alias(store, "pear", "stable", {"1": 1})
+    delete_alias(store, "pear", "stable")
+    assert read_aliases(store, "pear") == {}
+    for change in (delete_alias, roll_back):
+        with pytest.raises(AliasNotFound, match=r"no alias 'stable'; there are: none\."):
+            change(store, "pear", "stable")
+
+
+@pytest.mark.parametrize("name", ["", "1", "Stable", "../x", "a/b", "a" * 65, "ä"])
+def test_bad_names(name, store):
+    with pytest.raises(InvalidParameter, match="no name for an alias"):
+        set_alias(store, "pear", name, {"1": 1})
+    assert list((store / "pear").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [
+        *({"1": weight} for weight in (0, -1, 1.5, True, "1", 2_000_000)),
+        *({version: 1} for version in ("0", "01", "v1", "../1")),
+        {},
+        {str(version): 1 for version in range(1, 18)},
+    ],
+)
+def test_bad_splits(versions, store):
+    with pytest.raises(InvalidParameter, match="points at 1 to 16 versions"):
+        set_alias(store, "pear", "stable", versions)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is not valid: document"),
+        (b"[]", "is not valid: document"),
+        (b'{"schema_version": 2, "aliases": {}}', "is not valid: schema_version: Input should be 1"),
+        (b'{"aliases": {"stable": {"versions": {"x": 1}}}}', "is not valid: aliases.stable.versions"),
+        (b'{"aliases": {"1": {"versions": {"1": 1}}}}', "is not valid: aliases.1"),
+        (b'{"aliases": {}, "extra": 1}', "is not valid: extra"),
+        (b'{"aliases": {}}' + b" " * 2**20, "has more than 1048576 bytes"),
+    ],
+)
+def test_a_damaged_file_is_refused_and_left(content, says, store):
+    file = store / "pear" / "aliases.json"
+    file.write_bytes(content)
+    for act in (lambda: read_aliases(store, "pear"), lambda: set_alias(store, "pear", "stable", {"1": 1})):
+        with pytest.raises(BundleError, match=f"pear: aliases.json {says}"):
+            act()
+    assert file.read_bytes() == content
+
+
+def test_nowhere_to_write(store):
+    with pytest.raises(StoreNotWritable, match="The aliases of plum can't be written"):
+        set_alias(store, "plum", "stable", {"1": 1})
+
+
+def test_a_failed_write_leaves_the_old_file(store, monkeypatch):
+    set_alias(store, "pear", "stable", {"1": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreNotWritable, match="No space left on device"):
+        set_alias(store, "pear", "stable", {"2": 1})
+    assert read_aliases(store, "pear")["stable"].versions == {"1": 1}
+    assert [file.name for file in (store / "pear").iterdir()] == ["aliases.json"]
+
+
+def test_changes_at_the_same_time_are_all_kept(store):
+    writers = [
+        threading.Thread(target=lambda i=i: set_alias(store, "pear", f"alias-{i}", {str(i + 1): 1})) for i in range(16)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert len(read_aliases(store, "pear")) == 16
+    assert json.loads((store / "pear" / "aliases.json").read_text())["schema_version"] == 1
+
+
+@given(st.dictionaries(st.integers(1, 99).map(str), st.integers(1, 1000), min_size=1, max_size=16), st.text())
+def test_a_key_always_gets_the_same_version(versions, key):
+    alias = Alias(versions=versions)
+    assert alias.choose(key) in versions
+    assert alias.choose(key) == Alias(versions=dict(reversed(versions.items()))).choose(key)
+
+
+def test_shares_are_those_of_the_weights():
+    weights = {"1": 50, "2": 30, "10": 20}
+    chosen = Counter(Alias(versions=weights).choose(f"request-{i}") for i in range(20_000))
+    for version, weight in weights.items():
+        assert chosen[version] / 200 == pytest.approx(weight, abs=1.5)
+
+
+def test_more_weight_for_the_newest_takes_nobody_away_from_it():
+    before, after = Alias(versions={"1": 9, "2": 1}), Alias(versions={"1": 5, "2": 5})
+    keys = [str(i) for i in range(2000)]
+    canaries = {key for key in keys if before.choose(key) == "2"}
+    assert canaries < {key for key in keys if after.choose(key) == "2"}

@@ -1,0 +1,341 @@
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from service.cli import app
+from service.errors import BundleError, ConfigurationError, DataSetError, OutOfMemory
+from service.imaging import decode, transform
+from service.nn import build_efficientnet, get_architecture
+from service.runtime.loading import load_model
+from service.store import open_bundle, read_labels, read_weights, write_bundle
+from service.store.manifest import PreprocessingSpec
+from service.training import Augmentation, FinetuneRequest, finetune
+from service.training.dataset import find_labelled
+from tests.unit.store.samples import LABELS, PLAN, new_bundle
+from tests.unit.training.samples import save_small, write_images
+
+COUNTS = {"blue": 12, "green": 12, "red": 12}
+
+
+class Recorder:
+    """Notes what a run tells of itself."""
+
+    def __init__(self):
+        self.epochs, self.steps, self.decoded, self.failures, self.began = [], [], [], [], None
+
+    def decoding(self, done, total):
+        self.decoded.append((done, total))
+
+    def unreadable(self, failures, total):
+        self.failures += failures
+
+    def starting(self, **figures):
+        self.began = figures
+
+    def step(self, epoch, step, steps, loss):
+        self.steps.append((epoch, step, steps))
+        assert np.isfinite(loss)
+
+    def epoch(self, epoch):
+        self.epochs.append(epoch)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_images(tmp_path / "colours", COUNTS)
+
+
+@pytest.fixture
+def store(tmp_path):
+    save_small(tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def train(store, data):
+    def run(listener=None, **changes):
+        given = {"bundle": store / "small" / "1", "data": data, "name": "colours", "epochs": 3, "batch_size": 8}
+        given |= {"learning_rate": 1e-2, "augmentation": Augmentation(mirror=False)}
+        return finetune(FinetuneRequest(**given | changes), store=store, listener=listener or Recorder())
+
+    return run
+
+
+def test_a_new_bundle_for_new_classes(train, store, data):
+    listener = Recorder()
+    (data / "red" / "bad.png").write_text("text")
+    finished = train(listener, epochs=8)
+    bundle = open_bundle(store / "colours" / "1")
+    assert finished.path == bundle.path
+    assert [label.label for label in read_labels(bundle)] == ["blue", "green", "red"]
+    assert listener.began == {"training": 30, "validation": 6, "classes": 3, "parameters": 3208, "first_epoch": 0}
+    assert [path.name for path, _ in listener.failures] == ["bad.png"]
+    assert listener.steps == [(epoch, step, 4) for epoch in range(1, 9) for step in range(1, 5)]
+    assert [epoch.number for epoch in listener.epochs] == list(range(9))
+    assert finished.start.accuracy == pytest.approx(1 / 3)
+    assert finished.start.loss == pytest.approx(np.log(3), rel=1e-5), "a fresh head prefers no class"
+    assert finished.best.accuracy > 0.6
+    assert finished.best.accuracy == max(epoch.validation.accuracy for epoch in listener.epochs)
+    assert listener.epochs[-1].training_loss < listener.epochs[1].training_loss
+    assert set(finished.best.entropy) == {"block_0", "block_1"}
+
+    manifest = bundle.manifest
+    (accuracy,) = manifest.accuracy
+    assert (accuracy.dataset, accuracy.images, accuracy.transform) == ("colours, 20% held back", 6, "pillow")
+    assert accuracy.top1 == pytest.approx(finished.best.accuracy)
+    assert manifest.provenance.source == "small/1"
+    parent = open_bundle(store / "small" / "1").manifest
+    assert manifest.provenance.source_sha256 == parent.files["weights.safetensors"].sha256
+    assert manifest.provenance.method.startswith("fine-tuned on 30 images of 3 classes (all trained, epoch ")
+    assert manifest.licence == "MIT"
+    assert f"| accuracy | 33.3% | {finished.best.accuracy:.1%} |" in bundle.model_card
+    assert not list(store.glob(".*")), "nothing is left of the run"
+
+    served = load_model(bundle, PLAN)
+    files = [file for file in find_labelled(data).files if file.name != "bad.png"]
+    rows = [transform(decode(f.read_bytes(), max_pixels=10**7), served.preprocessing) for f in files]
+    guessed = served.engine(np.stack(rows)).logits.argmax(axis=1)
+    assert (guessed == np.repeat([0, 1, 2], 12)).mean() > 0.6, "the server agrees"
+
+
+def test_only_what_was_chosen_changes(train, store):
+    before = read_weights(open_bundle(store / "small" / "1"))
+    train(train="routing", epochs=2)
+    after = read_weights(open_bundle(store / "colours" / "1"))
+    assert set(after) == set(before)
+    changed = {path.split("/")[0] for path in before if (after[path] != before[path]).any()}
+    assert changed == {"logits", "block_0_routing", "block_1_routing"}
+
+
+def test_the_same_classes_keep_their_head(train, store, data):
+    train(epochs=4)
+    again = train(bundle=store / "colours" / "1", name="again", epochs=1)
+    assert again.start.accuracy == pytest.approx(open_bundle(store / "colours" / "1").manifest.accuracy[0].top1), (
+        "same seed, same validation images, same head"
+    )
+    assert again.best.accuracy >= again.start.accuracy, "the start counts as an epoch"
+
+
+def test_a_registered_architecture_at_another_size(store, data, train, randomise):
+    architecture = {"name": "efficientnet-lite0-condconv-4e", "num_classes": 3, "width_coefficient": 0.1}
+    overrides = {key: value for key, value in architecture.items() if key != "name"}
+    network = randomise(build_efficientnet(get_architecture(architecture["name"], **overrides), input_size=64))
+    weights = {variable.path: np.array(variable) for variable in network.weights}
+    spec = PreprocessingSpec(transform="official", image_size=64, mean=(127.0,) * 3, std=(128.0,) * 3)
+    parent = write_bundle(
+        store, new_bundle(architecture=architecture, preprocessing=spec, weights=weights, name="lite", labels=LABELS)
+    )
+    shutil.rmtree(data / "green")
+    train(bundle=parent, train="head", epochs=1, image_size=32, name="two")
+    bundle = open_bundle(store / "two" / "1")
+    assert bundle.manifest.architecture.model_dump() == architecture | {"num_classes": 2}
+    assert bundle.manifest.preprocessing == spec.model_copy(update={"image_size": 32})
+    model = load_model(bundle, PLAN)
+    assert model.engine(np.zeros((1, 32, 32, 3), np.uint8)).logits.shape == (1, 2)
+    after = read_weights(bundle)
+    assert {path for path in weights if (np.asarray(after[path]).shape != weights[path].shape)} == {
+        "logits/kernel",
+        "logits/bias",
+    }
+
+
+def test_distilled_from_a_teacher(train, store, data, tmp_path):
+    train(epochs=8, name="teacher")
+    teacher = load_model(open_bundle(store / "teacher" / "1"), PLAN)
+    save_small(store, name="student", labels=("blue", "green", "red"), experts=(2, 4), seed=1)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, file in enumerate(find_labelled(data).files):
+        shutil.copy(file, flat / f"{number}.png")
+    listener = Recorder()
+    finished = train(
+        listener, bundle=store / "student" / "1", data=flat, teacher=store / "teacher" / "1", name="taught", epochs=10
+    )
+    assert finished.best.loss < 0.7 * finished.start.loss
+    bundle = open_bundle(finished.path)
+    assert bundle.manifest.accuracy == (), "nobody knows the classes of these images"
+    assert "agreement with the teacher" in bundle.model_card
+    assert "distilled from teacher/1 on " in bundle.manifest.provenance.method
+    labelled = train(
+        bundle=store / "student" / "1",
+        data=flat,
+        teacher=store / "teacher" / "1",
+        validation_data=data,
+        name="validated",
+        epochs=1,
+    )
+    assert labelled.accuracy[0].images == 36
+    assert labelled.accuracy[0].top1 == pytest.approx(labelled.best.accuracy)
+    teacher.engine.close()
+
+
+def test_a_teacher_of_other_classes(train, store):
+    save_small(store, name="other", labels=("x", "y"))
+    with pytest.raises(ConfigurationError, match="The teacher other has other classes than small"):
+        train(teacher=store / "other" / "1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"name": "No Name"}, BundleError, "name: "),
+        ({"name": "small", "version": "1"}, BundleError, "small/1 exists already"),
+        ({"version": "v1"}, BundleError, "version: "),
+        ({"validation_split": 1.0}, ConfigurationError, "between 0 and 1"),
+        ({"learning_rate": float("nan")}, ConfigurationError, "learning_rate must be above 0"),
+        ({"epochs": 0}, ConfigurationError, "epochs must be at least 1"),
+        ({"image_size": 64}, ConfigurationError, "only registered architectures come in every size"),
+        ({"image_size": 8}, ConfigurationError, "from 32 to 2048"),
+        ({"learning_rate": 1e30}, ConfigurationError, "The loss is no longer finite in epoch 1"),
+    ],
+)
+def test_impossible_wishes(changes, error, says, train, store):
+    with pytest.raises(error, match=says):
+        train(**changes)
+    assert [path.name for path in store.iterdir() if not path.name.startswith(".")] == ["small"]
+
+
+class Interrupting(Recorder):
+    def step(self, epoch, step, steps, loss):
+        super().step(epoch, step, steps, loss)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_by_hand_and_resumed_with_the_decoded_images(train, store, data):
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupting())
+    with pytest.raises(
+        ConfigurationError, match=r"can't be resumed, since other things hold now: epochs \(was 3, is 4"
+    ):
+        train(resume=True, epochs=4)
+    listener = Recorder()
+    finished = train(listener, resume=True)
+    assert listener.decoded == []
+    assert listener.began["first_epoch"] == 1
+    assert [epoch.number for epoch in listener.epochs] == [2, 3]
+    assert [epoch["number"] for epoch in finished.history] == [0, 1, 2, 3]
+    with pytest.raises(KeyboardInterrupt):
+        train(Interrupting())
+    (data / "red" / "000.png").unlink()
+    with pytest.raises(ConfigurationError, match="other things hold now: data "):
+        train(resume=True)
+    assert train(restart=True).path == store / "colours" / "2"
+
+
+def test_out_of_memory(train, monkeypatch):
+    import keras
+    import tensorflow as tf
+
+    def fit(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    with pytest.raises(OutOfMemory, match="too little memory for batches of 8 images of 32 pixels; choose a smaller"):
+        train()
+
+
+def test_validation_data_of_its_own(train, tmp_path):
+    own = write_images(tmp_path / "own", {"red": 2, "blue": 1}, seed=5)
+    listener = Recorder()
+    finished = train(listener, validation_data=own)
+    assert (listener.began["training"], listener.began["validation"]) == (36, 3)
+    assert finished.accuracy[0].dataset == "own, validation data"
+    write_images(own, {"yellow": 1})
+    with pytest.raises(DataSetError, match="holds classes that the training data hasn't: yellow"):
+        train(validation_data=own, name="other")
+
+
+def command(store, data, name, *more):
+    return [
+        *("models", "finetune", "small", "--data", str(data), "--name", name, "--model-store", str(store)),
+        *("--epochs", "6", "--batch-size", "4", "--learning-rate", "0.01", "--json", *more),
+    ]
+
+
+def figures(text):
+    return [
+        (epoch["number"], epoch["training_loss"], epoch["validation"]["accuracy"], epoch["validation"]["loss"])
+        for epoch in json.loads(text)["epochs"]
+    ]
+
+
+def environment():
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CONDCONV_")}
+    return kept | {"TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def in_own_process(arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments], capture_output=True, text=True, env=environment(), timeout=120
+    )
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(store, data):
+    base = [sys.executable, "-m", "service"]
+    process = subprocess.Popen(
+        base + command(store, data, "killed"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env=environment(),
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("epoch 2/"):
+            process.kill()
+            break
+    process.stderr.close()
+    assert process.wait(30) == -9
+    assert not (store / "killed").exists(), "nothing half-written"
+    assert [path.name for path in store.iterdir() if path.name.startswith(".")] == [".training-killed-1"]
+
+    run = CliRunner().invoke
+    refused = run(app, command(store, data, "killed"))
+    assert refused.exit_code == 1
+    assert "continue it with --resume" in refused.stderr
+    resumed = in_own_process(command(store, data, "killed", "--resume"))
+    assert resumed.returncode == 0, resumed.stderr
+    after = re.search(r"resumed after epoch (\d)", resumed.stderr)
+    assert after
+    assert 2 <= int(after[1]) < 6
+    assert "start" not in resumed.stderr.replace("restart", "")
+    whole = in_own_process(command(store, data, "whole"))
+    assert whole.returncode == 0, whole.stderr
+    np.testing.assert_allclose(
+        np.array(figures(resumed.stdout), float), np.array(figures(whole.stdout), float), rtol=1e-3, atol=1e-4
+    )
+    killed, unhurt = (read_weights(open_bundle(store / name / "1")) for name in ("killed", "whole"))
+    for path in unhurt:
+        np.testing.assert_allclose(killed[path], unhurt[path], rtol=1e-2, atol=1e-3)
+    assert not list(store.glob(".*"))
+
+
+def test_the_command(store, data, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+    (data / "blue" / "bad.png").write_text("text")
+    given = command(store, data, "shown", "--freeze-backbone", "--epochs", "1")
+    given.remove("--json")
+    started = time.monotonic()
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    assert time.monotonic() - started < 60
+    assert result.stderr.splitlines()[0] == "warning: 1 of 37 images can't be read and are left out:"
+    assert "30 images to train, 6 to validate, 3 classes, 27 trained parameters" in result.stderr
+    assert re.search(r"^start  validation loss 1\.099  accuracy 33\.3%  routing entropy 0\.\d+", result.stderr, re.M)
+    assert re.search(r"^epoch 1/1  loss \d\.\d+  validation loss", result.stderr, re.M)
+    assert result.stdout.startswith(f"wrote {store / 'shown' / '1'}: validation accuracy ")
+
+
+def test_the_command_with_unusable_images(store, data):
+    shutil.rmtree(data / "blue")
+    shutil.rmtree(data / "red")
+    result = CliRunner().invoke(app, command(store, data, "x"))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "holds 1 class folder; a data set has a folder of images for each class" in result.stderr
+    assert [path.name for path in store.iterdir()] == ["small"]

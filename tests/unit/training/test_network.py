@@ -1,0 +1,67 @@
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from service.errors import ConfigurationError
+from service.nn import build_efficientnet, get_architecture
+from service.runtime.outputs import with_routing
+from service.training.network import set_trainable, with_classes
+from tests.unit.training.samples import small_network
+
+PIXELS = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+
+
+def learning(network):
+    return {layer.name for layer in network.layers if layer.trainable_variables}
+
+
+def test_a_fresh_head(randomise):
+    network = randomise(with_routing(small_network()))
+    fresh = with_classes(network, 7)
+    before, after = network(PIXELS, training=False), fresh(PIXELS, training=False)
+    assert np.asarray(after["logits"]).tolist() == [[0.0] * 7] * 2
+    for block, weights in before["routing"].items():
+        np.testing.assert_array_equal(after["routing"][block], weights)
+    assert {v.path for v in fresh.weights} == {v.path for v in network.weights}
+
+
+@pytest.mark.parametrize(
+    ("part", "layers_that_learn"),
+    [
+        ("head", {"logits"}),
+        ("routing", {"logits", "block_0_routing", "block_1_routing"}),
+        ("experts", {"logits", "block_0_routing", "block_1_routing", "block_0_conv", "block_1_conv"}),
+        ("all", {"logits", "block_0_routing", "block_1_routing", "block_0_conv", "block_1_conv", "stem"}),
+    ],
+)
+def test_what_learns(part, layers_that_learn):
+    network = with_routing(small_network())
+    parameters = set_trainable(network, part)
+    assert learning(network) == layers_that_learn
+    assert parameters == sum(int(np.prod(v.shape)) for v in network.trainable_variables)
+    assert set_trainable(network, "all") >= parameters, "and back again"
+
+
+def test_our_own_architectures():
+    network = build_efficientnet(
+        get_architecture("efficientnet-lite0-condconv-4e", width_coefficient=0.1, num_classes=3), input_size=32
+    )
+    set_trainable(with_classes(network, 5), "routing")
+    assert learning(with_classes(network, 5)) == {"logits", *(f"block_{i}_routing" for i in range(8, 16))}
+
+
+def test_static_networks_have_no_routing():
+    inputs = keras.Input((32, 32, 3))
+    network = with_routing(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(inputs))))
+    for part in ("routing", "experts"):
+        with pytest.raises(ConfigurationError, match="no CondConv blocks, so only `all` or `head`"):
+            set_trainable(network, part)
+    assert set_trainable(network, "head") == 3 * 32 * 32 * 3 + 3
+
+
+def test_only_a_dense_layer_can_be_replaced():
+    inputs = keras.Input((32, 32, 3))
+    network = with_routing(keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.Conv2D(3, 1)(inputs))))
+    with pytest.raises(ConfigurationError, match="ends in a GlobalAveragePooling2D, but only a Dense layer"):
+        with_classes(network, 4)
