@@ -74,7 +74,7 @@ function drawTimings({ timings_ms: timings, batch_size: batch, model, roundTrip 
     make(
       "dl",
       { class: "facts inline" },
-      ...[...STAGES.map((stage) => [stage, milliseconds(timings[stage]), stage]), ["total", milliseconds(timings.total)], ["with the network", milliseconds(roundTrip)]].map(([name, value, stage]) =>
+      ...[...STAGES.map((stage) => [stage, milliseconds(timings[stage]), stage]), ["total", milliseconds(timings.total)], ["round trip", milliseconds(roundTrip)]].map(([name, value, stage]) =>
         make("div", {}, make("dt", { class: stage ? `key ${stage}` : "" }, name), make("dd", {}, value)),
       ),
     ),

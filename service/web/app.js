@@ -35,6 +35,9 @@ const live = new Live({
   onAverage: (answer) => {
     experts.average = answer;
   },
+  onProblem: (problem) => {
+    if (isOutage(problem) && byId("state").dataset.state === "ready") refused(problem);
+  },
 });
 const keys = new KeyDialog({ onChange: () => begin() });
 

@@ -60,7 +60,8 @@ export class Chart {
       this.#moments.forEach((values, i) => {
         if (values[which] === null) open = false;
         else {
-          path += `${open ? "L" : "M"}${x(i).toFixed(1)} ${y(values[which]).toFixed(1)}`;
+          // A moment alone becomes a dot: a line of no length, with round ends.
+          path += `${open ? "L" : "M"}${x(i).toFixed(1)} ${y(values[which]).toFixed(1)}${open ? "" : "h0.01"}`;
           open = true;
         }
       });

@@ -205,7 +205,8 @@ export class Experts {
       });
     } catch (problem) {
       if (!abort.signal.aborted) say(`${problem.title}. ${problem.detail} ${advice(problem)}`);
-      if (this.#abort === abort) this.#busy = null;
+      if (this.#abort !== abort) return;
+      this.#busy = null;
       byId("ablate-all").textContent = "Go on";
       return;
     }
@@ -278,9 +279,12 @@ export class Experts {
     item.users = null;
     try {
       const found = await askJson(`routing/experts/${encodeURIComponent(block)}/${expert}`, {
-        query: { model: item.model.name, version: item.model.version, window: "all", top: 3 },
+        query: { model: item.model.name, version: item.model.version, window: "all", top: 6 },
       });
-      item.users = { block, expert, most: found.most, least: found.least };
+      // With few classes the two ends overlap.
+      const most = found.most.slice(0, 3);
+      const least = found.least.slice(0, 3).filter(({ index }) => !found.most.some((one) => one.index === index));
+      item.users = { block, expert, most, least };
       if (item === this.#item) this.#drawExpert(null, { keep: true });
     } catch {
       // Without live statistics there are no classes to list, which takes nothing from the rest.
@@ -320,7 +324,7 @@ export class Experts {
         problem && !effect ? make("button", { type: "button", on: { click: () => this.#choose(row, expert) } }, "Try again") : null,
         alike || this.#busy ? null : make("button", { type: "button", class: "quiet", on: { click: () => this.#makeAlike(block) } }, `Make all experts of ${blockName(block)} alike`),
         users?.most.length ? classList("Classes that use it most", users.most) : null,
-        users && users.least.length > 1 ? classList("and least", users.least) : null,
+        users?.least.length ? classList("and least", users.least) : null,
       ].filter(Boolean),
     );
   }

@@ -9,22 +9,25 @@ import { gain, quantile, read } from "./prometheus.js";
 
 const METRICS_SECONDS = 3;
 const ROUTING_SECONDS = 6;
+const LATELY_SECONDS = 15;
 const NAMES = { load: "Expert load", mean: "Mean weights", deviation: "Deviation of weights", active: "Active experts" };
 
 export class Live {
   #charts;
-  #before = null;
+  #lately = [];
   #map = new HeatMap(byId("live-map"), { label: "Experts in live traffic, blocks by experts" });
   #metrics = new Poll(() => this.#readMetrics(), { seconds: METRICS_SECONDS });
   #routing = new Poll(() => this.#readRouting(), { seconds: ROUTING_SECONDS });
   #selection;
   #onAverage;
+  #onProblem;
   #shown = null;
 
   /** `selection()` is the model and version to ask for; `onAverage(answer | null)` gets each `GET /routing` answer. */
-  constructor({ selection, onAverage }) {
+  constructor({ selection, onAverage, onProblem }) {
     this.#selection = selection;
     this.#onAverage = onAverage;
+    this.#onProblem = onProblem;
     const box = byId("charts");
     const ms = (value) => milliseconds(value);
     this.#charts = {
@@ -68,44 +71,38 @@ export class Live {
     try {
       now = read(await (await ask("metrics", { headers: { Accept: "text/plain" } })).text());
     } catch (problem) {
-      this.#before = null;
+      this.#lately = [];
       if (problem.status === 404)
         for (const chart of Object.values(this.#charts)) chart.say("\u2013", "this server has its metrics on a port of their own");
+      else this.#onProblem(problem);
       return problem.status === 404 ? 60 : 5;
     }
-    const at = performance.now() / 1000;
-    const before = this.#before;
-    this.#before = { ...now, at };
+    now.at = performance.now() / 1000;
+    const before = this.#lately.at(-1);
     // Counters that fell: the server has started anew, or another replica has answered.
-    if (!before || now.answered < before.answered || now.batches < before.batches) return 0;
-    this.#addMoment(before, now, at - before.at);
+    if (before && (now.answered < before.answered || now.batches < before.batches)) this.#lately = [];
+    else if (before) this.#addMoment(figures(before, now));
+    this.#lately = [...this.#lately.filter(({ at }) => now.at - at < LATELY_SECONDS + 1), now];
+    this.#say(figures(this.#lately[0], now), now);
     return 0;
   }
 
-  #addMoment(before, now, seconds) {
-    const answered = now.answered - before.answered;
-    const failed = now.failed - before.failed;
-    const { traffic, latency, batch, queue } = this.#charts;
-    traffic.add([answered / seconds]);
-    traffic.say(
-      `${(answered / seconds).toFixed(1)} /s`,
-      `images answered${failed > 0 ? `, ${count(failed, "other")} not` : ""}; ${count(now.answered, "image")} since the start`,
-    );
-    const times = gain(before.totalBuckets, now.totalBuckets);
-    const [middle, late] = [0.5, 0.95].map((share) => quantile(share, times));
-    latency.add([middle, late].map((value) => (value === null ? null : value * 1000)));
-    if (middle !== null) latency.say(milliseconds(middle * 1000), `half of the images; 95 % within ${milliseconds(late * 1000)}`);
-    else latency.say("\u2013", "no images in the last seconds");
-    const batches = now.batches - before.batches;
-    const mean = batches > 0 ? (now.batchRows - before.batchRows) / batches : null;
-    batch.add([mean]);
-    const largest = gain(before.batchBuckets, now.batchBuckets);
-    const bound = largest.find(([, gained]) => gained === batches)?.[0];
-    batch.say(
-      mean === null ? "\u2013" : mean.toFixed(1),
-      mean === null ? "no batches in the last seconds" : `images per batch, in ${count(batches, "batch", "batches")}${Number.isFinite(bound) ? `; none above ${bound}` : ""}`,
-    );
-    queue.add([now.queue]);
+  #addMoment({ rate, middle, late, batch, queue }) {
+    const { traffic, latency, batch: size, queue: waiting } = this.#charts;
+    traffic.add([rate]);
+    latency.add([middle, late]);
+    size.add([batch]);
+    waiting.add([queue]);
+  }
+
+  #say({ seconds, rate, failed, middle, late, batch, batches, bound }, now) {
+    const { traffic, latency, batch: size, queue } = this.#charts;
+    const span = `in the last ${Math.max(1, Math.round(seconds))} s`;
+    traffic.say(rate === null ? "\u2013" : `${rate.toFixed(1)} /s`, `images ${span}${failed > 0 ? `, ${count(failed, "other")} not answered` : ""}; ${count(now.answered, "image")} in all`);
+    if (middle === null) latency.say("\u2013", `no images ${span}`);
+    else latency.say(milliseconds(middle), `half of the images; 95 % within ${milliseconds(late)}`);
+    if (batch === null) size.say("\u2013", `no batches ${span}`);
+    else size.say(batch.toFixed(1), `images per batch, in ${count(batches, "batch", "batches")}${Number.isFinite(bound) ? `; none above ${bound}` : ""}`);
     queue.say(String(now.queue), `images waiting, ${now.inFlight} being computed`);
   }
 
@@ -121,7 +118,7 @@ export class Live {
       this.#draw();
     } catch (problem) {
       if (problem.slug === "routing_not_found") this.#empty(problem.detail);
-      return Math.max(problem.retryAfter ?? 0, problem.slug === "routing_not_found" ? 60 : 5);
+      return Math.max(problem.retryAfter ?? 0, ["routing_not_found", "unauthenticated", "forbidden"].includes(problem.slug) ? 60 : 5);
     }
     return 0;
   }
@@ -231,4 +228,23 @@ export class Live {
       ),
     );
   }
+}
+
+/** What happened between two moments; null for what can't be said. */
+function figures(before, now) {
+  const seconds = now.at - before.at;
+  const times = gain(before.totalBuckets, now.totalBuckets);
+  const [middle, late] = [0.5, 0.95].map((share) => quantile(share, times)).map((value) => (value === null ? null : value * 1000));
+  const batches = now.batches - before.batches;
+  return {
+    seconds,
+    rate: seconds > 0 ? (now.answered - before.answered) / seconds : null,
+    failed: now.failed - before.failed,
+    middle,
+    late,
+    batches,
+    batch: batches > 0 ? (now.batchRows - before.batchRows) / batches : null,
+    bound: gain(before.batchBuckets, now.batchBuckets).find(([, gained]) => gained === batches)?.[0],
+    queue: now.queue,
+  };
 }
