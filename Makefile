@@ -14,7 +14,7 @@ FUZZ_IMAGES ?= 100000
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-parity bench bench-service fuzz soak check format docs clean
+.PHONY: help serve test test-parity test-docker bench bench-service fuzz soak check format docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -52,6 +52,9 @@ test: $(VENV)/.test  ## Run the test suite
 test-parity: $(VENV)/.test  ## Import and serve every published network at full size, against the golden numbers (4 minutes)
 	@$(BIN)/python -m pytest -m full_parity tests/parity $(ARGS)
 
+test-docker: $(VENV)/.test  ## Build the image, run the Compose project, break it (15 minutes; a Docker engine, or root on Debian)
+	@$(BIN)/python -m pytest -m docker tests/deploy $(ARGS)
+
 bench: $(VENV)/.bench  ## Measure the engine against what one would pick instead (20 minutes, 16 GB of memory)
 	@$(BIN)/python benchmarks/engine_peers.py $(ARGS)
 
@@ -67,12 +70,13 @@ fuzz: $(VENV)/.test  ## Decode damaged images (FUZZ_IMAGES=100000)
 soak: $(VENV)/.test  ## Serve changing load, bad images and bad clients for a while (MINUTES=20)
 	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
 
-check: $(VENV)/.check  ## Format, lint, types, import contracts, generated documentation
+check: $(VENV)/.check  ## Format, lint, types, import contracts, generated documentation, files of deployment
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python -m pytest -q -m files tests/deploy
 
 format: $(VENV)/.check  ## Rewrite the code in the house format
 	@$(BIN)/ruff format .

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from service.bootstrap import Service
-from service.imaging import decode_image, sufficient_side, transform
+from service.imaging import make_row
 from service.runtime.throughput import measure
 from service.settings import Settings
 
@@ -26,11 +26,9 @@ def main() -> None:
     service = Service(settings)
     service.load()
     model, plan, data = service.registry.get(), service.plan, Path(sys.argv[1]).read_bytes()
-    side = sufficient_side(model.preprocessing)
 
     def decoded(_: int = 0) -> object:
-        image = decode_image(data, max_pixels=settings.max_pixels, sufficient_side=side)
-        return transform(image, model.preprocessing)
+        return make_row(data, model.preprocessing, max_pixels=settings.max_pixels, crop_jpeg=model.crop_jpeg)
 
     rows = np.stack([decoded()] * plan.max_batch_size)
 

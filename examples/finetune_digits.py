@@ -27,12 +27,13 @@ MARGIN = 16
 WIDTH = 0.25
 
 
-def train_static(images: Path, weights: Path, *, epochs: int) -> None:
+def train_static(images: Path, weights: Path, *, depth: float, epochs: int) -> None:
     """Train a small static EfficientNet-Lite from nothing and save its weights as Keras does."""
     keras.utils.set_random_seed(0)
-    network = build_efficientnet(
-        get_architecture("efficientnet-lite0", width_coefficient=WIDTH, num_classes=10), input_size=SIZE
+    architecture = get_architecture(
+        "efficientnet-lite0", width_coefficient=WIDTH, depth_coefficient=depth, num_classes=10
     )
+    network = build_efficientnet(architecture, input_size=SIZE)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.9  # the run is short
@@ -58,8 +59,10 @@ def main() -> None:
     """Train a static network, import it once as it is and once upcycled, fine-tune both, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path, help="model store to write to")
-    parser.add_argument("--static-epochs", type=int, default=6)
+    parser.add_argument("--static-epochs", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--depth", type=float, default=1.0, help="depth coefficient of the network")
+    parser.add_argument("--no-comparison", action="store_true", help="leave out the network without experts")
     arguments = parser.parse_args()
     store = ("--model-store", arguments.store)
     arguments.store.mkdir(parents=True, exist_ok=True)
@@ -68,17 +71,19 @@ def main() -> None:
         train, test = write_digits(Path(directory) / "digits", size=SIZE, margin=MARGIN)
         weights, labels = Path(directory) / "static.weights.h5", Path(directory) / "labels.txt"
         labels.write_text("\n".join(str(digit) for digit in range(10)))
-        train_static(train, weights, epochs=arguments.static_epochs)
+        train_static(train, weights, depth=arguments.depth, epochs=arguments.static_epochs)
 
-        given = ("--labels", labels, "--override", f"width_coefficient={WIDTH}", "--transform", "pillow", *store)
-        size = ("--override", f"image_size={SIZE}")
-        condconv("models", "import", weights, "--architecture", "efficientnet-lite0", "--name", "static", *size, *given)
+        parameters = {"width_coefficient": WIDTH, "depth_coefficient": arguments.depth, "image_size": SIZE}
+        overrides = [text for name, value in parameters.items() for text in ("--override", f"{name}={value}")]
+        given = ("--labels", labels, "--transform", "pillow", *overrides, *store)
+        if not arguments.no_comparison:
+            condconv("models", "import", weights, "--architecture", "efficientnet-lite0", "--name", "static", *given)
         condconv(
             *("models", "import", weights, "--architecture", "efficientnet-lite0-condconv-4e", "--name", "upcycled"),
-            *("--upcycle", "--experts", 4, "--upcycle-noise", 0.5, *size, *given),
+            *("--upcycle", "--experts", 4, "--upcycle-noise", 0.5, *given),
         )
         figures: dict[str, Any] = {}
-        for name in ("static", "upcycled"):
+        for name in ("upcycled",) if arguments.no_comparison else ("static", "upcycled"):
             started = time.monotonic()
             printed = condconv(
                 *("models", "finetune", name, "--name", f"{name}-tuned", "--data", train, "--validation-data", test),

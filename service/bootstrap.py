@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -26,7 +27,7 @@ from service.routing.live import LiveRouting
 from service.routing.recent import RecentRequests
 from service.runtime.ablator import SlowLane
 from service.runtime.executor import StreamPool
-from service.runtime.machine import available_cores, detect_machine, keep_imported
+from service.runtime.machine import available_cores, detect_machine, keep_imported, memory_limit
 from service.runtime.plan import EnginePlan, make_plan
 from service.runtime.registry import Registry
 from service.runtime.store_sync import StoreSync
@@ -112,6 +113,9 @@ class Service:
             self.plan.max_batch_size,
         )
         self.metrics = Metrics(CollectorRegistry())
+        self.metrics.streams.set(self.plan.streams)
+        self.metrics.max_queue_rows.set(settings.max_queue_rows)
+        self.metrics.memory_limit_bytes.set(memory_limit() or math.inf)
         self.registry = Registry(
             partial(load_model, plan=self.plan, metrics=self.metrics),
             default_model=self._default_model,

@@ -23,7 +23,7 @@ from service.errors import ConfigurationError, RateLimited, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
-SECRET_PREFIX = "condconv_"
+SECRET_PREFIX = "condconv_"  # pragma: allowlist secret
 """Lets scanners of repositories and logs recognise a secret that got lost there."""
 SECONDS_BETWEEN_LOOKS = 1.0
 

@@ -150,6 +150,19 @@ class Metrics:
         self.ready = Gauge(
             "condconv_ready", "1 while the service takes requests. Is this replica in service?", registry=registry
         )
+        self.streams = Gauge(
+            "condconv_streams",
+            "Batches that can be computed at the same time. Does the service use all of its CPUs?",
+            registry=registry,
+        )
+        self.max_queue_rows = Gauge(
+            "condconv_max_queue_rows", "Most rows that may wait. How full is the queue?", registry=registry
+        )
+        self.memory_limit_bytes = Gauge(
+            "condconv_memory_limit_bytes",
+            "Memory that this process may use: its container's limit, or all there is. How near is the end of it?",
+            registry=registry,
+        )
         self.routing = RoutingCollector()
         registry.register(self.routing)
 

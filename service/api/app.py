@@ -39,6 +39,8 @@ def create_app(
         access: who may use it; everybody if None.
     """
     access = access or Access()
+    for slug in problems.STATUS:
+        parts.metrics.rejected.labels(slug)  # zero from the start, so that the first error counts as an increase
     app = FastAPIOffline(
         title="condconv-serve",
         version=__version__,

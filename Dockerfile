@@ -1,0 +1,101 @@
+# Images of condconv-serve. Targets: cpu (the default), gpu, sbom.
+#
+#   docker build --target cpu -t condconv-serve:cpu .
+#   docker build --target gpu -t condconv-serve:gpu .
+#   docker build --target sbom --output sbom .          (BuildKit) what is in the cpu image, in CycloneDX
+#
+# Nothing here needs BuildKit but --output. Name the target: the classic builder makes every stage on the way.
+# Any image with Python 3.11 to 3.13 and its venv module will do as a base.
+ARG BASE_IMAGE=python:3.12.12-slim-bookworm
+
+# ---- what both images start from -------------------------------------------------------------------------------------
+FROM ${BASE_IMAGE} AS base
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="condconv-serve" \
+      org.opencontainers.image.description="Serves CondConv-EfficientNet image classifiers over HTTP, batched in one pass" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+# Bytecode is made once, below.
+ENV PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    PYTHONPATH=/opt/condconv \
+    PATH=/opt/condconv/bin:/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    CONDCONV_HOST=0.0.0.0 \
+    CONDCONV_MODEL_STORE=/models \
+    CONDCONV_LOG_FORMAT=json \
+    # Writable even where the root file system is read-only.
+    TMPDIR=/dev/shm \
+    MPLCONFIGDIR=/dev/shm/matplotlib
+WORKDIR /
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
+    CMD ["python3", "/usr/local/lib/condconv/healthcheck.py"]
+ENTRYPOINT ["condconv"]
+CMD ["serve"]
+
+# ---- dependencies, renewed only when pyproject.toml changes ----------------------------------------------------------
+FROM ${BASE_IMAGE} AS tools
+# Another index of packages than PyPI, if need be; stays in this stage.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# For its strip, which takes 200 MB off TensorFlow. Debian has one version of it at a time.
+# hadolint ignore=DL3008
+RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
+RUN python3 -m venv /opt/tools && /opt/tools/bin/pip install --quiet 'pip>=25.1,<27' \
+    && python3 -m venv --without-pip /opt/venv
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+# The least that can be installed, so that the dependencies come without the code.
+RUN mkdir service && printf '__version__ = "0"\n' >service/__init__.py
+
+FROM tools AS cpu-packages
+COPY deploy/docker/slim.py /opt/tools/
+ARG EXTRAS=cpu,telemetry
+RUN /opt/tools/bin/pip --python /opt/venv/bin/python3 install --quiet ".[${EXTRAS}]" \
+    && /opt/tools/bin/pip --python /opt/venv/bin/python3 uninstall --quiet --yes condconv-serve \
+    && python3 /opt/tools/slim.py /opt/venv
+
+FROM tools AS code
+COPY service ./service
+RUN /opt/tools/bin/pip --python /opt/venv/bin/python3 install --quiet --no-deps \
+    --target /opt/condconv .
+
+# ---- the image for CPUs ----------------------------------------------------------------------------------------------
+FROM base AS cpu
+COPY --from=cpu-packages /opt/venv /opt/venv
+COPY model_store /models
+COPY deploy/docker/healthcheck.py /usr/local/lib/condconv/healthcheck.py
+COPY --from=code /opt/condconv /opt/condconv
+USER 10001:10001
+
+# ---- what is in it: python.cdx.json (CycloneDX) and debian.tsv -------------------------------------------------------
+FROM cpu-packages AS sbom-tools
+COPY --from=cpu /var/lib/dpkg/status /opt/dpkg/status
+RUN /opt/tools/bin/pip install --quiet 'cyclonedx-bom>=7,<8' && mkdir /sbom \
+    && /opt/tools/bin/cyclonedx-py environment --output-format JSON --output-file /sbom/python.cdx.json \
+        /opt/venv/bin/python3 \
+    && dpkg-query --admindir=/opt/dpkg --show >/sbom/debian.tsv
+
+FROM scratch AS sbom
+COPY --from=sbom-tools /sbom /
+
+# ---- the image for NVIDIA GPUs; the host needs the NVIDIA Container Toolkit ------------------------------------------
+FROM tools AS gpu-packages
+COPY deploy/docker/slim.py /opt/tools/
+RUN /opt/tools/bin/pip --python /opt/venv/bin/python3 install --quiet '.[gpu,telemetry]' \
+    && /opt/tools/bin/pip --python /opt/venv/bin/python3 uninstall --quiet --yes condconv-serve \
+    && python3 /opt/tools/slim.py /opt/venv
+
+FROM base AS gpu
+COPY --from=gpu-packages /opt/venv /opt/venv
+COPY model_store /models
+COPY deploy/docker/healthcheck.py /usr/local/lib/condconv/healthcheck.py
+COPY --from=code /opt/condconv /opt/condconv
+USER 10001:10001
+
+# ---- without --target ------------------------------------------------------------------------------------------------
+FROM cpu

@@ -1,0 +1,519 @@
+"""Writes the Grafana dashboard, `dashboards/condconv.json`; `--check` only says whether it is up to date."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).parent / "dashboards" / "condconv.json"
+SOURCE = {"type": "prometheus", "uid": "${source}"}
+WIDTH = 24
+
+Panel = dict[str, Any]
+Query = tuple[str, str]
+"""PromQL, and the legend of its series."""
+
+
+def panel(kind: str, title: str, question: str, queries: Sequence[Query], *, unit: str, w: int, h: int) -> Panel:
+    """What all panels have; `question` is what it answers."""
+    return {
+        "type": kind,
+        "title": title,
+        "description": question,
+        "datasource": SOURCE,
+        "gridPos": {"w": w, "h": h},
+        "fieldConfig": {"defaults": {"unit": unit, "min": 0}, "overrides": []},
+        "options": {},
+        "targets": [
+            {"refId": chr(ord("A") + number), "datasource": SOURCE, "expr": expression, "legendFormat": legend}
+            for number, (expression, legend) in enumerate(queries)
+        ],
+    }
+
+
+def stat(
+    title: str, question: str, expression: str, *, unit: str = "short", steps: Sequence[tuple[float, str]]
+) -> Panel:
+    """One number, coloured from each step's value on."""
+    made = panel("stat", title, question, [(expression, title)], unit=unit, w=4, h=4)
+    made["fieldConfig"]["defaults"]["thresholds"] = {
+        "mode": "absolute",
+        "steps": [{"value": None if n == 0 else value, "color": colour} for n, (value, colour) in enumerate(steps)],
+    }
+    made["options"] = {
+        "colorMode": "background",
+        "graphMode": "area",
+        "justifyMode": "auto",
+        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+    }
+    return made
+
+
+def lines(
+    title: str,
+    question: str,
+    *queries: Query,
+    unit: str = "short",
+    w: int = 8,
+    stacked: bool = False,
+    limit: str | None = None,
+    colours: dict[str, str] | None = None,
+) -> Panel:
+    """Lines over time; the series whose legend is `limit` is drawn as a dashed line that others are measured by."""
+    made = panel("timeseries", title, question, queries, unit=unit, w=w, h=8)
+    made["fieldConfig"]["defaults"]["custom"] = {
+        "fillOpacity": 30 if stacked else 8,
+        "lineWidth": 1,
+        "showPoints": "never",
+        "spanNulls": 60_000,
+        "stacking": {"mode": "normal" if stacked else "none"},
+    }
+    styles: dict[str, list[dict[str, Any]]] = {}
+    if limit is not None:
+        styles[f"^{limit}"] = [
+            {"id": "custom.lineStyle", "value": {"fill": "dash", "dash": [8, 8]}},
+            {"id": "custom.fillOpacity", "value": 0},
+            {"id": "color", "value": {"mode": "fixed", "fixedColor": "red"}},
+        ]
+    for pattern, colour in (colours or {}).items():
+        styles[pattern] = [{"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}]
+    made["fieldConfig"]["overrides"] = [
+        {"matcher": {"id": "byRegexp", "options": f"/{pattern}/"}, "properties": properties}
+        for pattern, properties in styles.items()
+    ]
+    made["options"] = {
+        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
+        "tooltip": {"mode": "multi", "sort": "desc"},
+    }
+    return made
+
+
+def heatmap(title: str, question: str, expression: str, *, unit: str, w: int = 8) -> Panel:
+    """A histogram over time."""
+    made = panel("heatmap", title, question, [(expression, "{{le}}")], unit=unit, w=w, h=8)
+    made["targets"][0]["format"] = "heatmap"
+    made["options"] = {
+        "calculate": False,
+        "cellGap": 1,
+        "color": {"mode": "scheme", "scheme": "Turbo", "steps": 64},
+        "yAxis": {"unit": unit},
+        "tooltip": {"mode": "single", "yHistogram": True},
+    }
+    return made
+
+
+def table(title: str, question: str, expression: str, *, columns: Sequence[str], w: int = 12) -> Panel:
+    """The labels of the series that there are now."""
+    made = panel("table", title, question, [(expression, "")], unit="short", w=w, h=8)
+    made["targets"][0] |= {"format": "table", "instant": True}
+    made["transformations"] = [
+        {
+            "id": "organize",
+            "options": {
+                "excludeByName": {"Time": True},
+                "indexByName": {name: place for place, name in enumerate([*columns, "Value"])},
+                "renameByName": {"Value": "replicas"},
+            },
+        }
+    ]
+    return made
+
+
+ALL = 'job="condconv",instance=~"$instance"'
+IMAGES = f'{ALL},model=~"$model"'
+BLOCKS = f'{IMAGES},block=~"$block"'
+R = "$__rate_interval"
+GOOD_BAD = {"^2..$": "green", "^4..$": "yellow", "^429": "orange", "^5..$": "red"}
+
+
+def quantiles(metric: str, by: str = "") -> list[Query]:
+    """Median, 90th and 99th percentile of a histogram."""
+    return [
+        (f"histogram_quantile({q}, sum by (le) (rate({metric}_bucket{{{ALL}{by}}}[{R}])))", f"p{100 * q:.0f}")
+        for q in (0.5, 0.9, 0.99)
+    ]
+
+
+def mean(metric: str, by: str, selector: str) -> str:
+    """Mean of a histogram's observations."""
+    total, number = (f"sum by ({by}) (rate({metric}_{part}{{{selector}}}[{R}]))" for part in ("sum", "count"))
+    return f"{total} / {number}"
+
+
+ROWS: dict[str, list[Panel]] = {
+    "Golden signals": [
+        stat(
+            "Replicas ready",
+            "How many replicas take requests? Red: none.",
+            f"sum(condconv_ready{{{ALL}}}) or vector(0)",
+            steps=[(0, "red"), (1, "green")],
+        ),
+        stat(
+            "Requests per second",
+            "How much traffic is there?",
+            f'sum(rate(condconv_requests_total{{{ALL},method="POST"}}[{R}])) or vector(0)',
+            unit="reqps",
+            steps=[(0, "blue")],
+        ),
+        stat(
+            "Server errors",
+            "Which share of requests failed through our fault? The objective is 0.1 %.",
+            f'(sum(rate(condconv_requests_total{{{ALL},method="POST",code=~"5.."}}[{R}])) or vector(0)) '
+            f'/ (sum(rate(condconv_requests_total{{{ALL},method="POST"}}[{R}])) > 0) or vector(0)',
+            unit="percentunit",
+            steps=[(0, "green"), (0.001, "yellow"), (0.01, "red")],
+        ),
+        stat(
+            "Image, 99th percentile",
+            "How long do all but the slowest images take, from their bytes to their classes?",
+            f'histogram_quantile(0.99, sum by (le) (rate(condconv_stage_seconds_bucket{{{ALL},stage="total"}}[{R}])))',
+            unit="s",
+            steps=[(0, "green"), (0.5, "yellow"), (1, "red")],
+        ),
+        stat(
+            "Refused",
+            "Which share of requests is refused since there are too many?",
+            f'sum(rate(condconv_rejected_total{{{ALL},reason=~"queue_full|wait_too_long|too_many_connections"}}[{R}])) '
+            f'/ (sum(rate(condconv_requests_total{{{ALL},method="POST"}}[{R}])) > 0) or vector(0)',
+            unit="percentunit",
+            steps=[(0, "green"), (0.001, "yellow"), (0.01, "red")],
+        ),
+        stat(
+            "Alerts firing",
+            "Does anything need a person? docs/operations.md says what to do for each.",
+            'count(ALERTS{alertname=~"Condconv.+",alertstate="firing"}) or vector(0)',
+            steps=[(0, "green"), (1, "red")],
+        ),
+        lines(
+            "Requests",
+            "How much traffic is there, and how is it answered?",
+            (f'sum by (code) (rate(condconv_requests_total{{{ALL},method="POST"}}[{R}]))', "{{code}}"),
+            unit="reqps",
+            stacked=True,
+            colours=GOOD_BAD,
+        ),
+        lines(
+            "Time of an image",
+            "How long does an image take, from its bytes to its classes?",
+            *quantiles("condconv_stage_seconds", ',stage="total"'),
+            unit="s",
+        ),
+        lines(
+            "Errors by kind",
+            "Why do requests fail or get refused?",
+            (f"sum by (reason) (rate(condconv_rejected_total{{{ALL}}}[{R}])) > 0 or vector(0)", "{{reason}}"),
+            unit="reqps",
+        ),
+        lines(
+            "Error budget, times too fast",
+            "How fast are the error budgets used up? At 1 they just last the month; 14 wakes somebody.",
+            ("condconv:request_errors:ratio_rate1h / 0.001", "availability, 1 h"),
+            ("condconv:slow_images:ratio_rate1h / 0.01", "latency, 1 h"),
+            ("condconv:request_errors:ratio_rate6h / 0.001", "availability, 6 h"),
+            ("condconv:slow_images:ratio_rate6h / 0.01", "latency, 6 h"),
+        ),
+        lines(
+            "Requests by route, 99th percentile",
+            "How long do callers wait? Sending and reading included, so a slow client counts, too.",
+            (
+                f"histogram_quantile(0.99, sum by (route, le) (rate(condconv_request_seconds_bucket{{{ALL},"
+                f'route!~"/livez|/readyz|/healthz|/metrics"}}[{R}])))',
+                "{{route}}",
+            ),
+            unit="s",
+        ),
+        lines(
+            "Images by outcome",
+            "What becomes of the images?",
+            (f"sum by (outcome) (rate(condconv_rows_total{{{IMAGES}}}[{R}]))", "{{outcome}}"),
+            unit="ops",
+            stacked=True,
+            colours={"^answered$": "green"},
+        ),
+    ],
+    "Batching": [
+        lines(
+            "Images waiting",
+            "Is the service saturated? What is above the limit is refused.",
+            (f"sum(condconv_queue_rows{{{ALL}}})", "waiting"),
+            (f"sum(condconv_max_queue_rows{{{ALL}}})", "limit"),
+            limit="limit",
+        ),
+        lines(
+            "Predicted wait",
+            "How long will an image wait that comes now?",
+            (f"condconv_predicted_wait_seconds{{{ALL}}}", "{{instance}}"),
+            unit="s",
+        ),
+        heatmap(
+            "Rows per batch",
+            "Does batching work, and is there room? Batches grow with the load.",
+            f"sum by (le) (increase(condconv_batch_size_bucket{{{IMAGES}}}[{R}]))",
+            unit="short",
+        ),
+        lines(
+            "Mean rows per batch",
+            "The same, by model.",
+            (mean("condconv_batch_size", "model", IMAGES), "{{model}}"),
+        ),
+        lines(
+            "Rows being computed",
+            "How busy are the engines? Streams times rows per batch is the most.",
+            (f"sum(avg_over_time(condconv_rows_in_flight{{{ALL}}}[{R}]))", "rows"),
+            (f"sum(condconv_streams{{{ALL}}})", "streams"),
+        ),
+        lines(
+            "Images accepted and ended",
+            "Is any image lost? The two lines go together.",
+            (f"sum(rate(condconv_rows_accepted_total{{{IMAGES}}}[{R}]))", "accepted"),
+            (f"sum(rate(condconv_rows_total{{{IMAGES}}}[{R}]))", "ended"),
+            unit="ops",
+        ),
+    ],
+    "Stages of an image": [
+        lines(
+            "Mean by stage",
+            "Where does the time go?",
+            (
+                mean("condconv_stage_seconds", "stage", f'{ALL},stage!="total"'),
+                "{{stage}}",
+            ),
+            unit="s",
+            stacked=True,
+        ),
+        lines(
+            "99th percentile by stage",
+            "What makes slow ones slow? Queue: too much traffic. Decode: large photos. Inference: neighbours.",
+            (
+                f"histogram_quantile(0.99, sum by (stage, le) (rate(condconv_stage_seconds_bucket{{{ALL}}}[{R}])))",
+                "{{stage}}",
+            ),
+            unit="s",
+        ),
+        heatmap(
+            "Time of an image, all of them",
+            "Are there two kinds of images, quick and slow ones?",
+            f'sum by (le) (increase(condconv_stage_seconds_bucket{{{ALL},stage="total"}}[{R}]))',
+            unit="s",
+        ),
+    ],
+    "Engine": [
+        lines(
+            "CPUs used",
+            "Is there a CPU for each stream, and does it work?",
+            (f"rate(process_cpu_seconds_total{{{ALL}}}[{R}])", "{{instance}}"),
+            (f"max(condconv_streams{{{ALL}}})", "streams"),
+            limit="streams",
+        ),
+        lines(
+            "Memory",
+            "How near is the end of it?",
+            (f"process_resident_memory_bytes{{{ALL}}}", "{{instance}}"),
+            (f"min(condconv_memory_limit_bytes{{{ALL}}})", "limit"),
+            unit="bytes",
+            limit="limit",
+        ),
+        lines(
+            "Images per second and replica",
+            "Does each replica get its share?",
+            (f'sum by (instance) (rate(condconv_rows_total{{{IMAGES},outcome="answered"}}[{R}]))', "{{instance}}"),
+            unit="ops",
+        ),
+        lines(
+            "Engine faults",
+            "Does the engine misbehave, or is there too little memory?",
+            (f"sum(increase(condconv_stream_stalls_total{{{ALL}}}[{R}]))", "hung"),
+            (
+                f"sum by (reason) (increase(condconv_batch_failures_total{{{IMAGES}}}[{R}])) or vector(0)",
+                "batch halved {{reason}}",
+            ),
+            (f"sum(increase(condconv_padding_rows_total{{{ALL}}}[{R}]))", "padding rows"),
+        ),
+        lines(
+            "Open files and connections",
+            "Do connections pile up?",
+            (f"process_open_fds{{{ALL}}}", "{{instance}}"),
+            (f"min(process_max_fds{{{ALL}}})", "limit"),
+            limit="limit",
+        ),
+        lines(
+            "Restarts",
+            "When did replicas start? Each jump is one.",
+            (f"time() - process_start_time_seconds{{{ALL}}}", "{{instance}}"),
+            unit="s",
+        ),
+    ],
+    "Models": [
+        table(
+            "Served versions",
+            "What is being served, by how many replicas, and by which engine?",
+            f"count by (model, version, architecture, engine, precision, device) (condconv_model_info{{{IMAGES}}})",
+            columns=("model", "version", "architecture", "engine", "precision", "device"),
+        ),
+        table(
+            "States",
+            "Which versions serve, load, wait or failed?",
+            f"count by (model, version, state) (condconv_model_version_state{{{IMAGES}}} == 1)",
+            columns=("model", "version", "state"),
+        ),
+        lines(
+            "Images by version",
+            "Does a canary get its share?",
+            (f"sum by (model, version) (rate(condconv_version_rows_total{{{IMAGES}}}[{R}]))", "{{model}} {{version}}"),
+            unit="ops",
+            stacked=True,
+        ),
+        lines(
+            "Versions loaded and unloaded",
+            "Did a new version arrive, or was it broken?",
+            (f"sum by (outcome) (increase(condconv_model_loads_total{{{IMAGES}}}[{R}]))", "{{outcome}}"),
+            colours={"^failed$": "red"},
+        ),
+        lines(
+            "Time to load a version",
+            "How long does a start or a swap take?",
+            (f"max by (model, version) (condconv_model_load_seconds{{{IMAGES}}})", "{{model}} {{version}}"),
+            (
+                f"sum(increase(condconv_model_swap_seconds_sum{{{ALL}}}[{R}])) "
+                f"/ (sum(increase(condconv_model_swap_seconds_count{{{ALL}}}[{R}])) > 0) or vector(0)",
+                "swaps",
+            ),
+            unit="s",
+        ),
+    ],
+    "Experts and drift": [
+        lines(
+            "Drift, at the block where it is most",
+            "Is the traffic still like the images that the model is known for? Above the limit it isn't.",
+            (
+                f'max by (model, version) (condconv_routing_drift{{{BLOCKS},measure="psi"}})',
+                "{{model}} {{version}}",
+            ),
+            (f'max(condconv_routing_drift{{{BLOCKS},measure="psi_alert"}})', "limit"),
+            limit="limit",
+        ),
+        lines(
+            "Drift by block",
+            "Which blocks see other images than usual?",
+            (f'max by (model, block) (condconv_routing_drift{{{BLOCKS},measure="psi"}})', "{{model}} {{block}}"),
+        ),
+        lines(
+            "Entropy by block",
+            "Do blocks choose between their experts? 0 is one expert, 1 is all alike.",
+            (f"avg by (model, block) (condconv_routing_entropy{{{BLOCKS}}})", "{{model}} {{block}}"),
+        ),
+        lines(
+            "Mean weight by expert",
+            "Which experts does the traffic use? Choose a block above.",
+            (mean("condconv_routing_weight", "model, block, expert", BLOCKS), "{{block}} expert {{expert}}"),
+            w=12,
+        ),
+        heatmap(
+            "Routing weights",
+            "Do weights sit at 0 and 1 (experts chosen) or in the middle (experts mixed)? Choose a block above.",
+            f"sum by (le) (increase(condconv_routing_weight_bucket{{{BLOCKS}}}[{R}]))",
+            unit="short",
+            w=12,
+        ),
+    ],
+}
+
+
+def variable(name: str, label: str, expression: str) -> dict[str, Any]:
+    """A choice among a label's values."""
+    return {
+        "type": "query",
+        "name": name,
+        "label": label,
+        "datasource": SOURCE,
+        "query": {"query": expression, "refId": name},
+        "definition": expression,
+        "refresh": 2,
+        "sort": 3,
+        "multi": True,
+        "includeAll": True,
+        "allValue": ".*",
+        "current": {"text": ["All"], "value": ["$__all"]},
+    }
+
+
+def placed(rows: dict[str, list[Panel]]) -> list[Panel]:
+    """Panels from left to right, under the headings of their rows."""
+    panels: list[Panel] = []
+    y = 0
+    for title, members in rows.items():
+        panels.append(
+            {
+                "type": "row",
+                "title": title,
+                "collapsed": False,
+                "panels": [],
+                "gridPos": {"x": 0, "y": y, "w": WIDTH, "h": 1},
+            }
+        )
+        x, y, height = 0, y + 1, 0
+        for member in members:
+            size = member["gridPos"]
+            if x + size["w"] > WIDTH:
+                x, y, height = 0, y + height, 0
+            panels.append(member | {"gridPos": {"x": x, "y": y, **size}})
+            x, height = x + size["w"], max(height, size["h"])
+        y += height
+    return [made | {"id": number} for number, made in enumerate(panels, start=1)]
+
+
+def dashboard() -> dict[str, Any]:
+    """The whole of it."""
+    return {
+        "uid": "condconv",
+        "title": "condconv-serve",
+        "description": "Traffic, time, batches, models and experts of condconv-serve.",
+        "tags": ["condconv"],
+        "schemaVersion": 39,
+        "version": 1,
+        "editable": False,
+        "graphTooltip": 1,
+        "refresh": "10s",
+        "time": {"from": "now-1h", "to": "now"},
+        "timezone": "browser",
+        "templating": {
+            "list": [
+                {"type": "datasource", "name": "source", "label": "Data source", "query": "prometheus", "current": {}},
+                variable("instance", "Replica", 'label_values(condconv_ready{job="condconv"}, instance)'),
+                variable("model", "Model", 'label_values(condconv_model_info{job="condconv"}, model)'),
+                variable("block", "Block", 'label_values(condconv_routing_weight_count{model=~"$model"}, block)'),
+            ]
+        },
+        "annotations": {
+            "list": [
+                {
+                    "name": "Alerts",
+                    "datasource": SOURCE,
+                    "enable": True,
+                    "iconColor": "red",
+                    "expr": 'ALERTS{alertname=~"Condconv.+",alertstate="firing"}',
+                    "titleFormat": "{{alertname}}",
+                },
+                {
+                    "name": "Swaps",
+                    "datasource": SOURCE,
+                    "enable": True,
+                    "iconColor": "blue",
+                    "expr": 'sum by (model, outcome) (changes(condconv_model_loads_total{job="condconv"}[1m])) > 0',
+                    "titleFormat": "{{model}} {{outcome}}",
+                },
+            ]
+        },
+        "panels": placed(ROWS),
+    }
+
+
+if __name__ == "__main__":
+    text = json.dumps(dashboard(), indent=1) + "\n"
+    if "--check" not in sys.argv:
+        FILE.write_text(text)
+    elif not FILE.exists() or FILE.read_text() != text:
+        sys.exit(f"{FILE.name} is out of date: python deploy/grafana/build.py")

@@ -1,0 +1,35 @@
+"""Runs commands, Docker's client among them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Debian's own, since newer clients need a plugin for BuildKit.
+CLIENT = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else "docker"
+
+
+def run(*command: str | Path, timeout: float = 600, check: bool = True, env: dict[str, str] | None = None) -> str:
+    """Run a command in the project's directory, and fail the test if it fails; its output, both streams."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        cwd=ROOT,
+        env=os.environ | (env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if check and result.returncode:
+        pytest.fail(f"{' '.join(map(str, command))}: exit code {result.returncode}\n{result.stdout[-4000:]}")
+    return result.stdout
+
+
+def docker(*arguments: str | Path, timeout: float = 600, check: bool = True, env: dict[str, str] | None = None) -> str:
+    """Run the Docker client; what it printed, without the last line break."""
+    return run(CLIENT, *arguments, timeout=timeout, check=check, env=env).strip()

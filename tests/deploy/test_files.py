@@ -1,0 +1,199 @@
+"""The files that deploy the service: valid, and in step with the code and with each other."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from service.metrics import Metrics
+from service.settings import Settings
+from tests.deploy.promql import (
+    Question,
+    alert_questions,
+    dashboard,
+    panel_questions,
+    record_questions,
+    rules,
+)
+
+pytestmark = pytest.mark.files
+
+ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "deploy/prometheus"
+QUESTIONS = [*panel_questions(), *record_questions(), *alert_questions()]
+SUFFIXES = {"histogram": ("_bucket", "_sum", "_count")}
+# Labels that Prometheus gives, and that alerts have.
+SCRAPED = {"job", "instance", "le"}
+
+
+def tool(name: str, *, hint: str) -> str:
+    """The path of a command; the test is skipped without it."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed: {hint}")
+    return found
+
+
+def check(*command: str | Path) -> str:
+    """Run a command that must succeed."""
+    result = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def labels_of() -> dict[str, set[str]]:
+    """The labels of all series there can be, by name."""
+    metrics = Metrics(CollectorRegistry())
+    known = {
+        name + suffix: set(labels) | SCRAPED
+        for name, kind, labels, _ in metrics.describe()
+        for suffix in SUFFIXES.get(kind, ("",))
+    }
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            known.setdefault(sample.name, set(sample.labels) | SCRAPED)
+    known |= {rule["record"]: SCRAPED for rule in rules() if "record" in rule}
+    known |= {"condconv:requests:rate5m": {"route", "code"}}
+    return known | {"up": SCRAPED, "ALERTS": {"alertname", "alertstate"}}
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=[question.place for question in QUESTIONS])
+def test_what_is_asked_for_exists(question: Question, labels_of):
+    assert question.bare_names()
+    assert question.bare_names() - set(labels_of) == set()
+    for name, selector in question.selectors():
+        used = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", re.sub(r'"[^"]*"', '""', selector)))
+        assert used - labels_of[name] == set(), f"{name}{selector}"
+
+
+def test_prometheus_takes_configuration_and_rules():
+    promtool = tool("promtool", hint="apt-get install prometheus")
+    assert "SUCCESS" in check(promtool, "check", "config", PROMETHEUS / "prometheus.yml")
+
+
+def test_prometheus_takes_the_panels_queries(tmp_path):
+    promtool = tool("promtool", hint="apt-get install prometheus")
+    recorded = [{"record": f"panel_{n}", "expr": q.expression} for n, q in enumerate(panel_questions())]
+    file = tmp_path / "panels.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": recorded}]}))
+    check(promtool, "check", "rules", file)
+
+
+def test_alerts_fire_when_they_must_and_only_then():
+    promtool = tool("promtool", hint="apt-get install prometheus")
+    check(promtool, "test", "rules", PROMETHEUS / "tests/alerts.yml")
+
+
+def test_each_alert_is_tested_both_ways_and_has_a_runbook():
+    document = yaml.safe_load((PROMETHEUS / "tests/alerts.yml").read_text())
+    cases = [case for test in document["tests"] for case in test.get("alert_rule_test", [])]
+    firing = {case["alertname"] for case in cases if case["exp_alerts"]}
+    silent = {case["alertname"] for case in cases if not case["exp_alerts"]}
+    headings = {
+        re.sub(r"[^a-z0-9-]", "", line.lstrip("# ").lower().replace(" ", "-"))
+        for line in (ROOT / "docs/operations.md").read_text().splitlines()
+        if line.startswith("#")
+    }
+    alerts = [rule for rule in rules() if "alert" in rule]
+    assert {rule["alert"] for rule in alerts} == firing == silent
+    for rule in alerts:
+        assert rule["labels"]["severity"] in ("page", "ticket", "info")
+        page, _, anchor = rule["annotations"]["runbook"].partition("#")
+        assert page == "docs/operations.md"
+        assert anchor in headings, rule["alert"]
+
+
+def test_the_dashboard_is_what_its_source_says():
+    check(sys.executable, "deploy/grafana/build.py", "--check")
+
+
+def test_the_dashboards_panels_are_whole():
+    panels = dashboard()["panels"]
+    assert max(Counter(panel["id"] for panel in panels).values()) == 1
+    cells: Counter[tuple[int, int]] = Counter()
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        columns = range(place["x"], place["x"] + place["w"])
+        cells.update((x, y) for x in columns for y in range(place["y"], place["y"] + place["h"]))
+        if panel["type"] != "row":
+            assert panel["description"].rstrip(".").strip()
+            assert panel["targets"]
+    assert max(cells.values()) == 1
+
+
+def test_the_data_source_is_the_one_that_compose_runs():
+    source = yaml.safe_load((ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text())
+    (provider,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/condconv.yml").read_text())[
+        "providers"
+    ]
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert source["datasources"][0]["url"] == "http://prometheus:9090"
+    assert "metrics" in compose["services"]["grafana"]["networks"]
+    assert any(v.split(":")[1] == provider["options"]["path"] for v in compose["services"]["grafana"]["volumes"])
+
+
+@pytest.mark.parametrize("profiles", [(), ("replicas",), ("gpu",), ("replicas", "gpu")], ids="+".join)
+def test_compose_takes_its_file(profiles):
+    command = [tool("docker-compose", hint="apt-get install docker-compose")]
+    check(*command, *(f"--profile={profile}" for profile in profiles), "config", "--quiet")
+
+
+def test_settings_in_compose_and_kubernetes_exist():
+    names = {f"CONDCONV_{name.upper()}" for name in Settings.model_fields}
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    used = {name for service in compose["services"].values() for name in service.get("environment", {})}
+    for document in yaml.safe_load_all((ROOT / "deploy/kubernetes/condconv.yaml").read_text()):
+        if document["kind"] == "Deployment":
+            (container,) = document["spec"]["template"]["spec"]["containers"]
+            used |= {variable["name"] for variable in container["env"]}
+    used |= set(re.findall(r"\b(CONDCONV_\w+)=", (ROOT / "Dockerfile").read_text()))
+    assert {name for name in used if name.startswith("CONDCONV_")} - names == set()
+
+
+def test_patience_at_a_stop_is_longer_than_the_services_own():
+    own = Settings.model_fields["shutdown_timeout"].default
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert int(compose["services"]["condconv"]["stop_grace_period"].removesuffix("s")) > own
+    deployment = next(yaml.safe_load_all((ROOT / "deploy/kubernetes/condconv.yaml").read_text()))
+    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > own
+
+
+def test_kubernetes_takes_the_manifests():
+    check(tool("kubernetes-validate", hint="pip install --group check"), "--strict", "deploy/kubernetes/condconv.yaml")
+
+
+def test_dockerfiles_are_clean():
+    check(tool("hadolint", hint="pip install --group check"), "Dockerfile", "tests/deploy/debian.Dockerfile")
+
+
+def test_no_secret_is_in_the_repository():
+    git = tool("git", hint="apt-get install git")
+    if not (ROOT / ".git").exists():
+        pytest.skip("no repository, so nothing says which files belong to it")
+    files = check(git, "ls-files", "-z").rstrip("\0").split("\0")
+    hook = tool("detect-secrets-hook", hint="pip install --group check")
+    # Checksums and base64 images look like keys to the judges of entropy, and tests hold keys that open nothing.
+    judges = ("--disable-plugin", "HexHighEntropyString", "--disable-plugin", "Base64HighEntropyString")
+    check(hook, *judges, *(file for file in files if not file.startswith("tests/")))
+    ours = re.compile(rb"condconv_[A-Za-z0-9_-]{43}(?![A-Za-z0-9_-])")
+    assert [file for file in files if (ROOT / file).is_file() and ours.search((ROOT / file).read_bytes())] == []
+
+
+def test_the_build_sees_only_what_it_needs():
+    patterns = (ROOT / ".dockerignore").read_text().split("\n")
+    assert "*" in patterns
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    allowed = {pattern.removeprefix("!") for pattern in patterns if pattern.startswith("!")}
+    for source in " ".join(copied).split():
+        assert any(Path(source) == Path(a) or Path(a) in Path(source).parents for a in allowed), source
