@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi_offline import FastAPIOffline
 
 from service import __version__
-from service.api import ablation, health, models, predict, problems, routing, security
+from service.api import ablation, health, models, predict, problems, routing, security, web
 from service.api.middleware import RequestContext
 from service.api.parts import Parts
 from service.api.schemas import EncodedImage
@@ -65,6 +65,7 @@ def create_app(
     for router in guarded:
         app.include_router(router, dependencies=[guard])
     app.include_router(health.router(parts, serve_metrics=access.serve_metrics))
+    app.include_router(web.router())
     app.add_middleware(
         RequestContext,
         metrics=parts.metrics,

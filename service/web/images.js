@@ -1,0 +1,143 @@
+// The images that were given, each with its answer, and the queue that sends them.
+
+import { send } from "./api.js";
+import { isOutage, isPassing } from "./advice.js";
+
+const AT_ONCE = 4; // requests; the server puts them into common batches
+const TRIES = 6; // by itself, after refusals that pass
+const TOP = 50;
+let made = 0;
+
+export class Images {
+  items = [];
+  #running = 0;
+  #held = false;
+  #selection;
+  #classes;
+  #onChange;
+  #onProblem;
+
+  /**
+   * @param {object} given
+   * @param {() => object | null} given.selection the model and version to ask
+   * @param {() => number} given.classes of the chosen model
+   * @param {(item: object) => void} given.onChange something about an image has changed
+   * @param {(problem: object) => void} given.onProblem a refusal that isn't about one image
+   */
+  constructor({ selection, classes, onChange, onProblem }) {
+    this.#selection = selection;
+    this.#classes = classes;
+    this.#onChange = onChange;
+    this.#onProblem = onProblem;
+  }
+
+  /** Take files and queue them. Returns their items. */
+  add(files) {
+    const added = [...files].map((file) => ({
+      id: (made += 1),
+      file,
+      name: file.name || "pasted image",
+      url: URL.createObjectURL(file),
+      ...fresh(),
+    }));
+    this.items.push(...added);
+    for (const item of added) this.#onChange(item);
+    this.#pump();
+    return added;
+  }
+
+  remove(item) {
+    this.#forget(item);
+    this.items = this.items.filter((one) => one !== item);
+    URL.revokeObjectURL(item.url);
+  }
+
+  /** Ask anew: for one image, or for all since the model has changed. */
+  again(items = this.items) {
+    for (const item of items) {
+      this.#forget(item);
+      Object.assign(item, fresh());
+      this.#onChange(item);
+    }
+    this.#pump();
+  }
+
+  /** Send nothing for now; what is under way and fails waits. */
+  hold() {
+    this.#held = true;
+  }
+
+  goOn() {
+    this.#held = false;
+    for (const item of this.items) if (item.state === "held") item.state = "waiting";
+    this.#pump();
+  }
+
+  #forget(item) {
+    item.abort?.abort();
+    clearTimeout(item.timer);
+  }
+
+  #pump() {
+    while (!this.#held && this.#running < AT_ONCE && this.#selection()) {
+      const item = this.items.find((one) => one.state === "waiting");
+      if (!item) return;
+      this.#run(item);
+    }
+  }
+
+  async #run(item) {
+    this.#running += 1;
+    const abort = new AbortController();
+    Object.assign(item, { state: "running", abort, problem: null });
+    this.#onChange(item);
+    const started = performance.now();
+    try {
+      const answer = await send("routing", item.file, {
+        query: { ...this.#selection(), top_k: Math.min(TOP, this.#classes()) },
+        signal: abort.signal,
+      });
+      const [prediction] = answer.predictions;
+      Object.assign(item, { state: "done", model: answer.model, ...prediction, roundTrip: performance.now() - started });
+    } catch (problem) {
+      if (abort.signal.aborted) return;
+      if (problem.slug === undefined) console.error(problem);
+      this.#failed(item, problem);
+    } finally {
+      this.#running -= 1;
+      queueMicrotask(() => this.#pump());
+    }
+    if (!abort.signal.aborted) this.#onChange(item);
+  }
+
+  #failed(item, problem) {
+    item.problem = problem;
+    if (isOutage(problem) || problem.slug === "unauthenticated") {
+      item.state = "held";
+      this.hold();
+      this.#onProblem(problem);
+    } else if (isPassing(problem) && item.tries < TRIES) {
+      const seconds = Math.max(1, problem.retryAfter ?? 2 ** item.tries);
+      Object.assign(item, { state: "later", tries: item.tries + 1, retryAt: Date.now() + seconds * 1000 });
+      item.timer = setTimeout(() => {
+        item.state = "waiting";
+        this.#onChange(item);
+        this.#pump();
+      }, seconds * 1000);
+    } else item.state = "failed";
+  }
+}
+
+const fresh = () => ({
+  state: "waiting",
+  tries: 0,
+  problem: null,
+  classes: null,
+  routing: null,
+  insight: null,
+  timings_ms: null,
+  batch_size: null,
+  model: null,
+  effects: new Map(),
+  chosen: null,
+});
