@@ -47,7 +47,7 @@ serve: $(VENV)/.serve  ## Serve the model store on http://HOST:PORT (HOST=127.0.
 	@exec $(BIN)/condconv serve --host $(HOST) --port $(PORT) --model-store $(MODEL_STORE)
 
 test: $(VENV)/.test  ## Run the test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
 test-parity: $(VENV)/.test  ## Import and serve every published network at full size, against the golden numbers (4 minutes)
 	@$(BIN)/python -m pytest -m full_parity tests/parity $(ARGS)
