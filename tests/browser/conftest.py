@@ -61,7 +61,9 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     """
     contexts, wrong = [], []
 
-    def open_page(server: Server, *, until: str | None = "ready", permissions: list[str] | None = None, **options: Any) -> Any:
+    def open_page(
+        server: Server, *, until: str | None = "ready", permissions: list[str] | None = None, **options: Any
+    ) -> Any:
         context = browser.new_context(**{"viewport": DESKTOP, "permissions": permissions or []} | options)
         context.set_default_timeout(20_000)
         contexts.append(context)
@@ -70,7 +72,9 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("console", lambda message: wrong.append(message.text) if unexpected(message) else None)
         page.on(
             "request",
-            lambda request: None if request.url.startswith((f"{server.url}/", "blob:", "data:")) else wrong.append(request.url),
+            lambda request: (
+                None if request.url.startswith((f"{server.url}/", "blob:", "data:")) else wrong.append(request.url)
+            ),
         )
         page.goto(f"{server.url}/")
         if until:

@@ -18,7 +18,9 @@ def sample(page: Any, name: str) -> dict[str, Any]:
 
 def answer_to(page: Any, act: Any) -> dict[str, Any]:
     """Do something that sends an image, wait until the answer is shown, and return it."""
-    with page.expect_response(lambda response: "/routing?" in response.url and response.request.method == "POST") as sent:
+    with page.expect_response(
+        lambda response: "/routing?" in response.url and response.request.method == "POST"
+    ) as sent:
         act()
     assert sent.value.ok, sent.value.text()
     body: dict[str, Any] = sent.value.json()

@@ -94,7 +94,9 @@ def test_dropped_files(server: Server, visit: Callable[..., Any], count: int) ->
     assert_shown(page, body)
     assert page.evaluate("window.coverShown")
     assert page.locator("#drop-cover").is_hidden()
-    page.wait_for_function("() => [...document.querySelectorAll('#gallery .said')].every((e) => e.textContent.includes('espresso'))")
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#gallery .said')].every((e) => e.textContent.includes('espresso'))"
+    )
     assert page.locator("#gallery li").count() == count
     assert page.locator("#gallery .name").first.inner_text() == "dropped 0.jpg"
 
@@ -128,7 +130,9 @@ def test_format_that_browsers_cannot_show(server: Server, visit: Callable[..., A
     assert page.locator("#gallery .no-picture").inner_text().lower() == "tiff"
 
 
-def test_several_images_are_compared_and_removed(server: Server, visit: Callable[..., Any], photograph: Callable[..., Path]) -> None:
+def test_several_images_are_compared_and_removed(
+    server: Server, visit: Callable[..., Any], photograph: Callable[..., Path]
+) -> None:
     page = visit(server)
     first = answer_to(page, lambda: choose(page, photograph("coffee")))["predictions"][0]["routing"]
     second = answer_to(page, lambda: choose(page, photograph("cat")))["predictions"][0]["routing"]
@@ -148,7 +152,9 @@ def test_several_images_are_compared_and_removed(server: Server, visit: Callable
         assert page.locator(part).is_hidden()
 
 
-def test_images_that_come_together_ride_together(server: Server, visit: Callable[..., Any], photograph: Callable[..., Path]) -> None:
+def test_images_that_come_together_ride_together(
+    server: Server, visit: Callable[..., Any], photograph: Callable[..., Path]
+) -> None:
     page = visit(server)
     files = [photograph(name) for name in ("coffee", "cat", "rocket", "astronaut")]
     choose(page, *files * 3)
@@ -235,16 +241,28 @@ def test_ablation_that_has_to_wait(server: Server, visit: Callable[..., Any]) ->
         route.fulfill(
             status=429,
             headers={"Retry-After": "1", "Content-Type": "application/problem+json"},
-            body=json.dumps({"slug": "ablation_busy", "title": "Ablation busy", "status": 429, "detail": "Busy.", "retry_after": 1.0}),
+            body=json.dumps(
+                {
+                    "slug": "ablation_busy",
+                    "title": "Ablation busy",
+                    "status": 429,
+                    "detail": "Busy.",
+                    "retry_after": 1.0,
+                }
+            ),
         )
 
     page.route("**/routing/ablation?*", busy)
     page.locator("#map td[tabindex]").first.click()
-    page.wait_for_function("() => document.getElementById('announcer').textContent.includes('Ablation busy. Trying again in 1 second')")
+    page.wait_for_function(
+        "() => document.getElementById('announcer').textContent.includes('Ablation busy. Trying again in 1 second')"
+    )
     page.wait_for_selector(".outcome")
 
 
-def test_labels_are_never_markup(server: Server, visit: Callable[..., Any], photograph: Callable[..., Path], tmp_path: Path) -> None:
+def test_labels_are_never_markup(
+    server: Server, visit: Callable[..., Any], photograph: Callable[..., Path], tmp_path: Path
+) -> None:
     file = tmp_path / "<img src=x onerror=alert(1)>.jpg"
     file.write_bytes(photograph().read_bytes())
     page = visit(server)

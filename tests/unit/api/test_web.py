@@ -141,6 +141,8 @@ def test_nothing_is_inline_and_nothing_comes_from_elsewhere() -> None:
     assert not re.search(r"<style|\sstyle=|\son[a-z]+=|javascript:", page)
     assert re.findall(r"<script(?![^>]* src=)", page) == []
     for name, text in TEXTS.items():
-        addresses = set(re.findall(r"(?:https?:)?//[\w.-]+\.[a-z]{2,}[^\s\"']*", re.sub(r"^\s*//.*$", "", text, flags=re.M)))
+        addresses = set(
+            re.findall(r"(?:https?:)?//[\w.-]+\.[a-z]{2,}[^\s\"']*", re.sub(r"^\s*//.*$", "", text, flags=re.M))
+        )
         assert addresses <= {"http://www.w3.org/2000/svg", "//www.w3.org/2000/svg"}, name
         assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(", text), name
