@@ -51,7 +51,7 @@ serve: $(VENV)/.serve  ## Serve the model store on http://HOST:PORT (HOST=127.0.
 	@exec $(BIN)/condconv serve --host $(HOST) --port $(PORT) --model-store $(MODEL_STORE)
 
 test: $(VENV)/.test  ## Run the test suite
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-browser: $(VENV)/.browser  ## Try the page in Chromium (3 minutes)
 	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null || echo "The tests need chromium: apt-get install chromium" >&2

@@ -48,7 +48,8 @@ def pairs(options: argparse.Namespace) -> list[dict[str, dict[str, float]]]:
         file, script = Path(scratch) / "photo.jpg", str(Path(scratch) / "post.lua")
         file.write_bytes(photo())
         servers = {
-            name: Server(routing_statistics=name == "with", engine=options.engine) for name in ("with", "without")
+            name: Server(routing_statistics=options.control or name == "with", engine=options.engine)
+            for name in ("with", "without")
         }
         found = []
         try:
@@ -111,6 +112,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--control", action="store_true", help="both with statistics, to see what chance makes of it")
     parser.add_argument("--engine", default="tensorflow")
     options = parser.parse_args()
     counted = {name: microseconds_per_image(shape) for name, shape in SHAPES.items()}
@@ -127,7 +129,7 @@ def main() -> None:
             f"{report.verdict(median(each) >= GOAL)}"
         )
     report.save(
-        "routing_cost",
+        "routing_cost_control" if options.control else "routing_cost",
         {
             "machine": report.machine(("tensorflow-cpu", "numpy")),
             "options": vars(options),

@@ -31,6 +31,7 @@ from service.imaging import make_row
 from service.metrics import Metrics
 from service.routing.live import LiveRouting
 
+DEFAULT_TOP_K = 5
 logger = logging.getLogger(__name__)
 
 
@@ -95,7 +96,7 @@ class Classifier:
         *,
         model: str | None = None,
         version: str | None = None,
-        top_k: int = 5,
+        top_k: int | None = None,
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
         split_key: str = "",
@@ -106,7 +107,7 @@ class Classifier:
             images: undecoded images, at least one.
             model: name of the model; the default one if None.
             version: its version or an alias; the alias `default`, or else the newest version, if None.
-            top_k: how many classes to return, best first.
+            top_k: how many classes to return, best first; `DEFAULT_TOP_K`, or all if there are fewer, if None.
             priority: how urgent they are.
             deadline: when the caller stops waiting, on the monotonic clock in seconds.
             split_key: where an alias splits traffic, equal keys get equal versions.
@@ -122,7 +123,8 @@ class Classifier:
             Draining: the service is shutting down.
         """
         with self._models.lease(model, version, key=split_key) as served:
-            return await self._classify(served, images, top_k, priority, deadline)
+            chosen = min(DEFAULT_TOP_K, len(served.labels)) if top_k is None else top_k
+            return await self._classify(served, images, chosen, priority, deadline)
 
     async def _classify(
         self, served: ServedModel, images: Sequence[ImageSource], top_k: int, priority: Priority, deadline: float

@@ -73,7 +73,7 @@ def expand(arguments: Sequence[str]) -> list[Path]:
 
 
 def classify_files(
-    settings: Settings, files: Sequence[Path], *, model: str | None, top_k: int, console: Console
+    settings: Settings, files: Sequence[Path], *, model: str | None, top_k: int | None, console: Console
 ) -> LocalAnswer:
     """Classify files with the models of the store.
 
@@ -81,7 +81,7 @@ def classify_files(
         settings: as for a server.
         files: images.
         model: name of the model; the default one if None.
-        top_k: classes per image.
+        top_k: classes per image; 5, or all if there are fewer, if None.
         console: where a progress bar goes if there are many.
 
     Raises:
@@ -115,7 +115,7 @@ def classify_files(
 
 
 async def _classify_file(
-    service: Service, file: Path, settings: Settings, *, model: str | None, top_k: int
+    service: Service, file: Path, settings: Settings, *, model: str | None, top_k: int | None
 ) -> ImageResult:
     try:
         data = await asyncio.to_thread(_read, file, settings.max_body_bytes)

@@ -22,7 +22,11 @@ class RoutingParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int = Field(5, ge=1, description="How many classes to return, best first; at most the model's number.")
+    top_k: int | None = Field(
+        None,
+        ge=1,
+        description="How many classes to return, best first; at most all. If absent: 5, or all if there are fewer.",
+    )
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
     version: str | None = Field(
         None,

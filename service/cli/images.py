@@ -31,7 +31,9 @@ app = typer.Typer()
 @friendly
 def predict(
     images: Images,
-    top_k: Annotated[int, typer.Option("--top-k", min=1, help="Classes to show per image.")] = 5,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="Classes to show per image; 5, or all if there are fewer.")
+    ] = None,
     as_json: Json = False,
     model: ModelOption = None,
     model_store: Store = None,
@@ -56,7 +58,7 @@ def predict(
 
 
 @app.command(
-    epilog="Example: [bold]condconv routing photo.jpg --plot routing.png[/], "
+    epilog="Example: [bold]condconv routing photo.jpg --plot routing.png[/], or "
     "[bold]condconv routing photos/ --by class --plot classes.png --report classes.html[/]"
 )
 @friendly
@@ -140,7 +142,7 @@ def _print_routing(name: str, prediction: Any) -> None:
     name, label = escape(name), escape(best.label)
     experts = range(prediction.routing.weights.shape[1])
     table = Table("block", *(f"expert {i}" for i in experts), title=f"{name}: {label} ({best.probability:.1%})")
-    for block, weights in prediction.routing.by_block().items():
+    for block, weights in zip(prediction.routing.blocks, prediction.routing.weights, strict=True):
         table.add_row(block, *(f"[on rgb({int(40 + 180 * w)},60,60)] {w:.3f} [/]" for w in weights))
     if prediction.routing.blocks:
         print_table(table)

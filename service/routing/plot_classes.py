@@ -41,7 +41,7 @@ def draw_by_class(found: RoutingByClass) -> Figure:
     rows[0][0].set_ylabel("mean routing weight")
     rows[1][0].set_ylabel("share of images and experts")
     if len(found.names) > 1:
-        rows[0][-1].legend(fontsize=7, loc="upper right")
+        figure.legend(*rows[0][0].get_legend_handles_labels(), fontsize=8, ncols=4, loc="outside lower center")
     for axis in rows[2][1:]:
         axis.remove()
     rows[2][0].remove()

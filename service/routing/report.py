@@ -86,7 +86,7 @@ def _means(found: RoutingByClass, block: int) -> Any:
     def draw(axis: Any) -> None:
         draw_means(axis, found, block)
         if len(found.names) > 1:
-            axis.legend(fontsize=6, loc="upper right")
+            axis.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
 
     return draw
 

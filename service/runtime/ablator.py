@@ -49,9 +49,9 @@ class SlowLane:
         self._waiting = 0
         self._seconds = 1.0
         self._closing = threading.Event()
-        # Streams yield by one step, so that the event loop goes first; ablations let the streams go first, too.
+        # Streams yield by one step, for the event loop to go first; ablations leave nearly all time to streams, too.
         self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix="ablation", initializer=yield_to_other_threads, initargs=(2,)
+            1, thread_name_prefix="ablation", initializer=yield_to_other_threads, initargs=(3,)
         )
 
     def check(self) -> None:

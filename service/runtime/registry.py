@@ -112,8 +112,11 @@ class Registry:
             self._forget_metrics(replaced)
         self._metrics.model_load_seconds.labels(model.name, model.version).set(seconds)
         self._metrics.model_info.labels(*_info(model)).set(1)
-        for reason in ("error", "out_of_memory"):  # zero from the start, so that the first one counts as an increase
+        # Zero from the start, so that the first failure counts as an increase.
+        for reason in ("error", "out_of_memory"):
             self._metrics.batch_failures.labels(model.name, reason)
+        for outcome in ("answered", "deadline_exceeded", "engine_stalled", "inference_failed", "out_of_memory"):
+            self._metrics.rows.labels(model.name, outcome)
         logger.info("model %s version %s loaded and warmed up in %.1f s", model.name, model.version, seconds)
         return model
 

@@ -17,7 +17,8 @@ VersionName = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
 FileName = Annotated[
     str,
     StringConstraints(
-        pattern=r"^(weights\.safetensors|labels\.json|MODEL_CARD\.md|routing_profile\.[0-9a-f]{16}\.safetensors)$"
+        pattern=r"^(weights\.safetensors|labels\.json|MODEL_CARD\.md|network\.json"
+        r"|routing_profile\.[0-9a-f]{16}\.safetensors)$"
     ),
 ]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import Preprocessing
+from service.routing.tally import entropy
 from service.training.batches import Selection, normalise
 
 
@@ -83,18 +84,9 @@ def evaluate(
     return Evaluation(
         loss=loss,
         accuracy=float((logits.argmax(axis=1) == classes).mean()),
-        entropy={block: routing_entropy(weights) for block, weights in routing.items()},
+        entropy={block: float(entropy(weights).mean()) for block, weights in routing.items()},
         between_classes={block: variance_between(weights, classes) for block, weights in routing.items()},
     )
-
-
-def routing_entropy(weights: NDArray[Any]) -> float:
-    """Mean entropy of routing weights `[N, experts]` made to sum to 1, as a share of the greatest possible one."""
-    if weights.shape[1] < 2:
-        return 0.0
-    shares = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
-    logarithms = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    return float(-(shares * logarithms).sum(axis=1).mean() / np.log(weights.shape[1]))
 
 
 def variance_between(weights: NDArray[Any], classes: NDArray[np.int64]) -> float:

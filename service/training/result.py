@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from service.domain import Label, ModelOutput, Preprocessing
 from service.nn import network_to_json
+from service.routing.profile import profile_of
 from service.runtime.inference_graph import freeze
 from service.runtime.machine import available_cores
 from service.runtime.tensorflow_engine import TensorFlowEngine
@@ -105,6 +106,7 @@ def write_result(
             licence=parent.manifest.licence,
             model_card=_card(name, method, parent, labels, len(images), accuracy, start, best, best_epoch),
             accuracy=accuracy,
+            routing_profile=profile_of(output.routing, output.logits.argmax(axis=1)) if output.routing.size else None,
         ),
     )
     return Finished(

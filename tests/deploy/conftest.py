@@ -42,7 +42,7 @@ def engine() -> Iterator[None]:
         return
     if os.geteuid() != 0:
         pytest.skip("no Docker engine runs, and only root could start one")
-    home = Path(tempfile.mkdtemp(prefix="docker-"))
+    home = Path(tempfile.mkdtemp(prefix="docker-", dir="/var/tmp"))  # /tmp may be in memory
     log = home / "log"
     socket = f"unix://{home}/socket"
     with log.open("w") as output:
@@ -97,7 +97,7 @@ def base_image(engine: None) -> str:
         for pattern in ("var/cache/apt/archives/*.deb", "var/lib/apt/lists/*", "usr/share/doc/*", "usr/share/man/*",
                         "usr/share/locale/*", "var/log/*"):  # fmt: skip
             for unneeded in root.glob(pattern):
-                shutil.rmtree(unneeded) if unneeded.is_dir() else unneeded.unlink()
+                shutil.rmtree(unneeded) if unneeded.is_dir() and not unneeded.is_symlink() else unneeded.unlink()
         for certificate in Path("/usr/local/share/ca-certificates").glob("*.crt"):
             shutil.copy(certificate, root / "usr/local/share/ca-certificates")
         run("chroot", root, "update-ca-certificates")

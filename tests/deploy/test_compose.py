@@ -34,6 +34,8 @@ MODEL = "efficientnet-lite0-condconv-4e"
 SLOW_START = {"CondconvNotReady"}
 # The clients send one photo over and over, which is routed otherwise than the reference images are, and rightly told.
 ONE_PHOTO = {"CondconvRoutingDrift"}
+# They look back over days, in which there has been nothing yet but the faults that we have made.
+SLOW_BURN = {"CondconvAvailabilityBurnSlow", "CondconvLatencyBurnSlow"}
 
 
 class Project:
@@ -85,8 +87,8 @@ class Project:
         wait(lambda: self.prometheus.value('sum(condconv_ready{job="condconv"})') == number, within=180)
 
     def firing(self) -> set[str]:
-        """Names of alerts that fire, but for the one that all our traffic raises."""
-        return self.prometheus.firing() - ONE_PHOTO
+        """Names of alerts that fire, but for those that our traffic and our faults before raise rightly."""
+        return self.prometheus.firing() - ONE_PHOTO - SLOW_BURN
 
     def wait_for_alerts(
         self, *names: str, within: float = 240, permitted: Collection[str] = (), seconds_more: float = 3
@@ -200,7 +202,7 @@ def test_every_question_has_an_answer_and_no_alert_fires_while_all_is_well(proje
             if not project.prometheus.query(name + labels)
         ]
         assert blind == []
-        assert project.firing() == set()
+        assert project.prometheus.firing() - ONE_PHOTO == set()
     assert without(clients.outcomes, [200]) == {}
     assert len(project.prometheus.up()) == 2
     assert project.prometheus.value('count(count by (instance) (condconv_batch_size_count{job="condconv"} > 0))') == 2
@@ -244,21 +246,6 @@ def test_overload_is_told(project):
     project.wait_for_silence()
 
 
-def test_an_engine_that_hangs_is_told_and_its_requests_go_to_others(project):
-    name = "condconv-test-stalls"
-    project.compose("run", "--detach", "--name", name, "--use-aliases", "-e", "CONDCONV_STALL_TIMEOUT=0.001",
-                    "--no-deps", "replica")  # fmt: skip
-    try:
-        project.wait_for_replicas(3)
-        with project.clients(3) as clients:
-            project.wait_for_alerts("CondconvEngineStalled", "CondconvAvailabilityBurnFast", permitted=SLOW_START)
-        assert without(clients.outcomes, [200]) == {}, clients.troubles[-3:]
-    finally:
-        docker("rm", "--force", "--volumes", name)
-    with project.clients(3, pause=0.1):
-        project.wait_for_silence()
-
-
 def test_killed_and_stopped_replicas_cost_no_request(project):
     (replica,) = project.containers("replica")
     with project.clients(4) as clients:
@@ -282,3 +269,19 @@ def test_killed_and_stopped_replicas_cost_no_request(project):
 def test_images_unlike_the_reference_images_are_told(project):
     with project.clients(1, pause=0.3):
         wait(lambda: project.prometheus.firing() >= ONE_PHOTO, within=300)
+
+
+def test_an_engine_that_hangs_is_told_and_its_requests_go_to_others(project):
+    name = "condconv-test-stalls"
+    before = project.firing()
+    project.compose("run", "--detach", "--name", name, "--use-aliases", "-e", "CONDCONV_STALL_TIMEOUT=0.001",
+                    "--no-deps", "replica")  # fmt: skip
+    try:
+        project.wait_for_replicas(3)
+        with project.clients(3) as clients:
+            project.wait_for_alerts(
+                "CondconvEngineStalled", "CondconvAvailabilityBurnFast", permitted={*SLOW_START, *before}
+            )
+        assert without(clients.outcomes, [200]) == {}, clients.troubles[-3:]
+    finally:
+        docker("rm", "--force", "--volumes", name)

@@ -203,7 +203,7 @@ def test_routing_is_always_there_at_its_own_address(client: httpx.Client, coffee
     routed = client.post("/routing?top_k=1", files=files).json()["predictions"]
     predicted = client.post("/predict?top_k=1&routing=true", files=files).json()["predictions"]
     for entry, same in zip(routed, predicted, strict=True):
-        assert list(entry) == list(same)
+        assert list(entry) == [*same, "insight"]
         assert list(entry["routing"]) == BLOCKS
         weights = np.array(list(entry["routing"].values()))
         assert weights.shape == (8, 4)

@@ -169,7 +169,7 @@ def test_query(client: httpx.Client, query: str, status: int, slug: str, says: s
 
 def test_routing_takes_no_routing_parameter(client: httpx.Client) -> None:
     response = client.post("/routing?routing=true", content=COFFEE)
-    assert_problem(response, 422, "invalid_parameter", "routing: no such parameter", "timeout_ms, priority.")
+    assert_problem(response, 422, "invalid_parameter", "routing: no such parameter", "timeout_ms, priority, format.")
 
 
 def test_parameter_in_query_and_body(client: httpx.Client) -> None:

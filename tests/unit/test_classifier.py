@@ -193,6 +193,13 @@ async def test_top_k(top_k, subject):
     assert sorted(classes, key=lambda c: -c.probability) == list(classes)
 
 
+@pytest.mark.parametrize(("default", "found"), [(5, 5), (6, 6), (7, 6)])
+async def test_without_top_k_there_are_as_many_as_usual_or_as_there_are(default, found, subject, monkeypatch):
+    monkeypatch.setattr(classifier_module, "DEFAULT_TOP_K", default)
+    (result,) = (await subject.classify([image(9)])).results
+    assert len(result.prediction.classes) == found
+
+
 @pytest.mark.parametrize("top_k", [0, -1, CLASSES + 1])
 async def test_impossible_top_k(top_k, subject):
     with pytest.raises(InvalidParameter) as caught:

@@ -33,3 +33,22 @@ def test_siblings_count_once(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "_CPU_DIRECTORY", tmp_path)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert machine.available_cores() == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"memory.max": "max\n"}, None),
+        ({"memory.max": "1000000\n"}, 1_000_000),
+        ({"memory/memory.limit_in_bytes": "2000000\n"}, 2_000_000),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+    ],
+)
+def test_the_containers_memory_is_all_there_is(files, limit, tmp_path, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    pages = machine.os.sysconf("SC_PHYS_PAGES") * machine.os.sysconf("SC_PAGE_SIZE")
+    assert machine.memory_limit() == (limit or pages)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from service.training.batches import Selection
-from service.training.evaluation import evaluate, routing_entropy, variance_between
+from service.training.evaluation import evaluate, variance_between
 from tests.unit.training.samples import PREPROCESSING
 
 
@@ -43,14 +43,6 @@ def test_divergence_from_a_teacher():
     assert other.loss == pytest.approx((0.75 * np.log(1.5) + 0.25 * np.log(0.5)) / 2, rel=1e-5)
     softer = run([[0, 0], [0, 0]], [0, 0], teacher=2 * teacher, temperature=2.0)
     assert softer.loss == pytest.approx(4 * other.loss, rel=1e-5)
-
-
-def test_entropy_of_routing():
-    assert routing_entropy(np.full((5, 4), 0.3)) == pytest.approx(1)
-    assert routing_entropy(np.array([[1.0, 0, 0], [0, 0.2, 0]])) == pytest.approx(0)
-    assert routing_entropy(np.array([[0.5, 0.5, 0, 0]])) == pytest.approx(0.5)
-    assert routing_entropy(np.ones((3, 1))) == 0
-    assert routing_entropy(np.zeros((3, 2))) == 0
 
 
 def test_variance_between_classes():

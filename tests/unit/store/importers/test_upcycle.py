@@ -32,8 +32,8 @@ def pair(request, randomise):
 
 def write(network, naming, directory):
     if naming == "keras":
-        network.save(directory / "static.keras")
-        return directory / "static.keras"
+        network.save_weights(directory / "static.weights.h5")
+        return directory / "static.weights.h5"
     tensors = official_tensors(network, conditional_from=99) if naming == "official" else timm_tensors(network)
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, directory / "static.safetensors")
     return directory / "static.safetensors"
