@@ -107,7 +107,8 @@ def test_pasted_image(server: Server, visit: Callable[..., Any]) -> None:
     page.evaluate(
         """async (content) => {
             const bytes = Uint8Array.from(atob(content), (c) => c.charCodeAt(0));
-            await navigator.clipboard.write([new ClipboardItem({ "image/png": new Blob([bytes], { type: "image/png" }) })]);
+            const blob = new Blob([bytes], { type: "image/png" });
+            await navigator.clipboard.write([new ClipboardItem({ [blob.type]: blob })]);
         }""",
         png,
     )

@@ -51,7 +51,10 @@ def test_nothing_is_asked_while_nobody_looks(server: Server, visit: Callable[...
     page = visit(server)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    hide = "Object.defineProperty(document, 'hidden', {{ value: {0}, configurable: true }}); document.dispatchEvent(new Event('visibilitychange'))"
+    hide = (
+        "Object.defineProperty(document, 'hidden', {{ value: {0}, configurable: true }});"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
     page.evaluate(hide.format("true"))
     page.wait_for_timeout(1000)
     asked.clear()

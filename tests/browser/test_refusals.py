@@ -42,6 +42,7 @@ def test_refused_file(server: Server, visit: Callable[..., Any], tmp_path: Path,
     for text in says:
         assert text in words
     assert "Try again" in words
+    assert "null" not in words
     assert page.locator("#routing").is_hidden()
     assert page.locator("#gallery li").get_attribute("data-state") == "failed"
     assert page.inner_text("#announcer").startswith(f"{kind}.jpg: {says[0]}")
