@@ -14,7 +14,7 @@ FUZZ_IMAGES ?= 100000
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-parity test-docker bench bench-service fuzz soak check format docs clean
+.PHONY: help serve test test-browser test-parity test-docker bench bench-service fuzz soak check format docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -38,6 +38,10 @@ $(VENV)/.check: pyproject.toml $(VENV)/.serve
 	@$(PIP) install --quiet --group check --group test
 	@touch $@
 
+$(VENV)/.browser: pyproject.toml $(VENV)/.test
+	@$(PIP) install --quiet --group browser
+	@touch $@
+
 $(VENV)/.bench: pyproject.toml $(VENV)/.test
 	@echo "Installing the peers: PyTorch, timm, ONNX Runtime, OpenVINO ..."
 	@$(PIP) install --quiet --retries 1 --extra-index-url $(TORCH_INDEX) --group bench
@@ -48,6 +52,10 @@ serve: $(VENV)/.serve  ## Serve the model store on http://HOST:PORT (HOST=127.0.
 
 test: $(VENV)/.test  ## Run the test suite
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-browser: $(VENV)/.browser  ## Try the page in Chromium (3 minutes)
+	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null || echo "The tests need chromium: apt-get install chromium" >&2
+	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
 test-parity: $(VENV)/.test  ## Import and serve every published network at full size, against the golden numbers (4 minutes)
 	@$(BIN)/python -m pytest -m full_parity tests/parity $(ARGS)

@@ -2,6 +2,8 @@
 
 const ADVICE = {
   unreachable: "Is it running, and is the network up? The page keeps trying and goes on by itself.",
+  not_readable: "Was it moved or changed since it was chosen? Choose it again.",
+  not_sent: "It may be too large for something on the way. Try a smaller copy.",
   not_ready: "It is loading its models. The page waits and goes on by itself.",
   draining: "It is shutting down or restarting. The page waits and goes on by itself.",
   too_many_connections: "Many others are using it. The page tries again by itself.",

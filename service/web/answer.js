@@ -89,7 +89,7 @@ function drawProblem(item, on) {
   if (box.dataset.kind === kind && box.itemId === item.id) return countDown(item);
   box.dataset.kind = kind;
   box.itemId = item.id;
-  box.replaceChildren(
+  const parts = [
     make("h3", {}, problem.title),
     problem.detail ? make("p", {}, problem.detail) : null,
     make("p", { class: "advice" }, advice(problem)),
@@ -100,7 +100,8 @@ function drawProblem(item, on) {
       problem.slug === "unauthenticated" ? make("button", { type: "button", class: "primary", on: { click: on.key } }, "Enter a key") : null,
       problem.slug === "unauthenticated" ? null : make("button", { type: "button", on: { click: () => on.again(item) } }, item.state === "later" ? "Try now" : "Try again"),
     ),
-  );
+  ];
+  box.replaceChildren(...parts.filter(Boolean));
   countDown(item);
 }
 

@@ -67,5 +67,12 @@ const encodable = (secret) => (/^[\x21-\x7e]+$/.test(secret) ? secret : encodeUR
 export const askJson = async (path, options) => (await ask(path, options)).json();
 
 /** Send one image as it is: its bytes tell its format. */
-export const send = (path, file, options = {}) =>
-  askJson(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" }, ...options });
+export async function send(path, file, options = {}) {
+  let body;
+  try {
+    body = await file.arrayBuffer();
+  } catch {
+    throw new Problem({ slug: "not_readable", title: "The file can't be read", detail: `The browser can't read ${file.name}.` });
+  }
+  return askJson(path, { method: "POST", body, headers: { "Content-Type": "application/octet-stream" }, ...options });
+}

@@ -1,10 +1,11 @@
 // The images that were given, each with its answer, and the queue that sends them.
 
-import { send } from "./api.js";
+import { Problem, send } from "./api.js";
 import { isOutage, isPassing } from "./advice.js";
 
 const AT_ONCE = 4; // requests; the server puts them into common batches
 const TRIES = 6; // by itself, after refusals that pass
+const OUTAGES = 3; // of the server, after each of which an image is sent again
 const TOP = 50;
 let made = 0;
 
@@ -112,7 +113,12 @@ export class Images {
 
   #failed(item, problem) {
     item.problem = problem;
-    if (isOutage(problem) || problem.slug === "unauthenticated") {
+    if (problem.slug === "unreachable" && item.outages === OUTAGES) {
+      // The server is back each time, so it is this file: something on the way finds it too large.
+      item.problem = new Problem({ slug: "not_sent", title: "The image can't be sent", detail: "The connection breaks each time." });
+      item.state = "failed";
+    } else if (isOutage(problem) || problem.slug === "unauthenticated") {
+      if (problem.slug === "unreachable") item.outages += 1;
       item.state = "held";
       this.hold();
       this.#onProblem(problem);
@@ -131,6 +137,7 @@ export class Images {
 const fresh = () => ({
   state: "waiting",
   tries: 0,
+  outages: 0,
   problem: null,
   classes: null,
   routing: null,

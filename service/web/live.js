@@ -96,6 +96,7 @@ export class Live {
   }
 
   #say({ seconds, rate, failed, middle, late, batch, batches, bound }, now) {
+    if (seconds === 0) return;
     const { traffic, latency, batch: size, queue } = this.#charts;
     const span = `in the last ${Math.max(1, Math.round(seconds))} s`;
     traffic.say(rate === null ? "\u2013" : `${rate.toFixed(1)} /s`, `images ${span}${failed > 0 ? `, ${count(failed, "other")} not answered` : ""}; ${count(now.answered, "image")} in all`);
