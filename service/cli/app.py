@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from service import __version__
-from service.cli import bench, images, keys, models, routing_state, versions
+from service.cli import bench, finetune, images, keys, models, pull, routing_state, versions
 from service.cli.common import Store, configure_log, friendly, out, read_settings
 
 app = typer.Typer(
@@ -61,7 +61,8 @@ def serve(
 
 
 app.add_typer(images.app)
-models.app.add_typer(versions.app)
+for group in (finetune, pull, versions):
+    models.app.add_typer(group.app)
 app.add_typer(routing_state.app)
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")

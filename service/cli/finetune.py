@@ -12,9 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from service.cli.common import Store, err, friendly, out, print_json, read_settings
 
+app = typer.Typer()
 _DECODING_FROM = 500
 
 
+@app.command(
+    "finetune", epilog="Example: [bold]condconv models finetune lite0-8e --data flowers/ --name flowers --epochs 5[/]"
+)
 @friendly
 def finetune_model(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Model to start from, NAME[/VERSION].")],

@@ -21,8 +21,6 @@ from service.cli.common import (
     print_table,
     read_settings,
 )
-from service.cli.finetune import finetune_model
-from service.cli.pull import list_catalogue, pull_model
 from service.errors import ServiceError
 
 FEW_IMAGES = 200
@@ -302,14 +300,3 @@ def parse_channels(text: str | None, option: str) -> tuple[float, float, float] 
     except ValueError:
         raise typer.BadParameter(f"{text!r} is neither one number nor three.", param_hint=option) from None
     return red, green, blue
-
-
-app.command(
-    "finetune", epilog="Example: [bold]condconv models finetune lite0-8e --data flowers/ --name flowers --epochs 5[/]"
-)(finetune_model)
-app.command(
-    "pull",
-    epilog="Example: [bold]condconv models pull efficientnet-condconv-b0-8e[/]. "
-    "[bold]condconv models catalogue[/] lists what there is.",
-)(pull_model)
-app.command("catalogue", epilog="Example: [bold]condconv models catalogue --json[/]")(list_catalogue)

@@ -35,6 +35,14 @@ CatalogueOption = Annotated[
 ]
 
 
+app = typer.Typer()
+
+
+@app.command(
+    "pull",
+    epilog="Example: [bold]condconv models pull efficientnet-condconv-b0-8e[/]. "
+    "[bold]condconv models catalogue[/] lists what there is.",
+)
 @friendly
 def pull_model(
     checkpoint: Annotated[str, typer.Argument(metavar="NAME", help="Checkpoint of the catalogue.")],
@@ -78,6 +86,7 @@ def pull_model(
     out.print(escape(text), highlight=False, soft_wrap=True)
 
 
+@app.command("catalogue", epilog="Example: [bold]condconv models catalogue --json[/]")
 @friendly
 def list_catalogue(as_json: Json = False, catalogue: CatalogueOption = None) -> None:
     """List the checkpoints that can be pulled."""

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from watchfiles import awatch
 
-from service.errors import BundleError, ModelNotFound, ServiceError, VersionInUse, VersionNotFound
+from service.errors import BundleError, ModelNotFound, ServiceError, VersionInUse
 from service.metrics import Metrics
 from service.runtime.machine import yield_to_other_threads
 from service.runtime.registry import Registry
@@ -88,7 +88,7 @@ class StoreSync:
         await self._on_loader(self.sync_now)
 
     def sync_now(self) -> None:
-        """The same on the calling thread, before anything else runs here."""
+        """The same on the calling thread, which must be the loader's, or the only one that there is so far."""
         try:
             catalog = Catalog(self._store)
             names = catalog.models()
@@ -361,9 +361,10 @@ class StoreSync:
             if version in served:
                 continue
             failed = self._models[name].failed.get(version)
-            if failed is None:
-                raise VersionNotFound(f"Version {version} of {name} has gone from the store meanwhile.")
-            raise BundleError(failed[1])
+            if failed is not None:
+                raise BundleError(failed[1])
+            self._find(name, version)
+            raise BundleError(f"{name}/{version}: its files are still changing; try again when they are complete.")
 
     def _report(self, name: str, catalog: Catalog) -> None:
         now = {status.version for status in self._statuses(name, catalog.versions(name))}

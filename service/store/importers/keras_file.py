@@ -50,6 +50,7 @@ def read_keras(file: Path, *, max_bytes: int) -> dict[str, NDArray[Any]]:
                 _unpack(file, unpacked, max_bytes)
             with h5py.File(unpacked if file.suffix == ".keras" else file, "r") as store:
                 return _read(store, file.name, max_bytes)
+    # What h5py and zipfile raise for damaged files depends on where the damage is.
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:
         raise ImportFailed(f"{file.name} can't be read as weights of Keras 3: {error}") from error
 

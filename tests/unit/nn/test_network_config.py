@@ -95,7 +95,7 @@ def planted(kind):
         {
             "module": "keras.layers",
             "class_name": "TFSMLayer",
-            "config": {"filepath": "/tmp/model"},
+            "config": {"filepath": "/var/model"},
             "registered_name": None,
         },
         {"module": "keras.src.ops.core", "class_name": "Map", "config": {}, "registered_name": "Map"},

@@ -329,3 +329,25 @@ def test_what_a_start_needs(tmp_path):
     place.sync.sync_now()
     place.sync.demand("pear")
     assert place.served() == ["1"]
+
+
+async def test_what_is_still_being_written_is_not_loaded_on_request(place):
+    path = place.add("pear", "2")
+    place.sync._settle_seconds = 0.05
+    ended = threading.Event()
+
+    def write():
+        while not ended.is_set():
+            (path / "MODEL_CARD.md").write_text(str(threading.get_ident()))
+            (path / "MODEL_CARD.md").touch()
+            ended.wait(0.005)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with pytest.raises(BundleError, match="pear/2: its files are still changing"):
+            await place.sync.load("pear", "2")
+    finally:
+        ended.set()
+        writer.join()
+    assert place.served() == ["1"]
