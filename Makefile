@@ -14,7 +14,7 @@ FUZZ_IMAGES ?= 100000
 MINUTES ?= 20
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser test-parity test-docker bench bench-service fuzz soak check format docs clean
+.PHONY: help serve test test-browser test-examples test-parity test-docker bench bench-service fuzz soak check format docs clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -56,6 +56,9 @@ test: $(VENV)/.test  ## Run the test suite
 test-browser: $(VENV)/.browser  ## Try the page in Chromium (3 minutes)
 	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null || echo "The tests need chromium: apt-get install chromium" >&2
 	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
+
+test-examples: $(VENV)/.test  ## Run the examples, one of which trains and fine-tunes (1 minute)
+	@$(BIN)/python -m pytest -m examples tests/examples $(ARGS)
 
 test-parity: $(VENV)/.test  ## Import and serve every published network at full size, against the golden numbers (4 minutes)
 	@$(BIN)/python -m pytest -m full_parity tests/parity $(ARGS)

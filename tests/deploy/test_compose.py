@@ -32,6 +32,9 @@ PORTS = ("PORT", "PROXY_PORT", "GRAFANA_PORT", "TEST_PROMETHEUS_PORT")
 MODEL = "efficientnet-lite0-condconv-4e"
 # Loading isn't faster than in real life, so an alert that allows five minutes for it may fire after thirty seconds.
 SLOW_START = {"CondconvNotReady"}
+# Nor is it for what a replica answers meanwhile: 503, which the proxy takes to another one. A few seconds of that several
+# times over are a burn by the faster clock, though not by a real one.
+RESTARTS = {*SLOW_START, "CondconvAvailabilityBurnFast"}
 # The clients send one photo over and over, which is routed otherwise than the reference images are, and rightly told.
 ONE_PHOTO = {"CondconvRoutingDrift"}
 # They look back over days, in which there has been nothing yet but the faults that we have made.
@@ -96,7 +99,9 @@ class Project:
         """Wait until these fire, and check that none fires besides, neither by then nor `seconds_more` later."""
         wait(lambda: set(names) <= self.firing(), within=within, what=lambda: str(self.firing()))
         time.sleep(seconds_more)
-        assert self.firing() - set(permitted) == set(names)
+        firing = self.firing()
+        assert set(names) <= firing
+        assert firing <= {*names, *permitted}
 
     def wait_for_silence(self, *, within: float = 240) -> None:
         """Wait until no alert fires."""
@@ -255,7 +260,7 @@ def test_killed_and_stopped_replicas_cost_no_request(project):
             clients.wait_for(20)
             project.wait_for_replicas(2)
             clients.wait_for(20)
-        project.wait_for_alerts("CondconvRestarting", permitted=SLOW_START)
+        project.wait_for_alerts("CondconvRestarting", permitted=RESTARTS)
         docker("stop", "--time", "40", replica)
         clients.wait_for(20)
         docker("start", replica)
@@ -263,7 +268,7 @@ def test_killed_and_stopped_replicas_cost_no_request(project):
         clients.wait_for(20)
     print(f"two kills and a stop: {dict(clients.outcomes)}")
     assert without(clients.outcomes, [200]) == {}, clients.troubles
-    assert project.firing() - SLOW_START == {"CondconvRestarting"}
+    assert project.firing() - RESTARTS == {"CondconvRestarting"}
 
 
 def test_images_unlike_the_reference_images_are_told(project):

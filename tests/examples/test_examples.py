@@ -13,6 +13,7 @@ from service.store import open_bundle
 from tests.e2e.server import ROOT, Server
 
 pytest.importorskip("sklearn", reason="the examples' data set comes with scikit-learn")
+pytestmark = pytest.mark.examples
 EXAMPLES = ROOT / "examples"
 
 
