@@ -77,6 +77,10 @@ class Prometheus:
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=30)
 
+    def close(self) -> None:
+        """Close its connections."""
+        self._client.close()
+
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Samples now: a list of `{"metric": labels, "value": number}`."""
         answer = self._client.post("/api/v1/query", data={"query": expression})

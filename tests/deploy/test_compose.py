@@ -32,8 +32,8 @@ PORTS = ("PORT", "PROXY_PORT", "GRAFANA_PORT", "TEST_PROMETHEUS_PORT")
 MODEL = "efficientnet-lite0-condconv-4e"
 # Loading isn't faster than in real life, so an alert that allows five minutes for it may fire after thirty seconds.
 SLOW_START = {"CondconvNotReady"}
-# Nor is it for what a replica answers meanwhile: 503, which the proxy takes to another one. A few seconds of that several
-# times over are a burn by the faster clock, though not by a real one.
+# Nor is what a replica answers meanwhile: 503, which the proxy takes to another one. A few seconds of that, several
+# times over, are a burn by the faster clock, though not by a real one.
 RESTARTS = {*SLOW_START, "CondconvAvailabilityBurnFast"}
 # The clients send one photo over and over, which is routed otherwise than the reference images are, and rightly told.
 ONE_PHOTO = {"CondconvRoutingDrift"}
@@ -141,6 +141,7 @@ def project(image: str, debian_image: str, tmp_path_factory: pytest.TempPathFact
         made.wait_for_replicas(2)
         yield made
     finally:
+        made.prometheus.close()
         print(made.compose("logs", "--tail", "20", check=False)[-6000:])
         made.compose("down", "--volumes", "--timeout", "5", check=False)
 
