@@ -57,7 +57,7 @@ def request_body(parameters: dict[str, Any]) -> dict[str, Any]:
             {
                 "name": REQUEST_ID_HEADER,
                 "in": "header",
-                "description": "Returned with the answer, and the name of `GET /routing/requests/{request_id}`.",
+                "description": "Returned with the answer, and the name of `GET /routing/{request_id}`.",
                 "schema": {"type": "string", "maxLength": 128, "examples": [EXAMPLE_REQUEST_ID]},
             }
         ],

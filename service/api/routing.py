@@ -130,29 +130,6 @@ def router(parts: Parts) -> APIRouter:
         )
 
     @routes.get(
-        "/routing/requests/{request_id}",
-        summary="The routing of a recent request",
-        response_model=RecentResponse,
-        response_model_exclude_none=True,
-        responses=problem_responses("routing_not_found", "invalid_parameter"),
-    )
-    async def of_request(
-        request: Request, request_id: Annotated[str, Path(max_length=128, examples=[EXAMPLE_REQUEST_ID])]
-    ) -> RecentResponse:
-        """What was answered to a request of your own, by its `X-Request-Id`.
-
-        Only the newest requests are kept, and each only for the API key that sent it.
-        """
-        if parts.recent is None:
-            raise RoutingNotFound("This server keeps no recent requests.")
-        found = parts.recent.find(request_id, owner=request.scope.get("condconv.key_name"))
-        try:
-            model = parts.models.get(found.model, found.version)
-        except (ModelNotFound, VersionNotFound):  # no longer served
-            model = None
-        return recent_response(found, model, live=parts.routing)
-
-    @routes.get(
         "/routing/state",
         summary="Live statistics to merge",
         response_class=Response,
@@ -201,6 +178,30 @@ def router(parts: Parts) -> APIRouter:
         if parts.routing is None:
             raise RoutingNotFound("This server keeps no routing statistics; CONDCONV_ROUTING_STATISTICS is off.")
         return model, parts.routing.of(model)
+
+    # After /routing/state, which is no request's id.
+    @routes.get(
+        "/routing/{request_id}",
+        summary="The routing of a recent request",
+        response_model=RecentResponse,
+        response_model_exclude_none=True,
+        responses=problem_responses("routing_not_found", "invalid_parameter"),
+    )
+    async def of_request(
+        request: Request, request_id: Annotated[str, Path(max_length=128, examples=[EXAMPLE_REQUEST_ID])]
+    ) -> RecentResponse:
+        """What was answered to a request of your own, by its `X-Request-Id`.
+
+        Only the newest requests are kept, and each only for the API key that sent it.
+        """
+        if parts.recent is None:
+            raise RoutingNotFound("This server keeps no recent requests.")
+        found = parts.recent.find(request_id, owner=request.scope.get("condconv.key_name"))
+        try:
+            model = parts.models.get(found.model, found.version)
+        except (ModelNotFound, VersionNotFound):  # no longer served
+            model = None
+        return recent_response(found, model, live=parts.routing)
 
     return routes
 

@@ -200,7 +200,7 @@ def test_openapi_names_every_route(openapi: dict[str, Any]) -> None:
         ("get", "/routing"),
         ("get", "/routing/classes/{index}"),
         ("get", "/routing/experts/{block}/{expert}"),
-        ("get", "/routing/requests/{request_id}"),
+        ("get", "/routing/{request_id}"),
         ("get", "/routing/state"),
         ("post", "/routing/reset"),
         ("post", "/routing/ablation"),

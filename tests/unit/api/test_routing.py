@@ -389,8 +389,8 @@ async def test_an_empty_window_and_a_static_network(client: httpx.AsyncClient) -
         ("/routing/experts/block_9/0", 404, "routing_not_found", "block_1, block_2"),
         ("/routing/experts/block_1/3", 404, "routing_not_found", "experts 0 to 2"),
         ("/routing/experts/block_1/0?model=static", 404, "routing_not_found", "there are: none"),
-        ("/routing/requests/none", 404, "routing_not_found", "'none'"),
-        ("/routing/nothing", 404, "not_found", ""),
+        ("/routing/none", 404, "routing_not_found", "'none'"),
+        ("/routing/nothing/here", 404, "not_found", ""),
     ],
 )
 async def test_refusals(client: httpx.AsyncClient, path: str, status: int, slug: str, says: str) -> None:
@@ -403,7 +403,7 @@ async def test_statistics_switched_off() -> None:
         assert response.json()["predictions"][0]["insight"]["blocks"][0]["entropy"] > 0
         for path in ("/routing", "/routing/classes/0", "/routing/experts/block_1/0", "/routing/state"):
             assert_problem(await client.get(path), 404, "routing_not_found", "ROUTING_STATISTICS")
-        assert_problem(await client.get("/routing/requests/a"), 404, "routing_not_found")
+        assert_problem(await client.get("/routing/a"), 404, "routing_not_found")
         assert (await client.post("/routing/reset")).json() == {"reset": []}
         assert "condconv_routing_weight_bucket" not in (await client.get("/metrics")).text
 
@@ -416,15 +416,15 @@ async def test_recent_requests_are_their_senders_alone(client: httpx.AsyncClient
         await client.post("/predict", content=image(shade), headers={**key, "X-Request-Id": "same"})
     answers = {}
     for name, key in (("ann", ANN), ("bob", BOB)):
-        answers[name] = (await client.get("/routing/requests/same", headers=key)).json()
+        answers[name] = (await client.get("/routing/same", headers=key)).json()
         assert answers[name]["request_id"] == "same"
         assert answers[name]["at"] > 1.7e9
     for name, shade in (("ann", 1), ("bob", 2)):
         (entry,) = answers[name]["predictions"]
         assert entry["routing"] == {b: RANDOM[shade, i].tolist() for i, b in enumerate(BLOCKS)}
         assert len(entry["insight"]["blocks"]) == len(BLOCKS)
-    nobodys = await client.get("/routing/requests/same", headers=ADMIN)
-    unknown = await client.get("/routing/requests/other", headers=ADMIN)
+    nobodys = await client.get("/routing/same", headers=ADMIN)
+    unknown = await client.get("/routing/other", headers=ADMIN)
     assert_problem(nobodys, 404, "routing_not_found")
     assert nobodys.json()["detail"].replace("same", "other") == unknown.json()["detail"]
 
@@ -432,9 +432,9 @@ async def test_recent_requests_are_their_senders_alone(client: httpx.AsyncClient
 async def test_only_the_newest_requests_are_kept(client: httpx.AsyncClient) -> None:
     for number in range(5):
         await client.post("/routing", files=form(number, None), headers={"X-Request-Id": str(number)})
-    statuses = [(await client.get(f"/routing/requests/{number}")).status_code for number in range(5)]
+    statuses = [(await client.get(f"/routing/{number}")).status_code for number in range(5)]
     assert statuses == [404, 404, 200, 200, 200]
-    newest = (await client.get("/routing/requests/4")).json()
+    newest = (await client.get("/routing/4")).json()
     assert newest["predictions"][0]["filename"] == "shade 4.png"
     assert newest["predictions"][1]["error"]["slug"] == "unsupported_image"
 
@@ -442,7 +442,7 @@ async def test_only_the_newest_requests_are_kept(client: httpx.AsyncClient) -> N
 async def test_a_model_that_is_no_longer_served(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     await client.post("/predict?model=profiled", content=image(1), headers={"X-Request-Id": "a"})
     monkeypatch.delitem(MODELS, "profiled")
-    body = (await client.get("/routing/requests/a")).json()
+    body = (await client.get("/routing/a")).json()
     assert body["model"] == {"name": "profiled", "version": "1"}
     assert "reference_distance" not in body["predictions"][0]["insight"]
 
