@@ -99,7 +99,7 @@ class Classifier:
         top_k: int | None = None,
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
-        split_key: str = "",
+        split_key: str | None = None,
     ) -> Classification:
         """Classify the images of one request.
 
@@ -110,7 +110,7 @@ class Classifier:
             top_k: how many classes to return, best first; `DEFAULT_TOP_K`, or all if there are fewer, if None.
             priority: how urgent they are.
             deadline: when the caller stops waiting, on the monotonic clock in seconds.
-            split_key: where an alias splits traffic, equal keys get equal versions.
+            split_key: where an alias splits traffic, equal keys get equal versions; see `ModelSource.get`.
 
         Returns:
             A result per image; an image that fails carries its error and leaves the others alone.
@@ -150,7 +150,7 @@ class Classifier:
         return Classification(served, tuple(results))
 
     def check_capacity(
-        self, model: str | None, version: str | None, *, priority: Priority, deadline: float, split_key: str = ""
+        self, model: str | None, version: str | None, *, priority: Priority, deadline: float, split_key: str | None = None
     ) -> None:
         """Refuse a request before its body has been read, if not even one image of it could be taken.
 

@@ -116,13 +116,13 @@ class ServedModel:
 class ModelSource(Protocol):
     """Where the classifier finds its models."""
 
-    def get(self, name: str | None, version: str | None, *, key: str = "") -> ServedModel:
+    def get(self, name: str | None, version: str | None, *, key: str | None = None) -> ServedModel:
         """Return the model.
 
         Args:
             name: of the model; None means the default one.
             version: its version, or an alias; None means the alias `default`, or the newest if there is no such alias.
-            key: where an alias splits traffic, equal keys get equal versions.
+            key: where an alias splits traffic, equal keys get equal versions, and no key the one with the most weight.
 
         Raises:
             ModelNotFound: no such model is served.
@@ -131,7 +131,7 @@ class ModelSource(Protocol):
         ...
 
     def lease(
-        self, name: str | None, version: str | None, *, key: str = ""
+        self, name: str | None, version: str | None, *, key: str | None = None
     ) -> contextlib.AbstractContextManager[ServedModel]:
         """Return the model like `get`, and keep it loaded until the block ends."""
         ...

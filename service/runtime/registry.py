@@ -176,7 +176,7 @@ class Registry:
         with ThreadPoolExecutor(self._streams) as threads:
             list(threads.map(compute, range(self._streams)))
 
-    def get(self, name: str | None = None, version: str | None = None, *, key: str = "") -> ServedModel:
+    def get(self, name: str | None = None, version: str | None = None, *, key: str | None = None) -> ServedModel:
         """See `service.domain.ModelSource.get`."""
         name = name or self._default
         versions = self._models.get(name or "")
@@ -191,7 +191,7 @@ class Registry:
             raise VersionNotFound(f"Model {name} is not served in version {version!r}; served are: {known}.")
         return versions[version]
 
-    def lease(self, name: str | None = None, version: str | None = None, *, key: str = "") -> Lease:
+    def lease(self, name: str | None = None, version: str | None = None, *, key: str | None = None) -> Lease:
         """See `service.domain.ModelSource.lease`."""
         while True:
             model = self.get(name, version, key=key)

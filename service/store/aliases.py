@@ -45,11 +45,14 @@ class Alias(BaseModel):
     versions: Split = Field(description="Versions that it points at, with the relative weight of each.")
     previous: Split | None = Field(None, description="Where it pointed before; rolling back returns there.")
 
-    def choose(self, key: str) -> str:
+    def choose(self, key: str | None = None) -> str:
         """The version for a key, such as a request's id: always the same one, and each by its weight.
 
-        A version that is given more weight keeps the keys that it had if it is the newest or the oldest one.
+        A version that is given more weight keeps the keys that it had if it is the newest or the oldest one. Without a
+        key it is the one with the most weight, the newest of equals.
         """
+        if key is None:
+            return max(self.versions, key=lambda version: (self.versions[version], int(version)))
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         place = int.from_bytes(digest, "big") / 2**64 * sum(self.versions.values())
         for version in sorted(self.versions, key=int):

@@ -133,6 +133,11 @@ def test_shares_are_those_of_the_weights():
         assert chosen[version] / 200 == pytest.approx(weight, abs=1.5)
 
 
+def test_without_a_key_it_is_the_version_with_the_most_weight():
+    assert Alias(versions={"1": 3, "2": 5, "10": 1}).choose() == "2"
+    assert Alias(versions={"2": 5, "10": 5, "9": 5}).choose() == "10"
+
+
 def test_more_weight_for_the_newest_takes_nobody_away_from_it():
     before, after = Alias(versions={"1": 9, "2": 1}), Alias(versions={"1": 5, "2": 5})
     keys = [str(i) for i in range(2000)]
