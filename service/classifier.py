@@ -150,7 +150,13 @@ class Classifier:
         return Classification(served, tuple(results))
 
     def check_capacity(
-        self, model: str | None, version: str | None, *, priority: Priority, deadline: float, split_key: str | None = None
+        self,
+        model: str | None,
+        version: str | None,
+        *,
+        priority: Priority,
+        deadline: float,
+        split_key: str | None = None,
     ) -> None:
         """Refuse a request before its body has been read, if not even one image of it could be taken.
 
