@@ -50,8 +50,16 @@ $(VENV)/.bench: pyproject.toml $(VENV)/.test
 serve: $(VENV)/.serve  ## Serve the model store on http://HOST:PORT (HOST=127.0.0.1 PORT=8000 MODEL_STORE=model_store)
 	@exec $(BIN)/condconv serve --host $(HOST) --port $(PORT) --model-store $(MODEL_STORE)
 
-test: $(VENV)/.test  ## Run the test suite
+# What starts servers and looks at the clock has the machine to itself.
+ALONE := tests/e2e tests/fault tests/load
+
+test: $(VENV)/.test  ## Run the test suite, or what ARGS selects
+ifeq ($(ARGS),)
+	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile $(ALONE:%=--ignore=%)
+	@$(BIN)/python -m pytest $(ALONE)
+else
 	@$(BIN)/python -m pytest $(ARGS)
+endif
 
 test-browser: $(VENV)/.browser  ## Try the page in Chromium (3 minutes)
 	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null || echo "The tests need chromium: apt-get install chromium" >&2
