@@ -146,7 +146,7 @@ class Batcher(Generic[Key, Row, Output]):
             WaitTooLong: they would not be computed before their deadline.
             Draining: the batcher is closed.
         """
-        self._queue.check(rows, retry_after=self.predicted_wait() or 1.0)
+        self._queue.check(rows, retry_after=lambda: self.predicted_wait() or 1.0)
         ahead = self.predicted_wait(priority)
         wait = ahead + self._paces.wait({self._name_of(key): rows})
         remaining = deadline - time.monotonic()

@@ -151,11 +151,11 @@ class RowQueue(Generic[Key, Row, Result]):
                 rows[key] += count
         return rows
 
-    def check(self, rows: int, *, retry_after: float | None = None) -> None:
+    def check(self, rows: int, *, retry_after: Callable[[], float | None] = lambda: None) -> None:
         """Say whether `rows` more rows would be admitted.
 
         Raises:
-            QueueFull: there is not enough room for all; it carries `retry_after` (seconds).
+            QueueFull: there is not enough room for all; it carries what `retry_after` returns (seconds).
             Draining: the queue is closed.
         """
         if self._closed:
@@ -163,7 +163,7 @@ class RowQueue(Generic[Key, Row, Result]):
         if self._rows + rows > self._max_rows:
             raise QueueFull(
                 f"{self._rows} of {self._max_rows} rows are waiting already, so {rows} more don't fit.",
-                retry_after=retry_after,
+                retry_after=retry_after(),
             )
 
     def admit(self, key: Key, rows: int, priority: Priority = Priority.NORMAL) -> Admission[Key]:

@@ -63,7 +63,7 @@ async def test_there_is_room_again_when_rows_have_been_pulled():
     queue = RowQueue(max_rows=2)
     put(queue, 0, 1)
     with pytest.raises(QueueFull) as caught:
-        queue.check(1, retry_after=2.5)
+        queue.check(1, retry_after=lambda: 2.5)
     assert caught.value.retry_after == 2.5
     assert await pull(queue, 1) == [0]
     put(queue, 2)

@@ -19,13 +19,15 @@ GPUS = Machine(
     ("machine", "asked", "expected"),
     [
         (PLAIN, {}, ("cpu", "float32", "tensorflow", 4, 4)),
-        (RICH, {}, ("cpu", "bfloat16", "openvino", 6, 8)),
+        (RICH, {}, ("cpu", "bfloat16", "tensorflow", 6, 8)),
+        (RICH, {"engine": "openvino"}, ("cpu", "bfloat16", "openvino", 6, 8)),
         (RICH, {"precision": "float32"}, ("cpu", "float32", "openvino", 6, 4)),
         (RICH, {"engine": "tensorflow", "threads_per_stream": 2}, ("cpu", "bfloat16", "tensorflow", 3, 8)),
-        (RICH, {"threads_per_stream": 99}, ("cpu", "bfloat16", "openvino", 1, 8)),
-        (RICH, {"streams": 2, "max_batch_size": 16}, ("cpu", "bfloat16", "openvino", 2, 16)),
+        (RICH, {"threads_per_stream": 99}, ("cpu", "bfloat16", "tensorflow", 1, 8)),
+        (RICH, {"streams": 2, "max_batch_size": 16}, ("cpu", "bfloat16", "tensorflow", 2, 16)),
         (GPUS, {}, ("gpu", "bfloat16", "tensorflow", 2, 64)),
-        (GPUS, {"device": "cpu"}, ("cpu", "bfloat16", "openvino", 8, 8)),
+        (GPUS, {"device": "cpu"}, ("cpu", "bfloat16", "tensorflow", 8, 8)),
+        (GPUS, {"device": "cpu", "precision": "float32"}, ("cpu", "float32", "openvino", 8, 4)),
     ],
 )
 def test_choices(machine, asked, expected):

@@ -186,7 +186,9 @@ def test_damaged_anywhere(unpack, tmp_path):
             unpack(bytes(damaged))
 
 
-@pytest.mark.parametrize("data", [b"", b"\x1f\x8b", b"no archive at all" * 100, gzip.compress(b"", mtime=0), b"PK\x03\x04"])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x1f\x8b", b"no archive at all" * 100, gzip.compress(b"", mtime=0), b"PK\x03\x04"]
+)
 def test_what_is_no_archive(data, refused):
     refused(data, "in.tar.gz is no archive that can be unpacked")
 
