@@ -83,8 +83,8 @@ class Settings(BaseSettings):
     )
     engine: Literal["auto", "tensorflow", "openvino"] = Field(
         "auto",
-        description="What computes on a CPU. auto: OpenVINO in float32, if it is installed and its "
-        "answers equal TensorFlow's.",
+        description="What computes on a CPU. auto: OpenVINO in float32, if it is installed and its answers equal "
+        "TensorFlow's.",
     )
     streams: CountOrAuto = Field(
         "auto",
