@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from tests import pictures
-from tests.e2e.server import MODEL, Server, new_client, sample_name, wait_for
-from tests.fault.traffic import PATH, Traffic
+from tests.e2e.server import MODEL, Server, new_client, probabilities, sample_name, wait_for
+from tests.fault.traffic import PATH, TOLERANCE, Traffic
 
 CANCELLED = sample_name("condconv_rows_total", model=MODEL, outcome="cancelled")
 ANSWERED = sample_name("condconv_rows_total", model=MODEL, outcome="answered")
@@ -166,6 +167,31 @@ def test_sigint_does_not_wait_for_load_balancers() -> None:
         server.send(signal.SIGINT)
         assert server.wait() == 0
         assert time.monotonic() - started < 5
+
+
+def test_shutdown_answers_what_it_has_accepted(fault: Path, traffic: Traffic) -> None:
+    requests, images = 8, 12
+    files = [("image", (f"{i}.jpg", traffic.photos[i])) for i in range(images)]
+    with Server(
+        module="tests.fault.faulty_server", variables={"FAULT_FILE": str(fault)}, streams=1, max_batch_size=2
+    ) as server:
+        with new_client(server.url, connections=requests) as client, ThreadPoolExecutor(requests) as pool:
+            fault.write_text("slow 3")
+            futures = [pool.submit(client.post, PATH, files=files) for _ in range(requests)]
+
+            def accepted() -> float:
+                samples = server.metrics()
+                return samples["condconv_queue_rows"] + samples["condconv_rows_in_flight"]
+
+            wait_for(lambda: accepted() == requests * images, 30)
+            server.terminate()
+            fault.write_text("")
+            responses = [future.result() for future in futures]
+        for response in responses:
+            assert np.abs(np.subtract(probabilities(response), traffic.expected[:images])).max() <= TOLERANCE
+        assert server.stop() == 0
+        with pytest.raises(httpx.ConnectError), new_client(server.url) as late:
+            late.get("/livez")
 
 
 def test_a_second_signal_forces_the_end(fault: Path, traffic: Traffic) -> None:
