@@ -1,4 +1,4 @@
-"""What tests of several parts need. TensorFlow is imported by those tests only that use it."""
+"""What tests of several parts need. TensorFlow is imported by those tests only that use it, and after `service`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import service  # noqa: F401
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

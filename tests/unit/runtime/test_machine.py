@@ -1,6 +1,16 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from service.runtime import machine
+
+USES_ONEDNN = """
+import service, tensorflow
+from tensorflow.python.util._pywrap_util_port import IsMklEnabled
+print(IsMklEnabled())
+"""
 
 
 @pytest.mark.parametrize(
@@ -52,3 +62,13 @@ def test_the_containers_memory_is_all_there_is(files, limit, tmp_path, monkeypat
     monkeypatch.setattr(machine, "_CGROUP", tmp_path)
     pages = machine.os.sysconf("SC_PHYS_PAGES") * machine.os.sysconf("SC_PAGE_SIZE")
     assert machine.memory_limit() == (limit or pages)
+
+
+@pytest.mark.parametrize(("setting", "uses"), [(None, "True"), ("0", "False")])
+def test_tensorflow_uses_onednn_on_any_cpu_unless_told_otherwise(setting, uses):
+    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
+    if setting is not None:
+        environment["TF_ENABLE_ONEDNN_OPTS"] = setting
+    command = [sys.executable, "-c", USES_ONEDNN]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert said.strip() == uses
