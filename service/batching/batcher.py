@@ -148,7 +148,7 @@ class Batcher(Generic[Key, Row, Output]):
         """
         self._queue.check(rows, retry_after=lambda: self.predicted_wait() or 1.0)
         ahead = self.predicted_wait(priority)
-        wait = ahead + self._paces.wait({self._name_of(key): rows})
+        wait = ahead + self._paces.own(self._name_of(key), rows)
         remaining = deadline - time.monotonic()
         if wait > remaining:
             raise WaitTooLong(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,3 +40,7 @@ class Paces:
         """Seconds that all streams together need for some rows by model; models never computed count nothing."""
         seconds = (n * self._by_name[name].seconds_per_row for name, n in rows.items() if name in self._by_name)
         return sum(seconds) / self._streams
+
+    def own(self, name: str, rows: int) -> float:
+        """Seconds that some rows of one model need once it is their turn: one row is one stream's work."""
+        return self.wait({name: self._streams * math.ceil(rows / self._streams)})

@@ -26,6 +26,13 @@ def test_streams_share_the_rows_of_all_models():
     assert paces.wait({"a": 10, "b": 6}) == pytest.approx((10 * 0.1 + 6 * 0.5) / 2)
 
 
+def test_a_lone_row_is_not_split_among_streams():
+    paces = Paces(streams=2)
+    assert paces.own("a", 3) == 0
+    paces.note("a", rows=10, seconds=1, full=True)
+    assert [paces.own("a", rows) for rows in (1, 2, 3)] == pytest.approx([0.1, 0.1, 0.2])
+
+
 def test_full_batches_count_and_others_only_until_there_is_one():
     paces = Paces(streams=1)
     paces.note("a", rows=1, seconds=1.0, full=False)
