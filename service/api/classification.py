@@ -6,8 +6,9 @@ import time
 from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel
 
-from service.api.body import read_request
+from service.api.body import read_query, read_request
 from service.api.disconnect import unless_disconnected
 from service.api.examples import EXAMPLE_JPEG_BASE64, EXAMPLE_REQUEST_ID
 from service.api.middleware import REQUEST_ID_HEADER, note_classification
@@ -50,16 +51,26 @@ SPLIT_KEY_HEADER = "X-Split-Key"
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def request_body(parameters: dict[str, Any]) -> dict[str, Any]:
-    """OpenAPI entry for a body with images; `parameters` stand in the JSON example."""
+def request_body(example: dict[str, Any], kind: type[BaseModel] | None = None) -> dict[str, Any]:
+    """OpenAPI entry for a body with images.
+
+    Args:
+        example: parameters that stand in the JSON example.
+        kind: the parameters that `classify` reads from the query, of which FastAPI knows nothing.
+    """
+    query = kind.model_json_schema()["properties"] if kind is not None else {}
     return {
         "parameters": [
+            *(
+                {"name": name, "in": "query", "required": False, "description": schema["description"], "schema": schema}
+                for name, schema in query.items()
+            ),
             {
                 "name": REQUEST_ID_HEADER,
                 "in": "header",
                 "description": "Returned with the answer, and the name of `GET /routing/{request_id}`.",
                 "schema": {"type": "string", "maxLength": 128, "examples": [EXAMPLE_REQUEST_ID]},
-            }
+            },
         ],
         "requestBody": {
             "required": True,
@@ -67,7 +78,7 @@ def request_body(parameters: dict[str, Any]) -> dict[str, Any]:
             "content": {
                 "application/json": {
                     "schema": ImagesBody.model_json_schema(ref_template="#/components/schemas/{model}"),
-                    "example": {"images": [{"id": "a", "data": EXAMPLE_JPEG_BASE64}], **parameters},
+                    "example": {"images": [{"id": "a", "data": EXAMPLE_JPEG_BASE64}], **example},
                 },
                 "multipart/form-data": {
                     "schema": {
@@ -85,8 +96,13 @@ def request_body(parameters: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def classify(request: Request, query: Parameters, parts: Parts) -> tuple[Parameters, Classification]:
+async def classify(request: Request, kind: type[Parameters], parts: Parts) -> tuple[Parameters, Classification]:
     """Read a request, classify its images, and remember the answer for its sender.
+
+    Args:
+        request: the images, and parameters in its query or body.
+        kind: which parameters it may have.
+        parts: what to work with.
 
     Returns:
         The parameters, those of the body included, and the answer.
@@ -96,6 +112,7 @@ async def classify(request: Request, query: Parameters, parts: Parts) -> tuple[P
     """
     if reason := parts.readiness.refusal():
         raise reason
+    query = read_query(request, kind)
     # What can't be taken at its most urgent need not be read.
     parts.classifier.check_capacity(
         query.model,

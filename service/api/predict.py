@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 
 from service.api.classification import PROBLEMS, classify, request_body
 from service.api.parts import Parts
@@ -21,9 +19,9 @@ def router(parts: Parts) -> APIRouter:
         response_model=PredictResponse,
         response_model_exclude_none=True,
         responses=PROBLEMS,
-        openapi_extra=request_body({"top_k": 3, "routing": True}),
+        openapi_extra=request_body({"top_k": 3, "routing": True}, PredictParameters),
     )
-    async def predict(request: Request, query: Annotated[PredictParameters, Query()]) -> PredictResponse:
+    async def predict(request: Request) -> PredictResponse:
         """Return the most probable classes of each image, and its routing weights if asked for.
 
         One entry per image, in order. If one of several images can't be used, its entry holds an `error` and the
@@ -32,7 +30,7 @@ def router(parts: Parts) -> APIRouter:
         Parameters may also stand in a JSON or form body. A raw image: `curl --data-binary @photo.jpg`; files:
         `curl -F image=@a.jpg -F image=@b.png`.
         """
-        parameters, classification = await classify(request, query, parts)
+        parameters, classification = await classify(request, PredictParameters, parts)
         return predict_response(classification, routing=parameters.routing)
 
     return routes

@@ -50,9 +50,9 @@ def router(parts: Parts) -> APIRouter:
         response_model=RoutedResponse,
         response_model_exclude_none=True,
         responses={200: {"content": OTHER_CONTENT}, **PROBLEMS},
-        openapi_extra=request_body({"top_k": 1}),
+        openapi_extra=request_body({"top_k": 1}, TracesParameters),
     )
-    async def routing(request: Request, query: Annotated[TracesParameters, Query()]) -> RoutedResponse | Response:
+    async def routing(request: Request) -> RoutedResponse | Response:
         """Like `/predict`, but with the routing weights, one per CondConv block and expert, 0 to 1, and an `insight`.
 
         That tells each block's entropy and strongest experts, and how far the image is from the mean of the model's
@@ -61,7 +61,7 @@ def router(parts: Parts) -> APIRouter:
         `format`, or else the Accept header, chooses JSON, CSV (a line per weight), NPZ (arrays for NumPy), or a picture
         of all images side by side, PNG or SVG.
         """
-        parameters, classification = await classify(request, query, parts)
+        parameters, classification = await classify(request, TracesParameters, parts)
         chosen = parameters.format or accepted_format(request.headers.get("accept", ""))
         if chosen == "json":
             return routed_response(classification, live=parts.routing)
