@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
-from pydantic import ValidationError
+from fastapi import APIRouter, Request
 
 from service.api.ablation_schemas import (
     AblationParameters,
@@ -19,11 +17,11 @@ from service.api.ablation_schemas import (
     Variant,
     VariantBody,
 )
-from service.api.body import read_request
+from service.api.body import read_query, read_request
 from service.api.classification import PROBLEMS, request_body, wait_of
 from service.api.disconnect import unless_disconnected
 from service.api.parts import Parts
-from service.api.problems import describe_validation, problem_responses
+from service.api.problems import problem_responses
 from service.api.schemas import ClassBody, ModelReference, routing_body
 from service.classifier import softmax, top_classes
 from service.domain import Ablated, Ablator, ImageSource, RoutingOverrides, RoutingTrace, ServedModel
@@ -43,9 +41,9 @@ def router(parts: Parts) -> APIRouter:
         response_model=AblationResponse,
         response_model_exclude_none=True,
         responses={**PROBLEMS, **problem_responses("ablation_busy", "queue_full")},
-        openapi_extra=request_body(EXAMPLE),
+        openapi_extra=request_body(EXAMPLE, AblationQuery),
     )
-    async def ablation(request: Request, query: Annotated[AblationQuery, Query()]) -> AblationResponse:
+    async def ablation(request: Request) -> AblationResponse:
         """What one image's answer would have been without an expert, for each block and expert, or as `variants` say.
 
         A variant changes the routing of some blocks: experts switched off (weight 0), all experts alike (`uniform`), or
@@ -55,13 +53,10 @@ def router(parts: Parts) -> APIRouter:
         """
         if reason := parts.readiness.refusal():
             raise reason
-        model = parts.models.get(query.model, query.version)
+        query = read_query(request, AblationParameters)
+        parts.models.get(query.model, query.version)
         _ablator(parts).check()
-        try:
-            given = AblationParameters.model_validate(query.model_dump(exclude_unset=True))
-        except ValidationError as error:
-            raise InvalidParameter(describe_validation(error.errors())) from error
-        parameters, images = await read_request(request, given, parts.limits)
+        parameters, images = await read_request(request, query, parts.limits)
         if len(images) > 1:
             raise TooManyImages(f"An ablation is of one image, not of {len(images)}.")
         model = parts.models.get(parameters.model, parameters.version)

@@ -51,19 +51,18 @@ SPLIT_KEY_HEADER = "X-Split-Key"
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def request_body(example: dict[str, Any], kind: type[BaseModel] | None = None) -> dict[str, Any]:
-    """OpenAPI entry for a body with images.
+def request_body(example: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI entry for a body with images, and for the parameters that may stand in the query instead.
 
     Args:
         example: parameters that stand in the JSON example.
-        kind: the parameters that `classify` reads from the query, of which FastAPI knows nothing.
+        kind: the query's parameters, of which FastAPI knows nothing, since `read_query` reads them.
     """
-    query = kind.model_json_schema()["properties"] if kind is not None else {}
     return {
         "parameters": [
             *(
                 {"name": name, "in": "query", "required": False, "description": schema["description"], "schema": schema}
-                for name, schema in query.items()
+                for name, schema in kind.model_json_schema()["properties"].items()
             ),
             {
                 "name": REQUEST_ID_HEADER,

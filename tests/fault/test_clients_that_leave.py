@@ -19,6 +19,7 @@ from tests.e2e.server import MODEL, Server, new_client, probabilities, sample_na
 from tests.fault.traffic import PATH, TOLERANCE, Traffic
 
 CANCELLED = sample_name("condconv_rows_total", model=MODEL, outcome="cancelled")
+ACCEPTED = sample_name("condconv_rows_accepted_total", model=MODEL)
 ANSWERED = sample_name("condconv_rows_total", model=MODEL, outcome="answered")
 
 
@@ -176,14 +177,9 @@ def test_shutdown_answers_what_it_has_accepted(fault: Path, traffic: Traffic) ->
         module="tests.fault.faulty_server", variables={"FAULT_FILE": str(fault)}, streams=1, max_batch_size=2
     ) as server:
         with new_client(server.url, connections=requests) as client, ThreadPoolExecutor(requests) as pool:
-            fault.write_text("slow 3")
+            fault.write_text("slow 1")  # each batch, so 48 seconds in all
             futures = [pool.submit(client.post, PATH, files=files) for _ in range(requests)]
-
-            def accepted() -> float:
-                samples = server.metrics()
-                return samples["condconv_queue_rows"] + samples["condconv_rows_in_flight"]
-
-            wait_for(lambda: accepted() == requests * images, 30)
+            wait_for(lambda: value(server, ACCEPTED) == requests * images, 30)
             server.terminate()
             fault.write_text("")
             responses = [future.result() for future in futures]
