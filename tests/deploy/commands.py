@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Debian's own, since newer clients need a plugin for BuildKit.
-CLIENT = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else "docker"
 
 
 def run(*command: str | Path, timeout: float = 600, check: bool = True, env: dict[str, str] | None = None) -> str:
@@ -30,6 +28,12 @@ def run(*command: str | Path, timeout: float = 600, check: bool = True, env: dic
     return result.stdout
 
 
+def client() -> str:
+    """Docker's client: Debian's own once it is installed, since newer ones need a plugin for BuildKit."""
+    debian = Path("/usr/bin/docker")
+    return str(debian) if debian.exists() else "docker"
+
+
 def docker(*arguments: str | Path, timeout: float = 600, check: bool = True, env: dict[str, str] | None = None) -> str:
     """Run the Docker client; what it printed, without the last line break."""
-    return run(CLIENT, *arguments, timeout=timeout, check=check, env=env).strip()
+    return run(client(), *arguments, timeout=timeout, check=check, env=env).strip()

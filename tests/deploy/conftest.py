@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.commands import CLIENT, ROOT, docker, run
+from tests.deploy.commands import ROOT, client, docker, run
 
 PACKAGES = {"dockerd": "docker.io", "docker-compose": "docker-compose", "debootstrap": "debootstrap"}
 CPU_IMAGE = "condconv-serve:cpu"
@@ -37,7 +37,7 @@ def _install() -> None:
 def engine() -> Iterator[None]:
     """A Docker engine: the one that the environment names or that runs, or one of our own."""
     _install()
-    if subprocess.run([CLIENT, "info"], capture_output=True, check=False).returncode == 0:
+    if subprocess.run([client(), "info"], capture_output=True, check=False).returncode == 0:
         yield
         return
     if os.geteuid() != 0:
@@ -53,7 +53,7 @@ def engine() -> Iterator[None]:
         )  # fmt: skip
     try:
         deadline = time.monotonic() + 60
-        while subprocess.run([CLIENT, "--host", socket, "info"], capture_output=True, check=False).returncode:
+        while subprocess.run([client(), "--host", socket, "info"], capture_output=True, check=False).returncode:
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.skip(f"no Docker engine can be started here:\n{log.read_text()[-2000:]}")
             time.sleep(0.5)
