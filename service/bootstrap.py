@@ -201,6 +201,9 @@ class Service:
             BundleError: no version of the default model can be served; others that can't are only reported.
         """
         self.sync.sync_now()
+        self._loaded()
+
+    def _loaded(self) -> None:
         self.sync.demand(self._default_model)
         self.readiness.loaded()
         logger.info("ready")
@@ -238,7 +241,9 @@ class Service:
 
         async def load_and_watch() -> None:
             try:
-                await asyncio.to_thread(self.load)
+                # On the thread of later loads, whose place behind all others an engine's own threads inherit.
+                await self.sync.sync()
+                self._loaded()
             except Exception as error:
                 self.readiness.failed("The service could not load its models.")
                 on_failure(error)
@@ -250,10 +255,10 @@ class Service:
             async with serving_beside(create_probes_app(parts), probes, self.http_protocol()), self.running():
                 watching = asyncio.create_task(load_and_watch())
                 yield
-                self.sync.close()
                 watching.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await watching
+                await self.sync.close()
 
         return create_app(parts, lifespan=lifespan, access=access)
 

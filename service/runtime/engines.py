@@ -50,8 +50,7 @@ def build_engine(
     reason = None
     if plan.engine == "openvino":
         try:
-            engine = _openvino_engine(graph, plan, metrics)
-            _check_openvino(engine, graph, plan)
+            engine = _checked_openvino_engine(graph, plan, metrics)
         except Exception as error:
             reason = f"openvino can't compute this model: {error}"
             if not plan.fallback:
@@ -61,6 +60,28 @@ def build_engine(
             return engine, EngineDescription(engine="openvino", precision=plan.precision, device="CPU")
     engine = TensorFlowEngine(graph, precision=plan.precision, threads_per_stream=plan.threads_per_stream)
     return engine, EngineDescription(engine="tensorflow", precision=plan.precision, device="CPU", reason=reason)
+
+
+def _checked_openvino_engine(graph: InferenceGraph, plan: EnginePlan, metrics: Metrics | None) -> Engine:
+    """Make an engine and compare it with TensorFlow in float32.
+
+    Raises:
+        ConfigurationError: it is further off than `TOLERANCE`, and in bfloat16 also more than twice as far as
+            TensorFlow's own bfloat16: a network with badly conditioned weights is far off in any engine.
+    """
+    rows = probe_rows(graph.image_size)
+    # TensorFlow computes first, so that OpenVINO's weights come to lie where TensorFlow's did.
+    exact = _compute(graph, "float32", rows)
+    engine = _openvino_engine(graph, plan, metrics)
+    found = engine(rows)
+    try:
+        check_equal(found, exact, tolerance=TOLERANCE[plan.precision])
+    except ConfigurationError:
+        if plan.precision == "float32":
+            raise
+        rounded = _compute(graph, plan.precision, rows)
+        check_equal(found, exact, tolerance=2 * max(difference(rounded, exact).values()))
+    return engine
 
 
 def _openvino_engine(graph: InferenceGraph, plan: EnginePlan, metrics: Metrics | None) -> Engine:
@@ -74,25 +95,6 @@ def _openvino_engine(graph: InferenceGraph, plan: EnginePlan, metrics: Metrics |
         max_batch_size=plan.max_batch_size,
         metrics=metrics,
     )
-
-
-def _check_openvino(engine: Engine, graph: InferenceGraph, plan: EnginePlan) -> None:
-    """Compare with TensorFlow in float32.
-
-    Raises:
-        ConfigurationError: it is further off than `TOLERANCE`, and in bfloat16 also more than twice as far as
-            TensorFlow's own bfloat16: a network with badly conditioned weights is far off in any engine.
-    """
-    rows = probe_rows(graph.image_size)
-    found = engine(rows)
-    exact = _compute(graph, "float32", rows)
-    try:
-        check_equal(found, exact, tolerance=TOLERANCE[plan.precision])
-    except ConfigurationError:
-        if plan.precision == "float32":
-            raise
-        rounded = _compute(graph, plan.precision, rows)
-        check_equal(found, exact, tolerance=2 * max(difference(rounded, exact).values()))
 
 
 def _compute(graph: InferenceGraph, precision: Precision, rows: Row) -> ModelOutput:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from service.domain import Preprocessing, Row
+from service.domain import Preprocessing
 from service.runtime.lowering import CPU, Lowering, is_stateless, lower
 
 INPUT, LOGITS, ROUTING = "rows", "logits", "routing"
@@ -23,16 +23,12 @@ class InferenceGraph:
 
     Its tensors are `rows:0` of `row_type` `[B, image_size, image_size, 3]`, `logits:0` float32 `[B, classes]` and
     `routing:0` float32 `[B, blocks, num_experts]`, where a block with fewer experts than another is filled up with
-    zeros; `B` is open.
+    zeros; `B` is open. Engines must not keep it: it holds a copy of all weights.
     """
 
     graph_def: Any
     image_size: int
     row_type: type[np.uint8] | type[np.float32] = np.uint8
-
-    def as_rows(self, rows: Row) -> Row:
-        """Bring rows to the type of the graph's input; uint8 rows suit any graph."""
-        return rows.astype(self.row_type, casting="safe", copy=False)
 
 
 def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Lowering = CPU) -> InferenceGraph:

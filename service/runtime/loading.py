@@ -18,7 +18,7 @@ from service.runtime.engines import build_engine
 from service.runtime.official_jpeg import crop_jpeg
 from service.runtime.outputs import routing_experts
 from service.runtime.plan import EnginePlan
-from service.runtime.tensorflow_engine import limit_threads
+from service.runtime.tensorflow_engine import limit_threads, return_memory
 from service.store import OWN_NETWORK, Bundle, read_labels, read_network, read_profile, read_weights
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     """
     if plan.device == "cpu":
         limit_threads(plan.threads_per_stream)
+    if plan.engine == "openvino":
+        return_memory()
     manifest = bundle.manifest
     name = f"{manifest.name}/{manifest.version}"
     preprocessing = manifest.preprocessing.to_domain()

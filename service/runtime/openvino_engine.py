@@ -52,7 +52,7 @@ class OpenVINOEngine:
         Raises:
             RuntimeError: OpenVINO can't read or compile it.
         """
-        self._as_rows = graph.as_rows
+        self._row_type = graph.row_type
         core = openvino.Core()
         with tempfile.TemporaryDirectory() as directory:
             file = Path(directory) / "graph.pb"
@@ -85,7 +85,7 @@ class OpenVINOEngine:
 
     def __call__(self, rows: Row, stream: int = 0) -> ModelOutput:
         """Compute `[B, image_size, image_size, 3]`; any stream may."""
-        rows = self._as_rows(rows)
+        rows = rows.astype(self._row_type, casting="safe", copy=False)
         with self._calls_lock:
             self._calls += 1
             alone = self._calls == 1

@@ -75,10 +75,10 @@ class StoreSync:
         # One thread, since loading takes cores and memory from what serves; and it lets others go first.
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=yield_to_other_threads)
 
-    def close(self) -> None:
-        """Begin no further load; one that is under way ends by itself."""
+    async def close(self) -> None:
+        """Begin no further load, and wait for one that is under way: it could not end while the interpreter does."""
         self._closed = True
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._loader.shutdown, cancel_futures=True)
 
     async def _on_loader(self, do: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._loader, do, *arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,15 @@ def limit_threads(threads: int) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     except RuntimeError:
         logger.warning("TensorFlow computes already, so its number of threads can't change; streams may be slower")
+
+
+def return_memory() -> None:
+    """Have TensorFlow give back what it frees; to be called before it computes anything.
+
+    Otherwise its oneDNN kernels keep all memory for themselves that they ever used, as much as three copies of the
+    weights. That is faster, so it is for processes in which TensorFlow only prepares what another engine computes.
+    """
+    os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
 
 
 @contextlib.contextmanager
@@ -70,7 +80,7 @@ class TensorFlowEngine:
             precision: bfloat16 lets Grappler convert the operations that gain from it.
             threads_per_stream: 1 keeps mixed kernels and activations in the cache of the stream's core.
         """
-        self._as_rows = graph.as_rows
+        self._row_type = graph.row_type
         tf_graph = tf.Graph()
         with tf_graph.as_default():
             tf.graph_util.import_graph_def(graph.graph_def, name="")
@@ -80,7 +90,7 @@ class TensorFlowEngine:
     def __call__(self, rows: Row, stream: int = 0) -> ModelOutput:
         """Compute `[B, image_size, image_size, 3]`; any stream may."""
         with reporting_memory():
-            logits, routing = self._compute(self._as_rows(rows))
+            logits, routing = self._compute(rows.astype(self._row_type, casting="safe", copy=False))
         return ModelOutput(logits, routing)
 
     def close(self) -> None:

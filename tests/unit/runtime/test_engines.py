@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from service.errors import ConfigurationError
 from service.metrics import Metrics
 from service.nn import build_efficientnet, get_architecture
 from service.runtime import engines
+from service.runtime.inference_graph import InferenceGraph
 from service.runtime.machine import Machine
 from service.runtime.openvino_engine import compiled_sizes, split
 from service.runtime.plan import make_plan
@@ -49,6 +51,16 @@ def test_any_batch_size_gives_what_keras_computes(name, network, rows, expected,
         output = engine(rows[:count])
         assert_close(output.logits, expected[0][:count], 1e-4)
         assert_close(output.routing, expected[1][:count], 1e-4)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "openvino"])
+def test_engines_let_go_of_the_graph_with_its_copy_of_all_weights(name, network):
+    gc.collect()
+    before = sum(isinstance(thing, InferenceGraph) for thing in gc.get_objects())
+    engine, _ = built(network, engine=name)
+    gc.collect()
+    assert sum(isinstance(thing, InferenceGraph) for thing in gc.get_objects()) == before
     engine.close()
 
 
