@@ -77,6 +77,8 @@ def read_aliases(store: Path, model: str) -> dict[str, Alias]:
     """
     file = store / model / ALIASES
     try:
+        if file.exists() and not file.is_file():  # reading a pipe would never end
+            raise BundleError(f"{model}: {ALIASES} is no ordinary file.")
         with file.open("rb") as handle:
             raw = handle.read(_MAX_BYTES + 1)
     except FileNotFoundError:

@@ -89,6 +89,12 @@ def test_a_damaged_file_is_refused_and_left(content, says, store):
     assert file.read_bytes() == content
 
 
+def test_a_pipe_is_not_read(store):
+    os.mkfifo(store / "pear" / "aliases.json")
+    with pytest.raises(BundleError, match=r"pear: aliases.json is no ordinary file"):
+        read_aliases(store, "pear")
+
+
 def test_nowhere_to_write(store):
     with pytest.raises(StoreNotWritable, match="The aliases of plum can't be written"):
         set_alias(store, "plum", "stable", {"1": 1})
