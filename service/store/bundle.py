@@ -7,7 +7,6 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from service.store.manifest import (
     VersionName,
 )
 from service.store.profile import parse_profile, profile_name, serialise_profile
+from service.store.scratch import scratch_directory
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
 NETWORK = "network.json"
@@ -223,9 +223,8 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
     created = [directory for directory in target.parents if not directory.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The leading dot keeps readers away; the folders inside have the names that the manifest must match.
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=store, ignore_cleanup_errors=True) as scratch:
-            path = Path(scratch) / new.name / new.version
+        with scratch_directory(store) as scratch:
+            path = scratch / new.name / new.version  # the folders have the names that the manifest must match
             path.mkdir(parents=True)
             _write_files(path, new, manifest)
             read_labels(open_bundle(path))

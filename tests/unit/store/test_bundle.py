@@ -267,14 +267,22 @@ def disk_full(*_, **__):
 
 @pytest.mark.parametrize(
     "breaks",
-    ["tempfile.mkdtemp", "save_file", "os.fsync", "os.rename", "Path.mkdir", "Path.write_text"],
+    [
+        "scratch.tempfile.mkdtemp",
+        "scratch.os.replace",
+        "bundle.save_file",
+        "bundle.os.fsync",
+        "bundle.os.rename",
+        "bundle.Path.mkdir",
+        "bundle.Path.write_text",
+    ],
 )
 @pytest.mark.parametrize("existing", [[], ["1"]], ids=["new model", "new version"])
 def test_a_full_disk_leaves_nothing_behind(breaks, existing, tmp_path, monkeypatch):
     for version in existing:
         write_bundle(tmp_path, new_bundle(version=version))
     before = everything_in(tmp_path)
-    monkeypatch.setattr(f"service.store.bundle.{breaks}", disk_full)
+    monkeypatch.setattr(f"service.store.{breaks}", disk_full)
     with pytest.raises(OSError, match="No space left"):
         write_bundle(tmp_path, new_bundle(version="2"))
     monkeypatch.undo()
