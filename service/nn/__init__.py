@@ -9,6 +9,7 @@ from service.nn.cost import Cost, cost
 from service.nn.efficientnet import build_efficientnet
 from service.nn.mbconv import mbconv
 from service.nn.network_config import network_from_json, network_to_json, variable_shapes
+from service.nn.outline import outline
 
 __all__ = [
     "ARCHITECTURES",
@@ -25,5 +26,6 @@ __all__ = [
     "mix_experts",
     "network_from_json",
     "network_to_json",
+    "outline",
     "variable_shapes",
 ]

@@ -125,7 +125,8 @@ class Architecture:
 OVERRIDABLE = ("num_classes", "image_size", "width_coefficient", "depth_coefficient", "dropout_rate", "num_experts")
 _WHOLE = ("num_classes", "image_size", "num_experts")
 _LEAST = {"num_classes": 1, "image_size": 32, "dropout_rate": 0, "num_experts": 1}
-_MOST = {"num_classes": 1_000_000, "image_size": 2048, "dropout_rate": 0.99, "num_experts": 64}
+# Keras follows a network from layer to layer by recursion, which ends some way above depth 6.
+_MOST = {"num_classes": 1_000_000, "image_size": 2048, "depth_coefficient": 6, "dropout_rate": 0.99, "num_experts": 64}
 
 
 def round_filters(filters: int, coefficient: float, *, divisor: int = 8) -> int:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import keras
 
 from service.errors import ConfigurationError
+from service.nn.outline import outline
 
 FORMAT = 1
 MAX_BYTES = 8 * 2**20
@@ -95,19 +95,12 @@ def variable_shapes(text: str, *, image_size: int) -> dict[str, tuple[int, ...]]
     Raises:
         ConfigurationError: as for `network_from_json`, or two variables have the same path.
     """
-    # Keras notes variables without values in its state of the thread, and would give them values at the next occasion.
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_variable_shapes, text, image_size).result()
-
-
-def _variable_shapes(text: str, image_size: int) -> dict[str, tuple[int, ...]]:
-    with keras.StatelessScope(initialize_variables=False):
-        network = network_from_json(text, image_size=image_size)
-        shapes: dict[str, tuple[int, ...]] = {}
-        for variable in network.weights:
-            if variable.path in shapes:
-                raise ConfigurationError(f"Two variables are called {variable.path}; give their layers other names.")
-            shapes[variable.path] = tuple(variable.shape)
+    network = outline(lambda: network_from_json(text, image_size=image_size))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for variable in network.weights:
+        if variable.path in shapes:
+            raise ConfigurationError(f"Two variables are called {variable.path}; give their layers other names.")
+        shapes[variable.path] = tuple(variable.shape)
     return shapes
 
 

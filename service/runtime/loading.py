@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from service.domain import RoutingProfile, ServedModel
 from service.errors import BundleError, ConfigurationError
 from service.metrics import Metrics
-from service.nn import build_efficientnet, cost, get_architecture, network_from_json, variable_shapes
+from service.nn import build_efficientnet, cost, get_architecture, network_from_json, outline, variable_shapes
 from service.runtime.engines import build_engine
 from service.runtime.official_jpeg import crop_jpeg
 from service.runtime.outputs import routing_experts
@@ -85,20 +85,28 @@ def load_network(bundle: Bundle) -> keras.Model:
     weights = read_weights(bundle)
     try:
         network = (
-            _own_network(bundle, weights) if manifest.architecture.name == OWN_NETWORK else _registered_network(bundle)
+            _own_network(bundle, weights)
+            if manifest.architecture.name == OWN_NETWORK
+            else _registered_network(bundle, weights)
         )
     except ConfigurationError as error:
         raise BundleError(f"{name}: {error}") from error
-    if (classes := network.output["logits"].shape[-1]) != manifest.num_classes:
-        raise BundleError(f"{name}: the architecture has {classes} classes, the manifest says {manifest.num_classes}.")
+    _check_classes(bundle, network.output["logits"].shape[-1])
     set_weights(network, weights, name=name)
     return network
 
 
-def _registered_network(bundle: Bundle) -> keras.Model:
+def _registered_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32]]) -> keras.Model:
+    """Build a network of ours, once the bundle's weights are known to be as large as it says."""
     manifest, spec = bundle.manifest, bundle.manifest.architecture
     architecture = get_architecture(spec.name, **{"num_classes": manifest.num_classes, **spec.overrides})
-    return build_efficientnet(architecture, input_size=manifest.preprocessing.image_size)
+    _check_classes(bundle, architecture.num_classes)
+    size = manifest.preprocessing.image_size
+    expected = {
+        v.path: tuple(v.shape) for v in outline(lambda: build_efficientnet(architecture, input_size=size)).weights
+    }
+    _check_weights(expected, weights, name=f"{manifest.name}/{manifest.version}")
+    return build_efficientnet(architecture, input_size=size)
 
 
 def _own_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32]]) -> keras.Model:
@@ -120,6 +128,15 @@ def _own_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32]]) -> 
         if not isinstance(tensor, keras.KerasTensor) or len(tensor.shape) != 2 or None in tensor.shape[1:]:
             raise BundleError(f"{name}: the network's output {block} must have two axes.")
     return network
+
+
+def _check_classes(bundle: Bundle, classes: int) -> None:
+    manifest = bundle.manifest
+    if classes != manifest.num_classes:
+        raise BundleError(
+            f"{manifest.name}/{manifest.version}: the architecture has {classes} classes, the manifest says "
+            f"{manifest.num_classes}."
+        )
 
 
 def _profile(bundle: Bundle, shape: tuple[int, int]) -> RoutingProfile | None:

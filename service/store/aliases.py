@@ -25,6 +25,7 @@ ALIASES: Final = "aliases.json"
 DEFAULT_ALIAS: Final = "default"
 """What requests get that name no version, if the model has an alias of this name."""
 
+_LOCK = ".aliases.lock"
 _MAX_BYTES = 2**20
 
 AliasName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9._-]{0,63}$")]
@@ -77,6 +78,8 @@ def read_aliases(store: Path, model: str) -> dict[str, Alias]:
     """
     file = store / model / ALIASES
     try:
+        if file.exists() and not file.is_file():  # reading a pipe would never end
+            raise BundleError(f"{model}: {ALIASES} is no ordinary file.")
         with file.open("rb") as handle:
             raw = handle.read(_MAX_BYTES + 1)
     except FileNotFoundError:
@@ -175,7 +178,8 @@ def _changing(store: Path, model: str) -> Iterator[dict[str, Alias]]:
     """Read, let the caller change, and write in one step; replicas that do so at the same time wait."""
     directory = store / model
     try:
-        lock = os.open(directory, os.O_RDONLY)
+        # A file of its own, and open for writing: NFS locks neither directories nor what is only read.
+        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             aliases = read_aliases(store, model)

@@ -7,9 +7,8 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from service.store.manifest import (
     VersionName,
 )
 from service.store.profile import parse_profile, profile_name, serialise_profile
+from service.store.scratch import scratch_directory
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
 NETWORK = "network.json"
@@ -131,13 +131,18 @@ def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
         raise BundleError(f"{_id(bundle.path)}: {WEIGHTS} can't be read ({error}).") from error
     weights = {}
     for name, value in tensors.items():
-        if not np.issubdtype(value.dtype, np.floating):
+        if not is_floating(value):
             raise BundleError(f"{_id(bundle.path)}: {name} is {value.dtype}, but weights are floating-point numbers.")
         with np.errstate(over="ignore"):  # infinity is refused below
             weights[name] = value.astype(np.float32)
         if not np.isfinite(weights[name]).all():
             raise BundleError(f"{_id(bundle.path)}: {name} holds numbers that are not finite.")
     return weights
+
+
+def is_floating(value: NDArray[Any]) -> bool:
+    """Whether an array holds floating-point numbers; NumPy itself doesn't count bfloat16 as such."""
+    return value.dtype.name.startswith(("float", "bfloat"))
 
 
 def read_labels(bundle: Bundle) -> tuple[Label, ...]:
@@ -218,9 +223,8 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
     created = [directory for directory in target.parents if not directory.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The leading dot keeps readers away; the folders inside have the names that the manifest must match.
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=store, ignore_cleanup_errors=True) as scratch:
-            path = Path(scratch) / new.name / new.version
+        with scratch_directory(store) as scratch:
+            path = scratch / new.name / new.version  # the folders have the names that the manifest must match
             path.mkdir(parents=True)
             _write_files(path, new, manifest)
             read_labels(open_bundle(path))
@@ -236,6 +240,21 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
                 directory.rmdir()
         raise
     return target
+
+
+def write_next_bundle(store: Path, new: NewBundle) -> Path:
+    """Write a bundle as `next_version`, whatever its own version is and whoever else does so at the same time.
+
+    Raises:
+        BundleError, OSError: as for `write_bundle`.
+    """
+    while True:
+        new = replace(new, version=next_version(store, new.name))
+        try:
+            return write_bundle(store, new)
+        except BundleError:
+            if not (store / new.name / new.version).exists():
+                raise
 
 
 def next_version(store: Path, name: str) -> str:
@@ -315,6 +334,8 @@ def _sha256(file: Path) -> str:
 def _read_text(path: Path, name: str) -> str:
     file = path / name
     try:
+        if not file.is_file():  # reading a pipe would never end
+            raise FileNotFoundError(name)
         if file.stat().st_size > _MAX_TEXT_BYTES:
             raise BundleError(f"{_id(path)}: {name} has more than {_MAX_TEXT_BYTES} bytes.")
         return file.read_text(encoding="utf-8")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from service.errors import ImportFailed
+from service.store.bundle import is_floating
 
 MAX_NAMED = 8
 """How many names of one kind an error message lists."""
@@ -51,12 +52,14 @@ def assemble(
         reshaped where the count of numbers fits.
 
     Raises:
-        ImportFailed: names every kind of misfit: missing, left over, given twice, misshaped, not finite.
+        ImportFailed: names every kind of misfit: missing, left over, given twice, misshaped, no floating-point numbers,
+            not finite.
     """
     by_path: dict[str, Translated] = {}
     twice: list[str] = []
     leftover = list(translation.unknown)
     misshaped: list[str] = []
+    not_floating: list[str] = []
     not_finite: list[str] = []
     for tensor in translation.tensors:
         if tensor.path in by_path:
@@ -72,6 +75,9 @@ def assemble(
         if not _fits(tensor.value.shape, shape):
             misshaped.append(f"{tensor.source} is {list(tensor.value.shape)}, but {path} is {list(shape)}")
             continue
+        if not is_floating(tensor.value):
+            not_floating.append(f"{tensor.source} is {tensor.value.dtype.name}")
+            continue
         dtype: DTypeLike = np.float16 if tensor.value.dtype == np.float16 else np.float32
         value: NDArray[np.floating[Any]] = tensor.value.astype(dtype).reshape(shape)
         if not np.isfinite(value).all():
@@ -83,6 +89,7 @@ def assemble(
         *_listed("left over", sorted(leftover)),
         *_listed("given twice", twice),
         *_listed("misshaped", misshaped),
+        *_listed("no floating-point numbers", not_floating),
         *_listed("not finite", not_finite),
     ]
     if problems:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from service.domain import Label, TransformName
 from service.errors import ImportFailed
 from service.nn import Architecture, get_architecture
-from service.store.bundle import NewBundle, next_version, write_bundle
+from service.store.bundle import NewBundle, next_version, write_bundle, write_next_bundle
 from service.store.importers.labels import read_labels_file, read_text
 from service.store.importers.sources import Imported, Upcycling, import_weights
 from service.store.manifest import Accuracy, PreprocessingSpec, Provenance
@@ -64,7 +64,8 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
         The bundle's directory.
 
     Raises:
-        ImportFailed: source, labels, card or measurements can't be read, or the weights don't fit.
+        ImportFailed: source, labels, card or measurements can't be read, the weights don't fit, or mean or deviation
+            can't be.
         BundleError: the version exists already.
         ConfigurationError: unknown architecture, or an impossible override.
     """
@@ -79,34 +80,40 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
         use_ema=request.use_ema,
         upcycling=request.upcycling,
     )
-    mean, std = _normalisation(imported, static=request.upcycling is not None or not architecture.num_experts)
     origin = request.archive or request.source
-    return write_bundle(
-        store,
-        NewBundle(
-            name=request.name,
-            version=request.version or next_version(store, request.name),
-            architecture=imported.architecture.to_manifest(),
-            preprocessing=PreprocessingSpec(
-                transform=request.transform,
-                image_size=architecture.image_size,
-                mean=request.mean or mean,
-                std=request.std or std,
-                exact_decoding=request.exact_decoding,
-            ),
-            weights=imported.weights,
-            labels=labels or [Label(i, f"class {i}") for i in range(imported.architecture.num_classes)],
-            provenance=Provenance(
-                source=origin.name,
-                method=request.method or _method(architecture, request.upcycling),
-                url=request.url,
-                source_sha256=_sha256(origin) if origin.is_file() else None,
-            ),
-            licence=request.licence,
-            model_card=card,
-            accuracy=accuracy,
+    new = NewBundle(
+        name=request.name,
+        version=request.version or next_version(store, request.name),
+        architecture=imported.architecture.to_manifest(),
+        preprocessing=_preprocessing(request, architecture, imported),
+        weights=imported.weights,
+        labels=labels or [Label(i, f"class {i}") for i in range(imported.architecture.num_classes)],
+        provenance=Provenance(
+            source=origin.name,
+            method=request.method or _method(architecture, request.upcycling),
+            url=request.url,
+            source_sha256=_sha256(origin) if origin.is_file() else None,
         ),
+        licence=request.licence,
+        model_card=card,
+        accuracy=accuracy,
     )
+    return write_bundle(store, new) if request.version else write_next_bundle(store, new)
+
+
+def _preprocessing(request: ImportRequest, architecture: Architecture, imported: Imported) -> PreprocessingSpec:
+    mean, std = _normalisation(imported, static=request.upcycling is not None or not architecture.num_experts)
+    try:
+        return PreprocessingSpec(
+            transform=request.transform,
+            image_size=architecture.image_size,
+            mean=request.mean or mean,
+            std=request.std or std,
+            exact_decoding=request.exact_decoding,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ImportFailed(f"{first['loc'][0]}: {first['msg']}, not {first['input']}.") from error
 
 
 def _normalisation(imported: Imported, *, static: bool) -> tuple[Channels, Channels]:

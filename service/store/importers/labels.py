@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from service.domain import Label
 from service.errors import ImportFailed
 
-_labels = TypeAdapter(list[Label | str])
+_labels = TypeAdapter(list[Label | str] | dict[int, str | tuple[str, str]])
 _SYNSET = re.compile(r"^(n\d{8})[\s:,]+(\S.*)$")
 
 
@@ -18,9 +18,10 @@ def read_labels_file(file: Path) -> list[Label]:
     """Read a labels file.
 
     Args:
-        file: `.json`, a list of objects with `index`, `label` and perhaps `synset`, or of plain names; or any other
-            name, one class per line in the order of the logits. Where every line begins with a WordNet id, as in
-            `n01440764 tench`, that is the synset.
+        file: `.json`, a list of objects with `index`, `label` and perhaps `synset`, or of plain names, or an object
+            with a name, or synset and name, by number, as in `{"0": "tench"}`; or any other name, one class per line
+            in the order of the logits. Where every line begins with a WordNet id, as in `n01440764 tench`, that is the
+            synset.
 
     Raises:
         ImportFailed: it can't be read, is empty, or doesn't name the classes 0, 1, 2, ... in order.
@@ -38,7 +39,14 @@ def _from_json(text: str, name: str) -> list[Label]:
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise ImportFailed(f"{name} is no list of labels (index, label, synset) or of names: {reason}.") from error
-    return [label if isinstance(label, Label) else Label(index, label) for index, label in enumerate(found)]
+    numbered = sorted(found.items()) if isinstance(found, dict) else enumerate(found)
+    return [_label(index, given) for index, given in numbered]
+
+
+def _label(index: int, given: Label | str | tuple[str, str]) -> Label:
+    if isinstance(given, Label):
+        return given
+    return Label(index, given) if isinstance(given, str) else Label(index, given[1], given[0])
 
 
 def _from_lines(text: str, name: str) -> list[Label]:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from service.errors import ImportFailed
-from service.nn import Architecture, build_efficientnet
+from service.nn import Architecture, build_efficientnet, outline
 from service.store.archive import extract_tar
 from service.store.importers import keras_file, torch_file
 from service.store.importers.assembly import Translation, assemble
@@ -72,7 +72,7 @@ def import_weights(
     """
     built = static_twin(architecture) if upcycling else architecture
     naming, tensors = read_source(source, use_ema=use_ema)
-    network = build_efficientnet(replace(built, num_classes=num_classes or built.num_classes))
+    network = outline(lambda: build_efficientnet(replace(built, num_classes=num_classes or built.num_classes)))
     expected = {variable.path: tuple(variable.shape) for variable in network.weights}
     match naming:
         case "timm":
@@ -123,7 +123,7 @@ def read_source(source: Path, *, use_ema: bool = True) -> tuple[Naming, Tensors]
 def _read_named(source: Path, *, use_ema: bool) -> Tensors:
     if source.name.endswith(".safetensors"):
         try:
-            return dict(load_file(source))
+            return torch_file.without_prefix(load_file(source))
         except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
             reason = str(error).replace(f"{source.parent}/", "")
             raise ImportFailed(f"{source.name} can't be read as safetensors: {reason}") from error

@@ -71,9 +71,11 @@ def translate_official(tensors: Mapping[str, NDArray[Any]], *, use_ema: bool = T
         use_ema: False takes the raw values instead.
 
     Raises:
-        ImportFailed: averages are wanted, but only some variables have one.
+        ImportFailed: averages are wanted, but only some variables have one, or raw values, but there are only averages.
     """
     chosen = _choose_averaged(tensors) if use_ema else _choose_raw(tensors)
+    if not use_ema and all(_TRAINING_STATE.search(name) for name in chosen) and len(chosen) < len(tensors):
+        raise ImportFailed("The checkpoint holds averaged weights only, and these are refused.")
     translation = Translation()
     layers: dict[tuple[str, str], dict[int, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
     for name in chosen:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,21 +45,28 @@ def read_torch(file: Path, *, use_ema: bool = True) -> dict[str, NDArray[Any]]:
         ) from error
     try:
         # timm's training script stores its arguments so; as a class it is as harmless as a dict.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # PyTorch's remarks on how it loads tell nobody what to do
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling garbage raises anything
         raise ImportFailed(f"{file.name} {_reason(error)}") from error
-    state = _strip(_choose(loaded, file.name, use_ema=use_ema))
-    if odd := [str(name) for name, value in state.items() if not _is_dense(value, torch)]:
+    chosen = _choose(loaded, file.name, use_ema=use_ema)
+    state = without_prefix({str(name): value for name, value in chosen.items()})
+    if odd := [name for name, value in state.items() if not _is_dense(value, torch)]:
         raise ImportFailed(f"{file.name} holds no plain state dict: {', '.join(odd[:8])} is no dense tensor.")
     if not state:
         raise ImportFailed(f"{file.name} holds no tensors.")
     with torch.no_grad():
         # NumPy has no bfloat16.
         return {
-            str(name): (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-            for name, value in state.items()
+            name: (value.float() if value.dtype == torch.bfloat16 else value).numpy() for name, value in state.items()
         }
+
+
+def without_prefix(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict without the prefix that parallel training puts before all names."""
+    parallel = all(name.startswith(_PARALLEL) for name in state)
+    return {name.removeprefix(_PARALLEL) if parallel else name: value for name, value in state.items()}
 
 
 def _choose(loaded: Any, name: str, *, use_ema: bool) -> Mapping[Any, Any]:
@@ -73,10 +81,6 @@ def _choose(loaded: Any, name: str, *, use_ema: bool) -> Mapping[Any, Any]:
     if not isinstance(state, Mapping):
         raise ImportFailed(f"{name} holds no state dict: {chosen[0] if chosen else 'it'} is a {type(state).__name__}.")
     return state
-
-
-def _strip(state: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(name).removeprefix(_PARALLEL): value for name, value in state.items()}
 
 
 def _is_dense(value: Any, torch: Any) -> bool:

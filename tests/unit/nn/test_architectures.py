@@ -4,7 +4,7 @@ import math
 import pytest
 
 from service.errors import ConfigurationError
-from service.nn import ARCHITECTURES, BlockArgs, get_architecture
+from service.nn import ARCHITECTURES, BlockArgs, build_efficientnet, get_architecture, outline
 from service.nn.architectures import OVERRIDABLE, round_filters
 
 
@@ -124,7 +124,8 @@ def test_manifest_names_only_what_was_changed():
         ({"image_size": 4096}, "image_size must be a whole number from 32 to 2048"),
         ({"width_coefficient": 0}, "width_coefficient must be a number from 0.05 to 20, not 0"),
         ({"width_coefficient": math.nan}, "width_coefficient must be a number, not nan"),
-        ({"depth_coefficient": -1}, "depth_coefficient must be a number from 0.05 to 20"),
+        ({"depth_coefficient": -1}, "depth_coefficient must be a number from 0.05 to 6"),
+        ({"depth_coefficient": 6.5}, "depth_coefficient must be a number from 0.05 to 6, not 6.5"),
         ({"depth_coefficient": math.inf}, "depth_coefficient must be a number, not inf"),
         ({"dropout_rate": 1}, "dropout_rate must be a number from 0 to 0.99, not 1"),
         ({"stem_filters": 16}, "Unknown architecture parameter stem_filters; known are num_classes"),
@@ -152,3 +153,8 @@ def test_every_overridable_parameter_can_be_overridden():
     assert set(overrides) == set(OVERRIDABLE)
     architecture = get_architecture("efficientnet-condconv-b0-4e", **overrides)
     assert {key: getattr(architecture, key) for key in overrides} == overrides
+
+
+def test_the_deepest_network_can_be_built():
+    deepest = get_architecture("efficientnet-condconv-b0-8e", depth_coefficient=6, width_coefficient=0.05)
+    assert len(outline(lambda: build_efficientnet(deepest)).weights) > 1500

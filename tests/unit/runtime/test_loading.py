@@ -1,8 +1,10 @@
+import ml_dtypes
 import numpy as np
 import pytest
 
 from service.errors import BundleError
 from service.nn import build_efficientnet, get_architecture
+from service.runtime import loading
 from service.runtime.loading import load_model, set_weights
 from service.store import open_bundle, write_bundle
 from tests.unit.store.samples import LABELS, PLAN, default_model, new_bundle
@@ -112,3 +114,26 @@ def test_bundles_that_fit_no_network(changes, says, bundle_of):
     with pytest.raises(BundleError) as caught:
         load_model(bundle_of(**changes), PLAN)
     assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize("giant", [{"width_coefficient": 20}, {"num_experts": 64, "width_coefficient": 20}])
+def test_a_manifest_that_asks_for_a_giant_gets_no_memory(giant, weights, bundle_of, monkeypatch):
+    build = loading.build_efficientnet
+
+    def build_without_values(architecture, **arguments):
+        network = build(architecture, **arguments)
+        assert all(variable._value is None for variable in network.weights), "memory was taken"
+        return network
+
+    monkeypatch.setattr(loading, "build_efficientnet", build_without_values)
+    bundle = bundle_of(architecture=ARCHITECTURE | giant, weights=weights)
+    with pytest.raises(BundleError, match="the weights don't fit the architecture: stem"):
+        load_model(bundle, PLAN)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
+def test_weights_of_any_precision(dtype, weights, bundle_of):
+    stored = {path: value.astype(dtype) for path, value in weights.items()}
+    network = loading.load_network(bundle_of(weights=stored))
+    for variable in network.weights:
+        np.testing.assert_array_equal(variable, stored[variable.path].astype(np.float32))

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import threading
@@ -25,7 +27,7 @@ def test_an_alias_is_kept(store):
         "stable": Alias(versions={"1": 1}),
         "canary": Alias(versions={"1": 90, "2": 10}),
     }
-    assert [file.name for file in (store / "pear").iterdir()] == ["aliases.json"]
+    assert sorted(file.name for file in (store / "pear").iterdir()) == [".aliases.lock", "aliases.json"]
 
 
 def test_rolling_back_and_forth(store):
@@ -89,6 +91,25 @@ def test_a_damaged_file_is_refused_and_left(content, says, store):
     assert file.read_bytes() == content
 
 
+def test_a_pipe_is_not_read(store):
+    os.mkfifo(store / "pear" / "aliases.json")
+    with pytest.raises(BundleError, match=r"pear: aliases.json is no ordinary file"):
+        read_aliases(store, "pear")
+
+
+def test_on_a_network_file_system(store, monkeypatch):
+    flock = fcntl.flock
+
+    def only_what_is_open_for_writing(file, operation):
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, operation)
+
+    monkeypatch.setattr("service.store.aliases.fcntl.flock", only_what_is_open_for_writing)
+    set_alias(store, "pear", "stable", {"1": 1})
+    assert read_aliases(store, "pear")["stable"].versions == {"1": 1}
+
+
 def test_nowhere_to_write(store):
     with pytest.raises(StoreNotWritable, match="The aliases of plum can't be written"):
         set_alias(store, "plum", "stable", {"1": 1})
@@ -104,7 +125,7 @@ def test_a_failed_write_leaves_the_old_file(store, monkeypatch):
     with pytest.raises(StoreNotWritable, match="No space left on device"):
         set_alias(store, "pear", "stable", {"2": 1})
     assert read_aliases(store, "pear")["stable"].versions == {"1": 1}
-    assert [file.name for file in (store / "pear").iterdir()] == ["aliases.json"]
+    assert sorted(file.name for file in (store / "pear").iterdir()) == [".aliases.lock", "aliases.json"]
 
 
 def test_changes_at_the_same_time_are_all_kept(store):

@@ -11,6 +11,7 @@ from service.domain import Label
 from service.errors import BundleError
 from service.store import bundle as bundle_module
 from service.store import open_bundle, read_labels, read_weights, write_bundle
+from service.store.bundle import write_next_bundle
 from tests.unit.store.samples import DEFAULT, LABELS, new_bundle, replace_file, rewrite
 
 FILES = ["MODEL_CARD.md", "labels.json", "manifest.json", "weights.safetensors"]
@@ -266,14 +267,22 @@ def disk_full(*_, **__):
 
 @pytest.mark.parametrize(
     "breaks",
-    ["tempfile.mkdtemp", "save_file", "os.fsync", "os.rename", "Path.mkdir", "Path.write_text"],
+    [
+        "scratch.tempfile.mkdtemp",
+        "scratch.os.replace",
+        "bundle.save_file",
+        "bundle.os.fsync",
+        "bundle.os.rename",
+        "bundle.Path.mkdir",
+        "bundle.Path.write_text",
+    ],
 )
 @pytest.mark.parametrize("existing", [[], ["1"]], ids=["new model", "new version"])
 def test_a_full_disk_leaves_nothing_behind(breaks, existing, tmp_path, monkeypatch):
     for version in existing:
         write_bundle(tmp_path, new_bundle(version=version))
     before = everything_in(tmp_path)
-    monkeypatch.setattr(f"service.store.bundle.{breaks}", disk_full)
+    monkeypatch.setattr(f"service.store.{breaks}", disk_full)
     with pytest.raises(OSError, match="No space left"):
         write_bundle(tmp_path, new_bundle(version="2"))
     monkeypatch.undo()
@@ -317,6 +326,32 @@ def test_somebody_else_writes_the_same_version_meanwhile(tmp_path, monkeypatch):
     with pytest.raises(BundleError, match=r"^small/1 exists already; choose another version\.$"):
         write_bundle(tmp_path, new_bundle())
     assert everything_in(tmp_path) == ["small", "small/1", "small/1/manifest.json"]
+
+
+def test_somebody_else_takes_the_next_version_meanwhile(tmp_path, monkeypatch):
+    rename = os.rename
+
+    def somebody_else_is_faster(source, target):
+        if target.name in "12":
+            target.mkdir()
+            (target / "manifest.json").write_text("theirs")
+        rename(source, target)
+
+    monkeypatch.setattr("service.store.bundle.os.rename", somebody_else_is_faster)
+    assert write_next_bundle(tmp_path, new_bundle()) == tmp_path / "small" / "3"
+    assert open_bundle(tmp_path / "small" / "3").manifest.version == "3"
+
+
+@pytest.mark.parametrize(("name", "says"), [("../small", "can't be written: name: "), ("", "can't be written: name: ")])
+def test_the_next_version_of_what_is_no_name(name, says, tmp_path):
+    with pytest.raises(BundleError, match=says):
+        write_next_bundle(tmp_path / "store", new_bundle(name=name))
+
+
+def test_a_pipe_is_not_read(path):
+    (path / "manifest.json").unlink()
+    os.mkfifo(path / "manifest.json")
+    assert refusal(open_bundle, path) == "small/1: manifest.json is missing or can't be read."
 
 
 def test_the_committed_bundle_is_whole():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -72,6 +74,13 @@ def test_given_twice():
     made = translation()
     made.add("logits/bias", "their/other_bias", np.zeros(10, np.float32))
     assert refusal(made).endswith("given twice: their/other_bias and their/logits/bias (both logits/bias).")
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int8, bool, object, np.complex64])
+def test_no_floating_point_numbers(dtype):
+    made = translation()
+    made.tensors[1] = replace(made.tensors[1], value=np.ones(10, dtype))
+    assert refusal(made).endswith(f"no floating-point numbers: their/logits/bias is {np.dtype(dtype).name}.")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -15,6 +15,8 @@ FULL = [Label(0, "tench", "n01440764"), Label(1, "gold fish", "n01443537")]
     [
         ("l.json", json.dumps(["tench", "gold fish"]), PLAIN),
         ("l.json", json.dumps([{"index": 0, "label": "tench"}, {"index": 1, "label": "gold fish"}]), PLAIN),
+        ("l.json", json.dumps({"1": "gold fish", "0": "tench"}), PLAIN),
+        ("l.json", json.dumps({"0": ["n01440764", "tench"], "1": ["n01443537", "gold fish"]}), FULL),
         ("l.txt", "tench\ngold fish", PLAIN),
         ("l.txt", "tench\r\n  gold fish \r\n\r\n\n", PLAIN),
         ("labels", "\ufefftench\ngold fish\n", PLAIN),
@@ -36,7 +38,8 @@ def test_formats(name, text, labels, tmp_path):
         ("l.txt", b"\n\n", "must name the classes 0, 1, 2, ... in order."),
         ("l.txt", b"\xff\xfe", "can't be read: it is not UTF-8."),
         ("l.json", b"[]", "must name the classes 0, 1, 2, ... in order."),
-        ("l.json", b'{"0": "tench"}', "is no list of labels (index, label, synset) or of names: "),
+        ("l.json", b'{"tench": "0"}', "is no list of labels (index, label, synset) or of names: "),
+        ("l.json", b'{"1": "tench"}', "must name the classes 0, 1, 2, ... in order."),
         ("l.json", b"tench", "is no list of labels (index, label, synset) or of names: "),
         ("l.json", b'[{"index": 1, "label": "a"}]', "must name the classes 0, 1, 2, ... in order."),
     ],

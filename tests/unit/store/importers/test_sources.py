@@ -64,6 +64,15 @@ def test_state_dicts(network, tmp_path):
     assert_same(imported, network)
 
 
+def test_state_dicts_of_parallel_training(network, tmp_path):
+    tensors = {f"module.{name}": value for name, value in timm_tensors(network).items()}
+    save_file(tensors, tmp_path / "w.safetensors")
+    assert_same(import_weights(tmp_path / "w.safetensors", ARCHITECTURE), network)
+    save_file(tensors | timm_tensors(network), tmp_path / "w.safetensors")
+    with pytest.raises(ImportFailed, match=r"left over: module\.blocks"):
+        import_weights(tmp_path / "w.safetensors", ARCHITECTURE)
+
+
 def variants(tensors):
     """The same weights under the names that other versions of TensorFlow would give."""
 

@@ -101,6 +101,13 @@ def test_averages_alone_will_do(shapes, imported):
     assert_same(assemble(translate_official(averaged), shapes, architecture=SCOPE), imported)
 
 
+def test_averages_alone_are_refused_where_raw_values_are_wanted():
+    averaged = {name: value for name, value in TENSORS.items() if name.endswith(AVERAGED)}
+    for tensors in (averaged, averaged | {"global_step": np.int64(9)}):
+        with pytest.raises(ImportFailed, match="averaged weights only, and these are refused"):
+            translate_official(tensors, use_ema=False)
+
+
 def test_averages_of_some_variables_only_are_refused(shapes):
     tensors = {name: value for name, value in TENSORS.items() if name != ROUTER + AVERAGED}
     assert refusal(tensors, shapes) == (
