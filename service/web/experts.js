@@ -1,7 +1,7 @@
 // The experts of one image: heat map, comparisons, and what if one weren't there.
 
 import { ablateAll, ablateBlock, ablateExpert, uniform, withoutExpert } from "./ablation.js";
-import { advice } from "./advice.js";
+import { adviceByHand } from "./advice.js";
 import { askJson } from "./api.js";
 import { announce, blockName, byId, count, make, percent, points, signed, sumOf } from "./dom.js";
 import { HeatMap, legend } from "./heatmap.js";
@@ -204,7 +204,7 @@ export class Experts {
         },
       });
     } catch (problem) {
-      if (!abort.signal.aborted) say(`${problem.title}. ${problem.detail} ${advice(problem)}`);
+      if (!abort.signal.aborted) say(`${problem.title}. ${problem.detail} ${adviceByHand(problem)}`);
       if (this.#abort !== abort) return;
       this.#busy = null;
       byId("ablate-all").textContent = "Go on";
@@ -320,7 +320,7 @@ export class Experts {
         this.#busy === "one"
           ? make("div", { class: "progress" }, make("span", { class: "spinner", "aria-hidden": "true" }), make("span", {}, "Computing; the first time for a model takes some seconds."))
           : null,
-        problem ? make("div", { class: "problem" }, make("h4", {}, problem.title), make("p", {}, problem.detail), make("p", {}, advice(problem))) : null,
+        problem ? make("div", { class: "problem" }, make("h4", {}, problem.title), make("p", {}, problem.detail), make("p", {}, adviceByHand(problem))) : null,
         problem && !effect ? make("button", { type: "button", on: { click: () => this.#choose(row, expert) } }, "Try again") : null,
         alike || this.#busy ? null : make("button", { type: "button", class: "quiet", on: { click: () => this.#makeAlike(block) } }, `Make all experts of ${blockName(block)} alike`),
         users?.most.length ? classList("Classes that use it most", users.most) : null,

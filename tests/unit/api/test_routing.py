@@ -248,6 +248,7 @@ async def test_every_form_holds_the_models_own_weights(client: httpx.AsyncClient
         ("image/png;q=0.2, text/csv;q=0.3", "text/csv; charset=utf-8"),
         ("application/octet-stream", "application/octet-stream"),
         ("image/webp, image/*", "image/png"),
+        ("text/plain, text/*;q=0.5", "text/csv; charset=utf-8"),
         ("application/json, image/png", "application/json"),
         ("nonsense;;q=x,,", "application/json"),
         ("image/png;q=0", "application/json"),
