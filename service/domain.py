@@ -112,6 +112,11 @@ class ServedModel:
     routing_profile: RoutingProfile | None = None
     """What its routing looks like on known images; the bundle may carry it."""
 
+    @property
+    def experts(self) -> tuple[int, ...]:
+        """How many experts each block has."""
+        return self.experts_per_block or (self.num_experts,) * len(self.routing_blocks)
+
 
 class ModelSource(Protocol):
     """Where the classifier finds its models."""
@@ -158,10 +163,15 @@ class RoutingTrace:
     weights: NDArray[np.float32]
     experts: tuple[int, ...] | None = None
 
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many experts each block has."""
+        return self.experts or (self.weights.shape[-1],) * len(self.blocks)
+
     def by_block(self) -> dict[str, NDArray[np.float32]]:
         """The weights of each block's own experts, float32 `[experts]`."""
-        counts = self.experts or (self.weights.shape[-1],) * len(self.blocks)
-        return {block: weights[:count] for block, weights, count in zip(self.blocks, self.weights, counts, strict=True)}
+        named = zip(self.blocks, self.weights, self.counts, strict=True)
+        return {block: weights[:count] for block, weights, count in named}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,7 +180,8 @@ class RoutingOverrides:
 
     Attributes:
         weights: float32 `[V, blocks, experts]`; NaN leaves what the model itself gives, seeing what was changed before.
-        uniform: bool `[V, blocks]`: whether every expert gets the mean of what the model itself gives.
+        uniform: bool `[V, blocks]`: whether every expert whose weight is NaN gets the mean of what the model itself
+            gives.
     """
 
     weights: NDArray[np.float32]

@@ -186,7 +186,8 @@ def profile_files(
             rows = [row for file in chunk if (row := _row(file, model, settings, failures)) is not None]
             if rows:
                 output = model.engine(np.stack(rows), stream)
-                tally.merge(Tally.of(output.routing, output.logits.argmax(axis=1), class_bytes=_UNLIMITED))
+                classes = output.logits.argmax(axis=1)
+                tally.merge(Tally.of(output.routing, classes, class_bytes=_UNLIMITED, experts=model.experts))
             progress.advance(task, len(chunk))
         return tally
 

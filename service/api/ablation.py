@@ -113,9 +113,10 @@ def _variants(model: ServedModel, parameters: AblationParameters) -> list[Varian
         variants = parameters.variants
     else:
         blocks = parameters.blocks or list(model.routing_blocks)
-        experts = range(model.num_experts) if parameters.experts is None else parameters.experts
+        counts = dict(zip(model.routing_blocks, model.experts, strict=True))
         variants = []
         for block in blocks:
+            experts = range(counts.get(block, min(model.experts))) if parameters.experts is None else parameters.experts
             variants += [Variant(changes=[Change(block=block, off=[expert])]) for expert in experts]
             variants += [Variant(changes=[Change(block=block, uniform=True)])] if parameters.uniform else []
     if not 1 <= len(variants) <= MAX_VARIANTS:
@@ -134,12 +135,15 @@ def _check(model: ServedModel, change: Change) -> None:
             f"{model.name} has no CondConv block {change.block[:100]!r}; there are: {', '.join(model.routing_blocks)}, "
             "and all."
         )
-    if wrong := [expert for expert in change.off or () if not 0 <= expert < model.num_experts]:
-        raise InvalidParameter(f"{change.block} has the experts 0 to {model.num_experts - 1}, but no {wrong[0]}.")
-    if change.weights is not None and len(change.weights) != model.num_experts:
-        raise InvalidParameter(
-            f"weights of {change.block} must be {model.num_experts}, one for each expert, not {len(change.weights)}."
-        )
+    for block, experts in zip(model.routing_blocks, model.experts, strict=True):
+        if change.block not in ("all", block):
+            continue
+        if wrong := [expert for expert in change.off or () if not 0 <= expert < experts]:
+            raise InvalidParameter(f"{block} has the experts 0 to {experts - 1}, but no {wrong[0]}.")
+        if change.weights is not None and len(change.weights) != experts:
+            raise InvalidParameter(
+                f"weights of {block} must be {experts}, one for each expert, not {len(change.weights)}."
+            )
 
 
 def _name(variant: Variant) -> str:
@@ -161,9 +165,10 @@ def _overrides(model: ServedModel, variants: Sequence[Variant]) -> RoutingOverri
             chosen = range(shape[1]) if change.block == "all" else [model.routing_blocks.index(change.block)]
             for block in chosen:
                 if change.uniform:
-                    uniform[number, block] = True
+                    uniform[number, block], weights[number, block] = True, np.nan
                 elif change.weights is not None:
-                    weights[number, block] = [np.nan if weight is None else weight for weight in change.weights]
+                    given = [np.nan if weight is None else weight for weight in change.weights]
+                    weights[number, block, : len(given)] = given
                 else:
                     weights[number, block, change.off] = 0
     return RoutingOverrides(weights, uniform)
@@ -192,7 +197,7 @@ def _response(
                 difference=probability - original.probability,
                 top=ClassBody.model_validate(best, from_attributes=True),
                 same_top=best.index == original.index,
-                routing=routing_body(RoutingTrace(model.routing_blocks, weights)) if routing else None,
+                routing=routing_body(RoutingTrace(model.routing_blocks, weights, model.experts)) if routing else None,
             )
         )
     return AblationResponse(
@@ -200,7 +205,7 @@ def _response(
         id=image.id if image.id is not None else "0",
         filename=image.filename,
         top=ClassBody.model_validate(original, from_attributes=True),
-        routing=routing_body(RoutingTrace(model.routing_blocks, used[0])),
+        routing=routing_body(RoutingTrace(model.routing_blocks, used[0], model.experts)),
         variants=bodies,
         timings_ms=timings,
     )

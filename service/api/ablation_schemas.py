@@ -36,7 +36,7 @@ class Variant(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    changes: list[Change] = Field(min_length=1)
+    changes: list[Change] = Field(min_length=1, description="Applied in this order, should they be of the same block.")
     name: str | None = Field(None, max_length=MAX_NAME, description="Returned with the answer.")
 
 

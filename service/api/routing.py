@@ -116,13 +116,14 @@ def router(parts: Parts) -> APIRouter:
         if block not in found.blocks:
             known = ", ".join(found.blocks) or "none"
             raise RoutingNotFound(f"{model.name} has no CondConv block {block[:100]!r}; there are: {known}.")
-        if expert >= model.num_experts:
-            raise RoutingNotFound(f"{block} has the experts 0 to {model.num_experts - 1}, but no {expert}.")
+        number = found.blocks.index(block)
+        if expert >= (experts := found.experts[number]):
+            raise RoutingNotFound(f"{block} has the experts 0 to {experts - 1}, but no {expert}.")
         return await asyncio.to_thread(
             expert_response,
             model,
             found,
-            found.blocks.index(block),
+            number,
             expert,
             window=query.window,
             top=query.top,

@@ -35,6 +35,7 @@ _BY_TYPE: dict[str, RoutingFormat] = {
     "image/png": "png",
     "image/svg+xml": "svg",
     "image/*": "png",
+    "text/*": "csv",
 }
 _drawing = threading.Lock()  # matplotlib holds the interpreter: two at once would only be in each other's way
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.api.schemas import (
@@ -25,7 +24,7 @@ from service.routing.insight import class_profile_of, insight
 from service.routing.live import LiveModel, LiveRouting
 from service.routing.recent import RecentRequest
 from service.routing.statistics import Window
-from service.routing.tally import EDGES, Tally
+from service.routing.tally import EDGES, Floats, Tally
 
 RoutingFormat = Literal["json", "csv", "npz", "png", "svg"]
 
@@ -283,9 +282,7 @@ def _insight_body(prediction: Prediction, model: ServedModel | None, live: LiveR
         known = live.class_profile(model, prediction.classes[0].index)
     elif model is not None:
         known = class_profile_of(prediction.classes[0].index, profile=model.routing_profile, live=None)
-    found = insight(
-        prediction.routing.weights, profile=None if model is None else model.routing_profile, class_profile=known
-    )
+    found = insight(prediction.routing, profile=None if model is None else model.routing_profile, class_profile=known)
 
     def distances(place: int) -> dict[str, float | None]:
         return {
@@ -326,7 +323,7 @@ def live_response(model: ServedModel, live: LiveModel, *, window: Window, classe
             BlockBody(
                 block=block,
                 entropy=Spread(mean=tally.entropy_mean[number], deviation=tally.entropy_deviation[number]),
-                experts=[expert_body(tally, number, expert) for expert in range(model.num_experts)],
+                experts=[expert_body(tally, number, expert) for expert in range(live.experts[number])],
                 drift=_drift_body(drift[number]) if drift else None,
             )
             for number, block in enumerate(live.blocks)
@@ -340,7 +337,7 @@ def live_response(model: ServedModel, live: LiveModel, *, window: Window, classe
                 for place in frequent.tolist()
             ],
         ),
-        reference=None if model.routing_profile is None else _reference_body(live.blocks, model.routing_profile),
+        reference=None if model.routing_profile is None else _reference_body(live, model.routing_profile),
     )
 
 
@@ -354,13 +351,11 @@ def class_response(model: ServedModel, live: LiveModel, index: int, *, window: W
         window=window,
         **_label(model, index),
         images=0 if found is None else found[0],
-        routing=None if found is None else _weights(live.blocks, found[1]),
-        all_classes=ClassRoutingBody(images=tally.count, routing=_weights(live.blocks, tally.mean))
-        if tally.count
-        else None,
+        routing=None if found is None else _weights(live, found[1]),
+        all_classes=ClassRoutingBody(images=tally.count, routing=_weights(live, tally.mean)) if tally.count else None,
         reference=None
         if profile is None
-        else ClassRoutingBody(images=profile.images, routing=_weights(live.blocks, profile.mean)),
+        else ClassRoutingBody(images=profile.images, routing=_weights(live, profile.mean)),
     )
 
 
@@ -407,18 +402,18 @@ def _drift_body(drift: BlockDrift) -> DriftBody:
     return DriftBody(**asdict(drift), alert=drift.alert)
 
 
-def _reference_body(blocks: Sequence[str], profile: RoutingProfile) -> ReferenceBody:
+def _reference_body(live: LiveModel, profile: RoutingProfile) -> ReferenceBody:
     return ReferenceBody(
         images=profile.images,
         blocks=[
             ReferenceBlockBody(
                 block=block,
                 entropy=profile.entropy[number],
-                mean=profile.mean[number].tolist(),
-                deviation=profile.deviation[number].tolist(),
-                load=profile.load[number].tolist(),
+                mean=profile.mean[number, :experts].tolist(),
+                deviation=profile.deviation[number, :experts].tolist(),
+                load=profile.load[number, :experts].tolist(),
             )
-            for number, block in enumerate(blocks)
+            for number, (block, experts) in enumerate(zip(live.blocks, live.experts, strict=True))
         ],
     )
 
@@ -429,5 +424,6 @@ def _label(model: ServedModel, index: int) -> dict[str, Any]:
     return {"index": index, "label": label.label, "synset": label.synset}
 
 
-def _weights(blocks: Sequence[str], weights: ArrayLike) -> RoutingBody:
-    return dict(zip(blocks, np.asarray(weights).tolist(), strict=True))
+def _weights(live: LiveModel, weights: Floats) -> RoutingBody:
+    named = zip(live.blocks, live.experts, weights.tolist(), strict=True)
+    return {block: values[:experts] for block, experts, values in named}

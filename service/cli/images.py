@@ -142,7 +142,7 @@ def _print_routing(name: str, prediction: Any) -> None:
     name, label = escape(name), escape(best.label)
     experts = range(prediction.routing.weights.shape[1])
     table = Table("block", *(f"expert {i}" for i in experts), title=f"{name}: {label} ({best.probability:.1%})")
-    for block, weights in zip(prediction.routing.blocks, prediction.routing.weights, strict=True):
+    for block, weights in prediction.routing.by_block().items():
         table.add_row(block, *(f"[on rgb({int(40 + 180 * w)},60,60)] {w:.3f} [/]" for w in weights))
     if prediction.routing.blocks:
         print_table(table)

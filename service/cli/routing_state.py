@@ -47,9 +47,9 @@ def routing_state(
         return
     tally = total.windows["all"]
     table = Table("block", "entropy", "load by expert", "mean weight by expert")
-    for number, block in enumerate(total.blocks):
-        load = " ".join(f"{share:4.0%}" for share in tally.load[number])
-        mean = " ".join(f"{weight:.2f}" for weight in tally.mean[number])
+    for number, (block, experts) in enumerate(zip(total.blocks, total.experts, strict=True)):
+        load = " ".join(f"{share:4.0%}" for share in tally.load[number, :experts])
+        mean = " ".join(f"{weight:.2f}" for weight in tally.mean[number, :experts])
         table.add_row(block, f"{tally.entropy_mean[number]:.3f}", load, mean)
     print_table(table)
     out.print(

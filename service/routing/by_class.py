@@ -21,6 +21,7 @@ class RoutingByClass:
 
     Attributes:
         blocks: names of the CondConv blocks, in order of depth.
+        experts: how many each has; figures of a block that has fewer than another are filled up with zeros.
         names: of the `K` classes, sorted.
         images: `[K]`.
         mean: `[K, blocks, experts]`.
@@ -29,6 +30,7 @@ class RoutingByClass:
     """
 
     blocks: tuple[str, ...]
+    experts: tuple[int, ...]
     names: tuple[str, ...]
     images: NDArray[np.int64]
     mean: Floats
@@ -40,7 +42,7 @@ class RoutingByClass:
         """How far classes are apart in each block `[blocks]`: the deviation of their means, root mean square."""
         weights = self.images / self.images.sum()
         squares = ((self.mean - self.overall.mean) ** 2 * weights[:, None, None]).sum(axis=0)
-        result: Floats = np.sqrt(squares.mean(axis=1))
+        result: Floats = np.sqrt(squares.sum(axis=1) / self.experts)
         return result
 
     @property
@@ -48,7 +50,7 @@ class RoutingByClass:
         """How far images of one class are apart in each block `[blocks]`: their deviation, root mean square."""
         weights = self.images / self.images.sum()
         squares = (self.deviation**2 * weights[:, None, None]).sum(axis=0)
-        result: Floats = np.sqrt(squares.mean(axis=1))
+        result: Floats = np.sqrt(squares.sum(axis=1) / self.experts)
         return result
 
     @property
@@ -78,14 +80,17 @@ class RoutingByClass:
                 {
                     "name": name,
                     "images": images,
-                    "routing": dict(zip(self.blocks, mean, strict=True)),
-                    "deviation": dict(zip(self.blocks, deviation, strict=True)),
+                    "routing": self._by_block(mean),
+                    "deviation": self._by_block(deviation),
                 }
                 for name, images, mean, deviation in zip(
                     self.names, self.images.tolist(), self.mean.tolist(), self.deviation.tolist(), strict=True
                 )
             ],
         }
+
+    def _by_block(self, values: Sequence[Sequence[float]]) -> dict[str, Sequence[float]]:
+        return {b: row[:count] for b, count, row in zip(self.blocks, self.experts, values, strict=True)}
 
     def chosen(self, most: int) -> list[int]:
         """Places of at most so many classes, those with the most images, in the order of their names."""
@@ -101,7 +106,7 @@ def by_class(traces: Sequence[tuple[str, RoutingTrace]]) -> RoutingByClass:
     Raises:
         InvalidParameter: a static network's empty routing.
     """
-    blocks = traces[0][1].blocks
+    blocks, experts = traces[0][1].blocks, traces[0][1].counts
     if not blocks:
         raise InvalidParameter("A static network has no routing to plot.")
     counted = Counter(label for label, _ in traces)
@@ -111,9 +116,10 @@ def by_class(traces: Sequence[tuple[str, RoutingTrace]]) -> RoutingByClass:
     weights = np.stack([trace.weights for _, trace in traces]).astype(np.float64)
     return RoutingByClass(
         blocks=blocks,
+        experts=experts,
         names=names,
         images=np.array([counted[name] for name in names]),
         mean=np.stack([weights[labels == number].mean(axis=0) for number in range(len(names))]),
         deviation=np.stack([weights[labels == number].std(axis=0) for number in range(len(names))]),
-        overall=Tally.of(weights, labels),
+        overall=Tally.of(weights, labels, experts=experts),
     )

@@ -49,11 +49,19 @@ class DriftMeter:
     each holds a tenth of the reference's images, since a bin that is nearly empty there would decide everything.
     """
 
-    def __init__(self, profile: RoutingProfile) -> None:
-        """Join the bins."""
+    def __init__(self, profile: RoutingProfile, *, experts: Sequence[int] | None = None) -> None:
+        """Join the bins.
+
+        Args:
+            profile: to compare with.
+            experts: how many each block has, where not all have as many.
+        """
         self._reference_images = profile.images
         self._groups, self._sizes = _join(profile.histogram, profile.images)
         self._reference = self._regroup(profile.histogram)
+        most = profile.histogram.shape[1]
+        counts = np.full(len(profile.histogram), most) if experts is None else np.array(experts)
+        self._own = np.arange(most) < counts[:, None]
 
     def measure(self, tally: Tally) -> list[BlockDrift]:
         """Drift of each block; empty without images on either side, or if the blocks and experts are others."""
@@ -68,13 +76,16 @@ class DriftMeter:
         scale = 1 / tally.count + 1 / self._reference_images
         freedom = self._sizes - 1
         # A block's experts needn't be independent, so averaging them is not counted upon to lessen chance.
-        limit = PSI_ALERT + scale * _chi_squared_limit(freedom).mean(axis=-1)
+        limit = PSI_ALERT + scale * self._mean(_chi_squared_limit(freedom))
         return [
             BlockDrift(psi=float(a), js=float(b), psi_by_chance=float(c), alert_above=float(d))
-            for a, b, c, d in zip(
-                psi.mean(axis=-1), js.mean(axis=-1), scale * freedom.mean(axis=-1), limit, strict=True
-            )
+            for a, b, c, d in zip(self._mean(psi), self._mean(js), scale * self._mean(freedom), limit, strict=True)
         ]
+
+    def _mean(self, values: Floats | Counts) -> Floats:
+        """Of each block over its experts."""
+        result: Floats = np.mean(values, axis=-1, where=self._own)
+        return result
 
     def _regroup(self, histogram: Counts) -> Counts:
         counts = np.zeros_like(self._groups)

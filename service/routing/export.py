@@ -24,8 +24,8 @@ def to_csv(results: Sequence[ImageResult]) -> bytes:
             writer.writerow((*start, "", "", "", "", "", result.error.slug if result.error else ""))
             continue
         best, trace = result.prediction.classes[0], result.prediction.routing
-        for block, weights in zip(trace.blocks, trace.weights.tolist(), strict=True):
-            for expert, weight in enumerate(weights):
+        for block, weights in trace.by_block().items():
+            for expert, weight in enumerate(weights.tolist()):
                 writer.writerow((*start, best.index, repr(best.probability), block, expert, repr(weight), ""))
     return text.getvalue().encode()
 
@@ -36,10 +36,11 @@ def to_npz(results: Sequence[ImageResult], *, blocks: Sequence[str], experts: in
     Args:
         results: `N` images.
         blocks: names of the CondConv blocks.
-        experts: how many each has.
+        experts: the most that any has.
 
     Returns:
-        An NPZ file without pickles: `routing` float32 `[N, blocks, experts]`, NaN for an image that failed; `blocks`;
+        An NPZ file without pickles: `routing` float32 `[N, blocks, experts]`, NaN for an image that failed and where a
+        block has fewer experts than another; `blocks`;
         `ids`, `filenames` and `errors` (slugs; empty if all is well) `[N]`; `classes` (-1 for one that failed) and
         `probabilities` `[N]` of the most probable class.
     """
@@ -47,7 +48,8 @@ def to_npz(results: Sequence[ImageResult], *, blocks: Sequence[str], experts: in
     classes, probabilities = np.full(len(results), -1, np.int64), np.full(len(results), np.nan)
     for number, result in enumerate(results):
         if result.prediction is not None:
-            routing[number] = result.prediction.routing.weights
+            for block, weights in zip(routing[number], result.prediction.routing.by_block().values(), strict=True):
+                block[: len(weights)] = weights
             classes[number] = result.prediction.classes[0].index
             probabilities[number] = result.prediction.classes[0].probability
     buffer = io.BytesIO()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from service.domain import RoutingProfile
+from service.domain import RoutingProfile, RoutingTrace
 from service.routing.tally import Floats, entropy
 
 STRONGEST = 3
@@ -48,17 +49,19 @@ class Insight:
 
 
 def insight(
-    weights: ArrayLike, *, profile: RoutingProfile | None = None, class_profile: ClassProfile | None = None
+    trace: RoutingTrace, *, profile: RoutingProfile | None = None, class_profile: ClassProfile | None = None
 ) -> Insight:
-    """Look at one image's routing weights `[blocks, experts]`."""
-    values = np.asarray(weights, np.float64)
+    """Look at one image's routing."""
+    values, experts = trace.weights.astype(np.float64), trace.counts
     order = np.argsort(-values, axis=1, kind="stable")[:, :STRONGEST]
     return Insight(
-        entropy=entropy(values),
-        strongest=tuple(tuple(experts) for experts in order.tolist()),
-        reference_distance=None if profile is None else _root_mean_square(values - profile.mean),
-        typical_distance=None if profile is None else _root_mean_square(profile.deviation),
-        class_distance=None if class_profile is None else _root_mean_square(values - class_profile.mean),
+        entropy=entropy(values, experts=experts),
+        strongest=tuple(
+            tuple(places[: min(count, STRONGEST)]) for places, count in zip(order.tolist(), experts, strict=True)
+        ),
+        reference_distance=None if profile is None else _root_mean_square(values - profile.mean, experts),
+        typical_distance=None if profile is None else _root_mean_square(profile.deviation, experts),
+        class_distance=None if class_profile is None else _root_mean_square(values - class_profile.mean, experts),
         class_profile=class_profile,
     )
 
@@ -87,10 +90,8 @@ def class_profile_of(
     return ClassProfile(index=index, images=live[0], mean=live[1], source="live")
 
 
-def _root_mean_square(values: ArrayLike) -> Floats:
-    """Of each block, and of all."""
-    squares = np.asarray(values, np.float64) ** 2
-    if not squares.size:
-        return np.zeros(len(squares) + 1)
-    result: Floats = np.sqrt(np.append(squares.mean(axis=1), squares.mean()))
+def _root_mean_square(values: ArrayLike, experts: Sequence[int]) -> Floats:
+    """Of each block's experts, and of all."""
+    squares = (np.asarray(values, np.float64) ** 2).sum(axis=1)
+    result: Floats = np.sqrt(np.append(squares, squares.sum()) / np.maximum([*experts, sum(experts)], 1))
     return result

@@ -30,6 +30,7 @@ class LiveModel:
     name: str
     version: str
     blocks: tuple[str, ...]
+    experts: tuple[int, ...]
     statistics: RoutingStatistics
     profile: RoutingProfile | None
     meter: DriftMeter | None
@@ -59,19 +60,21 @@ class LiveRouting:
         live = self._models.get((model.name, model.version))
         if live is not None and live.profile is model.routing_profile and live.blocks == model.routing_blocks:
             return live
+        experts = model.experts
         shape = (len(model.routing_blocks), model.num_experts)
         with self._lock:
             live = self._models.get((model.name, model.version))
-            goes_on = live is not None and live.blocks == model.routing_blocks and live.statistics.shape == shape
+            goes_on = live is not None and (live.blocks, live.experts) == (model.routing_blocks, experts)
             live = LiveModel(
                 model.name,
                 model.version,
                 model.routing_blocks,
+                experts,
                 live.statistics
                 if live is not None and goes_on
-                else RoutingStatistics(shape, class_bytes=self._class_bytes, clock=self._clock),
+                else RoutingStatistics(shape, experts=experts, class_bytes=self._class_bytes, clock=self._clock),
                 model.routing_profile,
-                None if model.routing_profile is None else DriftMeter(model.routing_profile),
+                None if model.routing_profile is None else DriftMeter(model.routing_profile, experts=experts),
             )
             self._models[model.name, model.version] = live
         return live
@@ -103,14 +106,14 @@ class LiveRouting:
             drift = live.drift(recent)
             cumulative = totals.histogram.cumsum(axis=-1)[..., _LAST_BINS]
             sums = totals.mean * totals.count
-            for number, block in enumerate(live.blocks):
+            for number, (block, count) in enumerate(zip(live.blocks, live.experts, strict=True)):
                 moved = drift[number] if drift else None
                 yield BlockRouting(
                     model=live.name,
                     version=live.version,
                     block=block,
-                    buckets=cumulative[number].tolist(),
-                    sums=sums[number].tolist(),
+                    buckets=cumulative[number, :count].tolist(),
+                    sums=sums[number, :count].tolist(),
                     entropy=float(recent.entropy_mean[number]) if recent.count else None,
                     drift={} if moved is None else {"psi": moved.psi, "js": moved.js, "psi_alert": moved.alert_above},
                 )

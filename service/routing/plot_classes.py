@@ -58,14 +58,14 @@ def depths_of(blocks: int) -> list[int]:
 def draw_means(axis: Any, found: RoutingByClass, block: int) -> None:
     """Mean routing weights of one block by expert and class, with the deviation over the class's images."""
     chosen = found.chosen(MAX_CLASSES)
-    experts = np.arange(found.mean.shape[2])
+    experts = np.arange(found.experts[block])
     width = 0.8 / len(chosen)
     for position, number in enumerate(chosen):
         axis.bar(
             experts + (position - (len(chosen) - 1) / 2) * width,
-            found.mean[number, block],
+            found.mean[number, block, : len(experts)],
             width,
-            yerr=found.deviation[number, block],
+            yerr=found.deviation[number, block, : len(experts)],
             error_kw={"elinewidth": 0.6, "alpha": 0.6},
             label=shortened(f"{found.names[number]} ({found.images[number]})").replace("$", r"\$"),
         )
@@ -77,7 +77,7 @@ def draw_means(axis: Any, found: RoutingByClass, block: int) -> None:
 
 def draw_distribution(axis: Any, found: RoutingByClass, block: int) -> None:
     """Distribution of one block's routing weights over all images and experts."""
-    counts = found.overall.histogram[block].sum(axis=0)
+    counts = found.overall.histogram[block, : found.experts[block]].sum(axis=0)
     axis.stairs(counts / max(counts.sum(), 1), EDGES, fill=True)
     axis.set_xlim(0, 1)
     axis.set_xlabel("routing weight")

@@ -12,15 +12,23 @@ MIN_CLASS_IMAGES = 5
 """A class has a profile of its own if so many images were taken for it."""
 
 
-def profile_of(routing: ArrayLike, classes: ArrayLike, *, min_class_images: int = MIN_CLASS_IMAGES) -> RoutingProfile:
+def profile_of(
+    routing: ArrayLike,
+    classes: ArrayLike,
+    *,
+    experts: tuple[int, ...] | None = None,
+    min_class_images: int = MIN_CLASS_IMAGES,
+) -> RoutingProfile:
     """Make a profile of the routing weights of some images.
 
     Args:
         routing: `[N, blocks, experts]`, from 0 to 1.
         classes: `[N]`, the class that the model predicted for each image.
+        experts: how many each block has, where not all have as many.
         min_class_images: images that a class needs for a profile of its own.
     """
-    return profile_from(Tally.of(routing, classes, class_bytes=2**40), min_class_images=min_class_images)
+    tally = Tally.of(routing, classes, class_bytes=2**40, experts=experts)
+    return profile_from(tally, min_class_images=min_class_images)
 
 
 def profile_from(tally: Tally, *, min_class_images: int = MIN_CLASS_IMAGES) -> RoutingProfile:

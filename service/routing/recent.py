@@ -7,12 +7,13 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
-from service.domain import ImageResult, RoutingTrace
+from service.domain import ImageResult
 from service.errors import RoutingNotFound
 
 MAX_REQUESTS = 1000
 MAX_BYTES = 16 * 2**20
-_BYTES_PER_IMAGE = 1000  # classes, timings, and Python's own
+_BYTES_PER_IMAGE = 1000  # timings, and Python's own
+_BYTES_PER_CLASS = 160
 _Place = tuple[str | None, str]
 
 
@@ -33,7 +34,11 @@ class RecentRequest:
             _BYTES_PER_IMAGE
             + sys.getsizeof(result.filename)
             + sys.getsizeof(result.id)
-            + (result.prediction.routing.weights.nbytes if result.prediction else 0)
+            + (
+                result.prediction.routing.weights.nbytes + len(result.prediction.classes) * _BYTES_PER_CLASS
+                if result.prediction
+                else 0
+            )
             for result in self.results
         )
 
@@ -90,5 +95,5 @@ def _detached(result: ImageResult) -> ImageResult:
         return result
     routing = result.prediction.routing
     return replace(
-        result, prediction=replace(result.prediction, routing=RoutingTrace(routing.blocks, routing.weights.copy()))
+        result, prediction=replace(result.prediction, routing=replace(routing, weights=routing.weights.copy()))
     )

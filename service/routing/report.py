@@ -115,7 +115,10 @@ def _blocks(found: RoutingByClass) -> str:
             found.within,
             found.explained,
             found.overall.entropy_mean,
-            (", ".join(f"{share:.0%}" for share in block) for block in found.overall.load),
+            (
+                ", ".join(f"{share:.0%}" for share in block[:experts])
+                for block, experts in zip(found.overall.load, found.experts, strict=True)
+            ),
             strict=True,
         )
     ]
@@ -124,13 +127,13 @@ def _blocks(found: RoutingByClass) -> str:
 
 def _classes(found: RoutingByClass) -> str:
     last = len(found.blocks) - 1
-    experts = range(found.mean.shape[2])
+    experts = found.experts[last]
     rows = [
-        (name, str(images), *(f"{mean:.3f}" for mean in means[last]))
+        (name, str(images), *(f"{mean:.3f}" for mean in means[last, :experts]))
         for name, images, means in zip(found.names[:MAX_ROWS], found.images, found.mean, strict=False)
     ]
     more = f"<p>The first {MAX_ROWS} of {len(found.names)} classes.</p>" if len(found.names) > MAX_ROWS else ""
-    header = ("class", "images", *(f"expert {expert}" for expert in experts))
+    header = ("class", "images", *(f"expert {expert}" for expert in range(experts)))
     return f"<h2>Classes in {escape(found.blocks[last])}</h2>{more}{_table(header, rows)}"
 
 

@@ -23,12 +23,15 @@ class RoutingState:
     model: str
     version: str
     blocks: tuple[str, ...]
+    experts: tuple[int, ...]
     windows: dict[Window, Tally]
 
     @classmethod
     def of(cls, statistics: RoutingStatistics, *, model: str, version: str, blocks: Sequence[str]) -> RoutingState:
         """The state of running statistics, now."""
-        return cls(model, version, tuple(blocks), {window: statistics.read(window) for window in WINDOWS})
+        experts = statistics.experts or (statistics.shape[1],) * len(blocks)
+        windows = {window: statistics.read(window) for window in WINDOWS}
+        return cls(model, version, tuple(blocks), experts, windows)
 
     def merge(self, other: RoutingState) -> None:
         """Add another replica's state: the same as if one replica had answered all images.
@@ -36,8 +39,8 @@ class RoutingState:
         Raises:
             InvalidParameter: it is of another model, version, or blocks.
         """
-        mine, its = (self.model, self.version, self.blocks), (other.model, other.version, other.blocks)
-        if mine != its or self.windows["all"].shape != other.windows["all"].shape:
+        mine, its = ((state.model, state.version, state.blocks, state.experts) for state in (self, other))
+        if mine != its:
             raise InvalidParameter(
                 f"States of {other.model}/{other.version} and of {self.model}/{self.version} don't add up."
                 if mine[:2] != its[:2]
@@ -47,10 +50,11 @@ class RoutingState:
             tally.merge(other.windows[window])
 
     def pack(self) -> bytes:
-        """As an NPZ file without pickles: `model`, `blocks`, and each window's arrays as `<window>/<name>`."""
+        """As an NPZ file without pickles: `model`, `blocks`, `experts`, and a window's arrays as `<window>/<name>`."""
         arrays: dict[str, NDArray[Any]] = {
             "model": np.array([self.model, self.version]),
             "blocks": np.array(self.blocks, dtype=np.str_),
+            "experts": np.array(self.experts, np.int64),
         }
         for window, tally in self.windows.items():
             arrays |= {f"{window}/{name}": value for name, value in tally.to_arrays().items()}
@@ -69,7 +73,7 @@ class RoutingState:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             model, version = arrays["model"].tolist()
-            blocks = tuple(arrays["blocks"].tolist())
+            blocks, experts = tuple(arrays["blocks"].tolist()), tuple(arrays["experts"].tolist())
             windows = {
                 window: Tally.from_arrays(
                     {n.partition("/")[2]: v for n, v in arrays.items() if n.startswith(f"{window}/")}
@@ -78,9 +82,10 @@ class RoutingState:
             }
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise InvalidParameter(f"This is no routing state ({error}).") from error
-        if any(tally.shape[0] != len(blocks) for tally in windows.values()):
-            raise InvalidParameter("This is no routing state (its windows don't fit its blocks).")
-        return cls(model, version, blocks, windows)
+        shape = (len(blocks), max(experts, default=0))
+        if len(experts) != len(blocks) or any(tally.shape != shape for tally in windows.values()):
+            raise InvalidParameter("This is no routing state (its windows don't fit its blocks and experts).")
+        return cls(model, version, blocks, experts, windows)
 
     def to_json(self) -> dict[str, Any]:
         """Figures of all windows, for programs."""
@@ -105,7 +110,7 @@ class RoutingState:
                                     "active": float(tally.active_share[number, expert]),
                                     "histogram": tally.histogram[number, expert].tolist(),
                                 }
-                                for expert in range(tally.shape[1])
+                                for expert in range(self.experts[number])
                             ],
                         }
                         for number, block in enumerate(self.blocks)

@@ -29,16 +29,23 @@ class RoutingStatistics:
     """
 
     def __init__(
-        self, shape: tuple[int, int], *, class_bytes: int = CLASS_BYTES, clock: Callable[[], float] = time.monotonic
+        self,
+        shape: tuple[int, int],
+        *,
+        experts: tuple[int, ...] | None = None,
+        class_bytes: int = CLASS_BYTES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start empty.
 
         Args:
             shape: blocks and experts.
+            experts: how many each block has, where not all have as many.
             class_bytes: most memory for the classes of `all`; those of the other windows have as much together.
             clock: monotonic, in seconds.
         """
         self.shape = shape
+        self.experts = experts
         self._class_bytes = class_bytes
         self._clock = clock
         self._lock = threading.Lock()
@@ -95,7 +102,9 @@ class RoutingStatistics:
     def _count_pending(self) -> None:
         if not self._pending:
             return
-        tally = Tally.of(np.stack(self._pending), self._pending_classes, class_bytes=self._class_bytes)
+        tally = Tally.of(
+            np.stack(self._pending), self._pending_classes, class_bytes=self._class_bytes, experts=self.experts
+        )
         self._pending, self._pending_classes = [], []
         # When they came, not now: they may have been waiting for a while.
         then = self._pending_part * _SPANS["1m"][0]

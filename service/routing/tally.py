@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,24 +21,25 @@ CLASS_BYTES = 32 * 2**20
 _BYTES_PER_CLASS = 160  # the counters, and the dictionary's entry
 
 
-def entropy(weights: ArrayLike) -> Floats:
+def entropy(weights: ArrayLike, *, experts: Sequence[int] | None = None) -> Floats:
     """How evenly weights are spread over the experts.
 
     Args:
         weights: `[..., experts]`, not negative.
+        experts: how many each block, the last axis but one, has, if not all as many; the weights left over are zero.
 
     Returns:
         `[...]`: Shannon's entropy of the weights, made to sum to 1, divided by its greatest possible value: 0 if one
         expert has all the weight, 1 if all have the same. 0 where there is no weight, or only one expert.
     """
     values = np.asarray(weights, np.float64)
-    experts = values.shape[-1]
-    if experts < 2:
+    if values.shape[-1] < 2:
         return np.zeros(values.shape[:-1])
     total = values.sum(axis=-1, keepdims=True)
     shares = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
     logarithms = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    result: Floats = -(shares * logarithms).sum(axis=-1) / np.log(experts)
+    most = np.log(np.maximum(values.shape[-1] if experts is None else experts, 2))
+    result: Floats = -(shares * logarithms).sum(axis=-1) / most
     return result
 
 
@@ -168,6 +170,8 @@ class Tally:
 
     Attributes:
         shape: blocks and experts.
+        class_bytes: most memory for the classes.
+        experts: how many each block has, where not all have as many; the others' figures are zero.
         count: images.
         mean: `[blocks, experts]`.
         squares: `[blocks, experts]`, the sum of squared differences from the mean.
@@ -181,6 +185,7 @@ class Tally:
 
     shape: tuple[int, int]
     class_bytes: int = CLASS_BYTES
+    experts: tuple[int, ...] | None = None
     count: int = 0
     mean: Floats = field(init=False)
     squares: Floats = field(init=False)
@@ -200,19 +205,27 @@ class Tally:
         self.classes = ClassTally(self.shape, max_bytes=self.class_bytes)
 
     @classmethod
-    def of(cls, routing: ArrayLike, classes: ArrayLike, *, class_bytes: int = CLASS_BYTES) -> Tally:
+    def of(
+        cls,
+        routing: ArrayLike,
+        classes: ArrayLike,
+        *,
+        class_bytes: int = CLASS_BYTES,
+        experts: tuple[int, ...] | None = None,
+    ) -> Tally:
         """Count images.
 
         Args:
             routing: their weights `[N, blocks, experts]`, from 0 to 1; images with one that isn't finite don't count.
             classes: their predicted classes `[N]`.
             class_bytes: most memory for the classes.
+            experts: how many each block has, where not all have as many.
         """
         weights, predicted = np.asarray(routing, np.float64), np.asarray(classes, np.int64)
         finite = np.isfinite(weights).all(axis=(1, 2))
         if not finite.all():
             weights, predicted = weights[finite], predicted[finite]
-        tally = cls((weights.shape[1], weights.shape[2]), class_bytes)
+        tally = cls((weights.shape[1], weights.shape[2]), class_bytes, experts)
         tally.count = len(weights)
         if not weights.size:
             return tally
@@ -222,7 +235,7 @@ class Tally:
         strongest = weights.argmax(axis=2)
         tally.strongest = (strongest[..., None] == np.arange(weights.shape[2])).sum(axis=0)
         tally.active = (weights > ACTIVE).sum(axis=0)
-        entropies = entropy(weights)
+        entropies = entropy(weights, experts=experts)
         tally.entropy_mean = entropies.mean(axis=0)
         tally.entropy_squares = ((entropies - tally.entropy_mean) ** 2).sum(axis=0)
         order = predicted.argsort(kind="stable")

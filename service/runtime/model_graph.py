@@ -30,7 +30,8 @@ class ModelGraph:
                 "only functional models can be served: write it as keras.Model(inputs, outputs), for instance "
                 "inputs = keras.Input((224, 224, 3)); keras.Model(inputs, network.call(inputs))."
             )
-        self.nodes = [node for depth in model._nodes_by_depth.values() for node in depth if not node.is_input]
+        depths = sorted(model._nodes_by_depth.items())  # from the outputs to the inputs
+        self.nodes = [node for _, depth in depths for node in depth if not node.is_input]
         self._calls = Counter(id(node.operation) for node in self.nodes)
         self._readers: dict[int, list[Any]] = defaultdict(list)
         for node in self.nodes:
@@ -51,7 +52,7 @@ class ModelGraph:
     def condconv_routing(self) -> dict[int, tuple[Any, list[Any]]]:
         """The routing weights that CondConv layers read, with their readers, by id, in the order of first use."""
         found: dict[int, tuple[Any, list[Any]]] = {}
-        for node in reversed(self.nodes):  # Keras lists them from the outputs
+        for node in reversed(self.nodes):
             if isinstance(node.operation, CondConv2D | DepthwiseCondConv2D):
                 routing = node.input_tensors[1]
                 found.setdefault(id(routing), (routing, []))[1].append(node.operation)

@@ -16,6 +16,7 @@ from service.nn import network_to_json
 from service.routing.profile import profile_of
 from service.runtime.inference_graph import freeze
 from service.runtime.machine import available_cores
+from service.runtime.outputs import routing_experts
 from service.runtime.tensorflow_engine import TensorFlowEngine
 from service.store import OWN_NETWORK, Bundle, NewBundle, write_bundle
 from service.store.manifest import Accuracy, Provenance
@@ -88,6 +89,7 @@ def write_result(
     own = parent.manifest.architecture.name == OWN_NETWORK
     text = network_to_json(network) if own else None
     weights = read_values(rebuild(network, text, preprocessing) if text is not None else network)
+    experts, predicted = tuple(routing_experts(network).values()), output.logits.argmax(axis=1)
     path = write_bundle(
         store,
         NewBundle(
@@ -106,7 +108,7 @@ def write_result(
             licence=parent.manifest.licence,
             model_card=_card(name, method, parent, labels, len(images), accuracy, start, best, best_epoch),
             accuracy=accuracy,
-            routing_profile=profile_of(output.routing, output.logits.argmax(axis=1)) if output.routing.size else None,
+            routing_profile=profile_of(output.routing, predicted, experts=experts) if experts else None,
         ),
     )
     return Finished(

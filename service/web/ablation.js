@@ -2,6 +2,7 @@
 
 import { isPassing } from "./advice.js";
 import { send } from "./api.js";
+import { sumOf } from "./dom.js";
 
 const VARIANTS_AT_ONCE = 64; // so that the grid fills while it is computed, and others get their turn
 const TRIES = 8;
@@ -55,13 +56,19 @@ export async function ablateBlock(item, block, options) {
 
 /** Switch every expert off, one by one; `onPart(done, all)` is told of progress. */
 export async function ablateAll(item, { onPart, ...options }) {
-  const blocks = Object.keys(item.routing);
-  const experts = item.routing[blocks[0]].length;
-  const perRequest = Math.max(1, Math.floor(VARIANTS_AT_ONCE / experts));
-  const missing = blocks.filter((block) => item.routing[block].some((_, expert) => !item.effects.has(withoutExpert(block, expert))));
-  for (let at = 0; at < missing.length; at += perRequest) {
-    const part = missing.slice(at, at + perRequest);
+  const weights = Object.entries(item.routing);
+  const all = sumOf(weights.map(([, experts]) => experts.length));
+  let missing = weights.filter(([block, experts]) => experts.some((_, expert) => !item.effects.has(withoutExpert(block, expert))));
+  while (missing.length) {
+    const part = [];
+    let variants = 0;
+    for (const [block, experts] of missing) {
+      if (part.length && variants + experts.length > VARIANTS_AT_ONCE) break;
+      part.push(block);
+      variants += experts.length;
+    }
     keep(item, await ask(item, { blocks: part.join(","), uniform: false }, options));
-    onPart((Math.min(at + perRequest, missing.length) + blocks.length - missing.length) * experts, blocks.length * experts);
+    missing = missing.slice(part.length);
+    onPart(all - sumOf(missing.map(([, experts]) => experts.length)), all);
   }
 }

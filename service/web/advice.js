@@ -33,6 +33,9 @@ const ADVICE = {
 export const advice = (problem) =>
   ADVICE[problem.slug] ?? (problem.status >= 500 ? "Try again in a moment." : "Try another image.");
 
+/** What to do where the page doesn't try again, or no longer. */
+export const adviceByHand = (problem) => (isPassing(problem) || isOutage(problem) ? "Try again in a moment." : advice(problem));
+
 /** Refusals that concern the server as a whole: everything waits until it is back. */
 export const isOutage = (problem) =>
   ["unreachable", "not_ready", "draining"].includes(problem.slug) || [502, 503, 504].includes(problem.status) && problem.slug === "http_error";

@@ -38,5 +38,7 @@ export const milliseconds = (ms) => (ms >= 1000 ? `${(ms / 1000).toFixed(2)} s` 
 
 export const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 
+export const sumOf = (numbers) => numbers.reduce((sum, one) => sum + one, 0);
+
 /** `block_8` as `block 8`. */
 export const blockName = (block) => block.replaceAll("_", " ");

@@ -1,9 +1,9 @@
 // The experts of one image: heat map, comparisons, and what if one weren't there.
 
 import { ablateAll, ablateBlock, ablateExpert, uniform, withoutExpert } from "./ablation.js";
-import { advice } from "./advice.js";
+import { adviceByHand } from "./advice.js";
 import { askJson } from "./api.js";
-import { announce, blockName, byId, count, make, percent, points, signed } from "./dom.js";
+import { announce, blockName, byId, count, make, percent, points, signed, sumOf } from "./dom.js";
 import { HeatMap, legend } from "./heatmap.js";
 
 const HINT = "Choose an expert, by click or with arrow keys and Enter, to see what the answer would have been without it.";
@@ -96,8 +96,7 @@ export class Experts {
       byId("map-note").textContent = "";
       return;
     }
-    const experts = item.routing[blocks[0]].length;
-    const shown = { rows: blocks.map(blockName), columns: experts };
+    const shown = { rows: blocks.map(blockName), columns: blocks.map((block) => item.routing[block].length) };
     const view = this.#view.value;
     if (view === "weights") this.#drawWeights(shown);
     else if (view === "effect") this.#drawEffects(shown);
@@ -133,7 +132,8 @@ export class Experts {
     const means = other ? this.#blocks.map((block) => other.routing[block]) : this.#mean(view);
     if (!means) return this.#drawWeights(shown);
     const difference = (r, c) => this.#weight(item, r, c) - means[r][c];
-    const each = this.#blocks.map((_, r) => Math.sqrt(means[r].reduce((sum, _mean, c) => sum + difference(r, c) ** 2, 0) / shown.columns));
+    const squares = means.map((row, r) => row.reduce((sum, _mean, c) => sum + difference(r, c) ** 2, 0));
+    const each = squares.map((sum, r) => Math.sqrt(sum / shown.columns[r]));
     const widest = Math.max(0.05, ...this.#blocks.flatMap((_, r) => means[r].map((_mean, c) => Math.abs(difference(r, c)))));
     const name = other ? other.name : view === "live" ? "live traffic" : "the reference";
     this.#map.show({
@@ -146,7 +146,7 @@ export class Experts {
       side: null,
     });
     byId("legend").replaceChildren(...legend("diverging", `\u2212${widest.toFixed(2)}`, `+${widest.toFixed(2)}`));
-    const total = Math.sqrt(each.reduce((sum, one) => sum + one ** 2, 0) / each.length);
+    const total = Math.sqrt(sumOf(squares) / sumOf(shown.columns));
     const most = each.indexOf(Math.max(...each));
     byId("map-note").textContent = `Weights of ${item.name} less those of ${name}. Root mean square ${total.toFixed(3)}; largest in ${shown.rows[most]} (${each[most].toFixed(3)}).`;
   }
@@ -155,7 +155,7 @@ export class Experts {
     const item = this.#item;
     const blocks = this.#blocks;
     const effect = (r, c) => item.effects.get(withoutExpert(blocks[r], c));
-    const known = blocks.flatMap((_, r) => Array.from({ length: shown.columns }, (_cell, c) => effect(r, c))).filter(Boolean);
+    const known = blocks.flatMap((_, r) => Array.from({ length: shown.columns[r] }, (_cell, c) => effect(r, c))).filter(Boolean);
     const widest = Math.max(0.01, ...known.map(({ difference }) => Math.abs(difference)));
     this.#map.show({
       ...shown,
@@ -172,7 +172,7 @@ export class Experts {
       side: null,
     });
     byId("legend").replaceChildren(...legend("diverging", `\u2212${(widest * 100).toFixed(1)}`, `+${(widest * 100).toFixed(1)} points`));
-    const all = blocks.length * shown.columns;
+    const all = sumOf(shown.columns);
     const button = byId("ablate-all");
     button.hidden = known.length === all;
     button.textContent = this.#busy === "all" ? "Stop" : `Switch off each of the ${all}`;
@@ -204,7 +204,7 @@ export class Experts {
         },
       });
     } catch (problem) {
-      if (!abort.signal.aborted) say(`${problem.title}. ${problem.detail} ${advice(problem)}`);
+      if (!abort.signal.aborted) say(`${problem.title}. ${problem.detail} ${adviceByHand(problem)}`);
       if (this.#abort !== abort) return;
       this.#busy = null;
       byId("ablate-all").textContent = "Go on";
@@ -320,7 +320,7 @@ export class Experts {
         this.#busy === "one"
           ? make("div", { class: "progress" }, make("span", { class: "spinner", "aria-hidden": "true" }), make("span", {}, "Computing; the first time for a model takes some seconds."))
           : null,
-        problem ? make("div", { class: "problem" }, make("h4", {}, problem.title), make("p", {}, problem.detail), make("p", {}, advice(problem))) : null,
+        problem ? make("div", { class: "problem" }, make("h4", {}, problem.title), make("p", {}, problem.detail), make("p", {}, adviceByHand(problem))) : null,
         problem && !effect ? make("button", { type: "button", on: { click: () => this.#choose(row, expert) } }, "Try again") : null,
         alike || this.#busy ? null : make("button", { type: "button", class: "quiet", on: { click: () => this.#makeAlike(block) } }, `Make all experts of ${blockName(block)} alike`),
         users?.most.length ? classList("Classes that use it most", users.most) : null,
@@ -373,8 +373,9 @@ const classList = (title, classes) =>
 function summary(item) {
   const blocks = Object.keys(item.routing);
   if (!blocks.length) return "This is a static network: every image gets the same kernels, there are no experts.";
-  const experts = item.routing[blocks[0]].length;
-  const parts = [`${count(blocks.length, "block")} with ${count(experts, "expert")} each.`];
+  const experts = blocks.map((block) => item.routing[block].length);
+  const [fewest, most] = [Math.min(...experts), Math.max(...experts)];
+  const parts = [`${count(blocks.length, "block")} with ${fewest < most ? `${fewest} to ` : ""}${count(most, "expert")} each.`];
   const { reference_distance: distance, typical_distance: typical, class_distance: toClass, class_profile: profile } = item.insight ?? {};
   if (distance !== undefined && typical) {
     const times = distance / typical;

@@ -37,7 +37,7 @@ export class HeatMap {
    *
    * @param {object} shown
    * @param {string[]} shown.rows names of the rows
-   * @param {number} shown.columns number of columns
+   * @param {number[]} shown.columns how many columns each row has
    * @param {(row: number, column: number) => number | null} shown.value null where there is none
    * @param {(value: number) => number} shown.place of a value in the scale, 0 to 1
    * @param {(value: number) => string} shown.text of a value in its cell
@@ -50,7 +50,7 @@ export class HeatMap {
     const shape = JSON.stringify([shown.rows, shown.columns, Boolean(shown.side)]);
     this.#shown = shown;
     if (shape !== this.#shape) this.#build(shape);
-    const numbers = shown.columns <= ROOM_FOR_NUMBERS;
+    const numbers = Math.max(...shown.columns) <= ROOM_FOR_NUMBERS;
     this.#cells.forEach((row, r) =>
       row.forEach((cell, c) => {
         const value = shown.value(r, c);
@@ -94,22 +94,24 @@ export class HeatMap {
 
   #build(shape) {
     const { rows, columns, side } = this.#shown;
+    const most = Math.max(...columns);
     this.#shape = shape;
     this.#at = [0, 0];
     this.#chosen = null;
     const head = make("tr", {}, make("th", { scope: "col", class: "corner" }, make("span", { class: "unseen" }, "block")));
-    for (let c = 0; c < columns; c += 1) head.append(make("th", { scope: "col", "aria-label": `expert ${c}` }, String(c)));
+    for (let c = 0; c < most; c += 1) head.append(make("th", { scope: "col", "aria-label": `expert ${c}` }, String(c)));
     if (side) head.append(make("th", { scope: "col", class: "side" }, side.title));
     this.#sideCells = [];
     this.#cells = rows.map(() => []);
     const body = rows.map((name, r) => {
       const line = make("tr", {}, make("th", { scope: "row" }, name));
-      for (let c = 0; c < columns; c += 1) {
+      for (let c = 0; c < columns[r]; c += 1) {
         const cell = make("td", { tabindex: r + c === 0 ? 0 : -1, role: "gridcell", "aria-selected": "false" });
         cell.place = [r, c];
         this.#cells[r].push(cell);
         line.append(cell);
       }
+      if (columns[r] < most) line.append(make("td", { class: "absent", colspan: most - columns[r] }));
       if (side) {
         const cell = make("td", { role: "gridcell", class: "side" }, make("span", { class: "side-bar" }));
         this.#sideCells.push(cell);
@@ -117,7 +119,7 @@ export class HeatMap {
       }
       return line;
     });
-    const kind = columns <= ROOM_FOR_NUMBERS ? "roomy" : "dense";
+    const kind = most <= ROOM_FOR_NUMBERS ? "roomy" : "dense";
     this.#box.replaceChildren(
       make(
         "table",
@@ -139,7 +141,7 @@ export class HeatMap {
     if (event.key === "Escape") return hideTooltip();
     const cell = event.target.closest("td[tabindex]");
     if (!cell || event.altKey || event.metaKey) return;
-    const [lastRow, lastColumn] = [this.#cells.length - 1, this.#cells[0].length - 1];
+    const lastRow = this.#cells.length - 1;
     const [r, c] = cell.place;
     const to = {
       ArrowUp: [r - 1, c],
@@ -147,13 +149,14 @@ export class HeatMap {
       ArrowLeft: [r, c - 1],
       ArrowRight: [r, c + 1],
       Home: event.ctrlKey ? [0, 0] : [r, 0],
-      End: event.ctrlKey ? [lastRow, lastColumn] : [r, lastColumn],
+      End: event.ctrlKey ? [lastRow, Infinity] : [r, Infinity],
       PageUp: [0, c],
       PageDown: [lastRow, c],
     }[event.key];
     if (to) {
       event.preventDefault();
-      const [row, column] = [Math.min(Math.max(to[0], 0), lastRow), Math.min(Math.max(to[1], 0), lastColumn)];
+      const row = Math.min(Math.max(to[0], 0), lastRow);
+      const column = Math.min(Math.max(to[1], 0), this.#cells[row].length - 1);
       this.#moveTo(this.#cells[row][column]);
       this.#cells[row][column].focus();
     } else if ((event.key === "Enter" || event.key === " ") && this.#onChoose) {

@@ -165,11 +165,10 @@ export class Live {
       byId("live-note").textContent = "No images in this window yet. Try one above.";
       return;
     }
-    const experts = answer.blocks[0].experts.length;
     byId("live-note").textContent = "";
     this.#map.show({
       rows: answer.blocks.map(({ block }) => blockName(block)),
-      columns: experts,
+      columns: answer.blocks.map(({ experts }) => experts.length),
       scale: "sequential",
       value: (r, c) => answer.blocks[r].experts[c][view],
       place: (value) => (view === "deviation" ? value * 2 : value),

@@ -270,3 +270,16 @@ def test_labels_are_never_markup(
     answer_to(page, lambda: choose(page, file))
     assert page.locator("#gallery .name").inner_text() == file.name
     assert re.search(r"<img", page.inner_text("#photo-name"))
+
+
+def test_ablation_without_a_server(server: Server, visit: Callable[..., Any]) -> None:
+    """Nobody tries again by itself, so the page doesn't say so."""
+    page = visit(server)
+    sample(page, "coffee")
+    page.route("**/routing/ablation?*", lambda route: route.abort())
+    page.click("#map td[tabindex]")
+    page.wait_for_selector("#expert-body .problem")
+    assert "by itself" not in page.inner_text("#expert-body")
+    page.unroute("**/routing/ablation?*")
+    page.click("#expert-body button:has-text('Try again')")
+    page.wait_for_selector("#expert-body >> text=as it is")

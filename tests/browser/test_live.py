@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any
@@ -45,6 +46,26 @@ def test_charts_and_load_are_those_of_the_traffic(server: Server, visit: Callabl
         assert numbers(cells(page, "#live-map")) == [pytest.approx(row, abs=0.0051) for row in expected]
     assert page.locator("#drift tbody tr").count() == len(live["blocks"])
     assert page.locator("#frequent .label").first.inner_text() == live["classes"]["most_frequent"][0]["label"]
+
+
+def test_drift_fits_a_phone(server: Server, visit: Callable[..., Any], picture: Callable[..., None]) -> None:
+    page = visit(server, viewport={"width": 360, "height": 740})
+    sample(page, "coffee")
+
+    def drifting(route: Any) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        for block in body["blocks"]:
+            block["drift"] = {"psi": 1.234, "js": 0.567, "psi_by_chance": 0.1, "alert_above": 0.54, "alert": True}
+        route.fulfill(response=answer, json=body)
+
+    page.route(re.compile(r"/routing\?.*window=all"), drifting)
+    page.select_option("#window", "all")
+    page.wait_for_selector("#drift .flag")
+    assert page.evaluate(
+        "(({ scrollWidth, clientWidth }) => scrollWidth <= clientWidth)(document.getElementById('drift'))"
+    )
+    picture(page, "phone-drift")
 
 
 def test_nothing_is_asked_while_nobody_looks(server: Server, visit: Callable[..., Any]) -> None:

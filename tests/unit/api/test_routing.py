@@ -47,8 +47,21 @@ def engine(rows: Any, stream: int = 0, /) -> ModelOutput:
     return ModelOutput(5 * np.eye(CLASSES, dtype=np.float32)[shades % CLASSES], RANDOM[shades])
 
 
+UNEVEN = np.concatenate([RANDOM[:, :1], np.where(np.arange(EXPERTS) < 2, RANDOM[:, 1:], 0)], axis=1)
+"""The second block has two experts only."""
+
+
+def uneven_engine(rows: Any, stream: int = 0, /) -> ModelOutput:
+    return ModelOutput(engine(rows).logits, UNEVEN[rows[:, 0, 0, 0].astype(int)])
+
+
 def served(
-    name: str, *, version: str = "1", profile: RoutingProfile | None = None, static: bool = False
+    name: str,
+    *,
+    version: str = "1",
+    profile: RoutingProfile | None = None,
+    static: bool = False,
+    experts: tuple[int, ...] | None = None,
 ) -> ServedModel:
     def static_engine(rows: Any, stream: int = 0, /) -> ModelOutput:
         return ModelOutput(engine(rows).logits, np.zeros((len(rows), 0, 0), np.float32))
@@ -56,12 +69,13 @@ def served(
     return ServedModel(
         name=name,
         version=version,
-        engine=static_engine if static else engine,
+        engine=static_engine if static else uneven_engine if experts else engine,
         labels=[Label(i, f"class {i}", f"n{i}") for i in range(CLASSES)],
         preprocessing=Preprocessing(transform="pillow", image_size=SIZE),
         routing_blocks=() if static else BLOCKS,
         num_experts=0 if static else EXPERTS,
         computed_by=EngineDescription(engine="numpy", precision="float32", device="CPU"),
+        experts_per_block=experts,
         routing_profile=profile,
     )
 
@@ -71,6 +85,9 @@ MODELS = {
     "m": {"1": served("m"), "2": served("m", version="2")},
     "profiled": {"1": served("profiled", profile=profile_of(RANDOM, SHADES % CLASSES))},
     "static": {"1": served("static", static=True)},
+    "uneven": {
+        "1": served("uneven", profile=profile_of(UNEVEN, SHADES % CLASSES, experts=(EXPERTS, 2)), experts=(EXPERTS, 2))
+    },
 }
 
 
@@ -103,8 +120,9 @@ class FakeAblation:
     def __call__(self, row: Any, overrides: Any, *, stopped: Any) -> ModelOutput:
         assert row.shape == (SIZE, SIZE, 3)
         weights = np.concatenate([RANDOM[row[0, 0, 0]][None], overrides.weights])
-        weights = np.where(np.isnan(weights), RANDOM[row[0, 0, 0]], weights)
-        weights[1:][overrides.uniform] = 0.5
+        own = np.broadcast_to(RANDOM[row[0, 0, 0]], weights.shape).copy()
+        own[1:][overrides.uniform] = 0.5
+        weights = np.where(np.isnan(weights), own, weights)
         off = (weights == 0).any(axis=(1, 2))
         return ModelOutput(np.where(off[:, None], [[0.0, 3] + [0] * 6], [[2.0] + [0] * 7]).astype(np.float32), weights)
 
@@ -230,6 +248,7 @@ async def test_every_form_holds_the_models_own_weights(client: httpx.AsyncClient
         ("image/png;q=0.2, text/csv;q=0.3", "text/csv; charset=utf-8"),
         ("application/octet-stream", "application/octet-stream"),
         ("image/webp, image/*", "image/png"),
+        ("text/plain, text/*;q=0.5", "text/csv; charset=utf-8"),
         ("application/json, image/png", "application/json"),
         ("nonsense;;q=x,,", "application/json"),
         ("image/png;q=0", "application/json"),
@@ -339,6 +358,56 @@ async def test_live_equals_a_recomputation(client: httpx.AsyncClient, window: st
     assert [c["index"] for c in body["least"]] == order[:3].tolist()
     assert [c["mean"] for c in body["least"]] == pytest.approx(np.sort(means)[:3], abs=1e-6)
     assert body["usage"]["mean"] == pytest.approx(expected.mean[1, 1])
+
+
+async def test_blocks_with_different_numbers_of_experts(client: httpx.AsyncClient) -> None:
+    """Each has its own experts and no others, whichever way they are told."""
+    request = {"files": form(8, 9)}
+    answer = await client.post("/routing?model=uneven", **request, headers={"X-Request-Id": "uneven"})
+    recent = (await client.get("/routing/uneven")).json()
+    for body in (answer.json(), recent):
+        for prediction, shade in zip(body["predictions"], (8, 9), strict=True):
+            weights = UNEVEN[shade].astype(np.float64)
+            assert prediction["routing"] == {"block_1": weights[0].tolist(), "block_2": weights[1, :2].tolist()}
+            narrow = prediction["insight"]["blocks"][1]
+            assert narrow["entropy"] == pytest.approx(float(entropy(weights[1, :2])))
+            assert narrow["strongest"] == np.argsort(-weights[1, :2]).tolist()
+            distances = weights - UNEVEN.mean(axis=0)
+            assert narrow["reference_distance"] == pytest.approx(np.sqrt((distances[1, :2] ** 2).mean()), rel=1e-5)
+            whole = np.sqrt((distances**2).sum() / 5)
+            assert prediction["insight"]["reference_distance"] == pytest.approx(whole, rel=1e-5)
+
+    lines = list(csv.DictReader(io.StringIO((await client.post("/routing?model=uneven&format=csv", **request)).text)))
+    assert [(line["block"], line["expert"]) for line in lines[:5]] == [
+        ("block_1", "0"), ("block_1", "1"), ("block_1", "2"), ("block_2", "0"), ("block_2", "1")
+    ]  # fmt: skip
+    assert len(lines) == 10
+    content = (await client.post("/routing?model=uneven&format=npz", **request)).content
+    arrays = np.load(io.BytesIO(content), allow_pickle=False)["routing"]
+    np.testing.assert_array_equal(arrays[:, 0], UNEVEN[[8, 9], 0])
+    np.testing.assert_array_equal(arrays[:, 1, :2], UNEVEN[[8, 9], 1, :2])
+    assert np.isnan(arrays[:, 1, 2]).all()
+
+    live = (await client.get("/routing?model=uneven")).json()
+    assert [len(block["experts"]) for block in live["blocks"]] == [3, 2]
+    seen = UNEVEN[[8, 9] * 3, 1, :2].astype(np.float64)
+    assert live["blocks"][1]["entropy"]["mean"] == pytest.approx(entropy(seen).mean())
+    assert [len(block["mean"]) for block in live["reference"]["blocks"]] == [3, 2]
+    known = (await client.get("/routing/classes/0?model=uneven")).json()
+    for routing in (known["routing"], known["all_classes"]["routing"], known["reference"]["routing"]):
+        assert [len(weights) for weights in routing.values()] == [3, 2]
+    assert (await client.get("/routing/experts/block_2/1?model=uneven")).status_code == 200
+    assert_problem(
+        await client.get("/routing/experts/block_2/2?model=uneven"), 404, "routing_not_found", "experts 0 to 1"
+    )
+    state = RoutingState.unpack((await client.get("/routing/state?model=uneven")).content).to_json()
+    assert [len(block["experts"]) for block in state["windows"]["all"]["blocks"]] == [3, 2]
+
+    body = (await client.post("/routing/ablation?model=uneven", content=image(8))).json()
+    assert [variant["name"] for variant in body["variants"]][3:] == [
+        "block_1 uniform", "block_2 without expert 0", "block_2 without expert 1", "block_2 uniform"
+    ]  # fmt: skip
+    assert [len(weights) for weights in body["routing"].values()] == [3, 2]
 
 
 async def test_versions_are_apart(client: httpx.AsyncClient) -> None:
@@ -525,6 +594,11 @@ async def test_given_routings(client: httpx.AsyncClient) -> None:
     assert mine["routing"]["block_1"] == RANDOM[8, 0].tolist()
     assert mine["changes"] == [{"block": "block_2", "weights": [0.25, None, 1.0]}]
     assert other["name"] == "all uniform, block_1 without expert 0 and 2"
+    assert other["routing"] == {"block_1": [0.0, 0.5, 0.0], "block_2": [0.5, 0.5, 0.5]}
+
+    document["variants"] = [{"changes": [{"block": "block_1", "off": [0]}, {"block": "all", "uniform": True}]}]
+    (last,) = (await client.post("/routing/ablation", json=document)).json()["variants"]
+    assert last["routing"] == {"block_1": [0.5] * 3, "block_2": [0.5] * 3}
 
     same = await client.post(
         "/routing/ablation", files=form(8), data={"variants": json.dumps(variants), "routing": "1"}
@@ -554,6 +628,9 @@ async def test_given_routings(client: httpx.AsyncClient) -> None:
         ('variants=[{"changes":[{"block":"block_1","weights":[0,1,NaN]}]}]', "weights"),
         ('blocks=block_1&variants=[{"changes":[{"block":"all","uniform":true}]}]', "not both"),
         ("model=static", "static network"),
+        ("model=uneven&blocks=block_2&experts=2", "block_2 has the experts 0 to 1"),
+        ("model=uneven&experts=2", "block_2 has the experts 0 to 1"),
+        ('model=uneven&variants=[{"changes":[{"block":"block_2","weights":[0,1,1]}]}]', "weights of block_2 must be 2"),
         ("timeout_ms=100000", "timeout_ms"),
         ("top_k=3", "no such parameter"),
     ],

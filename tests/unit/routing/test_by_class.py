@@ -45,6 +45,26 @@ def test_figures():
     assert document["classes"][1]["routing"]["block_4"] == found.mean[1, 4].tolist()
 
 
+def test_blocks_with_different_numbers_of_experts(tmp_path):
+    """A block's figures are those that it has without the experts which only others have."""
+    counts = (4,) * (len(BLOCKS) - 1) + (2,)
+    given = traces()
+    for _, trace in given:
+        trace.weights[-1, 2:] = 0
+    found = by_class([(label, RoutingTrace(BLOCKS, trace.weights, counts)) for label, trace in given])
+    alone = by_class([(label, RoutingTrace(BLOCKS[-1:], trace.weights[-1:, :2])) for label, trace in given])
+    np.testing.assert_allclose(found.between[-1], alone.between[0])
+    np.testing.assert_allclose(found.within[-1], alone.within[0])
+    np.testing.assert_allclose(found.overall.entropy_mean[-1], alone.overall.entropy_mean[0])
+    document = found.to_json(model={})["classes"][0]
+    for name in ("routing", "deviation"):
+        assert [len(weights) for weights in document[name].values()] == list(counts)
+    page = report(found, model="m")
+    assert "expert 1</th>" in page
+    assert "expert 2</th>" not in page
+    plot_by_class(found, tmp_path / "plot.png")
+
+
 def test_one_class_explains_nothing():
     found = by_class(traces(1))
     assert (found.explained == 0).all()

@@ -1,7 +1,9 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from service.domain import ImageResult, Prediction, RoutingTrace, Timings
+from service.domain import ClassScore, ImageResult, Prediction, RoutingTrace, Timings
 from service.errors import CorruptImage, RoutingNotFound
 from service.routing.drift import BIN_SHARE, DriftMeter, _join
 from service.routing.profile import profile_of
@@ -86,6 +88,19 @@ def test_a_constant_expert_has_one_bin_and_no_drift():
     assert (found.psi, found.js, found.alert) == (0, 0, False)
 
 
+def test_experts_that_a_block_does_not_have_change_nothing():
+    reference, live = beta(250, 2, 3, shape=(2, 2)), beta(100, 3, 2, seed=1, shape=(2, 2))
+    classes = np.zeros(250, int)
+    expected = measured(reference, live)
+    reference[:, 1, 1] = live[:, 1, 1] = 0
+    wide = [np.pad(weights, ((0, 0), (0, 0), (0, 2))) for weights in (reference, live)]
+    meter = DriftMeter(profile_of(wide[0], classes, experts=(2, 1)), experts=(2, 1))
+    first, second = meter.measure(Tally.of(wide[1], classes[:100], experts=(2, 1)))
+    alone = [weights[:, 1:, :1] for weights in (reference, live)]
+    assert first == expected[0]
+    assert second == measured(*alone)[0]
+
+
 def test_nothing_to_compare():
     assert measured(beta(50, 2, 3), beta(0, 2, 3)) == []
     assert measured(beta(0, 2, 3), beta(50, 2, 3)) == []
@@ -111,11 +126,11 @@ def test_profile():
 BLOCKS = ("block_1",)
 
 
-def request(name, images=1, *, experts=4):
+def request(name, images=1, *, experts=4, classes=0):
     batch = np.ones((8, 1, experts), np.float32)
     prediction = Prediction(
-        classes=(),
-        routing=RoutingTrace(BLOCKS, batch[3]),
+        classes=tuple(ClassScore(i, "label of the model", None, i / 7) for i in range(1000, 1000 + classes)),
+        routing=RoutingTrace(BLOCKS, batch[3], (experts,)),
         timings=Timings(decode=0, queue=0, inference=0, total=0),
         batch_size=8,
     )
@@ -160,12 +175,22 @@ def test_memory_is_bounded():
     assert _known(recent, "99")
 
 
+def test_classes_take_memory_too():
+    tracemalloc.start()
+    try:
+        given = request("x", 2, classes=5000)
+        assert given.size > 0.9 * tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+
 def test_whole_batches_are_not_kept_alive():
     recent = RecentRequests()
     given = request("a", 2)
     recent.remember(given, owner=None)
     weights = recent.find("a", owner=None).results[0].prediction.routing.weights
     assert weights.base is None
+    assert recent.find("a", owner=None).results[0].prediction.routing.experts == (4,)
     np.testing.assert_array_equal(weights, given.results[0].prediction.routing.weights)
 
 

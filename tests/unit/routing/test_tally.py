@@ -116,6 +116,8 @@ def test_a_long_stream_keeps_its_precision():
 def test_entropy():
     np.testing.assert_allclose(entropy([[1, 0, 0, 0], [0.2] * 4, [0.5, 0.5, 0, 0], [0] * 4]), [0, 1, 0.5, 0])
     np.testing.assert_array_equal(entropy([[0.7], [0.0]]), [0, 0])
+    given = [[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0], [0.3, 0, 0, 0]]
+    np.testing.assert_allclose(entropy(given, experts=(4, 2, 1)), [0.5, 1, 0], atol=1e-12)
     np.testing.assert_allclose(entropy([0.1, 0.3]), entropy([0.2, 0.6]))
 
 

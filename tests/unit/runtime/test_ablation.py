@@ -8,12 +8,14 @@ import time
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
 from service.domain import ModelOutput, Preprocessing, RoutingOverrides
 from service.errors import AblationBusy, BundleError, DeadlineExceeded, InferenceFailed, VersionNotFound
-from service.nn import build_efficientnet, get_architecture
+from service.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, get_architecture
 from service.runtime.ablation import AblationEngine
 from service.runtime.ablator import SlowLane
+from service.runtime.outputs import with_routing
 from tests.unit.store.samples import default_model
 
 SIZE = 48
@@ -25,6 +27,24 @@ def network_of(name, randomise):
     return randomise(build_efficientnet(architecture, input_size=SIZE))
 
 
+def branched(randomise):
+    """Blocks side by side, of different numbers of experts, past which features are handed on; all kinds of layers."""
+
+    def router(x, experts, name, activation="sigmoid"):
+        return layers.Dense(experts, activation=activation, name=name)(layers.GlobalAveragePooling2D()(x))
+
+    pixels = keras.Input((SIZE, SIZE, 3))
+    x = layers.RandomTranslation(0.2, 0.2)(layers.Rescaling(0.5)(pixels))
+    stem = x = layers.LayerNormalization()(layers.Conv2D(8, 3, strides=4, padding="same")(x))
+    x = layers.Add()([CondConv2D(8, 3, num_experts=2, padding="same")(x, router(x, 2, "first")), stem])
+    x = layers.BatchNormalization()(x)
+    left = CondConv2D(6, 1, num_experts=4)(x, router(x, 4, "left", "softmax"))
+    right = DepthwiseCondConv2D(3, num_experts=3, padding="same")(x, router(x, 3, "right"))
+    x = layers.Concatenate()([left, right, stem, layers.AveragePooling2D(4)(pixels)])
+    logits = layers.Dense(7)(layers.Flatten()(x))
+    return with_routing(randomise(keras.Model(pixels, logits)))
+
+
 @pytest.fixture(scope="module", params=["efficientnet-condconv-b0-8e", "efficientnet-lite0-condconv-4e"])
 def subject(request, randomise):
     network = network_of(request.param, randomise)
@@ -32,16 +52,22 @@ def subject(request, randomise):
 
 
 def plain(network, row, weights, uniform):
-    """One variant by plain Keras: each block's own routing follows from the routing of those before it."""
+    """One variant by plain Keras: each block's own routing follows from the routing of those before it.
+
+    Returns its logits, and the weights used, filled up with zeros where a block has fewer experts than another.
+    """
     pixels = (row[None].astype(np.float32) - 127) / 128
     tensors = list(network.output["routing"].values())
     used = []
     for number, tensor in enumerate(tensors):
-        own = keras.Model([network.input, *tensors[:number]], tensor)([pixels, *used]).numpy()[0]
-        chosen = np.where(np.isnan(weights[number]), own, weights[number])
-        used.append((np.full_like(own, own.mean()) if uniform[number] else chosen).astype(np.float32)[None])
-    logits = keras.Model([network.input, *tensors], network.output["logits"])([pixels, *used]).numpy()[0]
-    return logits, np.concatenate(used)
+        model = keras.Model([network.input, *tensors[:number]], tensor)
+        own = model([pixels, *used], training=False).numpy()[0]
+        given = weights[number, : len(own)]
+        own = np.full_like(own, own.mean()) if uniform[number] else own
+        used.append(np.where(np.isnan(given), own, given).astype(np.float32)[None])
+    model = keras.Model([network.input, *tensors], network.output["logits"])
+    logits = model([pixels, *used], training=False).numpy()[0]
+    return logits, np.concatenate([np.pad(row, ((0, 0), (0, weights.shape[1] - row.shape[1]))) for row in used])
 
 
 def overrides_of(*variants, blocks, experts):
@@ -74,7 +100,7 @@ def test_equal_plain_keras(subject, assert_close):
         {(0, 0): 0.0},
         {(3, 1): 0.0, (3, 2): 0.0},
         {last: "uniform"},
-        {0: "uniform", (4, 3): 0.7},
+        {0: "uniform", (0, 1): 0.3, (4, 3): 0.7},
         {block: "uniform" for block in range(last + 1)},
         {(last, 0): 1.0, (1, 2): 0.25},
         {},
@@ -130,11 +156,55 @@ def test_a_static_network(randomise):
         AblationEngine(network_of("efficientnet-b0", randomise), PREPROCESSING)
 
 
-def test_a_network_of_other_making():
+def test_a_network_of_other_making(randomise, assert_close):
+    network = branched(randomise)
+    blocks = list(network.output["routing"])
+    assert sorted(blocks) == ["first", "left", "right"]
+    first, left, right = (blocks.index(name) for name in ("first", "left", "right"))
+    overrides = overrides_of(
+        {},
+        {(first, 1): 0.0},
+        {first: "uniform", (left, 3): 0.9},
+        {right: "uniform", (right, 2): 0.0},
+        {(left, 0): 1.0},
+        {left: "uniform", (first, 0): 0.2, (right, 0): 0.0},
+        blocks=3,
+        experts=4,
+    )
+    row = some_row()
+    found = AblationEngine(network, PREPROCESSING)(row, overrides)
+    for number, (weights, uniform) in enumerate(zip(overrides.weights, overrides.uniform, strict=True)):
+        logits, used = plain(network, row, weights, uniform)
+        assert_close(found.logits[1 + number], logits, 1e-4)
+        assert_close(found.routing[1 + number], used, 1e-4)
+    np.testing.assert_array_equal(found.logits[1], found.logits[0])
+
+
+def test_routing_that_nothing_but_the_logits_follow_from():
     inputs = keras.Input((SIZE, SIZE, 3))
-    routing = keras.layers.Dense(3, activation="sigmoid")(keras.layers.GlobalAveragePooling2D()(inputs))
-    model = keras.Model(inputs, {"logits": keras.layers.Dense(2)(routing), "routing": {"mine": routing}})
-    with pytest.raises(BundleError, match="unknown"):
+    routing = layers.Dense(3, activation="sigmoid")(layers.GlobalAveragePooling2D()(inputs))
+    unused = layers.Dense(2, activation="sigmoid")(routing)
+    model = keras.Model(inputs, {"logits": layers.Dense(2)(routing), "routing": {"unused": unused, "mine": routing}})
+    row = some_row()
+    overrides = overrides_of({(1, 2): 0.0}, {(0, 0): 0.0}, blocks=2, experts=3)
+    found = AblationEngine(model, PREPROCESSING)(row, overrides)
+    logits, used = plain(
+        keras.Model(inputs, {"logits": model.output["logits"], "routing": {"mine": routing}}),
+        row,
+        overrides.weights[0, 1:],
+        overrides.uniform[0, 1:],
+    )
+    np.testing.assert_allclose(found.logits[1], logits, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.routing[1, 1], used[0], rtol=1e-5)
+    np.testing.assert_array_equal(found.logits[2], found.logits[0])
+    assert found.routing[2, 0, 0] == 0
+
+
+def test_two_blocks_of_one_routing():
+    inputs = keras.Input((SIZE, SIZE, 3))
+    routing = layers.Dense(3, activation="sigmoid")(layers.GlobalAveragePooling2D()(inputs))
+    model = keras.Model(inputs, {"logits": layers.Dense(2)(routing), "routing": {"one": routing, "other": routing}})
+    with pytest.raises(BundleError, match="the same one"):
         AblationEngine(model, PREPROCESSING)
 
 
