@@ -245,7 +245,7 @@ A, B = Model("a"), Model("b")
 
 
 async def until(event):
-    assert await asyncio.to_thread(event.wait, 10)
+    assert await asyncio.to_thread(event.wait, 60)
 
 
 async def test_answers():
