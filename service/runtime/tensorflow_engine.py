@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
@@ -73,7 +74,7 @@ class TensorFlowEngine:
     """
 
     def __init__(self, graph: InferenceGraph, *, precision: Precision = "float32", threads_per_stream: int = 1) -> None:
-        """Load the graph; the first call of each batch size is slower.
+        """Load the graph and optimise it; the first call of each batch size is slower.
 
         Args:
             graph: what to compute.
@@ -86,6 +87,8 @@ class TensorFlowEngine:
             tf.graph_util.import_graph_def(graph.graph_def, name="")
         self._session = open_session(tf_graph, precision=precision, threads=threads_per_stream)
         self._compute = self._session.make_callable([f"{LOGITS}:0", f"{ROUTING}:0"], feed_list=[f"{INPUT}:0"])
+        # The first call optimises the graph, which needs many copies of the weights; streams would all do so at once.
+        self(np.zeros((1, graph.image_size, graph.image_size, 3), np.uint8))
 
     def __call__(self, rows: Row, stream: int = 0) -> ModelOutput:
         """Compute `[B, image_size, image_size, 3]`; any stream may."""
