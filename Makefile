@@ -38,6 +38,10 @@ $(VENV)/.check: pyproject.toml $(VENV)/.serve
 	@$(PIP) install --quiet --group check --group test
 	@touch $@
 
+$(VENV)/.examples: pyproject.toml $(VENV)/.test
+	@$(PIP) install --quiet --group examples
+	@touch $@
+
 $(VENV)/.browser: pyproject.toml $(VENV)/.test
 	@$(PIP) install --quiet --group browser
 	@touch $@
@@ -65,7 +69,7 @@ test-browser: $(VENV)/.browser  ## Try the page in Chromium (3 minutes)
 	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null || echo "The tests need chromium: apt-get install chromium" >&2
 	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
-test-examples: $(VENV)/.test  ## Run the examples, one of which trains and fine-tunes (1 minute)
+test-examples: $(VENV)/.examples  ## Run the examples, one of which trains and fine-tunes (1 minute)
 	@$(BIN)/python -m pytest -m examples tests/examples $(ARGS)
 
 test-parity: $(VENV)/.test  ## Import and serve every published network at full size, against the golden numbers (4 minutes)
