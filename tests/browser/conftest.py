@@ -83,6 +83,9 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 
     yield open_page
     for context in contexts:
+        for page in context.pages:
+            # A handler that answers while its page goes away would raise in the test after this one.
+            page.unroute_all(behavior="wait")
         context.close()
     assert wrong == []
 
