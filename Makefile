@@ -54,8 +54,8 @@ $(VENV)/.bench: pyproject.toml $(VENV)/.test
 serve: $(VENV)/.serve  ## Serve the model store on http://HOST:PORT (HOST=127.0.0.1 PORT=8000 MODEL_STORE=model_store)
 	@exec $(BIN)/condconv serve --host $(HOST) --port $(PORT) --model-store $(MODEL_STORE)
 
-# What starts servers and looks at the clock has the machine to itself.
-ALONE := tests/e2e tests/fault tests/load
+# What floods a server or looks at the clock has the machine to itself.
+ALONE := tests/fault tests/load
 
 test: $(VENV)/.test  ## Run the test suite, or what ARGS selects
 ifeq ($(ARGS),)

@@ -62,8 +62,13 @@ def open_session(graph: Any, *, precision: Precision = "float32", threads: int =
     # It needn't keep copies of the graph, and of all weights with them.
     config.experimental.optimize_for_static_graph = True
     config.experimental.disable_output_partition_graphs = True
+    rewriting = config.graph_options.rewrite_options
     if precision == "bfloat16":
-        config.graph_options.rewrite_options.auto_mixed_precision_onednn_bfloat16 = RewriterConfig.ON
+        rewriting.auto_mixed_precision_onednn_bfloat16 = RewriterConfig.ON
+    else:
+        # Fusing is all that a frozen and folded graph gains from; every other pass copies the weights once more.
+        rewriting.optimizers.append("remap")
+        rewriting.meta_optimizer_iterations = RewriterConfig.ONE
     return tf.compat.v1.Session(graph=graph, config=config)
 
 

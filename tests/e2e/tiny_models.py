@@ -13,15 +13,15 @@ from service.store import NewBundle, write_bundle
 from service.store.manifest import PreprocessingSpec, Provenance
 
 CLASSES = 16
-_ARCHITECTURE = {"name": "efficientnet-lite0-condconv-4e", "num_classes": CLASSES, "width_coefficient": 0.1}
+_SMALL: dict[str, Any] = {"num_classes": CLASSES, "width_coefficient": 0.1, "depth_coefficient": 0.3}
+_ARCHITECTURE = {"name": "efficientnet-lite0-condconv-4e", **_SMALL}
 
 
 @functools.cache
 def _weights() -> dict[str, np.ndarray]:
     from service.nn import build_efficientnet, get_architecture
 
-    arguments: dict[str, Any] = {k: v for k, v in _ARCHITECTURE.items() if k != "name"}
-    network = build_efficientnet(get_architecture(str(_ARCHITECTURE["name"]), **arguments), input_size=32)
+    network = build_efficientnet(get_architecture(_ARCHITECTURE["name"], **_SMALL), input_size=32)
     return {variable.path: np.asarray(variable) for variable in network.weights}
 
 

@@ -87,11 +87,7 @@ def photographs(outputs) -> list[bytes]:
 
 @pytest.fixture(
     scope="module",
-    params=[
-        TINY,
-        pytest.param(FULL_SIZE[0], id="official b0-4e"),
-        *(pytest.param(model, marks=pytest.mark.full_parity) for model in FULL_SIZE[1:]),
-    ],
+    params=[TINY, *(pytest.param(model, marks=pytest.mark.full_parity) for model in FULL_SIZE)],
     ids=lambda model: model.name,
 )
 def golden(request, tmp_path_factory):

@@ -23,7 +23,7 @@ PREPROCESSING = Preprocessing(transform="pillow", image_size=SIZE)
 
 
 def network_of(name, randomise):
-    architecture = get_architecture(name, width_coefficient=0.25, num_classes=7)
+    architecture = get_architecture(name, width_coefficient=0.25, depth_coefficient=0.5, num_classes=7)
     return randomise(build_efficientnet(architecture, input_size=SIZE))
 
 

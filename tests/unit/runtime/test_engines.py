@@ -19,13 +19,13 @@ from service.runtime.plan import make_plan
 from service.runtime.xla_engine import XlaEngine
 
 PREPROCESSING = Preprocessing(transform="official", image_size=64)
+SMALL = {"width_coefficient": 0.25, "depth_coefficient": 0.3, "image_size": 64, "num_classes": 7}
 MACHINE = Machine(cores=2, cpu_bfloat16=False, openvino=True)
 
 
 @pytest.fixture(scope="module")
 def network(randomise):
-    small = get_architecture("efficientnet-condconv-b0-4e", width_coefficient=0.25, image_size=64, num_classes=7)
-    return randomise(build_efficientnet(small))
+    return randomise(build_efficientnet(get_architecture("efficientnet-condconv-b0-4e", **SMALL)))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 from service.domain import Preprocessing
 from service.nn import build_efficientnet, get_architecture
 from service.runtime.xla_engine import XlaEngine
-small = get_architecture("efficientnet-condconv-b0-4e", width_coefficient=0.25, image_size=64, num_classes=7)
+small = get_architecture("efficientnet-condconv-b0-4e", **SMALL)
 engine = XlaEngine(build_efficientnet(small), Preprocessing(transform="official", image_size=64),
                    devices=("CPU:0", "CPU:1"), precision="float32", max_batch_size=1)
 rows = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
@@ -112,13 +112,19 @@ where = [{variable.device[-5:] for variable in function.variables} for function 
 assert where == [{"CPU:0"}, {"CPU:1"}], where
 """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", f"SMALL = {SMALL}\n{script}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 class Wrong:
     def __call__(self, rows, stream=0):
-        return ModelOutput(np.ones((len(rows), 7), np.float32), np.ones((len(rows), 8, 4), np.float32))
+        return ModelOutput(np.ones((len(rows), 7), np.float32), np.ones((len(rows), 4, 4), np.float32))
 
     def close(self):
         pass

@@ -127,9 +127,9 @@ def test_the_same_classes_keep_their_head(train, store, data):
 
 
 def test_a_registered_architecture_at_another_size(store, data, train, randomise):
-    architecture = {"name": "efficientnet-lite0-condconv-4e", "num_classes": 3, "width_coefficient": 0.1}
-    overrides = {key: value for key, value in architecture.items() if key != "name"}
-    network = randomise(build_efficientnet(get_architecture(architecture["name"], **overrides), input_size=64))
+    small = {"num_classes": 3, "width_coefficient": 0.1, "depth_coefficient": 0.3}
+    architecture = {"name": "efficientnet-lite0-condconv-4e", **small}
+    network = randomise(build_efficientnet(get_architecture(architecture["name"], **small), input_size=64))
     weights = {variable.path: np.array(variable) for variable in network.weights}
     spec = PreprocessingSpec(transform="official", image_size=64, mean=(127.0,) * 3, std=(128.0,) * 3)
     parent = write_bundle(
