@@ -66,8 +66,8 @@ def open_session(graph: Any, *, precision: Precision = "float32", threads: int =
     if precision == "bfloat16":
         rewriting.auto_mixed_precision_onednn_bfloat16 = RewriterConfig.ON
     else:
-        # Fusing is all that a frozen and folded graph gains from; every other pass copies the weights once more.
-        rewriting.optimizers.append("remap")
+        # Folding what is constant, and fusing: the other passes gain nothing and copy all the weights once more.
+        rewriting.optimizers.extend(["constfold", "remap"])
         rewriting.meta_optimizer_iterations = RewriterConfig.ONE
     return tf.compat.v1.Session(graph=graph, config=config)
 
