@@ -72,7 +72,7 @@ test-browser: $(VENV)/.browser  ## Try the page in Chromium (3 minutes)
 test-examples: $(VENV)/.examples  ## Run the examples, one of which trains and fine-tunes (1 minute)
 	@$(BIN)/python -m pytest -m examples tests/examples $(ARGS)
 
-test-parity: $(VENV)/.test  ## Import and serve every published network at full size, against the golden numbers (4 minutes)
+test-parity: $(VENV)/.test  ## Import and serve every published network at full size, against the golden numbers (5 minutes)
 	@$(BIN)/python -m pytest -m full_parity tests/parity $(ARGS)
 
 test-docker: $(VENV)/.test  ## Build the image, run the Compose project, break it (15 minutes; a Docker engine, or root on Debian)

@@ -1,10 +1,6 @@
-"""The published architectures at full size against outputs of the two public implementations.
-
-The outputs and the photographs behind them are too large for the repository; they lie beside it.
-"""
+"""The published architectures at full size against outputs of the two public implementations."""
 
 import json
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,9 +8,9 @@ import pytest
 
 from service.nn import build_efficientnet, get_architecture
 from service.store.importers import assemble, translate_official, translate_timm
+from tests.golden import GOLDEN, needs_golden
 from tests.parity.seeded import official_tensors, timm_tensors
 
-GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 ARCHITECTURE = {
     "official/efficientnet-condconv-b0-4e": "efficientnet-condconv-b0-4e",
     "official/efficientnet-condconv-b0-8e": "efficientnet-condconv-b0-8e",
@@ -27,9 +23,7 @@ ARCHITECTURE = {
 QUICK = ("official/efficientnet-condconv-b0-8e", "timm/tf_efficientnet_cc_b0_4e")
 """What every run of the tests compares."""
 
-pytestmark = pytest.mark.skipif(
-    not GOLDEN.is_dir(), reason="needs the reference outputs in ../shared/golden beside the repository"
-)
+pytestmark = needs_golden
 
 
 @pytest.fixture(scope="module")
