@@ -27,7 +27,7 @@ from service.routing.live import LiveRouting
 from service.routing.recent import RecentRequests
 from service.runtime.ablator import SlowLane
 from service.runtime.executor import StreamPool
-from service.runtime.machine import available_cores, detect_machine, keep_imported, memory_limit
+from service.runtime.machine import available_cores, calm_garbage_collection, detect_machine, memory_limit
 from service.runtime.plan import EnginePlan, make_plan
 from service.runtime.registry import Registry
 from service.runtime.store_sync import StoreSync
@@ -49,7 +49,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     from service.runtime.loading import load_model
 
     if (seconds := time.monotonic() - started) > 0.1:
-        keep_imported()
+        calm_garbage_collection()
         logger.info("TensorFlow imported in %.1f s", seconds)
     return load_model(bundle, plan, metrics=metrics)
 

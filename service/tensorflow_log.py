@@ -1,4 +1,4 @@
-"""Keeps TensorFlow's start-up chatter out of the log, and nothing else."""
+"""Imports TensorFlow without its start-up chatter, and without what Keras imports though nobody here needs it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 # Printed from C++ before any log level is read.
 _CHATTER = re.compile(rb"before absl::InitializeLog|oneDNN custom operations are on|MLIR V1 optimization pass")
+
+# Keras imports these wherever they are installed, for its galleries and wrappers, which takes as long as half of
+# TensorFlow.
+_UNNEEDED_BY_KERAS = ("matplotlib", "pandas", "sklearn")
 
 
 def import_tensorflow() -> None:
@@ -22,7 +26,7 @@ def import_tensorflow() -> None:
     if "tensorflow" in sys.modules:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    with _without_chatter():
+    with _without_chatter(), _hidden(_UNNEEDED_BY_KERAS):
         _import()
 
 
@@ -34,6 +38,18 @@ def _import() -> None:
         raise ImportError(
             f"{error.name} is not installed: pip install 'condconv-serve[cpu]', or [gpu] for CUDA."
         ) from error
+
+
+@contextlib.contextmanager
+def _hidden(packages: Iterable[str]) -> Iterator[None]:
+    """Make packages seem not to be installed meanwhile, but for those that have been imported before."""
+    absent = [package for package in packages if package not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None keeps a module from being found
+    try:
+        yield
+    finally:
+        for package in absent:
+            del sys.modules[package]
 
 
 @contextlib.contextmanager

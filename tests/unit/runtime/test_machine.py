@@ -12,6 +12,26 @@ from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 print(IsMklEnabled())
 """
 
+# As many objects as some hundred waiting requests have, each of which lives for a while; and cycles, which only the
+# collector can find.
+WAITS_AND_GOES = """
+import gc, weakref
+from service.runtime.machine import calm_garbage_collection
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+
+calm_garbage_collection()
+full = []
+gc.callbacks.append(lambda phase, info: full.append(phase) if info["generation"] == 2 else None)
+waiting, cycles = [], []
+for _ in range(1000):
+    waiting = [*waiting[-200:], [[] for _ in range(300)]]
+    cycles.append(weakref.ref(Cycle()))
+print(len(full), sum(cycle() is None for cycle in cycles) > 500)
+"""
+
 
 @pytest.mark.parametrize(
     ("files", "cores"),
@@ -72,3 +92,8 @@ def test_tensorflow_uses_onednn_on_any_cpu_unless_told_otherwise(setting, uses):
     command = [sys.executable, "-c", USES_ONEDNN]
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
     assert said.strip() == uses
+
+
+def test_requests_that_wait_are_not_searched_for_garbage_again_and_again():
+    said = subprocess.run([sys.executable, "-c", WAITS_AND_GOES], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["0", "True"]
