@@ -27,7 +27,7 @@ full = []
 gc.callbacks.append(lambda phase, info: full.append(phase) if info["generation"] == 2 else None)
 waiting, cycles = [], []
 for _ in range(1000):
-    waiting = [*waiting[-200:], [[] for _ in range(300)]]
+    waiting = [*waiting[-800:], [[] for _ in range(300)]]
     cycles.append(weakref.ref(Cycle()))
 print(len(full), sum(cycle() is None for cycle in cycles) > 500)
 """
