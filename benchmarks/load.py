@@ -35,7 +35,10 @@ end
 
 @dataclass
 class Answers:
-    """Status codes with the milliseconds that each answer took; `lost` counts requests without one, by reason."""
+    """Status codes with the milliseconds that each answer took; `lost` counts requests without one, by reason.
+
+    `seconds` runs from the first request to the last answer.
+    """
 
     by_status: dict[int, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
@@ -76,7 +79,7 @@ async def open_loop(
     address: tuple[str, int], requests: Sequence[bytes], *, rate: float, seconds: float, patience: float = 60.0
 ) -> Answers:
     """Send requests in turn, `rate` per second for `seconds`, and wait for all answers."""
-    answers = Answers(seconds=seconds)
+    answers = Answers()
     idle: list[Connection] = []
 
     async def send(data: bytes) -> None:
@@ -100,6 +103,7 @@ async def open_loop(
         await asyncio.sleep(max(0.0, started + number / rate - time.perf_counter()))
         tasks.append(asyncio.create_task(send(requests[number % len(requests)])))
     await asyncio.gather(*tasks)
+    answers.seconds = time.perf_counter() - started
     for _, writer in idle:
         writer.close()
     return answers

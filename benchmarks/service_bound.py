@@ -1,7 +1,7 @@
 """Prints how long engine and decoder need per row with all cores busy: the bound of `service_load.py`.
 
-`python service_bound.py PHOTO` measures the default model of the store, with the settings in the environment.
-A process of its own, so that nothing of it stays in memory beside the server.
+`python service_bound.py PHOTO` measures the default model of the store, with the settings in the environment, once for
+every line that it reads, and waits quietly in between.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ def main() -> None:
         return plan.streams / found.rows_per_second
 
     sizes = sorted({1, min(4, plan.max_batch_size), plan.max_batch_size})
-    decoding = measure(decoded, callers=plan.streams, rows_per_call=1, seconds=SECONDS)
-    figures = {
-        "engine": min(map(seconds_per_row, sizes)),
-        "decode": plan.streams / decoding.rows_per_second,
-        "cores": plan.streams,
-    }
-    print(json.dumps(figures))
+    for _ in sys.stdin:
+        decoding = measure(decoded, callers=plan.streams, rows_per_call=1, seconds=SECONDS)
+        figures = {
+            "engine": min(map(seconds_per_row, sizes)),
+            "decode": plan.streams / decoding.rows_per_second,
+            "cores": plan.streams,
+        }
+        print(json.dumps(figures), flush=True)
 
 
 if __name__ == "__main__":

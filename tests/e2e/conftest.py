@@ -14,7 +14,7 @@ BODY_LIMIT = 8 * 2**20
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """One server for all tests that leave it as it was; afterwards it must end well, without a traceback in its log."""
-    with Server(max_body_bytes=BODY_LIMIT) as running:
+    with Server(max_body_bytes=BODY_LIMIT, engine="auto") as running:
         yield running
 
 

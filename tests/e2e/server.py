@@ -59,7 +59,8 @@ class Server:
         self._module = module
         self._variables = variables or {}
         self._asked_to_end = False
-        self._settings = {"drain_delay": 0} | settings  # no load balancer has to notice
+        # No load balancer has to notice, and TensorFlow alone is loaded sooner than OpenVINO beside it.
+        self._settings = {"drain_delay": 0, "engine": "tensorflow"} | settings
         self._lines: list[str] = []
         self.while_loading: WhileLoading | None = None
         self.seconds_to_ready = float("nan")
