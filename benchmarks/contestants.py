@@ -56,7 +56,7 @@ def channels_first(rows: Any) -> Any:
 
 def network(work: Path, architecture: str = ARCHITECTURE) -> Any:
     """Our Keras network; with timm's weights, or random ones where it is the static twin."""
-    from service.tensorflow_log import import_tensorflow
+    from service.tensorflow_import import import_tensorflow
 
     import_tensorflow()
     import keras

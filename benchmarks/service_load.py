@@ -113,7 +113,7 @@ class Bound:
 
 def one_round(
     server: Server, bound: Bound, request: bytes, wrk: Callable[[int], load.ClosedLoop], seconds: float
-) -> Any:
+) -> dict[str, Any]:
     """The closed loop between two measurements of the bound, then 70 % and three times its peak: one drift for all."""
     bounds = [bound.measure()]
     closed = {clients: wrk(clients) for clients in CLIENTS}

@@ -21,7 +21,7 @@ from service.runtime.throughput import Throughput, measure
 from service.samples import SAMPLES
 from service.settings import Settings
 from service.store import Bundle
-from service.tensorflow_log import import_tensorflow
+from service.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
     from service.runtime.agreement import Agreement

@@ -35,7 +35,7 @@ from service.server import DrainingServer, config, is_local, listen, serving_bes
 from service.settings import Settings
 from service.store import Bundle, Catalog, open_bundle
 from service.telemetry import ContextThreads, make_tracer
-from service.tensorflow_log import import_tensorflow
+from service.tensorflow_import import import_tensorflow
 
 logger = logging.getLogger(__name__)
 

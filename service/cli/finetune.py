@@ -65,7 +65,7 @@ def finetune_model(
     catalog = Catalog(settings.model_store)
     parent, master = (None if given is None else _find(catalog, given) for given in (bundle, teacher))
     assert parent is not None
-    from service.tensorflow_log import import_tensorflow
+    from service.tensorflow_import import import_tensorflow
 
     import_tensorflow()
     from service.training import Augmentation, FinetuneRequest, finetune

@@ -203,7 +203,7 @@ def import_model(
         raise typer.BadParameter("only upcycled experts can differ; add --upcycle.", param_hint="--upcycle-noise")
     overrides = parse_overrides(override or []) | ({} if experts is None else {"num_experts": experts})
     means, deviations = parse_channels(mean, "--mean"), parse_channels(std, "--std")
-    from service.tensorflow_log import import_tensorflow
+    from service.tensorflow_import import import_tensorflow
 
     import_tensorflow()
     from service.store.importers import Upcycling

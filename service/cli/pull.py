@@ -56,7 +56,7 @@ def pull_model(
     model_store: Store = None,
 ) -> None:
     """Download a published checkpoint and make a bundle of it."""
-    from service.tensorflow_log import import_tensorflow
+    from service.tensorflow_import import import_tensorflow
 
     settings = read_settings(model_store=model_store, catalogue=catalogue)
     found = _read(settings).find(checkpoint)

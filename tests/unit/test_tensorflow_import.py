@@ -3,7 +3,7 @@ import sys
 
 IMPORTS = """
 import sys
-from service.tensorflow_log import import_tensorflow
+from service.tensorflow_import import import_tensorflow
 import_tensorflow()
 import keras, tensorflow
 assert "matplotlib" not in sys.modules
