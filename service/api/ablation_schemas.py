@@ -9,18 +9,50 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from service.api.schemas import MAX_NAME, ClassBody, ModelReference, RoutingBody
 
+MAX_VARIANTS = 1024
+MAX_CHANGES = 64
+"""Most changes of a variant."""
 
-class Change(BaseModel):
-    """A change to one block's routing."""
+MAX_ENTRIES = 1024
+"""Most blocks, and most experts or weights of a block, that are named at once."""
+
+
+class _Object(BaseModel):
+    """What a JSON body holds many of: refused before pydantic would describe each of a million unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > len(cls.model_fields):
+            raise ValueError(f"there are no fields but {', '.join(cls.model_fields)}")
+        return value
+
+
+def _at_most(limit: int) -> BeforeValidator:
+    """Refuses a list for its length before its entries are looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list) and len(value) > limit:
+            raise ValueError(f"these are {len(value)} entries; there may be 1 to {limit}")
+        return value
+
+    return BeforeValidator(check)
+
+
+Entries = _at_most(MAX_ENTRIES)
+
+
+class Change(_Object):
+    """A change to one block's routing."""
+
     block: str = Field(max_length=MAX_NAME, description="Name of the block, or `all`.")
-    off: list[int] | None = Field(None, min_length=1, description="Experts whose weight becomes 0.")
+    off: Annotated[list[int] | None, Entries] = Field(None, min_length=1, description="Experts whose weight becomes 0.")
     uniform: Literal[True] | None = Field(
         None, description="Give every expert the mean of the weights that the block has for this image."
     )
-    weights: list[Annotated[float, Field(ge=0, le=1)] | None] | None = Field(
+    weights: Annotated[list[Annotated[float, Field(ge=0, le=1)] | None] | None, Entries] = Field(
         None, description="A weight, 0 to 1, for each expert; null leaves the model's own."
     )
 
@@ -31,12 +63,12 @@ class Change(BaseModel):
         return self
 
 
-class Variant(BaseModel):
+class Variant(_Object):
     """One routing to try: changes to some blocks. What isn't changed is routed by the model, as it then sees fit."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    changes: list[Change] = Field(min_length=1, description="Applied in this order, should they be of the same block.")
+    changes: Annotated[list[Change], _at_most(MAX_CHANGES)] = Field(
+        min_length=1, description="Applied in this order, should they be of the same block."
+    )
     name: str | None = Field(None, max_length=MAX_NAME, description="Returned with the answer.")
 
 
@@ -82,9 +114,11 @@ class AblationQuery(_CommonParameters):
 class AblationParameters(_CommonParameters):
     """All parameters of an ablation, from the query or from fields of a JSON or form body."""
 
-    blocks: Annotated[list[str] | None, BeforeValidator(_list)] = Field(None, min_length=1)
-    experts: Annotated[list[int] | None, BeforeValidator(_list)] = Field(None, min_length=1)
-    variants: Annotated[list[Variant] | None, BeforeValidator(_json)] = Field(None, min_length=1)
+    blocks: Annotated[list[str] | None, Entries, BeforeValidator(_list)] = Field(None, min_length=1)
+    experts: Annotated[list[int] | None, Entries, BeforeValidator(_list)] = Field(None, min_length=1)
+    variants: Annotated[list[Variant] | None, _at_most(MAX_VARIANTS), BeforeValidator(_json)] = Field(
+        None, min_length=1
+    )
 
 
 class VariantBody(BaseModel):

@@ -6,9 +6,11 @@ import asyncio
 import base64
 import binascii
 import json
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -16,8 +18,8 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from service.api.problems import describe_validation
-from service.api.schemas import ImagesBody
+from service.api.problems import NAMED, describe_validation
+from service.api.schemas import MAX_NAME, ImagesBody
 from service.domain import ImageSource
 from service.errors import (
     BodyTooLarge,
@@ -73,15 +75,15 @@ async def read_request(request: Request, query: Parameters, limits: BodyLimits) 
         MalformedBody: the body can't be parsed. UnsupportedBody: its content type isn't read here.
         InvalidParameter: a parameter is unknown, impossible, or given both in the query and in the body.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    media_type = _media_type(request)
     raw = media_type in RAW_TYPES or media_type.startswith("image/")
     if not raw and media_type not in ("multipart/form-data", "application/json"):
         raise UnsupportedBody(
             f"The content type {media_type[:100]!r} can't be read; send an image (image/*, application/octet-stream), "
             "multipart/form-data, or application/json with base64."
         )
-    names = [name for name, _ in request.query_params.multi_items()]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    names = Counter(name for name, _ in request.query_params.multi_items())
+    if twice := sorted(name for name, count in names.items() if count > 1):
         raise InvalidParameter(f"{', '.join(twice)}: given more than once.")
     body = await read_body(request, limits.max_body_bytes)
     if not body:
@@ -94,6 +96,32 @@ async def read_request(request: Request, query: Parameters, limits: BodyLimits) 
         fields, images = {}, [ImageSource(body)]
     _check_images(images, limits)
     return _merge(query, fields), images
+
+
+async def read_json(request: Request, kind: type[Parameters], *, max_bytes: int) -> Parameters:
+    """Read a JSON body that holds no images.
+
+    FastAPI's own reading has no limit, and comes before the request's API key has been looked at.
+
+    Raises:
+        UnsupportedBody: it is not declared as JSON. BodyTooLarge: more bytes than allowed. MalformedBody: no JSON.
+        InvalidParameter: a field is missing, unknown or impossible.
+    """
+    media_type = _media_type(request)
+    if media_type != "application/json":
+        raise UnsupportedBody(f"The content type {media_type[:100]!r} can't be read; send application/json.")
+    body = await read_body(request, max_bytes)
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        if errors[0]["type"] == "json_invalid":
+            raise MalformedBody(f"The body is not valid JSON: {errors[0]['ctx']['error']}.") from error
+        raise InvalidParameter(describe_validation(errors)) from error
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -131,26 +159,30 @@ def _parse_json(body: bytes, limits: BodyLimits) -> tuple[dict[str, Any], list[I
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
-        reason = str(error) if isinstance(error, json.JSONDecodeError) else "not UTF-8, or nested too deeply"
+        reason = (
+            str(error)
+            if isinstance(error, json.JSONDecodeError)
+            else "not UTF-8, nested too deeply, or with too long a number"
+        )
         raise MalformedBody(f"The body is not valid JSON: {reason}.") from error
     if not isinstance(document, dict) or "images" not in document:
         raise InvalidParameter('The JSON body must be an object such as {"images": ["<base64>"], "top_k": 5}.')
     if isinstance(document["images"], list):
         _check_count(len(document["images"]), limits)
     try:
-        parsed = ImagesBody.model_validate(document)
+        parsed = ImagesBody.model_validate({"images": document.pop("images")})
     except ValidationError as error:
         raise InvalidParameter(describe_validation(error.errors())) from error
     images = [
         ImageSource(_decode_base64(image.data, position), image.filename, image.id)
         for position, image in enumerate(parsed.images)
     ]
-    return dict(parsed.model_extra or {}), images
+    return document, images
 
 
 def _decode_base64(text: str, position: int) -> bytes:
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
+    if text[:5].lower() == "data:":
+        text = unquote(text.partition(",")[2])
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
@@ -189,7 +221,7 @@ async def _parse_multipart(
     try:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
-                images.append(ImageSource(await value.read(), value.filename))
+                images.append(ImageSource(await value.read(), _file_name(value)))
             elif name in fields:
                 raise InvalidParameter(f"{name[:100]!r} is given more than once.")
             else:
@@ -197,6 +229,15 @@ async def _parse_multipart(
     finally:
         await form.close()
     return fields, images
+
+
+def _file_name(file: UploadFile) -> str | None:
+    if file.filename is None:
+        return None
+    if len(file.filename) > MAX_NAME:
+        raise InvalidParameter(f"A file's name may have at most {MAX_NAME} characters, not {len(file.filename)}.")
+    # Some of the encodings that a form may declare can spell what no answer can be encoded with.
+    return file.filename.encode(errors="replace").decode()
 
 
 def _check_images(images: Sequence[ImageSource], limits: BodyLimits) -> None:
@@ -220,8 +261,17 @@ def _merge(query: Parameters, fields: Mapping[str, Any]) -> Parameters:
 
 
 def _validated(kind: type[Parameters], fields: Mapping[str, Any]) -> Parameters:
+    known = f"Parameters are {', '.join(kind.model_fields)}."
+    # Looked for here, since pydantic would describe each of a million at length.
+    if unknown := [name for name in fields if name not in kind.model_fields]:
+        raise InvalidParameter(
+            f"{describe_validation([_unknown(name) for name in unknown[:NAMED]], len(unknown))} {known}"
+        )
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        known = ", ".join(kind.model_fields)
-        raise InvalidParameter(f"{describe_validation(error.errors())} Parameters are {known}.") from error
+        raise InvalidParameter(f"{describe_validation(error.errors())} {known}") from error
+
+
+def _unknown(name: str) -> dict[str, Any]:
+    return {"type": "extra_forbidden", "loc": (name.encode(errors="replace").decode(),), "msg": ""}

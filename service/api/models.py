@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from starlette.status import HTTP_204_NO_CONTENT
 
+from service.api.body import read_json
 from service.api.parts import Parts
 from service.api.problems import problem_responses
 from service.api.schemas import (
@@ -33,7 +34,26 @@ ModelPath = Annotated[str, Path(max_length=MAX_NAME, examples=[EXAMPLE_MODEL])]
 VersionPath = Annotated[str, Path(max_length=MAX_NAME, examples=["1"])]
 AliasPath = Annotated[str, Path(max_length=MAX_NAME, examples=["stable"])]
 _NOT_FOUND = ("model_not_found", "version_not_found")
+MAX_ALIAS_BYTES = 64 * 1024
+"""Most bytes of a request that changes an alias."""
+
 _CHANGING = (*_NOT_FOUND, "invalid_parameter", "invalid_bundle")
+
+
+_ALIAS_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": AliasRequest.model_json_schema(),
+                "examples": {
+                    "one version": {"value": {"version": "1"}},
+                    "a split": {"value": {"versions": {"1": 90, "2": 10}}},
+                },
+            }
+        },
+    }
+}
 
 
 def router(parts: Parts) -> APIRouter:
@@ -126,22 +146,13 @@ def router(parts: Parts) -> APIRouter:
         summary="Point an alias at versions",
         response_model=AliasBody,
         response_model_exclude_none=True,
-        responses=problem_responses(*_CHANGING, "malformed_body", "store_not_writable"),
+        responses=problem_responses(
+            *_CHANGING, "malformed_body", "body_too_large", "unsupported_body", "request_timeout", "store_not_writable"
+        ),
         dependencies=[needs_admin],
+        openapi_extra=_ALIAS_BODY,
     )
-    async def set_alias(
-        name: ModelPath,
-        alias: AliasPath,
-        body: Annotated[
-            AliasRequest,
-            Body(
-                openapi_examples={
-                    "one version": {"value": {"version": "1"}},
-                    "a split": {"value": {"versions": {"1": 90, "2": 10}}},
-                }
-            ),
-        ],
-    ) -> AliasBody:
+    async def set_alias(request: Request, name: ModelPath, alias: AliasPath) -> AliasBody:
         """Send requests that give the alias as their `version` to these versions, by weight.
 
         Which one a request gets, its header `X-Split-Key` decides, or else its id: equal keys get equal versions.
@@ -149,6 +160,7 @@ def router(parts: Parts) -> APIRouter:
         Versions that aren't loaded are loaded first; if one can't be, the alias stays as it was. It is kept in the
         store, so all replicas that share the store follow.
         """
+        body = await read_json(request, AliasRequest, max_bytes=min(MAX_ALIAS_BYTES, parts.limits.max_body_bytes))
         return alias_body(await parts.versions.set_alias(name, alias, body.split()))
 
     @routes.post(

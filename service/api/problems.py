@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from service.errors import CapacityError, InvalidParameter, ServiceError
 
@@ -140,12 +142,12 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        detail = str(error.detail)
+        detail, headers = str(error.detail), dict(error.headers or {})
         if error.status_code == 404:
             detail = f"There is nothing at {request.url.path}; /docs lists what there is."
         elif error.status_code == 405:
-            allowed = (error.headers or {}).get("Allow", "other methods")
-            detail = f"{request.url.path} doesn't take {request.method}, but {allowed}."
+            headers["Allow"] = ", ".join(_allowed_methods(request))
+            detail = f"{request.url.path} doesn't take {request.method}, but {headers['Allow']}."
         slug = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         request.scope["condconv.slug"] = slug
         problem = Problem(
@@ -156,7 +158,17 @@ def install(app: FastAPI) -> None:
             slug=slug,
             retry_after=None,
         )
-        return problem_response(problem, dict(error.headers or {}))
+        return problem_response(problem, headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """All methods of a path; the router names those of the first route only."""
+
+    def is_taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") if is_taken(method)]
 
 
 def _query_parameters(request: Request) -> str:
@@ -167,12 +179,16 @@ def _query_parameters(request: Request) -> str:
     return f" Parameters are {', '.join(names)}." if names else ""
 
 
-def describe_validation(errors: Any) -> str:
-    """Put pydantic's list of errors into a sentence."""
+NAMED = 5
+"""How many errors of a validation are described."""
+
+
+def describe_validation(errors: Sequence[Any], count: int | None = None) -> str:
+    """Put pydantic's list of errors, or the first of `count` errors, into a sentence."""
     parts = []
-    for item in errors:
+    for item in errors[:NAMED]:
         place = ".".join(str(part) for part in item["loc"] if part not in ("query", "body", "path"))[:100] or "value"
         message = str(item["msg"]).removeprefix("Value error, ")
         parts.append(f"{place}: {message}" if item["type"] != "extra_forbidden" else f"{place}: no such parameter")
-    more = f" and {len(parts) - 5} more" if len(parts) > 5 else ""
-    return "; ".join(parts[:5]) + more + "."
+    more = (count or len(errors)) - len(parts)
+    return "; ".join(parts) + (f" and {more} more" if more else "") + "."

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -30,6 +31,7 @@ MAX_HEADER_BYTES = 64 * 1024
 REFUSED_AT_ONCE = 64
 """Connections beyond the limit that may wait for their 503 at the same time; further ones are closed unheard."""
 
+_UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings"})
 _REFUSAL_SECONDS = 1.0
 _LAST_CALL_SECONDS = 0.3
 _FILES_BESIDES_CONNECTIONS = 256
@@ -115,9 +117,40 @@ class PatientProtocol(HttpToolsProtocol):
             self._start_header_timer()
         if not self._in_message:
             self._header_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self._header_bytes > MAX_HEADER_BYTES and not self._closing:
             self._reject(HeadersTooLarge(f"The headers have more than {MAX_HEADER_BYTES} bytes."))
+
+    def _parse(self, data: bytes) -> None:
+        """Parse as uvicorn does, but go on where a request asks for another protocol, of which none is spoken here.
+
+        The parser takes everything after such a request's headers for the other protocol; RFC 9110 (7.8) lets a server
+        ignore the wish, and then what follows is the request's body.
+        """
+        self._unset_keepalive_if_required()
+        rest = memoryview(data)
+        try:
+            while len(rest):
+                try:
+                    self.parser.feed_data(rest)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    rest = rest[upgrade.args[0] :]
+                    self._repeat_without_upgrade()
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _repeat_without_upgrade(self) -> None:
+        """Give the headers to a new parser, which then expects the body that they announce."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("a tunnel")
+        version = self.parser.get_http_version().encode()
+        headers = [(name, value) for name, value in self.headers if name not in _UPGRADE_HEADERS]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        lines = [method + b" " + self.url + b" HTTP/" + version, *(name + b": " + value for name, value in headers)]
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def on_message_begin(self) -> None:
         """A request's first byte is here."""
@@ -126,6 +159,8 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """From here on, the application decides how long to wait."""
+        if self.parser.should_upgrade():
+            return  # they will come again without the wish
         self._stop_header_timer()
         self._header_bytes = 0
         self._in_message = True
@@ -133,6 +168,8 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """What comes next is another request, for which there is no hurry."""
+        if self.parser.should_upgrade():
+            return
         self._stop_header_timer()
         self._in_message = False
         super().on_message_complete()

@@ -65,6 +65,8 @@ def _as_encoded_image(value: Any) -> Any:
         return {"data": value}
     if not isinstance(value, dict):
         raise ValueError('An image is base64, or an object such as {"data": "<base64>", "id": "a"}')
+    if len(value) > len(EncodedImage.model_fields):
+        raise ValueError(f"An image has no fields but {', '.join(EncodedImage.model_fields)}")
     return value
 
 

@@ -203,6 +203,8 @@ def _orientation(image: ImageFile) -> object:
 
     TIFF's reader turns the picture itself and then forgets the tag.
     """
+    for xmp in ("xmp", "XML:com.adobe.xmp"):  # where Pillow looks if EXIF says nothing, which browsers don't
+        image.info.pop(xmp, None)
     try:
         return image.getexif().get(Base.Orientation)
     except Exception:

@@ -74,6 +74,15 @@ def test_only_who_has_a_key_gets_an_answer(guarded: Server, coffee: bytes) -> No
         assert response.headers["cache-control"] == "no-store"
 
 
+def test_who_may_not_change_an_alias_is_told_before_sending_it(guarded: Server) -> None:
+    url = httpx.URL(guarded.url)
+    head = b"PUT /models/m/aliases/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 999\r\n"
+    for key, status in ((b"", b"401"), (b"X-API-Key: user-secret\r\n", b"403")):
+        with socket.create_connection((url.host, url.port or 80), timeout=10) as sender:
+            sender.sendall(head + key + b"\r\n")
+            assert sender.recv(65536).split()[1] == status
+
+
 def test_bearer_and_limit(guarded: Server, coffee: bytes) -> None:
     for _ in range(2):
         assert top(guarded.client.post("/predict", content=coffee, headers=LIMITED)) == ESPRESSO

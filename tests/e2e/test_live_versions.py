@@ -202,6 +202,12 @@ def test_load_and_unload(server: Server, photo: bytes) -> None:
     assert_problem(client.put("/models/other/aliases/x", json={"versions": {"1": 0}}), 422, "invalid_parameter")
     for body in ({}, {"version": "1", "versions": {"1": 1}}, {"versions": {"1": "1"}}, [], {"version": 1}):
         assert_problem(client.put("/models/other/aliases/x", json=body), 422, "invalid_parameter")
+    for content in (b"{", b"[" * 10_000, b'{"version": "\xff"}', b""):
+        response = client.put("/models/other/aliases/x", content=content, headers={"Content-Type": "application/json"})
+        assert_problem(response, 400, "malformed_body", "not valid JSON")
+    assert_problem(client.put("/models/other/aliases/x", content=b'{"version": "1"}'), 415, "unsupported_body")
+    large = {"version": "1" * 2**16}
+    assert_problem(client.put("/models/other/aliases/x", json=large), 413, "body_too_large", "65536 bytes")
     assert not (store / "other" / "aliases.json").exists()
 
 

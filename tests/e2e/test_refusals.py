@@ -121,7 +121,14 @@ def test_too_many_images_in_json(client: httpx.Client) -> None:
         ('{"images": ["eA=="], "routing": []}', 422, "invalid_parameter", "routing: Input should be a valid boolean"),
         ('{"images": ["eA=="], "model": 1}', 422, "invalid_parameter", "model: Input should be a valid string"),
         ('{"images": ["eA=="], "topk": 1}', 422, "invalid_parameter", "topk: no such parameter. Parameters are top_k"),
-        ('{"images": ["eA=="], "\\ud800": 1}', 422, "invalid_parameter", "valid string"),
+        ('{"images": ["eA=="], "\\ud800": 1}', 422, "invalid_parameter", "?: no such parameter"),
+        (
+            '{"images": [{"data": "", "a": 1, "b": 1, "c": 1}]}',
+            422,
+            "invalid_parameter",
+            "no fields but data, id, filename",
+        ),
+        ('{"images": ["eA=="], "top_k": ' + "1" * 5000 + "}", 400, "malformed_body", "too long a number"),
     ],
 )
 def test_json(client: httpx.Client, body: str, status: int, slug: str, says: str) -> None:
@@ -227,6 +234,9 @@ def test_form_field_given_twice(client: httpx.Client) -> None:
         ("GET", "/predict", 405, "method_not_allowed", "POST"),
         ("DELETE", "/models", 405, "method_not_allowed", "GET"),
         ("POST", "/metrics", 405, "method_not_allowed", "GET"),
+        ("POST", "/livez", 405, "method_not_allowed", "GET, HEAD"),
+        ("PUT", "/routing", 405, "method_not_allowed", "GET, POST"),
+        ("POST", f"/models/{MODEL}/aliases/a", 405, "method_not_allowed", "PUT, DELETE"),
     ],
 )
 def test_wrong_address(client: httpx.Client, method: str, path: str, status: int, slug: str, says: str) -> None:

@@ -206,6 +206,56 @@ def test_pipelined_requests(running: Running) -> None:
         assert everything(connected).count(b'"ok"') == 3
 
 
+WISH = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+"""Other protocols may be asked for with any request, as by curl --http2; none is spoken."""
+
+
+def wishing(request: bytes) -> bytes:
+    return request.replace(b"\r\n\r\n", b"\r\n" + WISH + b"\r\n", 1)
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 20])
+def test_a_wish_for_another_protocol_is_ignored(running: Running, pieces: int) -> None:
+    smuggled = b"GET /ok HTTP/1.1\r\nHost: x\r\n\r\n"
+    echo = wishing(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(smuggled)) + smuggled
+    step = -(-len(echo) // pieces)
+    with running.connect() as connected:
+        for _ in range(2):  # on the same connection
+            for start in range(0, len(echo), step):
+                connected.sendall(echo[start : start + step])
+                time.sleep(0.1 / pieces)
+            assert json.loads(answer(connected).partition(b"\r\n\r\n")[2]) == smuggled.decode()
+        connected.sendall(GET)
+        assert answer(connected).endswith(b'"ok"')
+
+
+def test_wishes_among_pipelined_requests(running: Running) -> None:
+    chunked = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    requests = [wishing(GET), GET, wishing(chunked) + b"4\r\nbody\r\n0\r\n\r\n", wishing(GET) * 500, GET]
+    with running.connect() as connected:
+        connected.sendall(b"".join(requests)[:-2] + b"Connection: close\r\n\r\n")
+        received = everything(connected)
+    assert received.count(b"HTTP/1.1 200 OK") == 504
+    assert received.count(b'"ok"') == 503
+    assert received.count(b'"body"') == 1
+
+
+def test_body_that_never_comes_after_a_wish(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(wishing(HEAD))
+        assert_problem(everything(connected), 408, "request_timeout")
+
+
+@pytest.mark.parametrize("target", [b"x:80", b"/ok"])
+def test_no_tunnel(running: Running, target: bytes) -> None:
+    with running.connect() as connected:
+        connected.sendall(b"CONNECT " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert_problem(everything(connected), 400, "malformed_request")
+    with running.connect() as connected:
+        connected.sendall(GET + b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
+        assert everything(connected).startswith(b"HTTP/1.1 200 OK")
+
+
 def test_body_that_stalls(running: Running) -> None:
     with running.connect() as connected:
         connected.sendall(HEAD + b"12345")

@@ -98,6 +98,30 @@ async def test_form_files_and_fields() -> None:
     assert parameters == PredictParameters(top_k=2)
 
 
+@pytest.mark.parametrize("text", ["data:image/png;base64,eA==", "DATA:;base64,eA%3D%3D", "eA =\n="])
+async def test_spellings_of_base64(text: str) -> None:
+    _, (image,) = await read(json.dumps({"images": [text]}).encode(), JSON)
+    assert image.data == b"x"
+
+
+async def test_unknown_fields_are_counted_but_not_all_named() -> None:
+    document = {"images": ["eA=="], **{f"field {number}": number for number in range(100_000)}}
+    body = json.dumps(document).encode()
+    with pytest.raises(InvalidParameter, match="field 4: no such parameter and 99995 more") as refused:
+        await read_request(
+            request(Sender([body]), JSON), PredictParameters(), BodyLimits(max_body_bytes=2**23, max_images=1)
+        )
+    assert len(str(refused.value)) < 500
+
+
+@pytest.mark.parametrize("charset", ["utf-7", "unicode_escape"])
+async def test_file_name_that_no_answer_can_hold(charset: str) -> None:
+    name = {"utf-7": "+2AA-.png", "unicode_escape": r"\\ud800.png"}[charset]
+    body = form((f'name="image"; filename="{name}"', b"x"))
+    _, (image,) = await read(body, f"{FORM}; charset={charset}")
+    assert image.filename == "?.png"
+
+
 async def test_form_with_large_file_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_file(*_: Any, **__: Any) -> None:
         raise AssertionError("a temporary file was made")
@@ -123,6 +147,7 @@ async def test_form_with_large_file_stays_in_memory(monkeypatch: pytest.MonkeyPa
         (form(*[('name="i"; filename="a"', b"x")] * 4), FORM, TooManyImages, "more than 3"),
         (form(*[('name="i"; filename="a"', b"x")] * 5), FORM, TooManyImages, "more than 3"),
         (form(('name="i"; filename="a"', b"x"), ('name="no"', b"1")), FORM, InvalidParameter, "no: no such parameter"),
+        (form((f'name="i"; filename="{"a" * 1025}"', b"x")), FORM, InvalidParameter, "at most 1024 characters"),
         (form(('name="i"', b"x")), FORM, MissingImage, "must be files"),
         (form(('name="i"; filename="a"', b"x"))[:-9], FORM, MalformedBody, "closing boundary"),
     ],

@@ -631,6 +631,14 @@ async def test_given_routings(client: httpx.AsyncClient) -> None:
         ("model=uneven&blocks=block_2&experts=2", "block_2 has the experts 0 to 1"),
         ("model=uneven&experts=2", "block_2 has the experts 0 to 1"),
         ('model=uneven&variants=[{"changes":[{"block":"block_2","weights":[0,1,1]}]}]', "weights of block_2 must be 2"),
+        (f"experts={',0' * 1025}", "experts: these are 1025 entries"),
+        ('variants=[{"changes":[{"block":"all","off":[' + "0," * 1024 + "0]}]}]", "off: these are 1025 entries"),
+        (
+            'variants=[{"changes":[{"block":"all","weights":[' + "0," * 1024 + "0]}]}]",
+            "weights: these are 1025 entries",
+        ),
+        ('variants=[{"changes":[' + "1," * 64 + "1]}]", "changes: these are 65 entries"),
+        ('variants=[{"changes":[],"a":1,"b":2,"c":3}]', "no fields but changes, name"),
         ("timeout_ms=100000", "timeout_ms"),
         ("top_k=3", "no such parameter"),
     ],
@@ -650,4 +658,7 @@ async def test_ablations_of_what_is_no_single_image(client: httpx.AsyncClient) -
 async def test_too_many_variants(client: httpx.AsyncClient) -> None:
     variants = [{"changes": [{"block": "all", "uniform": True}]}] * 1025
     document = {"images": [base64.b64encode(image(8)).decode()], "variants": variants}
-    assert_problem(await client.post("/routing/ablation", json=document), 422, "invalid_parameter", "1025 variants")
+    assert_problem(await client.post("/routing/ablation", json=document), 422, "invalid_parameter", "1025 entries")
+    many = "&".join(("blocks=" + ",".join(["block_1"] * 1000), "experts=" + ",".join(["0"] * 1000)))
+    response = await client.post(f"/routing/ablation?{many}", content=image(8))
+    assert_problem(response, 422, "invalid_parameter", "1001000 variants")

@@ -193,6 +193,11 @@ def test_all_orientations_give_the_same_upright_picture(file_format, options, to
     assert difference(pixels, PHOTO).mean() <= tolerance
 
 
+def test_only_exif_turns_a_picture():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    assert difference(decode(jpeg(PHOTO, xmp=xmp), max_pixels=LIMIT), PHOTO).mean() < 2.5
+
+
 @pytest.mark.parametrize(
     "block", [b"Exif\0\0", b"Exif\0\0nonsense", b"Exif\0\0II*\0\xff\xff\xff\xff", pictures.exif(77)]
 )
