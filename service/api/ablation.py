@@ -118,23 +118,19 @@ def _variants(model: ServedModel, parameters: AblationParameters) -> list[Varian
             block: range(counts.get(block, min(model.experts))) if parameters.experts is None else parameters.experts
             for block in blocks
         }
-        _check_count(sum(len(chosen[block]) + parameters.uniform for block in blocks))
+        count = sum(len(chosen[block]) + parameters.uniform for block in blocks)
+        if not 1 <= count <= MAX_VARIANTS:
+            raise InvalidParameter(
+                f"These are {count} variants; there may be 1 to {MAX_VARIANTS}. Choose some blocks or experts."
+            )
         variants = []
         for block in blocks:
-            experts = chosen[block]
-            variants += [Variant(changes=[Change(block=block, off=[expert])]) for expert in experts]
+            variants += [Variant(changes=[Change(block=block, off=[expert])]) for expert in chosen[block]]
             variants += [Variant(changes=[Change(block=block, uniform=True)])] if parameters.uniform else []
     for variant in variants:
         for change in variant.changes:
             _check(model, change)
     return [v if v.name is not None else v.model_copy(update={"name": _name(v)}) for v in variants]
-
-
-def _check_count(variants: int) -> None:
-    if not 1 <= variants <= MAX_VARIANTS:
-        raise InvalidParameter(
-            f"These are {variants} variants; there may be 1 to {MAX_VARIANTS}. Choose some blocks or experts."
-        )
 
 
 def _check(model: ServedModel, change: Change) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from service.api.schemas import MAX_NAME, ClassBody, ModelReference, RoutingBody
+from service.api.schemas import MAX_NAME, ClassBody, JsonObject, ModelReference, RoutingBody
 
 MAX_VARIANTS = 1024
 MAX_CHANGES = 64
@@ -15,19 +15,6 @@ MAX_CHANGES = 64
 
 MAX_ENTRIES = 1024
 """Most blocks, and most experts or weights of a block, that are named at once."""
-
-
-class _Object(BaseModel):
-    """What a JSON body holds many of: refused before pydantic would describe each of a million unknown fields."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _few_fields(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > len(cls.model_fields):
-            raise ValueError(f"there are no fields but {', '.join(cls.model_fields)}")
-        return value
 
 
 def _at_most(limit: int) -> BeforeValidator:
@@ -41,18 +28,20 @@ def _at_most(limit: int) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-Entries = _at_most(MAX_ENTRIES)
+_Entries = _at_most(MAX_ENTRIES)
 
 
-class Change(_Object):
+class Change(JsonObject):
     """A change to one block's routing."""
 
     block: str = Field(max_length=MAX_NAME, description="Name of the block, or `all`.")
-    off: Annotated[list[int] | None, Entries] = Field(None, min_length=1, description="Experts whose weight becomes 0.")
+    off: Annotated[list[int] | None, _Entries] = Field(
+        None, min_length=1, description="Experts whose weight becomes 0."
+    )
     uniform: Literal[True] | None = Field(
         None, description="Give every expert the mean of the weights that the block has for this image."
     )
-    weights: Annotated[list[Annotated[float, Field(ge=0, le=1)] | None] | None, Entries] = Field(
+    weights: Annotated[list[Annotated[float, Field(ge=0, le=1)] | None] | None, _Entries] = Field(
         None, description="A weight, 0 to 1, for each expert; null leaves the model's own."
     )
 
@@ -63,7 +52,7 @@ class Change(_Object):
         return self
 
 
-class Variant(_Object):
+class Variant(JsonObject):
     """One routing to try: changes to some blocks. What isn't changed is routed by the model, as it then sees fit."""
 
     changes: Annotated[list[Change], _at_most(MAX_CHANGES)] = Field(
@@ -114,8 +103,8 @@ class AblationQuery(_CommonParameters):
 class AblationParameters(_CommonParameters):
     """All parameters of an ablation, from the query or from fields of a JSON or form body."""
 
-    blocks: Annotated[list[str] | None, Entries, BeforeValidator(_list)] = Field(None, min_length=1)
-    experts: Annotated[list[int] | None, Entries, BeforeValidator(_list)] = Field(None, min_length=1)
+    blocks: Annotated[list[str] | None, _Entries, BeforeValidator(_list)] = Field(None, min_length=1)
+    experts: Annotated[list[int] | None, _Entries, BeforeValidator(_list)] = Field(None, min_length=1)
     variants: Annotated[list[Variant] | None, _at_most(MAX_VARIANTS), BeforeValidator(_json)] = Field(
         None, min_length=1
     )

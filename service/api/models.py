@@ -33,12 +33,11 @@ EXAMPLE_MODEL = "efficientnet-lite0-condconv-4e"
 ModelPath = Annotated[str, Path(max_length=MAX_NAME, examples=[EXAMPLE_MODEL])]
 VersionPath = Annotated[str, Path(max_length=MAX_NAME, examples=["1"])]
 AliasPath = Annotated[str, Path(max_length=MAX_NAME, examples=["stable"])]
-_NOT_FOUND = ("model_not_found", "version_not_found")
 MAX_ALIAS_BYTES = 64 * 1024
 """Most bytes of a request that changes an alias."""
 
+_NOT_FOUND = ("model_not_found", "version_not_found")
 _CHANGING = (*_NOT_FOUND, "invalid_parameter", "invalid_bundle")
-
 
 _ALIAS_BODY = {
     "requestBody": {

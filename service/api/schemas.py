@@ -50,10 +50,21 @@ class PredictParameters(RoutingParameters):
     routing: bool = Field(False, description="Whether to return each image's routing weights.")
 
 
-class EncodedImage(BaseModel):
-    """One image of a JSON body."""
+class JsonObject(BaseModel):
+    """What a JSON body holds many of: refused before pydantic would describe each of a million unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > len(cls.model_fields):
+            raise ValueError(f"there are no fields but {', '.join(cls.model_fields)}")
+        return value
+
+
+class EncodedImage(JsonObject):
+    """One image of a JSON body."""
 
     data: str = Field(description="The image file in base64; a data URL is fine too.")
     id: str | None = Field(None, max_length=MAX_NAME, description="Returned with the answer; the position if absent.")
@@ -65,8 +76,6 @@ def _as_encoded_image(value: Any) -> Any:
         return {"data": value}
     if not isinstance(value, dict):
         raise ValueError('An image is base64, or an object such as {"data": "<base64>", "id": "a"}')
-    if len(value) > len(EncodedImage.model_fields):
-        raise ValueError(f"An image has no fields but {', '.join(EncodedImage.model_fields)}")
     return value
 
 

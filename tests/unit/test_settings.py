@@ -86,6 +86,7 @@ def test_only_the_prefix_counts(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("host", ""),  # which a socket takes for all addresses
         ("port", "65536"),
         ("port", "-1"),
         ("port", "http"),
