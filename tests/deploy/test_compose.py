@@ -89,6 +89,18 @@ class Project:
         """Wait until so many are scraped and ready."""
         wait(lambda: self.prometheus.value('sum(condconv_ready{job="condconv"})') == number, within=180)
 
+    def last_start(self) -> float:
+        """When the youngest replica that is scraped was started, in seconds since 1970."""
+        return self.prometheus.value('max(process_start_time_seconds{job="condconv"})')
+
+    def wait_for_restart(self, after: float) -> None:
+        """Wait until a replica that was started after `after` is scraped, and two are ready.
+
+        Until its next scrape, one that has just been killed counts as ready: readiness alone says nothing.
+        """
+        wait(lambda: self.last_start() > after, within=180)
+        self.wait_for_replicas(2)
+
     def firing(self) -> set[str]:
         """Names of alerts that fire, but for those that our traffic and our faults before raise rightly."""
         return self.prometheus.firing() - ONE_PHOTO - SLOW_BURN
@@ -257,15 +269,17 @@ def test_killed_and_stopped_replicas_cost_no_request(project):
     with project.clients(4) as clients:
         clients.wait_for(20)
         for _ in range(2):
+            before = project.last_start()
             os.kill(json.loads(docker("inspect", "--format", "{{.State.Pid}}", replica)), signal.SIGKILL)
             clients.wait_for(20)
-            project.wait_for_replicas(2)
+            project.wait_for_restart(before)
             clients.wait_for(20)
         project.wait_for_alerts("CondconvRestarting", permitted=RESTARTS)
+        before = project.last_start()
         docker("stop", "--time", "40", replica)
         clients.wait_for(20)
         docker("start", replica)
-        project.wait_for_replicas(2)
+        project.wait_for_restart(before)
         clients.wait_for(20)
     print(f"two kills and a stop: {dict(clients.outcomes)}")
     assert without(clients.outcomes, [200]) == {}, clients.troubles
