@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -21,6 +22,11 @@ Row = NDArray[np.generic]
 Which type it has is `Preprocessing.row_type`; engines take uint8 in any case."""
 JpegCropper = Callable[[bytes, int, int, int], Pixels | None]
 """Decodes the square with the corner `left, top` and the side `side` of a JPEG; None if it can't."""
+
+
+def readable(path: str | os.PathLike[str]) -> str:
+    r"""A file's name for documents, which are UTF-8: bytes that are none are spelled out, as in `caf\xe9.jpg`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from service.api.schemas import predict_response
 from service.bootstrap import Service, load_model, plan_engines
 from service.classifier import Classification
-from service.domain import ImageResult, ImageSource, RoutingProfile, ServedModel
+from service.domain import ImageResult, ImageSource, RoutingProfile, ServedModel, readable
 from service.errors import BodyTooLarge, BundleError, MissingImage, ServiceError
 from service.imaging import decode_image, sufficient_side, transform
 from service.routing.profile import profile_from
@@ -117,11 +117,12 @@ def classify_files(
 async def _classify_file(
     service: Service, file: Path, settings: Settings, *, model: str | None, top_k: int | None
 ) -> ImageResult:
+    name = readable(file)
     try:
         data = await asyncio.to_thread(_read, file, settings.max_body_bytes)
     except ServiceError as error:
-        return ImageResult(id=str(file), filename=str(file), error=error)
-    source = ImageSource(data, filename=str(file), id=str(file))
+        return ImageResult(id=name, filename=name, error=error)
+    source = ImageSource(data, filename=name, id=name)
     answer = await service.classifier.classify([source], model=model, top_k=top_k)
     return answer.results[0]
 

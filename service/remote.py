@@ -80,9 +80,8 @@ class RemoteService:
         try:
             response = self._client.request(method, place, json=json)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise RemoteFailed(
-                f"The server at {self._url} can't be reached: {error or type(error).__name__}."
-            ) from error
+            reason = str(error).rstrip(".") or type(error).__name__
+            raise RemoteFailed(f"The server at {self._url} can't be reached: {reason}.") from error
         try:
             document = response.json() if response.content else None
         except ValueError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated, NoReturn
 
@@ -9,7 +10,8 @@ import typer
 
 from service import __version__
 from service.cli import bench, finetune, images, keys, models, pull, routing_state, versions
-from service.cli.common import Store, configure_log, friendly, out, read_settings
+from service.cli.common import Store, configure_log, friendly, read_settings
+from service.cli.output import say
 
 app = typer.Typer(
     name="condconv",
@@ -23,13 +25,15 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run the command line; exits 0 for success, 1 for failure, 2 for wrong usage."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may know fewer letters than labels have
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()
     sys.exit(0)
 
 
 def _version(value: bool) -> None:
     if value:
-        out.print(f"condconv-serve {__version__}", highlight=False)
+        say(f"condconv-serve {__version__}")
         raise typer.Exit
 
 

@@ -6,18 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from service.cli.common import (
-    ModelOption,
-    Store,
-    err,
-    friendly,
-    print_json,
-    print_table,
-    read_settings,
-)
+from service.cli.common import ModelOption, Store, friendly, read_settings
+from service.cli.output import add_row, err, print_json, print_table, say
 
 app = typer.Typer(help="Measure what this machine makes of a model.", no_args_is_help=True)
 
@@ -69,7 +61,7 @@ def bench_engine(
         batch_sizes=batch_size or [1, 2, 4, 8],
         seconds=seconds,
         rounds=rounds,
-        progress=lambda text: err.print(text, highlight=False),
+        progress=lambda text: say(text, console=err),
     )
     if as_json:
         print_json([figure.to_json() for figure in figures])
@@ -81,11 +73,12 @@ def bench_engine(
             table.add_column(column, justify="right")
         for figure in figures:
             case = figure.case
-            table.add_row(
+            add_row(
+                table,
                 case.engine,
                 case.precision,
-                str(case.streams),
-                str(case.batch_size),
+                case.streams,
+                case.batch_size,
                 f"{figure.rows_per_second:.1f}",
                 f"{figure.speed:.2f}",
                 f"{figure.latency_p50 * 1e3:.1f}",
@@ -94,4 +87,4 @@ def bench_engine(
         print_table(table)
     if plot is not None:
         bench.plot_engine(figures, plot)
-        err.print(f"wrote {escape(str(plot))}", highlight=False, soft_wrap=True)
+        say(f"wrote {plot}", console=err)

@@ -1,25 +1,21 @@
-"""What the commands share: options, consoles, and how results and failures are printed."""
+"""What the commands share: options, settings, and what becomes of expected errors."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from functools import wraps
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from service.cli.output import print_failure
 from service.errors import ServiceError
 from service.settings import Settings
 
 Arguments = ParamSpec("Arguments")
-out, err = Console(emoji=False), Console(stderr=True, emoji=False)
 
 Store = Annotated[
     Path | None, typer.Option("--model-store", help="Directory with the bundles.", envvar="CONDCONV_MODEL_STORE")
@@ -51,10 +47,11 @@ def read_settings(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        for item in error.errors():
-            name = "_".join(str(part) for part in item["loc"][:1]).upper()
-            problem = f"CONDCONV_{name}: {item['msg']}, not {item['input']!r}"
-            err.print(f"[bold red]error:[/] {escape(problem)}", highlight=False, soft_wrap=True)
+        # One that may be of several kinds has an error for each of them.
+        for (name, wrong), kinds in groupby(error.errors(), lambda e: (e["loc"][0], repr(e["input"]))):
+            first, *others = (kind["msg"] for kind in kinds)
+            wanted = " or ".join((first, *(other.removeprefix("Input should be ") for other in others)))
+            print_failure("error", f"CONDCONV_{str(name).upper()}: {wanted}, not {wrong}")
         raise typer.Exit(2) from error
 
 
@@ -63,19 +60,3 @@ def configure_log(settings: Settings) -> None:
     from service.telemetry import configure_logging
 
     configure_logging(settings.log_level, settings.log_format)
-
-
-def print_failure(what: str | None, why: object) -> None:
-    """Print one failure as a line on stderr."""
-    err.print(f"[bold red]{escape(str(what))}:[/] {escape(str(why))}", highlight=False, soft_wrap=True)
-
-
-def print_json(document: Any) -> None:
-    """Print a document as JSON on stdout."""
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-
-
-def print_table(table: Table) -> None:
-    """Print a table; into a file or a pipe in full, since there is no width to fit it into."""
-    console = out if out.is_terminal else Console(width=1000, emoji=False)
-    console.print(table)

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from service.cli.common import Store, err, friendly, out, print_json, read_settings
+from service.cli.common import Store, friendly, read_settings
+from service.cli.output import err, print_json, say
 
 app = typer.Typer()
 _DECODING_FROM = 500
@@ -59,6 +59,10 @@ def finetune_model(
     model_store: Store = None,
 ) -> None:
     """Adapt a bundle to images of one's own, or distil another one into it; writes a new bundle."""
+    if resume and restart:
+        raise typer.BadParameter(
+            "a run is continued or forgotten; give one of the two.", param_hint="--resume, --restart"
+        )
     settings = read_settings(model_store=model_store)
     from service.store import Catalog
 
@@ -94,17 +98,15 @@ def finetune_model(
         with ProgressListener(err, epochs=epochs, distils=teacher is not None) as listener:
             finished = finetune(request, store=settings.model_store, listener=listener)
     except KeyboardInterrupt:
-        err.print("interrupted; the same command with --resume continues", highlight=False)
+        say("interrupted; the same command with --resume continues", console=err)
         raise typer.Exit(130) from None
     if as_json:
         print_json({"bundle": str(finished.path), "best_epoch": finished.best_epoch, "epochs": finished.history})
         return
     what = "agreement" if teacher is not None and validation_data is None else "accuracy"
-    out.print(
-        f"wrote {escape(str(finished.path))}: validation {what} {finished.best.accuracy:.1%} after epoch "
-        f"{finished.best_epoch}, {finished.start.accuracy:.1%} at the start",
-        highlight=False,
-        soft_wrap=True,
+    say(
+        f"wrote {finished.path}: validation {what} {finished.best.accuracy:.1%} after epoch {finished.best_epoch}, "
+        f"{finished.start.accuracy:.1%} at the start"
     )
 
 
@@ -152,8 +154,9 @@ class ProgressListener:
         """See `service.training.Listener`."""
         from service.training.dataset import named
 
-        self._print(f"[bold yellow]warning:[/] {len(failures)} of {total} images can't be read and are left out:")
-        self._print(escape(named(failures)))
+        self._print(("warning:", "bold yellow"), f" {len(failures)} of {total} images can't be read and are left out:")
+        for line in named(failures):
+            self._print(line)
 
     def starting(self, *, training: int, validation: int, classes: int, parameters: int, first_epoch: int) -> None:
         """See `service.training.Listener`."""
@@ -185,5 +188,5 @@ class ProgressListener:
             self._task = self._progress.add_task(what, total=total, loss=loss)
         self._progress.update(self._task, description=what, completed=done, total=total, loss=loss)
 
-    def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+    def _print(self, *parts: str | tuple[str, str]) -> None:
+        say(*parts, console=self._console)

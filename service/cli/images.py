@@ -6,22 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from service.cli.common import (
-    Images,
-    Json,
-    ModelOption,
-    Store,
-    err,
-    friendly,
-    out,
-    print_failure,
-    print_json,
-    print_table,
-    read_settings,
-)
+from service.cli.common import Images, Json, ModelOption, Store, friendly, read_settings
+from service.cli.output import add_row, err, print_failure, print_json, print_table, say
 from service.errors import InvalidParameter
 
 app = typer.Typer()
@@ -51,9 +39,9 @@ def predict(
             if result.prediction is None:
                 print_failure(result.filename, result.error)
                 continue
-            out.print(f"[bold]{escape(str(result.filename))}[/]", highlight=False, soft_wrap=True)
+            say((result.filename, "bold"))
             for scored in result.prediction.classes:
-                out.print(f"  {scored.probability:7.2%}  {escape(scored.label)}", highlight=False)
+                say(f"  {scored.probability:7.2%}  {scored.label}")
     raise typer.Exit(answer.exit_code)
 
 
@@ -107,7 +95,7 @@ def routing(
             _print_routing(result.filename or result.id, result.prediction)
     if plot is not None and predictions:
         plot_routing([(f"{name}\n{p.classes[0].label}", p.routing) for name, p in predictions], plot)
-        err.print(f"wrote {escape(str(plot))}", highlight=False, soft_wrap=True)
+        say(f"wrote {plot}", console=err)
     raise typer.Exit(answer.exit_code)
 
 
@@ -123,28 +111,28 @@ def _show_classes(
     if as_json:
         print_json(found.to_json(model={"name": answer.model.name, "version": answer.model.version}))
     else:
-        table = Table("block", "between classes", "within a class", "share between", "entropy", title=name)
+        say((name, "italic"))
+        table = Table("block", "between classes", "within a class", "share between", "entropy")
         columns = (found.between, found.within, found.explained, found.overall.entropy_mean)
         for block, between, within, share, entropy in zip(found.blocks, *columns, strict=True):
-            table.add_row(block, f"{between:.3f}", f"{within:.3f}", f"{share:.0%}", f"{entropy:.3f}")
+            add_row(table, block, f"{between:.3f}", f"{within:.3f}", f"{share:.0%}", f"{entropy:.3f}")
         print_table(table)
-        out.print(f"{len(predictions)} images of {len(found.names)} classes", highlight=False)
+        say(f"{len(predictions)} images of {len(found.names)} classes")
     if plot is not None:
         plot_by_class(found, plot)
-        err.print(f"wrote {escape(str(plot))}", highlight=False, soft_wrap=True)
+        say(f"wrote {plot}", console=err)
     if report is not None:
         write_report(found, report, model=name, failures=len(answer.results) - len(predictions))
-        err.print(f"wrote {escape(str(report))}", highlight=False, soft_wrap=True)
+        say(f"wrote {report}", console=err)
 
 
 def _print_routing(name: str, prediction: Any) -> None:
     best = prediction.classes[0]
-    name, label = escape(name), escape(best.label)
-    experts = range(prediction.routing.weights.shape[1])
-    table = Table("block", *(f"expert {i}" for i in experts), title=f"{name}: {label} ({best.probability:.1%})")
+    if not prediction.routing.blocks:
+        say(f"{name}: {best.label}; a static network has no routing.")
+        return
+    say((f"{name}: {best.label} ({best.probability:.1%})", "italic"))
+    table = Table("block", *(f"expert {i}" for i in range(prediction.routing.weights.shape[1])))
     for block, weights in prediction.routing.by_block().items():
-        table.add_row(block, *(f"[on rgb({int(40 + 180 * w)},60,60)] {w:.3f} [/]" for w in weights))
-    if prediction.routing.blocks:
-        print_table(table)
-    else:
-        out.print(f"{name}: {label}; a static network has no routing.", highlight=False, soft_wrap=True)
+        add_row(table, block, *((f" {w:.3f} ", f"on rgb({int(40 + 180 * w)},60,60)") for w in weights))
+    print_table(table)

@@ -7,11 +7,8 @@ from typing import Annotated
 
 import typer
 
-from service.cli.common import (
-    err,
-    friendly,
-    print_json,
-)
+from service.cli.common import friendly
+from service.cli.output import err, print_json, say
 
 app = typer.Typer(help="Make API keys.", no_args_is_help=True)
 
@@ -32,8 +29,8 @@ def make_key(
     from service.keys import new_key
 
     secret, key = new_key(name, scopes=scope or ["predict"], requests_per_minute=requests_per_minute)
-    err.print("The secret, which can't be shown again; give it to whoever is to use the service:", soft_wrap=True)
+    say("The secret, which can't be shown again; give it to whoever is to use the service:", console=err)
     sys.stdout.write(f"{secret}\n")
     sys.stdout.flush()
-    err.print('The entry to add to "keys" in the keys file:', soft_wrap=True)
+    say('The entry to add to "keys" in the keys file:', console=err)
     print_json(key.model_dump(exclude_none=True))

@@ -7,20 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 from rich.markdown import Markdown
-from rich.markup import escape
 from rich.table import Table
 
-from service.cli.common import (
-    Json,
-    Store,
-    err,
-    friendly,
-    out,
-    print_failure,
-    print_json,
-    print_table,
-    read_settings,
-)
+from service.cli.common import Json, Store, friendly, read_settings
+from service.cli.output import add_row, err, out, print_failure, print_json, print_table, printable, say
 from service.errors import ServiceError
 
 FEW_IMAGES = 200
@@ -42,14 +32,15 @@ def list_models(model_store: Store = None) -> None:
         try:
             manifest = read_manifest(path)
         except BundleError as error:
-            table.add_row(path.parent.name, path.name, f"[red]{escape(str(error))}[/]")
+            add_row(table, path.parent.name, path.name, (error, "red"))
             continue
         size = sum(file.size for file in manifest.files.values())
-        table.add_row(
+        add_row(
+            table,
             manifest.name,
             manifest.version,
             manifest.architecture.name,
-            str(manifest.num_classes),
+            manifest.num_classes,
             f"{size / 1e6:.1f} MB",
             manifest.licence,
         )
@@ -69,8 +60,8 @@ def show_model(
     if as_json:
         print_json({**bundle.manifest.model_dump(mode="json"), "model_card": bundle.model_card})
         return
-    out.print_json(bundle.manifest.model_dump_json(exclude_none=True))
-    out.print(Markdown(bundle.model_card))
+    print_json(bundle.manifest.model_dump(mode="json", exclude_none=True))
+    out.print(Markdown("\n".join(map(printable, bundle.model_card.expandtabs().splitlines()))))
 
 
 @app.command("verify", epilog="Example: [bold]condconv models verify[/] checks every bundle of the store.")
@@ -112,19 +103,17 @@ def verify_models(
                 agreement = compare_precisions(settings, open_bundle(path), precision=precision, images=photos)
         except ServiceError as error:
             failed += 1
-            out.print(f"[bold red]bad[/]  {escape(str(error))}", highlight=False, soft_wrap=True)
+            say(("bad", "bold red"), "  ", error)
         else:
-            out.print(f"[bold green]good[/] {path.parent.name}/{path.name}", highlight=False, soft_wrap=True)
+            say(("good", "bold green"), f" {path.parent.name}/{path.name}")
             if agreement is not None:
-                out.print(
+                say(
                     f"     {precision} against float32 on {agreement.rows} crops of {len(photos)} photos: same top-1 "
                     f"{agreement.top1:.1%}, probabilities differ by at most {agreement.largest_difference:.4f}, that "
-                    f"of the top class by {agreement.mean_difference:.4f} on average",
-                    highlight=False,
-                    soft_wrap=True,
+                    f"of the top class by {agreement.mean_difference:.4f} on average"
                 )
     if not paths:
-        err.print("There is no bundle to check.")
+        say("There is no bundle to check.", console=err)
     raise typer.Exit(1 if failed or not paths else 0)
 
 
@@ -231,7 +220,7 @@ def import_model(
         ),
         store=read_settings(model_store=model_store).model_store,
     )
-    out.print(f"wrote {escape(str(path))}", highlight=False, soft_wrap=True)
+    say(f"wrote {path}")
 
 
 @app.command(
@@ -257,16 +246,14 @@ def profile_model(
     path = Catalog(settings.model_store).find(model, version or None)
     made = profile_files(settings, path, expand(images), min_class_images=min_class_images, console=err)
     for file, error in made.failures:
-        print_failure(str(file), error)
+        print_failure(file, error)
     bundle = add_profile(path, made.profile)
-    out.print(
-        f"{escape(str(path))}: profile of {made.profile.images} images, {len(made.profile.classes)} classes with a "
-        f"profile of their own, in {bundle.manifest.routing_profile}",
-        highlight=False,
-        soft_wrap=True,
+    say(
+        f"{path}: profile of {made.profile.images} images, {len(made.profile.classes)} classes with a profile of their "
+        f"own, in {bundle.manifest.routing_profile}"
     )
     if made.profile.images < FEW_IMAGES:
-        err.print(f"With fewer than {FEW_IMAGES} images chance hides all but gross drift.")
+        say(f"With fewer than {FEW_IMAGES} images chance hides all but gross drift.", console=err)
     raise typer.Exit(1 if made.failures else 0)
 
 

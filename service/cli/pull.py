@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -20,7 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from service.cli.common import Json, Store, err, friendly, out, print_json, print_table, read_settings
+from service.cli.common import Json, Store, friendly, read_settings
+from service.cli.output import add_row, err, print_json, print_table, say
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -77,13 +77,12 @@ def pull_model(
         with _reporter() as reporter:
             pulled = pull(request, store=settings.model_store, reporter=reporter)
     except KeyboardInterrupt:
-        err.print(
+        say(
             "interrupted: no bundle was written; what was received is kept, and the same command goes on from there",
-            soft_wrap=True,
+            console=err,
         )
         raise typer.Exit(130) from None
-    text = f"wrote {pulled.path}" if pulled.new else f"{pulled.path} is there already"
-    out.print(escape(text), highlight=False, soft_wrap=True)
+    say(f"wrote {pulled.path}" if pulled.new else f"{pulled.path} is there already")
 
 
 @app.command("catalogue", epilog="Example: [bold]condconv models catalogue --json[/]")
@@ -98,7 +97,7 @@ def list_catalogue(as_json: Json = False, catalogue: CatalogueOption = None) -> 
     for column in ("name", "architecture", "published top-1", "licence", "size", "from"):
         table.add_column(column, overflow="fold")
     for checkpoint in found.checkpoints:
-        table.add_row(*(escape(_printable(cell)) for cell in _row(checkpoint)))
+        add_row(table, *_row(checkpoint))
     print_table(table)
 
 
@@ -111,11 +110,6 @@ def _row(checkpoint: Checkpoint) -> tuple[str, ...]:
         f"{checkpoint.size / 1e6:.1f} MB" if checkpoint.size else "unknown",
         checkpoint.source.page,
     )
-
-
-def _printable(text: str) -> str:
-    """Without what would steer the terminal: a catalogue may be anybody's."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
 def _read(settings: Settings) -> Catalogue:
@@ -164,7 +158,7 @@ class _Bar:
         self._progress.update(self._task, completed=count, total=total)
 
     def note(self, text: str) -> None:
-        self._progress.console.print(escape(text), highlight=False, soft_wrap=True)
+        say(text, console=self._progress.console)
 
 
 class _Lines:
@@ -183,4 +177,4 @@ class _Lines:
         self.note(f"{count / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB"))
 
     def note(self, text: str) -> None:
-        err.print(escape(text), highlight=False, soft_wrap=True)
+        say(text, console=err)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
-from service.cli.common import Json, err, friendly, out, print_json, print_table
+from service.cli.common import Json, friendly
+from service.cli.output import add_row, err, print_json, print_table, say
 from service.errors import InvalidParameter
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def routing_state(
             raise InvalidParameter(f"{file}: {error}") from error
     if into is not None:
         into.write_bytes(total.pack())
-        err.print(f"wrote {escape(str(into))}", highlight=False, soft_wrap=True)
+        say(f"wrote {into}", console=err)
     if as_json:
         print_json(total.to_json())
         return
@@ -50,12 +50,9 @@ def routing_state(
     for number, (block, experts) in enumerate(zip(total.blocks, total.experts, strict=True)):
         load = " ".join(f"{share:4.0%}" for share in tally.load[number, :experts])
         mean = " ".join(f"{weight:.2f}" for weight in tally.mean[number, :experts])
-        table.add_row(block, f"{tally.entropy_mean[number]:.3f}", load, mean)
+        add_row(table, block, f"{tally.entropy_mean[number]:.3f}", load, mean)
     print_table(table)
-    out.print(
-        f"{total.model}/{total.version}: {tally.count} images of {len(tally.classes)} classes in {len(files)} states",
-        highlight=False,
-    )
+    say(f"{total.model}/{total.version}: {tally.count} images of {len(tally.classes)} classes in {len(files)} states")
 
 
 def _read(file: Path) -> RoutingState:

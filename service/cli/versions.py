@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from service.cli.common import Store, friendly, out, read_settings
+from service.cli.common import Store, friendly, read_settings
+from service.cli.output import say
 from service.errors import InvalidParameter
 
 app = typer.Typer()
@@ -38,7 +39,7 @@ def load(version: Version, url: Url = LOCAL, api_key: ApiKey = None) -> None:
     from service.remote import RemoteService
 
     with RemoteService(url, api_key=api_key) as server:
-        out.print(f"{version} is {server.load(*_split(version))}", highlight=False, markup=False)
+        say(f"{version} is {server.load(*_split(version))}")
 
 
 @app.command("unload", epilog="Example: [bold]condconv models unload b0-8e/1[/]")
@@ -48,7 +49,7 @@ def unload(version: Version, url: Url = LOCAL, api_key: ApiKey = None) -> None:
     from service.remote import RemoteService
 
     with RemoteService(url, api_key=api_key) as server:
-        out.print(f"{version} is {server.unload(*_split(version))}", highlight=False, markup=False)
+        say(f"{version} is {server.unload(*_split(version))}")
 
 
 @app.command("alias", epilog="Example: [bold]condconv models alias b0-8e stable 1=90 2=10[/]")
@@ -113,7 +114,7 @@ def unalias(
         store = read_settings(model_store=model_store).model_store
         Catalog(store).find(name)
         delete_alias(store, name, alias_name)
-    out.print(f"{name} has no alias {alias_name} any more", highlight=False, markup=False)
+    say(f"{name} has no alias {alias_name} any more")
 
 
 @app.command("aliases", epilog="Example: [bold]condconv models aliases b0-8e[/]")
@@ -134,7 +135,7 @@ def aliases(name: Name, model_store: Store = None, url: MaybeUrl = None, api_key
     for alias_name, versions in sorted(found.items()):
         _print_alias(name, alias_name, versions)
     if not found:
-        out.print(f"{name} has no aliases", highlight=False, markup=False)
+        say(f"{name} has no aliases")
 
 
 def _split(version: str) -> tuple[str, str]:
@@ -161,4 +162,4 @@ def _print_alias(name: str, alias_name: str, versions: Mapping[str, int]) -> Non
     shares = ", ".join(
         f"{version} ({weight / total:.1%})" if len(versions) > 1 else version for version, weight in versions.items()
     )
-    out.print(f"{name}: {alias_name} -> {shares}", highlight=False, markup=False, soft_wrap=True)
+    say(f"{name}: {alias_name} -> {shares}")

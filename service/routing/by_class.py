@@ -108,7 +108,7 @@ def by_class(traces: Sequence[tuple[str, RoutingTrace]]) -> RoutingByClass:
     """
     blocks, experts = traces[0][1].blocks, traces[0][1].counts
     if not blocks:
-        raise InvalidParameter("A static network has no routing to plot.")
+        raise InvalidParameter("A static network has no routing.")
     counted = Counter(label for label, _ in traces)
     names = tuple(sorted(counted))
     place = {name: number for number, name in enumerate(names)}

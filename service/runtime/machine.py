@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from service.tensorflow_import import import_tensorflow
+
 Device = Literal["cpu", "gpu", "tpu"]
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -104,6 +106,7 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def _accelerators() -> tuple[tuple[tuple[Device, str], ...], bool]:
+    import_tensorflow()
     import tensorflow as tf
 
     found: list[tuple[Device, str]] = []

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Preprocessing, Row
+from service.domain import Preprocessing, Row, readable
 from service.errors import DataSetError, ServiceError
 from service.imaging import make_row
 from service.runtime.machine import available_cores
@@ -41,7 +41,7 @@ class ImageFiles:
         """Changes when files come, go, or change their size."""
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{file.parent.name}/{file.name}\0{file.stat().st_size}\n".encode())
+            digest.update(os.fsencode(f"{file.parent.name}/{file.name}\0{file.stat().st_size}\n"))
         return digest.hexdigest()
 
 
@@ -67,9 +67,15 @@ def find_labelled(directory: Path, *, names: Sequence[str] | None = None) -> Ima
             folder may be missing then.
 
     Raises:
-        DataSetError: there is no such directory, fewer than two classes, a class without images, or an unknown one.
+        DataSetError: there is no such directory, fewer than two classes, a class without images, an unknown one, or
+            one that is not named in UTF-8.
     """
     folders = {child.name: child for child in _children(directory) if child.is_dir()}
+    if odd := [name for name in folders if readable(name) != name]:
+        raise DataSetError(
+            f"{directory}: the folder {readable(min(odd))} isn't named in UTF-8, and no class can be named after it. "
+            "Rename it."
+        )
     if names is None:
         if len(folders) < 2:
             loose = sum(_is_image(child) for child in _children(directory))
@@ -214,10 +220,10 @@ def split(rows: Rows, *, share: float, seed: int) -> tuple[NDArray[np.int64], ND
     return parts
 
 
-def named(paths: Sequence[tuple[Path, str]]) -> str:
-    """List unreadable images with their reasons, the first few of them."""
+def named(paths: Sequence[tuple[Path, str]]) -> list[str]:
+    """Lines that list unreadable images with their reasons, the first few of them."""
     lines = [f"{path}: {reason}" for path, reason in paths[:MAX_NAMED]]
-    return "\n".join([*lines, f"and {len(paths) - MAX_NAMED} more"] if len(paths) > MAX_NAMED else lines)
+    return [*lines, f"and {len(paths) - MAX_NAMED} more"] if len(paths) > MAX_NAMED else lines
 
 
 def _children(directory: Path) -> list[Path]:

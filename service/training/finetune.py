@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from service.domain import Label, Preprocessing
+from service.domain import Label, Preprocessing, readable
 from service.errors import ConfigurationError, DataSetError, OutOfMemory
 from service.runtime.inference_graph import freeze
 from service.runtime.loading import load_network
@@ -78,7 +78,7 @@ def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Fi
             preprocessing=material.preprocessing,
             images=material.validation_images,
             classes=None if teacher is not None and request.validation_data is None else material.validation_classes,
-            dataset=f"{(request.validation_data or request.data).name}, "
+            dataset=f"{readable((request.validation_data or request.data).name)}, "
             + ("validation data" if request.validation_data else f"{request.validation_split:.0%} held back"),
             start=history[0].validation,
             best=history[best].validation,

@@ -1,9 +1,11 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,6 +193,20 @@ class TestPredict:
         assert "[/b] [red]:cat: $x$ 100%.jpg: espresso" in out
         assert err == f"wrote {tmp_path}/[/plot] [red].png\n"
 
+    def test_long_names_and_labels_stay_on_a_line(self, photos, tmp_path, monkeypatch):
+        model = default_model()
+        labels = tuple(replace(label, label=f"{label.label} {'x' * 300}\x1b[2J") for label in model.labels)
+        monkeypatch.setattr(bootstrap, "load_model", lambda *_, **__: replace(model, labels=labels))
+        file = tmp_path / "y" / ("n" * 200) / "photo.jpg"
+        file.parent.mkdir(parents=True)
+        shutil.copy(photos / "coffee.jpg", file)
+        _, out, _ = condconv("predict", file, "--top-k", 1)
+        name, best = out.splitlines()
+        assert name == str(file)
+        assert best.endswith(f"%  espresso {'x' * 300}\\x1b[2J")
+        _, out, _ = condconv("routing", file)
+        assert out.splitlines()[0].startswith(f"{file}: espresso {'x' * 300}\\x1b[2J (")
+
     def test_more_classes_than_there_are(self, photos):
         code, out, err = condconv("predict", photos / "coffee.jpg", "--top-k", 1001)
         assert (code, out) == (1, "")
@@ -307,6 +323,15 @@ class TestModels:
         assert bad[:2] == [LONG, "10"]
         assert "schema version 9 is newer than 1, the newest one known here." in " ".join(bad)
 
+    def test_nothing_in_a_bundle_steers_the_terminal(self, tmp_path):
+        given = new_bundle(name=LONG, licence="\x1b[2JMIT", model_card="# Card\n\n\x1b[31mred\x9b2J [x](y)\n")
+        write_bundle(tmp_path, given)
+        for command in (("list",), ("show", LONG), ("show", LONG, "--json")):
+            code, out, _ = condconv("models", *command, "--model-store", tmp_path)
+            assert code == 0
+            assert "2JMIT" in out
+            assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", out)
+
     def test_list_of_an_empty_store(self, tmp_path):
         code, out, _ = condconv("models", "list", "--model-store", tmp_path)
         assert code == 0
@@ -372,7 +397,10 @@ class TestModels:
         arguments = ["--architecture", MODEL, "--name", "new", "--model-store", tmp_path]
         code, out, err = condconv("models", "import", tmp_path / "absent.safetensors", *arguments)
         assert (code, out) == (1, "")
-        assert err.startswith("error: absent.safetensors can't be read")
+        assert (
+            err
+            == "error: absent.safetensors is neither a file, a directory, nor the prefix of a TensorFlow checkpoint.\n"
+        )
         assert list(tmp_path.iterdir()) == []
 
     def test_import_with_experts_and_channels_of_ones_own(self, tmp_path):
@@ -496,6 +524,39 @@ def test_wrong_settings_name_their_variable(monkeypatch):
     assert (code, out) == (2, "")
     assert err.startswith("error: CONDCONV_MAX_QUEUE_ROWS: ")
     assert err.endswith(", not '[bold]many[/x]'\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("STREAMS", "none", "Input should be a valid integer, unable to parse string as an integer or 'auto'"),
+        ("STREAMS", "0", "Input should be greater than or equal to 1 or 'auto'"),
+        ("MAX_BATCH_SIZE", "5000", "Input should be less than or equal to 1024 or 'auto'"),
+    ],
+)
+def test_a_setting_of_two_kinds_is_refused_in_one_line(name, value, wanted, monkeypatch):
+    monkeypatch.setenv(f"CONDCONV_{name}", value)
+    assert condconv("models", "list") == (2, "", f"error: CONDCONV_{name}: {wanted}, not {value!r}\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_names_that_are_no_utf8(photos, tmp_path, encoding):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/f\xe9")
+    os.mkdir(folder)
+    file = os.path.join(folder, os.fsdecode(b"caf\xe9.jpg"))
+    shutil.copy(photos / "coffee.jpg", file)
+    shown = f"{tmp_path}/f\\xe9/caf\\xe9.jpg"
+    given = {"PYTHONIOENCODING": encoding, "CONDCONV_MODEL_STORE": str(STORE)}
+    result = in_own_process("-m", "service", "predict", file, "absent", **given)
+    assert (result.returncode, result.stdout) == (1, "")
+    result = in_own_process("-m", "service", "predict", file, "--top-k", "1", **given)
+    assert (result.returncode, result.stdout.splitlines()[0]) == (0, shown), result.stderr
+    report = tmp_path / "report.html"
+    more = ("--by", "class", "--report", report, "--plot", tmp_path / "plot.png")
+    result = in_own_process("-m", "service", "routing", file, photos / "cat.JPEG", *more, "--json", **given)
+    assert result.returncode == 0, result.stderr
+    assert {entry["name"] for entry in json.loads(result.stdout)["classes"]} == {r"f\xe9", photos.name}
+    assert r"f\xe9" in report.read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("_loaded_once")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from service.domain import Label, TransformName
+from service.domain import Label, TransformName, readable
 from service.errors import ImportFailed
 from service.nn import Architecture, get_architecture
 from service.store.bundle import NewBundle, next_version, write_bundle, write_next_bundle
@@ -89,7 +89,7 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
         weights=imported.weights,
         labels=labels or [Label(i, f"class {i}") for i in range(imported.architecture.num_classes)],
         provenance=Provenance(
-            source=origin.name,
+            source=readable(origin.name),
             method=request.method or _method(architecture, request.upcycling),
             url=request.url,
             source_sha256=_sha256(origin) if origin.is_file() else None,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from io import StringIO
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from service.domain import Label
 from service.errors import ImportFailed
 
-_labels = TypeAdapter(list[Label | str] | dict[int, str | tuple[str, str]])
+_Number = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
+_labels = TypeAdapter(list[Label | str] | dict[_Number, str | tuple[str, str]])
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SYNSET = re.compile(r"^(n\d{8})[\s:,]+(\S.*)$")
 
 
@@ -24,12 +28,17 @@ def read_labels_file(file: Path) -> list[Label]:
             synset.
 
     Raises:
-        ImportFailed: it can't be read, is empty, or doesn't name the classes 0, 1, 2, ... in order.
+        ImportFailed: it can't be read, is empty, doesn't name the classes 0, 1, 2, ... in order, or has a name that is
+            blank or holds control characters.
     """
     text = read_text(file)
-    labels = _from_json(text, file.name) if file.suffix == ".json" else _from_lines(text, file.name)
+    labels = _from_json(text, file.name) if file.suffix.lower() == ".json" else _from_lines(text, file.name)
     if not labels or [label.index for label in labels] != list(range(len(labels))):
         raise ImportFailed(f"{file.name} must name the classes 0, 1, 2, ... in order.")
+    if odd := [str(label.index) for label in labels if not label.label.strip() or _CONTROL.search(label.label)]:
+        raise ImportFailed(
+            f"{file.name} must name every class, without control characters; not so are: {', '.join(odd[:8])}."
+        )
     return labels
 
 
@@ -39,7 +48,7 @@ def _from_json(text: str, name: str) -> list[Label]:
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise ImportFailed(f"{name} is no list of labels (index, label, synset) or of names: {reason}.") from error
-    numbered = sorted(found.items()) if isinstance(found, dict) else enumerate(found)
+    numbered = sorted((int(k), v) for k, v in found.items()) if isinstance(found, dict) else enumerate(found)
     return [_label(index, given) for index, given in numbered]
 
 
@@ -50,7 +59,7 @@ def _label(index: int, given: Label | str | tuple[str, str]) -> Label:
 
 
 def _from_lines(text: str, name: str) -> list[Label]:
-    lines = [line.strip() for line in text.rstrip().splitlines()]
+    lines = [line.strip() for line in StringIO(text.rstrip())]
     if empty := [str(number) for number, line in enumerate(lines, 1) if not line]:
         raise ImportFailed(f"{name} must name a class in every line; empty are: {', '.join(empty[:8])}.")
     synsets = [_SYNSET.match(line) for line in lines]

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -107,11 +109,17 @@ def test_unreadable_images_are_left_out_and_named(data, tmp_path):
     assert rows.classes.tolist() == [0, 0, 1, 1, 1]
     assert rows.kept.tolist() == [1, 2, 4, 6, 7]
     assert [path.name for path, _ in rows.failures] == ["000.png", "big.png", "001.png"]
-    text = named(rows.failures)
+    text = "\n".join(named(rows.failures))
     assert "000.png: These bytes are no image" in text
     assert "big.png: The image has 5000 x 5000 pixels" in text
     again = read_rows(find_labelled(data), PREPROCESSING, tmp_path / "run", **LIMIT)
     assert again.failures == rows.failures
+
+
+def test_a_class_that_no_label_can_be_named_after(data):
+    os.rename(data / "red", os.fsencode(data) + b"/\xe9")
+    with pytest.raises(DataSetError, match=r"the folder \\xe9 isn't named in UTF-8"):
+        find_labelled(data)
 
 
 def _png(side):

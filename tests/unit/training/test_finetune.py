@@ -321,6 +321,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(store, data):
 def test_the_command(store, data, monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
     (data / "blue" / "bad.png").write_text("text")
+    os.rename(data / "blue" / "000.png", os.fsencode(data / "blue") + b"/\xe9.png")
+    data = data.rename(os.fsdecode(os.fsencode(data) + b"\xe9"))
     given = command(store, data, "shown", "--freeze-backbone", "--epochs", "1")
     given.remove("--json")
     started = time.monotonic()
@@ -332,6 +334,8 @@ def test_the_command(store, data, monkeypatch):
     assert re.search(r"^start  validation loss 1\.099  accuracy 33\.3%  routing entropy 0\.\d+", result.stderr, re.M)
     assert re.search(r"^epoch 1/1  loss \d\.\d+  validation loss", result.stderr, re.M)
     assert result.stdout.startswith(f"wrote {store / 'shown' / '1'}: validation accuracy ")
+    (accuracy,) = open_bundle(store / "shown" / "1").manifest.accuracy
+    assert accuracy.dataset == r"colours\xe9, 20% held back"
 
 
 def test_the_command_with_unusable_images(store, data):
@@ -341,3 +345,9 @@ def test_the_command_with_unusable_images(store, data):
     assert (result.exit_code, result.stdout) == (1, "")
     assert "holds 1 class folder; a data set has a folder of images for each class" in result.stderr
     assert [path.name for path in store.iterdir()] == ["small"]
+
+
+def test_the_command_can_not_continue_and_forget(store, data):
+    result = CliRunner().invoke(app, command(store, data, "x", "--resume", "--restart"))
+    assert result.exit_code == 2
+    assert "a run is continued or forgotten" in result.stderr

@@ -23,6 +23,9 @@ FULL = [Label(0, "tench", "n01440764"), Label(1, "gold fish", "n01443537")]
         ("synsets.txt", "n01440764 tench\nn01443537\tgold fish\n", FULL),
         ("l.txt", "n01440764 tench\nn0 gold\n", [Label(0, "n01440764 tench"), Label(1, "n0 gold")]),
         ("l.txt", "Ümläut\n", [Label(0, "Ümläut")]),
+        ("l.JSON", json.dumps(["tench", "gold fish"]), PLAIN),
+        ("l.txt", "tench\rgold fish\r", PLAIN),
+        ("l.txt", "a\u2028b\n", [Label(0, "a\u2028b")]),
     ],
 )
 def test_formats(name, text, labels, tmp_path):
@@ -41,6 +44,14 @@ def test_formats(name, text, labels, tmp_path):
         ("l.json", b'{"tench": "0"}', "is no list of labels (index, label, synset) or of names: "),
         ("l.json", b'{"1": "tench"}', "must name the classes 0, 1, 2, ... in order."),
         ("l.json", b"tench", "is no list of labels (index, label, synset) or of names: "),
+        ("l.json", b'{"0": "tench", "00": "gold"}', "is no list of labels (index, label, synset) or of names: "),
+        ("l.json", b'["tench", ""]', "must name every class, without control characters; not so are: 1."),
+        (
+            "l.json",
+            b'[{"index": 0, "label": " "}]',
+            "must name every class, without control characters; not so are: 0.",
+        ),
+        ("l.txt", b"tench\x0bgold\n", "must name every class, without control characters; not so are: 0."),
         ("l.json", b'[{"index": 1, "label": "a"}]', "must name the classes 0, 1, 2, ... in order."),
     ],
 )

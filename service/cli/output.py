@@ -1,0 +1,72 @@
+"""How commands print: lines, failures, JSON and tables, in which nothing foreign steers the terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.highlighter import JSONHighlighter
+from rich.table import Table
+from rich.text import Text
+
+out, err = Console(emoji=False), Console(stderr=True, emoji=False)
+_CONTROLS = "\x7f-\x9f\u2028\u2029\ud800-\udfff"
+_UNPRINTABLE, _RAW_IN_JSON = re.compile(rf"[\x00-\x1f{_CONTROLS}]"), re.compile(f"[{_CONTROLS}]")
+
+
+def printable(text: object) -> str:
+    r"""Text on one line in which what would steer a terminal, or is no UTF-8, is spelled out as in `\x1b`.
+
+    Labels, licences and names of files may be anybody's.
+    """
+    return _UNPRINTABLE.sub(_spell_out, str(text))
+
+
+def _spell_out(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    # Python keeps the bytes of names that are no UTF-8 as U+DC80 to U+DCFF.
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
+
+
+def say(*parts: object | tuple[object, str], console: Console = out) -> None:
+    """Print a line as it is, however long.
+
+    Args:
+        parts: text, or pairs of text and style.
+        console: `out` or `err`.
+    """
+    pairs = (part if isinstance(part, tuple) else (part, "") for part in parts)
+    console.print(Text.assemble(*((printable(text), style) for text, style in pairs)), highlight=False, soft_wrap=True)
+
+
+def print_failure(what: object, why: object) -> None:
+    """Print one failure on stderr."""
+    say((f"{what}:", "bold red"), " ", why, console=err)
+
+
+def to_json(document: Any) -> str:
+    """JSON for people and programs alike: readable, and escaped where a terminal or an encoder would stumble."""
+    return _RAW_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def print_json(document: Any) -> None:
+    """Print a document as JSON on stdout, coloured on a terminal."""
+    if out.is_terminal:
+        out.print(JSONHighlighter()(Text(to_json(document))), soft_wrap=True)
+    else:
+        sys.stdout.write(to_json(document) + "\n")
+
+
+def add_row(table: Table, *cells: object | tuple[object, str]) -> None:
+    """Add a row of text, or of pairs of text and style, to a table."""
+    pairs = (cell if isinstance(cell, tuple) else (cell, "") for cell in cells)
+    table.add_row(*(Text(printable(text), style) for text, style in pairs))
+
+
+def print_table(table: Table) -> None:
+    """Print a table; into a file or a pipe in full, since there is no width to fit it into."""
+    console = out if out.is_terminal else Console(width=1000, emoji=False)
+    console.print(table)
