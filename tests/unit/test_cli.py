@@ -399,7 +399,7 @@ class TestModels:
         assert (code, out) == (1, "")
         assert (
             err
-            == "error: absent.safetensors is neither a file, a directory, nor the prefix of a TensorFlow checkpoint.\n"
+            == "error: absent.safetensors can't be read: there is no such file, directory or TensorFlow checkpoint.\n"
         )
         assert list(tmp_path.iterdir()) == []
 

@@ -115,7 +115,7 @@ def read_source(source: Path, *, use_ema: bool = True) -> tuple[Naming, Tensors]
         ImportFailed: there is nothing to read, or it can't be read.
     """
     if not (source.exists() or source.with_name(f"{source.name}.index").exists()):
-        raise ImportFailed(f"{source.name} is neither a file, a directory, nor the prefix of a TensorFlow checkpoint.")
+        raise ImportFailed(f"{source.name} can't be read: there is no such file, directory or TensorFlow checkpoint.")
     if source.is_file() and source.name.endswith(keras_file.SUFFIXES):
         return "keras", keras_file.read_keras(source, max_bytes=MAX_BYTES)
     tensors = _read_named(source, use_ema=use_ema)
