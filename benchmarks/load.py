@@ -37,16 +37,16 @@ end
 class Answers:
     """Status codes with the milliseconds that each answer took; `lost` counts requests without one, by reason.
 
-    `seconds` runs from the first request to the last answer.
+    `times` are when answers came, by status, in seconds since the first request.
     """
 
     by_status: dict[int, list[float]] = field(default_factory=dict)
-    seconds: float = 0.0
+    times: dict[int, list[float]] = field(default_factory=dict)
     lost: Counter[str] = field(default_factory=Counter)
 
-    def rate(self, status: int = 200) -> float:
-        """Answers per second."""
-        return len(self.by_status.get(status, ())) / self.seconds
+    def rate(self, start: float, end: float, status: int = 200) -> float:
+        """Answers per second that came between two times."""
+        return sum(start <= time < end for time in self.times.get(status, ())) / (end - start)
 
     def percentile(self, q: float, statuses: Sequence[int] = (200,)) -> float:
         """Milliseconds."""
@@ -83,7 +83,7 @@ async def open_loop(
     idle: list[Connection] = []
 
     async def send(data: bytes) -> None:
-        started = time.perf_counter()
+        sent = time.perf_counter()
         try:
             async with asyncio.timeout(patience):
                 connection = idle.pop() if idle else await asyncio.open_connection(*address)
@@ -91,7 +91,9 @@ async def open_loop(
         except (OSError, TimeoutError, EOFError) as error:
             answers.lost[type(error).__name__] += 1
             return
-        answers.by_status.setdefault(status, []).append((time.perf_counter() - started) * 1e3)
+        ended = time.perf_counter()
+        answers.by_status.setdefault(status, []).append((ended - sent) * 1e3)
+        answers.times.setdefault(status, []).append(ended - started)
         if b"connection: close" in head.lower():
             connection[1].close()
         else:
@@ -103,7 +105,6 @@ async def open_loop(
         await asyncio.sleep(max(0.0, started + number / rate - time.perf_counter()))
         tasks.append(asyncio.create_task(send(requests[number % len(requests)])))
     await asyncio.gather(*tasks)
-    answers.seconds = time.perf_counter() - started
     for _, writer in idle:
         writer.close()
     return answers

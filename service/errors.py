@@ -105,7 +105,7 @@ class MissingImage(RequestError):
 
 
 class BodyTooLarge(RequestError):
-    """The body has more bytes than allowed."""
+    """The body has more bytes, or more entries of JSON, than allowed."""
 
     slug = "body_too_large"
     title = "Request body too large"

@@ -34,6 +34,8 @@ from service.errors import (
 Parameters = TypeVar("Parameters", bound=BaseModel)
 # curl --data-binary sends the form type unless told otherwise; what the bytes are shows when they are decoded.
 RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
+MAX_JSON_ENTRIES = 100_000
+"""Most entries of a JSON body's lists and objects; a million would hold up everybody for a second or two."""
 _DISCARD_FACTOR = 4
 _DISCARD_SECONDS = 10.0
 
@@ -156,6 +158,8 @@ async def _discard(stream: AsyncGenerator[bytes, None], size: int, most: int) ->
 
 
 def _parse_json(body: bytes, limits: BodyLimits) -> tuple[dict[str, Any], list[ImageSource]]:
+    if body.count(b",") > MAX_JSON_ENTRIES:
+        raise BodyTooLarge(f"The JSON body has more than {MAX_JSON_ENTRIES} entries, the most that is allowed.")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -102,6 +102,10 @@ def upright_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None
         return None
 
 
+_PNG_BIT_DEPTH = 24
+"""Where a PNG's header has it."""
+
+
 def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
     """Read the header only, and refuse it if it announces too much.
 
@@ -114,6 +118,9 @@ def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
             image: ImageFile = JpegImageFile(io.BytesIO(data))
         case "PNG":
             image = PngImageFile(io.BytesIO(essential_png(data)))
+            key = image.info.get("transparency")
+            if image.mode == "L" and isinstance(key, int):  # levels are scaled from 2 and 4 bits, but not this one
+                image.info["transparency"] = key * 255 // (2 ** data[_PNG_BIT_DEPTH] - 1)
         case "WebP":
             # This reader allocates the picture while it opens the file.
             _check_size(webp_size(data), max_pixels)
@@ -178,6 +185,8 @@ def _deep_grey(image: ImageFile) -> Image.Image:
             wide = levels.astype(np.float64)
         filled = np.nan_to_num(wide, nan=low, posinf=high, neginf=low)
         grey = np.rint((filled - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)
+    if isinstance(key := image.info.get("transparency"), int):
+        grey[levels == key] = 255
     return Image.fromarray(255 - grey if inverted else grey)
 
 

@@ -105,13 +105,21 @@ async def test_spellings_of_base64(text: str) -> None:
 
 
 async def test_unknown_fields_are_counted_but_not_all_named() -> None:
-    document = {"images": ["eA=="], **{f"field {number}": number for number in range(100_000)}}
+    document = {"images": ["eA=="], **{f"field {number}": number for number in range(99_000)}}
     body = json.dumps(document).encode()
-    with pytest.raises(InvalidParameter, match="field 4: no such parameter and 99995 more") as refused:
+    with pytest.raises(InvalidParameter, match="field 4: no such parameter and 98995 more") as refused:
         await read_request(
             request(Sender([body]), JSON), PredictParameters(), BodyLimits(max_body_bytes=2**23, max_images=1)
         )
     assert len(str(refused.value)) < 500
+
+
+async def test_more_entries_of_json_than_could_be_read_in_no_time() -> None:
+    body = json.dumps({"images": ["eA=="], "top_k": [0] * 100_001}).encode()
+    with pytest.raises(BodyTooLarge, match=r"^The JSON body has more than 100000 entries"):
+        await read_request(
+            request(Sender([body]), JSON), PredictParameters(), BodyLimits(max_body_bytes=2**23, max_images=1)
+        )
 
 
 @pytest.mark.parametrize("charset", ["utf-7", "unicode_escape"])

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from service.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
 from service.imaging import ACCEPTED_FORMATS, decode
 from tests import pictures
-from tests.pictures import PNG_SIGNATURE, encode, grey, jpeg, on_white, photo, png, png_chunk, raw_tiff
+from tests.pictures import PNG_SIGNATURE, encode, grey, jpeg, on_white, photo, png, png_chunk, png_header, raw_tiff
 
 SIZE = (120, 80)
 PHOTO = photo("cat", SIZE)
@@ -107,6 +107,22 @@ def test_a_transparent_colour_lies_on_white():
     expected = keyed.copy()
     expected[10:20, 10:30] = 255
     np.testing.assert_array_equal(decode(png(keyed, extra=[key]), max_pixels=LIMIT), expected)
+
+
+@pytest.mark.parametrize(("depth", "key"), [(1, 1), (2, 2), (4, 9), (8, 200), (16, 0x1234)])
+def test_a_transparent_grey_lies_on_white(depth, key):
+    levels = np.arange(64, dtype=np.uint32).reshape(8, 8) * 797 % 2**depth
+    levels[2:4] = key
+    bits = np.unpackbits(levels.astype(">u4").view(np.uint8).reshape(8, 8, 4), axis=2)[..., -depth:]
+    rows = [b"\0" + np.packbits(row.ravel()).tobytes() for row in bits]
+    chunks = [
+        png_header(8, 8, depth=depth, colour=0),
+        png_chunk(b"tRNS", struct.pack(">H", key)),
+        png_chunk(b"IDAT", zlib.compress(b"".join(rows))),
+        png_chunk(b"IEND", b""),
+    ]
+    expected = in_rgb(np.where(levels == key, 255, np.rint(levels * 255 / (2**depth - 1))).astype(np.uint8))
+    np.testing.assert_array_equal(decode(PNG_SIGNATURE + b"".join(chunks), max_pixels=LIMIT), expected)
 
 
 @pytest.mark.skipif(
