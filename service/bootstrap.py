@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -258,7 +259,7 @@ class Service:
                 watching.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await watching
-                await self.sync.close()
+                self.sync.close()
 
         return create_app(parts, lifespan=lifespan, access=access)
 
@@ -308,6 +309,11 @@ def serve(settings: Settings) -> None:
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
+    if service.sync.loading:
+        # It may take seconds, or for ever, and the interpreter can't end while TensorFlow computes.
+        logger.info("a load that was under way is dropped")
+        logging.shutdown()
+        os._exit(0)
 
 
 def load_keys(settings: Settings) -> KeyRing | None:

@@ -7,10 +7,10 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from watchfiles import awatch
 
@@ -73,15 +73,24 @@ class StoreSync:
         self._settle_seconds = 0.0
         self._closed = False
         # One thread, since loading takes cores and memory from what serves; and it lets others go first.
+        self._on_loader_now: set[Future[Any]] = set()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=yield_to_other_threads)
 
-    async def close(self) -> None:
-        """Begin no further load, and wait for one that is under way: it could not end while the interpreter does."""
+    def close(self) -> None:
+        """Begin no further load; one that is under way goes on, and `loading` tells of it."""
         self._closed = True
-        await asyncio.to_thread(self._loader.shutdown, cancel_futures=True)
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def loading(self) -> bool:
+        """Whether the loader's thread is at work."""
+        return any(not future.done() for future in tuple(self._on_loader_now))
 
     async def _on_loader(self, do: Callable[..., Result], *arguments: object) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._loader, do, *arguments)
+        future = self._loader.submit(do, *arguments)
+        self._on_loader_now.add(future)
+        future.add_done_callback(self._on_loader_now.discard)
+        return await asyncio.wrap_future(future)
 
     async def sync(self) -> None:
         """Load what is wanted and isn't there, then retire what isn't wanted any more."""

@@ -62,6 +62,8 @@ def main() -> None:
     file = Path(os.environ["FAULT_FILE"])
 
     def load_faulty(*arguments: object, **options: object) -> ServedModel:
+        if file.read_text() == "hanging load":
+            time.sleep(3600)
         model = load(*arguments, **options)  # type: ignore[arg-type]
         return replace(model, engine=FaultyEngine(model.engine, file))
 

@@ -222,6 +222,17 @@ def test_shutdown_ends_in_time_even_if_the_engine_hangs(fault: Path, traffic: Tr
         server._lines.clear()  # uvicorn tells of the task that it gave up
 
 
+def test_shutdown_does_not_wait_for_a_load(fault: Path) -> None:
+    fault.write_text("hanging load")
+    with Server(until_ready=False, module="tests.fault.faulty_server", variables={"FAULT_FILE": str(fault)}) as server:
+        wait_for(lambda: "bundle checked" in server.log)
+        assert server.client.get("/readyz").status_code == 503
+        started = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - started < 5
+        assert "a load that was under way is dropped" in server.log
+
+
 def test_killed_under_load_it_starts_again(traffic: Traffic) -> None:
     with Server() as server:
         threads = [threading.Thread(target=_ask_until_lost, args=(server.url, traffic.photos[0])) for _ in range(4)]

@@ -67,7 +67,7 @@ def place(tmp_path):
     place.add("pear", "1")
     place.sync.sync_now()
     yield place
-    asyncio.run(place.sync.close())
+    place.sync.close()
 
 
 async def until(condition):
