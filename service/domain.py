@@ -26,7 +26,7 @@ JpegCropper = Callable[[bytes, int, int, int], Pixels | None]
 
 def readable(path: str | os.PathLike[str]) -> str:
     r"""A file's name for documents, which are UTF-8: bytes that are none are spelled out, as in `caf\xe9.jpg`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

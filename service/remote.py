@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
 import httpx
+from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic can't use that of typing before Python 3.12
 
 from service.errors import RemoteFailed
+
+Answer = TypeVar("Answer")
+_Versions = Annotated[dict[str, PositiveInt], Field(min_length=1)]
+
+
+class _State(TypedDict):
+    state: str
+
+
+class _Alias(TypedDict):
+    versions: _Versions
+
+
+class _Aliases(TypedDict):
+    aliases: dict[str, _Alias]
+
 
 _CONNECT_SECONDS = 10.0
 _LOAD_SECONDS = 600.0
@@ -28,13 +46,16 @@ class RemoteService:
         Raises:
             RemoteFailed: the address is none.
         """
+        api_key = (api_key or "").strip()
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise RemoteFailed("The API key holds characters that are in no key.")
         headers = {"X-API-Key": api_key} if api_key else {}
         timeout = httpx.Timeout(_LOAD_SECONDS, connect=_CONNECT_SECONDS)
         try:
             self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout)
         except (httpx.InvalidURL, UnicodeError, ValueError) as error:
             raise RemoteFailed(f"{url!r} is no address of a server: {error}.") from error
-        self._url = url
+        self._url = self._client.base_url.copy_with(userinfo=b"")  # messages tell no password
 
     def __enter__(self) -> RemoteService:
         """Keep connections."""
@@ -52,31 +73,32 @@ class RemoteService:
         Raises:
             RemoteFailed: the server says no, or can't be reached.
         """
-        return str(self._ask("POST", "models", name, "versions", version, "load")["state"])
+        return self._ask(_State, "POST", "models", name, "versions", version, "load")["state"]
 
     def unload(self, name: str, version: str) -> str:
         """Unload a version; returns its state. Errors are those of `load`."""
-        return str(self._ask("POST", "models", name, "versions", version, "unload")["state"])
+        return self._ask(_State, "POST", "models", name, "versions", version, "unload")["state"]
 
     def aliases(self, name: str) -> dict[str, dict[str, int]]:
         """The versions of each alias with their weights. Errors are those of `load`."""
-        return {k: v["versions"] for k, v in self._ask("GET", "models", name, "aliases")["aliases"].items()}
+        found = self._ask(_Aliases, "GET", "models", name, "aliases")["aliases"]
+        return {alias: to["versions"] for alias, to in found.items()}
 
     def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> dict[str, int]:
         """Point an alias at versions. Errors are those of `load`."""
-        answer = self._ask("PUT", "models", name, "aliases", alias, json={"versions": dict(versions)})
-        return dict(answer["versions"])
+        given = {"versions": dict(versions)}
+        return self._ask(_Alias, "PUT", "models", name, "aliases", alias, json=given)["versions"]
 
     def roll_back(self, name: str, alias: str) -> dict[str, int]:
         """Point an alias back to where it pointed before. Errors are those of `load`."""
-        return dict(self._ask("POST", "models", name, "aliases", alias, "rollback")["versions"])
+        return self._ask(_Alias, "POST", "models", name, "aliases", alias, "rollback")["versions"]
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Remove an alias. Errors are those of `load`."""
-        self._ask("DELETE", "models", name, "aliases", alias)
+        self._ask(type(None), "DELETE", "models", name, "aliases", alias)
 
-    def _ask(self, method: str, *path: str, json: Any = None) -> Any:
-        place = "/" + "/".join(quote(part, safe="") for part in path)
+    def _ask(self, kind: type[Answer], method: str, *path: str, json: Any = None) -> Answer:
+        place = "/" + "/".join(quote(part, safe="", errors="surrogateescape") for part in path)
         try:
             response = self._client.request(method, place, json=json)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -86,9 +108,11 @@ class RemoteService:
             document = response.json() if response.content else None
         except ValueError:
             document = None
+        foreign = RemoteFailed(f"The server at {self._url} answered {response.status_code}, but it is none of ours.")
         if response.is_success:
-            return document
+            try:
+                return TypeAdapter(kind).validate_python(document, strict=True)
+            except ValidationError as error:
+                raise foreign from error
         detail = document.get("detail") if isinstance(document, dict) else None
-        raise RemoteFailed(
-            detail or f"The server at {self._url} answered {response.status_code}, which is none of ours."
-        )
+        raise RemoteFailed(detail) if isinstance(detail, str) else foreign

@@ -39,7 +39,7 @@ def _version(value: bool) -> None:
 
 @app.callback()
 def common(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=friendly(_version))] = False,
 ) -> None:
     """Serve CondConv-EfficientNet image classifiers, and see which experts they use."""
 

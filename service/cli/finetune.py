@@ -21,7 +21,7 @@ _DECODING_FROM = 500
 )
 @friendly
 def finetune_model(
-    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="Model to start from, NAME[/VERSION].")],
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help=r"Model to start from, NAME\[/VERSION].")],
     data: Annotated[
         Path, typer.Option(help="Images: a folder per class; with --teacher any folder, labels aren't needed.")
     ],
@@ -52,7 +52,9 @@ def finetune_model(
     mirror: Annotated[
         bool, typer.Option("--mirror/--no-mirror", help="Mirror half of them; not for writing or digits.")
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split, the order and all else that is random.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the split, the order and all else that is random.")
+    ] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an interrupted run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures of all epochs as JSON.")] = False,
@@ -63,6 +65,8 @@ def finetune_model(
         raise typer.BadParameter(
             "a run is continued or forgotten; give one of the two.", param_hint="--resume, --restart"
         )
+    if freeze_backbone and train not in ("all", "head"):
+        raise typer.BadParameter(f"only the head would learn, not {train}.", param_hint="--freeze-backbone, --train")
     settings = read_settings(model_store=model_store)
     from service.store import Catalog
 
@@ -94,8 +98,9 @@ def finetune_model(
         restart=restart,
         max_pixels=settings.max_pixels,
     )
+    distils = teacher is not None and validation_data is None  # else validation knows the right classes
     try:
-        with ProgressListener(err, epochs=epochs, distils=teacher is not None) as listener:
+        with ProgressListener(err, epochs=epochs, distils=distils) as listener:
             finished = finetune(request, store=settings.model_store, listener=listener)
     except KeyboardInterrupt:
         say("interrupted; the same command with --resume continues", console=err)
@@ -103,7 +108,7 @@ def finetune_model(
     if as_json:
         print_json({"bundle": str(finished.path), "best_epoch": finished.best_epoch, "epochs": finished.history})
         return
-    what = "agreement" if teacher is not None and validation_data is None else "accuracy"
+    what = "agreement" if distils else "accuracy"
     say(
         f"wrote {finished.path}: validation {what} {finished.best.accuracy:.1%} after epoch {finished.best_epoch}, "
         f"{finished.start.accuracy:.1%} at the start"

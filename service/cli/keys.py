@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -30,7 +29,6 @@ def make_key(
 
     secret, key = new_key(name, scopes=scope or ["predict"], requests_per_minute=requests_per_minute)
     say("The secret, which can't be shown again; give it to whoever is to use the service:", console=err)
-    sys.stdout.write(f"{secret}\n")
-    sys.stdout.flush()
+    print(secret, flush=True)
     say('The entry to add to "keys" in the keys file:', console=err)
     print_json(key.model_dump(exclude_none=True))

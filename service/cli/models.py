@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.markdown import Markdown
 from rich.table import Table
 
 from service.cli.common import Json, Store, friendly, read_settings
-from service.cli.output import add_row, err, out, print_failure, print_json, print_table, printable, say
+from service.cli.output import add_row, err, print_failure, print_json, print_markdown, print_table, say
 from service.errors import ServiceError
 
 FEW_IMAGES = 200
@@ -61,7 +60,7 @@ def show_model(
         print_json({**bundle.manifest.model_dump(mode="json"), "model_card": bundle.model_card})
         return
     print_json(bundle.manifest.model_dump(mode="json", exclude_none=True))
-    out.print(Markdown("\n".join(map(printable, bundle.model_card.expandtabs().splitlines()))))
+    print_markdown(bundle.model_card)
 
 
 @app.command("verify", epilog="Example: [bold]condconv models verify[/] checks every bundle of the store.")
@@ -127,8 +126,8 @@ def import_model(
     source: Annotated[
         Path,
         typer.Argument(
-            help="TensorFlow checkpoint (prefix, directory or .tar.gz), .safetensors, PyTorch file (.pth, .pt, .bin), "
-            ".keras or .weights.h5."
+            help="TensorFlow checkpoint (prefix, .index, directory, .tar, .tar.gz or .tgz), .safetensors, PyTorch file "
+            "(.pth, .pt, .bin), .keras or .weights.h5."
         ),
     ],
     architecture: Annotated[str, typer.Option(help="Architecture of the weights.")],

@@ -9,11 +9,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.highlighter import JSONHighlighter
+from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
 out, err = Console(emoji=False), Console(stderr=True, emoji=False)
-_CONTROLS = "\x7f-\x9f\u2028\u2029\ud800-\udfff"
+# Those that turn the direction of what follows can make a name look like another one.
+_CONTROLS = "\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNPRINTABLE, _RAW_IN_JSON = re.compile(rf"[\x00-\x1f{_CONTROLS}]"), re.compile(f"[{_CONTROLS}]")
 
 
@@ -54,10 +56,10 @@ def to_json(document: Any) -> str:
 
 def print_json(document: Any) -> None:
     """Print a document as JSON on stdout, coloured on a terminal."""
-    if out.is_terminal:
+    if _on_terminal():
         out.print(JSONHighlighter()(Text(to_json(document))), soft_wrap=True)
     else:
-        sys.stdout.write(to_json(document) + "\n")
+        print(to_json(document))
 
 
 def add_row(table: Table, *cells: object | tuple[object, str]) -> None:
@@ -68,5 +70,24 @@ def add_row(table: Table, *cells: object | tuple[object, str]) -> None:
 
 def print_table(table: Table) -> None:
     """Print a table; into a file or a pipe in full, since there is no width to fit it into."""
-    console = out if out.is_terminal else Console(width=1000, emoji=False)
+    console = out if _on_terminal() else Console(width=1_000_000, emoji=False)
     console.print(table)
+
+
+def print_markdown(text: str) -> None:
+    """Print Markdown, laid out on a terminal, and as it is elsewhere."""
+    lines = text.splitlines()
+    if _on_terminal():
+        # Links may be named after anything, and the parser decodes some of them.
+        made = out.render(Markdown("\n".join(map(printable, lines)), hyperlinks=False))
+        parts = ((segment.text, segment.style or "") for segment in made if not segment.control)
+        shown = Text.assemble(*(("\n".join(map(printable, part.split("\n"))), style) for part, style in parts))
+        out.print(shown, highlight=False, soft_wrap=True, end="")
+    else:
+        for line in lines:
+            say(line)
+
+
+def _on_terminal() -> bool:
+    # Not as rich sees it, which can be told to colour even what a program reads.
+    return sys.stdout is not None and sys.stdout.isatty()

@@ -22,8 +22,8 @@ FileName = Annotated[
     ),
 ]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Level = Annotated[float, Field(ge=0, le=255, allow_inf_nan=False)]
+Deviation = Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False)]
 
 
 class _Strict(BaseModel):
@@ -48,8 +48,8 @@ class PreprocessingSpec(_Strict):
     transform: TransformName
     image_size: Annotated[int, Field(ge=32, le=2048)]
     crop_padding: Annotated[int, Field(ge=0, le=2048)] = 32
-    mean: tuple[Finite, Finite, Finite]
-    std: tuple[Positive, Positive, Positive]
+    mean: tuple[Level, Level, Level]
+    std: tuple[Deviation, Deviation, Deviation]
     exact_decoding: bool = False
 
     def to_domain(self) -> Preprocessing:

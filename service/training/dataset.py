@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif",
 MAX_NAMED = 8
 """How many files of one kind a message lists."""
 _MAX_FILE_BYTES = 256 * 2**20
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ROWS, _INDEX = "rows.npy", "rows.json"
 
 
@@ -41,7 +43,8 @@ class ImageFiles:
         """Changes when files come, go, or change their size."""
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(os.fsencode(f"{file.parent.name}/{file.name}\0{file.stat().st_size}\n"))
+            size = (file.lstat() if _leads_nowhere(file) else file.stat()).st_size
+            digest.update(os.fsencode(f"{file.parent.name}/{file.name}\0{size}\n"))
         return digest.hexdigest()
 
 
@@ -70,15 +73,18 @@ def find_labelled(directory: Path, *, names: Sequence[str] | None = None) -> Ima
         DataSetError: there is no such directory, fewer than two classes, a class without images, an unknown one, or
             one that is not named in UTF-8.
     """
-    folders = {child.name: child for child in _children(directory) if child.is_dir()}
-    if odd := [name for name in folders if readable(name) != name]:
+    children = _children(directory)
+    if dead := [child.name for child in children if _leads_nowhere(child)]:
+        raise DataSetError(f"{directory}: the link {dead[0]} leads nowhere.")
+    folders = {child.name: child for child in children if child.is_dir()}
+    if odd := [name for name in folders if readable(name) != name or not name.strip() or _CONTROL.search(name)]:
         raise DataSetError(
-            f"{directory}: the folder {readable(min(odd))} isn't named in UTF-8, and no class can be named after it. "
-            "Rename it."
+            f"{directory}: no class can be named after the folder {readable(min(odd))!r}, which is blank, not UTF-8, "
+            "or holds control characters. Rename it."
         )
     if names is None:
         if len(folders) < 2:
-            loose = sum(_is_image(child) for child in _children(directory))
+            loose = sum(_is_image(child) for child in children)
             hint = f", but {loose} images that lie beside them" if loose else ""
             raise DataSetError(
                 f"{directory} holds {_count(len(folders), 'class folder')}{hint}; a data set has a folder of images "
@@ -237,7 +243,11 @@ def _images(directory: Path) -> tuple[list[Path], int]:
     """All images below a directory in a fixed order, and how many other files there are; hidden ones don't count."""
     found: list[Path] = []
     others = 0
-    for place, folders, files in os.walk(directory):
+
+    def fail(error: OSError) -> None:
+        raise DataSetError(f"{error.filename} can't be read: {error.strerror}.") from error
+
+    for place, folders, files in os.walk(directory, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(place) / name
@@ -251,7 +261,11 @@ def _images(directory: Path) -> tuple[list[Path], int]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in SUFFIXES and (path.is_file() or _leads_nowhere(path))
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _some(names: Sequence[str]) -> str:

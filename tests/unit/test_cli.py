@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from safetensors.numpy import load_file, save
 from typer.testing import CliRunner
@@ -504,6 +505,19 @@ def test_help_shows_an_example(command, example):
         code, out, err = condconv(*command.split(), option)
         assert (code, err) == (0, "")
         assert f"Example: {example}" in " ".join(out.split())
+
+
+def commands(group, *before):
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *before, name)
+    yield before
+
+
+@pytest.mark.parametrize("command", list(commands(typer.main.get_command(app))), ids=" ".join)
+def test_every_command_has_help(command):
+    code, out, err = condconv(*command, "--help")
+    assert (code, err) == (0, "")
+    assert out.split()[0] == "Usage:"
 
 
 @pytest.mark.parametrize("arguments", [[], ["models"]])

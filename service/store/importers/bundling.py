@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +70,10 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
         BundleError: the version exists already.
         ConfigurationError: unknown architecture, or an impossible override.
     """
+    for name in ("licence", "method", "url"):
+        given = getattr(request, name) or ""
+        if readable(given) != given:
+            raise ImportFailed(f"The {name} {readable(given)} is not UTF-8.")
     labels = read_labels_file(request.labels) if request.labels else None
     architecture = get_architecture(request.architecture, **request.overrides)
     card = read_text(request.model_card) if request.model_card else f"# {request.name}\n\nNo card was given.\n"
@@ -89,7 +94,7 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
         weights=imported.weights,
         labels=labels or [Label(i, f"class {i}") for i in range(imported.architecture.num_classes)],
         provenance=Provenance(
-            source=readable(origin.name),
+            source=readable(Path(os.path.abspath(origin)).name),
             method=request.method or _method(architecture, request.upcycling),
             url=request.url,
             source_sha256=_sha256(origin) if origin.is_file() else None,

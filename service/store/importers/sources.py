@@ -25,6 +25,7 @@ from service.store.importers.upcycle import static_twin, upcycle
 
 MAX_BYTES = 8 * 2**30
 """The most that a compressed source may unpack to."""
+_MAX_NAMED = 8
 _MAX_MEMBERS = 1000
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _LOGITS = "logits/bias"
@@ -133,16 +134,20 @@ def _read_named(source: Path, *, use_ema: bool) -> Tensors:
         return torch_file.read_torch(source, use_ema=use_ema)
     if source.is_file() and source.name.endswith(_ARCHIVES):
         with tempfile.TemporaryDirectory() as scratch:
-            into = Path(scratch) / source.name.split(".")[0]
+            into = Path(scratch) / "archive"
             extract_tar(source, into, max_bytes=MAX_BYTES, max_members=_MAX_MEMBERS)
-            return read_tf_checkpoint(_sole_checkpoint(into, source.name))
+            return read_tf_checkpoint(_sole_checkpoint(into, source.name, "unpack it and "))
     if source.is_dir():
-        return read_tf_checkpoint(_sole_checkpoint(source, source.name))
+        return read_tf_checkpoint(_sole_checkpoint(source, source.name or str(source)))
     return read_tf_checkpoint(source.with_suffix("") if source.suffix == ".index" else source)
 
 
-def _sole_checkpoint(directory: Path, name: str) -> Path:
-    indexes = sorted(directory.rglob("*.index"))
-    if len(indexes) != 1:
-        raise ImportFailed(f"{name} holds {len(indexes)} checkpoints (*.index), so name one by its prefix.")
-    return indexes[0].with_suffix("")
+def _sole_checkpoint(directory: Path, name: str, first: str = "") -> Path:
+    # Macs put a hidden file beside each one.
+    prefixes = [file.with_suffix("") for file in sorted(directory.rglob("*.index")) if not file.name.startswith(".")]
+    if not prefixes:
+        raise ImportFailed(f"{name} holds no TensorFlow checkpoint (*.index).")
+    if len(prefixes) > 1:
+        some = ", ".join(str(prefix.relative_to(directory)) for prefix in prefixes[:_MAX_NAMED])
+        raise ImportFailed(f"{name} holds {len(prefixes)} checkpoints ({some}); {first}name one by its prefix.")
+    return prefixes[0]

@@ -7,6 +7,7 @@ them, so layers are recognised by block, kind, and order inside the block.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from service.domain import readable
 from service.errors import ImportFailed
 from service.store.importers.assembly import Translation
 
@@ -27,7 +29,7 @@ _NAME = re.compile(
     r"(?P<part>stem|head|blocks_\d+)/"
     r"(?P<se>se/)?"
     r"(?P<kind>(?:tpu_)?batch_normalization|depthwise_conv2d|depthwise_cond_conv2d|cond_conv2d|conv2d|dense)"
-    r"(?:_(?P<number>\d+))?/"
+    r"(?:_(?P<number>\d{1,9}))?/"
     r"(?P<leaf>\w+)$"
 )
 _LEAVES = {
@@ -54,12 +56,21 @@ def read_tf_checkpoint(prefix: str | Path) -> dict[str, NDArray[Any]]:
     """
     import tensorflow as tf
 
+    name = Path(prefix).name
+    if not os.path.isfile(f"{prefix}.index"):
+        raise ImportFailed(
+            f"{name} is no readable TensorFlow checkpoint: there is no {name}.index. A checkpoint is named by its "
+            "prefix, its .index file, its directory, or a .tar, .tar.gz or .tgz of that."
+        )
+    if readable(prefix) != str(prefix):
+        raise ImportFailed(f"{name} can't be read: TensorFlow opens no path that isn't UTF-8. Rename it.")
     try:
-        reader = tf.train.load_checkpoint(str(prefix))
+        # Not load_checkpoint, which goes wherever a directory of the same name points.
+        reader = tf.compat.v1.train.NewCheckpointReader(str(prefix))
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         reason = str(error).replace(f"{Path(prefix).parent}/", "")  # TensorFlow names the server's directory
-        raise ImportFailed(f"{Path(prefix).name} is no readable TensorFlow checkpoint: {reason}") from error
+        raise ImportFailed(f"{name} is no readable TensorFlow checkpoint: {reason}") from error
 
 
 def translate_official(tensors: Mapping[str, NDArray[Any]], *, use_ema: bool = True) -> Translation:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from service.domain import Label, TransformName
 from service.errors import ConfigurationError, ModelNotFound
-from service.store.manifest import Accuracy, ArchitectureSpec, Finite, ModelName, Positive, Sha256
+from service.store.manifest import Accuracy, ArchitectureSpec, Deviation, Level, ModelName, Sha256
 from service.store.pull.download import Limits, fetch_small, shown
 
 SCHEMA_VERSION: Final = 1
@@ -88,8 +88,8 @@ class Checkpoint(_Strict):
     sha256: Sha256 | None = None
     licence: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     transform: TransformName
-    mean: tuple[Finite, Finite, Finite] = (127.0, 127.0, 127.0)
-    std: tuple[Positive, Positive, Positive] = (128.0, 128.0, 128.0)
+    mean: tuple[Level, Level, Level] = (127.0, 127.0, 127.0)
+    std: tuple[Deviation, Deviation, Deviation] = (128.0, 128.0, 128.0)
     labels: Literal["imagenet-1k"] | tuple[Label, ...] | None = None
     """The classes; None numbers them."""
     method: Annotated[str, StringConstraints(max_length=2000)] | None = None

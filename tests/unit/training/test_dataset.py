@@ -116,9 +116,21 @@ def test_unreadable_images_are_left_out_and_named(data, tmp_path):
     assert again.failures == rows.failures
 
 
-def test_a_class_that_no_label_can_be_named_after(data):
-    os.rename(data / "red", os.fsencode(data) + b"/\xe9")
-    with pytest.raises(DataSetError, match=r"the folder \\xe9 isn't named in UTF-8"):
+@pytest.mark.parametrize("name", [b"\xe9", b" ", b"a\nb", b"\xc2\x9b2J"])
+def test_a_class_that_no_label_can_be_named_after(name, data):
+    os.rename(data / "red", os.fsencode(data) + b"/" + name)
+    with pytest.raises(DataSetError, match="no class can be named after the folder"):
+        find_labelled(data)
+
+
+def test_links_that_lead_nowhere(data, tmp_path):
+    (data / "red" / "gone.png").symlink_to(tmp_path / "absent.png")
+    found = find_labelled(data)
+    assert found.fingerprint() == find_labelled(data).fingerprint()
+    rows = read_rows(found, PREPROCESSING, tmp_path / "run", **LIMIT)
+    assert named(rows.failures) == [f"{data}/red/gone.png: it can't be read: No such file or directory."]
+    (data / "green").symlink_to(tmp_path / "absent")
+    with pytest.raises(DataSetError, match="the link green leads nowhere"):
         find_labelled(data)
 
 

@@ -347,7 +347,15 @@ def test_the_command_with_unusable_images(store, data):
     assert [path.name for path in store.iterdir()] == ["small"]
 
 
-def test_the_command_can_not_continue_and_forget(store, data):
-    result = CliRunner().invoke(app, command(store, data, "x", "--resume", "--restart"))
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--resume", "--restart"), "a run is continued or forgotten"),
+        (("--freeze-backbone", "--train", "routing"), "only the head would learn, not routing"),
+        (("--seed", str(2**32)), "be less than or equal to 4294967295"),
+    ],
+)
+def test_options_that_do_not_go_together(options, says, store, data):
+    result = CliRunner().invoke(app, command(store, data, "x", *options))
     assert result.exit_code == 2
-    assert "a run is continued or forgotten" in result.stderr
+    assert says in " ".join(result.stderr.replace("│", "").split())

@@ -146,7 +146,7 @@ def test_wrong_labels(classes, says, request_for, store):
         ({"architecture": "narrower"}, ConfigurationError, "Unknown architecture 'narrower'"),
         ({"name": "../new"}, BundleError, r"^\.\./new/4 can't be written: name: "),
         ({"mean": (math.nan,) * 3}, ImportFailed, "^mean: Input should be a finite number, not nan"),
-        ({"std": (1.0, 0.0, 1.0)}, ImportFailed, r"^std: Input should be greater than 0, not 0\.0"),
+        ({"std": (1.0, 0.0, 1.0)}, ImportFailed, r"^std: Input should be greater than or equal to 0\.001, not 0\.0"),
         ({"version": "four"}, BundleError, "^new/four can't be written: version: "),
     ],
 )

@@ -116,9 +116,26 @@ def test_variants_of_names(variant, tensors, network, tmp_path):
 def test_several_checkpoints(checkpoint, tensors, tmp_path):
     for step in (1, 2):
         write_checkpoint(tensors, tmp_path / f"model.ckpt-{step}")
-    with pytest.raises(ImportFailed, match="holds 2 checkpoints"):
+    (tmp_path / "._model.ckpt-1.index").write_bytes(b"what Macs put beside it")
+    with pytest.raises(
+        ImportFailed, match=r"holds 2 checkpoints \(model\.ckpt-1, model\.ckpt-2\); name one by its prefix"
+    ):
         read_source(tmp_path)
     assert read_source(tmp_path / "model.ckpt-2")[0] == "official"
+
+
+def test_a_directory_of_the_same_name_does_not_lead_elsewhere(tensors, tmp_path):
+    (tmp_path / "own").mkdir()
+    prefix = write_checkpoint(tensors, tmp_path / "own" / "model.ckpt")
+    other = write_checkpoint({name: value + 1 for name, value in tensors.items()}, tmp_path / "other.ckpt")
+    prefix.mkdir()
+    (prefix / "checkpoint").write_text(f'model_checkpoint_path: "{other}"\n')
+    for source in (prefix.with_name("model.ckpt.index"), tmp_path / "own"):
+        read = read_source(source)[1]
+        assert all((read[name] == value).all() for name, value in tensors.items())
+    prefix.with_name("model.ckpt.index").write_bytes(b"junk")
+    with pytest.raises(ImportFailed, match=r"^model\.ckpt is no readable TensorFlow checkpoint"):
+        read_source(tmp_path / "own")
 
 
 def packed(directory, change):
@@ -145,7 +162,11 @@ def link(tar, directory):
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [(empty, "w.tar.gz holds 0 checkpoints"), (leading_out, "may lead out"), (link, "neither a file nor a directory")],
+    [
+        (empty, "w.tar.gz holds no TensorFlow checkpoint"),
+        (leading_out, "may lead out"),
+        (link, "neither a file nor a directory"),
+    ],
 )
 def test_odd_archives(change, says, tmp_path):
     with pytest.raises(ImportFailed, match=says) as caught:
