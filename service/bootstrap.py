@@ -257,8 +257,7 @@ class Service:
                 watching = asyncio.create_task(load_and_watch())
                 yield
                 watching.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await watching
+                await asyncio.gather(watching, return_exceptions=True)
                 self.sync.close()
 
         return create_app(parts, lifespan=lifespan, access=access)
@@ -309,7 +308,7 @@ def serve(settings: Settings) -> None:
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
-    if service.sync.loading:
+    if service.sync.loading or service.ablator.busy:
         # It may take seconds, or for ever, and the interpreter can't end while TensorFlow computes.
         logger.info("a load that was under way is dropped")
         logging.shutdown()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -227,6 +228,10 @@ class Ablator(Protocol):
         Raises:
             AblationBusy: as many as allowed are waiting already.
         """
+        ...
+
+    def admit(self) -> AbstractContextManager[None]:
+        """See `service.runtime.ablator.SlowLane`."""
         ...
 
     async def ablate(self, model: ServedModel, row: Row, overrides: RoutingOverrides, *, deadline: float) -> Ablated:

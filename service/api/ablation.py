@@ -73,9 +73,10 @@ def router(parts: Parts) -> APIRouter:
         deadline: float,
     ) -> AblationResponse:
         started = time.monotonic()
-        row, decode = await parts.classifier.decode(image, model, deadline=deadline)
         overrides = _overrides(model, variants)
-        ablated = await _ablator(parts).ablate(model, row, overrides, deadline=deadline)
+        with _ablator(parts).admit():
+            row, decode = await parts.classifier.decode(image, model, deadline=deadline)
+            ablated = await _ablator(parts).ablate(model, row, overrides, deadline=deadline)
         return _response(
             model,
             image,

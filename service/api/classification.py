@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -15,12 +16,13 @@ from service.api.middleware import REQUEST_ID_HEADER, note_classification
 from service.api.parts import Parts
 from service.api.problems import problem_responses
 from service.api.schemas import ImagesBody, RoutingParameters
-from service.batching import Priority
+from service.batching import Priority, ending_at
 from service.classifier import Classification
 from service.errors import InvalidParameter
 from service.routing.recent import RecentRequest
 
 Parameters = TypeVar("Parameters", bound=RoutingParameters)
+Result = TypeVar("Result")
 PROBLEMS = problem_responses(
     "malformed_body",
     "missing_image",
@@ -121,6 +123,8 @@ async def classify(request: Request, kind: type[Parameters], parts: Parts) -> tu
         split_key=split_key(request),
     )
     parameters, images = await read_request(request, query, parts.limits)
+    deadline = time.monotonic() + wait_of(parameters.timeout_ms, parts.request_timeout)
+    request.scope["condconv.deadline"] = deadline
     classification = await unless_disconnected(
         request,
         parts.classifier.classify(
@@ -129,7 +133,7 @@ async def classify(request: Request, kind: type[Parameters], parts: Parts) -> tu
             version=parameters.version,
             top_k=parameters.top_k,
             priority=Priority[parameters.priority.upper()],
-            deadline=time.monotonic() + wait_of(parameters.timeout_ms, parts.request_timeout),
+            deadline=deadline,
             split_key=split_key(request),
         ),
     )
@@ -149,6 +153,16 @@ async def classify(request: Request, kind: type[Parameters], parts: Parts) -> tu
             owner=request.scope.get("condconv.key_name"),
         )
     return parameters, classification
+
+
+async def in_time(work: Awaitable[Result], request: Request) -> Result:
+    """Await what comes after `classify`, but no longer than its sender does.
+
+    Raises:
+        DeadlineExceeded: it was given up.
+    """
+    async with ending_at(request.scope["condconv.deadline"]):
+        return await work
 
 
 def split_key(request: Request) -> str:

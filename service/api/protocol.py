@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import httptools
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.api.middleware import REQUEST_ID_HEADER
@@ -27,6 +27,9 @@ logger = logging.getLogger("service.access")
 
 MAX_HEADER_BYTES = 64 * 1024
 """Most bytes before a request's body; the parser itself has no limit."""
+
+MAX_PIPELINED = 1024
+"""Most requests that a connection may send ahead of their answers."""
 
 REFUSED_AT_ONCE = 64
 """Connections beyond the limit that may wait for their 503 at the same time; further ones are closed unheard."""
@@ -84,7 +87,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
-        self._in_message = False
+        self._running: RequestResponseCycle | None = None
         self._closing = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -101,6 +104,14 @@ class PatientProtocol(HttpToolsProtocol):
         self._stop_abort_timer()
         self._refused.discard(self)
         super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            # uvicorn tells the newest request only, which may wait behind this one.
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Parse, unless nothing that comes here matters any more."""
@@ -115,11 +126,10 @@ class PatientProtocol(HttpToolsProtocol):
             return
         if not self._answering():  # the rest of a body that was answered early is waited for no longer than headers
             self._start_header_timer()
-        if not self._in_message:
-            self._header_bytes += len(data)
+        self._header_bytes += len(data)
         self._parse(data)
         if self._header_bytes > MAX_HEADER_BYTES and not self._closing:
-            self._reject(HeadersTooLarge(f"The headers have more than {MAX_HEADER_BYTES} bytes."))
+            self._end_message(HeadersTooLarge(f"The headers have more than {MAX_HEADER_BYTES} bytes."))
 
     def _parse(self, data: bytes) -> None:
         """Parse as uvicorn does, but go on where a request asks for another protocol, of which none is spoken here.
@@ -154,6 +164,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request's first byte is here."""
+        self._unset_keepalive_if_required()
         super().on_message_begin()
         self._start_header_timer()
 
@@ -161,18 +172,30 @@ class PatientProtocol(HttpToolsProtocol):
         """From here on, the application decides how long to wait."""
         if self.parser.should_upgrade():
             return  # they will come again without the wish
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise httptools.HttpParserError("too many requests before their answers")
         self._stop_header_timer()
         self._header_bytes = 0
-        self._in_message = True
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """What else comes within a body, a trailer say, counts as a header."""
+        self._header_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """What comes next is another request, for which there is no hurry."""
         if self.parser.should_upgrade():
             return
         self._stop_header_timer()
-        self._in_message = False
+        self._header_bytes = 0
         super().on_message_complete()
+        if not self._answering() and not self._closing and not self.transport.is_closing():
+            # It was answered before its body had come, which stopped the clock of idle connections.
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the client to read the last answer."""
@@ -182,13 +205,23 @@ class PatientProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP; called by uvicorn."""
-        cycle = self.cycle
-        if self._answering() and cycle.more_body and not cycle.response_started and not self.pipeline:
-            self._fail(MalformedRequest("The body is not encoded as the headers say."))
-            cycle.disconnected = True
-            cycle.message_event.set()
+        if self._is_receiving():
+            self._end_message(MalformedRequest("The body is not encoded as the headers say."))
         else:
-            self._reject(MalformedRequest(f"{msg.rstrip('.')}; HTTP/1.1 is spoken here."))
+            self._end_message(MalformedRequest(f"{msg.rstrip('.')}; HTTP/1.1 is spoken here."))
+
+    def _is_receiving(self) -> bool:
+        cycle = self.cycle
+        return self._answering() and cycle.more_body and not cycle.response_started and not self.pipeline
+
+    def _end_message(self, error: ServiceError) -> None:
+        """Answer what can't be received any further, or let requests before it be answered."""
+        if self._is_receiving():
+            self._fail(error)
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        else:
+            self._reject(error)
 
     def shutdown(self) -> None:
         """The server is about to end; a request that is on its way already is still answered."""

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from service.api.classification import PROBLEMS, classify, request_body
+from service.api.classification import PROBLEMS, classify, in_time, request_body
+from service.api.disconnect import unless_disconnected
 from service.api.examples import EXAMPLE_REQUEST_ID
 from service.api.parts import Parts
 from service.api.problems import problem_responses
@@ -65,7 +66,7 @@ def router(parts: Parts) -> APIRouter:
         chosen = parameters.format or accepted_format(request.headers.get("accept", ""))
         if chosen == "json":
             return routed_response(classification, live=parts.routing)
-        content = await exported(classification, chosen)
+        content = await unless_disconnected(request, in_time(exported(classification, chosen), request))
         return Response(content, media_type=MEDIA_TYPES[chosen])
 
     @routes.get(

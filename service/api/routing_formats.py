@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from service.api.routing_schemas import RoutingFormat
@@ -37,7 +37,8 @@ _BY_TYPE: dict[str, RoutingFormat] = {
     "image/*": "png",
     "text/*": "csv",
 }
-_drawing = threading.Lock()  # matplotlib holds the interpreter: two at once would only be in each other's way
+# One thread: matplotlib holds the interpreter, so that two pictures at once would only be in each other's way.
+_drawer = ThreadPoolExecutor(1, thread_name_prefix="drawing")
 
 
 def accepted_format(accept: str) -> RoutingFormat:
@@ -85,7 +86,7 @@ async def exported(classification: Classification, form: RoutingFormat) -> bytes
     ]
     if not traces:
         raise next(r.error for r in results if r.error is not None)
-    return await asyncio.to_thread(_draw, traces, form)
+    return await asyncio.get_running_loop().run_in_executor(_drawer, _draw, traces, form)
 
 
 def _title(result: ImageResult, prediction: Prediction) -> str:
@@ -96,5 +97,4 @@ def _title(result: ImageResult, prediction: Prediction) -> str:
 def _draw(traces: Sequence[tuple[str, RoutingTrace]], kind: str) -> bytes:
     from service.routing.plot import draw_routing  # matplotlib takes a while to import
 
-    with _drawing:
-        return draw_routing(traces, kind)
+    return draw_routing(traces, kind)

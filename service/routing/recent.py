@@ -90,8 +90,10 @@ class RecentRequests:
 
 
 def _detached(result: ImageResult) -> ImageResult:
-    """The same with weights of its own: they are a view of a whole batch's."""
+    """The same without what it would keep from being freed: a whole batch's weights, or an error's frames and image."""
     if result.prediction is None:
+        if result.error is not None:
+            result.error.__traceback__ = result.error.__cause__ = result.error.__context__ = None
         return result
     routing = result.prediction.routing
     return replace(

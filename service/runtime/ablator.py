@@ -8,14 +8,16 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from service.domain import Ablated, Ablation, RoutingOverrides, Row, ServedModel
 from service.errors import AblationBusy, DeadlineExceeded, InferenceFailed, ServiceError
+from service.runtime.lone_thread import LoneThread
 from service.runtime.machine import release_memory, yield_to_other_threads
 
+_CLOSING_SECONDS = 2.0
 MAX_WAITING = 4
 MAX_LOADED = 1
 """Models kept ready for ablations; each takes about as much memory as its engine."""
@@ -50,9 +52,7 @@ class SlowLane:
         self._seconds = 1.0
         self._closing = threading.Event()
         # Streams yield by one step, for the event loop to go first; ablations leave nearly all time to streams, too.
-        self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix="ablation", initializer=yield_to_other_threads, initargs=(3,)
-        )
+        self._thread = LoneThread("ablation", yield_to_other_threads, (3,))
 
     def check(self) -> None:
         """Say whether an ablation would be taken now.
@@ -66,10 +66,20 @@ class SlowLane:
                 retry_after=self._waiting * self._seconds,
             )
 
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Take a place, from before the image is decoded until the ablation is done. Errors are those of `check`."""
+        self.check()
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
     async def ablate(
         self, model: ServedModel, row: Row, overrides: RoutingOverrides, *, deadline: float = math.inf
     ) -> Ablated:
-        """Compute a row with other routings. Cancelling stops it.
+        """Compute a row with other routings, within `admit`. Cancelling stops it.
 
         Args:
             model: whose row it is.
@@ -78,12 +88,9 @@ class SlowLane:
             deadline: when the caller stops waiting, on the monotonic clock in seconds.
 
         Raises:
-            AblationBusy: as many as allowed are waiting already.
             DeadlineExceeded: it was not done in time.
             InferenceFailed: the network could not be computed.
         """
-        self.check()
-        self._waiting += 1
         gone = threading.Event()
         asked = time.monotonic()
         try:
@@ -95,7 +102,6 @@ class SlowLane:
             raise DeadlineExceeded("The ablation was not done by the deadline.") from error
         finally:
             gone.set()
-            self._waiting -= 1
 
     def _compute(
         self, model: ServedModel, row: Row, overrides: RoutingOverrides, asked: float, gone: threading.Event
@@ -148,8 +154,19 @@ class SlowLane:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop what is running, at its next small batch."""
+        """Stop what is running, at its next small batch; but wait no longer than that may take."""
         self._closing.set()
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.submit(self._close_all)
+        self._thread.shutdown(wait=False)
+        end = time.monotonic() + _CLOSING_SECONDS
+        while self._thread.busy and time.monotonic() < end:
+            time.sleep(0.01)
+
+    @property
+    def busy(self) -> bool:
+        """Whether its thread is at work."""
+        return self._thread.busy
+
+    def _close_all(self) -> None:
         while self._loaded:
             self._loaded.popitem()[1].close()

@@ -51,7 +51,8 @@ class StreamPool:
             async with asyncio.timeout(self._stall_timeout):
                 result: Result = await asyncio.wrap_future(future)
         except TimeoutError:
-            # A thread can't be ended from outside; it is left behind, and another one takes its number.
+            # A thread can't be ended from outside; should it ever come back, it ends. Another one takes its number.
+            stream.close()
             stream = _Stream(stream.number)
             self._metrics.stream_stalls.inc()
             logger.error("stream %d gave no answer in %.0f s and was replaced", stream.number, self._stall_timeout)

@@ -7,15 +7,15 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from watchfiles import awatch
 
 from service.errors import BundleError, ModelNotFound, ServiceError, VersionInUse
 from service.metrics import Metrics
+from service.runtime.lone_thread import LoneThread
 from service.runtime.machine import yield_to_other_threads
 from service.runtime.registry import Registry
 from service.runtime.versions import State, VersionStatus, versions_to_retire, wanted_versions
@@ -73,24 +73,20 @@ class StoreSync:
         self._settle_seconds = 0.0
         self._closed = False
         # One thread, since loading takes cores and memory from what serves; and it lets others go first.
-        self._on_loader_now: set[Future[Any]] = set()
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=yield_to_other_threads)
+        self._loader = LoneThread("load", yield_to_other_threads)
 
     def close(self) -> None:
         """Begin no further load; one that is under way goes on, and `loading` tells of it."""
         self._closed = True
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        self._loader.close()
 
     @property
     def loading(self) -> bool:
         """Whether the loader's thread is at work."""
-        return any(not future.done() for future in tuple(self._on_loader_now))
+        return self._loader.busy
 
     async def _on_loader(self, do: Callable[..., Result], *arguments: object) -> Result:
-        future = self._loader.submit(do, *arguments)
-        self._on_loader_now.add(future)
-        future.add_done_callback(self._on_loader_now.discard)
-        return await asyncio.wrap_future(future)
+        return await asyncio.get_running_loop().run_in_executor(self._loader, do, *arguments)
 
     async def sync(self) -> None:
         """Load what is wanted and isn't there, then retire what isn't wanted any more."""
@@ -106,7 +102,10 @@ class StoreSync:
             return
         served = self._registry.models()
         for name in [self._only] if self._only else sorted({*names, *served}):
-            self._sync_model(name, catalog)
+            try:
+                self._sync_model(name, catalog)
+            except OSError as error:  # the others can be
+                logger.error("%s can't be read in the model store, so nothing changes of it: %s", name, error)
 
     def demand(self, name: str) -> None:
         """Check that a model is served.
@@ -123,19 +122,31 @@ class StoreSync:
     async def watch(self, *, interval: float) -> None:
         """Follow the store until cancelled: at once where the system tells of changes, and every `interval` seconds."""
         self._settle_seconds = _SETTLE_SECONDS
-        # Some file systems, those over a network among them, don't tell of changes made elsewhere.
-        changes = awatch(
-            self._store,
-            debounce=_DEBOUNCE_MS,
-            rust_timeout=int(interval * 1000),
-            yield_on_timeout=True,
-            ignore_permission_denied=True,
-        )
-        async for _ in changes:
+        told = False
+        while True:
+            # Some file systems, those over a network among them, don't tell of changes made elsewhere.
+            changes = awatch(
+                self._store,
+                debounce=_DEBOUNCE_MS,
+                rust_timeout=int(interval * 1000),
+                yield_on_timeout=True,
+                ignore_permission_denied=True,
+            )
             try:
-                await self.sync()
-            except Exception:  # whatever it is, the next change gets its chance
-                logger.exception("the model store could not be followed")
+                async for _ in changes:
+                    await self._try_to_sync()
+            except Exception as error:  # the system can tell of no further directory, say
+                log = logger.debug if told else logger.warning
+                log("nothing tells of changes of the model store, so it is looked at every %g s: %s", interval, error)
+                told = True
+            await asyncio.sleep(interval)
+            await self._try_to_sync()
+
+    async def _try_to_sync(self) -> None:
+        try:
+            await self.sync()
+        except Exception:  # whatever it is, the next change gets its chance
+            logger.exception("the model store could not be followed")
 
     async def load(self, name: str, version: str) -> VersionStatus:
         """Load a version, and keep it whatever else there is; a broken one is tried again.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from service.errors import BundleError, ModelNotFound, VersionNotFound
 from service.store.bundle import MANIFEST
 from service.store.manifest import ModelName, VersionName
+
+logger = logging.getLogger(__name__)
 
 _model_name = TypeAdapter(ModelName)
 _version_name = TypeAdapter(VersionName)
@@ -29,8 +32,15 @@ class Catalog:
         self._root = root
 
     def models(self) -> tuple[str, ...]:
-        """Names of all models with at least one version, sorted."""
-        return tuple(sorted(name for name in self._children(self._root, _model_name) if self.versions(name)))
+        """Names of all models with at least one version, sorted; those that can't be read are passed over."""
+        return tuple(sorted(name for name in self._children(self._root, _model_name) if self._has_versions(name)))
+
+    def _has_versions(self, model: str) -> bool:
+        try:
+            return bool(self.versions(model))
+        except OSError as error:
+            logger.warning("%s can't be read in the model store: %s", model, error.strerror)
+            return False
 
     def versions(self, model: str) -> tuple[str, ...]:
         """Versions of a model, oldest (smallest number) first; empty if there is no such model."""

@@ -21,7 +21,7 @@ from prometheus_client import CollectorRegistry
 from service.api import problems
 from service.api.body import read_body
 from service.api.middleware import RequestContext
-from service.api.protocol import MAX_HEADER_BYTES, REFUSED_AT_ONCE, ConnectionLimits, http_protocol
+from service.api.protocol import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE, ConnectionLimits, http_protocol
 from service.metrics import Metrics
 from tests.e2e.server import wait_for
 
@@ -29,6 +29,10 @@ PATIENCE = 0.4
 LIMITS = {"header_timeout": PATIENCE, "write_timeout": PATIENCE, "max_connections": 20}
 HEAD = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 GET = b"GET /ok HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+gone = threading.Event()
+"""The client of `/until_gone` has left."""
 
 
 @dataclass
@@ -56,10 +60,18 @@ class Running:
 def application(metrics: Metrics) -> RequestContext:
     app = FastAPI()
     problems.install(app)
+    gone.clear()
 
     @app.get("/ok")
     async def ok() -> str:
         return "ok"
+
+    @app.get("/until_gone")
+    async def until_gone(request: Request) -> str:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+        return "gone"
 
     @app.get("/slow")
     async def slow() -> str:
@@ -312,6 +324,37 @@ def test_keep_alive_after_a_body_that_was_answered_early(running: Running) -> No
         time.sleep(PATIENCE * 2)
         connected.sendall(GET)
         assert answer(connected).endswith(b'"ok"')
+
+
+def test_a_connection_is_idle_once_the_rest_of_a_body_has_come(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        assert b"200" in answer(connected)
+        connected.sendall(b"x" * 10)
+        assert connected.recv(1) == b"", "closed as others are"
+
+
+def test_more_requests_than_may_wait_behind_one(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n" + GET * (2 * MAX_PIPELINED))
+        received = everything(connected)
+    assert received.count(b"HTTP/1.1 200 OK") == 1 + MAX_PIPELINED
+
+
+def test_endless_trailers(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(20):
+                connected.sendall(b"".join(b"X-%d: %d\r\n" % (n, n) for n in range(1000)))
+        assert_problem(everything(connected), 431, "headers_too_large")
+
+
+def test_a_client_that_leaves_is_noticed_behind_pipelined_requests(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(b"GET /until_gone HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
+        time.sleep(0.2)
+    assert gone.wait(5)
 
 
 def test_large_rest_of_a_body_is_no_header(running: Running) -> None:

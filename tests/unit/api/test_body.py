@@ -104,6 +104,14 @@ async def test_spellings_of_base64(text: str) -> None:
     assert image.data == b"x"
 
 
+async def test_data_url_that_would_take_seconds_to_decode() -> None:
+    body = json.dumps({"images": ["data:," + "%41" * 100_001]}).encode()
+    with pytest.raises(BodyTooLarge, match="Image 0 has more than 100000 percent-encoded characters"):
+        await read_request(
+            request(Sender([body]), JSON), PredictParameters(), BodyLimits(max_body_bytes=2**23, max_images=1)
+        )
+
+
 async def test_unknown_fields_are_counted_but_not_all_named() -> None:
     document = {"images": ["eA=="], **{f"field {number}": number for number in range(99_000)}}
     body = json.dumps(document).encode()

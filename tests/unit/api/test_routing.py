@@ -8,6 +8,7 @@ import contextlib
 import csv
 import io
 import json
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -32,7 +33,7 @@ from service.routing.profile import profile_of
 from service.routing.recent import RecentRequests
 from service.routing.state import RoutingState
 from service.routing.tally import Tally, entropy
-from service.runtime.ablator import SlowLane
+from service.runtime.ablator import MAX_WAITING, SlowLane
 from tests.pictures import encode
 from tests.unit.api.application import NoVersions
 
@@ -662,3 +663,40 @@ async def test_too_many_variants(client: httpx.AsyncClient) -> None:
     many = "&".join(("blocks=" + ",".join(["block_1"] * 1000), "experts=" + ",".join(["0"] * 1000)))
     response = await client.post(f"/routing/ablation?{many}", content=image(8))
     assert_problem(response, 422, "invalid_parameter", "1001000 variants")
+
+
+async def test_ablations_take_their_places_before_they_decode(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = asyncio.Event(), asyncio.Event()
+    decode = Classifier.decode
+
+    async def slowly(*arguments: Any, **options: Any) -> Any:
+        begun.set()
+        await go.wait()
+        return await decode(*arguments, **options)
+
+    monkeypatch.setattr(Classifier, "decode", slowly)
+    sent = [asyncio.create_task(client.post("/routing/ablation", content=image(1))) for _ in range(MAX_WAITING + 3)]
+    await begun.wait()
+    refused = [await task for task in sent[MAX_WAITING:]]
+    go.set()
+    for response in refused:
+        assert_problem(response, 429, "ablation_busy")
+    assert [(await task).status_code for task in sent[:MAX_WAITING]] == [200] * MAX_WAITING
+
+
+@pytest.mark.parametrize("parameter", ["variants", "blocks", "experts"])
+async def test_lists_that_are_nested_too_deeply(client: httpx.AsyncClient, parameter: str) -> None:
+    response = await client.post(f"/routing/ablation?{parameter}={'[' * 5000}", content=image(1))
+    assert_problem(response, 422, "invalid_parameter", "not valid JSON")
+
+
+async def test_pictures_are_there_by_the_deadline_or_not_at_all(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.routing_formats._draw", lambda *_: time.sleep(1) or b"")
+    started = time.monotonic()
+    response = await client.post("/routing?format=png&timeout_ms=300", content=image(1))
+    assert_problem(response, 504, "deadline_exceeded")
+    assert time.monotonic() - started < 0.9

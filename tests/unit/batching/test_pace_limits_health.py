@@ -2,7 +2,7 @@ import pytest
 
 from service.batching.health import COOL_DOWN_SECONDS, MAX_FAILURES, EngineHealth
 from service.batching.limits import RECOVERY_SECONDS, BatchLimits
-from service.batching.pace import SMOOTHING, Paces
+from service.batching.pace import SMOOTHING, TRUSTED_SECONDS, Paces
 
 
 class Clock:
@@ -45,6 +45,28 @@ def test_full_batches_count_and_others_only_until_there_is_one():
     for _ in range(50):
         paces.note("a", rows=4, seconds=1.2, full=True)
     assert paces.wait({"a": 1}) == pytest.approx(0.3, rel=1e-3)
+
+
+def test_faster_batches_count_too():
+    paces = Paces(streams=1)
+    paces.note("a", rows=4, seconds=2.4, full=True)
+    for _ in range(50):
+        paces.note("a", rows=1, seconds=0.005, full=False)
+    assert paces.wait({"a": 1}) == pytest.approx(0.005, rel=1e-2)
+
+
+def test_what_nothing_confirms_is_believed_less_and_less(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("service.batching.pace.time.monotonic", clock)
+    paces = Paces(streams=1)
+    paces.note("a", rows=1, seconds=0.5, full=True)
+    found = []
+    for _ in range(4):
+        found.append(paces.wait({"a": 1}))
+        clock.now += TRUSTED_SECONDS
+    assert found == pytest.approx([0.5, 0.5, 0.25, 0.125], rel=0.05)
+    paces.note("a", rows=1, seconds=0.5, full=True)
+    assert paces.wait({"a": 1}) == pytest.approx(0.5), "and at once again when it is confirmed"
 
 
 def test_a_limit_is_halved_and_recovers_by_doubling():

@@ -1,4 +1,6 @@
 import tracemalloc
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -192,6 +194,29 @@ def test_whole_batches_are_not_kept_alive():
     assert weights.base is None
     assert recent.find("a", owner=None).results[0].prediction.routing.experts == (4,)
     np.testing.assert_array_equal(weights, given.results[0].prediction.routing.weights)
+
+
+def test_images_that_failed_are_not_kept_alive():
+    class Data(bytearray):
+        pass
+
+    def decode(data):
+        try:
+            raise ValueError(len(data))
+        except ValueError as error:
+            raise CorruptImage("broken") from error
+
+    data = Data(1000)
+    freed = weakref.ref(data)
+    try:
+        decode(data)
+    except CorruptImage as error:
+        failed = ImageResult(id="0", filename=None, error=error)
+    recent = RecentRequests()
+    recent.remember(replace(request("a"), results=(failed,)), owner=None)
+    del data, failed
+    assert freed() is None
+    assert str(recent.find("a", owner=None).results[0].error) == "broken"
 
 
 def _known(recent, name):

@@ -244,6 +244,11 @@ class Model:
 A, B = Model("a"), Model("b")
 
 
+async def ablated(lane, *arguments, **options):
+    with lane.admit():
+        return await lane.ablate(*arguments, **options)
+
+
 async def until(event):
     assert await asyncio.to_thread(event.wait, 60)
 
@@ -252,7 +257,7 @@ async def test_answers():
     fake = Fake()
     with SlowLane(lambda *place: fake) as lane:
         for _ in range(3):
-            answer = await lane.ablate(A, ROW, ONE)
+            answer = await ablated(lane, A, ROW, ONE)
             assert answer.output.logits.shape == (2, 5)
             assert answer.queue >= 0
             assert answer.inference > 0
@@ -264,10 +269,10 @@ async def test_too_many_waiting_are_refused_at_once():
     fake = Fake()
     fake.go.clear()
     with SlowLane(lambda *place: fake, max_waiting=2) as lane:
-        waiting = [asyncio.create_task(lane.ablate(A, ROW, ONE)) for _ in range(2)]
+        waiting = [asyncio.create_task(ablated(lane, A, ROW, ONE)) for _ in range(2)]
         await until(fake.started)
         with pytest.raises(AblationBusy, match="2 ablations are waiting") as caught:
-            await lane.ablate(A, ROW, ONE)
+            await ablated(lane, A, ROW, ONE)
         assert caught.value.retry_after > 0
         with pytest.raises(AblationBusy):
             lane.check()
@@ -283,24 +288,24 @@ async def test_a_deadline_ends_what_runs_and_what_waits():
     with SlowLane(lambda *place: fake) as lane:
         now = asyncio.get_running_loop().time()
         with pytest.raises(DeadlineExceeded):
-            await lane.ablate(A, ROW, ONE, deadline=time.monotonic() + 0.1)
+            await ablated(lane, A, ROW, ONE, deadline=time.monotonic() + 0.1)
         assert asyncio.get_running_loop().time() - now < 5
         fake.go.set()
-        assert (await lane.ablate(A, ROW, ONE, deadline=math.inf)).output is not None
+        assert (await ablated(lane, A, ROW, ONE, deadline=math.inf)).output is not None
 
 
 async def test_cancelling_makes_room():
     fake = Fake()
     fake.go.clear()
     with SlowLane(lambda *place: fake, max_waiting=1) as lane:
-        task = asyncio.create_task(lane.ablate(A, ROW, ONE))
+        task = asyncio.create_task(ablated(lane, A, ROW, ONE))
         await until(fake.started)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         lane.check()
         fake.go.set()
-        await lane.ablate(A, ROW, ONE)
+        await ablated(lane, A, ROW, ONE)
 
 
 async def test_models_take_turns_in_memory():
@@ -311,15 +316,15 @@ async def test_models_take_turns_in_memory():
         return made[name][-1]
 
     with SlowLane(load, max_loaded=1) as lane:
-        await lane.ablate(A, ROW, ONE)
-        await lane.ablate(A, ROW, ONE)
+        await ablated(lane, A, ROW, ONE)
+        await ablated(lane, A, ROW, ONE)
         assert len(made["a"]) == 1
-        await lane.ablate(B, ROW, ONE)
+        await ablated(lane, B, ROW, ONE)
         assert made["a"][0].closed
-        await lane.ablate(A, ROW, ONE)
+        await ablated(lane, A, ROW, ONE)
         assert len(made["a"]) == 2
         lane.forget("a", "1")
-        await lane.ablate(B, ROW, ONE)
+        await ablated(lane, B, ROW, ONE)
         assert made["a"][1].closed
 
 
@@ -335,9 +340,9 @@ async def test_errors():
 
     with SlowLane(load) as lane:
         with pytest.raises(InferenceFailed, match="could not compute this ablation"):
-            await lane.ablate(A, ROW, ONE)
+            await ablated(lane, A, ROW, ONE)
         with pytest.raises(VersionNotFound):
-            await lane.ablate(B, ROW, ONE)
+            await ablated(lane, B, ROW, ONE)
         lane.check()
 
 
@@ -345,7 +350,7 @@ async def test_closing_ends_what_runs():
     fake = Fake()
     fake.go.clear()
     with SlowLane(lambda *place: fake) as lane:
-        tasks = [asyncio.create_task(lane.ablate(A, ROW, ONE)) for _ in range(2)]
+        tasks = [asyncio.create_task(ablated(lane, A, ROW, ONE)) for _ in range(2)]
         await until(fake.started)
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         assert isinstance(outcome, DeadlineExceeded | asyncio.CancelledError)
@@ -365,3 +370,22 @@ def test_the_shipped_model_agrees_with_its_engine(assert_close):
     assert_close(found.logits[0], served.logits[0], 1e-4)
     assert_close(found.routing[0], served.routing[0], 1e-4)
     engine.close()
+
+
+async def test_leaving_does_not_wait_for_a_load_that_hangs(monkeypatch):
+    monkeypatch.setattr("service.runtime.ablator._CLOSING_SECONDS", 0.2)
+    begun, go = threading.Event(), threading.Event()
+
+    def load(*place):
+        begun.set()
+        go.wait(60)
+        return Fake()
+
+    with SlowLane(load) as lane:
+        task = asyncio.create_task(ablated(lane, A, ROW, ONE))
+        await until(begun)
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
+    assert lane.busy, "whoever ends the process must know"
+    go.set()
+    await task

@@ -17,7 +17,7 @@ from service.errors import (
 from service.metrics import Metrics
 from service.runtime.registry import Registry
 from service.runtime.store_sync import StoreSync
-from service.store import write_bundle
+from service.store import Catalog, write_bundle
 from service.store.aliases import read_aliases, set_alias
 from tests.unit.runtime.test_registry import load
 from tests.unit.store.samples import new_bundle, rewrite
@@ -124,6 +124,38 @@ async def test_changes_that_the_system_does_not_tell_of_are_seen_too(place, monk
     await until(lambda: place.served() == ["2"])
     assert looked.is_set()
     watching.cancel()
+
+
+async def test_a_system_that_tells_of_nothing_any_more(place, monkeypatch, caplog):
+    async def broken(*_, **__):
+        raise OSError("inotify limit reached")
+        yield set()
+
+    monkeypatch.setattr("service.runtime.store_sync.awatch", broken)
+    watching = asyncio.create_task(place.sync.watch(interval=0.05))
+    for version in ("2", "3"):
+        place.add("pear", version)
+        await until(lambda version=version: place.served() == [version])
+    watching.cancel()
+    assert [record.levelname for record in caplog.records if "nothing tells of changes" in record.message] == [
+        "WARNING"
+    ]
+
+
+def test_a_model_that_can_not_be_read_leaves_the_others_alone(place, monkeypatch, caplog):
+    versions = Catalog.versions
+
+    def unreadable(self, model):
+        if model == "pear":
+            raise PermissionError(13, "Permission denied")
+        return versions(self, model)
+
+    monkeypatch.setattr(Catalog, "versions", unreadable)
+    place.add("apple", "1")
+    place.sync.sync_now()
+    assert place.served() == ["1"], "as before"
+    assert set(place.registry.models()) == {"apple", "pear"}
+    assert "Permission denied" in caplog.text
 
 
 def test_a_broken_version_leaves_the_old_one_serving(place):
