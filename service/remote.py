@@ -8,8 +8,7 @@ from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
 
 import httpx
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic can't use that of typing before Python 3.12
+from pydantic import BaseModel, Field, PositiveInt, TypeAdapter, ValidationError
 
 from service.errors import RemoteFailed
 
@@ -17,16 +16,20 @@ Answer = TypeVar("Answer")
 _Versions = Annotated[dict[str, PositiveInt], Field(min_length=1)]
 
 
-class _State(TypedDict):
+class _State(BaseModel):
     state: str
 
 
-class _Alias(TypedDict):
+class _Alias(BaseModel):
     versions: _Versions
 
 
-class _Aliases(TypedDict):
+class _Aliases(BaseModel):
     aliases: dict[str, _Alias]
+
+
+class _Problem(BaseModel):
+    detail: str
 
 
 _CONNECT_SECONDS = 10.0
@@ -73,25 +76,25 @@ class RemoteService:
         Raises:
             RemoteFailed: the server says no, or can't be reached.
         """
-        return self._ask(_State, "POST", "models", name, "versions", version, "load")["state"]
+        return self._ask(_State, "POST", "models", name, "versions", version, "load").state
 
     def unload(self, name: str, version: str) -> str:
         """Unload a version; returns its state. Errors are those of `load`."""
-        return self._ask(_State, "POST", "models", name, "versions", version, "unload")["state"]
+        return self._ask(_State, "POST", "models", name, "versions", version, "unload").state
 
     def aliases(self, name: str) -> dict[str, dict[str, int]]:
         """The versions of each alias with their weights. Errors are those of `load`."""
-        found = self._ask(_Aliases, "GET", "models", name, "aliases")["aliases"]
-        return {alias: to["versions"] for alias, to in found.items()}
+        found = self._ask(_Aliases, "GET", "models", name, "aliases").aliases
+        return {alias: to.versions for alias, to in found.items()}
 
     def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> dict[str, int]:
         """Point an alias at versions. Errors are those of `load`."""
         given = {"versions": dict(versions)}
-        return self._ask(_Alias, "PUT", "models", name, "aliases", alias, json=given)["versions"]
+        return self._ask(_Alias, "PUT", "models", name, "aliases", alias, json=given).versions
 
     def roll_back(self, name: str, alias: str) -> dict[str, int]:
         """Point an alias back to where it pointed before. Errors are those of `load`."""
-        return self._ask(_Alias, "POST", "models", name, "aliases", alias, "rollback")["versions"]
+        return self._ask(_Alias, "POST", "models", name, "aliases", alias, "rollback").versions
 
     def delete_alias(self, name: str, alias: str) -> None:
         """Remove an alias. Errors are those of `load`."""
@@ -104,15 +107,11 @@ class RemoteService:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error).rstrip(".") or type(error).__name__
             raise RemoteFailed(f"The server at {self._url} can't be reached: {reason}.") from error
-        try:
-            document = response.json() if response.content else None
-        except ValueError:
-            document = None
         foreign = RemoteFailed(f"The server at {self._url} answered {response.status_code}, but it is none of ours.")
-        if response.is_success:
-            try:
-                return TypeAdapter(kind).validate_python(document, strict=True)
-            except ValidationError as error:
-                raise foreign from error
-        detail = document.get("detail") if isinstance(document, dict) else None
-        raise RemoteFailed(detail) if isinstance(detail, str) else foreign
+        try:
+            if response.is_success:
+                return TypeAdapter(kind).validate_json(response.content or b"null", strict=True)
+            problem = _Problem.model_validate_json(response.content)
+        except ValidationError as error:
+            raise foreign from error
+        raise RemoteFailed(problem.detail)
