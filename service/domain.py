@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.errors import ServiceError
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 TransformName = Literal["official", "pillow"]
 Pixels = NDArray[np.uint8]
 """RGB, uint8: a whole photo `[height, width, 3]`."""
@@ -28,6 +30,11 @@ JpegCropper = Callable[[bytes, int, int, int], Pixels | None]
 def readable(path: str | os.PathLike[str]) -> str:
     r"""A file's name for documents, which are UTF-8: bytes that are none are spelled out, as in `caf\xe9.jpg`."""
     return os.fspath(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def can_be_label(text: str) -> bool:
+    """Whether a class can be called so: not blank, UTF-8, and without control characters."""
+    return bool(text.strip()) and readable(text) == text and not _CONTROL.search(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

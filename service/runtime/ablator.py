@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -156,11 +157,9 @@ class SlowLane:
     ) -> None:
         """Stop what is running, at its next small batch; but wait no longer than that may take."""
         self._closing.set()
-        self._thread.submit(self._close_all)
+        closed = self._thread.submit(self._close_all)
         self._thread.shutdown(wait=False)
-        end = time.monotonic() + _CLOSING_SECONDS
-        while self._thread.busy and time.monotonic() < end:
-            time.sleep(0.01)
+        wait([closed], timeout=_CLOSING_SECONDS)
 
     @property
     def busy(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Preprocessing, Row, readable
+from service.domain import Preprocessing, Row, can_be_label, readable
 from service.errors import DataSetError, ServiceError
 from service.imaging import make_row
 from service.runtime.machine import available_cores
@@ -25,7 +24,6 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif",
 MAX_NAMED = 8
 """How many files of one kind a message lists."""
 _MAX_FILE_BYTES = 256 * 2**20
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ROWS, _INDEX = "rows.npy", "rows.json"
 
 
@@ -77,7 +75,7 @@ def find_labelled(directory: Path, *, names: Sequence[str] | None = None) -> Ima
     if dead := [child.name for child in children if _leads_nowhere(child)]:
         raise DataSetError(f"{directory}: the link {dead[0]} leads nowhere.")
     folders = {child.name: child for child in children if child.is_dir()}
-    if odd := [name for name in folders if readable(name) != name or not name.strip() or _CONTROL.search(name)]:
+    if odd := [name for name in folders if not can_be_label(name)]:
         raise DataSetError(
             f"{directory}: no class can be named after the folder {readable(min(odd))!r}, which is blank, not UTF-8, "
             "or holds control characters. Rename it."

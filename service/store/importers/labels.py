@@ -9,12 +9,11 @@ from typing import Annotated
 
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 
-from service.domain import Label
+from service.domain import Label, can_be_label
 from service.errors import ImportFailed
 
 _Number = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 _labels = TypeAdapter(list[Label | str] | dict[_Number, str | tuple[str, str]])
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SYNSET = re.compile(r"^(n\d{8})[\s:,]+(\S.*)$")
 
 
@@ -35,7 +34,7 @@ def read_labels_file(file: Path) -> list[Label]:
     labels = _from_json(text, file.name) if file.suffix.lower() == ".json" else _from_lines(text, file.name)
     if not labels or [label.index for label in labels] != list(range(len(labels))):
         raise ImportFailed(f"{file.name} must name the classes 0, 1, 2, ... in order.")
-    if odd := [str(label.index) for label in labels if not label.label.strip() or _CONTROL.search(label.label)]:
+    if odd := [str(label.index) for label in labels if not can_be_label(label.label)]:
         raise ImportFailed(
             f"{file.name} must name every class, without control characters; not so are: {', '.join(odd[:8])}."
         )

@@ -136,18 +136,23 @@ def _read_named(source: Path, *, use_ema: bool) -> Tensors:
         with tempfile.TemporaryDirectory() as scratch:
             into = Path(scratch) / "archive"
             extract_tar(source, into, max_bytes=MAX_BYTES, max_members=_MAX_MEMBERS)
-            return read_tf_checkpoint(_sole_checkpoint(into, source.name, "unpack it and "))
+            return read_tf_checkpoint(sole_checkpoint(into, source.name, "; unpack it and name one by its prefix"))
     if source.is_dir():
-        return read_tf_checkpoint(_sole_checkpoint(source, source.name or str(source)))
+        return read_tf_checkpoint(sole_checkpoint(source, source.name or str(source), "; name one by its prefix"))
     return read_tf_checkpoint(source.with_suffix("") if source.suffix == ".index" else source)
 
 
-def _sole_checkpoint(directory: Path, name: str, first: str = "") -> Path:
+def sole_checkpoint(directory: Path, name: str, advice: str = "") -> Path:
+    """The prefix of the only TensorFlow checkpoint below a directory, which is called `name`.
+
+    Raises:
+        ImportFailed: there is none, or several; `advice` says what to do then.
+    """
     # Macs put a hidden file beside each one.
     prefixes = [file.with_suffix("") for file in sorted(directory.rglob("*.index")) if not file.name.startswith(".")]
     if not prefixes:
         raise ImportFailed(f"{name} holds no TensorFlow checkpoint (*.index).")
     if len(prefixes) > 1:
         some = ", ".join(str(prefix.relative_to(directory)) for prefix in prefixes[:_MAX_NAMED])
-        raise ImportFailed(f"{name} holds {len(prefixes)} checkpoints ({some}); {first}name one by its prefix.")
+        raise ImportFailed(f"{name} holds {len(prefixes)} checkpoints ({some}){advice}.")
     return prefixes[0]

@@ -20,6 +20,7 @@ from service.nn import Architecture, get_architecture
 from service.store.archive import extract_tar
 from service.store.bundle import read_manifest
 from service.store.importers.bundling import ImportRequest, import_bundle
+from service.store.importers.sources import sole_checkpoint
 from service.store.manifest import Accuracy, ModelName, VersionName
 from service.store.pull.checksums import Checksums, sha256_of
 from service.store.pull.download import Limits, Reporter, Silence, download, is_disk_full, mirrored, shown
@@ -212,10 +213,7 @@ def _readable(file: Path, directory: Path, max_bytes: int) -> Path:
         except (SafetensorError, OSError) as error:
             raise ImportFailed(f"{file.name} can't be read as safetensors: {error}.") from error
     extract_tar(file, directory, max_bytes=max_bytes, max_members=MAX_MEMBERS)
-    indexes = sorted(directory.rglob("*.index"))
-    if len(indexes) != 1:
-        raise ImportFailed(f"{file.name} holds {len(indexes)} TensorFlow checkpoints (*.index) instead of one.")
-    return indexes[0]
+    return sole_checkpoint(directory, file.name)
 
 
 def _label_list(checkpoint: Checkpoint, num_classes: int) -> str:

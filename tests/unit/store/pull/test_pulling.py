@@ -297,7 +297,7 @@ class TestChecksums:
 
     def test_a_file_that_is_no_checkpoint_is_not_remembered(self, pulled, server, archive, place):
         url = server.add(PATH, packed({"README": b"come back later"}))
-        with pytest.raises(ImportFailed, match=r"holds 0 TensorFlow checkpoints \(\*\.index\) instead of one"):
+        with pytest.raises(ImportFailed, match=r"holds no TensorFlow checkpoint \(\*\.index\)\."):
             pulled(tiny_entry(url))
         nothing_but(place)
         server.files[PATH].content = archive
