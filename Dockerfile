@@ -50,7 +50,8 @@ RUN python3 -m venv /opt/tools && /opt/tools/bin/pip install --quiet 'pip>=25.1,
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 # The least that can be installed, so that the dependencies come without the code.
-RUN mkdir service && printf '__version__ = "0"\n' >service/__init__.py
+RUN mkdir -p service/condconv_serve \
+    && printf '__version__ = "0"\n' >service/condconv_serve/__init__.py
 
 FROM tools AS cpu-packages
 COPY deploy/docker/slim.py /opt/tools/

@@ -11,11 +11,11 @@ from statistics import median
 import numpy as np
 import report
 
-from service.domain import Preprocessing, RoutingOverrides
-from service.nn import build_efficientnet, get_architecture
-from service.runtime.ablation import AblationEngine
-from service.runtime.machine import release_memory
-from service.runtime.tensorflow_engine import limit_threads
+from condconv_serve.domain import Preprocessing, RoutingOverrides
+from condconv_serve.machine.memory import release_memory
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.runtime.ablation_engine import AblationEngine
+from condconv_serve.runtime.tensorflow_engine import limit_threads
 
 ARCHITECTURES = (
     "efficientnet-lite0-condconv-4e",

@@ -56,16 +56,16 @@ def channels_first(rows: Any) -> Any:
 
 def network(work: Path, architecture: str = ARCHITECTURE) -> Any:
     """Our Keras network; with timm's weights, or random ones where it is the static twin."""
-    from service.tensorflow_import import import_tensorflow
+    from condconv_serve.runtime.tensorflow_import import import_tensorflow
 
     import_tensorflow()
     import keras
     from safetensors.numpy import load_file
 
-    from service.nn import build_efficientnet, get_architecture
-    from service.runtime.loading import set_weights
-    from service.store.importers.assembly import assemble
-    from service.store.importers.timm import translate_timm
+    from condconv_serve.nn import build_efficientnet, get_architecture
+    from condconv_serve.runtime.loading import set_weights
+    from condconv_serve.store.importers.assembly import assemble
+    from condconv_serve.store.importers.timm import translate_timm
 
     keras.utils.set_random_seed(0)
     model = build_efficientnet(get_architecture(architecture))
@@ -77,11 +77,11 @@ def network(work: Path, architecture: str = ARCHITECTURE) -> Any:
 
 
 def ours(work: Path, *, engine: str, precision: str, architecture: str = ARCHITECTURE) -> Contestant:
-    from service.domain import Preprocessing
-    from service.runtime.engines import build_engine
-    from service.runtime.machine import detect_machine
-    from service.runtime.plan import make_plan
-    from service.runtime.tensorflow_engine import limit_threads
+    from condconv_serve.domain import Preprocessing
+    from condconv_serve.runtime.devices import detect_machine
+    from condconv_serve.runtime.engines import build_engine
+    from condconv_serve.runtime.plan import make_plan
+    from condconv_serve.runtime.tensorflow_engine import limit_threads
 
     plan = make_plan(detect_machine(look_for_accelerators=False), device="cpu", engine=engine, precision=precision)
     limit_threads(plan.threads_per_stream)
@@ -105,7 +105,7 @@ def official(work: Path, *, streams: int) -> Contestant:
     import keras
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-    from service.nn import CondConv2D, DepthwiseCondConv2D, mix_experts
+    from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, mix_experts
 
     size_of_batch = [0]
 
@@ -304,8 +304,8 @@ def main() -> None:
     # Frameworks print what they like; the protocol keeps standard output to itself.
     protocol = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    from service.runtime.machine import release_memory
-    from service.runtime.throughput import measure
+    from condconv_serve.machine.memory import release_memory
+    from condconv_serve.offline.throughput import measure
 
     started = time.perf_counter()
     contestant = CONTESTANTS[name](work)

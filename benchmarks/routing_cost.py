@@ -19,9 +19,9 @@ import numpy as np
 import report
 from service_load import Server, photo
 
-from service.domain import ClassScore, ImageResult, Prediction, RoutingTrace, Timings
-from service.routing.recent import RecentRequest, RecentRequests
-from service.routing.statistics import RoutingStatistics
+from condconv_serve.domain import ClassScore, ImageResult, Prediction, RoutingTrace, Timings
+from condconv_serve.routing.recent import RecentRequest, RecentRequests
+from condconv_serve.routing.statistics import RoutingStatistics
 
 GOAL = 0.97
 SHAPES = {"Lite0-4e": (8, 4), "B0-8e": (8, 8), "40 blocks, 64 experts": (40, 64)}

@@ -15,15 +15,15 @@ import skimage.data
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from service.bootstrap import load_model, plan_engines
-from service.domain import Pixels, ServedModel
-from service.imaging import decode_image, sufficient_side, transform
-from service.local import expand
-from service.routing.drift import PSI_ALERT, DriftMeter
-from service.routing.profile import profile_of
-from service.routing.tally import Tally
-from service.settings import Settings
-from service.store import Catalog, open_bundle
+from condconv_serve.bootstrap import load_model, plan_engines
+from condconv_serve.domain import Pixels, ServedModel
+from condconv_serve.imaging import decode_image, sufficient_side, transform
+from condconv_serve.offline.predict import expand
+from condconv_serve.routing.drift import PSI_ALERT, DriftMeter
+from condconv_serve.routing.profile import profile_of
+from condconv_serve.routing.tally import Tally
+from condconv_serve.settings import Settings
+from condconv_serve.store import Catalog, open_bundle
 
 COLUMNS = ("psi_median", "psi_95", "js_median", "of_alert_median", "of_alert_largest")
 OTHER_DOMAIN = [

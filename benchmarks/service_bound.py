@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from service.bootstrap import Service
-from service.imaging import make_row
-from service.runtime.throughput import measure
-from service.settings import Settings
+from condconv_serve.bootstrap import Service
+from condconv_serve.imaging import make_row
+from condconv_serve.offline.throughput import measure
+from condconv_serve.settings import Settings
 
 SECONDS = 1.5
 

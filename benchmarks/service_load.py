@@ -29,7 +29,7 @@ import service_bound
 import uvloop
 from PIL import Image
 
-from service.samples import SAMPLES
+from condconv_serve.samples import SAMPLES
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 PHOTO_BYTES, PHOTO_PIXELS = 110_000, (500, 375)
@@ -53,7 +53,7 @@ class Server:
     def __init__(self, **settings: object) -> None:
         """Start it and wait until it is ready."""
         environment = os.environ | {f"CONDCONV_{name.upper()}": str(value) for name, value in settings.items()}
-        command = [sys.executable, "-m", "service", "serve", "--port", "0"]
+        command = [sys.executable, "-m", "condconv_serve", "serve", "--port", "0"]
         self._log = tempfile.NamedTemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(command, env=environment, stdout=self._log, stderr=self._log)
         self.url = self._wait(lambda: re.search(r"listening on (http://\S+)", self.log))[1]

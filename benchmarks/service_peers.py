@@ -103,7 +103,7 @@ def prepare(work: Path) -> None:
     if not (work / "weights.safetensors").exists():
         subprocess.run([sys.executable, contestants.__file__, "prepare", str(work)], check=True)
     if not (work / "store").exists():
-        command = [sys.executable, "-m", "service", "models", "import", str(work / "weights.safetensors")]
+        command = [sys.executable, "-m", "condconv_serve", "models", "import", str(work / "weights.safetensors")]
         options = ["--architecture", contestants.ARCHITECTURE, "--name", "b0-8e", "--transform", "pillow"]
         subprocess.run([*command, *options, "--model-store", str(work / "store")], check=True)
 

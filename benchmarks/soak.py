@@ -25,7 +25,7 @@ import report
 from PIL import Image
 from service_load import Server
 
-from service.samples import SAMPLES
+from condconv_serve.samples import SAMPLES
 
 TOLERANCE = 1e-4
 MAX_GROWTH = 1.05

@@ -11,13 +11,13 @@ from typing import Any
 import typer
 from prometheus_client import CollectorRegistry
 
-from service.api import BodyLimits, Parts, create_app
-from service.api.problems import STATUS
-from service.cli import app
-from service.errors import ServiceError
-from service.metrics import Metrics
-from service.readiness import Readiness
-from service.settings import Settings
+from condconv_serve.cli import app
+from condconv_serve.errors import ServiceError
+from condconv_serve.fronts.native import BodyLimits, Parts, create_app
+from condconv_serve.fronts.native.problems import STATUS
+from condconv_serve.serving.readiness import Readiness
+from condconv_serve.settings import Settings
+from condconv_serve.telemetry.metrics import Metrics
 
 DOCS = Path(__file__).parent
 

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 from digits import write_digits
 
-from service.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_efficientnet, get_architecture
 
 SIZE = 64
 MARGIN = 16
@@ -51,7 +51,7 @@ def train_static(images: Path, weights: Path, *, depth: float, epochs: int) -> N
 
 def condconv(*arguments: object) -> str:
     """Run the command line; returns what it prints."""
-    command = [sys.executable, "-m", "service", *(str(argument) for argument in arguments)]
+    command = [sys.executable, "-m", "condconv_serve", *(str(argument) for argument in arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

@@ -15,9 +15,9 @@ import keras
 from digits import write_digits
 from keras import layers
 
-from service.domain import Preprocessing
-from service.nn import CondConv2D, DepthwiseCondConv2D
-from service.training import save_bundle
+from condconv_serve.domain import Preprocessing
+from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.training import save_bundle
 
 SIZE = 32
 # Pixels as they are: the network scales them itself, in its first layer.
@@ -72,7 +72,7 @@ def main() -> None:
         print(f"wrote {path}")
         photo = sorted((test / "7").iterdir())[0]
         command = ["predict", str(photo), "--model", "digits", "--model-store", str(arguments.store), "--top-k", "2"]
-        subprocess.run([sys.executable, "-m", "service", *command], check=True)
+        subprocess.run([sys.executable, "-m", "condconv_serve", *command], check=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What tests of several parts need. TensorFlow is imported by those tests only that use it, and after `service`."""
+"""What tests of several parts need. Tests that use TensorFlow import it after `condconv_serve`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import service  # noqa: F401
+import condconv_serve  # noqa: F401
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

@@ -17,7 +17,7 @@ import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.domain import Pixels
+from condconv_serve.domain import Pixels
 
 PHOTOS: dict[str, Callable[[], Pixels]] = {
     "astronaut": skimage.data.astronaut,

@@ -16,8 +16,8 @@ import secrets
 import sys
 from pathlib import Path
 
-from service.errors import ConfigurationError
-from service.keys import new_key, parse_keys, read_keys
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.fronts.keys import new_key, parse_keys, read_keys
 
 KEYS = Path("/run/keys/api-keys.json")
 PASSWORD = Path("/run/grafana/password")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from service.samples import SAMPLES
+from condconv_serve.samples import SAMPLES
 from tests import pictures
 from tests.browser.steps import answer_to, cells, choose, names, numbers, sample
 from tests.e2e.server import Server

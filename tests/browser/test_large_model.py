@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.domain import Label
-from service.store import NewBundle, write_bundle
-from service.store.manifest import PreprocessingSpec, Provenance
+from condconv_serve.domain import Label
+from condconv_serve.store import NewBundle, write_bundle
+from condconv_serve.store.manifest import PreprocessingSpec, Provenance
 from tests.browser.conftest import PHONE
 from tests.browser.steps import names, sample, scrolls_sideways
 from tests.e2e.server import Server
@@ -30,7 +30,7 @@ ARCHITECTURE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, randomise: Callable[..., Any]) -> Iterator[Server]:
-    from service.nn import build_efficientnet, get_architecture
+    from condconv_serve.nn import build_efficientnet, get_architecture
 
     name = "efficientnet-lite0-condconv-4e"
     network = randomise(build_efficientnet(get_architecture(name, **ARCHITECTURE), input_size=32))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.samples import SAMPLES
+from condconv_serve.samples import SAMPLES
 from tests.browser.steps import answer_to, cells, numbers, sample
 from tests.e2e.server import Server, wait_for
 from tests.e2e.tiny_models import write_tiny

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.domain import Preprocessing
+from condconv_serve.domain import Preprocessing
 from tests.browser.steps import cells, names, sample
 from tests.e2e.server import Server
 
@@ -22,8 +22,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, randomise: Callable[..., An
     import keras
     from keras import layers
 
-    from service.nn import CondConv2D
-    from service.training import save_bundle
+    from condconv_serve.nn import CondConv2D
+    from condconv_serve.training import save_bundle
 
     pixels = keras.Input((32, 32, 3))
     x = layers.Conv2D(8, 3, strides=2, activation="relu")(pixels)

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from service.metrics import Metrics
-from service.settings import Settings
+from condconv_serve.settings import Settings
+from condconv_serve.telemetry.metrics import Metrics
 from tests.deploy.promql import (
     Question,
     alert_questions,

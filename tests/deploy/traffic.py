@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-import service
+import condconv_serve
 
-PHOTO = (Path(service.__file__).parent / "samples" / "coffee.jpg").read_bytes()
+PHOTO = (Path(condconv_serve.__file__).parent / "samples" / "coffee.jpg").read_bytes()
 
 
 class Clients:

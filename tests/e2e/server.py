@@ -34,7 +34,7 @@ class WhileLoading:
     models: httpx.Response
 
 
-def command(*arguments: str, module: str = "service") -> list[str]:
+def command(*arguments: str, module: str = "condconv_serve") -> list[str]:
     return [sys.executable, "-m", module, "serve", *arguments]
 
 
@@ -51,7 +51,7 @@ class Server:
         self,
         *,
         until_ready: bool = True,
-        module: str = "service",
+        module: str = "condconv_serve",
         variables: dict[str, str] | None = None,
         **settings: object,
     ) -> None:

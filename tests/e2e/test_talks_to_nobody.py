@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from service.samples import SAMPLES
+from condconv_serve.samples import SAMPLES
 from tests.e2e.server import Server
 
 RECORDER = """

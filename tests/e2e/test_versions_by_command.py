@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from service.cli import app
-from service.store.aliases import read_aliases
+from condconv_serve.cli import app
+from condconv_serve.store.aliases import read_aliases
 from tests import pictures
 from tests.e2e.server import Server, wait_for
 from tests.e2e.tiny_models import answered_by, write_tiny

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from service.domain import Label
-from service.store import NewBundle, write_bundle
-from service.store.manifest import PreprocessingSpec, Provenance
+from condconv_serve.domain import Label
+from condconv_serve.store import NewBundle, write_bundle
+from condconv_serve.store.manifest import PreprocessingSpec, Provenance
 
 CLASSES = 16
 _SMALL: dict[str, Any] = {"num_classes": CLASSES, "width_coefficient": 0.1, "depth_coefficient": 0.3}
@@ -19,7 +19,7 @@ _ARCHITECTURE = {"name": "efficientnet-lite0-condconv-4e", **_SMALL}
 
 @functools.cache
 def _weights() -> dict[str, np.ndarray]:
-    from service.nn import build_efficientnet, get_architecture
+    from condconv_serve.nn import build_efficientnet, get_architecture
 
     network = build_efficientnet(get_architecture(_ARCHITECTURE["name"], **_SMALL), input_size=32)
     return {variable.path: np.asarray(variable) for variable in network.weights}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.store import open_bundle
+from condconv_serve.store import open_bundle
 from tests.e2e.server import ROOT, Server
 
 pytest.importorskip("sklearn", reason="the examples' data set comes with scikit-learn")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from service import bootstrap
-from service.cli import app
-from service.domain import Engine, ModelOutput, Pixels, ServedModel
+from condconv_serve import bootstrap
+from condconv_serve.cli import app
+from condconv_serve.domain import Engine, ModelOutput, Pixels, ServedModel
 
 POISON = (255, 0, 255)
 """A picture of this colour makes its batch raise."""
@@ -39,7 +39,7 @@ class FaultyEngine:
         if fault == "memory" and len(rows) > int(number[0]):
             import tensorflow as tf
 
-            from service.runtime.tensorflow_engine import reporting_memory
+            from condconv_serve.runtime.tensorflow_engine import reporting_memory
 
             with reporting_memory():
                 raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor")

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from service.errors import ImageError
-from service.imaging import decode
+from condconv_serve.errors import ImageError
+from condconv_serve.imaging import decode
 from tests import pictures
 from tests.pictures import PNG_SIGNATURE, png_chunk, png_header
 

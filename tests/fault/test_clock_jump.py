@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.keys import new_key
+from condconv_serve.fronts.keys import new_key
 from tests.e2e.server import Server, wait_for
 from tests.fault.traffic import PATH, Traffic
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service.batching.health import COOL_DOWN_SECONDS, MAX_FAILURES
+from condconv_serve.inference.batching.health import COOL_DOWN_SECONDS, MAX_FAILURES
 from tests.e2e.server import MODEL, Server, assert_problem, new_client, sample_name, wait_for
 from tests.fault.faulty_server import HANG, POISON
 from tests.fault.traffic import PATH, Traffic, plain

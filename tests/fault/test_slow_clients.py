@@ -18,11 +18,17 @@ import uvicorn
 from fastapi import FastAPI, Request
 from prometheus_client import CollectorRegistry
 
-from service.api import problems
-from service.api.body import read_body
-from service.api.middleware import RequestContext
-from service.api.protocol import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE, ConnectionLimits, http_protocol
-from service.metrics import Metrics
+from condconv_serve.fronts.native import problems
+from condconv_serve.fronts.native.body import read_body
+from condconv_serve.http.middleware import RequestContext
+from condconv_serve.http.protocol import (
+    MAX_HEADER_BYTES,
+    MAX_PIPELINED,
+    REFUSED_AT_ONCE,
+    ConnectionLimits,
+    http_protocol,
+)
+from condconv_serve.telemetry.metrics import Metrics
 from tests.e2e.server import wait_for
 
 PATIENCE = 0.4

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import httpx
 import numpy as np
 
-from service.domain import Pixels
+from condconv_serve.domain import Pixels
 from tests import pictures
 from tests.e2e.server import new_client, probabilities
 

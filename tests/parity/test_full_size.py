@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from service.nn import build_efficientnet, get_architecture
-from service.store.importers import assemble, translate_official, translate_timm
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.store.importers import assemble, translate_official, translate_timm
 from tests.golden import GOLDEN, needs_golden
 from tests.parity.seeded import official_tensors, timm_tensors
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.imaging import make_row
-from service.runtime.loading import load_model
-from service.store import open_bundle
+from condconv_serve.imaging import make_row
+from condconv_serve.runtime.loading import load_model
+from condconv_serve.store import open_bundle
 from tests.e2e.server import ROOT, Server, environment
 from tests.golden import GOLDEN, needs_golden
 from tests.parity.golden_models import FULL_SIZE, TINY, GoldenModel, log_softmax
@@ -47,7 +47,7 @@ def condconv(*arguments: object) -> Run:
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service", *map(str, arguments)],
+            [sys.executable, "-m", "condconv_serve", *map(str, arguments)],
             cwd=ROOT,
             env=environment(),
             stdout=output,

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from service.domain import Preprocessing
-from service.nn import build_efficientnet, get_architecture
-from service.runtime.inference_graph import freeze
-from service.runtime.lowering import CPU, XLA
-from service.store.importers import assemble, read_tf_checkpoint, translate_official
+from condconv_serve.domain import Preprocessing
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.runtime.inference_graph import freeze
+from condconv_serve.runtime.lowering import CPU, XLA
+from condconv_serve.store.importers import assemble, read_tf_checkpoint, translate_official
 from tests.parity.seeded import official_tensors, read_tiny, waves
 
 SPEC, STORED = read_tiny()

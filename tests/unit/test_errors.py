@@ -2,9 +2,9 @@ import re
 
 import pytest
 
-from service import errors
-from service.api.problems import STATUS, Problem
-from service.errors import CapacityError, QueueFull, ServiceError
+from condconv_serve import errors
+from condconv_serve.errors import CapacityError, QueueFull, ServiceError
+from condconv_serve.fronts.native.problems import STATUS, Problem
 
 LINE = re.compile(r"^(?P<branches>[│├└─ ]*)(?P<name>\w+)(?: +(?P<slug>\w+) +(?P<text>\S.*))?$")
 

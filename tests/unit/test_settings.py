@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from service.settings import Settings
+from condconv_serve.settings import Settings
 
 
 @pytest.fixture(autouse=True)

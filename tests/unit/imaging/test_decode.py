@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from service.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
-from service.imaging import ACCEPTED_FORMATS, decode
+from condconv_serve.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
+from condconv_serve.imaging import ACCEPTED_FORMATS, decode
 from tests import pictures
 from tests.pictures import PNG_SIGNATURE, encode, grey, jpeg, on_white, photo, png, png_chunk, png_header, raw_tiff
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.domain import Preprocessing
-from service.imaging import decode, decode_image, sufficient_side
+from condconv_serve.domain import Preprocessing
+from condconv_serve.imaging import decode, decode_image, sufficient_side
 from tests import pictures
 
 PREPROCESSING = Preprocessing(transform="pillow", image_size=224)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.domain import Preprocessing
-from service.errors import CorruptImage, ImageTooLarge, UnsupportedImage
-from service.imaging import decode, make_row, official, official_float, pillow
-from service.runtime.official_jpeg import crop_jpeg
+from condconv_serve.domain import Preprocessing
+from condconv_serve.errors import CorruptImage, ImageTooLarge, UnsupportedImage
+from condconv_serve.imaging import decode, make_row, official, official_float, pillow
+from condconv_serve.runtime.official_jpeg import crop_jpeg
 from tests.golden import GOLDEN, needs_golden
 from tests.pictures import jpeg, photo
 

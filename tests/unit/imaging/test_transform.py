@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.domain import Preprocessing
-from service.imaging import decode, official, official_float, pillow, transform
+from condconv_serve.domain import Preprocessing
+from condconv_serve.imaging import decode, official, official_float, pillow, transform
 from tests.golden import GOLDEN, needs_golden
 from tests.pictures import PHOTOS, photo
 

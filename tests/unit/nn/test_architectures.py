@@ -3,9 +3,9 @@ import math
 
 import pytest
 
-from service.errors import ConfigurationError
-from service.nn import ARCHITECTURES, BlockArgs, build_efficientnet, get_architecture, outline
-from service.nn.architectures import OVERRIDABLE, round_filters
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.nn import ARCHITECTURES, BlockArgs, build_efficientnet, get_architecture, outline
+from condconv_serve.nn.architectures import OVERRIDABLE, round_filters
 
 
 @pytest.mark.parametrize(

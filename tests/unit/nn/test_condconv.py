@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from skimage import data
 
-from service.nn import CondConv2D, DepthwiseCondConv2D, mix_experts
-from service.nn.condconv import PerExpertInitializer
+from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, mix_experts
+from condconv_serve.nn.condconv import PerExpertInitializer
 
 BATCH, HEIGHT, WIDTH, CHANNELS = 3, 11, 14, 3
 GEOMETRIES = list(

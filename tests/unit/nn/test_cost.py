@@ -1,7 +1,7 @@
 import keras
 import pytest
 
-from service.nn import CondConv2D, Cost, DepthwiseCondConv2D, build_efficientnet, cost, get_architecture, outline
+from condconv_serve.nn import CondConv2D, Cost, DepthwiseCondConv2D, build_efficientnet, cost, get_architecture, outline
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from service.errors import ConfigurationError
-from service.nn import CondConv2D, network_from_json, network_to_json, variable_shapes
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.nn import CondConv2D, network_from_json, network_to_json, variable_shapes
 
 
 def network():

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.domain import RoutingTrace
-from service.errors import InvalidParameter
-from service.routing.by_class import by_class
-from service.routing.plot_classes import depths_of, plot_by_class
-from service.routing.report import check_report_path, report, write_report
+from condconv_serve.domain import RoutingTrace
+from condconv_serve.errors import InvalidParameter
+from condconv_serve.routing.by_class import by_class
+from condconv_serve.routing.plot_classes import depths_of, plot_by_class
+from condconv_serve.routing.report import check_report_path, report, write_report
 
 BLOCKS = tuple(f"block_{i}" for i in range(5))
 

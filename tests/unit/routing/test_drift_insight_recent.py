@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.domain import ClassScore, ImageResult, Prediction, RoutingTrace, Timings
-from service.errors import CorruptImage, RoutingNotFound
-from service.routing.drift import BIN_SHARE, DriftMeter, _join
-from service.routing.profile import profile_of
-from service.routing.recent import RecentRequest, RecentRequests
-from service.routing.tally import BINS, Tally
+from condconv_serve.domain import ClassScore, ImageResult, Prediction, RoutingTrace, Timings
+from condconv_serve.errors import CorruptImage, RoutingNotFound
+from condconv_serve.routing.drift import BIN_SHARE, DriftMeter, _join
+from condconv_serve.routing.profile import profile_of
+from condconv_serve.routing.recent import RecentRequest, RecentRequests
+from condconv_serve.routing.tally import BINS, Tally
 
 
 def beta(count, a, b, *, seed=0, shape=(4, 3)):

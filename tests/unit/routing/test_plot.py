@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.domain import RoutingTrace
-from service.errors import InvalidParameter
-from service.routing.plot import check_plot_path, draw_routing, plot_routing
+from condconv_serve.domain import RoutingTrace
+from condconv_serve.errors import InvalidParameter
+from condconv_serve.routing.plot import check_plot_path, draw_routing, plot_routing
 
 BLOCKS = ("block_8", "block_9", "block_10")
 

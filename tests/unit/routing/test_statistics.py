@@ -4,8 +4,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from service.routing.statistics import RoutingStatistics
-from service.routing.tally import Tally
+from condconv_serve.routing.statistics import RoutingStatistics
+from condconv_serve.routing.tally import Tally
 
 SHAPE = (3, 4)
 

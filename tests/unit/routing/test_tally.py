@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from service.routing.tally import ACTIVE, BINS, EDGES, ClassTally, Tally, entropy
+from condconv_serve.routing.tally import ACTIVE, BINS, EDGES, ClassTally, Tally, entropy
 
 WEIGHTS = st.floats(0, 1, width=32)
 

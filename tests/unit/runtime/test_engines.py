@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.domain import ModelOutput, Preprocessing
-from service.errors import ConfigurationError
-from service.metrics import Metrics
-from service.nn import build_efficientnet, get_architecture
-from service.runtime import engines
-from service.runtime.inference_graph import InferenceGraph
-from service.runtime.machine import Machine
-from service.runtime.openvino_engine import compiled_sizes, split
-from service.runtime.plan import make_plan
-from service.runtime.xla_engine import XlaEngine
+from condconv_serve.domain import ModelOutput, Preprocessing
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.runtime import engines
+from condconv_serve.runtime.devices import Machine
+from condconv_serve.runtime.inference_graph import InferenceGraph
+from condconv_serve.runtime.openvino_engine import compiled_sizes, split
+from condconv_serve.runtime.plan import make_plan
+from condconv_serve.runtime.xla_engine import XlaEngine
+from condconv_serve.telemetry.metrics import Metrics
 
 PREPROCESSING = Preprocessing(transform="official", image_size=64)
 SMALL = {"width_coefficient": 0.25, "depth_coefficient": 0.3, "image_size": 64, "num_classes": 7}
@@ -98,9 +98,9 @@ def test_streams_use_several_devices():
 import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from service.domain import Preprocessing
-from service.nn import build_efficientnet, get_architecture
-from service.runtime.xla_engine import XlaEngine
+from condconv_serve.domain import Preprocessing
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.runtime.xla_engine import XlaEngine
 small = get_architecture("efficientnet-condconv-b0-4e", **SMALL)
 engine = XlaEngine(build_efficientnet(small), Preprocessing(transform="official", image_size=64),
                    devices=("CPU:0", "CPU:1"), precision="float32", max_batch_size=1)

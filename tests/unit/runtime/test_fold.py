@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from service.nn import CondConv2D, DepthwiseCondConv2D
-from service.runtime.fold import fold_batch_norms
+from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.runtime.fold import fold_batch_norms
 
 
 def folded_names(apply):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from skimage import data
 
-from service.domain import Preprocessing
-from service.nn import build_efficientnet, get_architecture
-from service.runtime.inference_graph import freeze
-from service.runtime.lowering import CPU, XLA
+from condconv_serve.domain import Preprocessing
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.runtime.inference_graph import freeze
+from condconv_serve.runtime.lowering import CPU, XLA
 
 SIZE, CLASSES = 64, 10
 STATIC, CONDCONV, LITE = "efficientnet-b0", "efficientnet-condconv-b0-4e", "efficientnet-lite0-condconv-4e"

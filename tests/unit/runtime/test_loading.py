@@ -2,11 +2,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from service.errors import BundleError
-from service.nn import build_efficientnet, get_architecture
-from service.runtime import loading
-from service.runtime.loading import load_model, set_weights
-from service.store import open_bundle, write_bundle
+from condconv_serve.errors import BundleError
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.runtime import loading
+from condconv_serve.runtime.loading import load_model, set_weights
+from condconv_serve.store import open_bundle, write_bundle
 from tests.unit.store.samples import LABELS, PLAN, default_model, new_bundle
 
 ARCHITECTURE = {"name": "efficientnet-lite0-condconv-4e", "num_classes": 3, "width_coefficient": 0.1}

@@ -4,10 +4,10 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from service.domain import Preprocessing
-from service.nn import CondConv2D, DepthwiseCondConv2D
-from service.runtime.inference_graph import freeze
-from service.runtime.lowering import CPU, XLA, lower
+from condconv_serve.domain import Preprocessing
+from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.runtime.inference_graph import freeze
+from condconv_serve.runtime.lowering import CPU, XLA, lower
 
 SIZE = 15
 PREPROCESSING = Preprocessing(transform="pillow", image_size=SIZE)

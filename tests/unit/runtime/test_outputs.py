@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-from service.domain import Preprocessing
-from service.errors import ConfigurationError
-from service.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, get_architecture
-from service.runtime.inference_graph import freeze
-from service.runtime.outputs import routing_experts, with_routing
+from condconv_serve.domain import Preprocessing
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, get_architecture
+from condconv_serve.runtime.inference_graph import freeze
+from condconv_serve.runtime.outputs import routing_experts, with_routing
 
 PREPROCESSING = Preprocessing(transform="pillow", image_size=16)
 

@@ -1,8 +1,8 @@
 import pytest
 
-from service.errors import ConfigurationError
-from service.runtime.machine import Machine
-from service.runtime.plan import make_plan
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.runtime.devices import Machine
+from condconv_serve.runtime.plan import make_plan
 
 PLAIN = Machine(cores=4, cpu_bfloat16=False, openvino=False)
 RICH = Machine(cores=6, cpu_bfloat16=True, openvino=True)

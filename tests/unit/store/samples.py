@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from service.domain import Label
-from service.runtime.plan import EnginePlan
-from service.store import NewBundle, open_bundle
-from service.store.manifest import Accuracy, PreprocessingSpec, Provenance
+from condconv_serve.domain import Label
+from condconv_serve.runtime.plan import EnginePlan
+from condconv_serve.store import NewBundle, open_bundle
+from condconv_serve.store.manifest import Accuracy, PreprocessingSpec, Provenance
 
 STORE = Path(__file__).parents[3] / "model_store"
 DEFAULT = STORE / "efficientnet-lite0-condconv-4e" / "1"
@@ -67,6 +67,6 @@ def replace_file(path, name, content):
 @functools.cache
 def default_model():
     """The project's own model, loaded once for all tests."""
-    from service.runtime.loading import load_model
+    from condconv_serve.runtime.loading import load_model
 
     return load_model(open_bundle(DEFAULT), PLAN)

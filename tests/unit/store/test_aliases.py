@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.errors import AliasNotFound, BundleError, InvalidParameter, StoreNotWritable
-from service.store.aliases import Alias, delete_alias, read_aliases, roll_back, set_alias
+from condconv_serve.errors import AliasNotFound, BundleError, InvalidParameter, StoreNotWritable
+from condconv_serve.store.aliases import Alias, delete_alias, read_aliases, roll_back, set_alias
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_on_a_network_file_system(store, monkeypatch):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         flock(file, operation)
 
-    monkeypatch.setattr("service.store.aliases.fcntl.flock", only_what_is_open_for_writing)
+    monkeypatch.setattr("condconv_serve.store.aliases.fcntl.flock", only_what_is_open_for_writing)
     set_alias(store, "pear", "stable", {"1": 1})
     assert read_aliases(store, "pear")["stable"].versions == {"1": 1}
 

@@ -10,8 +10,8 @@ import tracemalloc
 
 import pytest
 
-from service.errors import ImportFailed
-from service.store.archive import extract_tar
+from condconv_serve.errors import ImportFailed
+from condconv_serve.store.archive import extract_tar
 
 LIMITS = {"max_bytes": 10**6, "max_members": 20}
 FILES = {"model/checkpoint": b"model.ckpt", "model/model.ckpt.index": os.urandom(3000), "model/empty": b""}

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from service.domain import Label
-from service.errors import BundleError
-from service.store import bundle as bundle_module
-from service.store import open_bundle, read_labels, read_weights, write_bundle
-from service.store.bundle import write_next_bundle
+from condconv_serve.domain import Label
+from condconv_serve.errors import BundleError
+from condconv_serve.store import bundle as bundle_module
+from condconv_serve.store import open_bundle, read_labels, read_weights, write_bundle
+from condconv_serve.store.bundle import write_next_bundle
 from tests.unit.store.samples import DEFAULT, LABELS, new_bundle, replace_file, rewrite
 
 FILES = ["MODEL_CARD.md", "labels.json", "manifest.json", "weights.safetensors"]
@@ -282,7 +282,7 @@ def test_a_full_disk_leaves_nothing_behind(breaks, existing, tmp_path, monkeypat
     for version in existing:
         write_bundle(tmp_path, new_bundle(version=version))
     before = everything_in(tmp_path)
-    monkeypatch.setattr(f"service.store.{breaks}", disk_full)
+    monkeypatch.setattr(f"condconv_serve.store.{breaks}", disk_full)
     with pytest.raises(OSError, match="No space left"):
         write_bundle(tmp_path, new_bundle(version="2"))
     monkeypatch.undo()
@@ -297,7 +297,7 @@ def test_an_interruption_leaves_nothing_behind(error, tmp_path, monkeypatch):
     def interrupt(*_):
         raise error
 
-    monkeypatch.setattr("service.store.bundle.os.fsync", interrupt)
+    monkeypatch.setattr("condconv_serve.store.bundle.os.fsync", interrupt)
     with pytest.raises(error):
         write_bundle(tmp_path / "new" / "store", new_bundle())
     assert everything_in(tmp_path) == []
@@ -308,7 +308,7 @@ def test_what_others_put_beside_it_stays(tmp_path, monkeypatch):
         (tmp_path / "small" / "7").mkdir()
         disk_full()
 
-    monkeypatch.setattr("service.store.bundle.os.rename", somebody_else_is_faster)
+    monkeypatch.setattr("condconv_serve.store.bundle.os.rename", somebody_else_is_faster)
     with pytest.raises(OSError, match="No space left"):
         write_bundle(tmp_path, new_bundle())
     assert everything_in(tmp_path) == ["small", "small/7"]
@@ -322,7 +322,7 @@ def test_somebody_else_writes_the_same_version_meanwhile(tmp_path, monkeypatch):
         (target / "manifest.json").write_text("theirs")
         rename(source, target)
 
-    monkeypatch.setattr("service.store.bundle.os.rename", somebody_else_is_faster)
+    monkeypatch.setattr("condconv_serve.store.bundle.os.rename", somebody_else_is_faster)
     with pytest.raises(BundleError, match=r"^small/1 exists already; choose another version\.$"):
         write_bundle(tmp_path, new_bundle())
     assert everything_in(tmp_path) == ["small", "small/1", "small/1/manifest.json"]
@@ -337,7 +337,7 @@ def test_somebody_else_takes_the_next_version_meanwhile(tmp_path, monkeypatch):
             (target / "manifest.json").write_text("theirs")
         rename(source, target)
 
-    monkeypatch.setattr("service.store.bundle.os.rename", somebody_else_is_faster)
+    monkeypatch.setattr("condconv_serve.store.bundle.os.rename", somebody_else_is_faster)
     assert write_next_bundle(tmp_path, new_bundle()) == tmp_path / "small" / "3"
     assert open_bundle(tmp_path / "small" / "3").manifest.version == "3"
 

@@ -1,7 +1,7 @@
 import pytest
 
-from service.errors import BundleError, ModelNotFound, VersionNotFound
-from service.store import Catalog, write_bundle
+from condconv_serve.errors import BundleError, ModelNotFound, VersionNotFound
+from condconv_serve.store import Catalog, write_bundle
 from tests.unit.store.samples import new_bundle
 
 

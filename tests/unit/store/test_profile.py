@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from service.domain import RoutingProfile
-from service.errors import BundleError
-from service.routing.profile import profile_of
-from service.store import add_profile, amend, open_bundle, read_profile, write_bundle
-from service.store.profile import parse_profile, profile_name, serialise_profile
+from condconv_serve.domain import RoutingProfile
+from condconv_serve.errors import BundleError
+from condconv_serve.routing.profile import profile_of
+from condconv_serve.store import add_profile, amend, open_bundle, read_profile, write_bundle
+from condconv_serve.store.profile import parse_profile, profile_name, serialise_profile
 from tests.unit.store.samples import default_model, new_bundle, replace_file
 
 
@@ -154,7 +154,7 @@ def test_the_shipped_model_has_one():
 
 
 def test_a_profile_of_another_architecture_is_refused(tmp_path):
-    from service.runtime.loading import _profile
+    from condconv_serve.runtime.loading import _profile
 
     bundle = open_bundle(write_bundle(tmp_path, new_bundle(routing_profile=some_profile())))
     with pytest.raises(BundleError, match=r"the routing profile is of \(2, 3\).*has \(8, 4\)"):

@@ -1,12 +1,12 @@
 import subprocess
 import sys
 
-from service.store.scratch import scratch_directory
+from condconv_serve.store.scratch import scratch_directory
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from service.store.scratch import scratch_directory
+from condconv_serve.store.scratch import scratch_directory
 with scratch_directory(Path(sys.argv[1])) as scratch:
     (scratch / "half").write_text("half")
     print("written", flush=True)

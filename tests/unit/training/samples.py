@@ -5,9 +5,9 @@ import numpy as np
 from keras import layers
 from PIL import Image
 
-from service.domain import Preprocessing
-from service.nn import CondConv2D
-from service.training import save_bundle
+from condconv_serve.domain import Preprocessing
+from condconv_serve.nn import CondConv2D
+from condconv_serve.training import save_bundle
 
 PREPROCESSING = Preprocessing(transform="pillow", image_size=32, crop_padding=0)
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from service.training.batches import Augmentation, Batches, Selection, normalise
+from condconv_serve.training.batches import Augmentation, Batches, Selection, normalise
 from tests.unit.training.samples import PREPROCESSING
 
 ROWS = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), np.uint8)

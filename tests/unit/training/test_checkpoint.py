@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from service.errors import ConfigurationError, DataSetError
-from service.training.checkpoint import RunDirectory
+from condconv_serve.errors import ConfigurationError, DataSetError
+from condconv_serve.training.checkpoint import RunDirectory
 
 OPTIONS = {"epochs": 3, "teacher": None}
 
@@ -102,7 +102,7 @@ def test_the_state_before_stays_until_the_new_one_is_complete(run, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr("service.training.checkpoint.save_file", full)
+    monkeypatch.setattr("condconv_serve.training.checkpoint.save_file", full)
     with pytest.raises(OSError, match="no space left"):
         run.save({"weights/0": np.zeros(9)}, {})
     assert run.load()[1] == {"best": 2}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.errors import DataSetError
-from service.imaging import decode, transform
-from service.training.dataset import Rows, find_labelled, find_unlabelled, named, read_rows, split
+from condconv_serve.errors import DataSetError
+from condconv_serve.imaging import decode, transform
+from condconv_serve.training.dataset import Rows, find_labelled, find_unlabelled, named, read_rows, split
 from tests.unit.training.samples import PREPROCESSING, write_images
 
 LIMIT = {"max_pixels": 10_000_000}

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from service.training.batches import Selection
-from service.training.evaluation import evaluate, variance_between
+from condconv_serve.training.batches import Selection
+from condconv_serve.training.evaluation import evaluate, variance_between
 from tests.unit.training.samples import PREPROCESSING
 
 

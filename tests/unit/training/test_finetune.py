@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from service.cli import app
-from service.errors import BundleError, ConfigurationError, DataSetError, OutOfMemory
-from service.imaging import decode, transform
-from service.nn import build_efficientnet, get_architecture
-from service.runtime.loading import load_model
-from service.store import open_bundle, read_labels, read_weights, write_bundle
-from service.store.manifest import PreprocessingSpec
-from service.training import Augmentation, FinetuneRequest, finetune
-from service.training.dataset import find_labelled
+from condconv_serve.cli import app
+from condconv_serve.errors import BundleError, ConfigurationError, DataSetError, OutOfMemory
+from condconv_serve.imaging import decode, transform
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.runtime.loading import load_model
+from condconv_serve.store import open_bundle, read_labels, read_weights, write_bundle
+from condconv_serve.store.manifest import PreprocessingSpec
+from condconv_serve.training import Augmentation, FinetuneRequest, finetune
+from condconv_serve.training.dataset import find_labelled
 from tests.unit.store.samples import LABELS, PLAN, new_bundle
 from tests.unit.training.samples import save_small, write_images
 
@@ -277,12 +277,16 @@ def environment():
 
 def in_own_process(arguments):
     return subprocess.run(
-        [sys.executable, "-m", "service", *arguments], capture_output=True, text=True, env=environment(), timeout=120
+        [sys.executable, "-m", "condconv_serve", *arguments],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=120,
     )
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(store, data):
-    base = [sys.executable, "-m", "service"]
+    base = [sys.executable, "-m", "condconv_serve"]
     process = subprocess.Popen(
         base + command(store, data, "killed"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         env=environment(),

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 from keras import layers
 
-from service.errors import ConfigurationError
-from service.nn import build_efficientnet, get_architecture
-from service.runtime.outputs import with_routing
-from service.training.network import set_trainable, with_classes
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.runtime.outputs import with_routing
+from condconv_serve.training.network import set_trainable, with_classes
 from tests.unit.training.samples import small_network
 
 PIXELS = np.random.default_rng(0).normal(size=(2, 32, 32, 3))

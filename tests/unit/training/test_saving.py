@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from keras import layers
 
-from service.domain import Preprocessing
-from service.errors import BundleError, ConfigurationError
-from service.nn import CondConv2D
-from service.runtime.loading import load_model
-from service.store import open_bundle
-from service.training import save_bundle
+from condconv_serve.domain import Preprocessing
+from condconv_serve.errors import BundleError, ConfigurationError
+from condconv_serve.nn import CondConv2D
+from condconv_serve.runtime.loading import load_model
+from condconv_serve.store import open_bundle
+from condconv_serve.training import save_bundle
 from tests.unit.store.samples import PLAN, replace_file
 
 PREPROCESSING = Preprocessing(transform="pillow", image_size=32, mean=(100.0, 110.0, 120.0), std=(50.0, 60.0, 70.0))

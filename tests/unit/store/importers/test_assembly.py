@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from service.errors import ImportFailed
-from service.store.importers import Translation, assemble
+from condconv_serve.errors import ImportFailed
+from condconv_serve.store.importers import Translation, assemble
 
 EXPECTED = {"stem/kernel": (3, 3, 3, 8), "logits/bias": (10,), "block_8_expand/kernel": (4, 1, 1, 8, 48)}
 

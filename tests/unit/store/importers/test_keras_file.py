@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 
-from service.errors import ImportFailed
-from service.nn import build_efficientnet, get_architecture
-from service.store.importers import import_weights
-from service.store.importers.keras_file import read_keras, translate_keras
+from condconv_serve.errors import ImportFailed
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.store.importers import import_weights
+from condconv_serve.store.importers.keras_file import read_keras, translate_keras
 
 ARCHITECTURE = get_architecture("efficientnet-condconv-b0-4e", width_coefficient=0.1, image_size=32)
 LIMIT = 10**8

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from service.domain import Label
-from service.errors import ImportFailed
-from service.store.importers.labels import read_labels_file
+from condconv_serve.domain import Label
+from condconv_serve.errors import ImportFailed
+from condconv_serve.store.importers.labels import read_labels_file
 
 PLAIN = [Label(0, "tench"), Label(1, "gold fish")]
 FULL = [Label(0, "tench", "n01440764"), Label(1, "gold fish", "n01443537")]

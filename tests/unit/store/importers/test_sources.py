@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from service.errors import ImportFailed
-from service.nn import build_efficientnet, get_architecture
-from service.store.importers import import_weights, read_source
+from condconv_serve.errors import ImportFailed
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.store.importers import import_weights, read_source
 from tests.parity.golden_models import write_archive, write_checkpoint
 from tests.unit.store.importers.naming import official_tensors, timm_tensors
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from service.errors import ImportFailed
-from service.nn import build_efficientnet, get_architecture
-from service.store.importers import assemble, read_tf_checkpoint, translate_official
+from condconv_serve.errors import ImportFailed
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.store.importers import assemble, read_tf_checkpoint, translate_official
 from tests.parity.seeded import AVERAGED, official_tensors, read_tiny
 
 SPEC, STATISTICS = read_tiny()

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from service.errors import ImportFailed
-from service.nn import build_efficientnet, get_architecture
-from service.store.importers import assemble, translate_timm
+from condconv_serve.errors import ImportFailed
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.store.importers import assemble, translate_timm
 from tests.parity.seeded import read_tiny
 from tests.unit.store.importers.naming import pytorch_layout, timm_name
 

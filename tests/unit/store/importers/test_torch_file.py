@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from service.errors import ImportFailed
-from service.store.importers.torch_file import read_torch
+from condconv_serve.errors import ImportFailed
+from condconv_serve.store.importers.torch_file import read_torch
 
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'condconv-serve[torch]'")
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from service.errors import ConfigurationError, ImportFailed
-from service.nn import build_efficientnet, get_architecture
-from service.nn.architectures import ARCHITECTURES
-from service.runtime.loading import load_model
-from service.store import open_bundle, read_weights
-from service.store.importers import Upcycling, import_weights
-from service.store.importers.bundling import ImportRequest, import_bundle
-from service.store.importers.upcycle import static_twin, upcycle
+from condconv_serve.errors import ConfigurationError, ImportFailed
+from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn.architectures import ARCHITECTURES
+from condconv_serve.runtime.loading import load_model
+from condconv_serve.store import open_bundle, read_weights
+from condconv_serve.store.importers import Upcycling, import_weights
+from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
+from condconv_serve.store.importers.upcycle import static_twin, upcycle
 from tests.unit.store.importers.naming import official_tensors, timm_tensors
 from tests.unit.store.samples import PLAN
 

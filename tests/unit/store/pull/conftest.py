@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.settings import Settings
+from condconv_serve.settings import Settings
 from tests.parity.seeded import official_tensors, read_tiny
 from tests.unit.store.pull.file_server import FileServer
 

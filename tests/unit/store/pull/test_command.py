@@ -17,8 +17,8 @@ import pytest
 from safetensors.numpy import save
 from typer.testing import CliRunner
 
-from service.cli import app
-from service.store import Catalog, open_bundle
+from condconv_serve.cli import app
+from condconv_serve.store import Catalog, open_bundle
 from tests.parity.seeded import official_tensors, read_tiny
 from tests.unit.store.pull import file_server as misbehave
 from tests.unit.store.pull.conftest import NAME, packed, tiny_entry, write_catalogue
@@ -44,7 +44,16 @@ def command(place, url, tmp_path):
     write_catalogue(tmp_path / "own.json", tiny_entry(url))
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "TF_", "CONDCONV_"))}
     return {
-        "args": [sys.executable, "-m", "service", "models", "pull", NAME, "--catalogue", str(tmp_path / "own.json")],
+        "args": [
+            sys.executable,
+            "-m",
+            "condconv_serve",
+            "models",
+            "pull",
+            NAME,
+            "--catalogue",
+            str(tmp_path / "own.json"),
+        ],
         "env": {**kept, "CONDCONV_MODEL_STORE": str(store), "CONDCONV_CACHE_DIR": str(cache)},
     }
 

@@ -11,8 +11,8 @@ import time
 import pytest
 import trustme
 
-from service.errors import DownloadFailed
-from service.store.pull.download import Limits, download, fetch_small, mirrored, shown
+from condconv_serve.errors import DownloadFailed
+from condconv_serve.store.pull.download import Limits, download, fetch_small, mirrored, shown
 from tests.unit.store.pull import file_server as misbehave
 from tests.unit.store.pull.file_server import FileServer, ProxyServer
 
@@ -371,7 +371,7 @@ class TestWays:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_killed_in_the_middle(how, server, target):
     url = server.add("/w", CONTENT, misbehave.stalled_after(2_000_000))
-    program = "import sys; from pathlib import Path; from service.store.pull.download import download; "
+    program = "import sys; from pathlib import Path; from condconv_serve.store.pull.download import download; "
     process = subprocess.Popen(
         [sys.executable, "-c", f"{program} download({url!r}, Path({str(target)!r}))"], stderr=subprocess.DEVNULL
     )
@@ -392,8 +392,8 @@ def test_the_disk_is_full(server, target):
     url = server.add("/w", CONTENT)
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
-        "from pathlib import Path; from service.store.pull.download import download\n"
-        "from service.errors import DownloadFailed\n"
+        "from pathlib import Path; from condconv_serve.store.pull.download import download\n"
+        "from condconv_serve.errors import DownloadFailed\n"
         f"try: download({url!r}, Path({str(target)!r}))\n"
         "except DownloadFailed as error: print(error)"
     )

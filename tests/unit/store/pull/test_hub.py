@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from service.errors import ConfigurationError
-from service.store.pull.hub import download_from_hub
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.store.pull.hub import download_from_hub
 from tests.unit.store.pull import file_server as misbehave
 from tests.unit.store.pull.file_server import FileServer, Handler
 
@@ -53,8 +53,8 @@ def download(tmp_path):
     def run(hub, *, max_bytes=10**7, anew=False, **more):
         program = (
             "from pathlib import Path\n"
-            "from service.errors import DownloadFailed\n"
-            "from service.store.pull.hub import download_from_hub\n"
+            "from condconv_serve.errors import DownloadFailed\n"
+            "from condconv_serve.store.pull.hub import download_from_hub\n"
             "try: print(download_from_hub('timm/narrow.in1k', 'model.safetensors', revision='main', "
             f"max_bytes={max_bytes}, cache=Path({str(tmp_path)!r}), anew={anew}, quiet=True))\n"
             "except DownloadFailed as error: print(error)"

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from service.errors import ConfigurationError, DownloadFailed, ModelNotFound
-from service.nn import get_architecture
-from service.store.pull.published import MAX_BYTES, Checkpoint, imagenet_labels, read_catalogue
+from condconv_serve.errors import ConfigurationError, DownloadFailed, ModelNotFound
+from condconv_serve.nn import get_architecture
+from condconv_serve.store.pull.published import MAX_BYTES, Checkpoint, imagenet_labels, read_catalogue
 from tests.unit.store.pull.conftest import NAME, tiny_entry, write_catalogue
 from tests.unit.store.samples import DEFAULT
 

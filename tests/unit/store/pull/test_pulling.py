@@ -12,20 +12,20 @@ import threading
 import numpy as np
 import pytest
 
-from service.domain import Label
-from service.errors import (
+from condconv_serve.domain import Label
+from condconv_serve.errors import (
     BundleError,
     ConfigurationError,
     DownloadFailed,
     ImportFailed,
     InvalidParameter,
 )
-from service.runtime.loading import load_model
-from service.store import Catalog, open_bundle, read_labels
-from service.store.pull.checksums import Checksums
-from service.store.pull.download import Limits
-from service.store.pull.published import Checkpoint
-from service.store.pull.pulling import PullRequest, pull
+from condconv_serve.runtime.loading import load_model
+from condconv_serve.store import Catalog, open_bundle, read_labels
+from condconv_serve.store.pull.checksums import Checksums
+from condconv_serve.store.pull.download import Limits
+from condconv_serve.store.pull.published import Checkpoint
+from condconv_serve.store.pull.pulling import PullRequest, pull
 from tests.parity.seeded import read_tiny, waves
 from tests.unit.store.pull import file_server as misbehave
 from tests.unit.store.pull.conftest import NAME, packed, tiny_entry

@@ -1,5 +1,0 @@
-"""The command `condconv`: argv -> one call. One module per group of commands."""
-
-from service.cli.app import app, main
-
-__all__ = ["app", "main"]

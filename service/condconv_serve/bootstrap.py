@@ -1,0 +1,363 @@
+"""The composition root: the only place where settings become parts and parts are wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import os
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, disable_created_metrics
+
+from condconv_serve.domain import Ablation, Row, ServedModel
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.fronts.keys import KeyRing, parse_keys
+from condconv_serve.fronts.native import Access, BodyLimits, Parts, create_app, create_probes_app
+from condconv_serve.http.protocol import ConnectionLimits, allow_open_files, http_protocol
+from condconv_serve.http.server import DrainingServer, config, is_local, listen, serving_beside, url
+from condconv_serve.inference.ablation_queue import SlowLane
+from condconv_serve.inference.batching import Batcher
+from condconv_serve.inference.streams import StreamPool
+from condconv_serve.machine.cores import available_cores
+from condconv_serve.machine.memory import calm_garbage_collection, memory_limit
+from condconv_serve.routing.live import LiveRouting
+from condconv_serve.routing.recent import RecentRequests
+from condconv_serve.runtime.devices import detect_machine
+from condconv_serve.runtime.plan import EnginePlan, make_plan
+from condconv_serve.runtime.tensorflow_import import import_tensorflow
+from condconv_serve.serving.readiness import Readiness
+from condconv_serve.serving.registry import Registry
+from condconv_serve.serving.store_sync import StoreSync
+from condconv_serve.settings import Settings
+from condconv_serve.store import Bundle, Catalog, open_bundle
+from condconv_serve.tasks.classification import Classifier, RowBatcher, RowOutput, compute_batch
+from condconv_serve.telemetry.logs import ContextThreads
+from condconv_serve.telemetry.metrics import Metrics
+from condconv_serve.telemetry.tracing import make_tracer
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_FOR_ABANDONED_ROWS = 1.0
+
+
+def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:
+    """Make an engine of a bundle. TensorFlow is imported here, so that the port opens before that."""
+    started = time.monotonic()
+    import_tensorflow()
+    from condconv_serve.runtime.loading import load_model
+
+    if (seconds := time.monotonic() - started) > 0.1:
+        calm_garbage_collection()
+        logger.info("TensorFlow imported in %.1f s", seconds)
+    return load_model(bundle, plan, metrics=metrics)
+
+
+def load_ablation(settings: Settings, name: str, version: str) -> Ablation:
+    """Make a version of a model ready for ablations, from the store.
+
+    Raises:
+        BundleError, ModelNotFound, VersionNotFound: it is damaged, or no longer in the store.
+    """
+    from condconv_serve.runtime.ablation_engine import AblationEngine
+    from condconv_serve.runtime.loading import load_network
+
+    bundle = open_bundle(Catalog(settings.model_store).find(name, version))
+    return AblationEngine(load_network(bundle), bundle.manifest.preprocessing.to_domain())
+
+
+def plan_engines(settings: Settings) -> EnginePlan:
+    """Decide how models are computed on this machine.
+
+    Raises:
+        ConfigurationError: a setting asks for what this machine doesn't have.
+    """
+    machine = detect_machine(look_for_accelerators=settings.device in ("gpu", "tpu"))
+    return make_plan(
+        machine,
+        device=settings.device,
+        precision=settings.precision,
+        engine=settings.engine,
+        streams=settings.streams,
+        threads_per_stream=settings.threads_per_stream,
+        max_batch_size=settings.max_batch_size,
+        batch_timeout=settings.batch_timeout,
+    )
+
+
+class Service:
+    """One service from settings: its models, its batcher, its application."""
+
+    def __init__(self, settings: Settings, *, only: str | None = None) -> None:
+        """Find and check the bundles; nothing is loaded yet.
+
+        Args:
+            settings: what to serve and how.
+            only: name of the one model to load; all models of the store if None.
+
+        Raises:
+            BundleError: the store or a bundle in it is unusable.
+            ConfigurationError: the store is empty, or lacks the default model; traces are to be exported, but can't be.
+        """
+        self._settings = settings
+        self._tracer = make_tracer(settings.otlp_endpoint)
+        self._default_model = only or find_default(settings, Catalog(settings.model_store))
+        self.plan = plan_engines(settings)
+        logger.info(
+            "%s on %s in %s, %d streams, batches of up to %d rows",
+            self.plan.engine,
+            ", ".join(self.plan.devices),
+            self.plan.precision,
+            self.plan.streams,
+            self.plan.max_batch_size,
+        )
+        self.metrics = Metrics(CollectorRegistry())
+        self.metrics.streams.set(self.plan.streams)
+        self.metrics.max_queue_rows.set(settings.max_queue_rows)
+        self.metrics.memory_limit_bytes.set(memory_limit() or math.inf)
+        self.registry = Registry(
+            partial(load_model, plan=self.plan, metrics=self.metrics),
+            default_model=self._default_model,
+            warm_up_sizes=range(1, self.plan.max_batch_size + 1),
+            streams=self.plan.streams,
+            metrics=self.metrics,
+            on_gone=self._forget,
+        )
+        self.sync = StoreSync(
+            settings.model_store,
+            self.registry,
+            newest=1 if only else settings.served_versions,
+            metrics=self.metrics,
+            only=only,
+        )
+        self.routing = LiveRouting() if settings.routing_statistics else None
+        if self.routing is not None:
+            self.metrics.routing.set_source(self.routing.exported)
+        decode_threads = available_cores() if settings.decode_threads == "auto" else settings.decode_threads
+        self._streams = StreamPool(self.plan.streams, stall_timeout=settings.stall_timeout, metrics=self.metrics)
+        self._decoders = ContextThreads(decode_threads, thread_name_prefix="decode")
+        self._batcher: RowBatcher = Batcher(
+            self._run_batch,
+            streams=self.plan.streams,
+            max_batch_size=self.plan.max_batch_size,
+            max_queue_rows=settings.max_queue_rows,
+            batch_timeout=self.plan.batch_timeout,
+            priority_ageing=settings.priority_ageing,
+            # By then the server has waited for all answers, so nobody is left who waits for one.
+            drain_timeout=_SECONDS_FOR_ABANDONED_ROWS,
+            metrics=self.metrics,
+            name_of=lambda model: model.name,
+        )
+        self.classifier = Classifier(
+            self.registry,
+            self._batcher,
+            decoders=self._decoders,
+            max_pixels=settings.max_pixels,
+            metrics=self.metrics,
+            routing=self.routing,
+        )
+        self.ablator = SlowLane(partial(load_ablation, settings))
+        self.readiness = Readiness(self._batcher.health.problem)
+        self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        """Run the threads and the batcher; leaving finishes what has been admitted."""
+        with self._streams, self._decoders, self.ablator:
+            async with self._batcher:
+                yield
+        await asyncio.to_thread(self._tracer.close)
+
+    async def _run_batch(self, model: ServedModel, rows: Sequence[Row]) -> Sequence[RowOutput]:
+        # All senders of a batch may leave while it is being computed, but the engine must stay until it is done.
+        lease = self.registry.hold(model)
+
+        def compute(stream: int) -> Sequence[RowOutput]:
+            with lease:
+                return compute_batch(model, rows, stream)
+
+        return await self._streams.run(compute)
+
+    def _forget(self, name: str, version: str) -> None:
+        if self.routing is not None and version not in self.registry.models().get(name, {}):
+            self.routing.forget(name, version)
+        self.ablator.forget(name, version)
+
+    def http_protocol(self) -> type[asyncio.Protocol]:
+        """The protocol of a server's connections, with a limit for each server."""
+        limits = ConnectionLimits(
+            header_timeout=self._settings.header_timeout,
+            write_timeout=self._settings.body_timeout,
+            max_connections=self._settings.max_connections,
+        )
+        return http_protocol(limits, self.metrics)
+
+    def load(self) -> None:
+        """Load and warm up what the store wants served, then be ready.
+
+        Raises:
+            ModelNotFound: the one model to load isn't in the store.
+            BundleError: no version of the default model can be served; others that can't are only reported.
+        """
+        self.sync.sync_now()
+        self._loaded()
+
+    def _loaded(self) -> None:
+        self.sync.demand(self._default_model)
+        self.readiness.loaded()
+        logger.info("ready")
+
+    def app(
+        self,
+        on_failure: Callable[[Exception], None],
+        *,
+        access: Access | None = None,
+        probes: socket.socket | None = None,
+    ) -> FastAPI:
+        """The application; it loads the models in the background once it runs, and tells of failure.
+
+        Metrics and probes are served on `probes`, too, until the last request has been answered.
+        """
+        parts = Parts(
+            classifier=self.classifier,
+            models=self.registry,
+            metrics=self.metrics,
+            limits=BodyLimits(
+                max_body_bytes=self._settings.max_body_bytes,
+                # More rows than the queue holds would be refused for ever, so they must not be told to try again.
+                max_images=min(self._settings.max_images_per_request, self._settings.max_queue_rows),
+                timeout=self._settings.body_timeout,
+                total_timeout=self._settings.body_total_timeout,
+            ),
+            request_timeout=self._settings.request_timeout,
+            readiness=self.readiness,
+            tracer=self._tracer,
+            versions=self.sync,
+            routing=self.routing,
+            recent=None if self.routing is None else RecentRequests(),
+            ablator=self.ablator,
+        )
+
+        async def load_and_watch() -> None:
+            try:
+                # On the thread of later loads, whose place behind all others an engine's own threads inherit.
+                await self.sync.sync()
+                self._loaded()
+            except Exception as error:
+                self.readiness.failed("The service could not load its models.")
+                on_failure(error)
+            else:
+                await self.sync.watch(interval=self._settings.store_poll_interval)
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+            async with serving_beside(create_probes_app(parts), probes, self.http_protocol()), self.running():
+                watching = asyncio.create_task(load_and_watch())
+                yield
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
+                self.sync.close()
+
+        return create_app(parts, lifespan=lifespan, access=access)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal ends it.
+
+    Raises:
+        BundleError, ConfigurationError: what is to be served is unusable.
+    """
+    # Timestamps of creation would double the number of series.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    keys = load_keys(settings)
+    service = Service(settings)
+    allow_open_files(settings.max_connections)
+    listener = listen(settings.host, settings.port)
+    probes = None if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
+    access = Access(
+        keys=keys,
+        cors_origins=settings.cors_origins,
+        serve_metrics=probes is None,
+        open_admin=is_local(listener),
+    )
+    failures: list[Exception] = []
+
+    def stop(error: Exception) -> None:
+        failures.append(error)
+        server.stop()
+
+    app = service.app(on_failure=stop, access=access, probes=probes)
+    drain_delay = min(settings.drain_delay, settings.shutdown_timeout)
+    server = DrainingServer(
+        # uvicorn takes whole seconds only by its annotation.
+        config(
+            app,
+            service.http_protocol(),
+            timeout_graceful_shutdown=settings.shutdown_timeout - drain_delay,
+            timeout_keep_alive=settings.keep_alive_timeout,
+        ),
+        on_drain=service.readiness.drain,
+        drain_delay=drain_delay,
+    )
+    logger.info("listening on %s", url(listener))
+    if probes is not None:
+        logger.info("metrics and probes on %s", url(probes))
+    _log_access(keys, listener)
+    server.run(sockets=[listener])
+    if failures:
+        raise failures[0]
+    if service.sync.loading or service.ablator.busy:
+        # It may take seconds, or for ever, and the interpreter can't end while TensorFlow computes.
+        logger.info("a load that was under way is dropped")
+        logging.shutdown()
+        os._exit(0)
+
+
+def load_keys(settings: Settings) -> KeyRing | None:
+    """The API keys, or None if there are to be none.
+
+    Raises:
+        ConfigurationError: they are unusable, or stand both in a file and in the environment.
+    """
+    if settings.api_keys_file is not None and settings.api_keys is not None:
+        raise ConfigurationError("Set CONDCONV_API_KEYS_FILE or CONDCONV_API_KEYS, not both.")
+    if settings.api_keys_file is not None:
+        return KeyRing.from_file(settings.api_keys_file)
+    if settings.api_keys is not None:
+        return KeyRing(parse_keys(settings.api_keys.get_secret_value()))
+    return None
+
+
+def _log_access(keys: KeyRing | None, listener: socket.socket) -> None:
+    if keys is not None:
+        logger.info("%d API keys are taken: %s", len(keys), ", ".join(key.name for key in keys))
+    elif is_local(listener):
+        logger.info("there are no API keys, so only this machine may use the service; condconv keys new makes keys")
+    else:
+        logger.warning(
+            "there are no API keys: anyone who can reach %s may use the service; condconv keys new makes keys",
+            url(listener),
+        )
+
+
+def find_default(settings: Settings, catalog: Catalog) -> str:
+    """The model for requests that name none.
+
+    Raises:
+        ConfigurationError: the store is empty, or lacks the default model.
+    """
+    names = catalog.models()
+    if not names:
+        raise ConfigurationError(
+            f"The model store {settings.model_store} holds no bundle (<model>/<version>/manifest.json)."
+        )
+    if settings.default_model is not None and settings.default_model not in names:
+        raise ConfigurationError(
+            f"The default model {settings.default_model!r} is not in the store; there are: {', '.join(names)}."
+        )
+    return settings.default_model or names[0]

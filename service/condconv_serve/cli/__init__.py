@@ -1,0 +1,5 @@
+"""The command `condconv`: argv -> one call. One module per group of commands."""
+
+from condconv_serve.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,73 @@
+"""The command line as a whole: which groups there are, and the commands that belong to none."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from condconv_serve import __version__
+from condconv_serve.cli import bench, finetune, images, keys, models, pull, routing_state, versions
+from condconv_serve.cli.common import Store, configure_log, friendly, read_settings
+from condconv_serve.cli.output import say
+
+app = typer.Typer(
+    name="condconv",
+    help="Serve CondConv-EfficientNet image classifiers, and see which experts they use.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> NoReturn:
+    """Run the command line; exits 0 for success, 1 for failure, 2 for wrong usage."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may know fewer letters than labels have
+        sys.stdout.reconfigure(errors="backslashreplace")
+    app()
+    sys.exit(0)
+
+
+def _version(value: bool) -> None:
+    if value:
+        say(f"condconv-serve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=friendly(_version))] = False,
+) -> None:
+    """Serve CondConv-EfficientNet image classifiers, and see which experts they use."""
+
+
+@app.command(epilog="Example: [bold]condconv serve --port 9000 --model-store ./models[/]")
+@friendly
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 if absent.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one; 8000 if absent.")
+    ] = None,
+    model_store: Store = None,
+) -> None:
+    """Serve all models of the store over HTTP.
+
+    Every other setting is an environment variable CONDCONV_<NAME>; docs/operations.md lists them.
+    """
+    settings = read_settings(host=host, port=port, model_store=model_store)
+    configure_log(settings)
+    from condconv_serve.bootstrap import serve as run
+
+    run(settings)
+
+
+app.add_typer(images.app)
+for group in (finetune, pull, versions):
+    models.app.add_typer(group.app)
+app.add_typer(routing_state.app)
+app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
+app.add_typer(keys.app, name="keys")

@@ -1,0 +1,90 @@
+"""Commands that measure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from condconv_serve.cli.common import ModelOption, Store, friendly, read_settings
+from condconv_serve.cli.output import add_row, err, print_json, print_table, say
+
+app = typer.Typer(help="Measure what this machine makes of a model.", no_args_is_help=True)
+
+
+@app.command("engine", epilog="Example: [bold]condconv bench engine --precision float32 --precision bfloat16[/]")
+@friendly
+def bench_engine(
+    model: ModelOption = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(help="Engine to measure, repeatable; the one that would serve if absent."),
+    ] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="Precision to measure, repeatable; the one that would serve if absent."),
+    ] = None,
+    streams: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=1024, help="Streams to measure, repeatable; as many as would serve if absent."),
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=1024, help="Batch size to measure, repeatable; 1, 2, 4 and 8 if absent."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.01, max=600, help="Seconds per measurement.")] = 2.0,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each combination is measured, in turns.")] = 3,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the figures (.png, .svg or .pdf).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    model_store: Store = None,
+) -> None:
+    """Measure throughput and latency by engine, precision, streams and batch size."""
+    from condconv_serve.bootstrap import find_default
+    from condconv_serve.offline import bench
+    from condconv_serve.routing.plot import check_plot_path
+    from condconv_serve.store import Catalog, open_bundle
+
+    if plot is not None:
+        check_plot_path(plot)
+    settings = read_settings(model_store=model_store)
+    catalog = Catalog(settings.model_store)
+    figures = bench.bench_engine(
+        settings,
+        open_bundle(catalog.find(model or find_default(settings, catalog))),
+        engines=engine or [],
+        precisions=precision or [],
+        streams=streams or [],
+        batch_sizes=batch_size or [1, 2, 4, 8],
+        seconds=seconds,
+        rounds=rounds,
+        progress=lambda text: say(text, console=err),
+    )
+    if as_json:
+        print_json([figure.to_json() for figure in figures])
+    else:
+        table = Table(box=None, header_style="bold")
+        table.add_column("engine")
+        table.add_column("precision")
+        for column in ("streams", "batch", "images/s", "relative", "p50 ms", "p99 ms"):
+            table.add_column(column, justify="right")
+        for figure in figures:
+            case = figure.case
+            add_row(
+                table,
+                case.engine,
+                case.precision,
+                case.streams,
+                case.batch_size,
+                f"{figure.rows_per_second:.1f}",
+                f"{figure.speed:.2f}",
+                f"{figure.latency_p50 * 1e3:.1f}",
+                f"{figure.latency_p99 * 1e3:.1f}",
+            )
+        print_table(table)
+    if plot is not None:
+        bench.plot_engine(figures, plot)
+        say(f"wrote {plot}", console=err)

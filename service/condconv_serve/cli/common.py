@@ -1,0 +1,62 @@
+"""What the commands share: options, settings, and what becomes of expected errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from pydantic import ValidationError
+
+from condconv_serve.cli.output import print_failure
+from condconv_serve.errors import ServiceError
+from condconv_serve.settings import Settings
+
+Arguments = ParamSpec("Arguments")
+
+Store = Annotated[
+    Path | None, typer.Option("--model-store", help="Directory with the bundles.", envvar="CONDCONV_MODEL_STORE")
+]
+ModelOption = Annotated[str | None, typer.Option("--model", help="Model to use; the default one if absent.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, directories, or globs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape of the HTTP answer.")]
+
+
+def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """Turn expected errors into a line on stderr and exit code 1."""
+
+    @wraps(command)
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except ServiceError as error:
+            print_failure("error", error)
+            raise typer.Exit(1) from error
+        except OSError as error:  # a full disk, say
+            print_failure("error", f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+            raise typer.Exit(1) from error
+
+    return wrapped
+
+
+def read_settings(**given: Any) -> Settings:
+    """Settings from the environment, with what the command line gives on top."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        # One that may be of several kinds has an error for each of them.
+        for (name, wrong), kinds in groupby(error.errors(), lambda e: (e["loc"][0], repr(e["input"]))):
+            first, *others = (kind["msg"] for kind in kinds)
+            wanted = " or ".join((first, *(other.removeprefix("Input should be ") for other in others)))
+            print_failure("error", f"CONDCONV_{str(name).upper()}: {wanted}, not {wrong}")
+        raise typer.Exit(2) from error
+
+
+def configure_log(settings: Settings) -> None:
+    """Log as the settings say."""
+    from condconv_serve.telemetry.logs import configure_logging
+
+    configure_logging(settings.log_level, settings.log_format)

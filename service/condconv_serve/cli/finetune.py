@@ -1,0 +1,197 @@
+"""The command that trains, and how its progress is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from condconv_serve.cli.common import Store, friendly, read_settings
+from condconv_serve.cli.output import err, print_json, say
+
+app = typer.Typer()
+_DECODING_FROM = 500
+
+
+@app.command(
+    "finetune", epilog="Example: [bold]condconv models finetune lite0-8e --data flowers/ --name flowers --epochs 5[/]"
+)
+@friendly
+def finetune_model(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help=r"Model to start from, NAME\[/VERSION].")],
+    data: Annotated[
+        Path, typer.Option(help="Images: a folder per class; with --teacher any folder, labels aren't needed.")
+    ],
+    name: Annotated[str, typer.Option(help="Name of the new model.")],
+    version: Annotated[
+        str | None, typer.Option(help="Version of the new bundle; one more than the largest there is if absent.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="NAME[/VERSION]", help="Distil: learn this model's answers.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="Softens both answers before they are compared.")] = 2.0,
+    train: Annotated[
+        Literal["all", "experts", "routing", "head"],
+        typer.Option(help="What learns: all layers; experts, routers and head; routers and head; only the head."),
+    ] = "all",
+    freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="The same as --train head.")] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="How often all images are seen.")] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="The greatest one; it falls along a cosine.")] = 1e-3,
+    validation_split: Annotated[float, typer.Option(help="Share of the images that is held back to validate.")] = 0.2,
+    validation_data: Annotated[
+        Path | None, typer.Option(help="Labelled images to validate with instead, a folder per class.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels per side, if not the bundle's.")] = None,
+    augment: Annotated[
+        bool, typer.Option("--augment/--no-augment", help="Shift training images and change their brightness.")
+    ] = True,
+    mirror: Annotated[
+        bool, typer.Option("--mirror/--no-mirror", help="Mirror half of them; not for writing or digits.")
+    ] = True,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Of the split, the order and all else that is random.")
+    ] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an interrupted run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures of all epochs as JSON.")] = False,
+    model_store: Store = None,
+) -> None:
+    """Adapt a bundle to images of one's own, or distil another one into it; writes a new bundle."""
+    if resume and restart:
+        raise typer.BadParameter(
+            "a run is continued or forgotten; give one of the two.", param_hint="--resume, --restart"
+        )
+    if freeze_backbone and train not in ("all", "head"):
+        raise typer.BadParameter(f"only the head would learn, not {train}.", param_hint="--freeze-backbone, --train")
+    settings = read_settings(model_store=model_store)
+    from condconv_serve.store import Catalog
+
+    catalog = Catalog(settings.model_store)
+    parent, master = (None if given is None else _find(catalog, given) for given in (bundle, teacher))
+    assert parent is not None
+    from condconv_serve.runtime.tensorflow_import import import_tensorflow
+
+    import_tensorflow()
+    from condconv_serve.training import Augmentation, FinetuneRequest, finetune
+
+    request = FinetuneRequest(
+        bundle=parent,
+        data=data,
+        name=name,
+        version=version,
+        teacher=master,
+        temperature=temperature,
+        validation_data=validation_data,
+        validation_split=validation_split,
+        train="head" if freeze_backbone else train,
+        image_size=image_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        augmentation=Augmentation(shift=augment, mirror=mirror and augment),
+        seed=seed,
+        resume=resume,
+        restart=restart,
+        max_pixels=settings.max_pixels,
+    )
+    distils = teacher is not None and validation_data is None  # else validation knows the right classes
+    try:
+        with ProgressListener(err, epochs=epochs, distils=distils) as listener:
+            finished = finetune(request, store=settings.model_store, listener=listener)
+    except KeyboardInterrupt:
+        say("interrupted; the same command with --resume continues", console=err)
+        raise typer.Exit(130) from None
+    if as_json:
+        print_json({"bundle": str(finished.path), "best_epoch": finished.best_epoch, "epochs": finished.history})
+        return
+    what = "agreement" if distils else "accuracy"
+    say(
+        f"wrote {finished.path}: validation {what} {finished.best.accuracy:.1%} after epoch {finished.best_epoch}, "
+        f"{finished.start.accuracy:.1%} at the start"
+    )
+
+
+def _find(catalog: Any, given: str) -> Path:
+    model, _, version = given.partition("/")
+    path: Path = catalog.find(model, version or None)
+    return path
+
+
+class ProgressListener:
+    """Shows a run: a bar per stage on a terminal, and a line per epoch everywhere."""
+
+    def __init__(self, console: Console, *, epochs: int, distils: bool) -> None:
+        """Show a run of so many epochs."""
+        self._console = console
+        self._epochs = epochs
+        self._distils = distils
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> ProgressListener:
+        """Start drawing."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop drawing."""
+        self._progress.stop()
+
+    def decoding(self, done: int, total: int) -> None:
+        """See `condconv_serve.training.Listener`."""
+        if total >= _DECODING_FROM:
+            self._show("decoding", done, total)
+
+    def unreadable(self, failures: tuple[tuple[Path, str], ...], total: int) -> None:
+        """See `condconv_serve.training.Listener`."""
+        from condconv_serve.training.dataset import named
+
+        self._print(("warning:", "bold yellow"), f" {len(failures)} of {total} images can't be read and are left out:")
+        for line in named(failures):
+            self._print(line)
+
+    def starting(self, *, training: int, validation: int, classes: int, parameters: int, first_epoch: int) -> None:
+        """See `condconv_serve.training.Listener`."""
+        self._print(
+            f"{training} images to train, {validation} to validate, {classes} classes, "
+            f"{parameters:,} trained parameters" + (f"; resumed after epoch {first_epoch}" if first_epoch else "")
+        )
+
+    def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """See `condconv_serve.training.Listener`."""
+        self._show(f"epoch {epoch}/{self._epochs}", step, steps, loss=f"loss {loss:.3f}")
+
+    def epoch(self, epoch: Any) -> None:
+        """See `condconv_serve.training.Listener`."""
+        validation = epoch.validation
+        figures = [
+            f"epoch {epoch.number}/{self._epochs}" if epoch.number else "start",
+            f"loss {epoch.training_loss:.3f}" if epoch.training_loss is not None else None,
+            f"validation loss {validation.loss:.3f}",
+            f"{'agreement' if self._distils else 'accuracy'} {validation.accuracy:.1%}",
+            f"routing entropy {validation.mean_entropy:.3f}" if validation.entropy else None,
+            f"between classes {validation.mean_between_classes:.1%}" if validation.entropy else None,
+            f"{epoch.seconds:.0f} s",
+        ]
+        self._print("  ".join(figure for figure in figures if figure))
+
+    def _show(self, what: str, done: int, total: int, *, loss: str = "") -> None:
+        if self._task is None:
+            self._task = self._progress.add_task(what, total=total, loss=loss)
+        self._progress.update(self._task, description=what, completed=done, total=total, loss=loss)
+
+    def _print(self, *parts: str | tuple[str, str]) -> None:
+        say(*parts, console=self._console)

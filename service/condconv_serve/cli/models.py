@@ -1,0 +1,288 @@
+"""Commands that look after the model store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from condconv_serve.cli.common import Json, Store, friendly, read_settings
+from condconv_serve.cli.output import add_row, err, print_failure, print_json, print_markdown, print_table, say
+from condconv_serve.errors import ServiceError
+
+FEW_IMAGES = 200
+app = typer.Typer(help="Look after the bundles in the model store.", no_args_is_help=True)
+
+
+@app.command("list")
+@friendly
+def list_models(model_store: Store = None) -> None:
+    """List the bundles of the store."""
+    from condconv_serve.errors import BundleError
+    from condconv_serve.store import Catalog
+    from condconv_serve.store.bundle import read_manifest
+
+    table = Table(box=None, header_style="bold")
+    for column in ("model", "version", "architecture", "classes", "size", "licence"):
+        table.add_column(column, overflow="fold")
+    for path in Catalog(read_settings(model_store=model_store).model_store):
+        try:
+            manifest = read_manifest(path)
+        except BundleError as error:
+            add_row(table, path.parent.name, path.name, (error, "red"))
+            continue
+        size = sum(file.size for file in manifest.files.values())
+        add_row(
+            table,
+            manifest.name,
+            manifest.version,
+            manifest.architecture.name,
+            manifest.num_classes,
+            f"{size / 1e6:.1f} MB",
+            manifest.licence,
+        )
+    print_table(table)
+
+
+@app.command("show", epilog="Example: [bold]condconv models show efficientnet-lite0-condconv-4e[/]")
+@friendly
+def show_model(
+    name: Annotated[str, typer.Argument(metavar="NAME[/VERSION]")], as_json: Json = False, model_store: Store = None
+) -> None:
+    """Show a bundle's manifest and model card."""
+    from condconv_serve.store import Catalog, open_bundle
+
+    model, _, version = name.partition("/")
+    bundle = open_bundle(Catalog(read_settings(model_store=model_store).model_store).find(model, version or None))
+    if as_json:
+        print_json({**bundle.manifest.model_dump(mode="json"), "model_card": bundle.model_card})
+        return
+    print_json(bundle.manifest.model_dump(mode="json", exclude_none=True))
+    print_markdown(bundle.model_card)
+
+
+@app.command("verify", epilog="Example: [bold]condconv models verify[/] checks every bundle of the store.")
+@friendly
+def verify_models(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME[/VERSION]]...", help="Bundles to check; all if absent.")
+    ] = None,
+    precision: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option(help="Also compare the answers in this precision with those in float32."),
+    ] = None,
+    images: Annotated[
+        list[str] | None, typer.Option(help="Photos to compare with; four that ship with the service if absent.")
+    ] = None,
+    model_store: Store = None,
+) -> None:
+    """Check bundles: manifest, checksums, labels, and that the weights fit and compute."""
+    from condconv_serve.bootstrap import plan_engines
+    from condconv_serve.offline.predict import expand, verify_bundle
+    from condconv_serve.samples import SAMPLES
+    from condconv_serve.store import Catalog, open_bundle
+
+    photos = expand(images) if images else list(SAMPLES)
+    settings = read_settings(model_store=model_store)
+    catalog = Catalog(settings.model_store)
+    if names:
+        paths = [catalog.find(model, version or None) for model, _, version in (name.partition("/") for name in names)]
+    else:
+        paths = list(catalog)
+    failed = 0
+    for path in paths:
+        try:
+            verify_bundle(path, plan_engines(settings))
+            agreement = None
+            if precision is not None:
+                from condconv_serve.offline.bench import compare_precisions
+
+                agreement = compare_precisions(settings, open_bundle(path), precision=precision, images=photos)
+        except ServiceError as error:
+            failed += 1
+            say(("bad", "bold red"), "  ", error)
+        else:
+            say(("good", "bold green"), f" {path.parent.name}/{path.name}")
+            if agreement is not None:
+                say(
+                    f"     {precision} against float32 on {agreement.rows} crops of {len(photos)} photos: same top-1 "
+                    f"{agreement.top1:.1%}, probabilities differ by at most {agreement.largest_difference:.4f}, that "
+                    f"of the top class by {agreement.mean_difference:.4f} on average"
+                )
+    if not paths:
+        say("There is no bundle to check.", console=err)
+    raise typer.Exit(1 if failed or not paths else 0)
+
+
+@app.command(
+    "import",
+    epilog="Example: [bold]condconv models import efficientnet-condconv-b0-8e.tar.gz "
+    "--architecture efficientnet-condconv-b0-8e --name b0-8e[/]",
+)
+@friendly
+def import_model(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="TensorFlow checkpoint (prefix, .index, directory, .tar, .tar.gz or .tgz), .safetensors, PyTorch file "
+            "(.pth, .pt, .bin), .keras or .weights.h5."
+        ),
+    ],
+    architecture: Annotated[str, typer.Option(help="Architecture of the weights.")],
+    name: Annotated[str, typer.Option(help="Name of the new model.")],
+    version: Annotated[
+        str | None, typer.Option(help="Version of the new bundle; one more than the largest there is if absent.")
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Names of the classes, in order: a JSON list of names, or of index, label and synset; or any other "
+            "file with one name per line. Numbers if absent."
+        ),
+    ] = None,
+    transform: Annotated[Literal["official", "pillow"], typer.Option(help="How photos are cropped and resized.")] = (
+        "official"
+    ),
+    exact_decoding: Annotated[
+        bool,
+        typer.Option(
+            "--exact-decoding/--fast-decoding",
+            help="See the very pixels of the reference evaluation, or decode large JPEGs at a fraction and round.",
+        ),
+    ] = True,
+    ema: Annotated[bool, typer.Option("--ema/--no-ema", help="Prefer averaged weights.")] = True,
+    upcycle: Annotated[
+        bool, typer.Option("--upcycle", help="Make experts of a static network: each starts as a copy of its kernel.")
+    ] = False,
+    experts: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Experts per CondConv layer; the architecture's own if absent.")
+    ] = None,
+    upcycle_noise: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="How much upcycled experts differ, as a share of the kernel's deviation; 0 for copies."
+        ),
+    ] = 0.0,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=NUMBER", help="Another parameter of the architecture that differs, repeatable."),
+    ] = None,
+    mean: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="Mean of the pixels, 0 to 255; that of such networks if absent."),
+    ] = None,
+    std: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="Their standard deviation, 0 to 255; that of such networks if absent."),
+    ] = None,
+    card: Annotated[Path | None, typer.Option(help="Model card, Markdown.")] = None,
+    licence: Annotated[str, typer.Option(help="SPDX licence expression of the weights.")] = "unknown",
+    accuracy: Annotated[
+        Path | None, typer.Option(help="JSON list of measurements (dataset, images, transform, top1, top5, note).")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="How the weights were made, in a sentence.")] = None,
+    url: Annotated[str | None, typer.Option(help="Where the weights were published.")] = None,
+    model_store: Store = None,
+) -> None:
+    """Make a bundle of foreign weights."""
+    if upcycle_noise and not upcycle:
+        raise typer.BadParameter("only upcycled experts can differ; add --upcycle.", param_hint="--upcycle-noise")
+    overrides = parse_overrides(override or []) | ({} if experts is None else {"num_experts": experts})
+    means, deviations = parse_channels(mean, "--mean"), parse_channels(std, "--std")
+    from condconv_serve.runtime.tensorflow_import import import_tensorflow
+
+    import_tensorflow()
+    from condconv_serve.store.importers import Upcycling
+    from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
+
+    path = import_bundle(
+        ImportRequest(
+            source=source,
+            architecture=architecture,
+            name=name,
+            version=version,
+            overrides=overrides,
+            upcycling=Upcycling(noise=upcycle_noise) if upcycle else None,
+            labels=labels,
+            transform=transform,
+            mean=means,
+            std=deviations,
+            exact_decoding=exact_decoding,
+            use_ema=ema,
+            model_card=card,
+            licence=licence,
+            accuracy=accuracy,
+            method=method,
+            url=url,
+        ),
+        store=read_settings(model_store=model_store).model_store,
+    )
+    say(f"wrote {path}")
+
+
+@app.command(
+    "profile", epilog="Example: [bold]condconv models profile efficientnet-lite0-condconv-4e --images photos/[/]"
+)
+@friendly
+def profile_model(
+    name: Annotated[str, typer.Argument(metavar="NAME[/VERSION]")],
+    images: Annotated[
+        list[str], typer.Option(help="Photos such as the service will see: files, directories, or globs; repeatable.")
+    ],
+    min_class_images: Annotated[
+        int, typer.Option(min=1, help="Images that a class needs for a profile of its own.")
+    ] = 5,
+    model_store: Store = None,
+) -> None:
+    """Add a reference routing profile to a bundle, for drift and distances to be measured from."""
+    from condconv_serve.offline.predict import expand, profile_files
+    from condconv_serve.store import Catalog, add_profile
+
+    settings = read_settings(model_store=model_store)
+    model, _, version = name.partition("/")
+    path = Catalog(settings.model_store).find(model, version or None)
+    made = profile_files(settings, path, expand(images), min_class_images=min_class_images, console=err)
+    for file, error in made.failures:
+        print_failure(file, error)
+    bundle = add_profile(path, made.profile)
+    say(
+        f"{path}: profile of {made.profile.images} images, {len(made.profile.classes)} classes with a profile of their "
+        f"own, in {bundle.manifest.routing_profile}"
+    )
+    if made.profile.images < FEW_IMAGES:
+        say(f"With fewer than {FEW_IMAGES} images chance hides all but gross drift.", console=err)
+    raise typer.Exit(1 if made.failures else 0)
+
+
+def parse_overrides(texts: list[str]) -> dict[str, int | float]:
+    """Split `NAME=NUMBER`; whole numbers stay whole.
+
+    Raises:
+        typer.BadParameter: a text is something else.
+    """
+    overrides: dict[str, int | float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            overrides[name] = int(value) if value.strip().isdecimal() else float(value)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is no NAME=NUMBER.", param_hint="--override") from None
+    return overrides
+
+
+def parse_channels(text: str | None, option: str) -> tuple[float, float, float] | None:
+    """Parse three numbers, or one that stands for all three.
+
+    Raises:
+        typer.BadParameter: the text is something else.
+    """
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",")]
+        red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither one number nor three.", param_hint=option) from None
+    return red, green, blue

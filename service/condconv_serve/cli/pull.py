@@ -1,0 +1,180 @@
+"""Commands that fetch published checkpoints, and how they show that they get on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from condconv_serve.cli.common import Json, Store, friendly, read_settings
+from condconv_serve.cli.output import add_row, err, print_json, print_table, say
+from condconv_serve.settings import Settings
+
+if TYPE_CHECKING:
+    from condconv_serve.store.pull.download import Limits, Reporter
+    from condconv_serve.store.pull.published import Catalogue, Checkpoint
+
+CatalogueOption = Annotated[
+    str | None,
+    typer.Option(
+        "--catalogue", metavar="FILE|URL", help="Another catalogue.", envvar="CONDCONV_CATALOGUE", show_envvar=False
+    ),
+]
+
+
+app = typer.Typer()
+
+
+@app.command(
+    "pull",
+    epilog="Example: [bold]condconv models pull efficientnet-condconv-b0-8e[/]. "
+    "[bold]condconv models catalogue[/] lists what there is.",
+)
+@friendly
+def pull_model(
+    checkpoint: Annotated[str, typer.Argument(metavar="NAME", help="Checkpoint of the catalogue.")],
+    name: Annotated[str | None, typer.Option(help="Name of the model; that of the checkpoint if absent.")] = None,
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
+    accept_changed: Annotated[
+        bool,
+        typer.Option("--accept-changed", help="Download anew, and take a file that differs from the first pull's."),
+    ] = False,
+    catalogue: CatalogueOption = None,
+    model_store: Store = None,
+) -> None:
+    """Download a published checkpoint and make a bundle of it."""
+    from condconv_serve.runtime.tensorflow_import import import_tensorflow
+
+    settings = read_settings(model_store=model_store, catalogue=catalogue)
+    found = _read(settings).find(checkpoint)
+    import_tensorflow()
+    from condconv_serve.store.pull.pulling import PullRequest, pull
+
+    request = PullRequest(
+        checkpoint=found,
+        name=name or found.name,
+        version=version,
+        cache=settings.cache_dir,
+        mirror=settings.mirror,
+        limits=_limits(settings),
+        accept_changed=accept_changed,
+        quiet=not err.is_terminal,
+    )
+    try:
+        with _reporter() as reporter:
+            pulled = pull(request, store=settings.model_store, reporter=reporter)
+    except KeyboardInterrupt:
+        say(
+            "interrupted: no bundle was written; what was received is kept, and the same command goes on from there",
+            console=err,
+        )
+        raise typer.Exit(130) from None
+    say(f"wrote {pulled.path}" if pulled.new else f"{pulled.path} is there already")
+
+
+@app.command("catalogue", epilog="Example: [bold]condconv models catalogue --json[/]")
+@friendly
+def list_catalogue(as_json: Json = False, catalogue: CatalogueOption = None) -> None:
+    """List the checkpoints that can be pulled."""
+    found = _read(read_settings(catalogue=catalogue))
+    if as_json:
+        print_json(found.model_dump(mode="json", exclude_none=True))
+        return
+    table = Table(box=None, header_style="bold")
+    for column in ("name", "architecture", "published top-1", "licence", "size", "from"):
+        table.add_column(column, overflow="fold")
+    for checkpoint in found.checkpoints:
+        add_row(table, *_row(checkpoint))
+    print_table(table)
+
+
+def _row(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return (
+        checkpoint.name,
+        checkpoint.architecture.name,
+        f"{checkpoint.accuracy[0].top1:.1%}" if checkpoint.accuracy else "unknown",
+        checkpoint.licence,
+        f"{checkpoint.size / 1e6:.1f} MB" if checkpoint.size else "unknown",
+        checkpoint.source.page,
+    )
+
+
+def _read(settings: Settings) -> Catalogue:
+    from condconv_serve.store.pull.published import read_catalogue
+
+    return read_catalogue(settings.catalogue, limits=_limits(settings))
+
+
+def _limits(settings: Settings) -> Limits:
+    from condconv_serve.store.pull.download import Limits
+
+    return Limits(max_bytes=settings.max_download_bytes)
+
+
+@contextmanager
+def _reporter() -> Iterator[Reporter]:
+    """A progress bar on a terminal, now and then a line elsewhere; both on stderr."""
+    if not err.is_terminal:
+        yield _Lines()
+        return
+    columns: tuple[Any, ...] = (
+        TextColumn("downloading"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    progress = Progress(*columns, console=err)
+    try:
+        yield _Bar(progress)
+    finally:
+        progress.stop()
+
+
+class _Bar:
+    """Appears with the first bytes, since the Hub's library shows bars of its own."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def received(self, count: int, total: int | None) -> None:
+        if self._task is None:
+            self._progress.start()
+            self._task = self._progress.add_task("download", total=total)
+        self._progress.update(self._task, completed=count, total=total)
+
+    def note(self, text: str) -> None:
+        say(text, console=self._progress.console)
+
+
+class _Lines:
+    """A line whenever another tenth is there, or if the size is unknown every ten seconds."""
+
+    def __init__(self) -> None:
+        self._tenth = -1
+        self._spoke = 0.0
+
+    def received(self, count: int, total: int | None) -> None:
+        tenth = 10 * count // total if total else -1
+        now = time.monotonic()
+        if tenth == self._tenth and (total or now - self._spoke < 10):
+            return
+        self._tenth, self._spoke = tenth, now
+        self.note(f"{count / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB"))
+
+    def note(self, text: str) -> None:
+        say(text, console=err)

@@ -1,0 +1,165 @@
+"""Commands that change which versions serve, on a running server or in the store that servers follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from condconv_serve.cli.common import Store, friendly, read_settings
+from condconv_serve.cli.output import say
+from condconv_serve.errors import InvalidParameter
+
+app = typer.Typer()
+
+Url = Annotated[str, typer.Option("--url", help="Where the server listens.", envvar="CONDCONV_URL")]
+MaybeUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        help="Ask this server, which loads the versions first. If absent, the store is changed, and servers follow.",
+        envvar="CONDCONV_URL",
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", help="A key with the scope admin.", envvar="CONDCONV_API_KEY", show_envvar=True),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Model.")]
+AliasName = Annotated[str, typer.Argument(metavar="ALIAS", help="Such as stable or canary; default is for everybody.")]
+Version = Annotated[str, typer.Argument(metavar="NAME/VERSION")]
+LOCAL = "http://127.0.0.1:8000"
+
+
+@app.command("load", epilog="Example: [bold]condconv models load b0-8e/2[/]")
+@friendly
+def load(version: Version, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+    """Have a running server load a version of its store, and keep it."""
+    from condconv_serve.cli.remote import RemoteService
+
+    with RemoteService(url, api_key=api_key) as server:
+        say(f"{version} is {server.load(*_split(version))}")
+
+
+@app.command("unload", epilog="Example: [bold]condconv models unload b0-8e/1[/]")
+@friendly
+def unload(version: Version, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+    """Have a running server let go of a version."""
+    from condconv_serve.cli.remote import RemoteService
+
+    with RemoteService(url, api_key=api_key) as server:
+        say(f"{version} is {server.unload(*_split(version))}")
+
+
+@app.command("alias", epilog="Example: [bold]condconv models alias b0-8e stable 1=90 2=10[/]")
+@friendly
+def alias(
+    name: Name,
+    alias_name: AliasName,
+    versions: Annotated[list[str], typer.Argument(metavar="VERSION[=WEIGHT]...", help="Where it is to point.")],
+    model_store: Store = None,
+    url: MaybeUrl = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Point an alias at a version, or split its traffic over several by weight."""
+    from condconv_serve.cli.remote import RemoteService
+    from condconv_serve.store import Catalog
+    from condconv_serve.store.aliases import set_alias
+
+    split = _weights(versions)
+    if url is not None:
+        with RemoteService(url, api_key=api_key) as server:
+            _print_alias(name, alias_name, server.set_alias(name, alias_name, split))
+        return
+    store = read_settings(model_store=model_store).model_store
+    for version in split:
+        Catalog(store).find(name, version)
+    _print_alias(name, alias_name, set_alias(store, name, alias_name, split).versions)
+
+
+@app.command("rollback", epilog="Example: [bold]condconv models rollback b0-8e stable[/]")
+@friendly
+def roll_back(
+    name: Name, alias_name: AliasName, model_store: Store = None, url: MaybeUrl = None, api_key: ApiKey = None
+) -> None:
+    """Point an alias back to where it pointed before; doing so again undoes it."""
+    from condconv_serve.cli.remote import RemoteService
+    from condconv_serve.store import Catalog
+    from condconv_serve.store import aliases as stored
+
+    if url is not None:
+        with RemoteService(url, api_key=api_key) as server:
+            _print_alias(name, alias_name, server.roll_back(name, alias_name))
+        return
+    store = read_settings(model_store=model_store).model_store
+    Catalog(store).find(name)
+    _print_alias(name, alias_name, stored.roll_back(store, name, alias_name).versions)
+
+
+@app.command("unalias", epilog="Example: [bold]condconv models unalias b0-8e canary[/]")
+@friendly
+def unalias(
+    name: Name, alias_name: AliasName, model_store: Store = None, url: MaybeUrl = None, api_key: ApiKey = None
+) -> None:
+    """Remove an alias."""
+    from condconv_serve.cli.remote import RemoteService
+    from condconv_serve.store import Catalog
+    from condconv_serve.store.aliases import delete_alias
+
+    if url is not None:
+        with RemoteService(url, api_key=api_key) as server:
+            server.delete_alias(name, alias_name)
+    else:
+        store = read_settings(model_store=model_store).model_store
+        Catalog(store).find(name)
+        delete_alias(store, name, alias_name)
+    say(f"{name} has no alias {alias_name} any more")
+
+
+@app.command("aliases", epilog="Example: [bold]condconv models aliases b0-8e[/]")
+@friendly
+def aliases(name: Name, model_store: Store = None, url: MaybeUrl = None, api_key: ApiKey = None) -> None:
+    """List a model's aliases."""
+    from condconv_serve.cli.remote import RemoteService
+    from condconv_serve.store import Catalog
+    from condconv_serve.store.aliases import read_aliases
+
+    if url is not None:
+        with RemoteService(url, api_key=api_key) as server:
+            found: Mapping[str, Mapping[str, int]] = server.aliases(name)
+    else:
+        store = read_settings(model_store=model_store).model_store
+        Catalog(store).find(name)
+        found = {k: v.versions for k, v in read_aliases(store, name).items()}
+    for alias_name, versions in sorted(found.items()):
+        _print_alias(name, alias_name, versions)
+    if not found:
+        say(f"{name} has no aliases")
+
+
+def _split(version: str) -> tuple[str, str]:
+    name, slash, number = version.partition("/")
+    if not (name and slash and number):
+        raise InvalidParameter(f"{version!r} names no version; it should look like b0-8e/2.")
+    return name, number
+
+
+def _weights(arguments: list[str]) -> dict[str, int]:
+    split: dict[str, int] = {}
+    for argument in arguments:
+        version, equals, weight = argument.partition("=")
+        if version in split:
+            raise InvalidParameter(f"Version {version} is given twice.")
+        if equals and not (weight.isascii() and weight.isdigit() and len(weight) < 9):
+            raise InvalidParameter(f"The weight in {argument!r} must be a whole number from 1 to 1000000.")
+        split[version] = int(weight) if equals else 1
+    return split
+
+
+def _print_alias(name: str, alias_name: str, versions: Mapping[str, int]) -> None:
+    total = sum(versions.values())
+    shares = ", ".join(
+        f"{version} ({weight / total:.1%})" if len(versions) > 1 else version for version, weight in versions.items()
+    )
+    say(f"{name}: {alias_name} -> {shares}")

@@ -1,0 +1,1 @@
+"""One package per protocol, and the gatekeeper that all of them share."""

@@ -1,0 +1,238 @@
+"""API keys: how they are made, written down, read, found again, and how often each may be used. Knows no HTTP.
+
+A secret is 32 random bytes, so one round of SHA-256 is enough to store it: there is nothing to guess that a slow hash
+would protect.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pyrate_limiter import Duration, InMemoryBucket, Rate, RateItem
+
+from condconv_serve.errors import ConfigurationError, RateLimited, Unauthenticated
+
+logger = logging.getLogger(__name__)
+
+SECRET_PREFIX = "condconv_"  # pragma: allowlist secret
+"""Lets scanners of repositories and logs recognise a secret that got lost there."""
+SECONDS_BETWEEN_LOOKS = 1.0
+
+KeyScope = Literal["predict", "admin"]
+ALL_SCOPES: frozenset[KeyScope] = frozenset({"predict", "admin"})
+
+
+class ApiKey(BaseModel):
+    """One key as it is stored: everything but its secret."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    scopes: tuple[KeyScope, ...]
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    requests_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+
+    @property
+    def grants(self) -> frozenset[KeyScope]:
+        """What the key may do; `admin` implies the rest, and no scope at all suspends the key."""
+        return ALL_SCOPES if "admin" in self.scopes else frozenset(self.scopes)
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    # Without keys everything is open, which an emptied file must not bring about.
+    keys: tuple[ApiKey, ...] = Field(min_length=1)
+
+    @field_validator("keys")
+    @classmethod
+    def _unlike(cls, keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
+        for what, values in (("name", [key.name for key in keys]), ("sha256", [key.sha256 for key in keys])):
+            if len(set(values)) < len(values):
+                raise ValueError(f"two keys have the same {what}")
+        return keys
+
+
+def new_key(
+    name: str, *, scopes: Sequence[str] = ("predict",), requests_per_minute: int | None = None
+) -> tuple[str, ApiKey]:
+    """Make a key.
+
+    Returns:
+        The secret, which is stored nowhere, and the entry to store.
+
+    Raises:
+        ConfigurationError: an impossible name, scope or limit.
+    """
+    secret = SECRET_PREFIX + secrets.token_urlsafe(32)
+    try:
+        key = ApiKey.model_validate(
+            {
+                "name": name,
+                "scopes": tuple(dict.fromkeys(scopes)),
+                "sha256": sha256(secret.encode()).hexdigest(),
+                "requests_per_minute": requests_per_minute,
+            }
+        )
+    except ValidationError as error:
+        raise ConfigurationError(f"The key can't be made: {_describe(error)}.") from error
+    return secret, key
+
+
+def parse_keys(text: str | bytes) -> tuple[ApiKey, ...]:
+    """Read keys from JSON: `{"keys": [{"name": "ci", "scopes": ["predict"], "sha256": "..."}]}`.
+
+    Raises:
+        ConfigurationError: it isn't JSON, holds no keys, or one that is incomplete or wrong. The message repeats no
+            values, since somebody may have put a secret where its hash belongs.
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError("The API keys are not valid JSON.") from error
+    try:
+        return _Document.model_validate(document).keys
+    except ValidationError as error:
+        raise ConfigurationError(f"The API keys are not valid: {_describe(error)}.") from error
+
+
+def read_keys(path: Path) -> tuple[ApiKey, ...]:
+    """Read keys from a file.
+
+    Raises:
+        ConfigurationError: it can't be read, or `parse_keys` refuses it.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"The API keys file {path} can't be read: {error.strerror}.") from error
+    return parse_keys(text)
+
+
+class KeyRing:
+    """The keys in force, of which at least one is there.
+
+    Keys of a file follow it: a changed file is read anew, and one that can't be used changes nothing.
+    """
+
+    def __init__(
+        self, keys: Sequence[ApiKey], *, file: Path | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Hold `keys`; with `file`, replace them when it changes. `from_file` reads it for the first time."""
+        self._keys = _with_digests(keys)
+        self._file = file
+        self._clock = clock
+        self._looked = clock()
+        self._state: tuple[int, ...] | None = None
+
+    @classmethod
+    def from_file(cls, file: Path, *, clock: Callable[[], float] = time.monotonic) -> KeyRing:
+        """Read a file, and follow its changes.
+
+        Raises:
+            ConfigurationError: the file is unusable.
+        """
+        state = _state_of(file)  # before reading, so that what is written meanwhile counts as a change
+        ring = cls(read_keys(file), file=file, clock=clock)
+        ring._state = state
+        return ring
+
+    def __len__(self) -> int:
+        """How many keys there are."""
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[ApiKey]:
+        """The keys."""
+        return iter(key for _, key in self._keys)
+
+    def find(self, secret: str) -> ApiKey:
+        """The key of a secret, in a time that doesn't tell which keys there are.
+
+        Raises:
+            Unauthenticated: no key has this secret.
+        """
+        self._follow_file()
+        digest = sha256(secret.encode("utf-8", "surrogateescape")).digest()
+        found = None
+        for stored, key in self._keys:  # all of them, whichever fits
+            if hmac.compare_digest(stored, digest):
+                found = key
+        if found is None:
+            raise Unauthenticated("This API key is unknown.")
+        return found
+
+    def _follow_file(self) -> None:
+        if self._file is None or self._clock() - self._looked < SECONDS_BETWEEN_LOOKS:
+            return
+        self._looked = self._clock()
+        state = _state_of(self._file)
+        if state == self._state:
+            return
+        self._state = state
+        try:
+            self._keys = _with_digests(read_keys(self._file))
+        except ConfigurationError as error:
+            logger.error("the changed API keys are not used, the %d old ones stay in force: %s", len(self), error)
+        else:
+            logger.info("%d API keys read anew: %s", len(self), ", ".join(key.name for key in self))
+
+
+class RateLimits:
+    """How often each key was used in the last 60 seconds, in this process."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start with nothing used; `clock` is in seconds."""
+        self._clock = clock
+        self._buckets: dict[tuple[str, int], InMemoryBucket] = {}
+
+    def use(self, key: ApiKey) -> None:
+        """Count one request of a key.
+
+        Raises:
+            RateLimited: it has had its requests of the last 60 seconds.
+        """
+        limit = key.requests_per_minute
+        if limit is None:
+            return
+        if (key.name, limit) not in self._buckets:
+            self._buckets[key.name, limit] = InMemoryBucket([Rate(limit, Duration.MINUTE)])
+        bucket = self._buckets[key.name, limit]
+        request = RateItem(key.name, int(self._clock() * 1e3))
+        bucket.leak(request.timestamp)
+        if not bucket.put(request):
+            raise RateLimited(
+                f"This API key may send {limit} requests per minute.",
+                retry_after=(bucket.peek(limit - 1).timestamp - request.timestamp) / 1e3 + 60.0,  # type: ignore[union-attr]
+            )
+
+
+def _with_digests(keys: Sequence[ApiKey]) -> tuple[tuple[bytes, ApiKey], ...]:
+    return tuple((bytes.fromhex(key.sha256), key) for key in keys)
+
+
+def _state_of(file: Path) -> tuple[int, ...] | None:
+    """What changes with the file, also if another one takes its place; None if it is gone."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _describe(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors(include_input=False, include_url=False)[:3]:
+        # A name that doesn't exist is the author's text, and may be anything.
+        place = item["loc"][:-1] if item["type"] == "extra_forbidden" else item["loc"]
+        message = item["msg"].removeprefix("Value error, ")
+        problems.append(f"{'.'.join(str(part) for part in place) or 'the document'}: {message}")
+    return "; ".join(problems)

@@ -1,0 +1,145 @@
+"""The bodies of `POST /routing/ablation`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from condconv_serve.fronts.native.schemas import MAX_NAME, ClassBody, JsonObject, ModelReference, RoutingBody
+
+MAX_VARIANTS = 1024
+MAX_CHANGES = 64
+"""Most changes of a variant."""
+
+MAX_ENTRIES = 1024
+"""Most blocks, and most experts or weights of a block, that are named at once."""
+
+
+def _at_most(limit: int) -> BeforeValidator:
+    """Refuses a list for its length before its entries are looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list) and len(value) > limit:
+            raise ValueError(f"these are {len(value)} entries; there may be 1 to {limit}")
+        return value
+
+    return BeforeValidator(check)
+
+
+_Entries = _at_most(MAX_ENTRIES)
+
+
+class Change(JsonObject):
+    """A change to one block's routing."""
+
+    block: str = Field(max_length=MAX_NAME, description="Name of the block, or `all`.")
+    off: Annotated[list[int] | None, _Entries] = Field(
+        None, min_length=1, description="Experts whose weight becomes 0."
+    )
+    uniform: Literal[True] | None = Field(
+        None, description="Give every expert the mean of the weights that the block has for this image."
+    )
+    weights: Annotated[list[Annotated[float, Field(ge=0, le=1)] | None] | None, _Entries] = Field(
+        None, description="A weight, 0 to 1, for each expert; null leaves the model's own."
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Change:
+        if sum(value is not None for value in (self.off, self.uniform, self.weights)) != 1:
+            raise ValueError("a change is exactly one of off, uniform and weights")
+        return self
+
+
+class Variant(JsonObject):
+    """One routing to try: changes to some blocks. What isn't changed is routed by the model, as it then sees fit."""
+
+    changes: Annotated[list[Change], _at_most(MAX_CHANGES)] = Field(
+        min_length=1, description="Applied in this order, should they be of the same block."
+    )
+    name: str | None = Field(None, max_length=MAX_NAME, description="Returned with the answer.")
+
+
+def _json(value: Any) -> Any:
+    """Fields of forms and queries hold JSON as text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON ({error})") from error
+
+
+def _list(value: Any) -> Any:
+    """Take a list also as what commas separate, or as JSON."""
+    if isinstance(value, str) and not value.lstrip().startswith("["):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return _json(value)
+
+
+class _CommonParameters(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
+    version: str | None = Field(None, max_length=MAX_NAME, description="Its version; the newest if absent.")
+    uniform: bool = Field(True, description="Whether to try uniform routing in each of the blocks, too.")
+    routing: bool = Field(False, description="Whether to return the routing weights of each variant, too.")
+    timeout_ms: int | None = Field(None, ge=1, description="As for `/predict`.")
+
+
+class AblationQuery(_CommonParameters):
+    """Parameters in the query; lists are separated by commas, or JSON."""
+
+    blocks: str | None = Field(
+        None, description="Names of the blocks whose experts are switched off one by one; all if absent."
+    )
+    experts: str | None = Field(None, description="Which experts to switch off in these blocks; all if absent.")
+    variants: str | None = Field(
+        None, description="Exactly these routings, as JSON, instead of experts switched off one by one."
+    )
+
+
+class AblationParameters(_CommonParameters):
+    """All parameters of an ablation, from the query or from fields of a JSON or form body."""
+
+    blocks: Annotated[list[str] | None, _Entries, BeforeValidator(_list)] = Field(None, min_length=1)
+    experts: Annotated[list[int] | None, _Entries, BeforeValidator(_list)] = Field(None, min_length=1)
+    variants: Annotated[list[Variant] | None, _at_most(MAX_VARIANTS), BeforeValidator(_json)] = Field(
+        None, min_length=1
+    )
+
+
+class VariantBody(BaseModel):
+    """What the answer would have been."""
+
+    name: str = Field(description="The one that was given, or one such as `block_8 without expert 2`.")
+    changes: list[Change]
+    probability: float = Field(description="That of the class which was the most probable one originally.")
+    difference: float = Field(description="How much that is more than originally.")
+    top: ClassBody = Field(description="The most probable class now.")
+    same_top: bool = Field(description="Whether that is the original one.")
+    routing: RoutingBody | None = Field(
+        None, description="The routing weights that were used, with what followed from the changes."
+    )
+
+
+class AblationTimingsBody(BaseModel):
+    """Where the time went, in milliseconds."""
+
+    decode: float
+    queue: float = Field(description="Waiting for other ablations.")
+    inference: float
+    total: float
+
+
+class AblationResponse(BaseModel):
+    """What the answer would have been with other routings."""
+
+    model: ModelReference
+    id: str
+    filename: str | None = None
+    top: ClassBody = Field(description="The most probable class with the routing as it is.")
+    routing: RoutingBody = Field(description="The routing as it is.")
+    variants: list[VariantBody] = Field(description="In the order of the request; else by block and expert.")
+    timings_ms: AblationTimingsBody

@@ -1,0 +1,285 @@
+"""Reads the images of a request, in each of the forms that the routes take: raw, multipart, JSON with base64."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from condconv_serve.domain import ImageSource
+from condconv_serve.errors import (
+    BodyTooLarge,
+    InvalidParameter,
+    MalformedBody,
+    MissingImage,
+    RequestTimeout,
+    TooManyImages,
+    UnsupportedBody,
+)
+from condconv_serve.fronts.native.problems import NAMED, describe_validation
+from condconv_serve.fronts.native.schemas import MAX_NAME, ImagesBody
+
+Parameters = TypeVar("Parameters", bound=BaseModel)
+# curl --data-binary sends the form type unless told otherwise; what the bytes are shows when they are decoded.
+RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
+MAX_JSON_ENTRIES = 100_000
+"""Most entries of a JSON body's lists and objects; a million would hold up everybody for a second or two."""
+_BLANKS = dict.fromkeys(map(ord, " \t\r\n\f\v"))  # for `str.translate` to leave out
+_DISCARD_FACTOR = 4
+_DISCARD_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """What a request's body may hold, and how long it may pause and take (seconds)."""
+
+    max_body_bytes: int
+    max_images: int
+    timeout: float = 30.0
+    total_timeout: float = 300.0
+
+
+def read_query(request: Request, kind: type[Parameters]) -> Parameters:
+    """Read parameters from a request's query.
+
+    FastAPI could, too, but its reading of a model took a tenth of the event loop's time per request.
+
+    Raises:
+        InvalidParameter: a parameter is unknown or impossible.
+    """
+    return _validated(kind, dict(request.query_params))
+
+
+async def read_request(request: Request, query: Parameters, limits: BodyLimits) -> tuple[Parameters, list[ImageSource]]:
+    """Read parameters and images of a request.
+
+    Args:
+        request: its body is consumed.
+        query: the parameters given in the query.
+        limits: refuses what is larger.
+
+    Returns:
+        The parameters, those of the body included, and the undecoded images.
+
+    Raises:
+        BodyTooLarge: more bytes than allowed. MissingImage: none, or an empty one. TooManyImages: more than allowed.
+        MalformedBody: the body can't be parsed. UnsupportedBody: its content type isn't read here.
+        InvalidParameter: a parameter is unknown, impossible, or given both in the query and in the body.
+    """
+    media_type = _media_type(request)
+    raw = media_type in RAW_TYPES or media_type.startswith("image/")
+    if not raw and media_type not in ("multipart/form-data", "application/json"):
+        raise UnsupportedBody(
+            f"The content type {media_type[:100]!r} can't be read; send an image (image/*, application/octet-stream), "
+            "multipart/form-data, or application/json with base64."
+        )
+    names = Counter(name for name, _ in request.query_params.multi_items())
+    if twice := sorted(name for name, count in names.items() if count > 1):
+        raise InvalidParameter(f"{', '.join(twice)}: given more than once.")
+    body = await read_body(request, limits.max_body_bytes)
+    if not body:
+        raise MissingImage("The body is empty; send an image.")
+    if media_type == "application/json":
+        fields, images = _parse_json(body, limits)
+    elif media_type == "multipart/form-data":
+        fields, images = await _parse_multipart(request.headers, body, limits)
+    else:
+        fields, images = {}, [ImageSource(body)]
+    _check_images(images, limits)
+    return _merge(query, fields), images
+
+
+async def read_json(request: Request, kind: type[Parameters], *, max_bytes: int) -> Parameters:
+    """Read a JSON body that holds no images.
+
+    FastAPI's own reading has no limit, and comes before the request's API key has been looked at.
+
+    Raises:
+        UnsupportedBody: it is not declared as JSON. BodyTooLarge: more bytes than allowed. MalformedBody: no JSON.
+        InvalidParameter: a field is missing, unknown or impossible.
+    """
+    media_type = _media_type(request)
+    if media_type != "application/json":
+        raise UnsupportedBody(f"The content type {media_type[:100]!r} can't be read; send application/json.")
+    body = await read_body(request, max_bytes)
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        if errors[0]["type"] == "json_invalid":
+            raise MalformedBody(f"The body is not valid JSON: {errors[0]['ctx']['error']}.") from error
+        raise InvalidParameter(describe_validation(errors)) from error
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Read a body into memory, as far as it is allowed to go.
+
+    Raises:
+        BodyTooLarge: it has more than `max_bytes`.
+        RequestTimeout: it pauses or takes too long, as the middleware judges for every route.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    stream = request.stream()
+    async for chunk in stream:
+        size += len(chunk)
+        if size > max_bytes:
+            await _discard(stream, size, max_bytes * _DISCARD_FACTOR)
+            raise BodyTooLarge(f"The body has more than {max_bytes} bytes, the most that is allowed.")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def _discard(stream: AsyncGenerator[bytes, None], size: int, most: int) -> None:
+    """Read on without keeping it: a client that is still sending would be reset before it could read our answer."""
+    try:
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            async for chunk in stream:
+                size += len(chunk)
+                if size > most:
+                    return
+    except (TimeoutError, RequestTimeout, ClientDisconnect):
+        return
+
+
+def _parse_json(body: bytes, limits: BodyLimits) -> tuple[dict[str, Any], list[ImageSource]]:
+    if body.count(b",") > MAX_JSON_ENTRIES:
+        raise BodyTooLarge(f"The JSON body has more than {MAX_JSON_ENTRIES} entries, the most that is allowed.")
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        reason = (
+            str(error)
+            if isinstance(error, json.JSONDecodeError)
+            else "not UTF-8, nested too deeply, or with too long a number"
+        )
+        raise MalformedBody(f"The body is not valid JSON: {reason}.") from error
+    if not isinstance(document, dict) or "images" not in document:
+        raise InvalidParameter('The JSON body must be an object such as {"images": ["<base64>"], "top_k": 5}.')
+    if isinstance(document["images"], list):
+        _check_count(len(document["images"]), limits)
+    try:
+        parsed = ImagesBody.model_validate({"images": document.pop("images")})
+    except ValidationError as error:
+        raise InvalidParameter(describe_validation(error.errors())) from error
+    images = [
+        ImageSource(_decode_base64(image.data, position), image.filename, image.id)
+        for position, image in enumerate(parsed.images)
+    ]
+    return document, images
+
+
+def _decode_base64(text: str, position: int) -> bytes:
+    if text[:5].lower() == "data:":
+        text = text.partition(",")[2]
+        if text.count("%") > MAX_JSON_ENTRIES:
+            raise BodyTooLarge(f"Image {position} has more than {MAX_JSON_ENTRIES} percent-encoded characters.")
+        text = unquote(text)
+    try:
+        return base64.b64decode(text.translate(_BLANKS), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedBody(f"Image {position} is not valid base64: {error}.") from error
+
+
+class _InMemoryParser(MultiPartParser):
+    """The whole body is in memory already, so its parts stay there too: no temporary files."""
+
+    spool_max_size = 2**62
+    complete = False
+
+    def on_end(self) -> None:
+        """Note that the closing boundary was there."""
+        self.complete = True
+
+
+async def _parse_multipart(
+    headers: Headers, body: bytes, limits: BodyLimits
+) -> tuple[dict[str, Any], list[ImageSource]]:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+        if not parser.complete:
+            raise MultiPartException("It ends before its closing boundary.")
+
+    parser = _InMemoryParser(headers, stream(), max_files=limits.max_images + 1, max_fields=64, max_part_size=64 * 1024)
+    try:
+        form = await parser.parse()
+    except (MultiPartException, ValueError, KeyError, IndexError) as error:
+        message = getattr(error, "message", str(error))
+        if message.startswith("Too many files"):
+            _check_count(limits.max_images + 1, limits)
+        raise MalformedBody(f"The multipart body can't be parsed: {message.rstrip('.')}.") from error
+    fields: dict[str, Any] = {}
+    images: list[ImageSource] = []
+    try:
+        for name, value in form.multi_items():
+            if isinstance(value, UploadFile):
+                images.append(ImageSource(await value.read(), _file_name(value)))
+            elif name in fields:
+                raise InvalidParameter(f"{name[:100]!r} is given more than once.")
+            else:
+                fields[name] = value
+    finally:
+        await form.close()
+    return fields, images
+
+
+def _file_name(file: UploadFile) -> str | None:
+    if file.filename is None:
+        return None
+    if len(file.filename) > MAX_NAME:
+        raise InvalidParameter(f"A file's name may have at most {MAX_NAME} characters, not {len(file.filename)}.")
+    # Some of the encodings that a form may declare can spell what no answer can be encoded with.
+    return file.filename.encode(errors="replace").decode()
+
+
+def _check_images(images: Sequence[ImageSource], limits: BodyLimits) -> None:
+    if not images:
+        raise MissingImage("The body holds no image; a form's images must be files, as with curl -F image=@photo.jpg.")
+    _check_count(len(images), limits)
+
+
+def _check_count(images: int, limits: BodyLimits) -> None:
+    if images > limits.max_images:
+        raise TooManyImages(f"The request holds more than {limits.max_images} images, the most that is allowed.")
+
+
+def _merge(query: Parameters, fields: Mapping[str, Any]) -> Parameters:
+    """Add the body's parameters to the query's."""
+    if twice := sorted(set(fields) & query.model_fields_set):
+        raise InvalidParameter(f"{', '.join(twice)}: given both in the query and in the body.")
+    if not fields:
+        return query
+    return _validated(type(query), {**query.model_dump(exclude_unset=True), **fields})
+
+
+def _validated(kind: type[Parameters], fields: Mapping[str, Any]) -> Parameters:
+    known = f"Parameters are {', '.join(kind.model_fields)}."
+    # Looked for here, since pydantic would describe each of a million at length.
+    if unknown := [name for name in fields if name not in kind.model_fields]:
+        raise InvalidParameter(
+            f"{describe_validation([_unknown(name) for name in unknown[:NAMED]], len(unknown))} {known}"
+        )
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidParameter(f"{describe_validation(error.errors())} {known}") from error
+
+
+def _unknown(name: str) -> dict[str, Any]:
+    return {"type": "extra_forbidden", "loc": (name.encode(errors="replace").decode(),), "msg": ""}

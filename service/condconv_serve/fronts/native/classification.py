@@ -1,0 +1,179 @@
+"""What all routes share that classify the images of a request: reading it, refusing it, waiting for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel
+
+from condconv_serve.errors import InvalidParameter
+from condconv_serve.fronts.native.body import read_query, read_request
+from condconv_serve.fronts.native.context import Parts
+from condconv_serve.fronts.native.examples import EXAMPLE_JPEG_BASE64, EXAMPLE_REQUEST_ID
+from condconv_serve.fronts.native.problems import problem_responses
+from condconv_serve.fronts.native.schemas import ImagesBody, RoutingParameters
+from condconv_serve.http.disconnect import unless_disconnected
+from condconv_serve.http.middleware import REQUEST_ID_HEADER, note_classification
+from condconv_serve.inference.batching import Priority, ending_at
+from condconv_serve.routing.recent import RecentRequest
+from condconv_serve.tasks.classification import Classification
+
+Parameters = TypeVar("Parameters", bound=RoutingParameters)
+Result = TypeVar("Result")
+PROBLEMS = problem_responses(
+    "malformed_body",
+    "missing_image",
+    "model_not_found",
+    "version_not_found",
+    "body_too_large",
+    "request_timeout",
+    "image_too_large",
+    "too_many_images",
+    "unsupported_body",
+    "unsupported_image",
+    "corrupt_image",
+    "invalid_parameter",
+    "queue_full",
+    "wait_too_long",
+    "inference_failed",
+    "not_ready",
+    "draining",
+    "engine_stalled",
+    "out_of_memory",
+    "deadline_exceeded",
+)
+"""OpenAPI entries for what can go wrong."""
+
+SPLIT_KEY_HEADER = "X-Split-Key"
+"""Equal values get equal versions, so that a user stays with one of them."""
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+
+def request_body(example: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI entry for a body with images, and for the parameters that may stand in the query instead.
+
+    Args:
+        example: parameters that stand in the JSON example.
+        kind: the query's parameters, of which FastAPI knows nothing, since `read_query` reads them.
+    """
+    return {
+        "parameters": [
+            *(
+                {"name": name, "in": "query", "required": False, "description": schema["description"], "schema": schema}
+                for name, schema in kind.model_json_schema()["properties"].items()
+            ),
+            {
+                "name": REQUEST_ID_HEADER,
+                "in": "header",
+                "description": "Returned with the answer, and the name of `GET /routing/{request_id}`.",
+                "schema": {"type": "string", "maxLength": 128, "examples": [EXAMPLE_REQUEST_ID]},
+            },
+        ],
+        "requestBody": {
+            "required": True,
+            "description": "One raw image; a form with one or many files; or JSON with one or many images in base64.",
+            "content": {
+                "application/json": {
+                    "schema": ImagesBody.model_json_schema(ref_template="#/components/schemas/{model}"),
+                    "example": {"images": [{"id": "a", "data": EXAMPLE_JPEG_BASE64}], **example},
+                },
+                "multipart/form-data": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {
+                            "image": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        },
+                        "required": ["image"],
+                    }
+                },
+                "application/octet-stream": _BINARY,
+                "image/*": _BINARY,
+            },
+        },
+    }
+
+
+async def classify(request: Request, kind: type[Parameters], parts: Parts) -> tuple[Parameters, Classification]:
+    """Read a request, classify its images, and remember the answer for its sender.
+
+    Args:
+        request: the images, and parameters in its query or body.
+        kind: which parameters it may have.
+        parts: what to work with.
+
+    Returns:
+        The parameters, those of the body included, and the answer.
+
+    Raises:
+        ServiceError: the request is refused, or its only image can't be used.
+    """
+    if reason := parts.readiness.refusal():
+        raise reason
+    query = read_query(request, kind)
+    # What can't be taken at its most urgent need not be read.
+    parts.classifier.check_capacity(
+        query.model,
+        query.version,
+        priority=Priority.HIGH,
+        deadline=time.monotonic() + parts.request_timeout,
+        split_key=split_key(request),
+    )
+    parameters, images = await read_request(request, query, parts.limits)
+    deadline = time.monotonic() + wait_of(parameters.timeout_ms, parts.request_timeout)
+    request.scope["condconv.deadline"] = deadline
+    classification = await unless_disconnected(
+        request,
+        parts.classifier.classify(
+            images,
+            model=parameters.model,
+            version=parameters.version,
+            top_k=parameters.top_k,
+            priority=Priority[parameters.priority.upper()],
+            deadline=deadline,
+            split_key=split_key(request),
+        ),
+    )
+    note_classification(request.scope, classification)
+    only = classification.results[0] if len(images) == 1 else None
+    if only is not None and only.error is not None:
+        raise only.error
+    if parts.recent is not None:
+        parts.recent.remember(
+            RecentRequest(
+                request_id=request.scope["condconv.request_id"],
+                model=classification.model.name,
+                version=classification.model.version,
+                at=time.time(),
+                results=classification.results,
+            ),
+            owner=request.scope.get("condconv.key_name"),
+        )
+    return parameters, classification
+
+
+async def in_time(work: Awaitable[Result], request: Request) -> Result:
+    """Await what comes after `classify`, but no longer than its sender does.
+
+    Raises:
+        DeadlineExceeded: it was given up.
+    """
+    async with ending_at(request.scope["condconv.deadline"]):
+        return await work
+
+
+def split_key(request: Request) -> str:
+    """What decides which version a request gets where an alias splits traffic: its own header, or else its id."""
+    return request.headers.get(SPLIT_KEY_HEADER) or str(request.scope["condconv.request_id"])
+
+
+def wait_of(timeout_ms: int | None, longest: float) -> float:
+    """Seconds that the caller waits."""
+    if timeout_ms is None:
+        return longest
+    if timeout_ms > longest * 1e3:
+        raise InvalidParameter(f"timeout_ms may be at most {longest * 1e3:.0f}, not {timeout_ms}.")
+    return timeout_ms / 1e3

@@ -1,0 +1,70 @@
+"""Probes for orchestrators, and the metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+
+from condconv_serve.fronts.native.context import Parts
+from condconv_serve.fronts.native.problems import Problem, problem_response, problem_responses
+from condconv_serve.fronts.native.schemas import HealthResponse, ModelReference
+
+
+def router(parts: Parts, *, serve_metrics: bool = True) -> APIRouter:
+    """The routes of probes, and of metrics unless they are elsewhere."""
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/livez", summary="Is the process alive?", response_model=HealthResponse)
+    async def livez() -> HealthResponse:
+        """Always ok while the process can answer at all; if it can't, restart it."""
+        return HealthResponse(status="ok")
+
+    @routes.get(
+        "/readyz",
+        summary="Does the service take requests?",
+        response_model=HealthResponse,
+        responses=problem_responses("not_ready", "draining"),
+    )
+    async def readyz() -> HealthResponse | Response:
+        """Ok once every model has been loaded and warmed up, and until the service shuts down."""
+        return _health()
+
+    @routes.get(
+        "/healthz",
+        summary="Is all well?",
+        response_model=HealthResponse,
+        responses=problem_responses("not_ready", "draining"),
+    )
+    async def healthz() -> HealthResponse | Response:
+        """For a container's health check: as `/readyz`."""
+        return _health()
+
+    # Some load balancers probe with HEAD.
+    for path, probe in (("/livez", livez), ("/readyz", readyz), ("/healthz", healthz)):
+        routes.add_api_route(path, probe, methods=["HEAD"], response_model=HealthResponse, include_in_schema=False)
+
+    def _health() -> HealthResponse | Response:
+        if reason := parts.readiness.unready():
+            return problem_response(Problem.of(reason))
+        served = parts.models.models()
+        return HealthResponse(
+            status="ok",
+            models=[ModelReference(name=n, version=v) for n, versions in served.items() for v in versions],
+        )
+
+    if not serve_metrics:
+        return routes
+
+    @routes.get(
+        "/metrics",
+        summary="Metrics for Prometheus",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    )
+    async def metrics(request: Request) -> Response:
+        """In the Prometheus text format, or OpenMetrics if the scraper accepts it."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(parts.metrics.registry), headers={"Content-Type": content_type})
+
+    return routes

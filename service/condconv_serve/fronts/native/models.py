@@ -1,0 +1,188 @@
+"""What is served, and which versions: `/models`, and what keys with the scope `admin` may change there."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request
+from starlette.status import HTTP_204_NO_CONTENT
+
+from condconv_serve.errors import ModelNotFound
+from condconv_serve.fronts.native.body import read_json
+from condconv_serve.fronts.native.context import Parts
+from condconv_serve.fronts.native.problems import problem_responses
+from condconv_serve.fronts.native.schemas import (
+    MAX_NAME,
+    AliasBody,
+    AliasesResponse,
+    AliasRequest,
+    ModelResponse,
+    ModelsResponse,
+    ModelSummary,
+    VersionBody,
+    alias_body,
+    model_response,
+    model_summary,
+    version_body,
+)
+from condconv_serve.fronts.native.security import needs_admin
+from condconv_serve.serving.versions import VersionStatus
+
+EXAMPLE_MODEL = "efficientnet-lite0-condconv-4e"
+ModelPath = Annotated[str, Path(max_length=MAX_NAME, examples=[EXAMPLE_MODEL])]
+VersionPath = Annotated[str, Path(max_length=MAX_NAME, examples=["1"])]
+AliasPath = Annotated[str, Path(max_length=MAX_NAME, examples=["stable"])]
+MAX_ALIAS_BYTES = 64 * 1024
+"""Most bytes of a request that changes an alias."""
+
+_NOT_FOUND = ("model_not_found", "version_not_found")
+_CHANGING = (*_NOT_FOUND, "invalid_parameter", "invalid_bundle")
+
+_ALIAS_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": AliasRequest.model_json_schema(),
+                "examples": {
+                    "one version": {"value": {"version": "1"}},
+                    "a split": {"value": {"versions": {"1": 90, "2": 10}}},
+                },
+            }
+        },
+    }
+}
+
+
+def router(parts: Parts) -> APIRouter:
+    """The routes of models."""
+    routes = APIRouter(tags=["models"])
+
+    def summarise(name: str, statuses: list[VersionStatus]) -> ModelSummary:
+        return model_summary(
+            name,
+            parts.models.models().get(name, {}),
+            default=name == parts.models.default_model,
+            statuses=statuses,
+            aliases=parts.models.aliases(name),
+        )
+
+    @routes.get("/models", summary="List the models", response_model=ModelsResponse, response_model_exclude_none=True)
+    async def list_models() -> ModelsResponse:
+        """All models of the store, with their versions and how each is doing."""
+        statuses = await asyncio.to_thread(parts.versions.status)
+        return ModelsResponse(models=[summarise(name, found) for name, found in sorted(statuses.items())])
+
+    @routes.get(
+        "/models/{name}",
+        summary="Describe a model",
+        response_model=ModelResponse,
+        response_model_exclude_none=True,
+        responses=problem_responses(*_NOT_FOUND, "invalid_parameter"),
+    )
+    async def describe_model(
+        name: ModelPath,
+        version: Annotated[
+            str | None,
+            Query(
+                max_length=MAX_NAME,
+                description="A version or an alias. If absent: the alias `default`, or else the newest.",
+            ),
+        ] = None,
+    ) -> ModelResponse:
+        """Architecture, parameters, multiply-adds, preprocessing, checksums, measured accuracy and the model card."""
+        model = parts.models.get(name, version)
+        statuses = await asyncio.to_thread(parts.versions.status)
+        return model_response(model, summarise(model.name, statuses.get(model.name, [])))
+
+    @routes.post(
+        "/models/{name}/versions/{version}/load",
+        summary="Load a version",
+        response_model=VersionBody,
+        response_model_exclude_none=True,
+        responses=problem_responses(*_CHANGING),
+        dependencies=[needs_admin],
+    )
+    async def load(name: ModelPath, version: VersionPath) -> VersionBody:
+        """Load a version of the store, warm it up, and serve it beside the others until it is unloaded.
+
+        Answers once it serves, or can't. A version that failed before is tried again. Only this replica loads it.
+        """
+        return version_body(await parts.versions.load(name, version))
+
+    @routes.post(
+        "/models/{name}/versions/{version}/unload",
+        summary="Unload a version",
+        response_model=VersionBody,
+        response_model_exclude_none=True,
+        responses=problem_responses(*_NOT_FOUND, "invalid_parameter", "version_in_use"),
+        dependencies=[needs_admin],
+    )
+    async def unload(name: ModelPath, version: VersionPath) -> VersionBody:
+        """Serve a version no more; its memory is released when the requests that it has are answered.
+
+        It stays unloaded until it is loaded on request or its files change. Only this replica unloads it.
+        """
+        return version_body(await parts.versions.unload(name, version))
+
+    @routes.get(
+        "/models/{name}/aliases",
+        summary="List a model's aliases",
+        response_model=AliasesResponse,
+        response_model_exclude_none=True,
+        responses=problem_responses("model_not_found", "invalid_parameter"),
+    )
+    async def list_aliases(name: ModelPath) -> AliasesResponse:
+        """The aliases that are in force."""
+        if name not in parts.models.models():
+            parts.models.get(name, None)
+            raise ModelNotFound(f"Model {name!r} is not served.")
+        return AliasesResponse(aliases={k: alias_body(v) for k, v in parts.models.aliases(name).items()})
+
+    @routes.put(
+        "/models/{name}/aliases/{alias}",
+        summary="Point an alias at versions",
+        response_model=AliasBody,
+        response_model_exclude_none=True,
+        responses=problem_responses(
+            *_CHANGING, "malformed_body", "body_too_large", "unsupported_body", "request_timeout", "store_not_writable"
+        ),
+        dependencies=[needs_admin],
+        openapi_extra=_ALIAS_BODY,
+    )
+    async def set_alias(request: Request, name: ModelPath, alias: AliasPath) -> AliasBody:
+        """Send requests that give the alias as their `version` to these versions, by weight.
+
+        Which one a request gets, its header `X-Split-Key` decides, or else its id: equal keys get equal versions.
+
+        Versions that aren't loaded are loaded first; if one can't be, the alias stays as it was. It is kept in the
+        store, so all replicas that share the store follow.
+        """
+        body = await read_json(request, AliasRequest, max_bytes=min(MAX_ALIAS_BYTES, parts.limits.max_body_bytes))
+        return alias_body(await parts.versions.set_alias(name, alias, body.split()))
+
+    @routes.post(
+        "/models/{name}/aliases/{alias}/rollback",
+        summary="Point an alias back",
+        response_model=AliasBody,
+        response_model_exclude_none=True,
+        responses=problem_responses(*_CHANGING, "alias_not_found", "store_not_writable"),
+        dependencies=[needs_admin],
+    )
+    async def roll_back(name: ModelPath, alias: AliasPath) -> AliasBody:
+        """Point an alias back to where it pointed before its last change; doing so again undoes it."""
+        return alias_body(await parts.versions.roll_back(name, alias))
+
+    @routes.delete(
+        "/models/{name}/aliases/{alias}",
+        summary="Remove an alias",
+        status_code=HTTP_204_NO_CONTENT,
+        responses=problem_responses("model_not_found", "alias_not_found", "invalid_parameter", "store_not_writable"),
+        dependencies=[needs_admin],
+    )
+    async def delete_alias(name: ModelPath, alias: AliasPath) -> None:
+        """Remove an alias; requests that still name it are answered with 404."""
+        await parts.versions.delete_alias(name, alias)
+
+    return routes

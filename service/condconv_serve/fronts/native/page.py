@@ -1,0 +1,88 @@
+"""The browser page: `/`, and at `/web/` the files that it is made of."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from fastapi import APIRouter, HTTPException, Request, Response
+
+from condconv_serve.samples import SAMPLES
+
+DIRECTORY = Path(__file__).parents[2] / "web"
+PAGE = "index.html"
+CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' blob: data:",
+        "connect-src 'self'",
+        "form-action 'none'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+"""Nothing from elsewhere, nothing inline: even a label with markup in it could not run."""
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A file as it is sent."""
+
+    content: bytes
+    media_type: str
+    etag: str
+
+    @classmethod
+    def read(cls, path: Path) -> Asset:
+        """Read a file and name its content."""
+        content = path.read_bytes()
+        media_type = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+        return cls(content, media_type, f'"{sha256(content).hexdigest()[:32]}"')
+
+
+def assets() -> dict[str, Asset]:
+    """All files of the page by name, the sample photographs as `samples/<name>`."""
+    files = {path.name: path for path in DIRECTORY.iterdir() if path.is_file() and path.suffix in (*_TYPES, ".svg")}
+    files |= {f"samples/{path.name}": path for path in SAMPLES}
+    return {name: Asset.read(path) for name, path in files.items()}
+
+
+def router(found: Mapping[str, Asset] | None = None) -> APIRouter:
+    """The routes of the page. They are for everybody: the page holds nothing that is secret, and asks for a key.
+
+    Only names that were found at the start are answered, so no path leads out of the directory.
+    """
+    files = assets() if found is None else found
+    routes = APIRouter(include_in_schema=False)
+
+    @routes.api_route("/", methods=["GET", "HEAD"])
+    async def page(request: Request) -> Response:
+        return _answer(request, files[PAGE])
+
+    @routes.api_route("/web/{name:path}", methods=["GET", "HEAD"])
+    async def asset(request: Request, name: str) -> Response:
+        if name == PAGE or name not in files:
+            raise HTTPException(404)
+        return _answer(request, files[name])
+
+    return routes
+
+
+def _answer(request: Request, asset: Asset) -> Response:
+    # Asked for anew each time, so that a new version of the service never runs with the old one's scripts.
+    headers = {"ETag": asset.etag, "Cache-Control": "no-cache", "Content-Security-Policy": CONTENT_SECURITY_POLICY}
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if asset.etag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(asset.content, media_type=asset.media_type, headers=headers)

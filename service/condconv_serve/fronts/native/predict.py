@@ -1,0 +1,36 @@
+"""`POST /predict`: images in, classes out, and routing weights on request."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from condconv_serve.fronts.native.classification import PROBLEMS, classify, request_body
+from condconv_serve.fronts.native.context import Parts
+from condconv_serve.fronts.native.schemas import PredictParameters, PredictResponse, predict_response
+
+
+def router(parts: Parts) -> APIRouter:
+    """The routes of predictions."""
+    routes = APIRouter(tags=["predict"])
+
+    @routes.post(
+        "/predict",
+        summary="Classify images",
+        response_model=PredictResponse,
+        response_model_exclude_none=True,
+        responses=PROBLEMS,
+        openapi_extra=request_body({"top_k": 3, "routing": True}, PredictParameters),
+    )
+    async def predict(request: Request) -> PredictResponse:
+        """Return the most probable classes of each image, and its routing weights if asked for.
+
+        One entry per image, in order. If one of several images can't be used, its entry holds an `error` and the
+        others are answered all the same; if a lone image can't be used, that is the response's own error.
+
+        Parameters may also stand in a JSON or form body. A raw image: `curl --data-binary @photo.jpg`; files:
+        `curl -F image=@a.jpg -F image=@b.png`.
+        """
+        parameters, classification = await classify(request, PredictParameters, parts)
+        return predict_response(classification, routing=parameters.routing)
+
+    return routes

@@ -1,0 +1,194 @@
+"""Errors over HTTP: one table of status codes, one shape of body (RFC 9457, `application/problem+json`)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from condconv_serve.errors import CapacityError, InvalidParameter, ServiceError
+
+logger = logging.getLogger(__name__)
+
+STATUS = {
+    "internal_error": 500,
+    "invalid_parameter": 422,
+    "malformed_request": 400,
+    "headers_too_large": 431,
+    "request_timeout": 408,
+    "malformed_body": 400,
+    "missing_image": 400,
+    "body_too_large": 413,
+    "too_many_images": 413,
+    "unsupported_body": 415,
+    "model_not_found": 404,
+    "version_not_found": 404,
+    "alias_not_found": 404,
+    "version_in_use": 409,
+    "store_not_writable": 409,
+    "routing_not_found": 404,
+    "unauthenticated": 401,
+    "forbidden": 403,
+    "unsupported_image": 415,
+    "image_too_large": 413,
+    "corrupt_image": 422,
+    "rate_limited": 429,
+    "too_many_connections": 503,
+    "queue_full": 429,
+    "ablation_busy": 429,
+    "wait_too_long": 429,
+    "not_ready": 503,
+    "draining": 503,
+    "engine_stalled": 503,
+    "out_of_memory": 503,
+    "deadline_exceeded": 504,
+    "inference_failed": 500,
+    "invalid_bundle": 422,
+    "import_failed": 500,
+    "invalid_data_set": 500,
+    "remote_failed": 502,
+    "download_failed": 502,
+    "invalid_configuration": 500,
+}
+"""Status code of every error's slug."""
+
+HEADERS = {"unauthenticated": {"WWW-Authenticate": "Bearer"}}
+"""Headers that go with an error's slug."""
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """What went wrong, as RFC 9457 problem details."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "type": "urn:condconv-serve:problem:unsupported_image",
+                "title": "Unsupported image format",
+                "status": 415,
+                "detail": "These bytes are no image of an accepted format; JPEG, PNG, WebP, GIF, TIFF and BMP "
+                "are accepted.",
+                "slug": "unsupported_image",
+            }
+        }
+    )
+
+    type: str = Field(description="A URN that names the kind of problem.")
+    title: str = Field(description="The kind of problem, in words.")
+    status: int = Field(description="The HTTP status code that goes with it.")
+    detail: str = Field(description="What was wrong this time, and what is allowed.")
+    slug: str = Field(description="The kind of problem, for programs.")
+    retry_after: float | None = Field(None, description="Seconds after which a new try makes sense.")
+
+    @classmethod
+    def of(cls, error: ServiceError) -> Problem:
+        """Describe an error."""
+        return cls(
+            type=f"urn:condconv-serve:problem:{error.slug}",
+            title=error.title,
+            status=STATUS[error.slug],
+            detail=str(error),
+            slug=error.slug,
+            retry_after=error.retry_after if isinstance(error, CapacityError) else None,
+        )
+
+
+def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
+    """Return a problem as a response."""
+    headers = HEADERS.get(problem.slug, {}) | (headers or {})
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(problem.retry_after))
+    return JSONResponse(
+        problem.model_dump(exclude_none=True), status_code=problem.status, headers=headers, media_type=MEDIA_TYPE
+    )
+
+
+def problem_responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the problems that a route may answer with."""
+    by_status: dict[int | str, list[str]] = {}
+    for slug in slugs:
+        by_status.setdefault(STATUS[slug], []).append(slug)
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": ", ".join(names), "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status, names in by_status.items()
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Make an app answer every error as a problem."""
+
+    @app.exception_handler(ServiceError)
+    async def service_error(request: Request, error: ServiceError) -> JSONResponse:
+        if STATUS[error.slug] >= 500 and not isinstance(error, CapacityError):
+            logger.error("%s %s: %s", request.method, request.url.path, error)
+        request.scope["condconv.slug"] = error.slug
+        return problem_response(Problem.of(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        request.scope["condconv.slug"] = InvalidParameter.slug
+        detail = describe_validation(error.errors()) + _query_parameters(request)
+        return problem_response(Problem.of(InvalidParameter(detail)))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        detail, headers = str(error.detail), dict(error.headers or {})
+        if error.status_code == 404:
+            detail = f"There is nothing at {request.url.path}; /docs lists what there is."
+        elif error.status_code == 405:
+            headers["Allow"] = ", ".join(_allowed_methods(request))
+            detail = f"{request.url.path} doesn't take {request.method}, but {headers['Allow']}."
+        slug = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        request.scope["condconv.slug"] = slug
+        problem = Problem(
+            type=f"urn:condconv-serve:problem:{slug}",
+            title={404: "Not found", 405: "Method not allowed"}.get(error.status_code, "HTTP error"),
+            status=error.status_code,
+            detail=detail,
+            slug=slug,
+            retry_after=None,
+        )
+        return problem_response(problem, headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """All methods of a path; the router names those of the first route only."""
+
+    def is_taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") if is_taken(method)]
+
+
+def _query_parameters(request: Request) -> str:
+    """A sentence with the query parameters of the request's route."""
+    path = getattr(request.scope.get("route"), "path", "")
+    operation = request.app.openapi()["paths"].get(path, {}).get(request.method.lower(), {})
+    names = [parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"]
+    return f" Parameters are {', '.join(names)}." if names else ""
+
+
+NAMED = 5
+"""How many errors of a validation are described."""
+
+
+def describe_validation(errors: Sequence[Any], count: int | None = None) -> str:
+    """Put pydantic's list of errors, or the first of `count` errors, into a sentence."""
+    parts = []
+    for item in errors[:NAMED]:
+        place = ".".join(str(part) for part in item["loc"] if part not in ("query", "body", "path"))[:100] or "value"
+        message = str(item["msg"]).removeprefix("Value error, ")
+        parts.append(f"{place}: {message}" if item["type"] != "extra_forbidden" else f"{place}: no such parameter")
+    more = (count or len(errors)) - len(parts)
+    return "; ".join(parts) + (f" and {more} more" if more else "") + "."

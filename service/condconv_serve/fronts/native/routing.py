@@ -1,0 +1,213 @@
+"""`/routing`: which experts images are routed to, one by one and in live traffic."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from condconv_serve.domain import ServedModel
+from condconv_serve.errors import ModelNotFound, RoutingNotFound, VersionNotFound
+from condconv_serve.fronts.native.classification import PROBLEMS, classify, in_time, request_body
+from condconv_serve.fronts.native.context import Parts
+from condconv_serve.fronts.native.examples import EXAMPLE_REQUEST_ID
+from condconv_serve.fronts.native.problems import problem_responses
+from condconv_serve.fronts.native.routing_formats import MEDIA_TYPES, OTHER_CONTENT, accepted_format, exported
+from condconv_serve.fronts.native.routing_schemas import (
+    ClassResponse,
+    ExpertParameters,
+    ExpertResponse,
+    LiveParameters,
+    LiveResponse,
+    RecentResponse,
+    ResetResponse,
+    RoutedResponse,
+    TracesParameters,
+    VersionParameters,
+    WindowParameters,
+    class_response,
+    expert_response,
+    live_response,
+    recent_response,
+    routed_response,
+)
+from condconv_serve.fronts.native.schemas import MAX_NAME, ModelReference
+from condconv_serve.fronts.native.security import needs_admin
+from condconv_serve.http.disconnect import unless_disconnected
+from condconv_serve.routing.live import LiveModel
+from condconv_serve.routing.state import RoutingState
+
+_LIVE_PROBLEMS = problem_responses("model_not_found", "version_not_found", "routing_not_found", "invalid_parameter")
+
+
+def router(parts: Parts) -> APIRouter:
+    """The routes of routing."""
+    routes = APIRouter(tags=["routing"])
+
+    @routes.post(
+        "/routing",
+        summary="Show images' routing weights",
+        response_model=RoutedResponse,
+        response_model_exclude_none=True,
+        responses={200: {"content": OTHER_CONTENT}, **PROBLEMS},
+        openapi_extra=request_body({"top_k": 1}, TracesParameters),
+    )
+    async def routing(request: Request) -> RoutedResponse | Response:
+        """Like `/predict`, but with the routing weights, one per CondConv block and expert, 0 to 1, and an `insight`.
+
+        That tells each block's entropy and strongest experts, and how far the image is from the mean of the model's
+        reference profile and from the mean of images taken for the same class.
+
+        `format`, or else the Accept header, chooses JSON, CSV (a line per weight), NPZ (arrays for NumPy), or a picture
+        of all images side by side, PNG or SVG.
+        """
+        parameters, classification = await classify(request, TracesParameters, parts)
+        chosen = parameters.format or accepted_format(request.headers.get("accept", ""))
+        if chosen == "json":
+            return routed_response(classification, live=parts.routing)
+        content = await unless_disconnected(request, in_time(exported(classification, chosen), request))
+        return Response(content, media_type=MEDIA_TYPES[chosen])
+
+    @routes.get(
+        "/routing",
+        summary="What live traffic does",
+        response_model=LiveResponse,
+        response_model_exclude_none=True,
+        responses=_LIVE_PROBLEMS,
+    )
+    async def live(query: Annotated[LiveParameters, Query()]) -> LiveResponse:
+        """Mean, deviation, histogram and load of every expert, entropy of every block, and drift from the reference.
+
+        Of all images answered lately by the model, whoever sent them; images themselves are not kept.
+        """
+        model, found = _live(query.model, query.version)
+        return await asyncio.to_thread(live_response, model, found, window=query.window, classes=query.classes)
+
+    @routes.get(
+        "/routing/classes/{index}",
+        summary="How a predicted class is routed",
+        response_model=ClassResponse,
+        response_model_exclude_none=True,
+        responses=_LIVE_PROBLEMS,
+    )
+    async def of_class(
+        index: Annotated[int, Path(ge=0, examples=[285])], query: Annotated[WindowParameters, Query()]
+    ) -> ClassResponse:
+        """Mean routing weights of the images that were taken for a class, beside those of all images."""
+        model, found = _live(query.model, query.version)
+        if index >= len(model.labels):
+            raise RoutingNotFound(f"{model.name} has the classes 0 to {len(model.labels) - 1}, but no {index}.")
+        return await asyncio.to_thread(class_response, model, found, index, window=query.window)
+
+    @routes.get(
+        "/routing/experts/{block}/{expert}",
+        summary="Which classes use an expert",
+        response_model=ExpertResponse,
+        response_model_exclude_none=True,
+        responses=_LIVE_PROBLEMS,
+    )
+    async def of_expert(
+        block: Annotated[str, Path(max_length=MAX_NAME, examples=["block_8"])],
+        expert: Annotated[int, Path(ge=0, examples=[0])],
+        query: Annotated[ExpertParameters, Query()],
+    ) -> ExpertResponse:
+        """The classes whose images give an expert the largest and the smallest weights on average."""
+        model, found = _live(query.model, query.version)
+        if block not in found.blocks:
+            known = ", ".join(found.blocks) or "none"
+            raise RoutingNotFound(f"{model.name} has no CondConv block {block[:100]!r}; there are: {known}.")
+        number = found.blocks.index(block)
+        if expert >= (experts := found.experts[number]):
+            raise RoutingNotFound(f"{block} has the experts 0 to {experts - 1}, but no {expert}.")
+        return await asyncio.to_thread(
+            expert_response,
+            model,
+            found,
+            number,
+            expert,
+            window=query.window,
+            top=query.top,
+            min_images=query.min_images,
+        )
+
+    @routes.get(
+        "/routing/state",
+        summary="Live statistics to merge",
+        response_class=Response,
+        dependencies=[needs_admin],
+        responses={
+            200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+            **_LIVE_PROBLEMS,
+        },
+    )
+    async def state(query: Annotated[VersionParameters, Query()]) -> Response:
+        """One version's statistics as an NPZ file, which adds up exactly with those of other replicas.
+
+        `condconv routing-state a.npz b.npz` does that. The default model's if none is named. Needs the scope `admin`.
+        """
+        _, found = _live(query.model, query.version)
+        return Response(
+            await asyncio.to_thread(_packed, found),
+            media_type="application/octet-stream",
+            headers={"Content-Disposition": 'attachment; filename="routing.npz"'},
+        )
+
+    @routes.post(
+        "/routing/reset",
+        summary="Forget live statistics",
+        response_model=ResetResponse,
+        dependencies=[needs_admin],
+        responses=_LIVE_PROBLEMS,
+    )
+    async def reset(query: Annotated[VersionParameters, Query()]) -> ResetResponse:
+        """Start all windows anew, of one version, of all versions of a model, or of all models.
+
+        The metrics start anew, too. Needs the scope `admin`.
+        """
+        if query.version is not None:
+            chosen = [_live(query.model, query.version)[1]]
+        else:
+            if query.model is not None:
+                _live(query.model, None)
+            chosen = [live for live in parts.routing or () if query.model in (None, live.name)]
+        for live in chosen:
+            live.statistics.reset()
+        return ResetResponse(reset=[ModelReference(name=live.name, version=live.version) for live in chosen])
+
+    def _live(name: str | None, version: str | None) -> tuple[ServedModel, LiveModel]:
+        model = parts.models.get(name, version)
+        if parts.routing is None:
+            raise RoutingNotFound("This server keeps no routing statistics; CONDCONV_ROUTING_STATISTICS is off.")
+        return model, parts.routing.of(model)
+
+    # After /routing/state, which is no request's id.
+    @routes.get(
+        "/routing/{request_id}",
+        summary="The routing of a recent request",
+        response_model=RecentResponse,
+        response_model_exclude_none=True,
+        responses=problem_responses("routing_not_found", "invalid_parameter"),
+    )
+    async def of_request(
+        request: Request, request_id: Annotated[str, Path(max_length=128, examples=[EXAMPLE_REQUEST_ID])]
+    ) -> RecentResponse:
+        """What was answered to a request of your own, by its `X-Request-Id`.
+
+        Only the newest requests are kept, and each only for the API key that sent it.
+        """
+        if parts.recent is None:
+            raise RoutingNotFound("This server keeps no recent requests.")
+        found = parts.recent.find(request_id, owner=request.scope.get("condconv.key_name"))
+        try:
+            model = parts.models.get(found.model, found.version)
+        except (ModelNotFound, VersionNotFound):  # no longer served
+            model = None
+        return recent_response(found, model, live=parts.routing)
+
+    return routes
+
+
+def _packed(live: LiveModel) -> bytes:
+    state = RoutingState.of(live.statistics, model=live.name, version=live.version, blocks=live.blocks)
+    return state.pack()

@@ -1,0 +1,100 @@
+"""The forms in which `POST /routing` answers besides JSON."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from condconv_serve.domain import ImageResult, Prediction, RoutingTrace
+from condconv_serve.errors import InvalidParameter
+from condconv_serve.fronts.native.routing_schemas import RoutingFormat
+from condconv_serve.routing.export import to_csv, to_npz
+from condconv_serve.tasks.classification import Classification
+
+MAX_PICTURED = 16
+"""Images that a picture may show."""
+MEDIA_TYPES: dict[RoutingFormat, str] = {
+    "json": "application/json",
+    "csv": "text/csv; charset=utf-8",
+    "npz": "application/octet-stream",
+    "png": "image/png",
+    "svg": "image/svg+xml",
+}
+OTHER_CONTENT: dict[str, Any] = {
+    "text/csv": {"schema": {"type": "string"}},
+    **{MEDIA_TYPES[name]: {"schema": {"type": "string", "format": "binary"}} for name in ("npz", "png", "svg")},
+}
+"""OpenAPI entries."""
+_BY_TYPE: dict[str, RoutingFormat] = {
+    "application/json": "json",
+    "text/csv": "csv",
+    "application/octet-stream": "npz",
+    "application/x-npz": "npz",
+    "image/png": "png",
+    "image/svg+xml": "svg",
+    "image/*": "png",
+    "text/*": "csv",
+}
+# One thread: matplotlib holds the interpreter, so that two pictures at once would only be in each other's way.
+_drawer = ThreadPoolExecutor(1, thread_name_prefix="drawing")
+
+
+def accepted_format(accept: str) -> RoutingFormat:
+    """The form that an Accept header likes best; JSON if it names none of ours, or likes anything as well."""
+    best: tuple[float, RoutingFormat] = (0.0, "json")
+    for part in accept.split(","):
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = _quality(parameters)
+        name = "json" if media_type in ("*/*", "application/*") else _BY_TYPE.get(media_type)
+        if name is not None and quality > best[0]:
+            best = (quality, name)
+    return best[1]
+
+
+def _quality(parameters: list[str]) -> float:
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return float(parameter[2:])
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+async def exported(classification: Classification, form: RoutingFormat) -> bytes:
+    """Put the routing of a classification into a form.
+
+    Raises:
+        InvalidParameter: more images than a picture shows, or a static network, which has nothing to draw.
+        ServiceError: the first image's error, if there is no image to draw.
+    """
+    model, results = classification.model, classification.results
+    if form == "csv":
+        return to_csv(results)
+    if form == "npz":
+        return await asyncio.to_thread(to_npz, results, blocks=model.routing_blocks, experts=model.num_experts)
+    if len(results) > MAX_PICTURED:
+        raise InvalidParameter(
+            f"A picture shows at most {MAX_PICTURED} images, not {len(results)}; json, csv and npz hold any number."
+        )
+    traces = [
+        (_title(result, result.prediction), result.prediction.routing)
+        for result in results
+        if result.prediction is not None
+    ]
+    if not traces:
+        raise next(r.error for r in results if r.error is not None)
+    return await asyncio.get_running_loop().run_in_executor(_drawer, _draw, traces, form)
+
+
+def _title(result: ImageResult, prediction: Prediction) -> str:
+    best = prediction.classes[0]
+    return f"{result.filename or f'image {result.id}'}\n{best.label} {best.probability:.0%}"
+
+
+def _draw(traces: Sequence[tuple[str, RoutingTrace]], kind: str) -> bytes:
+    from condconv_serve.routing.plot import draw_routing  # matplotlib takes a while to import
+
+    return draw_routing(traces, kind)

@@ -1,0 +1,360 @@
+"""uvicorn's HTTP protocol, with an end to its patience: slow headers, stuck readers, and connections beyond the limit.
+
+uvicorn itself waits for ever for headers, so that a few hundred silent connections could take the service down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import uuid
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import httptools
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from condconv_serve.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError, TooManyConnections
+from condconv_serve.fronts.native.problems import MEDIA_TYPE, Problem, problem_response
+from condconv_serve.http.middleware import REQUEST_ID_HEADER
+from condconv_serve.telemetry.metrics import Metrics
+
+logger = logging.getLogger("condconv_serve.access")
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Most bytes before a request's body; the parser itself has no limit."""
+
+MAX_PIPELINED = 1024
+"""Most requests that a connection may send ahead of their answers."""
+
+REFUSED_AT_ONCE = 64
+"""Connections beyond the limit that may wait for their 503 at the same time; further ones are closed unheard."""
+
+_UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings"})
+_REFUSAL_SECONDS = 1.0
+_LAST_CALL_SECONDS = 0.3
+_FILES_BESIDES_CONNECTIONS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """What a connection may cost.
+
+    Attributes:
+        header_timeout: seconds from a connection's opening, or a request's first byte, to the end of its headers.
+        write_timeout: seconds that a client may leave an answer unread.
+        max_connections: most connections at the same time.
+    """
+
+    header_timeout: float
+    write_timeout: float
+    max_connections: int
+
+
+def http_protocol(limits: ConnectionLimits, metrics: Metrics) -> type[asyncio.Protocol]:
+    """The protocol for `uvicorn.Config(http=...)`."""
+    refused: set[PatientProtocol] = set()
+    return cast(type[asyncio.Protocol], partial(PatientProtocol, limits=limits, metrics=metrics, refused=refused))
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """One connection.
+
+    While no request is being answered, a deadline runs from the first byte, and from the opening of the connection,
+    until headers are complete; an idle connection between requests is uvicorn's `timeout_keep_alive`'s business.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        limits: ConnectionLimits,
+        metrics: Metrics,
+        refused: set[PatientProtocol],
+    ) -> None:
+        """Prepare for one connection of a server; `refused` is shared by all of them."""
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = limits
+        self._metrics = metrics
+        self._refused = refused
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._abort_timer: asyncio.TimerHandle | None = None
+        self._header_bytes = 0
+        self._running: RequestResponseCycle | None = None
+        self._closing = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the deadline, or refuse."""
+        super().connection_made(transport)
+        if len(self.connections) > self._limits.max_connections:
+            self._refuse()
+        else:
+            self._start_header_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop all clocks."""
+        self._stop_header_timer()
+        self._stop_abort_timer()
+        self._refused.discard(self)
+        super().connection_lost(exc)
+        if self._running is not None and not self._running.response_complete:
+            # uvicorn tells the newest request only, which may wait behind this one.
+            self._running.disconnected = True
+            self._running.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, unless nothing that comes here matters any more."""
+        if self in self._refused:
+            self._refused.discard(self)
+            self._fail(
+                TooManyConnections(
+                    f"All {self._limits.max_connections} connections are in use.", retry_after=_REFUSAL_SECONDS
+                )
+            )
+        if self._closing:
+            return
+        if not self._answering():  # the rest of a body that was answered early is waited for no longer than headers
+            self._start_header_timer()
+        self._header_bytes += len(data)
+        self._parse(data)
+        if self._header_bytes > MAX_HEADER_BYTES and not self._closing:
+            self._end_message(HeadersTooLarge(f"The headers have more than {MAX_HEADER_BYTES} bytes."))
+
+    def _parse(self, data: bytes) -> None:
+        """Parse as uvicorn does, but go on where a request asks for another protocol, of which none is spoken here.
+
+        The parser takes everything after such a request's headers for the other protocol; RFC 9110 (7.8) lets a server
+        ignore the wish, and then what follows is the request's body.
+        """
+        self._unset_keepalive_if_required()
+        rest = memoryview(data)
+        try:
+            while len(rest):
+                try:
+                    self.parser.feed_data(rest)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    rest = rest[upgrade.args[0] :]
+                    self._repeat_without_upgrade()
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+
+    def _repeat_without_upgrade(self) -> None:
+        """Give the headers to a new parser, which then expects the body that they announce."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("a tunnel")
+        version = self.parser.get_http_version().encode()
+        headers = [(name, value) for name, value in self.headers if name not in _UPGRADE_HEADERS]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        lines = [method + b" " + self.url + b" HTTP/" + version, *(name + b": " + value for name, value in headers)]
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+
+    def on_message_begin(self) -> None:
+        """A request's first byte is here."""
+        self._unset_keepalive_if_required()
+        super().on_message_begin()
+        self._start_header_timer()
+
+    def on_headers_complete(self) -> None:
+        """From here on, the application decides how long to wait."""
+        if self.parser.should_upgrade():
+            return  # they will come again without the wish
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise httptools.HttpParserError("too many requests before their answers")
+        self._stop_header_timer()
+        self._header_bytes = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """What else comes within a body, a trailer say, counts as a header."""
+        self._header_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """What comes next is another request, for which there is no hurry."""
+        if self.parser.should_upgrade():
+            return
+        self._stop_header_timer()
+        self._header_bytes = 0
+        super().on_message_complete()
+        if not self._answering() and not self._closing and not self.transport.is_closing():
+            # It was answered before its body had come, which stopped the clock of idle connections.
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or for the client to read the last answer."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._abort_later(self._limits.write_timeout)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; called by uvicorn."""
+        if self._is_receiving():
+            self._end_message(MalformedRequest("The body is not encoded as the headers say."))
+        else:
+            self._end_message(MalformedRequest(f"{msg.rstrip('.')}; HTTP/1.1 is spoken here."))
+
+    def _is_receiving(self) -> bool:
+        cycle = self.cycle
+        return self._answering() and cycle.more_body and not cycle.response_started and not self.pipeline
+
+    def _end_message(self, error: ServiceError) -> None:
+        """Answer what can't be received any further, or let requests before it be answered."""
+        if self._is_receiving():
+            self._fail(error)
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        else:
+            self._reject(error)
+
+    def shutdown(self) -> None:
+        """The server is about to end; a request that is on its way already is still answered."""
+        if self._answering():
+            super().shutdown()
+        else:
+            self.loop.call_later(_LAST_CALL_SECONDS, self._end)
+
+    def _end(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing():
+            self._abort_later(self._limits.write_timeout)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """An idle connection ends."""
+        self._close()
+
+    def pause_writing(self) -> None:
+        """The client reads slower than we write."""
+        super().pause_writing()
+        self._abort_later(self._limits.write_timeout)
+
+    def resume_writing(self) -> None:
+        """The client has read something."""
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_abort_timer()
+
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _start_header_timer(self) -> None:
+        if self._header_timer is None and not self._closing:
+            self._header_timer = self.loop.call_later(self._limits.header_timeout, self._headers_are_late)
+
+    def _stop_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _headers_are_late(self) -> None:
+        self._header_timer = None
+        if self._answering():  # pipelined behind a request that we are slow with ourselves
+            self._start_header_timer()
+            return
+        error = RequestTimeout(f"The headers were incomplete after {self._limits.header_timeout:g} seconds.")
+        if self._header_bytes:
+            self._fail(error)
+        else:  # browsers open connections ahead of need and don't expect an answer on them
+            self._metrics.rejected.labels(error.slug).inc()
+            self._close()
+
+    def _refuse(self) -> None:
+        """Answer once a request comes, since a client that is still sending would not read an earlier answer."""
+        self.connections.discard(self)
+        if len(self._refused) >= REFUSED_AT_ONCE:
+            self._metrics.rejected.labels(TooManyConnections.slug).inc()
+            self._closing = True
+            self.transport.abort()
+            return
+        self._refused.add(self)
+        self._abort_later(_REFUSAL_SECONDS)
+
+    def _reject(self, error: ServiceError) -> None:
+        """Take nothing more from this client; a request before still gets its answer."""
+        if self._answering():
+            self._stop_header_timer()
+            self.cycle.keep_alive = False
+            self._closing = True
+        else:
+            self._fail(error)
+
+    def _fail(self, error: ServiceError) -> None:
+        """Answer with a problem outside of any application, and end the connection."""
+        self._stop_header_timer()
+        self._unset_keepalive_if_required()
+        if self.transport.is_closing():
+            return
+        request_id = uuid.uuid4().hex
+        response = problem_response(Problem.of(error))
+        headers = [
+            *self.server_state.default_headers,
+            *((name, value) for name, value in response.raw_headers if name != b"content-type"),
+            (b"content-type", MEDIA_TYPE.encode()),
+            (REQUEST_ID_HEADER.lower().encode(), request_id.encode()),
+            (b"connection", b"close"),
+        ]
+        lines = [name + b": " + value + b"\r\n" for name, value in headers]
+        self.transport.write(b"".join([STATUS_LINE[response.status_code], *lines, b"\r\n", bytes(response.body)]))
+        self._metrics.rejected.labels(error.slug).inc()
+        logger.info(
+            "connection ended with %d: %s [%s]",
+            response.status_code,
+            error,
+            request_id,
+            extra={"request_id": request_id, "status": response.status_code, "outcome": error.slug},
+        )
+        # What the client is still sending would reset the connection, and the answer be lost, if we closed it now.
+        self._closing = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._abort_later(_REFUSAL_SECONDS)
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self._closing = True
+        if not self.transport.is_closing():
+            self.transport.close()
+        # Closing waits for the client to read what has been written.
+        self._abort_later(self._limits.write_timeout)
+
+    def _abort_later(self, seconds: float) -> None:
+        self._stop_abort_timer()
+        self._abort_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def _stop_abort_timer(self) -> None:
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+            self._abort_timer = None
+
+
+def allow_open_files(max_connections: int) -> None:
+    """Let this process open as many files as that many connections need; the usual soft limit is 1024."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    needed = max_connections + _FILES_BESIDES_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < needed:
+        logger.warning("only %d files may be open at once, too few for %d connections", most, max_connections)

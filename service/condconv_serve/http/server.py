@@ -1,0 +1,154 @@
+"""The sockets' side of the service's life: listening, serving, and ending without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncGenerator, Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+
+from condconv_serve.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class DrainingServer(uvicorn.Server):
+    """Ends in steps at the first signal, and at once at the second.
+
+    SIGTERM: not ready any more, but serving, for `drain_delay` seconds, in which load balancers notice. Then, or at
+    once on SIGINT: no new connections, and those that are there are closed when their request has been answered.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, on_drain: Callable[[], None], drain_delay: float) -> None:
+        """Prepare.
+
+        Args:
+            config: of uvicorn.
+            on_drain: called at the first signal.
+            drain_delay: seconds from SIGTERM to the end of listening.
+        """
+        super().__init__(config)
+        self._on_drain = on_drain
+        self._drain_delay = drain_delay
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending = False
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal ends it."""
+        for number in SIGNALS:  # before uvicorn does, so that none is missed
+            signal.signal(number, self.handle_exit)
+        super().run(sockets)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on the running loop."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen no longer, but take the connections that clients have opened already, which would be reset else."""
+        queues = [listener.dup() for listener in sockets or ()]
+        for server in self.servers:
+            server.close()
+        for queue in queues:
+            await self._take_all(queue)
+        await super().shutdown(sockets)
+
+    async def _take_all(self, queue: socket.socket) -> None:
+        taken = []
+        queue.setblocking(False)
+        with queue, contextlib.suppress(OSError):
+            while True:
+                taken.append(queue.accept()[0])
+        for connection in taken:
+            await asyncio.get_running_loop().connect_accepted_socket(self._new_protocol, connection)
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal; called by the interpreter."""
+        if self._ending:
+            logger.warning("%s again: ending now, whatever is unanswered", signal.Signals(sig).name)
+            logging.shutdown()
+            os._exit(128 + sig)
+        self._ending = True
+        self._on_drain()
+        delay = self._drain_delay if sig == signal.SIGTERM and self.started else 0.0
+        if self._loop is None or delay <= 0:
+            self.stop()
+        else:
+            logger.info("%s: no longer ready; listening ends in %g s", signal.Signals(sig).name, delay)
+            self._loop.call_soon_threadsafe(self._loop.call_later, delay, self.stop)
+
+    def stop(self) -> None:
+        """End listening, answer what is there, and return from `run`."""
+        self.should_exit = True
+
+
+class _SideServer(uvicorn.Server):
+    """A server beside the main one, which alone looks after signals."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def config(app: FastAPI, http: type[asyncio.Protocol], **options: Any) -> uvicorn.Config:
+    """How our servers have uvicorn run: it logs nothing of its own, and tells nobody what it is."""
+    return uvicorn.Config(app, http=http, ws="none", log_config=None, access_log=False, server_header=False, **options)
+
+
+@contextlib.asynccontextmanager
+async def serving_beside(
+    app: FastAPI, listener: socket.socket | None, http: type[asyncio.Protocol]
+) -> AsyncGenerator[None, None]:
+    """Serve an app on a listener, if there is one, for as long as the context lasts."""
+    if listener is None:
+        yield
+        return
+    server = _SideServer(config(app, http, lifespan="off", timeout_graceful_shutdown=1))
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        await running
+
+
+def url(listener: socket.socket) -> str:
+    """Where a listener is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_local(listener: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open a port.
+
+    Raises:
+        ConfigurationError: it can't be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigurationError(f"Can't listen on {host}:{port}: {error.strerror}.") from error

@@ -1,0 +1,247 @@
+"""Untrusted bytes -> uint8 RGB pixels, with limits. Everything that Pillow may raise becomes an `ImageError`."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import warnings
+
+import numpy as np
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ExifTags import Base
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from condconv_serve.domain import Pixels
+from condconv_serve.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
+from condconv_serve.imaging.formats import (
+    ACCEPTED_FORMATS,
+    FormatName,
+    check_jpeg_scans,
+    essential_png,
+    first_gif_frame,
+    recognise,
+    webp_size,
+)
+
+# `decode` has an exact limit of its own; Pillow's is one for the whole process, and vague (it warns, then raises at
+# twice as much).
+Image.MAX_IMAGE_PIXELS = None
+
+
+def decode(data: bytes, *, max_pixels: int, sufficient_side: int | None = None) -> Pixels:
+    """Decode one photo to uint8 `[H, W, 3]`, RGB, read-only; the rest is as in `decode_image`."""
+    return np.asarray(decode_image(data, max_pixels=max_pixels, sufficient_side=sufficient_side))
+
+
+def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = None) -> Image.Image:
+    """Decode one photo, upright, first frame only.
+
+    EXIF orientation is applied. Transparent parts lie on white. 16-bit levels are scaled to 8; wider integers and
+    floats, which have no agreed range, are stretched between their extremes (floats within 0..1 are taken as such).
+    Colour profiles are ignored, as the networks' training ignored them. Thread-safe.
+
+    Args:
+        data: a whole file, in one of `ACCEPTED_FORMATS`.
+        max_pixels: the most pixels (width times height) that a header may announce.
+        sufficient_side: a JPEG whose short side is at least twice as long is decoded at 1/2, 1/4 or 1/8 of its size,
+            but not below this one (pixels). None decodes everything at full size.
+
+    Returns:
+        An RGB image: an array would have to be copied, and for a large photo that takes as long as half its decoding.
+
+    Raises:
+        UnsupportedImage: the bytes are no image of an accepted format, or there are none.
+        ImageTooLarge: the header announces more than `max_pixels`; no pixel was decoded.
+        CorruptImage: the format is accepted, but the data is truncated, damaged, or of a kind that can't be read.
+    """
+    name = recognise(data)
+    if name is None:
+        accepted = f"{', '.join(ACCEPTED_FORMATS[:-1])} and {ACCEPTED_FORMATS[-1]}"
+        what = "These bytes are no image of an accepted format" if data else "The image is empty"
+        raise UnsupportedImage(f"{what}; {accepted} are accepted.")
+    _mute_pillow()
+    try:
+        with _open(name, data, max_pixels) as image:
+            if sufficient_side is not None and isinstance(image, JpegImageFile):
+                _reduce(image, sufficient_side)
+            image.load()
+            return _upright(_rgb(image), _orientation(image))
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's parsers raise whatever they stumble on, and none of it is ours to fix.
+        message = f"The {name} image is truncated, damaged, or of a kind that can't be read."
+        raise CorruptImage(message) from error
+
+
+def upright_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None:
+    """Read width and height of a JPEG that a decoder without knowledge of EXIF and CMYK would get right.
+
+    Returns:
+        None for all other photos, and for damaged ones: `decode_image` knows what to do with them.
+
+    Raises:
+        ImageTooLarge: the header announces more than `max_pixels`.
+    """
+    if recognise(data) != "JPEG":
+        return None
+    _mute_pillow()
+    try:
+        with _open("JPEG", data, max_pixels) as image:
+            upright = _orientation(image) in (None, 1)
+            return image.size if upright and image.mode in ("L", "RGB") else None
+    except ImageTooLarge:
+        raise
+    except Exception:
+        return None
+
+
+_PNG_BIT_DEPTH = 24
+"""Where a PNG's header has it."""
+
+
+def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
+    """Read the header only, and refuse it if it announces too much.
+
+    The readers are called by name: `Image.open` would try others, and warn. So a JPEG which holds several pictures
+    (MPO, from cameras and phones) is simply a JPEG, and gives its first.
+    """
+    match name:
+        case "JPEG":
+            check_jpeg_scans(data)
+            image: ImageFile = JpegImageFile(io.BytesIO(data))
+        case "PNG":
+            image = PngImageFile(io.BytesIO(essential_png(data)))
+            key = image.info.get("transparency")
+            if image.mode == "L" and isinstance(key, int):  # levels are scaled from 2 and 4 bits, but not this one
+                image.info["transparency"] = key * 255 // (2 ** data[_PNG_BIT_DEPTH] - 1)
+        case "WebP":
+            # This reader allocates the picture while it opens the file.
+            _check_size(webp_size(data), max_pixels)
+            image = WebPImageFile(io.BytesIO(data))
+        case "GIF":
+            image = GifImageFile(io.BytesIO(first_gif_frame(data)))
+        case "TIFF":
+            image = tiff = TiffImageFile(io.BytesIO(data))
+            # A tile may be larger than the picture, and is decoded as a whole.
+            _check_size((_tiff_tag(tiff, Base.TileWidth, 1), _tiff_tag(tiff, Base.TileLength, 1)), max_pixels)
+        case "BMP":
+            image = BmpImageFile(io.BytesIO(data))
+    _check_size(image.size, max_pixels)
+    return image
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        message = f"The image has {width} x {height} pixels, {width * height} in all; {max_pixels} are allowed."
+        raise ImageTooLarge(message)
+
+
+def _reduce(image: JpegImageFile, sufficient_side: int) -> None:
+    """Let the decoder compute fewer pixels, each the mean of a square: most of a large photo's time goes there."""
+    possible = min(image.size) // sufficient_side
+    scale = next((scale for scale in (8, 4, 2) if scale <= possible), None)
+    if scale is not None:
+        image.draft(None, (image.width // scale, image.height // scale))
+
+
+def _rgb(image: ImageFile) -> Image.Image:
+    """Convert from any mode that the readers give."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep_grey(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    # Premultiplied grey converts to nothing but plain grey.
+    straight = image.convert("LA") if image.mode == "La" else image
+    canvas = Image.new("RGBA", image.size, "white")
+    canvas.alpha_composite(straight.convert("RGBA"))
+    return canvas.convert("RGB")
+
+
+def _deep_grey(image: ImageFile) -> Image.Image:
+    """Scale 16-bit, 32-bit and float grey to 8 bits; Pillow's own conversion would clip it."""
+    levels = np.asarray(image)
+    inverted = False
+    low, high = 0.0, 65535.0
+    if isinstance(image, TiffImageFile):
+        inverted = _tiff_tag(image, Base.PhotometricInterpretation, 1) == 0
+        high = 2.0 ** _tiff_tag(image, Base.BitsPerSample, 16) - 1
+    if levels.dtype.itemsize == 2:
+        table = np.rint(np.clip(np.arange(65536) * (255 / high), 0, 255)).astype(np.uint8)
+        grey = table[levels]
+    else:
+        finite = levels[np.isfinite(levels)]
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        if image.mode == "F" and low >= 0 and high <= 1:
+            low, high = 0.0, 1.0
+        with np.errstate(invalid="ignore"):  # NumPy complains of signalling NaNs when they are cast.
+            wide = levels.astype(np.float64)
+        filled = np.nan_to_num(wide, nan=low, posinf=high, neginf=low)
+        grey = np.rint((filled - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)
+    if isinstance(key := image.info.get("transparency"), int):
+        grey[levels == key] = 255
+    return Image.fromarray(255 - grey if inverted else grey)
+
+
+def _tiff_tag(image: TiffImageFile, tag: Base, default: int) -> int:
+    """Look up a tag that holds a number; of several numbers, the first."""
+    value = image.tag_v2.get(tag, default)
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _orientation(image: ImageFile) -> object:
+    """Read the EXIF orientation; damaged metadata doesn't spoil a picture, it only says nothing.
+
+    TIFF's reader turns the picture itself and then forgets the tag.
+    """
+    for xmp in ("xmp", "XML:com.adobe.xmp"):  # where Pillow looks if EXIF says nothing, which browsers don't
+        image.info.pop(xmp, None)
+    try:
+        return image.getexif().get(Base.Orientation)
+    except Exception:
+        return None
+
+
+def _upright(image: Image.Image, orientation: object) -> Image.Image:
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+_PILLOW = re.compile(r"PIL\.")
+_filter_lock = threading.Lock()
+
+
+def _mute_pillow() -> None:
+    """Keep Pillow's warnings about odd files out of the log: they are the sender's affair.
+
+    A standing filter, because `warnings.catch_warnings` swaps the filters of all threads. It is put back in front
+    where someone else has changed them since.
+    """
+    if _is_muted():
+        return
+    with _filter_lock:
+        if not _is_muted():
+            warnings.filterwarnings("ignore", module=_PILLOW.pattern)
+
+
+def _is_muted() -> bool:
+    first = warnings.filters[0] if warnings.filters else None
+    return first is not None and first[0] == "ignore" and first[3] == _PILLOW

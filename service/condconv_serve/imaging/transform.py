@@ -1,0 +1,153 @@
+"""Pixels -> one row: centre crop and bicubic resize, in the two ways that published weights were evaluated with."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from condconv_serve.domain import Pixels, Preprocessing, Row
+
+_CHANNELS = 3
+
+
+Photo = Pixels | Image.Image
+
+
+def transform(photo: Photo, preprocessing: Preprocessing) -> Row:
+    """Make a photo the row that the network takes.
+
+    Args:
+        photo: an RGB image, or uint8 `[H, W, 3]`, of any size.
+        preprocessing: which transform, its size and its crop.
+
+    Returns:
+        `[image_size, image_size, 3]`, of the preprocessing's `row_type`.
+    """
+    size, padding = preprocessing.image_size, preprocessing.crop_padding
+    match preprocessing.transform:
+        case "official" if preprocessing.row_type is np.float32:
+            return official_float(photo, image_size=size, crop_padding=padding)
+        case "official":
+            return official(photo, image_size=size, crop_padding=padding)
+        case "pillow":
+            return pillow(photo, image_size=size, crop_padding=padding)
+
+
+# A reduced photo keeps this many lines for each one that the network sees, so that the resize still has a choice.
+_SPARE_LINES = 1.4
+
+
+def sufficient_side(preprocessing: Preprocessing) -> int | None:
+    """Return the short side (pixels) below which `decode` may not reduce a photo; None if it may not reduce at all."""
+    if preprocessing.exact_decoding:
+        return None
+    return math.ceil(_SPARE_LINES * (preprocessing.image_size + preprocessing.crop_padding))
+
+
+def official(photo: Photo, *, image_size: int, crop_padding: int) -> Pixels:
+    """Crop and resize as the official evaluation does, rounded to whole levels.
+
+    Args:
+        photo: as in `transform`.
+        image_size: side of the result.
+        crop_padding: the crop takes `image_size / (image_size + crop_padding)` of the short side.
+
+    Returns:
+        uint8 `[image_size, image_size, 3]`; bicubic overshoot is clipped.
+    """
+    exact = official_float(photo, image_size=image_size, crop_padding=crop_padding)
+    return np.clip(np.rint(exact, out=exact), 0, 255, out=exact).astype(np.uint8)
+
+
+def official_float(photo: Photo, *, image_size: int, crop_padding: int) -> NDArray[np.float32]:
+    """Crop and resize as the official evaluation does, before rounding.
+
+    This is TensorFlow 1's `resize_bicubic`, bit for bit: four taps however much the photo shrinks, so without
+    antialiasing.
+
+    Args:
+        photo: as in `transform`.
+        image_size: side of the result.
+        crop_padding: as in `official`.
+
+    Returns:
+        float32 `[image_size, image_size, 3]`, about 0..255; edges overshoot by some tens.
+    """
+    crop = np.ascontiguousarray(_centre_crop(photo, image_size, crop_padding))
+    side = crop.shape[0]
+    index, weight = _bicubic_taps(side, image_size)
+    rows = _blend(crop.reshape(side, side * _CHANNELS), index, weight[..., None], axis=0)
+    # One flat axis of columns and channels: NumPy gathers single numbers much faster than triples.
+    flat_index = (index[..., None] * _CHANNELS + np.arange(_CHANNELS)).reshape(len(index), -1)
+    flat_weight = np.repeat(weight, _CHANNELS, axis=1)
+    return _blend(rows, flat_index, flat_weight, axis=1).reshape(image_size, image_size, _CHANNELS)
+
+
+def pillow(photo: Photo, *, image_size: int, crop_padding: int) -> Pixels:
+    """Take the official centre crop, but resize with Pillow's bicubic, which is antialiased.
+
+    Args:
+        photo: as in `transform`.
+        image_size: side of the result.
+        crop_padding: as in `official`.
+
+    Returns:
+        uint8 `[image_size, image_size, 3]`.
+    """
+    crop = _centre_crop(photo, image_size, crop_padding)
+    image = crop if isinstance(crop, Image.Image) else Image.fromarray(np.ascontiguousarray(crop))
+    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
+
+
+def _centre_crop(photo: Photo, image_size: int, crop_padding: int) -> Photo:
+    """Cut the middle square; at least one pixel."""
+    height, width = photo.shape[:2] if isinstance(photo, np.ndarray) else (photo.height, photo.width)
+    left, top, side = centre_square(width, height, image_size=image_size, crop_padding=crop_padding)
+    if isinstance(photo, np.ndarray):
+        return photo[top : top + side, left : left + side]
+    return photo.crop((left, top, left + side, top + side))
+
+
+def centre_square(width: int, height: int, *, image_size: int, crop_padding: int) -> tuple[int, int, int]:
+    """Return `left`, `top` and `side` of the official centre crop of a photo of this size, in pixels."""
+    # In float32, as TensorFlow computes it: float64 makes some crops one line smaller or larger.
+    share = np.float32(image_size / (image_size + crop_padding))
+    side = max(1, int(share * np.float32(min(height, width))))
+    return (width - side + 1) // 2, (height - side + 1) // 2, side
+
+
+# TensorFlow looks its weights up in a table of this many steps per pixel.
+_STEPS = 1024
+# Keys' free parameter: -0.75 in TensorFlow 1's kernel, -0.5 in its `half_pixel_centers` one.
+_SHARPNESS = -0.75
+
+
+def _bicubic_taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Say which four source lines make up each target line: their `index` and `weight`, both `[4, target]`.
+
+    Corners are aligned at the origin (pixel `i` lies at `i * source / target`), and lines beyond the edge are the
+    edge's own.
+    """
+    position = np.arange(target, dtype=np.float32) * (np.float32(source) / np.float32(target))
+    before = np.floor(position)
+    # The table is computed in float64 and rounded at the end.
+    past = np.rint((position - before) * _STEPS).astype(np.float64) / _STEPS
+    index = np.clip(before.astype(np.intp) + np.arange(-1, 3)[:, None], 0, source - 1)
+    a = _SHARPNESS
+    inner = [((a + 2) * x - (a + 3)) * x * x + 1 for x in (past, 1 - past)]
+    outer = [((a * x - 5 * a) * x + 8 * a) * x - 4 * a for x in (1 + past, 2 - past)]
+    return index, np.stack([outer[0], inner[0], inner[1], outer[1]]).astype(np.float32)
+
+
+def _blend(
+    lines: NDArray[Any], index: NDArray[np.intp], weight: NDArray[np.float32], *, axis: int
+) -> NDArray[np.float32]:
+    """Sum the four taps along `axis`, as float32."""
+    total: NDArray[np.float32] = lines.take(index[0], axis=axis) * weight[0]
+    for which, share in zip(index[1:], weight[1:], strict=True):
+        total += lines.take(which, axis=axis) * share
+    return total

@@ -1,0 +1,171 @@
+"""Ablations beside the ordinary traffic: one after the other, on a thread that comes after all others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
+from contextlib import contextmanager
+from types import TracebackType
+
+from condconv_serve.domain import Ablated, Ablation, RoutingOverrides, Row, ServedModel
+from condconv_serve.errors import AblationBusy, DeadlineExceeded, InferenceFailed, ServiceError
+from condconv_serve.machine.memory import release_memory
+from condconv_serve.machine.threads import LoneThread, yield_to_other_threads
+
+_CLOSING_SECONDS = 2.0
+MAX_WAITING = 4
+MAX_LOADED = 1
+"""Models kept ready for ablations; each takes about as much memory as its engine."""
+logger = logging.getLogger(__name__)
+
+
+class SlowLane:
+    """Implements `condconv_serve.domain.Ablator`: computes one image with many routings, if not too many wait already.
+
+    Use as a context manager; leaving it stops what is running.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[str, str], Ablation],
+        *,
+        max_waiting: int = MAX_WAITING,
+        max_loaded: int = MAX_LOADED,
+    ) -> None:
+        """Prepare; nothing is loaded before it is needed.
+
+        Args:
+            load: makes ready a model of that name and version; takes seconds.
+            max_waiting: ablations waiting or running at once; more are refused.
+            max_loaded: models kept ready.
+        """
+        self._load = load
+        self._max_waiting = max_waiting
+        self._max_loaded = max_loaded
+        self._loaded: OrderedDict[tuple[str, str], Ablation] = OrderedDict()
+        self._waiting = 0
+        self._seconds = 1.0
+        self._closing = threading.Event()
+        # Streams yield by one step, for the event loop to go first; ablations leave nearly all time to streams, too.
+        self._thread = LoneThread("ablation", yield_to_other_threads, (3,))
+
+    def check(self) -> None:
+        """Say whether an ablation would be taken now.
+
+        Raises:
+            AblationBusy: as many as allowed are waiting already.
+        """
+        if self._waiting >= self._max_waiting:
+            raise AblationBusy(
+                f"{self._waiting} ablations are waiting already, the most that may.",
+                retry_after=self._waiting * self._seconds,
+            )
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Take a place, from before the image is decoded until the ablation is done. Errors are those of `check`."""
+        self.check()
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+    async def ablate(
+        self, model: ServedModel, row: Row, overrides: RoutingOverrides, *, deadline: float = math.inf
+    ) -> Ablated:
+        """Compute a row with other routings, within `admit`. Cancelling stops it.
+
+        Args:
+            model: whose row it is.
+            row: `[image_size, image_size, 3]`.
+            overrides: the routings.
+            deadline: when the caller stops waiting, on the monotonic clock in seconds.
+
+        Raises:
+            DeadlineExceeded: it was not done in time.
+            InferenceFailed: the network could not be computed.
+        """
+        gone = threading.Event()
+        asked = time.monotonic()
+        try:
+            async with asyncio.timeout(None if deadline == math.inf else max(deadline - asked, 0)):
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._thread, self._compute, model, row, overrides, asked, gone
+                )
+        except TimeoutError as error:
+            raise DeadlineExceeded("The ablation was not done by the deadline.") from error
+        finally:
+            gone.set()
+
+    def _compute(
+        self, model: ServedModel, row: Row, overrides: RoutingOverrides, asked: float, gone: threading.Event
+    ) -> Ablated:
+        started = time.monotonic()
+
+        def stopped() -> bool:
+            return gone.is_set() or self._closing.is_set()
+
+        try:
+            output = None if stopped() else self._ready(model)(row, overrides, stopped=stopped)
+        except ServiceError:
+            raise
+        except Exception as error:
+            logger.exception("an ablation of %s/%s failed", model.name, model.version)
+            raise InferenceFailed("The engine could not compute this ablation.") from error
+        if output is None:
+            raise DeadlineExceeded("The ablation was given up.")
+        self._seconds = time.monotonic() - started
+        return Ablated(output=output, queue=started - asked, inference=self._seconds)
+
+    def _ready(self, model: ServedModel) -> Ablation:
+        """The model's ablation, loaded if need be in place of another one. Only the one thread comes here."""
+        place = (model.name, model.version)
+        if place in self._loaded:
+            self._loaded.move_to_end(place)
+            return self._loaded[place]
+        while len(self._loaded) >= self._max_loaded:
+            self._loaded.popitem(last=False)[1].close()
+        started = time.monotonic()
+        self._loaded[place] = self._load(*place)
+        release_memory()
+        logger.info("%s/%s made ready for ablations in %.1f s", *place, time.monotonic() - started)
+        return self._loaded[place]
+
+    def forget(self, name: str, version: str) -> None:
+        """Release what a version that is no longer served has taken."""
+
+        def drop() -> None:
+            if (loaded := self._loaded.pop((name, version), None)) is not None:
+                loaded.close()
+                release_memory()
+
+        self._thread.submit(drop)
+
+    def __enter__(self) -> SlowLane:
+        """Nothing to do: the thread starts with the first ablation."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop what is running, at its next small batch; but wait no longer than that may take."""
+        self._closing.set()
+        closed = self._thread.submit(self._close_all)
+        self._thread.shutdown(wait=False)
+        wait([closed], timeout=_CLOSING_SECONDS)
+
+    @property
+    def busy(self) -> bool:
+        """Whether its thread is at work."""
+        return self._thread.busy
+
+    def _close_all(self) -> None:
+        while self._loaded:
+            self._loaded.popitem()[1].close()

@@ -1,0 +1,251 @@
+"""Pulls batches from the queue as streams become free, runs them, and gives every row its own outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from condconv_serve.errors import (
+    CapacityError,
+    DeadlineExceeded,
+    InferenceFailed,
+    OutOfMemory,
+    ServiceError,
+    WaitTooLong,
+)
+from condconv_serve.inference.batching.health import EngineHealth
+from condconv_serve.inference.batching.limits import BatchLimits
+from condconv_serve.inference.batching.pace import Paces
+from condconv_serve.inference.batching.policy import Priority
+from condconv_serve.inference.batching.queue import Admission, QueuedRow, RowQueue
+from condconv_serve.telemetry.metrics import Metrics
+
+Key = TypeVar("Key", bound=Hashable)
+Row = TypeVar("Row")
+Output = TypeVar("Output")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult(Generic[Output]):
+    """What became of one row; times in seconds. `inference` is that of the whole batch."""
+
+    output: Output
+    queue: float
+    inference: float
+    batch_size: int
+
+
+@asynccontextmanager
+async def ending_at(deadline: float) -> AsyncGenerator[None, None]:
+    """Give up what is awaited within at `deadline`, on the monotonic clock in seconds; infinity is never.
+
+    Raises:
+        DeadlineExceeded: it was given up.
+    """
+    loop = asyncio.get_running_loop()
+    remaining = deadline - time.monotonic()
+    try:
+        async with asyncio.timeout_at(None if remaining == math.inf else loop.time() + remaining):
+            yield
+    except TimeoutError as error:
+        raise DeadlineExceeded("The answer was not there by the deadline.") from error
+
+
+class Batcher(Generic[Key, Row, Output]):
+    """Batches rows of equal key and runs up to `streams` batches at once.
+
+    Use as an async context manager: leaving the block admits nothing more, finishes what waits, and returns.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Key, Sequence[Row]], Awaitable[Sequence[Output]]],
+        *,
+        streams: int,
+        max_batch_size: int,
+        max_queue_rows: int,
+        metrics: Metrics,
+        batch_timeout: float = 0.0,
+        priority_ageing: float = 5.0,
+        drain_timeout: float | None = None,
+        name_of: Callable[[Key], str] = str,
+    ) -> None:
+        """Prepare; nothing runs before the block is entered.
+
+        Args:
+            run: computes one batch and returns one output per row, in order.
+            streams: batches that may run at the same time.
+            max_batch_size: most rows per batch.
+            max_queue_rows: most rows admitted and not yet in a batch.
+            metrics: counts batches and rows.
+            batch_timeout: seconds from its first row's arrival that a small batch may wait for more rows.
+            priority_ageing: seconds of waiting that make up for one step of priority.
+            drain_timeout: seconds that leaving the block may take; None is as long as it takes.
+            name_of: a key's name in metrics, and in what is remembered of its batches.
+        """
+        self._run = run
+        self._streams = streams
+        self._drain_timeout = drain_timeout
+        self._metrics = metrics
+        self._name_of = name_of
+        self._queue: RowQueue[Key, Row, RowResult[Output]] = RowQueue(
+            max_rows=max_queue_rows, ageing=priority_ageing, batch_timeout=batch_timeout
+        )
+        self._limits = BatchLimits(max_batch_size)
+        self._paces = Paces(streams)
+        self._tasks: list[asyncio.Task[None]] = []
+        self.health = EngineHealth()
+        metrics.queue_rows.set_function(lambda: len(self._queue))
+        metrics.predicted_wait_seconds.set_function(self.predicted_wait)
+
+    async def __aenter__(self) -> Batcher[Key, Row, Output]:
+        """Start the streams."""
+        self._tasks = [asyncio.create_task(self._stream(), name=f"stream-{i}") for i in range(self._streams)]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish what has been admitted, as far as time allows, then end the streams."""
+        self.close()
+        _, unfinished = await asyncio.wait(self._tasks, timeout=self._drain_timeout)
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def close(self) -> None:
+        """Admit nothing more."""
+        self._queue.close()
+
+    def predicted_wait(self, priority: Priority = Priority.LOW) -> float:
+        """Seconds until what is in the queue now, and at least so urgent, has been computed."""
+        rows: dict[str, int] = {}
+        for key, count in self._queue.backlog(priority).items():
+            rows[self._name_of(key)] = rows.get(self._name_of(key), 0) + count
+        return self._paces.wait(rows)
+
+    def check(self, key: Key, rows: int, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf) -> None:
+        """Say whether rows would be admitted now, without admitting them.
+
+        Args:
+            key: what they are rows of.
+            rows: how many.
+            priority: how urgent they are.
+            deadline: when their sender stops waiting, on the monotonic clock in seconds.
+
+        Raises:
+            QueueFull: there is not enough room for all.
+            WaitTooLong: they would not be computed before their deadline.
+            Draining: the batcher is closed.
+        """
+        self._queue.check(rows, retry_after=lambda: self.predicted_wait() or 1.0)
+        ahead = self.predicted_wait(priority)
+        wait = ahead + self._paces.own(self._name_of(key), rows)
+        remaining = deadline - time.monotonic()
+        if wait > remaining:
+            raise WaitTooLong(
+                f"The answer would take about {wait:.2g} s, but must be there in {max(remaining, 0):.2g} s.",
+                retry_after=ahead,
+            )
+
+    def admit(
+        self, key: Key, rows: int, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf
+    ) -> Admission[Key]:
+        """Ask for room for `rows` rows before any work is spent on them; arguments and errors are those of `check`."""
+        self.check(key, rows, priority=priority, deadline=deadline)
+        return self._queue.admit(key, rows, priority)
+
+    async def submit(
+        self, key: Key, row: Row, admission: Admission[Key], *, deadline: float = math.inf
+    ) -> RowResult[Output]:
+        """Queue one row and wait for its outcome. Cancelling takes the row out of the queue.
+
+        Raises:
+            DeadlineExceeded: it was not computed by the deadline.
+            InferenceFailed: the row could not be computed, even alone.
+            CapacityError: the engine hung, or found no memory even for this row alone.
+        """
+        future: asyncio.Future[RowResult[Output]] = asyncio.get_running_loop().create_future()
+        self._queue.put(QueuedRow(key, row, future, time.monotonic(), deadline, admission.priority), admission)
+        async with ending_at(deadline):
+            return await future
+
+    async def _stream(self) -> None:
+        while batch := await self._queue.pull(lambda key: self._limits.of(self._name_of(key))):
+            self._metrics.rows_in_flight.inc(len(batch))
+            try:
+                error = await self._compute(batch)
+            except Exception as defect:  # of our own; it must not take the stream along
+                logger.exception("a batch of %d rows was lost", len(batch))
+                error = defect
+                for row in batch:
+                    self._fail(row, defect)
+            finally:
+                self._metrics.rows_in_flight.dec(len(batch))
+            if error is not None:
+                self.health.failed(str(error) if isinstance(error, ServiceError) else type(error).__name__)
+
+    async def _compute(self, batch: Sequence[QueuedRow[Key, Row, RowResult[Output]]]) -> Exception | None:
+        """Run a batch; if it fails, halve it until only the guilty rows have failed.
+
+        Returns:
+            An error if no row could be computed.
+        """
+        batch = [row for row in batch if not row.future.done()]  # senders may have gone since it was pulled
+        if not batch:
+            return None
+        name, started = self._name_of(batch[0].key), time.monotonic()
+        try:
+            outputs = await self._run(batch[0].key, [row.row for row in batch])
+            if len(outputs) != len(batch):
+                raise InferenceFailed(f"The engine answered {len(outputs)} of {len(batch)} rows.")
+        except (OutOfMemory, MemoryError):
+            return await self._after_out_of_memory(batch, name)
+        except CapacityError as error:  # no row is guilty
+            for row in batch:
+                self._fail(row, error)
+            return error
+        except Exception as error:
+            logger.exception("a batch of %d rows failed", len(batch))
+            self._metrics.batch_failures.labels(name, "error").inc()
+            return await self._in_halves(batch, error)
+        seconds = time.monotonic() - started
+        self.health.succeeded()
+        self._paces.note(name, rows=len(batch), seconds=seconds, full=len(batch) == self._limits.of(name))
+        self._metrics.batch_size.labels(name).observe(len(batch))
+        for row, output in zip(batch, outputs, strict=True):
+            if not row.future.done():  # its sender may have gone
+                row.future.set_result(RowResult(output, started - row.enqueued_at, seconds, len(batch)))
+        return None
+
+    async def _after_out_of_memory(
+        self, batch: Sequence[QueuedRow[Key, Row, RowResult[Output]]], name: str
+    ) -> Exception | None:
+        limit = self._limits.lower(name, len(batch))
+        logger.warning("no memory for %d rows of %s; batches of up to %d from now on", len(batch), name, limit)
+        self._metrics.batch_failures.labels(name, "out_of_memory").inc()
+        return await self._in_halves(batch, OutOfMemory("There is too little memory for this image.", retry_after=5.0))
+
+    async def _in_halves(
+        self, batch: Sequence[QueuedRow[Key, Row, RowResult[Output]]], error: Exception
+    ) -> Exception | None:
+        if len(batch) == 1:
+            self._fail(batch[0], error)
+            return error
+        middle = len(batch) // 2
+        errors = [await self._compute(half) for half in (batch[:middle], batch[middle:])]
+        return error if all(errors) else None
+
+    @staticmethod
+    def _fail(row: QueuedRow[Key, Row, RowResult[Output]], error: Exception) -> None:
+        if not row.future.done():
+            known = isinstance(error, ServiceError)
+            row.future.set_exception(error if known else InferenceFailed("The engine could not compute this image."))

@@ -1,0 +1,302 @@
+"""A bounded queue of rows, from which batches of equal key are pulled; on one event loop, without locks or polling."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from condconv_serve.errors import DeadlineExceeded, Draining, QueueFull
+from condconv_serve.inference.batching.policy import Priority, rank, rows_to_take, urgency
+
+Key = TypeVar("Key", bound=Hashable)
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True, eq=False)
+class QueuedRow(Generic[Key, Row, Result]):
+    """A row with the future that its sender awaits; times are on the monotonic clock, in seconds."""
+
+    key: Key
+    row: Row
+    future: asyncio.Future[Result]
+    enqueued_at: float
+    deadline: float = math.inf
+    priority: Priority = Priority.NORMAL
+
+
+class Admission(Generic[Key]):
+    """Room for some rows, granted before they are decoded; what isn't used goes back at the end of the block."""
+
+    def __init__(
+        self, key: Key, rows: int, priority: Priority, give_back: Callable[[Admission[Key], int], None]
+    ) -> None:
+        """Made by `RowQueue.admit`."""
+        self.key = key
+        self.priority = priority
+        self._unused = rows
+        self._give_back = give_back
+
+    def use(self) -> None:
+        """Spend the room of one row, which from now on waits in the queue.
+
+        Raises:
+            ValueError: all of it has been spent.
+        """
+        if self._unused < 1:
+            raise ValueError("More rows were put than had been admitted.")
+        self._unused -= 1
+        self._give_back(self, 1)
+
+    def __enter__(self) -> Admission[Key]:
+        """Hold the room."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give back what was not used."""
+        unused, self._unused = self._unused, 0
+        self._give_back(self, unused)
+
+
+class _Line(Generic[Key, Row, Result]):
+    """The waiting rows of one key; `turn` and `served_at` tell when it was last served."""
+
+    def __init__(self, turn: int) -> None:
+        self.turn = turn
+        self.served_at = -math.inf
+        # Ordered, since rows leave from the front, and from anywhere when their senders go.
+        self._rows: dict[Priority, OrderedDict[QueuedRow[Key, Row, Result], None]] = {
+            p: OrderedDict() for p in Priority
+        }
+
+    def __len__(self) -> int:
+        return sum(map(len, self._rows.values()))
+
+    def __contains__(self, row: QueuedRow[Key, Row, Result]) -> bool:
+        return row in self._rows[row.priority]
+
+    def count(self, at_least: Priority) -> int:
+        return sum(len(rows) for priority, rows in self._rows.items() if priority <= at_least)
+
+    def heads(self) -> list[QueuedRow[Key, Row, Result]]:
+        """The oldest row of each priority that has any."""
+        return [next(iter(rows)) for rows in self._rows.values() if rows]
+
+    def urgency(self, now: float, ageing: float) -> int:
+        """Of its most urgent row. A line that has just been served doesn't age: its flood must not pass other keys."""
+        return min(
+            urgency(row.priority, waited=now - max(row.enqueued_at, self.served_at), ageing=ageing)
+            for row in self.heads()
+        )
+
+    def add(self, row: QueuedRow[Key, Row, Result]) -> None:
+        self._rows[row.priority][row] = None
+
+    def remove(self, row: QueuedRow[Key, Row, Result]) -> None:
+        del self._rows[row.priority][row]
+
+    def pop(self, ageing: float) -> QueuedRow[Key, Row, Result]:
+        first = min(self.heads(), key=lambda row: rank(row.priority, enqueued_at=row.enqueued_at, ageing=ageing))
+        self.remove(first)
+        return first
+
+
+class RowQueue(Generic[Key, Row, Result]):
+    """Rows by key and priority.
+
+    A batch holds rows of one key. The key with the most urgent row is served first, and keys that are equally urgent
+    take turns, so that a flood for one of them doesn't hold up the others.
+    """
+
+    def __init__(
+        self, *, max_rows: int, ageing: float = 5.0, batch_timeout: float = 0.0, admitted_timeout: float = 0.02
+    ) -> None:
+        """Create an empty queue.
+
+        Args:
+            max_rows: most rows in it, admitted ones included.
+            ageing: seconds of waiting that make up for one step of priority.
+            batch_timeout: seconds from the first row's arrival that a batch may wait for more rows.
+            admitted_timeout: the same while rows have been admitted that are not here yet. They are being decoded, for
+                which the cores are better used than for a batch that is small and so costs more per row.
+        """
+        self._max_rows = max_rows
+        self._ageing = ageing
+        self._batch_timeout = batch_timeout
+        self._admitted_timeout = admitted_timeout
+        self._lines: dict[Key, _Line[Key, Row, Result]] = {}
+        self._reserved: Counter[tuple[Key, Priority]] = Counter()
+        self._rows = 0
+        self._turn = 0
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Rows that wait or have been admitted."""
+        return self._rows
+
+    def backlog(self, at_least: Priority = Priority.LOW) -> dict[Key, int]:
+        """Rows by key that wait or have been admitted, and are at least so urgent."""
+        rows: Counter[Key] = Counter({key: line.count(at_least) for key, line in self._lines.items()})
+        for (key, priority), count in self._reserved.items():
+            if priority <= at_least:
+                rows[key] += count
+        return rows
+
+    def check(self, rows: int, *, retry_after: Callable[[], float | None] = lambda: None) -> None:
+        """Say whether `rows` more rows would be admitted.
+
+        Raises:
+            QueueFull: there is not enough room for all; it carries what `retry_after` returns (seconds).
+            Draining: the queue is closed.
+        """
+        if self._closed:
+            raise Draining("The service is shutting down and takes no new work.", retry_after=1.0)
+        if self._rows + rows > self._max_rows:
+            raise QueueFull(
+                f"{self._rows} of {self._max_rows} rows are waiting already, so {rows} more don't fit.",
+                retry_after=retry_after(),
+            )
+
+    def admit(self, key: Key, rows: int, priority: Priority = Priority.NORMAL) -> Admission[Key]:
+        """Take room for `rows` rows, all or none; errors are those of `check`."""
+        self.check(rows)
+        self._rows += rows
+        self._reserved[key, priority] += rows
+        return Admission(key, rows, priority, self._give_back)
+
+    def put(self, row: QueuedRow[Key, Row, Result], admission: Admission[Key]) -> None:
+        """Append a row that has been admitted; if its sender cancels the future, it leaves the queue."""
+        admission.use()
+        if row.key not in self._lines:  # a newcomer comes before the one that was served last
+            self._lines[row.key] = _Line(self._turn - 1)
+        self._lines[row.key].add(row)
+        self._rows += 1
+        row.future.add_done_callback(lambda _: self._discard(row))
+        self._wake_one()
+
+    async def pull(self, max_batch_size: Callable[[Key], int]) -> list[QueuedRow[Key, Row, Result]]:
+        """Wait for rows and take a batch of them.
+
+        A row whose deadline has passed is answered with `DeadlineExceeded` instead.
+
+        Args:
+            max_batch_size: most rows per batch of a key.
+
+        Returns:
+            Rows of one key, the most urgent first; empty when the queue is closed and done.
+        """
+        while True:
+            now = time.monotonic()
+            key, look_again_at = self._choose(now, max_batch_size)
+            if key is not None:
+                if batch := self._take(key, now, max_batch_size(key)):
+                    return batch
+            elif self._closed and not self._rows:
+                return []
+            else:
+                await self._sleep_until(look_again_at)
+
+    def close(self) -> None:
+        """Admit nothing more; what has been admitted is still served, without waiting for more."""
+        self._closed = True
+        self._wake_all()
+
+    def _choose(self, now: float, max_batch_size: Callable[[Key], int]) -> tuple[Key | None, float | None]:
+        """The key to serve now, or when there will be one."""
+        best, best_order, look_again_at = None, (math.inf, math.inf, math.inf), math.inf
+        for key, line in self._lines.items():
+            heads = line.heads()
+            oldest = min(row.enqueued_at for row in heads)
+            coming = any(reserved == key for reserved, _ in self._reserved)
+            due_at = oldest + max(self._batch_timeout, self._admitted_timeout if coming else 0.0)
+            if due_at > now and len(line) < max_batch_size(key) and not self._closed:
+                look_again_at = min(look_again_at, due_at)
+                continue
+            order = (line.urgency(now, self._ageing), line.turn, oldest)
+            if order < best_order:
+                best, best_order = key, order
+        return best, None if look_again_at == math.inf else look_again_at
+
+    def _take(self, key: Key, now: float, max_batch_size: int) -> list[QueuedRow[Key, Row, Result]]:
+        line = self._lines[key]
+        count = rows_to_take(len(line), free_streams=1 + len(self._idle), max_batch_size=max_batch_size)
+        batch: list[QueuedRow[Key, Row, Result]] = []
+        while len(line) and len(batch) < count:
+            row = line.pop(self._ageing)
+            self._rows -= 1
+            if row.future.done():  # its sender has gone in this very moment
+                continue
+            if row.deadline <= now:
+                row.future.set_exception(DeadlineExceeded("The deadline passed while the image waited for its turn."))
+            else:
+                batch.append(row)
+        self._turn += 1
+        line.turn, line.served_at = self._turn, now
+        if not len(line):
+            del self._lines[key]
+        if self._lines:
+            self._wake_one()
+        self._let_end()
+        return batch
+
+    async def _sleep_until(self, when: float | None) -> None:
+        """Wait to be woken, at the latest at some time on the monotonic clock."""
+        loop = asyncio.get_running_loop()
+        idle: asyncio.Future[None] = loop.create_future()
+        timer = None if when is None else loop.call_later(max(when - time.monotonic(), 0), _wake, idle)
+        self._idle.append(idle)
+        try:
+            await idle
+        finally:
+            self._idle.remove(idle)
+            if timer is not None:
+                timer.cancel()
+
+    def _give_back(self, admission: Admission[Key], rows: int) -> None:
+        self._rows -= rows
+        place = admission.key, admission.priority
+        self._reserved[place] -= rows
+        if not self._reserved[place]:
+            del self._reserved[place]
+            if self._lines:  # perhaps a batch waited for the row that doesn't come now
+                self._wake_one()
+        self._let_end()
+
+    def _discard(self, row: QueuedRow[Key, Row, Result]) -> None:
+        line = self._lines.get(row.key)
+        if line is None or row not in line:
+            return
+        line.remove(row)
+        self._rows -= 1
+        if not len(line):
+            del self._lines[row.key]
+        self._let_end()
+
+    def _wake_one(self) -> None:
+        for idle in self._idle:
+            if not idle.done():
+                idle.set_result(None)
+                return
+
+    def _wake_all(self) -> None:
+        for idle in self._idle:
+            _wake(idle)
+
+    def _let_end(self) -> None:
+        """Once a closed queue is empty, idle streams must look again, so that they can end."""
+        if self._closed and not self._rows:
+            self._wake_all()
+
+
+def _wake(idle: asyncio.Future[None]) -> None:
+    if not idle.done():
+        idle.set_result(None)

@@ -1,0 +1,1 @@
+"""This process on its machine: cores, memory, threads. Knows no TensorFlow."""

@@ -1,0 +1,45 @@
+"""How much memory this process may use, and how it gives memory back."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_RARER = 100
+
+
+def memory_limit() -> int | None:
+    """Bytes of memory that this process may use: its container's limit, or all there is; None if that isn't known."""
+    if not hasattr(os, "sysconf"):
+        return None
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups of version 2 and 1
+        # No such file, or "max", is no limit. Version 1 says so with a number beyond all memory.
+        with contextlib.suppress(OSError, ValueError):
+            return min(memory, int((_CGROUP / name).read_text()))
+    return memory
+
+
+def calm_garbage_collection() -> None:
+    """Keep the garbage collector from holding up requests; to be called once, when everything has been imported.
+
+    It would look again and again through the 400,000 objects that TensorFlow and Keras consist of, 0.2 s each time, so
+    these are taken for permanent. Under overload it would then do so with those of some hundred waiting requests, 0.1 s
+    each time. Hardly anything old is garbage, so it looks through old objects a hundred times more rarely than usual;
+    loading and unloading, which do leave garbage behind, have it collected themselves.
+    """
+    gc.collect()
+    gc.freeze()
+    young, middle, old = gc.get_threshold()
+    gc.set_threshold(young, middle, old * _RARER)
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system: building an engine frees several times its size, which glibc would keep."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

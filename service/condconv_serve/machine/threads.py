@@ -1,0 +1,58 @@
+"""Threads that know their place: who goes first, and an executor of one thread that tells whether it is at work."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+_NICENESS = 5
+
+
+def yield_to_other_threads(steps: int = 1) -> None:
+    """Let the other threads of this process go before the calling one, on Linux, the only system that can.
+
+    Those that yield by more steps come after those that yield by fewer.
+
+    For threads that compute without pause: the event loop needs little time, but soon, or else no one gets answers.
+    """
+    if sys.platform == "linux":
+        niceness = os.getpriority(os.PRIO_PROCESS, 0) + steps * _NICENESS
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+
+
+class LoneThread(ThreadPoolExecutor):
+    """Does one thing after the other, in the order in which they were submitted.
+
+    What it does may take for ever, a load from a file system that hangs, say, and an interpreter can't end while one of
+    its threads computes: whoever ends the process asks `busy`.
+    """
+
+    def __init__(self, name: str, initializer: Callable[..., object], initargs: tuple[Any, ...] = ()) -> None:
+        """Prepare; the thread starts with the first submission, and calls `initializer` first."""
+        super().__init__(1, thread_name_prefix=name, initializer=initializer, initargs=initargs)
+        self._futures: set[Future[Any]] = set()
+
+    def submit(
+        self, do: Callable[Arguments, Result], /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Future[Result]:
+        """Have something done."""
+        future = super().submit(do, *args, **kwargs)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return future
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being done or waits to be."""
+        return bool(self._futures)
+
+    def close(self) -> None:
+        """Begin nothing more; what is being done goes on."""
+        self.shutdown(wait=False, cancel_futures=True)

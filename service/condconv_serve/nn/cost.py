@@ -1,0 +1,85 @@
+"""What a network costs: parameters and multiply-adds, counted from its layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from condconv_serve.nn.condconv import CondConv2D, DepthwiseCondConv2D
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """`parameters` are the trained ones (batch-norm statistics excluded); `multiply_adds` are per image.
+
+    A multiply-add is two floating-point operations. Convolutions, dense layers and the mixing of CondConv kernels are
+    multiply-adds throughout; a lone product or sum (of swish, squeeze-and-excitation, residuals, biases, pooling) is
+    half a one. Batch normalisation costs nothing, since it folds into the convolutions. So counted, the networks of
+    the CondConv paper (table 3) come out at the figures published there. None where a network of one's own holds a
+    layer with kernels that aren't counted here.
+    """
+
+    parameters: int
+    multiply_adds: int | None
+
+
+def cost(model: keras.Model) -> Cost:
+    """Count a functional model's cost at the input size that it was built for.
+
+    Raises:
+        ValueError: the model's input size is open, so multiply-adds are undefined.
+    """
+    operations = _sum(model.layers)
+    return Cost(
+        parameters=sum(math.prod(variable.shape) for variable in model.trainable_variables),
+        multiply_adds=None if operations is None else operations // 2,
+    )
+
+
+def _sum(layers: Iterable[Any]) -> int | None:
+    counts = [_operations(layer) for layer in layers]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _operations(layer: Any) -> int | None:
+    """Floating-point operations of one layer for one image."""
+    if isinstance(layer, keras.Model):
+        return _sum(layer.layers)
+    if isinstance(layer, CondConv2D | DepthwiseCondConv2D):
+        experts = [weight for weight in (layer.kernel, layer.bias) if weight is not None]
+        mixing = 2 * sum(math.prod(weight.shape) for weight in experts)
+        kernel = math.prod(layer.kernel.shape[1:])
+        return 2 * _positions(layer) * kernel + mixing + _bias_and_activation(layer)
+    if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
+        return 2 * _positions(layer) * math.prod(layer.kernel.shape) + _bias_and_activation(layer)
+    if isinstance(layer, keras.layers.Dense):
+        return 2 * _positions(layer) * math.prod(layer.kernel.shape) + _bias_and_activation(layer)
+    if isinstance(layer, keras.layers.GlobalAveragePooling2D):
+        return _size(layer.input)
+    if isinstance(layer, keras.layers.Add | keras.layers.Multiply):
+        return _size(layer.output) * (len(layer.input) - 1)
+    if isinstance(layer, keras.layers.Activation):
+        return _bias_and_activation(layer)
+    return None if any(len(weight.shape) > 1 for weight in layer.weights) else 0
+
+
+def _bias_and_activation(layer: Any) -> int:
+    biased = getattr(layer, "bias", None) is not None
+    multiplied = layer.activation is keras.activations.silu
+    return _size(layer.output) * (biased + multiplied)
+
+
+def _positions(layer: Any) -> int:
+    return _size(layer.output) // layer.output.shape[-1]
+
+
+def _size(tensor: Any) -> int:
+    """Numbers per image in a tensor."""
+    if None in tensor.shape[1:]:
+        raise ValueError(f"Multiply-adds need a fixed input size, but {tensor.name} has shape {tensor.shape}.")
+    return math.prod(tensor.shape[1:])

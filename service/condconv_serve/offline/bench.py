@@ -1,0 +1,240 @@
+"""`condconv bench engine` and `condconv models verify --precision`: what this machine makes of a model, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from condconv_serve.bootstrap import plan_engines
+from condconv_serve.domain import Engine, Preprocessing, Row
+from condconv_serve.errors import BundleError, ServiceError
+from condconv_serve.imaging import decode, transform
+from condconv_serve.offline.throughput import Throughput, measure
+from condconv_serve.runtime.tensorflow_import import import_tensorflow
+from condconv_serve.samples import SAMPLES
+from condconv_serve.settings import Settings
+from condconv_serve.store import Bundle
+
+if TYPE_CHECKING:
+    from condconv_serve.offline.agreement import Agreement
+    from condconv_serve.runtime.plan import EnginePlan
+
+CROPS = 12
+"""Rows made of each photo: one as the model is given it, the others from random crops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCase:
+    """One combination to measure."""
+
+    engine: str
+    precision: str
+    streams: int
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFigure:
+    """What was measured for one combination: medians over the rounds; `speed` is relative to the first combination."""
+
+    case: EngineCase
+    rows_per_second: float
+    latency_p50: float
+    """Seconds per batch."""
+    latency_p99: float
+    speed: float
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it in one level."""
+        figure = asdict(self)
+        return {**figure.pop("case"), **figure}
+
+
+def bench_engine(
+    settings: Settings,
+    bundle: Bundle,
+    *,
+    engines: Sequence[str],
+    precisions: Sequence[str],
+    streams: Sequence[int],
+    batch_sizes: Sequence[int],
+    seconds: float,
+    rounds: int,
+    progress: Callable[[str], None],
+) -> list[EngineFigure]:
+    """Measure a model's throughput and latency in every combination; they take turns, round by round.
+
+    Args:
+        settings: device and threads; what is asked for here overrides the rest.
+        bundle: the model.
+        engines: by name; empty means the one that would serve.
+        precisions: likewise.
+        streams: batches computed at once; likewise.
+        batch_sizes: rows per batch.
+        seconds: per measurement.
+        rounds: how often each combination is measured.
+        progress: is told what happens.
+
+    Raises:
+        BundleError, ConfigurationError: the bundle is unusable, or this machine lacks what is asked for.
+    """
+    plan = plan_engines(settings)
+    cases = [
+        EngineCase(engine=engine, precision=precision, streams=count, batch_size=size)
+        for engine, precision, count, size in product(
+            engines or [plan.engine], precisions or [plan.precision], streams or [plan.streams], batch_sizes
+        )
+    ]
+    plans = {case: plan_engines(settings.model_copy(update=_overrides(case))) for case in cases}
+    build, preprocessing = _builder(bundle, plan)
+    rows = np.stack(photo_rows(SAMPLES, preprocessing, max_pixels=settings.max_pixels))
+    batches = {size: np.resize(rows, (size, *rows.shape[1:])) for size in batch_sizes}
+    built: dict[tuple[Any, ...], Engine] = {}
+    try:
+        for case, its_plan in plans.items():
+            if (key := _engine_key(case)) not in built:
+                progress(f"building {case.engine} in {case.precision}")
+                built[key] = build(its_plan)
+            for size in (1, case.batch_size):
+                built[key](batches.get(size, batches[case.batch_size]))
+        found: dict[EngineCase, list[Throughput]] = {case: [] for case in cases}
+        for number in range(rounds):
+            progress(f"round {number + 1} of {rounds}")
+            for case in cases:
+                call = partial(_call, built[_engine_key(case)], batches[case.batch_size])
+                found[case].append(measure(call, callers=case.streams, rows_per_call=case.batch_size, seconds=seconds))
+    finally:
+        for engine in built.values():
+            engine.close()
+    first = found[cases[0]]
+    return [
+        EngineFigure(
+            case=case,
+            rows_per_second=median(one.rows_per_second for one in results),
+            latency_p50=median(one.latency_p50 for one in results),
+            latency_p99=median(one.latency_p99 for one in results),
+            # Of each round, so that a busy moment of the machine hits both.
+            speed=median(a.rows_per_second / b.rows_per_second for a, b in zip(results, first, strict=True)),
+        )
+        for case, results in found.items()
+    ]
+
+
+def compare_precisions(settings: Settings, bundle: Bundle, *, precision: str, images: Sequence[Path]) -> Agreement:
+    """Compare a model's answers in a precision with those in float32, computed by the same engine.
+
+    Args:
+        settings: device and engine.
+        bundle: the model.
+        precision: to compare with float32.
+        images: photos; rows are made of each one, and of random crops of it.
+
+    Raises:
+        BundleError, ConfigurationError: the bundle is unusable, or this machine lacks the precision.
+        ServiceError: an image can't be read; says which.
+    """
+    plan = plan_engines(settings.model_copy(update={"precision": precision}))
+    exact = plan_engines(settings.model_copy(update={"precision": "float32"}))
+    build, preprocessing = _builder(bundle, plan)
+    from condconv_serve.offline.agreement import compare
+
+    rows = photo_rows(images, preprocessing, max_pixels=settings.max_pixels)
+    engine, reference = build(plan), build(exact)
+    try:
+        return compare(engine, reference, rows)
+    finally:
+        engine.close()
+        reference.close()
+
+
+def photo_rows(files: Sequence[Path], preprocessing: Preprocessing, *, max_pixels: int) -> list[Row]:
+    """Make rows of photos: each as the model is given it, then random crops of half to all of its sides.
+
+    Raises:
+        ServiceError: an image can't be read; says which.
+    """
+    rng = np.random.default_rng(0)
+    rows: list[Row] = []
+    for file in files:
+        try:
+            photo = decode(file.read_bytes(), max_pixels=max_pixels)
+        except ServiceError as error:
+            raise type(error)(f"{file}: {error}") from error
+        rows.append(transform(photo, preprocessing))
+        for _ in range(CROPS - 1):
+            height, width = (int(side * rng.uniform(0.5, 1)) for side in photo.shape[:2])
+            top, left = rng.integers(photo.shape[0] - height + 1), rng.integers(photo.shape[1] - width + 1)
+            rows.append(transform(photo[top : top + height, left : left + width], preprocessing))
+    return rows
+
+
+def plot_engine(figures: Sequence[EngineFigure], path: Path) -> None:
+    """Draw throughput, and latency, over the batch size: one line for each engine, precision and number of streams."""
+    lines: dict[str, list[EngineFigure]] = {}
+    for figure in figures:
+        case = figure.case
+        label = f"{case.engine} {case.precision}, {case.streams} stream{'s' if case.streams > 1 else ''}"
+        lines.setdefault(label, []).append(figure)
+    picture = Figure(figsize=(10, 4.2), layout="constrained", dpi=110)
+    throughput, latency = picture.subplots(1, 2)
+    for label, found in lines.items():
+        sizes = [figure.case.batch_size for figure in found]
+        throughput.plot(sizes, [figure.rows_per_second for figure in found], marker="o", label=label)
+        latency.plot(sizes, [figure.latency_p50 * 1e3 for figure in found], marker="o", label=label)
+    for axis, title in ((throughput, "images per second"), (latency, "milliseconds per batch (median)")):
+        axis.set_xscale("log", base=2)
+        ticks = sorted({figure.case.batch_size for figure in figures})
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.set_ylim(bottom=0)
+        axis.set_xlabel("batch size (images)")
+        axis.set_title(title)
+        axis.grid(alpha=0.3)
+    throughput.legend(fontsize=8)
+    picture.savefig(path)
+
+
+def _builder(bundle: Bundle, plan: EnginePlan) -> tuple[Callable[[EnginePlan], Engine], Preprocessing]:
+    """Load a bundle's network; return what makes engines of it."""
+    import_tensorflow()
+    from condconv_serve.runtime.engines import build_engine
+    from condconv_serve.runtime.loading import load_network
+    from condconv_serve.runtime.tensorflow_engine import limit_threads
+
+    if plan.device == "cpu":
+        limit_threads(plan.threads_per_stream)
+    network, preprocessing = load_network(bundle), bundle.manifest.preprocessing.to_domain()
+
+    def build(its_plan: EnginePlan) -> Engine:
+        engine, described = build_engine(network, preprocessing, its_plan)
+        if described.engine != its_plan.engine:
+            raise BundleError(f"{bundle.manifest.name}/{bundle.manifest.version}: {described.reason}")
+        return engine
+
+    return build, preprocessing
+
+
+def _engine_key(case: EngineCase) -> tuple[Any, ...]:
+    """What needs an engine of its own: TensorFlow's serves any number of streams and any batch size."""
+    return (case.engine, case.precision) if case.engine == "tensorflow" else (case,)
+
+
+def _overrides(case: EngineCase) -> dict[str, Any]:
+    return {
+        "engine": case.engine,
+        "precision": case.precision,
+        "streams": case.streams,
+        "max_batch_size": case.batch_size,
+    }
+
+
+def _call(engine: Engine, rows: Row, caller: int) -> None:
+    engine(rows, caller)

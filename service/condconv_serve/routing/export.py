@@ -1,0 +1,66 @@
+"""Images' routing weights as tables: CSV for spreadsheets, NPZ for NumPy."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from condconv_serve.domain import ImageResult
+
+CSV_COLUMNS = ("image", "id", "filename", "class", "probability", "block", "expert", "weight", "error")
+
+
+def to_csv(results: Sequence[ImageResult]) -> bytes:
+    """One line per image, block and expert; one line with the error's slug for an image that failed. UTF-8."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(CSV_COLUMNS)
+    for number, result in enumerate(results):
+        start = (number, result.id, result.filename or "")
+        if result.prediction is None:
+            writer.writerow((*start, "", "", "", "", "", result.error.slug if result.error else ""))
+            continue
+        best, trace = result.prediction.classes[0], result.prediction.routing
+        for block, weights in trace.by_block().items():
+            for expert, weight in enumerate(weights.tolist()):
+                writer.writerow((*start, best.index, repr(best.probability), block, expert, repr(weight), ""))
+    return text.getvalue().encode()
+
+
+def to_npz(results: Sequence[ImageResult], *, blocks: Sequence[str], experts: int) -> bytes:
+    """All images in one file of arrays.
+
+    Args:
+        results: `N` images.
+        blocks: names of the CondConv blocks.
+        experts: the most that any has.
+
+    Returns:
+        An NPZ file without pickles: `routing` float32 `[N, blocks, experts]`, NaN for an image that failed and where a
+        block has fewer experts than another; `blocks`;
+        `ids`, `filenames` and `errors` (slugs; empty if all is well) `[N]`; `classes` (-1 for one that failed) and
+        `probabilities` `[N]` of the most probable class.
+    """
+    routing = np.full((len(results), len(blocks), experts), np.nan, np.float32)
+    classes, probabilities = np.full(len(results), -1, np.int64), np.full(len(results), np.nan)
+    for number, result in enumerate(results):
+        if result.prediction is not None:
+            for block, weights in zip(routing[number], result.prediction.routing.by_block().values(), strict=True):
+                block[: len(weights)] = weights
+            classes[number] = result.prediction.classes[0].index
+            probabilities[number] = result.prediction.classes[0].probability
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        routing=routing,
+        blocks=np.array(blocks, dtype=np.str_),
+        ids=np.array([result.id for result in results], dtype=np.str_),
+        filenames=np.array([result.filename or "" for result in results], dtype=np.str_),
+        classes=classes,
+        probabilities=probabilities,
+        errors=np.array([result.error.slug if result.error else "" for result in results], dtype=np.str_),
+    )
+    return buffer.getvalue()

@@ -1,0 +1,97 @@
+"""What there is to say about one image's routing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from condconv_serve.domain import RoutingProfile, RoutingTrace
+from condconv_serve.routing.tally import Floats, entropy
+
+STRONGEST = 3
+MIN_LIVE_IMAGES = 5
+"""Live traffic serves as a class's profile from so many images on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ClassProfile:
+    """The mean routing `[blocks, experts]` of `images` images that were taken for class `index`."""
+
+    index: int
+    images: int
+    mean: Floats
+    source: Literal["reference", "live"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Insight:
+    """What stands out in one image's routing. Distances are root mean squares of differences of weights.
+
+    Attributes:
+        entropy: `[blocks]`, see `condconv_serve.routing.tally.entropy`.
+        strongest: by block, the experts with the largest weights, largest first.
+        reference_distance: `[blocks + 1]`, distance to the reference profile's mean; the last one is over all blocks.
+        typical_distance: `[blocks + 1]`, what that distance was for the reference's own images (root mean square).
+        class_distance: `[blocks + 1]`, distance to the predicted class's mean.
+        class_profile: which one that is.
+    """
+
+    entropy: Floats
+    strongest: tuple[tuple[int, ...], ...]
+    reference_distance: Floats | None = None
+    typical_distance: Floats | None = None
+    class_distance: Floats | None = None
+    class_profile: ClassProfile | None = None
+
+
+def insight(
+    trace: RoutingTrace, *, profile: RoutingProfile | None = None, class_profile: ClassProfile | None = None
+) -> Insight:
+    """Look at one image's routing."""
+    values, experts = trace.weights.astype(np.float64), trace.counts
+    order = np.argsort(-values, axis=1, kind="stable")[:, :STRONGEST]
+    return Insight(
+        entropy=entropy(values, experts=experts),
+        strongest=tuple(
+            tuple(places[: min(count, STRONGEST)]) for places, count in zip(order.tolist(), experts, strict=True)
+        ),
+        reference_distance=None if profile is None else _root_mean_square(values - profile.mean, experts),
+        typical_distance=None if profile is None else _root_mean_square(profile.deviation, experts),
+        class_distance=None if class_profile is None else _root_mean_square(values - class_profile.mean, experts),
+        class_profile=class_profile,
+    )
+
+
+def class_profile_of(
+    index: int, *, profile: RoutingProfile | None, live: tuple[int, Floats] | None
+) -> ClassProfile | None:
+    """What is known of a class: by the reference profile, else by live traffic if it has shown enough images.
+
+    Args:
+        index: the class.
+        profile: of the model.
+        live: images of the class and their mean weights.
+    """
+    if profile is not None:
+        place = int(np.searchsorted(profile.classes, index))
+        if place < len(profile.classes) and profile.classes[place] == index:
+            return ClassProfile(
+                index=index,
+                images=int(profile.class_images[place]),
+                mean=profile.class_mean[place].astype(np.float64),
+                source="reference",
+            )
+    if live is None or live[0] < MIN_LIVE_IMAGES:
+        return None
+    return ClassProfile(index=index, images=live[0], mean=live[1], source="live")
+
+
+def _root_mean_square(values: ArrayLike, experts: Sequence[int]) -> Floats:
+    """Of each block's experts, and of all."""
+    squares = (np.asarray(values, np.float64) ** 2).sum(axis=1)
+    result: Floats = np.sqrt(np.append(squares, squares.sum()) / np.maximum([*experts, sum(experts)], 1))
+    return result

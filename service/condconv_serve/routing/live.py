@@ -1,0 +1,119 @@
+"""The live routing statistics of all served versions."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from condconv_serve.domain import RoutingProfile, ServedModel
+from condconv_serve.routing.drift import BlockDrift, DriftMeter
+from condconv_serve.routing.insight import ClassProfile, class_profile_of
+from condconv_serve.routing.statistics import RoutingStatistics, Window
+from condconv_serve.routing.tally import CLASS_BYTES, EDGES, Tally
+from condconv_serve.telemetry.metrics import WEIGHT_BUCKETS, BlockRouting
+
+GAUGE_WINDOW: Window = "15m"
+"""The window of what is exported as a gauge."""
+# The buckets' upper ends are among those of the bins.
+_LAST_BINS = [EDGES.index(bucket) - 1 for bucket in WEIGHT_BUCKETS]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LiveModel:
+    """One served version with its statistics."""
+
+    name: str
+    version: str
+    blocks: tuple[str, ...]
+    experts: tuple[int, ...]
+    statistics: RoutingStatistics
+    profile: RoutingProfile | None
+    meter: DriftMeter | None
+
+    def drift(self, tally: Tally) -> list[BlockDrift]:
+        """Drift of each block; empty without a reference profile."""
+        return [] if self.meter is None else self.meter.measure(tally)
+
+
+class LiveRouting:
+    """Statistics by model and version, each made when it is first asked for. Thread-safe."""
+
+    def __init__(self, *, class_bytes: int = CLASS_BYTES, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start empty; arguments are those of `RoutingStatistics`."""
+        self._class_bytes = class_bytes
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._models: dict[tuple[str, str], LiveModel] = {}
+
+    def observe(self, model: ServedModel, weights: NDArray[np.float32], predicted: int) -> None:
+        """Count one image: its routing weights `[blocks, experts]` and its most probable class."""
+        if model.routing_blocks:
+            self.of(model).statistics.observe(weights, predicted)
+
+    def of(self, model: ServedModel) -> LiveModel:
+        """Return a served version's statistics; they go on if it is loaded again, unless its blocks are others."""
+        live = self._models.get((model.name, model.version))
+        if live is not None and live.profile is model.routing_profile and live.blocks == model.routing_blocks:
+            return live
+        experts = model.experts
+        shape = (len(model.routing_blocks), model.num_experts)
+        with self._lock:
+            live = self._models.get((model.name, model.version))
+            goes_on = live is not None and (live.blocks, live.experts) == (model.routing_blocks, experts)
+            live = LiveModel(
+                model.name,
+                model.version,
+                model.routing_blocks,
+                experts,
+                live.statistics
+                if live is not None and goes_on
+                else RoutingStatistics(shape, experts=experts, class_bytes=self._class_bytes, clock=self._clock),
+                model.routing_profile,
+                None if model.routing_profile is None else DriftMeter(model.routing_profile, experts=experts),
+            )
+            self._models[model.name, model.version] = live
+        return live
+
+    def forget(self, name: str, version: str) -> None:
+        """Drop the statistics of a version that is no longer served."""
+        with self._lock:
+            self._models.pop((name, version), None)
+
+    def __iter__(self) -> Iterator[LiveModel]:
+        """All versions that have been asked for."""
+        with self._lock:
+            return iter(list(self._models.values()))
+
+    def class_profile(self, model: ServedModel, index: int) -> ClassProfile | None:
+        """What is known of a class's routing: by the reference profile, else by live traffic."""
+        live = self._models.get((model.name, model.version))
+        return class_profile_of(
+            index,
+            profile=model.routing_profile,
+            live=None if live is None else live.statistics.class_of(index),
+        )
+
+    def exported(self) -> Iterator[BlockRouting]:
+        """What Prometheus is told of each block."""
+        for live in self:
+            totals = live.statistics.read("all", classes=False)
+            recent = live.statistics.read(GAUGE_WINDOW, classes=False)
+            drift = live.drift(recent)
+            cumulative = totals.histogram.cumsum(axis=-1)[..., _LAST_BINS]
+            sums = totals.mean * totals.count
+            for number, (block, count) in enumerate(zip(live.blocks, live.experts, strict=True)):
+                moved = drift[number] if drift else None
+                yield BlockRouting(
+                    model=live.name,
+                    version=live.version,
+                    block=block,
+                    buckets=cumulative[number, :count].tolist(),
+                    sums=sums[number, :count].tolist(),
+                    entropy=float(recent.entropy_mean[number]) if recent.count else None,
+                    drift={} if moved is None else {"psi": moved.psi, "js": moved.js, "psi_alert": moved.alert_above},
+                )

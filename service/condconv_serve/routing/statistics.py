@@ -1,0 +1,139 @@
+"""Live routing statistics of one served version, over sliding windows."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from condconv_serve.routing.tally import CLASS_BYTES, Floats, Tally
+
+Window = Literal["1m", "15m", "all"]
+WINDOWS: tuple[Window, ...] = get_args(Window)
+_SPANS: dict[Window, tuple[float, int]] = {"1m": (5.0, 12), "15m": (60.0, 15)}
+"""Length (seconds) and number of the parts of a window. The first one's length divides the other's."""
+_MAX_PENDING_ROWS, _MAX_PENDING_VALUES = 64, 65_536
+
+
+class RoutingStatistics:
+    """Counts images as they are answered. Thread-safe; memory is bounded whatever the traffic.
+
+    A window consists of parts, the last of which is still filling: `1m` covers the last 55 to 60 seconds, `15m` the
+    last 14 to 15 minutes, `all` everything since the start or the last reset. Images are counted a few dozen at a time,
+    since that costs a fraction of counting each by itself, but none is missing from what is read.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        *,
+        experts: tuple[int, ...] | None = None,
+        class_bytes: int = CLASS_BYTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            shape: blocks and experts.
+            experts: how many each block has, where not all have as many.
+            class_bytes: most memory for the classes of `all`; those of the other windows have as much together.
+            clock: monotonic, in seconds.
+        """
+        self.shape = shape
+        self.experts = experts
+        self._class_bytes = class_bytes
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._max_pending = max(1, min(_MAX_PENDING_ROWS, _MAX_PENDING_VALUES // max(shape[0] * shape[1], 1)))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._started = self._clock()
+            self._all = Tally(self.shape, self._class_bytes)
+            share = self._class_bytes // sum(number for _, number in _SPANS.values())
+            self._rings = {w: _Ring(self.shape, *span, class_bytes=share) for w, span in _SPANS.items()}
+            self._pending: list[NDArray[np.float32]] = []
+            self._pending_classes: list[int] = []
+            self._pending_part = 0.0
+
+    def observe(self, weights: NDArray[np.float32], predicted: int) -> None:
+        """Count one image: its routing weights `[blocks, experts]` and its most probable class."""
+        now = self._clock()
+        part = now // _SPANS["1m"][0]
+        with self._lock:
+            if part != self._pending_part or len(self._pending) >= self._max_pending:
+                self._count_pending()
+                self._pending_part = part
+            self._pending.append(weights)
+            self._pending_classes.append(predicted)
+
+    def read(self, window: Window = "all", *, classes: bool = True) -> Tally:
+        """The images of a window, as a tally of the caller's own; without their classes it is much cheaper."""
+        total = Tally(self.shape, self._class_bytes)
+        with self._lock:
+            self._count_pending()
+            parts = [self._all] if window == "all" else self._rings[window].parts(self._clock())
+            for part in parts:
+                total.merge(part, classes=classes)
+        return total
+
+    def class_of(self, index: int) -> tuple[int, Floats] | None:
+        """Images of a class in `all`, and their mean weights `[blocks, experts]`; None if there is none."""
+        with self._lock:
+            self._count_pending()
+            return self._all.classes.get(index)
+
+    def seconds(self, window: Window = "all") -> float:
+        """How long a window reaches back, in seconds."""
+        with self._lock:
+            age = self._clock() - self._started
+            if window == "all":
+                return age
+            length, number = _SPANS[window]
+            return min(age, (number - 1) * length + self._clock() % length)
+
+    def _count_pending(self) -> None:
+        if not self._pending:
+            return
+        tally = Tally.of(
+            np.stack(self._pending), self._pending_classes, class_bytes=self._class_bytes, experts=self.experts
+        )
+        self._pending, self._pending_classes = [], []
+        # When they came, not now: they may have been waiting for a while.
+        then = self._pending_part * _SPANS["1m"][0]
+        self._all.merge(tally)
+        for ring in self._rings.values():
+            ring.current(then).merge(tally)
+
+
+class _Ring:
+    """The newest parts of a window; older ones fall out."""
+
+    def __init__(self, shape: tuple[int, int], length: float, number: int, *, class_bytes: int) -> None:
+        self._shape = shape
+        self._length = length
+        self._number = number
+        self._class_bytes = class_bytes
+        self._parts: deque[tuple[int, Tally]] = deque()
+
+    def current(self, now: float) -> Tally:
+        part = int(now // self._length)
+        self._expire(part)
+        if not self._parts or self._parts[-1][0] != part:
+            self._parts.append((part, Tally(self._shape, self._class_bytes)))
+        return self._parts[-1][1]
+
+    def parts(self, now: float) -> list[Tally]:
+        self._expire(int(now // self._length))
+        return [tally for _, tally in self._parts]
+
+    def _expire(self, part: int) -> None:
+        while self._parts and self._parts[0][0] <= part - self._number:
+            self._parts.popleft()

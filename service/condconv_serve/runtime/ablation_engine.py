@@ -1,0 +1,263 @@
+"""Computes one image with many routings: what the network would have said without an expert.
+
+The network is cut where a block's routing weights are first read. What depends on none of them is computed once; every
+variant starts as a copy of the image's own features at the first block that it changes, and from there on all variants
+go through each block together, as rows of small batches.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from condconv_serve.domain import ModelOutput, Preprocessing, RoutingOverrides, Row
+from condconv_serve.errors import BundleError
+from condconv_serve.runtime.inference_graph import per_channel
+from condconv_serve.runtime.lowering import CPU, is_stateless, lower
+from condconv_serve.runtime.model_graph import ModelGraph
+from condconv_serve.runtime.tensorflow_engine import open_session, reporting_memory
+
+MICRO_BATCH = 4
+"""Rows computed at once: as for ordinary batches, more would leave the cache."""
+
+
+class AblationEngine:
+    """Computes variants of one image's routing, in float32 on TensorFlow, on the calling thread. One call at a time."""
+
+    def __init__(self, network: keras.Model, preprocessing: Preprocessing) -> None:
+        """Freeze the network in parts; it needs about as much memory as an engine of its own.
+
+        Args:
+            network: functional, with its weights; returns `{"logits": ..., "routing": {block: [B, experts]}}`.
+            preprocessing: its mean and standard deviation go into the graph.
+
+        Raises:
+            BundleError: the network is static, or two of its blocks have the same routing weights.
+        """
+        routing = _routing(network)
+        self._row_type = preprocessing.row_type
+        self._experts = [weights.shape[-1] for weights in routing]
+        self._logits = id(network.output["logits"])
+        cuts = _cuts(network, routing)
+        self._prefix = _prefix(cuts[0], network.inputs[0], preprocessing)
+        self._steps = [_step(cut, routing[cut.block]) for cut in cuts[1:]]
+        # The first calls are slow.
+        shape = (MICRO_BATCH, len(routing), max(self._experts))
+        size = preprocessing.image_size
+        self(
+            np.zeros((size, size, 3), np.uint8),
+            RoutingOverrides(np.zeros(shape, np.float32), np.zeros(shape[:2], np.bool_)),
+        )
+
+    def __call__(
+        self, row: Row, overrides: RoutingOverrides, *, stopped: Callable[[], bool] = lambda: False
+    ) -> ModelOutput | None:
+        """Compute one row with all variants.
+
+        Args:
+            row: `[image_size, image_size, 3]`.
+            overrides: the routing of `V` variants; what a block has less experts than others is passed over.
+            stopped: asked now and then whether nobody waits any more.
+
+        Returns:
+            The logits and the routing weights used, of `V + 1` rows, the first of which is unchanged; None if stopped.
+        """
+        variants, blocks, experts = overrides.weights.shape
+        order = [step.block for step in self._steps]
+        changed = (np.isfinite(overrides.weights).any(axis=2) | overrides.uniform)[:, order]
+        first = np.where(changed.any(axis=1), changed.argmax(axis=1), blocks)
+        own = np.full((1, blocks, experts), np.nan, np.float32)
+        weights = np.concatenate([own, overrides.weights.astype(np.float32)])
+        uniform = np.concatenate([np.zeros((1, blocks), bool), overrides.uniform])
+        used = np.zeros((variants + 1, blocks, experts), np.float32)
+        members = np.zeros(1, np.int64)
+        with reporting_memory():
+            rows = row[None].astype(self._row_type, casting="safe", copy=False)
+            features = self._prefix.keep({}, self._prefix.part(rows))
+            for place, step in enumerate(self._steps):
+                block, count = step.block, self._experts[step.block]
+                joining = 1 + np.flatnonzero(first == place)
+                members = np.concatenate([members, joining])
+                features = {
+                    name: np.concatenate([values, np.repeat(values[:1], len(joining), axis=0)])
+                    for name, values in features.items()
+                }
+                parts = []
+                for start in range(0, len(members), MICRO_BATCH):
+                    if stopped():
+                        return None
+                    chosen = members[start : start + MICRO_BATCH]
+                    given = [features[name][start : start + MICRO_BATCH] for name in step.inputs]
+                    routing, *results = step.part(weights[chosen, block, :count], uniform[chosen, block], *given)
+                    parts.append(results)
+                    used[chosen, block, :count] = routing
+                used[1 + np.flatnonzero(first > place), block] = used[0, block]  # not yet different
+                features = step.keep(features, [np.concatenate(one) for one in zip(*parts, strict=True)])
+        found = features[self._logits]
+        logits = np.empty((variants + 1, found.shape[1]), np.float32)
+        logits[:] = found[0]  # variants that change nothing never joined
+        logits[members] = found
+        return ModelOutput(logits, used)
+
+    def close(self) -> None:
+        """Release the graphs and their weights."""
+        for stage in (self._prefix, *self._steps):
+            stage.part.close()
+
+
+class _Part:
+    """A part of the network as a graph of its own: in one for all, each would be optimised as often as there are."""
+
+    def __init__(self, compute: Callable[..., list[Any]], specs: Sequence[tf.TensorSpec], *, stateless: bool) -> None:
+        """Trace `compute`, a function of tensors; one that isn't `stateless` has variables, which are frozen."""
+        if not stateless:
+            function = tf.function(compute, autograph=False).get_concrete_function(*specs)
+            frozen = convert_variables_to_constants_v2(function)
+        with tf.Graph().as_default() as graph:
+            if stateless:  # without the copies of all weights that tf.function would leave behind
+                feed = [tf.compat.v1.placeholder(spec.dtype, spec.shape) for spec in specs]
+                fetch = compute(*feed)
+            else:
+                names = [tensor.name for tensor in (*frozen.inputs, *frozen.outputs)]
+                found = tf.graph_util.import_graph_def(frozen.graph.as_graph_def(), return_elements=names, name="")
+                feed, fetch = found[: len(specs)], found[len(specs) :]
+        self._session = open_session(graph)
+        self._compute = self._session.make_callable(fetch, feed_list=feed)
+
+    def __call__(self, *values: Any) -> list[NDArray[np.generic]]:
+        result: list[NDArray[np.generic]] = self._compute(*values)
+        return result
+
+    def close(self) -> None:
+        self._session.close()
+        del self._session, self._compute  # whoever still holds this part must not hold the weights
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A part of the network, by its symbolic tensors.
+
+    Attributes:
+        block: the number of the block whose routing weights are first read here; -1 for what comes before all blocks.
+        inputs: what is read, but computed before.
+        outputs: what is computed here and read later.
+        kept: ids of all tensors that are read later.
+    """
+
+    block: int
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    kept: frozenset[int]
+
+
+class _Stage:
+    """Computes a cut; knows tensors by their ids alone, since they would keep the network's weights in memory."""
+
+    def __init__(self, cut: _Cut, part: _Part) -> None:
+        self.block, self.kept, self.part = cut.block, cut.kept, part
+        self.inputs, self.outputs = ([id(tensor) for tensor in tensors] for tensors in (cut.inputs, cut.outputs))
+
+    def keep(
+        self, before: dict[int, NDArray[np.generic]], results: Sequence[NDArray[np.generic]]
+    ) -> dict[int, NDArray[np.generic]]:
+        """The values that are read later."""
+        values = before | dict(zip(self.outputs, results, strict=True))
+        return {name: value for name, value in values.items() if name in self.kept}
+
+
+def _routing(network: keras.Model) -> list[Any]:
+    routing = list(network.output.get("routing", {}).values()) if isinstance(network.output, dict) else []
+    if not routing:
+        raise BundleError("A static network has no routing that could be changed.")
+    if len({id(weights) for weights in routing}) < len(routing):
+        raise BundleError("The routing of this network can't be changed: two of its blocks have the same one.")
+    return routing
+
+
+def _cuts(network: keras.Model, routing: Sequence[Any]) -> list[_Cut]:
+    """What comes before all blocks, and what each of them adds, in the order in which their routing is computed."""
+    nodes = ModelGraph(network).nodes[::-1]
+    computed = {id(tensor): place for place, tensor in enumerate(t for node in nodes for t in node.outputs)}
+    blocks = sorted(range(len(routing)), key=lambda block: computed[id(routing[block])])
+    # Whatever reads a block's routing comes after it; everything else, after what it reads.
+    after = {id(routing[block]): place for place, block in enumerate(blocks, 1)}
+    stage = {id(network.inputs[0]): -1}
+    read: dict[int, dict[int, Any]] = defaultdict(dict)
+    for node in nodes:
+        at = max(0, *(after.get(id(tensor), stage[id(tensor)]) for tensor in node.input_tensors))
+        stage |= {id(tensor): at for tensor in node.outputs}
+        read[at] |= {id(tensor): tensor for tensor in node.input_tensors}
+    for tensor in routing:
+        read[after[id(tensor)]][id(tensor)] = tensor
+    read[len(blocks) + 1] = {id(network.output["logits"]): network.output["logits"]}
+    cuts = []
+    for place, block in enumerate([-1, *blocks]):
+        later = {name: tensor for at in read if at > place for name, tensor in read[at].items()}
+        inputs = tuple(tensor for name, tensor in read[place].items() if stage[name] < place)
+        outputs = tuple(tensor for name, tensor in later.items() if stage[name] == place)
+        cuts.append(_Cut(block, inputs, outputs, frozenset(later)))
+    return cuts
+
+
+def _prefix(cut: _Cut, pixels: Any, preprocessing: Preprocessing) -> _Stage:
+    """What comes before all blocks, of rows."""
+    mean, scale = per_channel(preprocessing.mean), per_channel(tuple(1 / s for s in preprocessing.std))
+    cut = _Cut(cut.block, (pixels,), (pixels, *cut.outputs), cut.kept)
+    convolve, stateless = _lowered([pixels], cut.outputs[1:])
+
+    def compute(rows: Any) -> list[Any]:
+        normalised = (tf.cast(rows, tf.float32) - mean) * scale
+        return [normalised, *convolve([normalised])]
+
+    size = preprocessing.image_size
+    return _Stage(
+        cut, _Part(compute, [tf.TensorSpec((None, size, size, 3), preprocessing.row_type)], stateless=stateless)
+    )
+
+
+def _step(cut: _Cut, routing: Any) -> _Stage:
+    """What a block adds: of weights (NaN is the model's own), uniform and features, the weights used and features."""
+    convolve, stateless = _lowered(cut.inputs, cut.outputs)
+    place = next(place for place, tensor in enumerate(cut.inputs) if tensor is routing)
+
+    def compute(weights: Any, uniform: Any, *features: Any) -> list[Any]:
+        own = features[place]
+        mean = tf.broadcast_to(tf.reduce_mean(own, axis=1, keepdims=True), tf.shape(own))
+        used = tf.where(tf.math.is_nan(weights), tf.where(uniform[:, None], mean, own), weights)
+        return [used, *convolve([*features[:place], used, *features[place + 1 :]])]
+
+    specs = [
+        tf.TensorSpec((None, routing.shape[-1]), tf.float32),
+        tf.TensorSpec((None,), tf.bool),
+        *(tf.TensorSpec((None, *tensor.shape[1:]), _type(tensor)) for tensor in cut.inputs),
+    ]
+    return _Stage(cut, _Part(compute, specs, stateless=stateless))
+
+
+def _lowered(inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[Callable[[list[Any]], list[Any]], bool]:
+    """The part of the network between symbolic tensors, lowered, and whether it holds nothing but constants.
+
+    Weights can be read only outside of graphs.
+    """
+    if not outputs:
+        return lambda _: [], True
+    lowered = lower(keras.Model(list(inputs), list(outputs)), CPU)
+
+    def compute(values: list[Any]) -> list[Any]:
+        results = keras.tree.flatten(lowered(values, training=False))
+        return [tf.cast(result, _type(tensor)) for result, tensor in zip(results, outputs, strict=True)]
+
+    return compute, is_stateless(lowered)
+
+
+def _type(tensor: Any) -> Any:
+    """Of its values between the parts."""
+    return tf.float32 if "float" in tensor.dtype else tf.as_dtype(tensor.dtype)

@@ -1,0 +1,72 @@
+"""What this machine offers to compute on: cores, number formats, accelerators, optional engines."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from condconv_serve.machine.cores import available_cores
+from condconv_serve.runtime.tensorflow_import import import_tensorflow
+
+Device = Literal["cpu", "gpu", "tpu"]
+
+_ACCELERATOR_FILES = ("nvidia0", "kfd", "accel0", "vfio/0")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """`cores` are the physical cores that this process may use; `accelerators` TensorFlow's names of the devices."""
+
+    cores: int
+    cpu_bfloat16: bool
+    openvino: bool
+    accelerators: tuple[tuple[Device, str], ...] = ()
+    accelerator_bfloat16: bool = False
+
+
+def detect_machine(*, look_for_accelerators: bool) -> Machine:
+    """Look at this machine.
+
+    Args:
+        look_for_accelerators: whether to ask TensorFlow even where no device file hints at an accelerator. That
+            imports TensorFlow.
+    """
+    accelerators: tuple[tuple[Device, str], ...] = ()
+    bfloat16 = False
+    if look_for_accelerators or any((Path("/dev") / name).exists() for name in _ACCELERATOR_FILES):
+        accelerators, bfloat16 = _accelerators()
+    return Machine(
+        cores=available_cores(),
+        cpu_bfloat16=_cpu_has_bfloat16(),
+        openvino=importlib.util.find_spec("openvino") is not None,
+        accelerators=accelerators,
+        accelerator_bfloat16=bfloat16,
+    )
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 natively; elsewhere it would be slower than float32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _accelerators() -> tuple[tuple[tuple[Device, str], ...], bool]:
+    import_tensorflow()
+    import tensorflow as tf
+
+    found: list[tuple[Device, str]] = []
+    bfloat16 = True
+    kinds: tuple[Device, ...] = ("gpu", "tpu")
+    for kind in kinds:
+        for number, device in enumerate(tf.config.list_physical_devices(kind.upper())):
+            found.append((kind, f"{kind.upper()}:{number}"))
+            if kind == "gpu":
+                # Ampere, compute capability 8, is the first to multiply bfloat16 natively.
+                capability = tf.config.experimental.get_device_details(device).get("compute_capability", (0, 0))
+                bfloat16 = bfloat16 and capability >= (8, 0)
+    return tuple(found), bfloat16 and bool(found)

@@ -1,0 +1,134 @@
+"""Builds the engine that a plan asks for, checks its answers, and falls back where that is allowed."""
+
+from __future__ import annotations
+
+import logging
+
+import keras
+import numpy as np
+
+from condconv_serve.domain import Engine, EngineDescription, ModelOutput, Pixels, Preprocessing, Row
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.runtime.inference_graph import InferenceGraph, freeze
+from condconv_serve.runtime.plan import EnginePlan, Precision
+from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
+from condconv_serve.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 5e-2}
+"""How far an engine may be off, as a root mean square relative to that of the answers themselves."""
+
+
+def build_engine(
+    network: keras.Model, preprocessing: Preprocessing, plan: EnginePlan, *, metrics: Metrics | None = None
+) -> tuple[Engine, EngineDescription]:
+    """Make an engine of a network.
+
+    Args:
+        network: with its weights.
+        preprocessing: of its photos.
+        plan: what to build.
+        metrics: counts padding rows.
+
+    Raises:
+        ConfigurationError: the engine that was asked for can't compute this network, and no other one may take over.
+    """
+    if plan.device != "cpu":
+        from condconv_serve.runtime.xla_engine import XlaEngine
+
+        engine: Engine = XlaEngine(
+            network,
+            preprocessing,
+            devices=plan.devices,
+            precision=plan.precision,
+            max_batch_size=plan.max_batch_size,
+            metrics=metrics,
+        )
+        return engine, EngineDescription(engine="tensorflow", precision=plan.precision, device=", ".join(plan.devices))
+    graph = freeze(network, preprocessing)
+    reason = None
+    if plan.engine == "openvino":
+        try:
+            engine = _checked_openvino_engine(graph, plan, metrics)
+        except Exception as error:
+            reason = f"openvino can't compute this model: {error}"
+            if not plan.fallback:
+                raise ConfigurationError(f"{reason.rstrip('.')}; choose engine=auto or tensorflow.") from error
+            logger.warning("%s; tensorflow takes over", reason.rstrip("."))
+        else:
+            return engine, EngineDescription(engine="openvino", precision=plan.precision, device="CPU")
+    engine = TensorFlowEngine(graph, precision=plan.precision, threads_per_stream=plan.threads_per_stream)
+    return engine, EngineDescription(engine="tensorflow", precision=plan.precision, device="CPU", reason=reason)
+
+
+def _checked_openvino_engine(graph: InferenceGraph, plan: EnginePlan, metrics: Metrics | None) -> Engine:
+    """Make an engine and compare it with TensorFlow in float32.
+
+    Raises:
+        ConfigurationError: it is further off than `TOLERANCE`, and in bfloat16 also more than twice as far as
+            TensorFlow's own bfloat16: a network with badly conditioned weights is far off in any engine.
+    """
+    rows = probe_rows(graph.image_size)
+    # TensorFlow computes first, so that OpenVINO's weights come to lie where TensorFlow's did.
+    exact = _compute(graph, "float32", rows)
+    engine = _openvino_engine(graph, plan, metrics)
+    found = engine(rows)
+    try:
+        check_equal(found, exact, tolerance=TOLERANCE[plan.precision])
+    except ConfigurationError:
+        if plan.precision == "float32":
+            raise
+        rounded = _compute(graph, plan.precision, rows)
+        check_equal(found, exact, tolerance=2 * max(difference(rounded, exact).values()))
+    return engine
+
+
+def _openvino_engine(graph: InferenceGraph, plan: EnginePlan, metrics: Metrics | None) -> Engine:
+    from condconv_serve.runtime.openvino_engine import OpenVINOEngine
+
+    return OpenVINOEngine(
+        graph,
+        precision=plan.precision,
+        streams=plan.streams,
+        threads_per_stream=plan.threads_per_stream,
+        max_batch_size=plan.max_batch_size,
+        metrics=metrics,
+    )
+
+
+def _compute(graph: InferenceGraph, precision: Precision, rows: Row) -> ModelOutput:
+    engine = TensorFlowEngine(graph, precision=precision)
+    try:
+        return engine(rows)
+    finally:
+        engine.close()
+
+
+def difference(found: ModelOutput, expected: ModelOutput) -> dict[str, float]:
+    """How far two answers differ: root mean square, relative to that of `expected`, by name of the output."""
+    pairs = {"logits": (found.logits, expected.logits), "routing weights": (found.routing, expected.routing)}
+    return {
+        name: float(np.sqrt(np.mean((a - b) ** 2) / max(float(np.mean(b**2)), 1e-12)))
+        for name, (a, b) in pairs.items()
+        if b.size
+    }
+
+
+def check_equal(found: ModelOutput, expected: ModelOutput, *, tolerance: float) -> None:
+    """Compare the answers of two engines.
+
+    Raises:
+        ConfigurationError: logits or routing weights differ by more than `tolerance`, or are not finite.
+    """
+    for name, off in difference(found, expected).items():
+        if not off <= tolerance:
+            raise ConfigurationError(f"its {name} differ from TensorFlow's by {off:.2g}, more than {tolerance:.2g}.")
+
+
+def probe_rows(image_size: int) -> Pixels:
+    """Three rows that resemble no photo but reach every part of the network: uint8 `[3, image_size, image_size, 3]`."""
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
+    ramp = np.broadcast_to(np.linspace(0, 255, image_size)[:, None, None], noise.shape).astype(np.uint8)
+    return np.stack([noise, ramp, ramp.transpose(1, 0, 2)])

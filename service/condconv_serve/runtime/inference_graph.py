@@ -1,0 +1,91 @@
+"""From a Keras model to the frozen graph that serves it: rows in, logits and routing weights out, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from condconv_serve.domain import Preprocessing
+from condconv_serve.runtime.lowering import CPU, Lowering, is_stateless, lower
+
+INPUT, LOGITS, ROUTING = "rows", "logits", "routing"
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceGraph:
+    """A frozen TensorFlow graph: weights are constants, so its engine can pack them once.
+
+    Its tensors are `rows:0` of `row_type` `[B, image_size, image_size, 3]`, `logits:0` float32 `[B, classes]` and
+    `routing:0` float32 `[B, blocks, num_experts]`, where a block with fewer experts than another is filled up with
+    zeros; `B` is open. Engines must not keep it: it holds a copy of all weights.
+    """
+
+    graph_def: Any
+    image_size: int
+    row_type: type[np.uint8] | type[np.float32] = np.uint8
+
+
+def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Lowering = CPU) -> InferenceGraph:
+    """Build the inference graph of a functional model that returns `logits` and `routing`.
+
+    Args:
+        model: takes normalised pixels `[B, image_size, image_size, 3]`.
+        preprocessing: its mean and standard deviation go into the graph, and it says of what type rows are.
+        lowering: which operations to use.
+
+    Raises:
+        ConfigurationError: the model is not functional.
+    """
+    size, row_type = preprocessing.image_size, preprocessing.row_type
+    lowered = lower(model, lowering)
+    infer = _inference(lowered, preprocessing)
+    if not (lowering.constants and is_stateless(lowered)):  # there may be variables to freeze
+        signature = tf.TensorSpec((None, size, size, 3), row_type, INPUT)
+        function = tf.function(infer, autograph=False).get_concrete_function(signature)
+        return InferenceGraph(convert_variables_to_constants_v2(function).graph.as_graph_def(), size, row_type)
+    with tf.Graph().as_default() as graph:  # without the copies of all weights that tf.function would leave behind
+        infer(tf.compat.v1.placeholder(row_type, (None, size, size, 3), INPUT))
+    return InferenceGraph(graph.as_graph_def(), size, row_type)
+
+
+def inference_function(
+    model: keras.Model, preprocessing: Preprocessing, lowering: Lowering
+) -> Callable[[Any], dict[str, Any]]:
+    """Return what the inference graph computes as a function of rows, for tracing."""
+    return _inference(lower(model, lowering), preprocessing)
+
+
+def _inference(lowered: keras.Model, preprocessing: Preprocessing) -> Callable[[Any], dict[str, Any]]:
+    mean, scale = per_channel(preprocessing.mean), per_channel(tuple(1 / s for s in preprocessing.std))
+
+    def infer(rows: Any) -> dict[str, Any]:
+        outputs = lowered((tf.cast(rows, tf.float32) - mean) * scale, training=False)
+        routing = [tf.cast(weights, tf.float32) for weights in outputs["routing"].values()]
+        stacked = _stack(routing) if routing else tf.zeros((tf.shape(rows)[0], 0, 0))
+        logits = tf.cast(outputs["logits"], tf.float32)
+        return {LOGITS: tf.identity(logits, LOGITS), ROUTING: tf.identity(stacked, ROUTING)}
+
+    return infer
+
+
+def _stack(routing: list[Any]) -> Any:
+    """`[B, blocks, num_experts]` of `[B, experts]` each; what a block has less than the others is zero."""
+    most = max(weights.shape[-1] for weights in routing)
+    return tf.stack(
+        [
+            weights if weights.shape[-1] == most else tf.pad(weights, ((0, 0), (0, most - weights.shape[-1])))
+            for weights in routing
+        ],
+        axis=1,
+    )
+
+
+def per_channel(values: tuple[float, ...]) -> Any:
+    """One number where the three channels agree: broadcasting over an innermost axis of three is slow."""
+    return values[0] if len(set(values)) == 1 else np.array(values, np.float32)

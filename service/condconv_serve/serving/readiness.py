@@ -1,0 +1,49 @@
+"""Whether requests are taken, and whether load balancers should send more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from condconv_serve.errors import CapacityError, Draining, NotReady
+
+LOADING_SECONDS = 5.0
+
+
+class Readiness:
+    """Loading, then ready, then draining; and not ready while the engine is broken.
+
+    While it drains, the service isn't ready, so that load balancers look elsewhere, but what comes is still served.
+    """
+
+    def __init__(self, engine_problem: Callable[[], tuple[str, float] | None]) -> None:
+        """Start loading; `engine_problem` says why the engine can't be used now, and for how many seconds."""
+        self._engine_problem = engine_problem
+        self._not_loaded: NotReady | None = NotReady("The service is loading its models.", retry_after=LOADING_SECONDS)
+        self.draining = False
+
+    def loaded(self) -> None:
+        """All models can be used."""
+        self._not_loaded = None
+
+    def failed(self, reason: str) -> None:
+        """The models can't be loaded."""
+        self._not_loaded = NotReady(reason)
+
+    def drain(self) -> None:
+        """The service is about to end."""
+        self.draining = True
+
+    def refusal(self) -> CapacityError | None:
+        """Why requests can't be answered now; None if they can."""
+        if self._not_loaded is not None:
+            return self._not_loaded
+        if problem := self._engine_problem():
+            reason, seconds = problem
+            return NotReady(reason, retry_after=seconds)
+        return None
+
+    def unready(self) -> CapacityError | None:
+        """Why requests should go elsewhere; None if they should come."""
+        if self.draining:
+            return Draining("The service is shutting down.", retry_after=1.0)
+        return self.refusal()

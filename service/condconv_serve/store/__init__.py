@@ -1,0 +1,33 @@
+"""Model bundles on disk: `<store>/<model>/<version>/` with a manifest, weights, labels and a model card.
+
+Data only: no pickle, no code. A bundle is checked whole before anything of it is used.
+"""
+
+from condconv_serve.store.amend import add_profile
+from condconv_serve.store.bundle import (
+    Bundle,
+    NewBundle,
+    open_bundle,
+    read_labels,
+    read_network,
+    read_profile,
+    read_weights,
+    write_bundle,
+)
+from condconv_serve.store.catalog import Catalog
+from condconv_serve.store.manifest import OWN_NETWORK, Manifest
+
+__all__ = [
+    "OWN_NETWORK",
+    "Bundle",
+    "Catalog",
+    "Manifest",
+    "NewBundle",
+    "add_profile",
+    "open_bundle",
+    "read_labels",
+    "read_network",
+    "read_profile",
+    "read_weights",
+    "write_bundle",
+]

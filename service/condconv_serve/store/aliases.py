@@ -1,0 +1,209 @@
+"""Aliases of a model's versions, such as `stable` and `canary`: `<store>/<model>/aliases.json`.
+
+An alias points at one version, or splits its traffic over several. It lies in the store, so that all replicas that
+share the store follow it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+
+from condconv_serve.errors import AliasNotFound, BundleError, InvalidParameter, StoreNotWritable
+from condconv_serve.store.manifest import VersionName
+
+ALIASES: Final = "aliases.json"
+DEFAULT_ALIAS: Final = "default"
+"""What requests get that name no version, if the model has an alias of this name."""
+
+_LOCK = ".aliases.lock"
+_MAX_BYTES = 2**20
+
+AliasName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9._-]{0,63}$")]
+"""Starts with a letter, so that no alias looks like a version."""
+Weight = Annotated[int, Field(ge=1, le=1_000_000)]
+Split = Annotated[dict[VersionName, Weight], Field(min_length=1, max_length=16)]
+"""Versions with their relative weights."""
+
+_split = TypeAdapter(Split)
+_alias_name = TypeAdapter(AliasName)
+
+
+class Alias(BaseModel):
+    """Where an alias points, and where it pointed before."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    versions: Split = Field(description="Versions that it points at, with the relative weight of each.")
+    previous: Split | None = Field(None, description="Where it pointed before; rolling back returns there.")
+
+    def choose(self, key: str | None = None) -> str:
+        """The version for a key, such as a request's id: always the same one, and each by its weight.
+
+        A version that is given more weight keeps the keys that it had if it is the newest or the oldest one. Without a
+        key it is the one with the most weight, the newest of equals.
+        """
+        if key is None:
+            return max(self.versions, key=lambda version: (self.versions[version], int(version)))
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        place = int.from_bytes(digest, "big") / 2**64 * sum(self.versions.values())
+        for version in sorted(self.versions, key=int):
+            place -= self.versions[version]
+            if place < 0:
+                return version
+        return max(self.versions, key=int)
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    aliases: dict[AliasName, Alias] = {}
+
+
+def read_aliases(store: Path, model: str) -> dict[str, Alias]:
+    """All aliases of a model, by name; empty if it has none.
+
+    Raises:
+        BundleError: the file can't be read or is no such document.
+    """
+    file = store / model / ALIASES
+    try:
+        if file.exists() and not file.is_file():  # reading a pipe would never end
+            raise BundleError(f"{model}: {ALIASES} is no ordinary file.")
+        with file.open("rb") as handle:
+            raw = handle.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise BundleError(f"{model}: {ALIASES} can't be read.") from error
+    if len(raw) > _MAX_BYTES:
+        raise BundleError(f"{model}: {ALIASES} has more than {_MAX_BYTES} bytes.")
+    try:
+        return _Document.model_validate_json(raw).aliases
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "document"
+        raise BundleError(f"{model}: {ALIASES} is not valid: {place}: {first['msg']}.") from error
+
+
+def set_alias(store: Path, model: str, alias: str, versions: Mapping[str, int]) -> Alias:
+    """Point an alias at versions; it is made if it doesn't exist.
+
+    Raises:
+        InvalidParameter: the name is none, or the versions and weights can't be.
+        BundleError: the present aliases are damaged.
+        StoreNotWritable: nothing can be written there.
+    """
+    check_alias(alias, versions)
+    with _changing(store, model) as aliases:
+        before = aliases.get(alias)
+        if before is None:
+            aliases[alias] = Alias(versions=dict(versions))
+        elif before.versions != dict(versions):
+            aliases[alias] = Alias(versions=dict(versions), previous=before.versions)
+        return aliases[alias]
+
+
+def check_alias(alias: str, versions: Mapping[str, int]) -> None:
+    """Check an alias before it is set.
+
+    Raises:
+        InvalidParameter: the name is none, or the versions and weights can't be.
+    """
+    try:
+        _alias_name.validate_python(alias)
+    except ValidationError as error:
+        raise InvalidParameter(
+            f"{alias!r} is no name for an alias: it starts with a letter, and has up to 64 of a-z, 0-9, '.', '_', '-'."
+        ) from error
+    try:
+        _split.validate_python(dict(versions), strict=True)
+    except ValidationError as error:
+        raise InvalidParameter(
+            "An alias points at 1 to 16 versions, each a whole number from 1, with weights from 1 to 1000000."
+        ) from error
+
+
+def roll_back(store: Path, model: str, alias: str) -> Alias:
+    """Point an alias back to where it pointed before; doing so again undoes it.
+
+    Raises:
+        AliasNotFound: there is no such alias; InvalidParameter: it has always pointed there.
+        BundleError, StoreNotWritable: as for `set_alias`.
+    """
+    with _changing(store, model) as aliases:
+        now = find_alias(aliases, model, alias)
+        if now.previous is None:
+            raise InvalidParameter(f"Alias {alias} of {model} has pointed nowhere else before.")
+        aliases[alias] = Alias(versions=now.previous, previous=now.versions)
+        return aliases[alias]
+
+
+def delete_alias(store: Path, model: str, alias: str) -> None:
+    """Remove an alias.
+
+    Raises:
+        AliasNotFound: there is no such alias.
+        BundleError, StoreNotWritable: as for `set_alias`.
+    """
+    with _changing(store, model) as aliases:
+        find_alias(aliases, model, alias)
+        del aliases[alias]
+
+
+def find_alias(aliases: Mapping[str, Alias], model: str, alias: str) -> Alias:
+    """Look an alias up.
+
+    Raises:
+        AliasNotFound: there is no such alias.
+    """
+    if alias not in aliases:
+        known = ", ".join(sorted(aliases)) or "none"
+        raise AliasNotFound(f"Model {model} has no alias {alias!r}; there are: {known}.")
+    return aliases[alias]
+
+
+@contextlib.contextmanager
+def _changing(store: Path, model: str) -> Iterator[dict[str, Alias]]:
+    """Read, let the caller change, and write in one step; replicas that do so at the same time wait."""
+    directory = store / model
+    try:
+        # A file of its own, and open for writing: NFS locks neither directories nor what is only read.
+        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            aliases = read_aliases(store, model)
+            yield aliases
+            document = {"schema_version": 1, "aliases": {k: v.model_dump() for k, v in sorted(aliases.items())}}
+            _replace(directory / ALIASES, json.dumps(document, indent=2) + "\n")
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise StoreNotWritable(
+            f"The aliases of {model} can't be written to the model store: {error.strerror or error}."
+        ) from error
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".aliases-", encoding="utf-8", delete=False) as new:
+        try:
+            new.write(text)
+            new.flush()
+            os.fsync(new.fileno())
+            os.chmod(new.name, 0o644)
+            os.replace(new.name, file)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(new.name)
+            raise

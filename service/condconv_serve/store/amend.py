@@ -1,0 +1,61 @@
+"""Changes to a bundle that is already in its place."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from condconv_serve.domain import RoutingProfile
+from condconv_serve.store.bundle import MANIFEST, Bundle, dump_manifest, open_bundle
+from condconv_serve.store.manifest import FileSpec
+from condconv_serve.store.profile import profile_name, serialise_profile
+
+
+def add_profile(path: Path, profile: RoutingProfile) -> Bundle:
+    """Give a bundle a reference profile, in place of the one it has.
+
+    The new manifest replaces the old one at once, and each names a file of its own: whoever reads meanwhile sees the
+    bundle as it was or as it is.
+
+    Returns:
+        The bundle as it is now.
+
+    Raises:
+        BundleError: it is no valid bundle.
+        OSError: the disk is full or not writable; the bundle is as it was.
+    """
+    bundle = open_bundle(path)
+    old, content = bundle.manifest.routing_profile, serialise_profile(profile)
+    name = profile_name(content)
+    described = FileSpec(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    files = {n: spec for n, spec in bundle.manifest.files.items() if n != old}
+    manifest = bundle.manifest.model_copy(update={"files": {**files, name: described}})
+    _replace(path / name, content)
+    try:
+        _replace(path / MANIFEST, dump_manifest(manifest))
+    except BaseException:
+        if name != old:
+            (path / name).unlink(missing_ok=True)
+        raise
+    if old is not None and old != name:
+        with contextlib.suppress(OSError):  # it is in nobody's way
+            (path / old).unlink()
+    return open_bundle(path)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    handle, scratch = tempfile.mkstemp(prefix=".writing-", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(scratch)
+        raise

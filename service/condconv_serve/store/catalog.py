@@ -1,0 +1,84 @@
+"""The store as a whole: which models and versions lie there."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from condconv_serve.errors import BundleError, ModelNotFound, VersionNotFound
+from condconv_serve.store.bundle import MANIFEST
+from condconv_serve.store.manifest import ModelName, VersionName
+
+logger = logging.getLogger(__name__)
+
+_model_name = TypeAdapter(ModelName)
+_version_name = TypeAdapter(VersionName)
+
+
+class Catalog:
+    """Looks bundles up by name; what doesn't look like a bundle's place is passed over."""
+
+    def __init__(self, root: Path) -> None:
+        """Look at the store in the directory `root`.
+
+        Raises:
+            BundleError: there is no such directory.
+        """
+        if not root.is_dir():
+            raise BundleError(f"The model store {root} is no directory.")
+        self._root = root
+
+    def models(self) -> tuple[str, ...]:
+        """Names of all models with at least one version, sorted; those that can't be read are passed over."""
+        return tuple(sorted(name for name in self._children(self._root, _model_name) if self._has_versions(name)))
+
+    def _has_versions(self, model: str) -> bool:
+        try:
+            return bool(self.versions(model))
+        except OSError as error:
+            logger.warning("%s can't be read in the model store: %s", model, error.strerror)
+            return False
+
+    def versions(self, model: str) -> tuple[str, ...]:
+        """Versions of a model, oldest (smallest number) first; empty if there is no such model."""
+        if not _matches(_model_name, model):
+            return ()
+        directory = self._root / model
+        versions = (v for v in self._children(directory, _version_name) if (directory / v / MANIFEST).exists())
+        return tuple(sorted(versions, key=int))
+
+    def find(self, model: str, version: str | None = None) -> Path:
+        """Return a bundle's directory; the newest version if None.
+
+        Raises:
+            ModelNotFound: no such model.
+            VersionNotFound: no such version of it.
+        """
+        versions = self.versions(model)
+        if not versions:
+            known = ", ".join(self.models()) or "none"
+            raise ModelNotFound(f"There is no model {model!r} in the store; there are: {known}.")
+        if version is not None and version not in versions:
+            raise VersionNotFound(f"Model {model} has no version {version!r}; there are: {', '.join(versions)}.")
+        return self._root / model / (version or versions[-1])
+
+    def __iter__(self) -> Iterator[Path]:
+        """All bundles, by model and version."""
+        return (self._root / model / version for model in self.models() for version in self.versions(model))
+
+    @staticmethod
+    def _children(directory: Path, name: TypeAdapter[str]) -> list[str]:
+        if not directory.is_dir():
+            return []
+        return [child.name for child in directory.iterdir() if child.is_dir() and _matches(name, child.name)]
+
+
+def _matches(adapter: TypeAdapter[str], value: str) -> bool:
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True

@@ -1,0 +1,96 @@
+"""Which architecture foreign weights are of, judged by a few shapes: for those who named another one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from condconv_serve.nn import ARCHITECTURES, Architecture
+from condconv_serve.store.importers.assembly import Translation
+
+_BLOCK = re.compile(r"^block_(\d+)_")
+_WIDTHS = (1.0, *(round(0.1 + 0.05 * step, 2) for step in range(39)))
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What tells our architectures apart. `widths` are the outputs of the blocks' projections."""
+
+    stem: int
+    widths: tuple[int, ...]
+    squeezes: bool
+    routing: tuple[str, ...]
+    experts: int
+
+
+def traits_of(architecture: Architecture) -> Traits:
+    """The traits of an architecture."""
+    blocks = architecture.blocks()
+    return Traits(
+        stem=architecture.scaled_stem_filters,
+        widths=tuple(block.out_filters for block in blocks),
+        squeezes=bool(architecture.se_ratio),
+        routing=architecture.routing_blocks(),
+        experts=architecture.num_experts,
+    )
+
+
+def traits_found(translation: Translation) -> Traits | None:
+    """The traits of foreign weights; None if they lack what tells."""
+    shapes = {tensor.path: tensor.value.shape for tensor in translation.tensors}
+    numbers = {int(match[1]) for path in shapes if (match := _BLOCK.match(path))}
+    routing = tuple(f"block_{number}" for number in sorted(numbers) if f"block_{number}_routing/bias" in shapes)
+    try:
+        return Traits(
+            stem=shapes["stem/kernel"][-1],
+            widths=tuple(shapes[f"block_{number}_project_norm/gamma"][-1] for number in range(max(numbers) + 1)),
+            squeezes=any("_se_" in path for path in shapes),
+            routing=routing,
+            experts=shapes[f"{routing[0]}_routing/bias"][-1] if routing else 0,
+        )
+    except (KeyError, IndexError, ValueError):
+        return None
+
+
+def hint(translation: Translation, asked: Architecture, *, upcycling: bool = False) -> str:
+    """Say in a sentence, or not at all, what else the weights may be."""
+    found = traits_found(translation)
+    if found is None or found == traits_of(asked):
+        return ""
+    fitting = [
+        (candidate, options) for candidate, options in _candidates(asked, found) if traits_of(candidate) == found
+    ]
+    if not fitting:
+        return ""
+    candidate, options = min(fitting, key=lambda pair: len(pair[1]))
+    named = " ".join((f"--architecture {candidate.name}", *options))
+    if upcycling and found.experts:
+        advice = f"they have experts already: import them without --upcycle, with {named}"
+    elif asked.num_experts and not found.experts and _twins(asked, candidate):
+        advice = f"they are those of its static twin {candidate.name}: --upcycle makes experts of them"
+    else:
+        advice = f"they look like {named}"
+    return f" By their shapes {advice}."
+
+
+def _candidates(asked: Architecture, found: Traits) -> Iterator[tuple[Architecture, tuple[str, ...]]]:
+    """All registered architectures, that which was asked for first, with the experts that were found; then narrower."""
+    known = sorted(ARCHITECTURES.values(), key=lambda architecture: architecture.name != asked.name)
+    for width in _WIDTHS:
+        for architecture in known:
+            options: tuple[str, ...] = ()
+            changes: dict[str, Any] = {}
+            if architecture.num_experts and found.experts not in (0, architecture.num_experts):
+                changes["stages"] = architecture.with_experts(found.experts).stages
+                options += (f"--experts {found.experts}",)
+            if width != architecture.width_coefficient:
+                changes["width_coefficient"] = width
+                options += (f"--override width_coefficient={width:g}",)
+            yield replace(architecture, **changes), options
+
+
+def _twins(conditional: Architecture, static: Architecture) -> bool:
+    a, b = traits_of(conditional), traits_of(static)
+    return (a.stem, a.widths, a.squeezes) == (b.stem, b.widths, b.squeezes)

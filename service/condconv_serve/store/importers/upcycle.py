@@ -1,0 +1,82 @@
+"""Makes a CondConv network of a static one that computes the same: every expert starts as a copy of its kernel.
+
+Routing starts with a zero kernel, so at first it is the same for every photo, and with the bias `-ln(N - 1)`, where the
+sigmoid is `1 / N`. The `N` weights sum to one, so the mixture of the copies is the static kernel. (Komatsuzaki et al.,
+"Sparse Upcycling", ICLR 2023, do the same to transformers.)
+
+Equal experts get equal gradients and would stay equal for ever. Noise makes them differ; as the noise of all experts of
+a kernel sums to zero, the mixture remains what it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from condconv_serve.errors import ImportFailed
+from condconv_serve.nn import Architecture
+
+_CONVOLUTIONS = ("expand", "depthwise", "project")
+MAX_NOISE = 1.0
+
+
+def static_twin(architecture: Architecture) -> Architecture:
+    """The same network with ordinary convolutions.
+
+    Raises:
+        ImportFailed: it has fewer than two experts, so there is nothing to copy into.
+    """
+    if architecture.num_experts < 2:
+        raise ImportFailed(
+            f"{architecture.name} has {architecture.num_experts or 'no'} experts; upcycling needs an architecture with "
+            "CondConv blocks, and two experts at least."
+        )
+    return replace(architecture, stages=tuple(replace(stage, num_experts=0) for stage in architecture.stages))
+
+
+def upcycle(
+    static: Mapping[str, NDArray[Any]], architecture: Architecture, *, noise: float = 0.0, seed: int = 0
+) -> dict[str, NDArray[Any]]:
+    """Spread the weights of a static network over experts.
+
+    Args:
+        static: the twin's weights by variable path.
+        architecture: the network to make, with two experts at least.
+        noise: standard deviation of the experts' differences, as a share of that of the kernel itself; 0 for copies.
+        seed: of the noise.
+
+    Returns:
+        The weights of `architecture` by variable path, in the types that they came in.
+
+    Raises:
+        ImportFailed: `noise` is not between 0 and 1.
+    """
+    if not 0 <= noise <= MAX_NOISE:
+        raise ImportFailed(f"The noise must be from 0 to {MAX_NOISE:g}, not {noise:g}.")
+    rng = np.random.default_rng(seed)
+    experts = architecture.num_experts
+    weights = dict(static)
+    for block in architecture.blocks():
+        if not block.num_experts:
+            continue
+        for path in (f"{block.name}_{convolution}/kernel" for convolution in _CONVOLUTIONS):
+            if path in static:
+                weights[path] = _copies(static[path], experts, noise, rng)
+        weights[f"{block.name}_routing/kernel"] = np.zeros((block.in_filters, experts), np.float32)
+        weights[f"{block.name}_routing/bias"] = np.full(experts, -math.log(experts - 1), np.float32)
+    return weights
+
+
+def _copies(kernel: NDArray[Any], experts: int, noise: float, rng: np.random.Generator) -> NDArray[Any]:
+    copies = np.repeat(kernel[None], experts, axis=0)
+    if not noise:
+        return copies
+    differences = rng.standard_normal(copies.shape, np.float32)
+    differences -= differences.mean(axis=0)
+    differences *= noise * kernel.std(dtype=np.float64) / math.sqrt(1 - 1 / experts)  # what the subtraction took
+    return (copies + differences).astype(kernel.dtype)

@@ -1,0 +1,104 @@
+"""The manifest of a bundle: what `manifest.json` may say, checked field by field."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from condconv_serve.domain import Preprocessing, TransformName
+
+SCHEMA_VERSION: Final = 1
+OWN_NETWORK: Final = "keras"
+"""The architecture of a bundle that brings the description of its network along, in `network.json`."""
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
+VersionName = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
+FileName = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^(weights\.safetensors|labels\.json|MODEL_CARD\.md|network\.json"
+        r"|routing_profile\.[0-9a-f]{16}\.safetensors)$"
+    ),
+]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Level = Annotated[float, Field(ge=0, le=255, allow_inf_nan=False)]
+Deviation = Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ArchitectureSpec(BaseModel):
+    """A registered architecture's name and those of its parameters that differ; or just the name `keras`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The parameters that differ from the registered ones."""
+        return dict(self.model_extra or {})
+
+
+class PreprocessingSpec(_Strict):
+    """See `condconv_serve.domain.Preprocessing`."""
+
+    transform: TransformName
+    image_size: Annotated[int, Field(ge=32, le=2048)]
+    crop_padding: Annotated[int, Field(ge=0, le=2048)] = 32
+    mean: tuple[Level, Level, Level]
+    std: tuple[Deviation, Deviation, Deviation]
+    exact_decoding: bool = False
+
+    def to_domain(self) -> Preprocessing:
+        """Return the value that imaging and the inference graph take."""
+        return Preprocessing(**self.model_dump())
+
+
+class FileSpec(_Strict):
+    """Size and checksum of one file of the bundle."""
+
+    size: Annotated[int, Field(ge=0, le=16 * 2**30)]
+    sha256: Sha256
+
+
+class Accuracy(_Strict):
+    """One measurement: shares of right answers in 0..1 on `images` labelled images."""
+
+    dataset: str
+    images: Annotated[int, Field(ge=1)]
+    transform: TransformName
+    top1: Annotated[float, Field(ge=0, le=1)]
+    top5: Annotated[float, Field(ge=0, le=1)] | None = None
+    note: str | None = None
+
+
+class Provenance(_Strict):
+    """Where the weights come from."""
+
+    source: str
+    method: str
+    url: str | None = None
+    source_sha256: Sha256 | None = None
+
+
+class Manifest(_Strict):
+    """`manifest.json`. Unknown fields are refused, so that a newer bundle is never half understood."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: ModelName
+    version: VersionName
+    architecture: ArchitectureSpec
+    num_classes: Annotated[int, Field(ge=1, le=1_000_000)]
+    preprocessing: PreprocessingSpec
+    files: dict[FileName, FileSpec]
+    provenance: Provenance
+    licence: str
+    accuracy: tuple[Accuracy, ...] = ()
+
+    @property
+    def routing_profile(self) -> str | None:
+        """The file with the reference routing profile; None if there is none."""
+        return next((name for name in self.files if name.startswith("routing_profile.")), None)

@@ -1,0 +1,90 @@
+"""Files of the Hugging Face Hub, through its own library: cache, resuming, proxies, tokens, `HF_ENDPOINT`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from condconv_serve import __version__
+from condconv_serve.errors import ConfigurationError, DownloadFailed
+from condconv_serve.store.pull.checksums import sha256_of
+
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+
+
+def download_from_hub(
+    repository: str,
+    file: str,
+    *,
+    revision: str,
+    max_bytes: int,
+    cache: Path | None = None,
+    anew: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Download a file unless the cache has it.
+
+    Args:
+        repository: `owner/name`.
+        file: path in the repository.
+        revision: branch, tag or commit.
+        max_bytes: the most that the file may have.
+        cache: the library's cache directory; its own default if None.
+        anew: whether to download it even if the cache has it.
+        quiet: whether to show no progress bar.
+
+    Returns:
+        The file in the cache.
+
+    Raises:
+        ConfigurationError: the library is not installed.
+        DownloadFailed: the Hub doesn't give the file, or not the one whose checksum it names, or it is too large.
+    """
+    hub = _library()
+    name = f"{file} of {repository} ({revision}) on the Hugging Face Hub"
+    given: dict[str, Any] = {
+        "revision": revision,
+        "cache_dir": cache,
+        "force_download": anew,
+        "library_name": "condconv-serve",
+        "library_version": __version__,
+    }
+    if quiet:
+        hub.utils.disable_progress_bars()
+    try:
+        offer = hub.hf_hub_download(repository, file, **given, dry_run=True)
+        if offer.file_size is not None and offer.file_size > max_bytes:
+            raise DownloadFailed(f"{name} has {offer.file_size} bytes; the most allowed is {max_bytes}.")
+        path = Path(hub.hf_hub_download(repository, file, **given))
+    except DownloadFailed:
+        raise
+    except Exception as error:  # network errors are those of whichever HTTP library it uses
+        raise DownloadFailed(f"{name} can't be downloaded: {_reason(error)}") from error
+    _check_content(path, name)
+    return path
+
+
+def _check_content(path: Path, name: str) -> None:
+    """The cache names large files by the checksum that the Hub gave; the library doesn't look whether it fits."""
+    stored = path.resolve()
+    if _SHA256.match(stored.name) and (found := sha256_of(stored)) != stored.name:
+        stored.unlink()
+        path.unlink(missing_ok=True)
+        raise DownloadFailed(f"{name} should have SHA-256 {stored.name}, but has {found}. It was deleted.")
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub.utils
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "Checkpoints on the Hugging Face Hub need its library: pip install 'condconv-serve[hub]'."
+        ) from error
+    return huggingface_hub
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the library's message, which may go on with advice for its own command line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{(lines or [type(error).__name__])[0].rstrip('.')}."

@@ -1,0 +1,112 @@
+"""Logs: one line per event, in a form for people or for programs, with the ids of the request that it is about."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, ParamSpec, TypeVar
+
+from pythonjsonlogger.json import JsonFormatter
+
+from condconv_serve.telemetry.tracing import TraceContext
+
+LogFormat = Literal["auto", "json", "pretty"]
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    request_id: str
+    trace: TraceContext
+
+
+_request: ContextVar[_Request | None] = ContextVar("condconv_request", default=None)
+
+
+@contextlib.contextmanager
+def request_logged_as(request_id: str, trace: TraceContext) -> Iterator[None]:
+    """Put a request's ids on every line that is logged within, by this task and those that it starts."""
+    token = _request.set(_Request(request_id, trace))
+    try:
+        yield
+    finally:
+        _request.reset(token)
+
+
+class ContextThreads(ThreadPoolExecutor):
+    """Threads that log with the ids of the request they work for."""
+
+    def submit(
+        self, fn: Callable[Arguments, Returned], /, *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Future[Returned]:
+        """Run a function in the caller's context."""
+        return super().submit(partial(copy_context().run, fn, *args, **kwargs))
+
+
+class _RequestIds(logging.Filter):
+    """Adds the request's ids to a record; `request_suffix` is empty where the message names the id itself."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_suffix = ""
+        request = _request.get()
+        if request is not None and not hasattr(record, "request_id"):
+            record.request_id = request.request_id
+            record.trace_id = request.trace.trace_id
+            record.request_suffix = f" [{request.request_id}]"
+        return True
+
+
+def configure_logging(level: str, log_format: LogFormat = "auto") -> None:
+    """Log to stderr from now on, replacing what was configured before.
+
+    Args:
+        level: least severe level of the service's own lines; libraries log warnings and errors.
+        log_format: one JSON object per line, colours for a person, or, for auto, colours on a terminal and plain
+            lines elsewhere.
+    """
+    handler = _handler(log_format)
+    handler.addFilter(_RequestIds())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("condconv_serve").setLevel(level.upper())
+
+
+def _handler(log_format: LogFormat) -> logging.Handler:
+    terminal = sys.stderr.isatty()
+    if log_format == "pretty" or (log_format == "auto" and terminal):
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        console = Console(stderr=True, emoji=False, force_terminal=True, width=None if terminal else 200)
+        handler: logging.Handler = RichHandler(
+            console=console, show_path=False, log_time_format="%X", omit_repeated_times=False
+        )
+        handler.setFormatter(logging.Formatter("%(message)s%(request_suffix)s"))
+        return handler
+    handler = logging.StreamHandler()
+    if log_format == "json":
+        handler.setFormatter(json_formatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s%(request_suffix)s"))
+    return handler
+
+
+def json_formatter() -> JsonFormatter:
+    """One JSON object per record: timestamp, level, logger, message, and what the record carries besides."""
+    return JsonFormatter(
+        ["levelname", "name", "message"],
+        rename_fields={"levelname": "level", "name": "logger"},
+        timestamp=True,
+        # uvicorn's message once more, with escape sequences.
+        reserved_attrs=[*_standard_attributes(), "request_suffix", "color_message"],
+    )
+
+
+def _standard_attributes() -> list[str]:
+    return [*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"]

@@ -1,0 +1,139 @@
+"""The state of an unfinished run on disk: one file, replaced in one step; a killed process loses an epoch at most."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from condconv_serve.errors import ConfigurationError, ServiceError
+
+_OPTIONS, _STATE, _LOCK = "options.json", "state.safetensors", "lock"
+
+
+class RunDirectory:
+    """Where a run keeps its decoded images and its state: a hidden folder beside the models that it will join."""
+
+    def __init__(self, store: Path, name: str, version: str) -> None:
+        """Look at the folder of the run that makes `name/version`; nothing is created yet."""
+        self._of = f"{name}/{version}"
+        self.path = store / f".training-{name}-{version}"
+
+    @contextlib.contextmanager
+    def claimed(self, options: Mapping[str, Any], *, resume: bool, restart: bool = False) -> Iterator[None]:
+        """Own the folder for the time of a run. It goes if the run succeeds, or can't even begin; else it stays.
+
+        Args:
+            options: what the run depends on; a resumed run must have the same.
+            resume: continue an unfinished run, if there is one, rather than refuse to.
+            restart: forget an unfinished run, rather than refuse to.
+
+        Raises:
+            ConfigurationError: there is an unfinished run and it isn't to be resumed, or its options were others, or
+                another process is at it.
+        """
+        file = self.path / _OPTIONS
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            if restart:
+                self._forget()
+            unfinished = file.exists()
+            if unfinished and not resume:
+                raise ConfigurationError(
+                    f"There is an unfinished run of {self._of}: continue it with --resume, or forget it with --restart."
+                )
+            if unfinished:
+                before = json.loads(file.read_text())
+                changed = [key for key in sorted({*before, *options}) if before.get(key) != options.get(key)]
+                if changed:
+                    was = ", ".join(f"{key} (was {before.get(key)!r}, is {options.get(key)!r})" for key in changed)
+                    raise ConfigurationError(
+                        f"The unfinished run can't be resumed, since other things hold now: {was}."
+                    )
+            else:
+                _replace(file, lambda scratch: scratch.write_text(json.dumps(dict(options), indent=1)))
+            try:
+                yield
+            except ServiceError:
+                if not (self.path / _STATE).exists():
+                    self._forget()
+                raise
+            self._forget()
+            (self.path / _LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+
+    def _forget(self) -> None:
+        """Remove everything but the lock."""
+        for child in self.path.iterdir():
+            if child.is_dir():
+                shutil.rmtree(child, ignore_errors=True)
+            elif child.name != _LOCK:
+                child.unlink()
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold a lock that ends with the process, however it ends."""
+        with (self.path / _LOCK).open("w") as handle:
+            if sys.platform != "win32":
+                import fcntl
+
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise ConfigurationError(f"Another process is training {self._of}.") from error
+            yield
+
+    def save(self, tensors: Mapping[str, NDArray[Any]], figures: Mapping[str, Any]) -> None:
+        """Write the state; until it is complete, the one before stays."""
+        arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+        metadata = {"figures": json.dumps(dict(figures))}
+        _replace(self.path / _STATE, lambda scratch: save_file(arrays, scratch, metadata=metadata))
+
+    def load(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
+        """Read the state; None if there is none yet.
+
+        Raises:
+            ConfigurationError: it is damaged.
+        """
+        file = self.path / _STATE
+        if not file.exists():
+            return None
+        try:
+            with safe_open(file, framework="np") as tensors:
+                return {name: tensors.get_tensor(name) for name in tensors.keys()}, json.loads(  # noqa: SIM118
+                    tensors.metadata()["figures"]
+                )
+        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            raise ConfigurationError(
+                f"The state of the unfinished run of {self._of} can't be read; forget it with --restart."
+            ) from error
+
+
+def variables_to_tensors(variables: Sequence[Any], prefix: str) -> dict[str, NDArray[Any]]:
+    """Values of Keras variables by position."""
+    return {f"{prefix}/{position}": np.array(variable) for position, variable in enumerate(variables)}
+
+
+def tensors_to_variables(tensors: Mapping[str, NDArray[Any]], variables: Sequence[Any], prefix: str) -> None:
+    """Give Keras variables their values back."""
+    for position, variable in enumerate(variables):
+        variable.assign(tensors[f"{prefix}/{position}"].reshape(variable.shape))
+
+
+def _replace(file: Path, write: Any) -> None:
+    scratch = file.with_name(f".{file.name}")
+    write(scratch)
+    with scratch.open("rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(scratch, file)

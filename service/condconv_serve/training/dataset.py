@@ -1,0 +1,279 @@
+"""Folders of images as rows for training: found, decoded exactly as for serving, and kept in one memory-mapped file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from condconv_serve.domain import Preprocessing, Row, can_be_label, readable
+from condconv_serve.errors import DataSetError, ServiceError
+from condconv_serve.imaging import make_row
+from condconv_serve.machine.cores import available_cores
+from condconv_serve.runtime.official_jpeg import crop_jpeg
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
+"""What is taken for an image."""
+MAX_NAMED = 8
+"""How many files of one kind a message lists."""
+_MAX_FILE_BYTES = 256 * 2**20
+_ROWS, _INDEX = "rows.npy", "rows.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFiles:
+    """Images on disk: `classes` int64 `[N]` are indexes of `names`; both are empty for unlabelled images."""
+
+    files: tuple[Path, ...]
+    classes: NDArray[np.int64]
+    names: tuple[str, ...]
+    ignored: int
+    """Files that are no images by their suffix."""
+
+    def fingerprint(self) -> str:
+        """Changes when files come, go, or change their size."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            size = (file.lstat() if _leads_nowhere(file) else file.stat()).st_size
+            digest.update(os.fsencode(f"{file.parent.name}/{file.name}\0{size}\n"))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Decoded images: `rows` `[N, image_size, image_size, 3]`, and which of the files `[N]` they came from.
+
+    `failures` are the images that can't be read, with the reason of each; they are not among the rows.
+    """
+
+    rows: Row
+    kept: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    failures: tuple[tuple[Path, str], ...]
+
+
+def find_labelled(directory: Path, *, names: Sequence[str] | None = None) -> ImageFiles:
+    """Find the images of a data set with a folder per class.
+
+    Args:
+        directory: holds one folder per class; folders below those belong to the class, hidden ones are passed over.
+        names: the classes in their order, if they are known; the folders' names in alphabetical order if None. A
+            folder may be missing then.
+
+    Raises:
+        DataSetError: there is no such directory, fewer than two classes, a class without images, an unknown one, or
+            one that is not named in UTF-8.
+    """
+    children = _children(directory)
+    if dead := [child.name for child in children if _leads_nowhere(child)]:
+        raise DataSetError(f"{directory}: the link {dead[0]} leads nowhere.")
+    folders = {child.name: child for child in children if child.is_dir()}
+    if odd := [name for name in folders if not can_be_label(name)]:
+        raise DataSetError(
+            f"{directory}: no class can be named after the folder {readable(min(odd))!r}, which is blank, not UTF-8, "
+            "or holds control characters. Rename it."
+        )
+    if names is None:
+        if len(folders) < 2:
+            loose = sum(_is_image(child) for child in children)
+            hint = f", but {loose} images that lie beside them" if loose else ""
+            raise DataSetError(
+                f"{directory} holds {_count(len(folders), 'class folder')}{hint}; a data set has a folder of images "
+                "for each class, and at least two."
+            )
+        names = sorted(folders)
+    elif unknown := sorted(set(folders) - set(names)):
+        raise DataSetError(
+            f"{directory} holds classes that the training data hasn't: {_some(unknown)}. Known are {_some(names)}."
+        )
+    files: list[Path] = []
+    classes: list[int] = []
+    ignored = 0
+    empty: list[str] = []
+    for index, name in enumerate(names):
+        if name not in folders:
+            continue
+        images, others = _images(folders[name])
+        ignored += others
+        files += images
+        classes += [index] * len(images)
+        if not images:
+            empty.append(name)
+    if empty:
+        raise DataSetError(f"{directory}: no image in the class {_folders(empty)}. Add some, or remove the folder.")
+    if not files:
+        raise DataSetError(f"{directory} holds no image of any class.")
+    return ImageFiles(tuple(files), np.array(classes, np.int64), tuple(names), ignored)
+
+
+def find_unlabelled(directory: Path) -> ImageFiles:
+    """Find all images below a directory.
+
+    Raises:
+        DataSetError: there is no such directory, or no image in it.
+    """
+    _children(directory)
+    images, ignored = _images(directory)
+    if not images:
+        raise DataSetError(f"{directory} holds no image ({', '.join(sorted(SUFFIXES))}).")
+    return ImageFiles(tuple(images), np.zeros(0, np.int64), (), ignored)
+
+
+def read_rows(
+    images: ImageFiles,
+    preprocessing: Preprocessing,
+    directory: Path,
+    *,
+    max_pixels: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Rows:
+    """Decode images with the transform that serves them, into a file that is mapped, not loaded.
+
+    Args:
+        images: what to decode.
+        preprocessing: transform and size.
+        directory: where the file goes; if it holds the finished file of the same images, nothing is decoded again.
+        max_pixels: most pixels that an image's header may announce.
+        progress: told how many of how many are done.
+
+    Raises:
+        DataSetError: none can be read, or none of a class.
+        OSError: the disk is full.
+    """
+    size, total = preprocessing.image_size, len(images.files)
+    directory.mkdir(parents=True, exist_ok=True)
+    file, index = directory / _ROWS, directory / _INDEX
+    if index.exists():  # written last
+        known = json.loads(index.read_text())
+        return _rows(file, images, known["kept"], [(Path(path), reason) for path, reason in known["failures"]])
+    store = np.lib.format.open_memmap(file, mode="w+", dtype=preprocessing.row_type, shape=(total, size, size, 3))
+    cropper = crop_jpeg if preprocessing.row_type is np.float32 else None
+    failures: list[tuple[Path, str]] = []
+    kept: list[int] = []
+
+    def decode(path: Path) -> Row | str:
+        try:
+            if (length := path.stat().st_size) > _MAX_FILE_BYTES:
+                return f"it has {length} bytes; the most is {_MAX_FILE_BYTES}."
+            return make_row(path.read_bytes(), preprocessing, max_pixels=max_pixels, crop_jpeg=cropper)
+        except ServiceError as error:
+            return str(error)
+        except OSError as error:
+            return f"it can't be read: {error.strerror}."
+        except MemoryError:
+            return "there is too little memory to decode it."
+
+    with ThreadPoolExecutor(available_cores()) as threads:
+        for position, row in enumerate(threads.map(decode, images.files)):
+            if isinstance(row, str):
+                failures.append((images.files[position], row))
+            else:
+                store[len(kept)] = row
+                kept.append(position)
+            progress(position + 1, total)
+    store.flush()
+    if not kept:
+        raise DataSetError(f"None of the {total} images can be read; the first one, {failures[0][0]}: {failures[0][1]}")
+    rows = _rows(file, images, kept, failures)
+    index.write_text(json.dumps({"kept": kept, "failures": [(str(path), reason) for path, reason in failures]}))
+    return rows
+
+
+def _rows(file: Path, images: ImageFiles, kept: list[int], failures: list[tuple[Path, str]]) -> Rows:
+    classes = images.classes[kept] if images.names else images.classes
+    if unread := sorted(set(images.classes.tolist()) - set(classes.tolist())):
+        raise DataSetError(f"No image of the class {_folders([images.names[index] for index in unread])} can be read.")
+    return Rows(np.load(file, mmap_mode="r")[: len(kept)], np.array(kept), classes, tuple(failures))
+
+
+def split(rows: Rows, *, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Part images into those for training and those for validation, class by class.
+
+    Args:
+        rows: what there is.
+        share: of the validation images, between 0 and 1.
+        seed: of the choice.
+
+    Returns:
+        The positions of both, ascending. Of a class with two images or more both parts have at least one.
+
+    Raises:
+        DataSetError: a part would be empty.
+    """
+    rng = np.random.default_rng(seed)
+    groups = [np.flatnonzero(rows.classes == index) for index in np.unique(rows.classes)] if len(rows.classes) else []
+    training: list[NDArray[np.int64]] = []
+    validation: list[NDArray[np.int64]] = []
+    for group in groups or [np.arange(len(rows.rows))]:
+        shuffled = rng.permutation(group)
+        count = min(max(round(share * len(group)), 1), len(group) - 1)
+        validation.append(shuffled[:count])
+        training.append(shuffled[count:])
+    parts = np.sort(np.concatenate(training)), np.sort(np.concatenate(validation))
+    if not len(parts[1]):
+        raise DataSetError(
+            "No images are left for validation: every class has just one. Add images, or give validation data."
+        )
+    return parts
+
+
+def named(paths: Sequence[tuple[Path, str]]) -> list[str]:
+    """Lines that list unreadable images with their reasons, the first few of them."""
+    lines = [f"{path}: {reason}" for path, reason in paths[:MAX_NAMED]]
+    return [*lines, f"and {len(paths) - MAX_NAMED} more"] if len(paths) > MAX_NAMED else lines
+
+
+def _children(directory: Path) -> list[Path]:
+    try:
+        return sorted(child for child in directory.iterdir() if not child.name.startswith("."))
+    except OSError as error:
+        raise DataSetError(f"{directory} is no directory that can be read.") from error
+
+
+def _images(directory: Path) -> tuple[list[Path], int]:
+    """All images below a directory in a fixed order, and how many other files there are; hidden ones don't count."""
+    found: list[Path] = []
+    others = 0
+
+    def fail(error: OSError) -> None:
+        raise DataSetError(f"{error.filename} can't be read: {error.strerror}.") from error
+
+    for place, folders, files in os.walk(directory, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            path = Path(place) / name
+            if name.startswith("."):
+                continue
+            if _is_image(path):
+                found.append(path)
+            else:
+                others += 1
+    return found, others
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and (path.is_file() or _leads_nowhere(path))
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
+
+
+def _folders(names: Sequence[str]) -> str:
+    return f"folder {names[0]}" if len(names) == 1 else f"folders {_some(names)}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'s' * (number != 1)}"

@@ -1,0 +1,108 @@
+"""What a network makes of validation images: how often it is right, and how its routing tells classes apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from condconv_serve.domain import Preprocessing
+from condconv_serve.routing.tally import entropy
+from condconv_serve.training.batches import Selection, normalise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Figures on validation images.
+
+    Attributes:
+        loss: the training's loss: cross-entropy to the labels, or divergence from the teacher, in nats.
+        accuracy: share of images with the right class, or the teacher's.
+        entropy: by block, how evenly routing weights are spread over the experts: 1 is evenly, 0 is all on one.
+        between_classes: by block, the share of the routing weights' variance that lies between classes; 0 if all
+            classes are routed alike. Chance alone gives about `(classes - 1) / images`.
+    """
+
+    loss: float
+    accuracy: float
+    entropy: Mapping[str, float]
+    between_classes: Mapping[str, float]
+
+    @property
+    def mean_entropy(self) -> float | None:
+        """Over the blocks; None in a static network."""
+        return float(np.mean(list(self.entropy.values()))) if self.entropy else None
+
+    @property
+    def mean_between_classes(self) -> float | None:
+        """Over the blocks; None in a static network."""
+        return float(np.mean(list(self.between_classes.values()))) if self.between_classes else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain values."""
+        return {key: dict(value) if isinstance(value, Mapping) else value for key, value in asdict(self).items()}
+
+
+def evaluate(
+    network: keras.Model,
+    images: Selection,
+    classes: NDArray[np.int64],
+    *,
+    teacher: NDArray[np.float32] | None,
+    temperature: float,
+    preprocessing: Preprocessing,
+    batch_size: int,
+) -> Evaluation:
+    """Compute validation images.
+
+    Args:
+        network: returns `logits` and `routing`.
+        images: what to validate with.
+        classes: the right classes `[N]`, or those that the teacher takes for right.
+        teacher: the teacher's logits `[N, C]`, if it is to be agreed with.
+        temperature: of the divergence from the teacher.
+        preprocessing: mean and standard deviation.
+        batch_size: rows computed at once.
+    """
+    outputs = [
+        network.predict_on_batch(normalise(images[start : start + batch_size], preprocessing))
+        for start in range(0, len(images), batch_size)
+    ]
+    logits = np.concatenate([output["logits"] for output in outputs])
+    routing = {
+        block: np.concatenate([output["routing"][block] for output in outputs]) for block in outputs[0]["routing"]
+    }
+    if teacher is None:
+        loss = -float(_log_softmax(logits)[np.arange(len(logits)), classes].mean())
+    else:
+        wanted, found = _log_softmax(teacher / temperature), _log_softmax(logits / temperature)
+        loss = temperature**2 * float((np.exp(wanted) * (wanted - found)).sum(axis=1).mean())
+    return Evaluation(
+        loss=loss,
+        accuracy=float((logits.argmax(axis=1) == classes).mean()),
+        entropy={block: float(entropy(weights).mean()) for block, weights in routing.items()},
+        between_classes={block: variance_between(weights, classes) for block, weights in routing.items()},
+    )
+
+
+def variance_between(weights: NDArray[Any], classes: NDArray[np.int64]) -> float:
+    """Share of the variance of `weights` `[N, experts]` that lies between the means of the classes `[N]` (eta²)."""
+    values = weights.astype(np.float64)
+    total = float(((values - values.mean(axis=0)) ** 2).sum())
+    if total < 1e-12:
+        return 0.0
+    between = 0.0
+    for index in np.unique(classes):
+        chosen = values[classes == index]
+        between += len(chosen) * float(((chosen.mean(axis=0) - values.mean(axis=0)) ** 2).sum())
+    return between / total
+
+
+def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result

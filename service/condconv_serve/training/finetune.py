@@ -1,0 +1,277 @@
+"""Adapts a bundle to images of one's own, with their classes or with a teacher, and makes a new bundle of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from condconv_serve.domain import Label, Preprocessing, readable
+from condconv_serve.errors import ConfigurationError, DataSetError, OutOfMemory
+from condconv_serve.machine.cores import available_cores
+from condconv_serve.runtime.inference_graph import freeze
+from condconv_serve.runtime.loading import load_network
+from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
+from condconv_serve.store import Bundle, open_bundle, read_labels
+from condconv_serve.store.bundle import check_free, next_version
+from condconv_serve.store.manifest import OWN_NETWORK
+from condconv_serve.training.batches import Selection
+from condconv_serve.training.checkpoint import RunDirectory
+from condconv_serve.training.dataset import ImageFiles, Rows, find_labelled, find_unlabelled, read_rows, split
+from condconv_serve.training.loop import Material, train
+from condconv_serve.training.network import with_classes
+from condconv_serve.training.request import FinetuneRequest, Listener
+from condconv_serve.training.result import Finished, write_result
+
+
+def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Finished:
+    """Train, and write the new bundle with the weights of the epoch that was best on the validation images.
+
+    After every epoch the state is saved in a hidden folder of the store; a run that was interrupted, even killed, goes
+    on from there with `resume`, with the very batches that it would have seen.
+
+    Args:
+        request: what to do.
+        store: where the new bundle goes.
+        listener: is told of the progress.
+
+    Raises:
+        DataSetError: the images are missing, too few or unreadable.
+        BundleError: a bundle is unusable, or the version exists already.
+        ConfigurationError: what is asked for is impossible, or the run diverges.
+        OutOfMemory: the batches are too large.
+    """
+    _check(request)
+    parent = open_bundle(request.bundle)
+    teacher = None if request.teacher is None else open_bundle(request.teacher)
+    version = request.version or next_version(store, request.name)
+    check_free(store, request.name, version)
+    keras.utils.set_random_seed(request.seed)
+    run = RunDirectory(store, request.name, version)
+    images, validation, labels, keep_head = _find_images(request, parent, teacher)
+    options = _options(request, parent, teacher, images, validation)
+    with run.claimed(options, resume=request.resume, restart=request.restart):
+        try:
+            material, decoded = _prepare(request, parent, teacher, images, validation, labels, keep_head, run, listener)
+            history, best = train(request, material, run, listener)
+        except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+            raise OutOfMemory(
+                f"There is too little memory for batches of {request.batch_size} images of "
+                f"{request.image_size or parent.manifest.preprocessing.image_size} pixels; choose a smaller "
+                "--batch-size or --image-size."
+            ) from error
+        return write_result(
+            store,
+            name=request.name,
+            version=version,
+            method=_method(request, parent, teacher, len(material.images), len(labels), best),
+            parent=parent,
+            network=material.network,
+            labels=material.labels,
+            preprocessing=material.preprocessing,
+            images=material.validation_images,
+            classes=None if teacher is not None and request.validation_data is None else material.validation_classes,
+            dataset=f"{readable((request.validation_data or request.data).name)}, "
+            + ("validation data" if request.validation_data else f"{request.validation_split:.0%} held back"),
+            start=history[0].validation,
+            best=history[best].validation,
+            best_epoch=best,
+            history=[epoch.to_json() for epoch in history],
+            failures=decoded,
+        )
+
+
+def _check(request: FinetuneRequest) -> None:
+    if not 0 < request.validation_split < 1:
+        raise ConfigurationError(f"The validation split must be between 0 and 1, not {request.validation_split}.")
+    for name in ("epochs", "batch_size"):
+        if getattr(request, name) < 1:
+            raise ConfigurationError(f"{name} must be at least 1, not {getattr(request, name)}.")
+    for name in ("learning_rate", "temperature"):
+        value = getattr(request, name)
+        if not (math.isfinite(value) and value > 0):
+            raise ConfigurationError(f"{name} must be above 0, not {value}.")
+    if request.image_size is not None and not 32 <= request.image_size <= 2048:
+        raise ConfigurationError(f"image_size must be from 32 to 2048, not {request.image_size}.")
+
+
+def _find_images(
+    request: FinetuneRequest, parent: Bundle, teacher: Bundle | None
+) -> tuple[ImageFiles, ImageFiles | None, tuple[Label, ...], bool]:
+    """The images, those to validate with if they are given, the classes, and whether these are the bundle's own."""
+    known = read_labels(parent)
+    if teacher is not None:
+        if [label.label for label in read_labels(teacher)] != [label.label for label in known]:
+            raise ConfigurationError(
+                f"The teacher {teacher.manifest.name} has other classes than {parent.manifest.name}."
+            )
+        validation = None
+        if request.validation_data is not None:
+            validation = find_labelled(request.validation_data, names=_folder_names(known, request.validation_data))
+        return find_unlabelled(request.data), validation, known, True
+    images = find_labelled(request.data)
+    for names in ([label.label for label in known], [label.synset for label in known]):
+        if set(images.names) == set(names):
+            images = find_labelled(request.data, names=[str(name) for name in names])
+            labels, keep = known, True
+            break
+    else:
+        labels, keep = tuple(Label(index, name) for index, name in enumerate(images.names)), False
+    validation = None if request.validation_data is None else find_labelled(request.validation_data, names=images.names)
+    return images, validation, labels, keep
+
+
+def _folder_names(labels: tuple[Label, ...], directory: Path) -> list[str]:
+    """How a data set's folders call the classes: by their synsets if one of them is one, else by their labels."""
+    synsets = [label.synset or label.label for label in labels]
+    folders = {child.name for child in directory.iterdir()} if directory.is_dir() else set()
+    return synsets if folders & set(synsets) else [label.label for label in labels]
+
+
+def _options(
+    request: FinetuneRequest,
+    parent: Bundle,
+    teacher: Bundle | None,
+    images: ImageFiles,
+    validation: ImageFiles | None,
+) -> dict[str, Any]:
+    """What a run depends on, in plain values."""
+    given = asdict(request)
+    for name in ("bundle", "data", "teacher", "validation_data", "name", "version", "resume", "restart", "max_pixels"):
+        del given[name]
+    return {
+        **given,
+        "bundle": _sha256(parent),
+        "teacher": None if teacher is None else _sha256(teacher),
+        "data": images.fingerprint(),
+        "validation_data": None if validation is None else validation.fingerprint(),
+    }
+
+
+def _sha256(bundle: Bundle) -> str:
+    return bundle.manifest.files["weights.safetensors"].sha256
+
+
+def _prepare(
+    request: FinetuneRequest,
+    parent: Bundle,
+    teacher: Bundle | None,
+    images: ImageFiles,
+    validation: ImageFiles | None,
+    labels: tuple[Label, ...],
+    keep_head: bool,
+    run: RunDirectory,
+    listener: Listener,
+) -> tuple[Material, tuple[tuple[Path, str], ...]]:
+    preprocessing = parent.manifest.preprocessing.to_domain()
+    own = parent.manifest.architecture.name == OWN_NETWORK
+    if request.image_size is not None and request.image_size != preprocessing.image_size:
+        if own:
+            raise ConfigurationError(
+                f"The network of {parent.manifest.name} takes {preprocessing.image_size} pixels; only registered "
+                "architectures come in every size."
+            )
+        preprocessing = replace(preprocessing, image_size=request.image_size)
+    decode = _decoder(request, run.path, listener)
+    rows = decode(images, preprocessing, "training")
+    held = None if validation is None else decode(validation, preprocessing, "validation")
+    if held is None:
+        learned, validated = split(rows, share=request.validation_split, seed=request.seed)
+        held_images = Selection(rows.rows, validated)
+    else:
+        learned, validated = np.arange(len(rows.rows)), np.arange(len(held.rows))
+        held_images = Selection(held.rows, validated)
+    targets: NDArray[Any]
+    if teacher is None:
+        targets = rows.classes[learned]
+        held_classes = rows.classes[validated] if held is None else held.classes
+        held_teacher = None
+    else:
+        answers = _answers(teacher, images, rows, decode, request.batch_size, "teacher")
+        targets = answers[learned]
+        if held is None or validation is None:
+            held_teacher = answers[validated]
+            held_classes = held_teacher.argmax(axis=1)
+        else:
+            held_teacher = _answers(teacher, validation, held, decode, request.batch_size, "teacher-validation")
+            held_classes = held.classes
+    network = load_network(parent if request.image_size is None else _resized(parent, preprocessing))
+    if not keep_head:
+        network = with_classes(network, len(labels))
+    material = Material(
+        network=network,
+        preprocessing=preprocessing,
+        labels=labels,
+        images=Selection(rows.rows, learned),
+        targets=targets,
+        validation_images=held_images,
+        validation_classes=held_classes,
+        validation_teacher=held_teacher,
+    )
+    return material, rows.failures + (() if held is None else held.failures)
+
+
+def _resized(bundle: Bundle, preprocessing: Preprocessing) -> Bundle:
+    """The same bundle for images of another size; weights don't depend on it."""
+    spec = bundle.manifest.preprocessing.model_copy(update={"image_size": preprocessing.image_size})
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"preprocessing": spec}))
+
+
+def _decoder(
+    request: FinetuneRequest, directory: Path, listener: Listener
+) -> Callable[[ImageFiles, Preprocessing, str], Rows]:
+    def decode(images: ImageFiles, preprocessing: Preprocessing, part: str) -> Rows:
+        rows = read_rows(
+            images, preprocessing, directory / part, max_pixels=request.max_pixels, progress=listener.decoding
+        )
+        if rows.failures and not part.startswith("teacher"):
+            listener.unreadable(rows.failures, len(images.files))
+        return rows
+
+    return decode
+
+
+def _answers(
+    teacher: Bundle,
+    images: ImageFiles,
+    rows: Rows,
+    decode: Callable[[ImageFiles, Preprocessing, str], Rows],
+    batch_size: int,
+    part: str,
+) -> NDArray[np.float32]:
+    """The teacher's logits `[N, C]` for the images of `rows`, each seen as the teacher's own transform shows it."""
+    preprocessing = teacher.manifest.preprocessing.to_domain()
+    shown = decode(images, preprocessing, part)
+    if shown.kept.tolist() != rows.kept.tolist():
+        raise DataSetError("Images changed while they were read; start again.")
+    engine = TensorFlowEngine(freeze(load_network(teacher), preprocessing), threads_per_stream=available_cores())
+    try:
+        return np.concatenate(
+            [
+                engine(np.ascontiguousarray(shown.rows[start : start + batch_size])).logits
+                for start in range(0, len(shown.rows), batch_size)
+            ]
+        )
+    finally:
+        engine.close()
+
+
+def _method(
+    request: FinetuneRequest, parent: Bundle, teacher: Bundle | None, images: int, classes: int, best: int
+) -> str:
+    how = (
+        f"fine-tuned on {images} images of {classes} classes"
+        if teacher is None
+        else f"distilled from {teacher.manifest.name}/{teacher.manifest.version} on {images} images without labels"
+    )
+    return (
+        f"{how} ({request.train} trained, epoch {best} of {request.epochs}, batches of {request.batch_size}, learning "
+        f"rate {request.learning_rate:g}, {request.image_size or parent.manifest.preprocessing.image_size} pixels)"
+    )

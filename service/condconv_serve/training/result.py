@@ -1,0 +1,198 @@
+"""Writes what training has made: the new bundle with its measured accuracy, its origin and a card that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from condconv_serve.domain import Label, ModelOutput, Preprocessing
+from condconv_serve.machine.cores import available_cores
+from condconv_serve.nn import network_to_json
+from condconv_serve.routing.profile import profile_of
+from condconv_serve.runtime.inference_graph import freeze
+from condconv_serve.runtime.outputs import routing_experts
+from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
+from condconv_serve.store import OWN_NETWORK, Bundle, NewBundle, write_bundle
+from condconv_serve.store.manifest import Accuracy, Provenance
+from condconv_serve.training.batches import Selection
+from condconv_serve.training.evaluation import Evaluation
+from condconv_serve.training.saving import read_values, rebuild, to_spec
+
+_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """A finished run: where its bundle is, and what it has brought."""
+
+    path: Path
+    start: Evaluation
+    best: Evaluation
+    best_epoch: int
+    accuracy: tuple[Accuracy, ...]
+    history: Sequence[Mapping[str, Any]]
+    failures: Sequence[tuple[Path, str]]
+
+
+def write_result(
+    store: Path,
+    *,
+    name: str,
+    version: str,
+    method: str,
+    parent: Bundle,
+    network: keras.Model,
+    labels: Sequence[Label],
+    preprocessing: Preprocessing,
+    images: Selection,
+    classes: NDArray[np.int64] | None,
+    dataset: str,
+    start: Evaluation,
+    best: Evaluation,
+    best_epoch: int,
+    history: Sequence[Mapping[str, Any]],
+    failures: Sequence[tuple[Path, str]],
+) -> Finished:
+    """Measure a trained network with the engine that serves it, and write the bundle.
+
+    Args:
+        store: the model store.
+        name: of the new model.
+        version: of the new bundle.
+        method: how it was made, in a sentence.
+        parent: the bundle that training started from.
+        network: with the weights to write.
+        labels: of the classes.
+        preprocessing: of the images.
+        images: to validate with.
+        classes: their right classes `[N]`; None if nobody knows them.
+        dataset: what the validation images are.
+        start: figures before training.
+        best: figures of these weights.
+        best_epoch: the epoch that they are of.
+        history: figures of all epochs.
+        failures: images that could not be read.
+
+    Raises:
+        BundleError: somebody else has written this version meanwhile.
+        OSError: the disk is full.
+    """
+    network.trainable = True  # all layers, so that whoever trains next chooses afresh
+    output = _serve(network, preprocessing, images)
+    accuracy = () if classes is None else (_accuracy(output, classes, dataset, preprocessing, best_epoch),)
+    own = parent.manifest.architecture.name == OWN_NETWORK
+    text = network_to_json(network) if own else None
+    weights = read_values(rebuild(network, text, preprocessing) if text is not None else network)
+    experts, predicted = tuple(routing_experts(network).values()), output.logits.argmax(axis=1)
+    path = write_bundle(
+        store,
+        NewBundle(
+            name=name,
+            version=version,
+            architecture=_architecture(parent, len(labels)),
+            network=text,
+            preprocessing=to_spec(preprocessing),
+            weights=weights,
+            labels=labels,
+            provenance=Provenance(
+                source=f"{parent.manifest.name}/{parent.manifest.version}",
+                method=method,
+                source_sha256=parent.manifest.files["weights.safetensors"].sha256,
+            ),
+            licence=parent.manifest.licence,
+            model_card=_card(name, method, parent, labels, len(images), accuracy, start, best, best_epoch),
+            accuracy=accuracy,
+            routing_profile=profile_of(output.routing, predicted, experts=experts) if experts else None,
+        ),
+    )
+    return Finished(
+        path=path,
+        start=start,
+        best=best,
+        best_epoch=best_epoch,
+        accuracy=accuracy,
+        history=history,
+        failures=failures,
+    )
+
+
+def _serve(network: keras.Model, preprocessing: Preprocessing, images: Selection) -> ModelOutput:
+    engine = TensorFlowEngine(freeze(network, preprocessing), threads_per_stream=available_cores())
+    try:
+        outputs = [engine(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+    finally:
+        engine.close()
+    return ModelOutput(
+        np.concatenate([output.logits for output in outputs]), np.concatenate([output.routing for output in outputs])
+    )
+
+
+def _accuracy(
+    output: ModelOutput, classes: NDArray[np.int64], dataset: str, preprocessing: Preprocessing, best_epoch: int
+) -> Accuracy:
+    order = np.argsort(-output.logits, axis=1, kind="stable")
+    hits = order == classes[:, None]
+    return Accuracy(
+        dataset=dataset,
+        images=len(classes),
+        transform=preprocessing.transform,
+        top1=float(hits[:, 0].mean()),
+        top5=float(hits[:, :5].any(axis=1).mean()) if order.shape[1] > 5 else None,
+        note=f"The same images chose epoch {best_epoch}, which flatters a little.",
+    )
+
+
+def _architecture(parent: Bundle, classes: int) -> dict[str, Any]:
+    spec = parent.manifest.architecture
+    if spec.name == OWN_NETWORK:
+        return {"name": OWN_NETWORK}
+    return {"name": spec.name, **spec.overrides, "num_classes": classes}
+
+
+def _card(
+    name: str,
+    method: str,
+    parent: Bundle,
+    labels: Sequence[Label],
+    images: int,
+    accuracy: Sequence[Accuracy],
+    start: Evaluation,
+    best: Evaluation,
+    best_epoch: int,
+) -> str:
+    classes = ", ".join(label.label for label in labels[:20]) + (
+        f" and {len(labels) - 20} more" if len(labels) > 20 else ""
+    )
+    what = "accuracy" if accuracy else "agreement with the teacher"
+    lines = [
+        f"# {name}",
+        "",
+        f"An image classifier of {len(labels)} classes: {classes}.",
+        "",
+        "## How it was made",
+        "",
+        f"From `{parent.manifest.name}/{parent.manifest.version}`, {method}. The batch norms kept their statistics.",
+        "",
+        "## What was measured",
+        "",
+        f"On {images} validation images, which also chose the epoch:",
+        "",
+        f"| | start | epoch {best_epoch} |",
+        "|---|---|---|",
+        f"| {what} | {start.accuracy:.1%} | {best.accuracy:.1%} |",
+        f"| loss (nats) | {start.loss:.3f} | {best.loss:.3f} |",
+    ]
+    if best.entropy:
+        lines += [
+            f"| routing entropy (1: all experts alike) | {start.mean_entropy:.3f} | {best.mean_entropy:.3f} |",
+            f"| variance of routing between classes | {start.mean_between_classes:.1%} | "
+            f"{best.mean_between_classes:.1%} |",
+        ]
+    lines += ["", f"Licence of the weights that it started from: {parent.manifest.licence}.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,180 @@
+"""The commands about routing: by class, profiles, states."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from condconv_serve import bootstrap
+from condconv_serve.cli import app
+from condconv_serve.offline import predict as local
+from condconv_serve.routing.state import RoutingState
+from condconv_serve.routing.statistics import RoutingStatistics
+from condconv_serve.settings import Settings
+from condconv_serve.store import open_bundle, read_profile
+from tests.pictures import jpeg, photo
+from tests.unit.store.samples import DEFAULT, STORE, default_model
+
+MODEL = "efficientnet-lite0-condconv-4e"
+run = CliRunner().invoke
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CONDCONV_{name.upper()}", raising=False)
+    monkeypatch.setenv("CONDCONV_MODEL_STORE", str(STORE))
+    monkeypatch.setenv("CONDCONV_MAX_BATCH_SIZE", "2")
+    monkeypatch.setenv("CONDCONV_ENGINE", "tensorflow")
+    for module in (bootstrap, local):
+        monkeypatch.setattr(module, "load_model", lambda bundle, plan, *, metrics=None: default_model())
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two classes of two photos, and a file that is no image though it is called so."""
+    directory = tmp_path_factory.mktemp("labelled")
+    for place, name in (("drinks/a", "coffee"), ("drinks/b", "coffee"), ("pets/a", "cat"), ("pets/b", "rocket")):
+        (directory / place).parent.mkdir(exist_ok=True)
+        (directory / f"{place}.jpg").write_bytes(jpeg(photo(name, (200, 150))))
+    return directory
+
+
+def test_by_class(photos, tmp_path):
+    plot, page = tmp_path / "plot.svg", tmp_path / "page.html"
+    result = run(app, ["routing", str(photos), "--by", "class", "--plot", str(plot), "--report", str(page)])
+    assert result.exit_code == 0, result.output
+    assert "4 images of 2 classes" in result.stdout
+    assert "block_15" in result.stdout
+    assert "drinks (2)" in plot.read_text()
+    assert "<td>pets</td>" in page.read_text()
+
+
+def test_by_class_as_json(photos):
+    result = run(app, ["routing", str(photos), "--by", "class", "--json"])
+    body = json.loads(result.stdout)
+    assert [(c["name"], c["images"]) for c in body["classes"]] == [("drinks", 2), ("pets", 2)]
+    assert body["model"] == {"name": MODEL, "version": "1"}
+    assert 0 < body["blocks"][-1]["share"] <= 1
+
+
+def test_by_class_with_a_broken_file(photos, tmp_path):
+    shutil.copytree(photos, tmp_path / "copy")
+    (tmp_path / "copy" / "pets" / "broken.jpg").write_bytes(b"nothing")
+    result = run(app, ["routing", str(tmp_path / "copy"), "--by", "class"])
+    assert result.exit_code == 1
+    assert "broken.jpg" in result.stderr
+    assert "4 images of 2 classes" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--report", "x.html"], "add --by class"),
+        (["--by", "class", "--report", "x.pdf"], "a report is written as .html"),
+        (["--by", "class", "--plot", "x.txt"], "a plot is written as"),
+    ],
+)
+def test_what_can_not_be_written_is_said_before(photos, arguments, says, monkeypatch):
+    monkeypatch.setattr(bootstrap, "load_model", None)
+    result = run(app, ["routing", str(photos), *arguments])
+    assert result.exit_code == 1
+    assert says in result.stderr
+
+
+def test_profile(photos, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(DEFAULT, store / MODEL / "1")
+    result = run(
+        app,
+        ["models", "profile", MODEL, "--images", str(photos), "--min-class-images", "2", "--model-store", str(store)],
+    )
+    assert result.exit_code == 0, result.output
+    assert "profile of 4 images" in result.stdout
+    assert "fewer than 200 images" in result.stderr
+    profile = read_profile(open_bundle(store / MODEL / "1"))
+    assert profile.images == 4
+    assert profile.classes.tolist() == [967]
+    assert profile.class_images.tolist() == [2]
+    coffee = json.loads(run(app, ["routing", str(photos / "drinks" / "a.jpg"), "--json"]).stdout)
+    weights = list(coffee["predictions"][0]["routing"].values())
+    np.testing.assert_allclose(profile.class_mean[0], weights, atol=1e-5)
+
+
+def test_a_profile_of_nothing(tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(DEFAULT, store / MODEL / "1")
+    (tmp_path / "a.jpg").write_bytes(b"nothing")
+    before = (store / MODEL / "1" / "manifest.json").read_bytes()
+    result = run(
+        app, ["models", "profile", f"{MODEL}/1", "--images", str(tmp_path / "a.jpg"), "--model-store", str(store)]
+    )
+    assert result.exit_code == 1
+    assert "None of the 1 files could be used" in result.stderr
+    assert (store / MODEL / "1" / "manifest.json").read_bytes() == before
+
+
+# --- states
+
+
+def state(routing, *, version="1", blocks=("block_1", "block_2")):
+    statistics = RoutingStatistics(routing.shape[1:])
+    for number, weights in enumerate(routing):
+        statistics.observe(weights, number % 5)
+    return RoutingState.of(statistics, model="m", version=version, blocks=blocks).pack()
+
+
+ROUTING = np.random.default_rng(0).random((50, 2, 3)).astype(np.float32)
+
+
+def test_states_add_up(tmp_path):
+    for name, part in (("a", ROUTING[:10]), ("b", ROUTING[10:15]), ("c", ROUTING[15:])):
+        (tmp_path / f"{name}.npz").write_bytes(state(part))
+    files = [str(tmp_path / f"{name}.npz") for name in "abc"]
+    total = tmp_path / "all.npz"
+    result = run(app, ["routing-state", *files, "--into", str(total), "--json"])
+    assert result.exit_code == 0, result.output
+    body = json.loads(result.stdout)
+    pooled = RoutingState.unpack(state(ROUTING)).to_json()
+    for window in ("1m", "15m", "all"):
+        found, expected = body["windows"][window], pooled["windows"][window]
+        assert found["images"] == expected["images"] == 50
+        for one, two in zip(found["blocks"], expected["blocks"], strict=True):
+            assert one["entropy"] == pytest.approx(two["entropy"], abs=1e-12)
+            for a, b in zip(one["experts"], two["experts"], strict=True):
+                assert a.pop("histogram") == b.pop("histogram")
+                assert a == pytest.approx(b, abs=1e-12)
+    again = RoutingState.unpack(total.read_bytes())
+    assert again.windows["all"].count == 50
+    assert again.windows["all"].classes.counts()[1].sum() == 50
+    shown = run(app, ["routing-state", str(total)])
+    assert "m/1: 50 images of 5 classes in 1 states" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "no routing state"),
+        (b"PK\x03\x04 broken", "no routing state"),
+        (state(ROUTING, version="2"), "don't add up"),
+        (state(ROUTING, blocks=("block_1", "block_3")), "their blocks or experts differ"),
+        (state(ROUTING[:, :, :2]), "their blocks or experts differ"),
+        (state(ROUTING, blocks=("block_1",)), "its windows don't fit its blocks"),
+    ],
+)
+def test_states_that_do_not_fit(tmp_path, content, says):
+    (tmp_path / "a.npz").write_bytes(state(ROUTING))
+    (tmp_path / "b.npz").write_bytes(content)
+    result = run(app, ["routing-state", str(tmp_path / "a.npz"), str(tmp_path / "b.npz")])
+    assert result.exit_code == 1
+    assert says in result.stderr
+    assert "b.npz" in result.stderr
+
+
+def test_pickles_are_refused(tmp_path):
+    np.savez(tmp_path / "evil.npz", model=np.array(["m", object()], dtype=object))
+    result = run(app, ["routing-state", str(tmp_path / "evil.npz")])
+    assert result.exit_code == 1
+    assert "no routing state" in result.stderr

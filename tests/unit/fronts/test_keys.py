@@ -1,0 +1,328 @@
+"""API keys: made, stored, found, reloaded, limited."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import logging
+import os
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from condconv_serve.bootstrap import load_keys
+from condconv_serve.cli import app
+from condconv_serve.errors import ConfigurationError, RateLimited, Unauthenticated
+from condconv_serve.fronts import keys
+from condconv_serve.fronts.keys import ApiKey, KeyRing, RateLimits, new_key, parse_keys, read_keys
+from condconv_serve.settings import Settings
+
+HASH = sha256(b"secret").hexdigest()
+OTHER = sha256(b"other").hexdigest()
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"name": "ci", "scopes": ["predict"], "sha256": HASH} | changes
+
+
+def document(*entries: dict[str, Any]) -> str:
+    return json.dumps({"keys": entries})
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_new_secret_is_32_random_bytes_and_only_its_hash_is_in_the_entry() -> None:
+    secret, key = new_key("ci", scopes=["predict", "admin", "predict"], requests_per_minute=600)
+    assert len(base64.urlsafe_b64decode(secret.removeprefix("condconv_") + "=")) == 32
+    assert key.sha256 == sha256(secret.encode()).hexdigest()
+    assert secret not in key.model_dump_json()
+    assert (key.scopes, key.requests_per_minute) == (("predict", "admin"), 600)
+    assert new_key("ci")[0] != secret
+
+
+def test_new_key_fits_into_the_document_and_is_found_by_its_secret() -> None:
+    secret, key = new_key("ci")
+    ring = KeyRing(parse_keys(document(key.model_dump(exclude_none=True))))
+    assert ring.find(secret) == key
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"name": ""}, {"name": "a b"}, {"name": "a\nb"}, {"name": "a", "scopes": ["root"]}, {"name": "x" * 65}]
+)
+def test_impossible_new_key(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="can't be made"):
+        new_key(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("scopes", "grants"),
+    [
+        ([], set()),
+        (["predict"], {"predict"}),
+        (["admin"], {"predict", "admin"}),
+        (["predict", "admin"], {"predict", "admin"}),
+    ],
+)
+def test_grants(scopes: list[str], grants: set[str]) -> None:
+    (key,) = parse_keys(document(entry(scopes=scopes)))
+    assert key.grants == grants
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not valid JSON"),
+        ("{", "not valid JSON"),
+        ("\xff", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "the document"),
+        ("{}", "keys: Field required"),
+        (document(), "keys: .*at least 1"),
+        (document(entry(sha256="swordfish")), r"keys\.0\.sha256"),
+        (document(entry(sha256=HASH.upper())), r"keys\.0\.sha256"),
+        (document(entry(sha256=HASH + "\n")), r"keys\.0\.sha256"),
+        (document(entry(scopes=["swordfish"])), r"keys\.0\.scopes\.0"),
+        (document(entry(requests_per_minute=0)), "requests_per_minute"),
+        (document(entry(requests_per_minute="many")), "requests_per_minute"),
+        (document({"name": "ci", "sha256": HASH}), "scopes: Field required"),
+        (document(entry(swordfish="x")), r"keys\.0: Extra"),
+        (document(entry(secret="swordfish")), r"keys\.0: Extra"),
+        (document(entry(), entry(sha256=OTHER)), "the same name"),
+        (document(entry(), entry(name="b")), "the same sha256"),
+    ],
+)
+def test_wrong_documents_are_refused_without_repeating_them(text: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        parse_keys(text)
+    assert "swordfish" not in str(caught.value)
+
+
+def test_file_that_can_not_be_read(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(ConfigurationError, match="can't be read"):
+            read_keys(path)
+
+
+@pytest.mark.parametrize("secret", ["", "Secret", "secret ", "sécret", "\udcff", "x" * 100_000, HASH])
+def test_unknown_secret(secret: str) -> None:
+    ring = KeyRing(parse_keys(document(entry())))
+    with pytest.raises(Unauthenticated):
+        ring.find(secret)
+
+
+@pytest.mark.parametrize("secret", ["first", "third", "unknown"])
+def test_every_key_is_compared_in_constant_time_wherever_the_right_one_is(
+    secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared, really = [], hmac.compare_digest
+
+    def compare(a: bytes, b: bytes) -> bool:
+        compared.append((a, b))
+        return really(a, b)
+
+    names = ["first", "second", "third"]
+    ring = KeyRing([ApiKey(name=n, scopes=("predict",), sha256=sha256(n.encode()).hexdigest()) for n in names])
+    monkeypatch.setattr(keys.hmac, "compare_digest", compare)
+    if secret in names:
+        assert ring.find(secret).name == secret
+    else:
+        with pytest.raises(Unauthenticated):
+            ring.find(secret)
+    assert len(compared) == 3
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.json"
+    path.write_text(document(entry()))
+    return path
+
+
+def test_changed_file_is_read_anew_within_a_second_but_not_more_often(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    ring = KeyRing.from_file(file, clock=clock)
+    file.write_text(document(entry(name="new", sha256=OTHER)))
+    clock.now += 0.9
+    assert ring.find("secret").name == "ci"
+    clock.now += 0.2
+    with caplog.at_level(logging.INFO), pytest.raises(Unauthenticated):
+        ring.find("secret")
+    assert ring.find("other").name == "new"
+    assert "1 API keys read anew: new" in caplog.text
+
+
+def test_file_is_looked_at_once_a_second_and_read_only_when_changed(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    ring = KeyRing.from_file(file, clock=clock)
+    looks, stat = [], Path.stat
+
+    def count(self: Path, **options: Any) -> os.stat_result:
+        looks.append(self)
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", count)
+    monkeypatch.setattr(keys, "read_keys", lambda _: pytest.fail("read without a change"))
+    for _ in range(30):  # over three seconds
+        clock.now += 0.1
+        ring.find("secret")
+    assert 2 <= len(looks) <= 3
+
+
+def test_file_replaced_by_another_of_the_same_size_and_time(file: Path, tmp_path: Path) -> None:
+    clock = Clock()
+    ring = KeyRing.from_file(file, clock=clock)
+    status, other = file.stat(), tmp_path / "other.json"
+    other.write_text(document(entry(sha256=OTHER)))
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(file)
+    assert file.stat().st_size == status.st_size
+    clock.now += 2
+    assert ring.find("other").name == "ci"
+
+
+@pytest.mark.parametrize("broken", ["{", document(), document(entry(sha256="x")), None])
+def test_broken_file_leaves_the_old_keys_in_force_and_is_logged_once(
+    file: Path, broken: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    ring = KeyRing.from_file(file, clock=clock)
+    if broken is None:
+        file.unlink()
+    else:
+        file.write_text(broken)
+    for _ in range(3):
+        clock.now += 2
+        assert ring.find("secret").name == "ci"
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "the 1 old ones stay in force" in caplog.text
+    file.write_text(document(entry(), entry(name="more", sha256=OTHER)))
+    clock.now += 2
+    assert ring.find("other").name == "more"
+    assert len(ring) == 2
+
+
+def test_file_that_is_broken_from_the_start(file: Path) -> None:
+    file.write_text("{")
+    with pytest.raises(ConfigurationError):
+        KeyRing.from_file(file)
+
+
+def key(name: str, requests_per_minute: int | None) -> ApiKey:
+    return ApiKey(name=name, scopes=("predict",), sha256=HASH, requests_per_minute=requests_per_minute)
+
+
+def test_rate_is_per_key_and_says_when_to_come_back() -> None:
+    rates = RateLimits()
+    for _ in range(3):
+        rates.use(key("a", 3))
+    with pytest.raises(RateLimited, match="3 requests per minute") as caught:
+        rates.use(key("a", 3))
+    assert caught.value.retry_after is not None
+    assert 55 < caught.value.retry_after <= 60
+    rates.use(key("b", 3))
+
+
+def test_window_moves() -> None:
+    clock = Clock()
+    rates, limited = RateLimits(clock=clock), key("a", 2)
+    rates.use(limited)
+    clock.now += 40
+    rates.use(limited)
+    with pytest.raises(RateLimited) as caught:
+        rates.use(limited)
+    assert caught.value.retry_after == pytest.approx(20)
+    clock.now += 20.5
+    rates.use(limited)
+    with pytest.raises(RateLimited):
+        rates.use(limited)
+
+
+def test_without_a_rate_there_is_no_limit() -> None:
+    rates = RateLimits()
+    for _ in range(1000):
+        rates.use(key("a", None))
+
+
+@pytest.fixture
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CONDCONV_{name.upper()}", raising=False)
+
+
+@pytest.mark.usefixtures("_no_settings_from_outside")
+class TestSettings:
+    def test_no_keys(self) -> None:
+        assert load_keys(Settings()) is None
+
+    def test_keys_of_a_file(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CONDCONV_API_KEYS_FILE", str(file))
+        ring = load_keys(Settings())
+        assert ring is not None
+        assert ring.find("secret").name == "ci"
+
+    def test_keys_of_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CONDCONV_API_KEYS", document(entry(name="env")))
+        settings = Settings()
+        ring = load_keys(settings)
+        assert ring is not None
+        assert ring.find("secret").name == "env"
+        assert HASH not in repr(settings)
+
+    @pytest.mark.parametrize("name", ["API_KEYS", "API_KEYS_FILE"])
+    def test_set_to_nothing_is_not_the_same_as_unset(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(f"CONDCONV_{name}", "")
+        with pytest.raises(ConfigurationError):
+            load_keys(Settings())
+
+    def test_both(self, file: Path) -> None:
+        with pytest.raises(ConfigurationError, match="not both"):
+            load_keys(Settings(api_keys_file=file, api_keys=document(entry())))
+
+
+class TestCommand:
+    def test_new_key_prints_a_secret_and_the_entry_that_goes_with_it(self) -> None:
+        command = ["keys", "new", "--name", "ci", "--scope", "predict", "--scope", "admin"]
+        result = CliRunner().invoke(app, [*command, "--requests-per-minute", "60"])
+        assert result.exit_code == 0
+        secret, _, stored = result.stdout.partition("\n")
+        assert json.loads(stored) == {
+            "name": "ci",
+            "scopes": ["predict", "admin"],
+            "sha256": sha256(secret.encode()).hexdigest(),
+            "requests_per_minute": 60,
+        }
+        assert "can't be shown again" in result.stderr
+        assert secret not in result.stderr
+
+    def test_new_key_may_predict_without_limit_unless_told_otherwise(self) -> None:
+        result = CliRunner().invoke(app, ["keys", "new", "--name", "ci"])
+        stored = json.loads(result.stdout.partition("\n")[2])
+        assert (stored["scopes"], "requests_per_minute" in stored) == (["predict"], False)
+
+    @pytest.mark.parametrize(
+        ("arguments", "code"),
+        [
+            (["--name", "a b"], 1),
+            (["--name", "a", "--scope", "root"], 1),
+            (["--name", "a", "--requests-per-minute", "0"], 2),
+            ([], 2),
+        ],
+    )
+    def test_impossible_keys(self, arguments: list[str], code: int) -> None:
+        result = CliRunner().invoke(app, ["keys", "new", *arguments])
+        assert result.exit_code == code
+        assert result.stdout == ""
+        assert result.stderr

@@ -1,0 +1,59 @@
+import asyncio
+import threading
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from condconv_serve.errors import EngineStalled
+from condconv_serve.inference.streams import StreamPool
+from condconv_serve.telemetry.metrics import Metrics
+
+
+async def test_each_stream_has_its_number_and_they_run_side_by_side():
+    both = threading.Barrier(2)
+
+    def compute(stream):
+        both.wait(20)
+        return stream
+
+    with StreamPool(2, stall_timeout=30, metrics=Metrics(CollectorRegistry())) as pool:
+        assert sorted(await asyncio.gather(pool.run(compute), pool.run(compute))) == [0, 1]
+
+
+async def test_errors_are_passed_on_and_the_stream_lives():
+    def fail(stream):
+        raise KeyError("x")
+
+    with StreamPool(1, stall_timeout=30, metrics=Metrics(CollectorRegistry())) as pool:
+        with pytest.raises(KeyError):
+            await pool.run(fail)
+        assert await pool.run(lambda stream: stream) == 0
+
+
+async def test_hanging_stream_is_reported_and_replaced():
+    metrics, leave, ended = Metrics(CollectorRegistry()), threading.Event(), threading.Event()
+
+    def hang(stream):
+        leave.wait(20)
+        ended.set()
+
+    with StreamPool(1, stall_timeout=0.05, metrics=metrics) as pool:
+        with pytest.raises(EngineStalled):
+            await pool.run(hang)
+        assert metrics.registry.get_sample_value("condconv_stream_stalls_total") == 1
+        assert await pool.run(lambda stream: stream) == 0
+    leave.set()
+    assert ended.wait(20)
+
+
+async def test_a_stream_that_was_replaced_ends_with_its_batch():
+    before, leave = threading.active_count(), threading.Event()
+    with StreamPool(1, stall_timeout=0.01, metrics=Metrics(CollectorRegistry())) as pool:
+        for _ in range(5):
+            with pytest.raises(EngineStalled):
+                await pool.run(lambda stream: leave.wait(20))
+        assert threading.active_count() == before + 6
+        leave.set()
+        async with asyncio.timeout(20):
+            while threading.active_count() > before + 1:  # noqa: ASYNC110 - other threads end
+                await asyncio.sleep(0.01)

@@ -1,0 +1,50 @@
+import subprocess
+import sys
+
+import pytest
+
+from condconv_serve.machine import memory
+
+# As many objects as some hundred waiting requests have, each of which lives for a while; and cycles, which only the
+# collector can find.
+WAITS_AND_GOES = """
+import gc, weakref
+from condconv_serve.machine.memory import calm_garbage_collection
+
+class Cycle:
+    def __init__(self):
+        self.me = self
+
+calm_garbage_collection()
+full = []
+gc.callbacks.append(lambda phase, info: full.append(phase) if info["generation"] == 2 else None)
+waiting, cycles = [], []
+for _ in range(1000):
+    waiting = [*waiting[-800:], [[] for _ in range(300)]]
+    cycles.append(weakref.ref(Cycle()))
+print(len(full), sum(cycle() is None for cycle in cycles) > 500)
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"memory.max": "max\n"}, None),
+        ({"memory.max": "1000000\n"}, 1_000_000),
+        ({"memory/memory.limit_in_bytes": "2000000\n"}, 2_000_000),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+    ],
+)
+def test_the_containers_memory_is_all_there_is(files, limit, tmp_path, monkeypatch):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    pages = memory.os.sysconf("SC_PHYS_PAGES") * memory.os.sysconf("SC_PAGE_SIZE")
+    assert memory.memory_limit() == (limit or pages)
+
+
+def test_requests_that_wait_are_not_searched_for_garbage_again_and_again():
+    said = subprocess.run([sys.executable, "-c", WAITS_AND_GOES], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["0", "True"]

@@ -1,0 +1,91 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from condconv_serve.cli import app
+from condconv_serve.domain import Preprocessing
+from condconv_serve.errors import UnsupportedImage
+from condconv_serve.offline.bench import CROPS, photo_rows
+from condconv_serve.runtime.devices import detect_machine
+from condconv_serve.samples import SAMPLES
+from condconv_serve.settings import Settings
+from tests.unit.store.samples import STORE
+
+run = CliRunner().invoke
+BFLOAT16 = detect_machine(look_for_accelerators=False).cpu_bfloat16
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch):
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CONDCONV_{name.upper()}", raising=False)
+    monkeypatch.setenv("CONDCONV_MODEL_STORE", str(STORE))
+
+
+def test_the_engine_is_measured_by_batch_size_and_streams(tmp_path):
+    picture = tmp_path / "figures.svg"
+    sizes = ("--batch-size", "1", "--batch-size", "2", "--streams", "1", "--streams", "2")
+    options = ("--engine", "tensorflow", "--seconds", "0.05", "--rounds", "1", "--plot", str(picture), "--json")
+    result = run(app, ["bench", "engine", *sizes, *options])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert [(f["streams"], f["batch_size"]) for f in figures] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    for figure in figures:
+        assert (figure["engine"], figure["precision"]) == ("tensorflow", "float32")
+        assert 0 < figure["latency_p50"] <= figure["latency_p99"]
+        expected = figure["streams"] * figure["batch_size"] / figure["latency_p50"]
+        assert figure["rows_per_second"] == pytest.approx(expected, rel=0.9)
+    assert figures[0]["speed"] == 1
+    assert "images per second" in picture.read_text()
+
+
+def test_the_table_names_what_was_measured():
+    result = run(app, ["bench", "engine", "--batch-size", "3", "--seconds", "0.05", "--rounds", "1"])
+    assert result.exit_code == 0, result.output
+    assert "images/s" in result.stdout
+    assert len(result.stdout.strip().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--engine", "onnx"), "choose auto, tensorflow, openvino"),
+        (("--precision", "int4"), "choose auto, float32, bfloat16"),
+        (("--model", "none"), "none"),
+        (("--plot", "figures.doc"), ".png, .svg, .pdf"),
+    ],
+)
+def test_what_is_impossible_is_said_at_once(options, message):
+    result = run(app, ["bench", "engine", *options])
+    assert result.exit_code == 1
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("options", [("--batch-size", "0"), ("--streams", "0"), ("--rounds", "0"), ("--seconds", "0")])
+def test_counts_start_at_one(options):
+    assert run(app, ["bench", "engine", *options]).exit_code == 2
+
+
+@pytest.mark.skipif(not BFLOAT16, reason="this CPU has no native bfloat16")
+def test_verify_shows_how_far_bfloat16_is_off():
+    result = run(app, ["models", "verify", "--precision", "bfloat16"])
+    assert result.exit_code == 0, result.output
+    assert f"on {len(SAMPLES) * CROPS} crops of {len(SAMPLES)} photos" in result.stdout
+    assert "same top-1" in result.stdout
+
+
+def test_a_precision_agrees_with_itself():
+    result = run(app, ["models", "verify", "--precision", "float32", "--images", str(SAMPLES[0])])
+    assert result.exit_code == 0, result.output
+    assert f"on {CROPS} crops of 1 photos: same top-1 100.0%, probabilities differ by at most 0.0000" in result.stdout
+
+
+def test_rows_of_photos_differ_and_a_bad_photo_is_named(tmp_path):
+    preprocessing = Preprocessing(transform="pillow", image_size=32)
+    rows = photo_rows(SAMPLES[:1], preprocessing, max_pixels=10**6)
+    assert len(rows) == CROPS
+    assert len({row.tobytes() for row in rows}) == CROPS
+    (tmp_path / "bad.jpg").write_text("no image")
+    with pytest.raises(UnsupportedImage, match=r"bad\.jpg"):
+        photo_rows([tmp_path / "bad.jpg"], preprocessing, max_pixels=10**6)

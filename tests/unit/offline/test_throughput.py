@@ -1,0 +1,40 @@
+import threading
+import time
+
+import pytest
+
+from condconv_serve.offline.throughput import measure
+
+
+def test_rate_and_latency_follow_from_the_calls():
+    calls = []
+
+    def compute(caller):
+        calls.append(caller)
+        time.sleep(0.02)
+
+    found = measure(compute, callers=2, rows_per_call=4, seconds=0.2)
+    assert found.calls == len(calls)
+    assert set(calls) == {0, 1}
+    assert 0.02 <= found.latency_p50 <= found.latency_p99
+    # Two callers with four rows each per call; sleeping longer than asked for only makes it slower.
+    assert 0 < found.rows_per_second <= 2 * 4 / 0.02
+    assert found.rows_per_second == pytest.approx(8 / found.latency_p50, rel=0.5)
+
+
+def test_callers_call_at_once():
+    together = threading.Barrier(3, timeout=10)
+    found = measure(lambda _: together.wait(), callers=3, rows_per_call=1, seconds=0)
+    assert found.calls == 3  # each at least once, even without time
+
+
+def test_a_callers_exception_ends_the_measurement():
+    def compute(caller):
+        if caller == 1:
+            raise ValueError("no")
+        time.sleep(0.001)
+
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="no"):
+        measure(compute, callers=2, rows_per_call=1, seconds=60)
+    assert time.monotonic() - started < 30

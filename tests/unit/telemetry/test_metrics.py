@@ -1,0 +1,60 @@
+import sys
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from condconv_serve.telemetry import metrics as metrics_module
+from condconv_serve.telemetry.metrics import Metrics
+
+
+@pytest.fixture
+def metrics():
+    return Metrics(CollectorRegistry())
+
+
+def exposed(metrics):
+    """Names of all families, without `_total`, `_bucket` and the like."""
+    return {family.name for family in metrics.registry.collect()}
+
+
+def test_every_metric_says_what_it_counts_and_which_question_it_answers(metrics):
+    for name, kind, labels, documentation in metrics.describe():
+        what, _, question = documentation.rpartition(". ")
+        assert what, name
+        assert question.endswith("?"), name
+        assert name.startswith("condconv_")
+        assert name.endswith("_total") == (kind == "counter"), name
+        assert len(labels) == len(set(labels))
+
+
+def test_the_description_names_what_is_exposed(metrics):
+    own = {name.removesuffix("_total") for name in (row[0] for row in metrics.describe())}
+    assert own == {name for name in exposed(metrics) if name.startswith("condconv_") and not name.endswith("_created")}
+
+
+def test_the_interpreter_and_the_process_are_exposed_too(metrics):
+    assert {"python_info", "python_gc_collections"} <= exposed(metrics)
+    if sys.platform == "linux":
+        assert {"process_resident_memory_bytes", "process_open_fds"} <= exposed(metrics)
+
+
+def test_each_registry_has_its_own(metrics):
+    other = Metrics(CollectorRegistry())
+    metrics.rows.labels("m", "answered").inc()
+    assert metrics.registry.get_sample_value("condconv_rows_total", {"model": "m", "outcome": "answered"}) == 1
+    assert other.registry.get_sample_value("condconv_rows_total", {"model": "m", "outcome": "answered"}) is None
+    with pytest.raises(ValueError, match="Duplicated"):
+        Metrics(metrics.registry)
+
+
+@pytest.mark.parametrize("name", [name for name in vars(metrics_module) if name.endswith("_BUCKETS")])
+def test_buckets_grow(name):
+    buckets = getattr(metrics_module, name)
+    assert list(buckets) == sorted(set(buckets))
+    assert buckets[0] > 0
+
+
+def test_bucket_borders():
+    assert (metrics_module.SECONDS_BUCKETS[0], metrics_module.SECONDS_BUCKETS[-1]) == (0.0005, 10)
+    assert all(size & (size - 1) == 0 for size in metrics_module.BATCH_SIZE_BUCKETS), "powers of two"
+    assert metrics_module.WEIGHT_BUCKETS[-1] == 1, "a routing weight is at most 1"
