@@ -6,26 +6,29 @@ import asyncio
 import contextlib
 import logging
 import math
-import os
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
+from typing import Protocol
 
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry, disable_created_metrics
+from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import Ablation, Row, ServedModel
+from condconv_serve.domain import Ablation, ModelInfo, Prediction, ServedModel
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.fronts.keys import KeyRing, parse_keys
 from condconv_serve.fronts.native import Access, BodyLimits, Parts, create_app, create_probes_app
-from condconv_serve.http.protocol import ConnectionLimits, allow_open_files, http_protocol
-from condconv_serve.http.server import DrainingServer, config, is_local, listen, serving_beside, url
-from condconv_serve.inference.ablation_queue import SlowLane
+from condconv_serve.http.protocol import ConnectionLimits, http_protocol
+from condconv_serve.http.server import serving_beside
+from condconv_serve.imaging import ImageDecoder
+from condconv_serve.inference.ablation_queue import AblationQueue
 from condconv_serve.inference.batching import Batcher
+from condconv_serve.inference.plane import InferencePlane, RowBatcher
+from condconv_serve.inference.runner import BatchRunner
 from condconv_serve.inference.streams import StreamPool
 from condconv_serve.machine.cores import available_cores
 from condconv_serve.machine.memory import calm_garbage_collection, memory_limit
+from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.recent import RecentRequests
 from condconv_serve.runtime.devices import detect_machine
@@ -36,7 +39,6 @@ from condconv_serve.serving.registry import Registry
 from condconv_serve.serving.store_sync import StoreSync
 from condconv_serve.settings import Settings
 from condconv_serve.store import Bundle, Catalog, open_bundle
-from condconv_serve.tasks.classification import Classifier, RowBatcher, RowOutput, compute_batch
 from condconv_serve.telemetry.logs import ContextThreads
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tracing import make_tracer
@@ -90,15 +92,24 @@ def plan_engines(settings: Settings) -> EnginePlan:
     )
 
 
-class Service:
-    """One service from settings: its models, its batcher, its application."""
+class ModelLoader(Protocol):
+    """Makes an engine of a bundle. A test may hand in one that needs no TensorFlow."""
 
-    def __init__(self, settings: Settings, *, only: str | None = None) -> None:
+    def __call__(self, bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:
+        """Load a bundle as planned; the errors are those of `load_model`."""
+        ...
+
+
+class Service:
+    """One service from settings: its models, its plane, its application."""
+
+    def __init__(self, settings: Settings, *, only: str | None = None, load: ModelLoader = load_model) -> None:
         """Find and check the bundles; nothing is loaded yet.
 
         Args:
             settings: what to serve and how.
             only: name of the one model to load; all models of the store if None.
+            load: makes an engine of a bundle.
 
         Raises:
             BundleError: the store or a bundle in it is unusable.
@@ -121,7 +132,7 @@ class Service:
         self.metrics.max_queue_rows.set(settings.max_queue_rows)
         self.metrics.memory_limit_bytes.set(memory_limit() or math.inf)
         self.registry = Registry(
-            partial(load_model, plan=self.plan, metrics=self.metrics),
+            partial(load, plan=self.plan, metrics=self.metrics),
             default_model=self._default_model,
             warm_up_sizes=range(1, self.plan.max_batch_size + 1),
             streams=self.plan.streams,
@@ -142,7 +153,7 @@ class Service:
         self._streams = StreamPool(self.plan.streams, stall_timeout=settings.stall_timeout, metrics=self.metrics)
         self._decoders = ContextThreads(decode_threads, thread_name_prefix="decode")
         self._batcher: RowBatcher = Batcher(
-            self._run_batch,
+            BatchRunner(self._streams, hold=self.registry.hold),
             streams=self.plan.streams,
             max_batch_size=self.plan.max_batch_size,
             max_queue_rows=settings.max_queue_rows,
@@ -153,15 +164,12 @@ class Service:
             metrics=self.metrics,
             name_of=lambda model: model.name,
         )
-        self.classifier = Classifier(
-            self.registry,
-            self._batcher,
-            decoders=self._decoders,
-            max_pixels=settings.max_pixels,
-            metrics=self.metrics,
-            routing=self.routing,
+        self.images = ImagePipeline(
+            InferencePlane(self.registry, self._batcher, metrics=self.metrics),
+            ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
+            observe=self._observe,
         )
-        self.ablator = SlowLane(partial(load_ablation, settings))
+        self.ablator = AblationQueue(partial(load_ablation, settings))
         self.readiness = Readiness(self._batcher.health.problem)
         self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
 
@@ -173,15 +181,9 @@ class Service:
                 yield
         await asyncio.to_thread(self._tracer.close)
 
-    async def _run_batch(self, model: ServedModel, rows: Sequence[Row]) -> Sequence[RowOutput]:
-        # All senders of a batch may leave while it is being computed, but the engine must stay until it is done.
-        lease = self.registry.hold(model)
-
-        def compute(stream: int) -> Sequence[RowOutput]:
-            with lease:
-                return compute_batch(model, rows, stream)
-
-        return await self._streams.run(compute)
+    def _observe(self, model: ModelInfo, answer: Prediction) -> None:
+        if self.routing is not None:
+            self.routing.observe(model, answer.routing.weights, answer.classes[0].index)
 
     def _forget(self, name: str, version: str) -> None:
         if self.routing is not None and version not in self.registry.models().get(name, {}):
@@ -224,7 +226,7 @@ class Service:
         Metrics and probes are served on `probes`, too, until the last request has been answered.
         """
         parts = Parts(
-            classifier=self.classifier,
+            images=self.images,
             models=self.registry,
             metrics=self.metrics,
             limits=BodyLimits(
@@ -264,85 +266,6 @@ class Service:
                 self.sync.close()
 
         return create_app(parts, lifespan=lifespan, access=access)
-
-
-def serve(settings: Settings) -> None:
-    """Serve until a signal ends it.
-
-    Raises:
-        BundleError, ConfigurationError: what is to be served is unusable.
-    """
-    # Timestamps of creation would double the number of series.
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-    keys = load_keys(settings)
-    service = Service(settings)
-    allow_open_files(settings.max_connections)
-    listener = listen(settings.host, settings.port)
-    probes = None if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
-    access = Access(
-        keys=keys,
-        cors_origins=settings.cors_origins,
-        serve_metrics=probes is None,
-        open_admin=is_local(listener),
-    )
-    failures: list[Exception] = []
-
-    def stop(error: Exception) -> None:
-        failures.append(error)
-        server.stop()
-
-    app = service.app(on_failure=stop, access=access, probes=probes)
-    drain_delay = min(settings.drain_delay, settings.shutdown_timeout)
-    server = DrainingServer(
-        # uvicorn takes whole seconds only by its annotation.
-        config(
-            app,
-            service.http_protocol(),
-            timeout_graceful_shutdown=settings.shutdown_timeout - drain_delay,
-            timeout_keep_alive=settings.keep_alive_timeout,
-        ),
-        on_drain=service.readiness.drain,
-        drain_delay=drain_delay,
-    )
-    logger.info("listening on %s", url(listener))
-    if probes is not None:
-        logger.info("metrics and probes on %s", url(probes))
-    _log_access(keys, listener)
-    server.run(sockets=[listener])
-    if failures:
-        raise failures[0]
-    if service.sync.loading or service.ablator.busy:
-        # It may take seconds, or for ever, and the interpreter can't end while TensorFlow computes.
-        logger.info("a load that was under way is dropped")
-        logging.shutdown()
-        os._exit(0)
-
-
-def load_keys(settings: Settings) -> KeyRing | None:
-    """The API keys, or None if there are to be none.
-
-    Raises:
-        ConfigurationError: they are unusable, or stand both in a file and in the environment.
-    """
-    if settings.api_keys_file is not None and settings.api_keys is not None:
-        raise ConfigurationError("Set CONDCONV_API_KEYS_FILE or CONDCONV_API_KEYS, not both.")
-    if settings.api_keys_file is not None:
-        return KeyRing.from_file(settings.api_keys_file)
-    if settings.api_keys is not None:
-        return KeyRing(parse_keys(settings.api_keys.get_secret_value()))
-    return None
-
-
-def _log_access(keys: KeyRing | None, listener: socket.socket) -> None:
-    if keys is not None:
-        logger.info("%d API keys are taken: %s", len(keys), ", ".join(key.name for key in keys))
-    elif is_local(listener):
-        logger.info("there are no API keys, so only this machine may use the service; condconv keys new makes keys")
-    else:
-        logger.warning(
-            "there are no API keys: anyone who can reach %s may use the service; condconv keys new makes keys",
-            url(listener),
-        )
 
 
 def find_default(settings: Settings, catalog: Catalog) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from condconv_serve.domain import Label
+from condconv_serve.domain.manifest import PreprocessingSpec, Provenance
 from condconv_serve.store import NewBundle, write_bundle
-from condconv_serve.store.manifest import PreprocessingSpec, Provenance
 from tests.browser.conftest import PHONE
 from tests.browser.steps import names, sample, scrolls_sideways
 from tests.e2e.server import Server

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from condconv_serve.domain import Label
+from condconv_serve.domain.manifest import PreprocessingSpec, Provenance
 from condconv_serve.store import NewBundle, write_bundle
-from condconv_serve.store.manifest import PreprocessingSpec, Provenance
 
 CLASSES = 16
 _SMALL: dict[str, Any] = {"num_classes": CLASSES, "width_coefficient": 0.1, "depth_coefficient": 0.3}

@@ -59,7 +59,7 @@ def serve(
     """
     settings = read_settings(host=host, port=port, model_store=model_store)
     configure_log(settings)
-    from condconv_serve.bootstrap import serve as run
+    from condconv_serve.serve import serve as run
 
     run(settings)
 

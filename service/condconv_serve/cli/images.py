@@ -27,7 +27,8 @@ def predict(
     model_store: Store = None,
 ) -> None:
     """Classify images without a server."""
-    from condconv_serve.offline.predict import classify_files, expand
+    from condconv_serve.offline.classify import classify_files
+    from condconv_serve.offline.files import expand
 
     answer = classify_files(
         read_settings(model_store=model_store), expand(images), model=model, top_k=top_k, console=err
@@ -67,7 +68,8 @@ def routing(
     model_store: Store = None,
 ) -> None:
     """Show which experts images are routed to, without a server."""
-    from condconv_serve.offline.predict import classify_files, expand
+    from condconv_serve.offline.classify import classify_files
+    from condconv_serve.offline.files import expand
     from condconv_serve.routing.plot import check_plot_path, plot_routing
     from condconv_serve.routing.report import check_report_path
 
@@ -114,7 +116,7 @@ def _show_classes(
         say((name, "italic"))
         table = Table("block", "between classes", "within a class", "share between", "entropy")
         columns = (found.between, found.within, found.explained, found.overall.entropy_mean)
-        for block, between, within, share, entropy in zip(found.blocks, *columns, strict=True):
+        for block, between, within, share, entropy in zip(found.layout.blocks, *columns, strict=True):
             add_row(table, block, f"{between:.3f}", f"{within:.3f}", f"{share:.0%}", f"{entropy:.3f}")
         print_table(table)
         say(f"{len(predictions)} images of {len(found.names)} classes")
@@ -128,7 +130,7 @@ def _show_classes(
 
 def _print_routing(name: str, prediction: Any) -> None:
     best = prediction.classes[0]
-    if not prediction.routing.blocks:
+    if not prediction.routing.layout:
         say(f"{name}: {best.label}; a static network has no routing.")
         return
     say((f"{name}: {best.label} ({best.probability:.1%})", "italic"))

@@ -80,7 +80,8 @@ def verify_models(
 ) -> None:
     """Check bundles: manifest, checksums, labels, and that the weights fit and compute."""
     from condconv_serve.bootstrap import plan_engines
-    from condconv_serve.offline.predict import expand, verify_bundle
+    from condconv_serve.offline.files import expand
+    from condconv_serve.offline.verify import verify_bundle
     from condconv_serve.samples import SAMPLES
     from condconv_serve.store import Catalog, open_bundle
 
@@ -237,7 +238,8 @@ def profile_model(
     model_store: Store = None,
 ) -> None:
     """Add a reference routing profile to a bundle, for drift and distances to be measured from."""
-    from condconv_serve.offline.predict import expand, profile_files
+    from condconv_serve.offline.files import expand
+    from condconv_serve.offline.profile import profile_files
     from condconv_serve.store import Catalog, add_profile
 
     settings = read_settings(model_store=model_store)

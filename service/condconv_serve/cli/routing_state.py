@@ -47,7 +47,7 @@ def routing_state(
         return
     tally = total.windows["all"]
     table = Table("block", "entropy", "load by expert", "mean weight by expert")
-    for number, (block, experts) in enumerate(zip(total.blocks, total.experts, strict=True)):
+    for number, (block, experts) in enumerate(zip(total.layout.blocks, total.layout.experts, strict=True)):
         load = " ".join(f"{share:4.0%}" for share in tally.load[number, :experts])
         mean = " ".join(f"{weight:.2f}" for weight in tally.mean[number, :experts])
         add_row(table, block, f"{tally.entropy_mean[number]:.3f}", load, mean)

@@ -15,9 +15,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from condconv_serve.domain import Classification
 from condconv_serve.errors import RequestTimeout, ServiceError
 from condconv_serve.fronts.native.problems import Problem, problem_response
-from condconv_serve.tasks.classification import Classification
 from condconv_serve.telemetry.logs import request_logged_as
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tracing import RequestSpan, Stages, TraceContext, Tracer

@@ -1,15 +1,18 @@
 """Photos on their way to the network: untrusted bytes -> RGB pixels (`decode`) -> one row (`transform`)."""
 
 from condconv_serve.imaging.decode import decode, decode_image
+from condconv_serve.imaging.decoder import ImageDecoder, model_row
 from condconv_serve.imaging.formats import ACCEPTED_FORMATS
 from condconv_serve.imaging.row import make_row
 from condconv_serve.imaging.transform import official, official_float, pillow, sufficient_side, transform
 
 __all__ = [
     "ACCEPTED_FORMATS",
+    "ImageDecoder",
     "decode",
     "decode_image",
     "make_row",
+    "model_row",
     "official",
     "official_float",
     "pillow",

@@ -25,7 +25,7 @@ MAX_LOADED = 1
 logger = logging.getLogger(__name__)
 
 
-class SlowLane:
+class AblationQueue:
     """Implements `condconv_serve.domain.Ablator`: computes one image with many routings, if not too many wait already.
 
     Use as a context manager; leaving it stops what is running.
@@ -148,7 +148,7 @@ class SlowLane:
 
         self._thread.submit(drop)
 
-    def __enter__(self) -> SlowLane:
+    def __enter__(self) -> AblationQueue:
         """Nothing to do: the thread starts with the first ablation."""
         return self
 

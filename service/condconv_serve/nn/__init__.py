@@ -5,7 +5,7 @@ Nothing here depends on the server, so the layers can be used and trained on the
 
 from condconv_serve.nn.architectures import ARCHITECTURES, Architecture, BlockArgs, Stage, get_architecture
 from condconv_serve.nn.condconv import CondConv2D, DepthwiseCondConv2D, mix_experts
-from condconv_serve.nn.cost import Cost, cost
+from condconv_serve.nn.cost import cost
 from condconv_serve.nn.efficientnet import build_efficientnet
 from condconv_serve.nn.mbconv import mbconv
 from condconv_serve.nn.network_config import network_from_json, network_to_json, variable_shapes
@@ -16,7 +16,6 @@ __all__ = [
     "Architecture",
     "BlockArgs",
     "CondConv2D",
-    "Cost",
     "DepthwiseCondConv2D",
     "Stage",
     "build_efficientnet",

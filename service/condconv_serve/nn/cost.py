@@ -4,31 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 
+from condconv_serve.domain import Cost
 from condconv_serve.nn.condconv import CondConv2D, DepthwiseCondConv2D
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """`parameters` are the trained ones (batch-norm statistics excluded); `multiply_adds` are per image.
-
-    A multiply-add is two floating-point operations. Convolutions, dense layers and the mixing of CondConv kernels are
-    multiply-adds throughout; a lone product or sum (of swish, squeeze-and-excitation, residuals, biases, pooling) is
-    half a one. Batch normalisation costs nothing, since it folds into the convolutions. So counted, the networks of
-    the CondConv paper (table 3) come out at the figures published there. None where a network of one's own holds a
-    layer with kernels that aren't counted here.
-    """
-
-    parameters: int
-    multiply_adds: int | None
 
 
 def cost(model: keras.Model) -> Cost:
     """Count a functional model's cost at the input size that it was built for.
+
+    A multiply-add is two floating-point operations. Convolutions, dense layers and the mixing of CondConv kernels are
+    multiply-adds throughout; a lone product or sum (of swish, squeeze-and-excitation, residuals, biases, pooling) is
+    half a one. Batch normalisation costs nothing, since it folds into the convolutions. So counted, the networks of
+    the CondConv paper (table 3) come out at the figures published there.
 
     Raises:
         ValueError: the model's input size is open, so multiply-adds are undefined.

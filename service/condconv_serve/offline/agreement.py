@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from condconv_serve.domain import Engine, Row
+from condconv_serve.domain import LOGITS, Engine, Row
+from condconv_serve.tasks.classification import softmax
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,16 +37,10 @@ def compare(engine: Engine, reference: Engine, rows: Sequence[Row], *, batch_siz
     same, largest, top = 0, 0.0, 0.0
     for start in range(0, len(rows), batch_size):
         batch = np.stack(rows[start : start + batch_size])
-        found, expected = _softmax(engine(batch).logits), _softmax(reference(batch).logits)
+        found, expected = softmax(engine(batch)[LOGITS]), softmax(reference(batch)[LOGITS])
         best = expected.argmax(axis=1)
         same += int((found.argmax(axis=1) == best).sum())
         off = np.abs(found - expected)
         largest = max(largest, float(off.max()))
         top += float(off[np.arange(len(best)), best].sum())
     return Agreement(rows=len(rows), top1=same / len(rows), largest_difference=largest, mean_difference=top / len(rows))
-
-
-def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    result: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
-    return result

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve.domain import RoutingTrace
+from condconv_serve.domain import RoutingLayout, RoutingTrace
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.routing.tally import Floats, Tally
 
@@ -20,8 +20,7 @@ class RoutingByClass:
     """What `N` labelled images are routed to.
 
     Attributes:
-        blocks: names of the CondConv blocks, in order of depth.
-        experts: how many each has; figures of a block that has fewer than another are filled up with zeros.
+        layout: of the network.
         names: of the `K` classes, sorted.
         images: `[K]`.
         mean: `[K, blocks, experts]`.
@@ -29,8 +28,7 @@ class RoutingByClass:
         overall: all images.
     """
 
-    blocks: tuple[str, ...]
-    experts: tuple[int, ...]
+    layout: RoutingLayout
     names: tuple[str, ...]
     images: NDArray[np.int64]
     mean: Floats
@@ -42,7 +40,7 @@ class RoutingByClass:
         """How far classes are apart in each block `[blocks]`: the deviation of their means, root mean square."""
         weights = self.images / self.images.sum()
         squares = ((self.mean - self.overall.mean) ** 2 * weights[:, None, None]).sum(axis=0)
-        result: Floats = np.sqrt(squares.sum(axis=1) / self.experts)
+        result: Floats = np.sqrt(squares.sum(axis=1) / self.layout.experts)
         return result
 
     @property
@@ -50,7 +48,7 @@ class RoutingByClass:
         """How far images of one class are apart in each block `[blocks]`: their deviation, root mean square."""
         weights = self.images / self.images.sum()
         squares = (self.deviation**2 * weights[:, None, None]).sum(axis=0)
-        result: Floats = np.sqrt(squares.sum(axis=1) / self.experts)
+        result: Floats = np.sqrt(squares.sum(axis=1) / self.layout.experts)
         return result
 
     @property
@@ -68,7 +66,7 @@ class RoutingByClass:
             "blocks": [
                 {"block": block, "between": between, "within": within, "share": share, "entropy": entropy}
                 for block, between, within, share, entropy in zip(
-                    self.blocks,
+                    self.layout.blocks,
                     self.between.tolist(),
                     self.within.tolist(),
                     self.explained.tolist(),
@@ -84,13 +82,13 @@ class RoutingByClass:
                     "deviation": self._by_block(deviation),
                 }
                 for name, images, mean, deviation in zip(
-                    self.names, self.images.tolist(), self.mean.tolist(), self.deviation.tolist(), strict=True
+                    self.names, self.images.tolist(), self.mean, self.deviation, strict=True
                 )
             ],
         }
 
-    def _by_block(self, values: Sequence[Sequence[float]]) -> dict[str, Sequence[float]]:
-        return {b: row[:count] for b, count, row in zip(self.blocks, self.experts, values, strict=True)}
+    def _by_block(self, values: Floats) -> dict[str, list[float]]:
+        return {block: own.tolist() for block, own in self.layout.split(values).items()}
 
     def chosen(self, most: int) -> list[int]:
         """Places of at most so many classes, those with the most images, in the order of their names."""
@@ -106,8 +104,8 @@ def by_class(traces: Sequence[tuple[str, RoutingTrace]]) -> RoutingByClass:
     Raises:
         InvalidParameter: a static network's empty routing.
     """
-    blocks, experts = traces[0][1].blocks, traces[0][1].counts
-    if not blocks:
+    layout = traces[0][1].layout
+    if not layout:
         raise InvalidParameter("A static network has no routing.")
     counted = Counter(label for label, _ in traces)
     names = tuple(sorted(counted))
@@ -115,11 +113,10 @@ def by_class(traces: Sequence[tuple[str, RoutingTrace]]) -> RoutingByClass:
     labels = np.array([place[label] for label, _ in traces])
     weights = np.stack([trace.weights for _, trace in traces]).astype(np.float64)
     return RoutingByClass(
-        blocks=blocks,
-        experts=experts,
+        layout=layout,
         names=names,
         images=np.array([counted[name] for name in names]),
         mean=np.stack([weights[labels == number].mean(axis=0) for number in range(len(names))]),
         deviation=np.stack([weights[labels == number].std(axis=0) for number in range(len(names))]),
-        overall=Tally.of(weights, labels, experts=experts),
+        overall=Tally.of(weights, labels, layout),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve.domain import RoutingProfile
+from condconv_serve.domain import RoutingLayout, RoutingProfile
 from condconv_serve.routing.tally import BINS, Counts, Floats, Tally
 
 BIN_SHARE = 0.1
@@ -49,19 +49,17 @@ class DriftMeter:
     each holds a tenth of the reference's images, since a bin that is nearly empty there would decide everything.
     """
 
-    def __init__(self, profile: RoutingProfile, *, experts: Sequence[int] | None = None) -> None:
+    def __init__(self, profile: RoutingProfile, layout: RoutingLayout) -> None:
         """Join the bins.
 
         Args:
             profile: to compare with.
-            experts: how many each block has, where not all have as many.
+            layout: of the network that it is a profile of.
         """
         self._reference_images = profile.images
         self._groups, self._sizes = _join(profile.histogram, profile.images)
         self._reference = self._regroup(profile.histogram)
-        most = profile.histogram.shape[1]
-        counts = np.full(len(profile.histogram), most) if experts is None else np.array(experts)
-        self._own = np.arange(most) < counts[:, None]
+        self._own = layout.own
 
     def measure(self, tally: Tally) -> list[BlockDrift]:
         """Drift of each block; empty without images on either side, or if the blocks and experts are others."""

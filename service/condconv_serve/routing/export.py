@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from condconv_serve.domain import ImageResult
+from condconv_serve.domain import ClassifiedImage, RoutingLayout
 
 CSV_COLUMNS = ("image", "id", "filename", "class", "probability", "block", "expert", "weight", "error")
 
 
-def to_csv(results: Sequence[ImageResult]) -> bytes:
+def to_csv(results: Sequence[ClassifiedImage]) -> bytes:
     """One line per image, block and expert; one line with the error's slug for an image that failed. UTF-8."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -30,13 +30,12 @@ def to_csv(results: Sequence[ImageResult]) -> bytes:
     return text.getvalue().encode()
 
 
-def to_npz(results: Sequence[ImageResult], *, blocks: Sequence[str], experts: int) -> bytes:
+def to_npz(results: Sequence[ClassifiedImage], layout: RoutingLayout) -> bytes:
     """All images in one file of arrays.
 
     Args:
         results: `N` images.
-        blocks: names of the CondConv blocks.
-        experts: the most that any has.
+        layout: of the network.
 
     Returns:
         An NPZ file without pickles: `routing` float32 `[N, blocks, experts]`, NaN for an image that failed and where a
@@ -44,19 +43,18 @@ def to_npz(results: Sequence[ImageResult], *, blocks: Sequence[str], experts: in
         `ids`, `filenames` and `errors` (slugs; empty if all is well) `[N]`; `classes` (-1 for one that failed) and
         `probabilities` `[N]` of the most probable class.
     """
-    routing = np.full((len(results), len(blocks), experts), np.nan, np.float32)
+    routing = np.full((len(results), *layout.shape), np.nan, np.float32)
     classes, probabilities = np.full(len(results), -1, np.int64), np.full(len(results), np.nan)
     for number, result in enumerate(results):
         if result.prediction is not None:
-            for block, weights in zip(routing[number], result.prediction.routing.by_block().values(), strict=True):
-                block[: len(weights)] = weights
+            routing[number] = layout.blanked(result.prediction.routing.weights)
             classes[number] = result.prediction.classes[0].index
             probabilities[number] = result.prediction.classes[0].probability
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
         routing=routing,
-        blocks=np.array(blocks, dtype=np.str_),
+        blocks=np.array(layout.blocks, dtype=np.str_),
         ids=np.array([result.id for result in results], dtype=np.str_),
         filenames=np.array([result.filename or "" for result in results], dtype=np.str_),
         classes=classes,

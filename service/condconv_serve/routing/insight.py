@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from condconv_serve.domain import RoutingProfile, RoutingTrace
+from condconv_serve.domain import RoutingLayout, RoutingProfile, RoutingTrace
 from condconv_serve.routing.tally import Floats, entropy
 
 STRONGEST = 3
@@ -52,16 +51,16 @@ def insight(
     trace: RoutingTrace, *, profile: RoutingProfile | None = None, class_profile: ClassProfile | None = None
 ) -> Insight:
     """Look at one image's routing."""
-    values, experts = trace.weights.astype(np.float64), trace.counts
+    values, layout = trace.weights.astype(np.float64), trace.layout
     order = np.argsort(-values, axis=1, kind="stable")[:, :STRONGEST]
     return Insight(
-        entropy=entropy(values, experts=experts),
+        entropy=entropy(values, layout.experts),
         strongest=tuple(
-            tuple(places[: min(count, STRONGEST)]) for places, count in zip(order.tolist(), experts, strict=True)
+            tuple(places[: min(count, STRONGEST)]) for places, count in zip(order.tolist(), layout.experts, strict=True)
         ),
-        reference_distance=None if profile is None else _root_mean_square(values - profile.mean, experts),
-        typical_distance=None if profile is None else _root_mean_square(profile.deviation, experts),
-        class_distance=None if class_profile is None else _root_mean_square(values - class_profile.mean, experts),
+        reference_distance=None if profile is None else _root_mean_square(values - profile.mean, layout),
+        typical_distance=None if profile is None else _root_mean_square(profile.deviation, layout),
+        class_distance=None if class_profile is None else _root_mean_square(values - class_profile.mean, layout),
         class_profile=class_profile,
     )
 
@@ -90,8 +89,8 @@ def class_profile_of(
     return ClassProfile(index=index, images=live[0], mean=live[1], source="live")
 
 
-def _root_mean_square(values: ArrayLike, experts: Sequence[int]) -> Floats:
+def _root_mean_square(values: ArrayLike, layout: RoutingLayout) -> Floats:
     """Of each block's experts, and of all."""
     squares = (np.asarray(values, np.float64) ** 2).sum(axis=1)
-    result: Floats = np.sqrt(np.append(squares, squares.sum()) / np.maximum([*experts, sum(experts)], 1))
+    result: Floats = np.sqrt(np.append(squares, squares.sum()) / np.maximum([*layout.experts, sum(layout.experts)], 1))
     return result

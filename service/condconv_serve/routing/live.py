@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve.domain import RoutingProfile, ServedModel
+from condconv_serve.domain import ModelInfo, RoutingLayout, RoutingProfile
 from condconv_serve.routing.drift import BlockDrift, DriftMeter
 from condconv_serve.routing.insight import ClassProfile, class_profile_of
 from condconv_serve.routing.statistics import RoutingStatistics, Window
@@ -29,8 +29,7 @@ class LiveModel:
 
     name: str
     version: str
-    blocks: tuple[str, ...]
-    experts: tuple[int, ...]
+    layout: RoutingLayout
     statistics: RoutingStatistics
     profile: RoutingProfile | None
     meter: DriftMeter | None
@@ -50,31 +49,27 @@ class LiveRouting:
         self._lock = threading.Lock()
         self._models: dict[tuple[str, str], LiveModel] = {}
 
-    def observe(self, model: ServedModel, weights: NDArray[np.float32], predicted: int) -> None:
+    def observe(self, model: ModelInfo, weights: NDArray[np.float32], predicted: int) -> None:
         """Count one image: its routing weights `[blocks, experts]` and its most probable class."""
-        if model.routing_blocks:
+        if model.routing:
             self.of(model).statistics.observe(weights, predicted)
 
-    def of(self, model: ServedModel) -> LiveModel:
-        """Return a served version's statistics; they go on if it is loaded again, unless its blocks are others."""
+    def of(self, model: ModelInfo) -> LiveModel:
+        """Return a served version's statistics. A version that is loaded again keeps them if it has the same blocks."""
         live = self._models.get((model.name, model.version))
-        if live is not None and live.profile is model.routing_profile and live.blocks == model.routing_blocks:
+        if live is not None and live.profile is model.routing_profile and live.layout == model.routing:
             return live
-        experts = model.experts
-        shape = (len(model.routing_blocks), model.num_experts)
         with self._lock:
             live = self._models.get((model.name, model.version))
-            goes_on = live is not None and (live.blocks, live.experts) == (model.routing_blocks, experts)
             live = LiveModel(
                 model.name,
                 model.version,
-                model.routing_blocks,
-                experts,
+                model.routing,
                 live.statistics
-                if live is not None and goes_on
-                else RoutingStatistics(shape, experts=experts, class_bytes=self._class_bytes, clock=self._clock),
+                if live is not None and live.layout == model.routing
+                else RoutingStatistics(model.routing, class_bytes=self._class_bytes, clock=self._clock),
                 model.routing_profile,
-                None if model.routing_profile is None else DriftMeter(model.routing_profile, experts=experts),
+                None if model.routing_profile is None else DriftMeter(model.routing_profile, model.routing),
             )
             self._models[model.name, model.version] = live
         return live
@@ -89,7 +84,7 @@ class LiveRouting:
         with self._lock:
             return iter(list(self._models.values()))
 
-    def class_profile(self, model: ServedModel, index: int) -> ClassProfile | None:
+    def class_profile(self, model: ModelInfo, index: int) -> ClassProfile | None:
         """What is known of a class's routing: by the reference profile, else by live traffic."""
         live = self._models.get((model.name, model.version))
         return class_profile_of(
@@ -106,7 +101,7 @@ class LiveRouting:
             drift = live.drift(recent)
             cumulative = totals.histogram.cumsum(axis=-1)[..., _LAST_BINS]
             sums = totals.mean * totals.count
-            for number, (block, count) in enumerate(zip(live.blocks, live.experts, strict=True)):
+            for number, (block, count) in enumerate(zip(live.layout.blocks, live.layout.experts, strict=True)):
                 moved = drift[number] if drift else None
                 yield BlockRouting(
                     model=live.name,

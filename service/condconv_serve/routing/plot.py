@@ -58,7 +58,7 @@ def draw_routing(traces: Sequence[tuple[str, RoutingTrace]], kind: str) -> bytes
     Raises:
         InvalidParameter: a static network's empty routing.
     """
-    if not traces[0][1].blocks:
+    if not traces[0][1].layout:
         raise InvalidParameter("A static network has no routing to plot.")
     columns = min(len(traces), MAX_COLUMNS)
     rows = -(-len(traces) // columns)
@@ -69,13 +69,11 @@ def draw_routing(traces: Sequence[tuple[str, RoutingTrace]], kind: str) -> bytes
     figure = Figure(figsize=size, layout="constrained", dpi=min(110, MAX_PIXELS / max(size)))
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis, (title, trace) in zip(axes.flat, traces, strict=False):
-        weights = np.full((blocks, experts), np.nan)  # left blank where a block has fewer experts than another
-        for row, own in zip(weights, trace.by_block().values(), strict=True):
-            row[: len(own)] = own
+        weights = trace.layout.blanked(trace.weights)
         axis.imshow(weights, vmin=0, vmax=1, cmap="viridis", aspect="auto")
         axis.set_title(shortened(title), fontsize=9, parse_math=False)
         axis.set_xticks(range(0, experts, 1 if experts <= MAX_NUMBERED_EXPERTS else 8))
-        axis.set_yticks(range(blocks), trace.blocks)
+        axis.set_yticks(range(blocks), trace.layout.blocks)
         axis.tick_params(labelsize=8)
         axis.set_xlabel("expert", fontsize=8)
         for (block, expert), weight in np.ndenumerate(weights) if numbers else ():

@@ -29,7 +29,7 @@ def plot_by_class(found: RoutingByClass, path: Path) -> None:
 
 def draw_by_class(found: RoutingByClass) -> Figure:
     """Mean weights by class, distribution over all images, and what tells classes apart; at three depths."""
-    depths = depths_of(len(found.blocks))
+    depths = depths_of(len(found.layout.blocks))
     experts = found.mean.shape[2]
     width = max(4.5, min(0.5 * experts + 1.5, 12))
     figure = Figure(figsize=(width * len(depths), 9.5), layout="constrained", dpi=100)
@@ -58,7 +58,7 @@ def depths_of(blocks: int) -> list[int]:
 def draw_means(axis: Any, found: RoutingByClass, block: int) -> None:
     """Mean routing weights of one block by expert and class, with the deviation over the class's images."""
     chosen = found.chosen(MAX_CLASSES)
-    experts = np.arange(found.experts[block])
+    experts = np.arange(found.layout.experts[block])
     width = 0.8 / len(chosen)
     for position, number in enumerate(chosen):
         axis.bar(
@@ -72,24 +72,24 @@ def draw_means(axis: Any, found: RoutingByClass, block: int) -> None:
     axis.set_ylim(0, 1)
     axis.set_xticks(experts[:: 1 if len(experts) <= 16 else 8])
     axis.set_xlabel("expert")
-    axis.set_title(f"{found.blocks[block]}, by class", fontsize=10, parse_math=False)
+    axis.set_title(f"{found.layout.blocks[block]}, by class", fontsize=10, parse_math=False)
 
 
 def draw_distribution(axis: Any, found: RoutingByClass, block: int) -> None:
     """Distribution of one block's routing weights over all images and experts."""
-    counts = found.overall.histogram[block, : found.experts[block]].sum(axis=0)
+    counts = found.overall.histogram[block, : found.layout.experts[block]].sum(axis=0)
     axis.stairs(counts / max(counts.sum(), 1), EDGES, fill=True)
     axis.set_xlim(0, 1)
     axis.set_xlabel("routing weight")
-    axis.set_title(f"{found.blocks[block]}, all images", fontsize=10, parse_math=False)
+    axis.set_title(f"{found.layout.blocks[block]}, all images", fontsize=10, parse_math=False)
 
 
 def draw_depth(axis: Any, found: RoutingByClass) -> None:
     """How far classes, and images of one class, are apart, by depth."""
-    blocks = np.arange(len(found.blocks))
+    blocks = np.arange(len(found.layout.blocks))
     axis.plot(blocks, found.between, "o-", label="between classes (deviation of their means)")
     axis.plot(blocks, found.within, "s--", label="within a class (deviation of its images)")
-    axis.set_xticks(blocks, found.blocks, fontsize=8)
+    axis.set_xticks(blocks, found.layout.blocks, fontsize=8)
     axis.set_ylim(bottom=0)
     axis.set_ylabel("deviation of routing weights")
     axis.set_title("Do deeper blocks tell classes apart?", fontsize=10)

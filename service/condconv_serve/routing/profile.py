@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from condconv_serve.domain import RoutingProfile
+from condconv_serve.domain import RoutingLayout, RoutingProfile
 from condconv_serve.routing.tally import Tally
 
 MIN_CLASS_IMAGES = 5
@@ -15,8 +15,8 @@ MIN_CLASS_IMAGES = 5
 def profile_of(
     routing: ArrayLike,
     classes: ArrayLike,
+    layout: RoutingLayout,
     *,
-    experts: tuple[int, ...] | None = None,
     min_class_images: int = MIN_CLASS_IMAGES,
 ) -> RoutingProfile:
     """Make a profile of the routing weights of some images.
@@ -24,10 +24,10 @@ def profile_of(
     Args:
         routing: `[N, blocks, experts]`, from 0 to 1.
         classes: `[N]`, the class that the model predicted for each image.
-        experts: how many each block has, where not all have as many.
+        layout: whose weights they are.
         min_class_images: images that a class needs for a profile of its own.
     """
-    tally = Tally.of(routing, classes, class_bytes=2**40, experts=experts)
+    tally = Tally.of(routing, classes, layout, class_bytes=2**40)
     return profile_from(tally, min_class_images=min_class_images)
 
 
@@ -45,5 +45,5 @@ def profile_from(tally: Tally, *, min_class_images: int = MIN_CLASS_IMAGES) -> R
         entropy=tally.entropy_mean.astype(np.float32),
         classes=found[enough],
         class_images=counts[enough],
-        class_mean=np.array(means, np.float32).reshape(-1, *tally.shape),
+        class_mean=np.array(means, np.float32).reshape(-1, *tally.layout.shape),
     )

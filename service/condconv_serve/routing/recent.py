@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
-from condconv_serve.domain import ImageResult
+from condconv_serve.domain import ClassifiedImage
 from condconv_serve.errors import RoutingNotFound
 
 MAX_REQUESTS = 1000
@@ -25,7 +25,7 @@ class RecentRequest:
     model: str
     version: str
     at: float
-    results: tuple[ImageResult, ...]
+    results: tuple[ClassifiedImage, ...]
 
     @property
     def size(self) -> int:
@@ -89,7 +89,7 @@ class RecentRequests:
             self._bytes -= request.size
 
 
-def _detached(result: ImageResult) -> ImageResult:
+def _detached(result: ClassifiedImage) -> ClassifiedImage:
     """The same without what it would keep from being freed: a whole batch's weights, or an error's frames and image."""
     if result.prediction is None:
         if result.error is not None:

@@ -71,7 +71,7 @@ def report(found: RoutingByClass, *, model: str, failures: int = 0) -> str:
     ]
     sections += [
         f"<h3>{escape(name)}</h3>{_figure((11, 3), [_means(found, block), _distribution(found, block)])}"
-        for block, name in enumerate(found.blocks)
+        for block, name in enumerate(found.layout.blocks)
     ]
     sections.append(_classes(found))
     return (
@@ -110,14 +110,14 @@ def _blocks(found: RoutingByClass) -> str:
     rows = [
         (name, *(f"{v:.3f}" for v in (between, within)), f"{share:.0%}", f"{entropy:.3f}", load)
         for name, between, within, share, entropy, load in zip(
-            found.blocks,
+            found.layout.blocks,
             found.between,
             found.within,
             found.explained,
             found.overall.entropy_mean,
             (
                 ", ".join(f"{share:.0%}" for share in block[:experts])
-                for block, experts in zip(found.overall.load, found.experts, strict=True)
+                for block, experts in zip(found.overall.load, found.layout.experts, strict=True)
             ),
             strict=True,
         )
@@ -126,15 +126,15 @@ def _blocks(found: RoutingByClass) -> str:
 
 
 def _classes(found: RoutingByClass) -> str:
-    last = len(found.blocks) - 1
-    experts = found.experts[last]
+    last = len(found.layout.blocks) - 1
+    experts = found.layout.experts[last]
     rows = [
         (name, str(images), *(f"{mean:.3f}" for mean in means[last, :experts]))
         for name, images, means in zip(found.names[:MAX_ROWS], found.images, found.mean, strict=False)
     ]
     more = f"<p>The first {MAX_ROWS} of {len(found.names)} classes.</p>" if len(found.names) > MAX_ROWS else ""
     header = ("class", "images", *(f"expert {expert}" for expert in range(experts)))
-    return f"<h2>Classes in {escape(found.blocks[last])}</h2>{more}{_table(header, rows)}"
+    return f"<h2>Classes in {escape(found.layout.blocks[last])}</h2>{more}{_table(header, rows)}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from condconv_serve.domain import RoutingLayout
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.routing.statistics import WINDOWS, RoutingStatistics, Window
 from condconv_serve.routing.tally import Tally
+from condconv_serve.routing.views import blocks_view
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,16 +23,13 @@ class RoutingState:
 
     model: str
     version: str
-    blocks: tuple[str, ...]
-    experts: tuple[int, ...]
+    layout: RoutingLayout
     windows: dict[Window, Tally]
 
     @classmethod
-    def of(cls, statistics: RoutingStatistics, *, model: str, version: str, blocks: Sequence[str]) -> RoutingState:
+    def of(cls, statistics: RoutingStatistics, *, model: str, version: str) -> RoutingState:
         """The state of running statistics, now."""
-        experts = statistics.experts or (statistics.shape[1],) * len(blocks)
-        windows = {window: statistics.read(window) for window in WINDOWS}
-        return cls(model, version, tuple(blocks), experts, windows)
+        return cls(model, version, statistics.layout, {window: statistics.read(window) for window in WINDOWS})
 
     def merge(self, other: RoutingState) -> None:
         """Add another replica's state: the same as if one replica had answered all images.
@@ -39,7 +37,7 @@ class RoutingState:
         Raises:
             InvalidParameter: it is of another model, version, or blocks.
         """
-        mine, its = ((state.model, state.version, state.blocks, state.experts) for state in (self, other))
+        mine, its = ((state.model, state.version, state.layout) for state in (self, other))
         if mine != its:
             raise InvalidParameter(
                 f"States of {other.model}/{other.version} and of {self.model}/{self.version} don't add up."
@@ -53,8 +51,8 @@ class RoutingState:
         """As an NPZ file without pickles: `model`, `blocks`, `experts`, and a window's arrays as `<window>/<name>`."""
         arrays: dict[str, NDArray[Any]] = {
             "model": np.array([self.model, self.version]),
-            "blocks": np.array(self.blocks, dtype=np.str_),
-            "experts": np.array(self.experts, np.int64),
+            "blocks": np.array(self.layout.blocks, dtype=np.str_),
+            "experts": np.array(self.layout.experts, np.int64),
         }
         for window, tally in self.windows.items():
             arrays |= {f"{window}/{name}": value for name, value in tally.to_arrays().items()}
@@ -73,19 +71,16 @@ class RoutingState:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             model, version = arrays["model"].tolist()
-            blocks, experts = tuple(arrays["blocks"].tolist()), tuple(arrays["experts"].tolist())
+            layout = RoutingLayout(tuple(arrays["blocks"].tolist()), tuple(arrays["experts"].tolist()))
             windows = {
                 window: Tally.from_arrays(
-                    {n.partition("/")[2]: v for n, v in arrays.items() if n.startswith(f"{window}/")}
+                    {n.partition("/")[2]: v for n, v in arrays.items() if n.startswith(f"{window}/")}, layout
                 )
                 for window in WINDOWS
             }
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise InvalidParameter(f"This is no routing state ({error}).") from error
-        shape = (len(blocks), max(experts, default=0))
-        if len(experts) != len(blocks) or any(tally.shape != shape for tally in windows.values()):
-            raise InvalidParameter("This is no routing state (its windows don't fit its blocks and experts).")
-        return cls(model, version, blocks, experts, windows)
+        return cls(model, version, layout, windows)
 
     def to_json(self) -> dict[str, Any]:
         """Figures of all windows, for programs."""
@@ -94,27 +89,7 @@ class RoutingState:
             "windows": {
                 window: {
                     "images": tally.count,
-                    "blocks": [
-                        {
-                            "block": block,
-                            "entropy": {
-                                "mean": float(tally.entropy_mean[number]),
-                                "deviation": float(tally.entropy_deviation[number]),
-                            },
-                            "experts": [
-                                {
-                                    "expert": expert,
-                                    "mean": float(tally.mean[number, expert]),
-                                    "deviation": float(tally.deviation[number, expert]),
-                                    "load": float(tally.load[number, expert]),
-                                    "active": float(tally.active_share[number, expert]),
-                                    "histogram": tally.histogram[number, expert].tolist(),
-                                }
-                                for expert in range(self.experts[number])
-                            ],
-                        }
-                        for number, block in enumerate(self.blocks)
-                    ],
+                    "blocks": blocks_view(tally),
                 }
                 for window, tally in self.windows.items()
             },

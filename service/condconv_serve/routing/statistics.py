@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -11,6 +12,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from condconv_serve.domain import RoutingLayout
 from condconv_serve.routing.tally import CLASS_BYTES, Floats, Tally
 
 Window = Literal["1m", "15m", "all"]
@@ -30,35 +32,32 @@ class RoutingStatistics:
 
     def __init__(
         self,
-        shape: tuple[int, int],
+        layout: RoutingLayout,
         *,
-        experts: tuple[int, ...] | None = None,
         class_bytes: int = CLASS_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start empty.
 
         Args:
-            shape: blocks and experts.
-            experts: how many each block has, where not all have as many.
+            layout: whose routing is counted.
             class_bytes: most memory for the classes of `all`; those of the other windows have as much together.
             clock: monotonic, in seconds.
         """
-        self.shape = shape
-        self.experts = experts
+        self.layout = layout
         self._class_bytes = class_bytes
         self._clock = clock
         self._lock = threading.Lock()
-        self._max_pending = max(1, min(_MAX_PENDING_ROWS, _MAX_PENDING_VALUES // max(shape[0] * shape[1], 1)))
+        self._max_pending = max(1, min(_MAX_PENDING_ROWS, _MAX_PENDING_VALUES // max(math.prod(layout.shape), 1)))
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
         with self._lock:
             self._started = self._clock()
-            self._all = Tally(self.shape, self._class_bytes)
+            self._all = Tally(self.layout, self._class_bytes)
             share = self._class_bytes // sum(number for _, number in _SPANS.values())
-            self._rings = {w: _Ring(self.shape, *span, class_bytes=share) for w, span in _SPANS.items()}
+            self._rings = {w: _Ring(self.layout, *span, class_bytes=share) for w, span in _SPANS.items()}
             self._pending: list[NDArray[np.float32]] = []
             self._pending_classes: list[int] = []
             self._pending_part = 0.0
@@ -76,7 +75,7 @@ class RoutingStatistics:
 
     def read(self, window: Window = "all", *, classes: bool = True) -> Tally:
         """The images of a window, as a tally of the caller's own; without their classes it is much cheaper."""
-        total = Tally(self.shape, self._class_bytes)
+        total = Tally(self.layout, self._class_bytes)
         with self._lock:
             self._count_pending()
             parts = [self._all] if window == "all" else self._rings[window].parts(self._clock())
@@ -102,9 +101,8 @@ class RoutingStatistics:
     def _count_pending(self) -> None:
         if not self._pending:
             return
-        tally = Tally.of(
-            np.stack(self._pending), self._pending_classes, class_bytes=self._class_bytes, experts=self.experts
-        )
+        pending = np.stack(self._pending)
+        tally = Tally.of(pending, self._pending_classes, self.layout, class_bytes=self._class_bytes)
         self._pending, self._pending_classes = [], []
         # When they came, not now: they may have been waiting for a while.
         then = self._pending_part * _SPANS["1m"][0]
@@ -116,8 +114,8 @@ class RoutingStatistics:
 class _Ring:
     """The newest parts of a window; older ones fall out."""
 
-    def __init__(self, shape: tuple[int, int], length: float, number: int, *, class_bytes: int) -> None:
-        self._shape = shape
+    def __init__(self, layout: RoutingLayout, length: float, number: int, *, class_bytes: int) -> None:
+        self._layout = layout
         self._length = length
         self._number = number
         self._class_bytes = class_bytes
@@ -127,7 +125,7 @@ class _Ring:
         part = int(now // self._length)
         self._expire(part)
         if not self._parts or self._parts[-1][0] != part:
-            self._parts.append((part, Tally(self._shape, self._class_bytes)))
+            self._parts.append((part, Tally(self._layout, self._class_bytes)))
         return self._parts[-1][1]
 
     def parts(self, now: float) -> list[Tally]:

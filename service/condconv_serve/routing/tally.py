@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from condconv_serve.domain import RoutingLayout
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -21,16 +22,17 @@ CLASS_BYTES = 32 * 2**20
 _BYTES_PER_CLASS = 160  # the counters, and the dictionary's entry
 
 
-def entropy(weights: ArrayLike, *, experts: Sequence[int] | None = None) -> Floats:
+def entropy(weights: ArrayLike, experts: ArrayLike) -> Floats:
     """How evenly weights are spread over the experts.
 
     Args:
-        weights: `[..., experts]`, not negative.
-        experts: how many each block, the last axis but one, has, if not all as many; the weights left over are zero.
+        weights: `[..., blocks, experts]`, not negative; zeros where a block has fewer experts than another.
+        experts: how many each block has, `[blocks]`; of one block's weights `[..., experts]`, one number.
 
     Returns:
-        `[...]`: Shannon's entropy of the weights, made to sum to 1, divided by its greatest possible value: 0 if one
-        expert has all the weight, 1 if all have the same. 0 where there is no weight, or only one expert.
+        `[..., blocks]`, or `[...]`: Shannon's entropy of the weights, made to sum to 1, divided by its greatest
+        possible value: 0 if one expert has all the weight, 1 if all have the same. 0 where there is no weight, or only
+        one expert.
     """
     values = np.asarray(weights, np.float64)
     if values.shape[-1] < 2:
@@ -38,7 +40,7 @@ def entropy(weights: ArrayLike, *, experts: Sequence[int] | None = None) -> Floa
     total = values.sum(axis=-1, keepdims=True)
     shares = np.divide(values, total, out=np.zeros_like(values), where=total > 0)
     logarithms = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
-    most = np.log(np.maximum(values.shape[-1] if experts is None else experts, 2))
+    most = np.log(np.maximum(experts, 2))
     result: Floats = -(shares * logarithms).sum(axis=-1) / most
     return result
 
@@ -169,9 +171,8 @@ class Tally:
     """Count, moments, histograms and load of the routing weights of some images, in float64 and whole numbers.
 
     Attributes:
-        shape: blocks and experts.
+        layout: whose routing; where a block has fewer experts than another, its figures are filled up with zeros.
         class_bytes: most memory for the classes.
-        experts: how many each block has, where not all have as many; the others' figures are zero.
         count: images.
         mean: `[blocks, experts]`.
         squares: `[blocks, experts]`, the sum of squared differences from the mean.
@@ -183,9 +184,8 @@ class Tally:
         classes: by predicted class.
     """
 
-    shape: tuple[int, int]
+    layout: RoutingLayout
     class_bytes: int = CLASS_BYTES
-    experts: tuple[int, ...] | None = None
     count: int = 0
     mean: Floats = field(init=False)
     squares: Floats = field(init=False)
@@ -198,34 +198,35 @@ class Tally:
 
     def __post_init__(self) -> None:
         """Start at nothing."""
-        self.mean, self.squares = np.zeros(self.shape), np.zeros(self.shape)
-        self.histogram = np.zeros((*self.shape, BINS), np.int64)
-        self.strongest, self.active = np.zeros(self.shape, np.int64), np.zeros(self.shape, np.int64)
-        self.entropy_mean, self.entropy_squares = np.zeros(self.shape[0]), np.zeros(self.shape[0])
-        self.classes = ClassTally(self.shape, max_bytes=self.class_bytes)
+        shape = self.layout.shape
+        self.mean, self.squares = np.zeros(shape), np.zeros(shape)
+        self.histogram = np.zeros((*shape, BINS), np.int64)
+        self.strongest, self.active = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self.entropy_mean, self.entropy_squares = np.zeros(shape[0]), np.zeros(shape[0])
+        self.classes = ClassTally(shape, max_bytes=self.class_bytes)
 
     @classmethod
     def of(
         cls,
         routing: ArrayLike,
         classes: ArrayLike,
+        layout: RoutingLayout,
         *,
         class_bytes: int = CLASS_BYTES,
-        experts: tuple[int, ...] | None = None,
     ) -> Tally:
         """Count images.
 
         Args:
             routing: their weights `[N, blocks, experts]`, from 0 to 1; images with one that isn't finite don't count.
             classes: their predicted classes `[N]`.
+            layout: whose weights they are.
             class_bytes: most memory for the classes.
-            experts: how many each block has, where not all have as many.
         """
         weights, predicted = np.asarray(routing, np.float64), np.asarray(classes, np.int64)
         finite = np.isfinite(weights).all(axis=(1, 2))
         if not finite.all():
             weights, predicted = weights[finite], predicted[finite]
-        tally = cls((weights.shape[1], weights.shape[2]), class_bytes, experts)
+        tally = cls(layout, class_bytes)
         tally.count = len(weights)
         if not weights.size:
             return tally
@@ -235,7 +236,7 @@ class Tally:
         strongest = weights.argmax(axis=2)
         tally.strongest = (strongest[..., None] == np.arange(weights.shape[2])).sum(axis=0)
         tally.active = (weights > ACTIVE).sum(axis=0)
-        entropies = entropy(weights, experts=experts)
+        entropies = entropy(weights, layout.experts)
         tally.entropy_mean = entropies.mean(axis=0)
         tally.entropy_squares = ((entropies - tally.entropy_mean) ** 2).sum(axis=0)
         order = predicted.argsort(kind="stable")
@@ -251,10 +252,12 @@ class Tally:
             classes: whether to add its classes, too.
 
         Raises:
-            ValueError: it is one of another shape.
+            ValueError: it is one of other blocks or experts.
         """
-        if other.shape != self.shape:
-            raise ValueError(f"Tallies of {other.shape} and {self.shape} blocks and experts don't add up.")
+        if other.layout != self.layout:
+            raise ValueError(
+                f"Tallies of {other.layout.shape} and {self.layout.shape} blocks and experts don't add up."
+            )
         if other.count:
             total = self.count + other.count
             share, joint = other.count / total, self.count * other.count / total
@@ -302,17 +305,19 @@ class Tally:
         }
 
     @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[np.generic]], *, class_bytes: int = CLASS_BYTES) -> Tally:
-        """Make a tally of what `to_arrays` gave.
+    def from_arrays(
+        cls, arrays: dict[str, NDArray[np.generic]], layout: RoutingLayout, *, class_bytes: int = CLASS_BYTES
+    ) -> Tally:
+        """Make a tally of what `to_arrays` gave of the same layout.
 
         Raises:
             ValueError: an array is missing or misshaped.
         """
         if missing := {"count", *_ARRAYS, *(f"class_{name}" for name in _CLASS_ARRAYS)} - arrays.keys():
             raise ValueError(f"{', '.join(sorted(missing))} missing")
-        if arrays["mean"].ndim != 2:
-            raise ValueError(f"mean has shape {arrays['mean'].shape} instead of [blocks, experts]")
-        tally = cls((arrays["mean"].shape[0], arrays["mean"].shape[1]), class_bytes)
+        if arrays["mean"].shape != layout.shape:  # before there is memory for it
+            raise ValueError(f"mean has shape {arrays['mean'].shape} instead of {layout.shape}")
+        tally = cls(layout, class_bytes)
         tally.count = int(arrays["count"])
         for name in _ARRAYS:
             empty = getattr(tally, name)
@@ -321,7 +326,7 @@ class Tally:
             setattr(tally, name, arrays[name].astype(empty.dtype))
         classes = {name: arrays[f"class_{name}"] for name in _CLASS_ARRAYS}
         number = len(classes["classes"])
-        shapes = {"classes": (number,), "counts": (number,), "ranks": (number,), "sums": (number, *tally.shape)}
+        shapes = {"classes": (number,), "counts": (number,), "ranks": (number,), "sums": (number, *layout.shape)}
         for name, shape in {**shapes, "dropped": (2,)}.items():
             if classes[name].shape != shape:
                 raise ValueError(f"class_{name} has shape {classes[name].shape} instead of {shape}")

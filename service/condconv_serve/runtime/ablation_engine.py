@@ -18,7 +18,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from condconv_serve.domain import ModelOutput, Preprocessing, RoutingOverrides, Row
+from condconv_serve.domain import LOGITS, ROUTING, Preprocessing, RoutingOverrides, Row, Tensors
 from condconv_serve.errors import BundleError
 from condconv_serve.runtime.inference_graph import per_channel
 from condconv_serve.runtime.lowering import CPU, is_stateless, lower
@@ -59,7 +59,7 @@ class AblationEngine:
 
     def __call__(
         self, row: Row, overrides: RoutingOverrides, *, stopped: Callable[[], bool] = lambda: False
-    ) -> ModelOutput | None:
+    ) -> Tensors | None:
         """Compute one row with all variants.
 
         Args:
@@ -105,7 +105,7 @@ class AblationEngine:
         logits = np.empty((variants + 1, found.shape[1]), np.float32)
         logits[:] = found[0]  # variants that change nothing never joined
         logits[members] = found
-        return ModelOutput(logits, used)
+        return {LOGITS: logits, ROUTING: used}
 
     def close(self) -> None:
         """Release the graphs and their weights."""

@@ -7,7 +7,7 @@ import logging
 import keras
 import numpy as np
 
-from condconv_serve.domain import Engine, EngineDescription, ModelOutput, Pixels, Preprocessing, Row
+from condconv_serve.domain import Engine, EngineDescription, Pixels, Preprocessing, Row, Tensors
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.runtime.inference_graph import InferenceGraph, freeze
 from condconv_serve.runtime.plan import EnginePlan, Precision
@@ -97,7 +97,7 @@ def _openvino_engine(graph: InferenceGraph, plan: EnginePlan, metrics: Metrics |
     )
 
 
-def _compute(graph: InferenceGraph, precision: Precision, rows: Row) -> ModelOutput:
+def _compute(graph: InferenceGraph, precision: Precision, rows: Row) -> Tensors:
     engine = TensorFlowEngine(graph, precision=precision)
     try:
         return engine(rows)
@@ -105,21 +105,20 @@ def _compute(graph: InferenceGraph, precision: Precision, rows: Row) -> ModelOut
         engine.close()
 
 
-def difference(found: ModelOutput, expected: ModelOutput) -> dict[str, float]:
+def difference(found: Tensors, expected: Tensors) -> dict[str, float]:
     """How far two answers differ: root mean square, relative to that of `expected`, by name of the output."""
-    pairs = {"logits": (found.logits, expected.logits), "routing weights": (found.routing, expected.routing)}
     return {
-        name: float(np.sqrt(np.mean((a - b) ** 2) / max(float(np.mean(b**2)), 1e-12)))
-        for name, (a, b) in pairs.items()
-        if b.size
+        name: float(np.sqrt(np.mean((found[name] - values) ** 2) / max(float(np.mean(values**2)), 1e-12)))
+        for name, values in expected.items()
+        if values.size
     }
 
 
-def check_equal(found: ModelOutput, expected: ModelOutput, *, tolerance: float) -> None:
+def check_equal(found: Tensors, expected: Tensors, *, tolerance: float) -> None:
     """Compare the answers of two engines.
 
     Raises:
-        ConfigurationError: logits or routing weights differ by more than `tolerance`, or are not finite.
+        ConfigurationError: an output differs by more than `tolerance`, or is not finite.
     """
     for name, off in difference(found, expected).items():
         if not off <= tolerance:

@@ -10,12 +10,12 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve.domain import RoutingProfile, ServedModel
+from condconv_serve.domain import LOGITS, ROUTING, ModelInfo, OutputSpec, RoutingLayout, RoutingProfile, ServedModel
 from condconv_serve.errors import BundleError, ConfigurationError
 from condconv_serve.nn import build_efficientnet, cost, get_architecture, network_from_json, outline, variable_shapes
 from condconv_serve.runtime.engines import build_engine
 from condconv_serve.runtime.official_jpeg import crop_jpeg
-from condconv_serve.runtime.outputs import routing_experts
+from condconv_serve.runtime.outputs import routing_layout
 from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.runtime.tensorflow_engine import limit_threads, return_memory
 from condconv_serve.store import OWN_NETWORK, Bundle, read_labels, read_network, read_profile, read_weights
@@ -43,30 +43,25 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     preprocessing = manifest.preprocessing.to_domain()
     labels = read_labels(bundle)
     network = load_network(bundle)
-    experts = routing_experts(network)
-    profile = _profile(bundle, (len(experts), max(experts.values(), default=0)))
-    network_cost = cost(network)
+    layout = routing_layout(network)
+    info = ModelInfo(
+        manifest=manifest,
+        labels=labels,
+        preprocessing=preprocessing,
+        outputs=(OutputSpec(LOGITS, (len(labels),)), OutputSpec(ROUTING, layout.shape)),
+        routing=layout,
+        cost=cost(network),
+        model_card=bundle.model_card,
+        routing_profile=_profile(bundle, layout),
+    )
     logger.info("%s: network built, weights set", name)
     engine, computed_by = build_engine(network, preprocessing, plan, metrics=metrics)
     logger.info("%s: %s engine built (%s, %s)", name, computed_by.engine, computed_by.precision, computed_by.device)
     return ServedModel(
-        name=manifest.name,
-        version=manifest.version,
+        info=info,
         engine=engine,
         computed_by=computed_by,
-        labels=labels,
-        preprocessing=preprocessing,
-        routing_blocks=tuple(experts),
-        num_experts=max(experts.values(), default=0),
-        experts_per_block=tuple(experts.values()),
         crop_jpeg=crop_jpeg if preprocessing.row_type is np.float32 else None,
-        description={
-            **manifest.model_dump(mode="json", exclude_none=True),
-            "parameters": network_cost.parameters,
-            "multiply_adds": network_cost.multiply_adds,
-            "model_card": bundle.model_card,
-        },
-        routing_profile=profile,
     )
 
 
@@ -139,13 +134,13 @@ def _check_classes(bundle: Bundle, classes: int) -> None:
         )
 
 
-def _profile(bundle: Bundle, shape: tuple[int, int]) -> RoutingProfile | None:
-    """The bundle's reference profile, which must be of `shape`: blocks and experts."""
+def _profile(bundle: Bundle, layout: RoutingLayout) -> RoutingProfile | None:
+    """The bundle's reference profile, which must have the network's blocks and experts."""
     profile = read_profile(bundle)
-    if profile is not None and profile.mean.shape != shape:
+    if profile is not None and profile.mean.shape != layout.shape:
         raise BundleError(
             f"{bundle.manifest.name}/{bundle.manifest.version}: the routing profile is of {profile.mean.shape} blocks "
-            f"and experts, but the network has {shape}."
+            f"and experts, but the network has {layout.shape}."
         )
     return profile
 

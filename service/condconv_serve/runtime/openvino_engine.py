@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from condconv_serve.domain import ModelOutput, Row
+from condconv_serve.domain import Row, Tensors
 from condconv_serve.runtime.inference_graph import LOGITS, ROUTING, InferenceGraph
 from condconv_serve.runtime.plan import Precision
 from condconv_serve.telemetry.metrics import Metrics
@@ -83,7 +83,7 @@ class OpenVINOEngine:
         self._metrics = metrics
         self._requests = threading.local()
 
-    def __call__(self, rows: Row, stream: int = 0) -> ModelOutput:
+    def __call__(self, rows: Row, stream: int = 0) -> Tensors:
         """Compute `[B, image_size, image_size, 3]`; any stream may."""
         rows = rows.astype(self._row_type, casting="safe", copy=False)
         with self._calls_lock:
@@ -91,29 +91,29 @@ class OpenVINOEngine:
             alone = self._calls == 1
         try:
             if alone and len(rows) == 1 and _LONE in self._compiled:
-                return ModelOutput(*self._infer(np.ascontiguousarray(rows), _LONE))
+                return self._infer(np.ascontiguousarray(rows), _LONE)
             return self._in_pieces(rows)
         finally:
             with self._calls_lock:
                 self._calls -= 1
 
-    def _in_pieces(self, rows: Row) -> ModelOutput:
+    def _in_pieces(self, rows: Row) -> Tensors:
         outputs, start = [], 0
         for count, size in split(len(rows), self._sizes):
-            logits, routing = self._infer(_padded(rows[start : start + count], size), str(size))
-            outputs.append((logits[:count], routing[:count]))
+            found = self._infer(_padded(rows[start : start + count], size), str(size))
+            outputs.append({name: values[:count] for name, values in found.items()})
             start += count
             if self._metrics is not None:
                 self._metrics.padding_rows.inc(size - count)
-        return ModelOutput(*(np.concatenate(part) for part in zip(*outputs, strict=True)))
+        return {name: np.concatenate([part[name] for part in outputs]) for name in (LOGITS, ROUTING)}
 
-    def _infer(self, rows: Row, graph: str) -> tuple[Any, Any]:
+    def _infer(self, rows: Row, graph: str) -> Tensors:
         requests: dict[str, Any] = self._requests.__dict__.setdefault("by_graph", {})
         if graph not in requests:
             requests[graph] = self._compiled[graph].create_infer_request()
         request = requests[graph]
         request.infer({0: rows}, share_inputs=True)
-        return request.get_output_tensor(0).data.copy(), request.get_output_tensor(1).data.copy()
+        return {name: request.get_output_tensor(place).data.copy() for place, name in enumerate((LOGITS, ROUTING))}
 
     def close(self) -> None:
         """Release the compiled graphs."""

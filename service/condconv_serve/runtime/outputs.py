@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from condconv_serve.domain import RoutingLayout
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.runtime.model_graph import ModelGraph
@@ -16,13 +17,13 @@ _SUFFIX = "_routing"
 """A router called `<block>_routing` gives the name of its block."""
 
 
-def routing_experts(network: keras.Model) -> dict[str, int]:
-    """Number of experts of every CondConv block by its name, in the order of the inference graph's routing.
+def routing_layout(network: keras.Model) -> RoutingLayout:
+    """The CondConv blocks and their experts, in the order of the inference graph's routing.
 
     Args:
         network: returns `{"logits": ..., "routing": {block: [B, experts]}}`.
     """
-    return {block: weights.shape[-1] for block, weights in network.output["routing"].items()}
+    return RoutingLayout.of({block: weights.shape[-1] for block, weights in network.output["routing"].items()})
 
 
 def with_routing(network: keras.Model) -> keras.Model:

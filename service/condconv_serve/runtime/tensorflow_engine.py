@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
-from condconv_serve.domain import ModelOutput, Row
+from condconv_serve.domain import Row, Tensors
 from condconv_serve.errors import OutOfMemory
 from condconv_serve.runtime.inference_graph import INPUT, LOGITS, ROUTING, InferenceGraph
 from condconv_serve.runtime.plan import Precision
@@ -95,11 +95,11 @@ class TensorFlowEngine:
         # The first call optimises the graph, which needs many copies of the weights; streams would all do so at once.
         self(np.zeros((1, graph.image_size, graph.image_size, 3), np.uint8))
 
-    def __call__(self, rows: Row, stream: int = 0) -> ModelOutput:
+    def __call__(self, rows: Row, stream: int = 0) -> Tensors:
         """Compute `[B, image_size, image_size, 3]`; any stream may."""
         with reporting_memory():
             logits, routing = self._compute(rows.astype(self._row_type, casting="safe", copy=False))
-        return ModelOutput(logits, routing)
+        return {LOGITS: logits, ROUTING: routing}
 
     def close(self) -> None:
         """Release the graph and its weights."""

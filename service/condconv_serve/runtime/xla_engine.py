@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from condconv_serve.domain import ModelOutput, Preprocessing, Row
+from condconv_serve.domain import Preprocessing, Row, Tensors
 from condconv_serve.runtime.inference_graph import inference_function
 from condconv_serve.runtime.lowering import XLA
 from condconv_serve.runtime.plan import Precision
@@ -53,7 +53,7 @@ class XlaEngine:
                 infer = inference_function(model, preprocessing, replace(XLA, dtype=dtype))
             self._devices.append((device, tf.function(infer, jit_compile=True, autograph=False)))
 
-    def __call__(self, rows: Row, stream: int = 0) -> ModelOutput:
+    def __call__(self, rows: Row, stream: int = 0) -> Tensors:
         """Compute `[B, image_size, image_size, 3]` on the stream's device."""
         device, infer = self._devices[stream % len(self._devices)]
         rows = rows.astype(self._row_type, casting="safe", copy=False)  # another type would be compiled once more
@@ -62,9 +62,9 @@ class XlaEngine:
             self._compute(device, infer, rows[start : start + self.batch_sizes[-1]])
             for start in range(0, count, self.batch_sizes[-1])
         ]
-        return ModelOutput(*(np.concatenate(part) for part in zip(*outputs, strict=True)))
+        return {name: np.concatenate([part[name] for part in outputs]) for name in outputs[0]}
 
-    def _compute(self, device: str, infer: Any, rows: Row) -> tuple[Any, Any]:
+    def _compute(self, device: str, infer: Any, rows: Row) -> Tensors:
         count = len(rows)
         size = next(size for size in self.batch_sizes if size >= count)
         if size > count:
@@ -73,7 +73,7 @@ class XlaEngine:
                 self._metrics.padding_rows.inc(size - count)
         with tf.device(device), reporting_memory():
             outputs = infer(tf.constant(rows))
-        return outputs["logits"].numpy()[:count], outputs["routing"].numpy()[:count]
+        return {name: values.numpy()[:count] for name, values in outputs.items()}
 
     def close(self) -> None:
         """Release the weights and the compiled code."""

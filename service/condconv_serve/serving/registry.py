@@ -167,7 +167,7 @@ class Registry:
 
     def _warm_up(self, model: ServedModel) -> None:
         """Compute every batch size on every stream, each on a thread of its own as in service."""
-        size = model.preprocessing.image_size
+        size = model.info.preprocessing.image_size
 
         def compute(stream: int) -> None:
             for rows in self._warm_up_sizes:
@@ -239,8 +239,7 @@ class Registry:
 
 
 def _info(model: ServedModel) -> tuple[str, ...]:
-    computed_by = model.computed_by
-    architecture = model.description.get("architecture", {}).get("name", "")
+    computed_by, architecture = model.computed_by, model.info.manifest.architecture.name
     return (
         model.name,
         model.version,

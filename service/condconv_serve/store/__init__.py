@@ -3,6 +3,7 @@
 Data only: no pickle, no code. A bundle is checked whole before anything of it is used.
 """
 
+from condconv_serve.domain.manifest import OWN_NETWORK, Manifest
 from condconv_serve.store.amend import add_profile
 from condconv_serve.store.bundle import (
     Bundle,
@@ -15,7 +16,6 @@ from condconv_serve.store.bundle import (
     write_bundle,
 )
 from condconv_serve.store.catalog import Catalog
-from condconv_serve.store.manifest import OWN_NETWORK, Manifest
 
 __all__ = [
     "OWN_NETWORK",

@@ -18,8 +18,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
+from condconv_serve.domain.manifest import VersionName
 from condconv_serve.errors import AliasNotFound, BundleError, InvalidParameter, StoreNotWritable
-from condconv_serve.store.manifest import VersionName
 
 ALIASES: Final = "aliases.json"
 DEFAULT_ALIAS: Final = "default"

@@ -19,8 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from condconv_serve.domain import Label, RoutingProfile
-from condconv_serve.errors import BundleError
-from condconv_serve.store.manifest import (
+from condconv_serve.domain.manifest import (
     OWN_NETWORK,
     Accuracy,
     ArchitectureSpec,
@@ -31,6 +30,7 @@ from condconv_serve.store.manifest import (
     Provenance,
     VersionName,
 )
+from condconv_serve.errors import BundleError
 from condconv_serve.store.profile import parse_profile, profile_name, serialise_profile
 from condconv_serve.store.scratch import scratch_directory
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from condconv_serve.domain.manifest import ModelName, VersionName
 from condconv_serve.errors import BundleError, ModelNotFound, VersionNotFound
 from condconv_serve.store.bundle import MANIFEST
-from condconv_serve.store.manifest import ModelName, VersionName
 
 logger = logging.getLogger(__name__)
 

@@ -84,7 +84,7 @@ def evaluate(
     return Evaluation(
         loss=loss,
         accuracy=float((logits.argmax(axis=1) == classes).mean()),
-        entropy={block: float(entropy(weights).mean()) for block, weights in routing.items()},
+        entropy={block: float(entropy(weights, weights.shape[-1]).mean()) for block, weights in routing.items()},
         between_classes={block: variance_between(weights, classes) for block, weights in routing.items()},
     )
 

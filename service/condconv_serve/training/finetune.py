@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from condconv_serve.domain import Label, Preprocessing, readable
+from condconv_serve.domain import LOGITS, Label, Preprocessing, readable
+from condconv_serve.domain.manifest import OWN_NETWORK
 from condconv_serve.errors import ConfigurationError, DataSetError, OutOfMemory
 from condconv_serve.machine.cores import available_cores
 from condconv_serve.runtime.inference_graph import freeze
@@ -21,7 +22,6 @@ from condconv_serve.runtime.loading import load_network
 from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
 from condconv_serve.store import Bundle, open_bundle, read_labels
 from condconv_serve.store.bundle import check_free, next_version
-from condconv_serve.store.manifest import OWN_NETWORK
 from condconv_serve.training.batches import Selection
 from condconv_serve.training.checkpoint import RunDirectory
 from condconv_serve.training.dataset import ImageFiles, Rows, find_labelled, find_unlabelled, read_rows, split
@@ -255,7 +255,7 @@ def _answers(
     try:
         return np.concatenate(
             [
-                engine(np.ascontiguousarray(shown.rows[start : start + batch_size])).logits
+                engine(np.ascontiguousarray(shown.rows[start : start + batch_size]))[LOGITS]
                 for start in range(0, len(shown.rows), batch_size)
             ]
         )

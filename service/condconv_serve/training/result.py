@@ -11,15 +11,15 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve.domain import Label, ModelOutput, Preprocessing
+from condconv_serve.domain import LOGITS, ROUTING, Label, Preprocessing, Tensors
+from condconv_serve.domain.manifest import Accuracy, Provenance
 from condconv_serve.machine.cores import available_cores
 from condconv_serve.nn import network_to_json
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.runtime.inference_graph import freeze
-from condconv_serve.runtime.outputs import routing_experts
+from condconv_serve.runtime.outputs import routing_layout
 from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
 from condconv_serve.store import OWN_NETWORK, Bundle, NewBundle, write_bundle
-from condconv_serve.store.manifest import Accuracy, Provenance
 from condconv_serve.training.batches import Selection
 from condconv_serve.training.evaluation import Evaluation
 from condconv_serve.training.saving import read_values, rebuild, to_spec
@@ -89,7 +89,7 @@ def write_result(
     own = parent.manifest.architecture.name == OWN_NETWORK
     text = network_to_json(network) if own else None
     weights = read_values(rebuild(network, text, preprocessing) if text is not None else network)
-    experts, predicted = tuple(routing_experts(network).values()), output.logits.argmax(axis=1)
+    layout, predicted = routing_layout(network), output[LOGITS].argmax(axis=1)
     path = write_bundle(
         store,
         NewBundle(
@@ -108,7 +108,7 @@ def write_result(
             licence=parent.manifest.licence,
             model_card=_card(name, method, parent, labels, len(images), accuracy, start, best, best_epoch),
             accuracy=accuracy,
-            routing_profile=profile_of(output.routing, predicted, experts=experts) if experts else None,
+            routing_profile=profile_of(output[ROUTING], predicted, layout) if layout else None,
         ),
     )
     return Finished(
@@ -122,21 +122,19 @@ def write_result(
     )
 
 
-def _serve(network: keras.Model, preprocessing: Preprocessing, images: Selection) -> ModelOutput:
+def _serve(network: keras.Model, preprocessing: Preprocessing, images: Selection) -> Tensors:
     engine = TensorFlowEngine(freeze(network, preprocessing), threads_per_stream=available_cores())
     try:
         outputs = [engine(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
     finally:
         engine.close()
-    return ModelOutput(
-        np.concatenate([output.logits for output in outputs]), np.concatenate([output.routing for output in outputs])
-    )
+    return {name: np.concatenate([output[name] for output in outputs]) for name in (LOGITS, ROUTING)}
 
 
 def _accuracy(
-    output: ModelOutput, classes: NDArray[np.int64], dataset: str, preprocessing: Preprocessing, best_epoch: int
+    output: Tensors, classes: NDArray[np.int64], dataset: str, preprocessing: Preprocessing, best_epoch: int
 ) -> Accuracy:
-    order = np.argsort(-output.logits, axis=1, kind="stable")
+    order = np.argsort(-output[LOGITS], axis=1, kind="stable")
     hits = order == classes[:, None]
     return Accuracy(
         dataset=dataset,

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from condconv_serve.domain import Label, Preprocessing
+from condconv_serve.domain.manifest import Accuracy, PreprocessingSpec, Provenance
 from condconv_serve.errors import BundleError, ConfigurationError
 from condconv_serve.nn import network_from_json, network_to_json
-from condconv_serve.runtime.outputs import routing_experts, with_routing
+from condconv_serve.runtime.outputs import routing_layout, with_routing
 from condconv_serve.store import OWN_NETWORK, NewBundle, write_bundle
-from condconv_serve.store.manifest import Accuracy, PreprocessingSpec, Provenance
 
 _TOLERANCE = 1e-4
 
@@ -151,8 +151,9 @@ def rebuild(network: keras.Model, text: str, preprocessing: Preprocessing) -> ke
 
 
 def _model_card(name: str, network: keras.Model, labels: Sequence[str], preprocessing: Preprocessing) -> str:
-    experts = routing_experts(network)
-    blocks = ", ".join(f"{block} ({count} experts)" for block, count in experts.items()) or "none"
+    layout = routing_layout(network)
+    named = zip(layout.blocks, layout.experts, strict=True)
+    blocks = ", ".join(f"{block} ({count} experts)" for block, count in named) or "none"
     return (
         f"# {name}\n\nAn image classifier of {len(labels)} classes, {preprocessing.image_size} pixels, saved from "
         f"Keras.\n\n- CondConv blocks: {blocks}\n- Parameters: {network.count_params():,}\n"

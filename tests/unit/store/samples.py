@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from condconv_serve.domain import Label
+from condconv_serve.domain.manifest import Accuracy, PreprocessingSpec, Provenance
 from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.store import NewBundle, open_bundle
-from condconv_serve.store.manifest import Accuracy, PreprocessingSpec, Provenance
 
 STORE = Path(__file__).parents[3] / "model_store"
 DEFAULT = STORE / "efficientnet-lite0-condconv-4e" / "1"

@@ -11,12 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 from condconv_serve.cli import app
+from condconv_serve.domain.manifest import PreprocessingSpec
 from condconv_serve.errors import BundleError, ConfigurationError, DataSetError, OutOfMemory
 from condconv_serve.imaging import decode, transform
 from condconv_serve.nn import build_efficientnet, get_architecture
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import open_bundle, read_labels, read_weights, write_bundle
-from condconv_serve.store.manifest import PreprocessingSpec
 from condconv_serve.training import Augmentation, FinetuneRequest, finetune
 from condconv_serve.training.dataset import find_labelled
 from tests.unit.store.samples import LABELS, PLAN, new_bundle

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from condconv_serve.fronts.native.schemas import MAX_NAME, ClassBody, JsonObject, ModelReference, RoutingBody
+from condconv_serve.tasks.ablation import MAX_VARIANTS, RoutingChange, Variant
 
-MAX_VARIANTS = 1024
 MAX_CHANGES = 64
 """Most changes of a variant."""
 
@@ -31,7 +31,7 @@ def _at_most(limit: int) -> BeforeValidator:
 _Entries = _at_most(MAX_ENTRIES)
 
 
-class Change(JsonObject):
+class ChangeBody(JsonObject):
     """A change to one block's routing."""
 
     block: str = Field(max_length=MAX_NAME, description="Name of the block, or `all`.")
@@ -46,19 +46,42 @@ class Change(JsonObject):
     )
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Change:
+    def _one_kind(self) -> ChangeBody:
         if sum(value is not None for value in (self.off, self.uniform, self.weights)) != 1:
             raise ValueError("a change is exactly one of off, uniform and weights")
         return self
 
+    def to_domain(self) -> RoutingChange:
+        """The change as the task takes it."""
+        return RoutingChange(
+            block=self.block,
+            off=None if self.off is None else tuple(self.off),
+            uniform=bool(self.uniform),
+            weights=None if self.weights is None else tuple(self.weights),
+        )
 
-class Variant(JsonObject):
-    """One routing to try: changes to some blocks. What isn't changed is routed by the model, as it then sees fit."""
+    @classmethod
+    def of(cls, change: RoutingChange) -> ChangeBody:
+        """A change as JSON has it."""
+        return cls(
+            block=change.block,
+            off=None if change.off is None else list(change.off),
+            uniform=True if change.uniform else None,
+            weights=None if change.weights is None else list(change.weights),
+        )
 
-    changes: Annotated[list[Change], _at_most(MAX_CHANGES)] = Field(
+
+class RequestedVariant(JsonObject):
+    """One routing to try: changes to some blocks. The others compute their own routing from what they then see."""
+
+    changes: Annotated[list[ChangeBody], _at_most(MAX_CHANGES)] = Field(
         min_length=1, description="Applied in this order, should they be of the same block."
     )
     name: str | None = Field(None, max_length=MAX_NAME, description="Returned with the answer.")
+
+    def to_domain(self) -> Variant:
+        """The variant as the task takes it."""
+        return Variant(changes=tuple(change.to_domain() for change in self.changes), name=self.name or "")
 
 
 def _json(value: Any) -> Any:
@@ -105,7 +128,7 @@ class AblationParameters(_CommonParameters):
 
     blocks: Annotated[list[str] | None, _Entries, BeforeValidator(_list)] = Field(None, min_length=1)
     experts: Annotated[list[int] | None, _Entries, BeforeValidator(_list)] = Field(None, min_length=1)
-    variants: Annotated[list[Variant] | None, _at_most(MAX_VARIANTS), BeforeValidator(_json)] = Field(
+    variants: Annotated[list[RequestedVariant] | None, _at_most(MAX_VARIANTS), BeforeValidator(_json)] = Field(
         None, min_length=1
     )
 
@@ -114,7 +137,7 @@ class VariantBody(BaseModel):
     """What the answer would have been."""
 
     name: str = Field(description="The one that was given, or one such as `block_8 without expert 2`.")
-    changes: list[Change]
+    changes: list[ChangeBody]
     probability: float = Field(description="That of the class which was the most probable one originally.")
     difference: float = Field(description="How much that is more than originally.")
     top: ClassBody = Field(description="The most probable class now.")

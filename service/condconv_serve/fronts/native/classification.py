@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel
 
+from condconv_serve.deadline import ending_at
+from condconv_serve.domain import Classification
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.native.body import read_query, read_request
 from condconv_serve.fronts.native.context import Parts
@@ -17,9 +19,9 @@ from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.schemas import ImagesBody, RoutingParameters
 from condconv_serve.http.disconnect import unless_disconnected
 from condconv_serve.http.middleware import REQUEST_ID_HEADER, note_classification
-from condconv_serve.inference.batching import Priority, ending_at
+from condconv_serve.inference.batching import Priority
 from condconv_serve.routing.recent import RecentRequest
-from condconv_serve.tasks.classification import Classification
+from condconv_serve.tasks.classification import Classify
 
 Parameters = TypeVar("Parameters", bound=RoutingParameters)
 Result = TypeVar("Result")
@@ -115,7 +117,7 @@ async def classify(request: Request, kind: type[Parameters], parts: Parts) -> tu
         raise reason
     query = read_query(request, kind)
     # What can't be taken at its most urgent need not be read.
-    parts.classifier.check_capacity(
+    parts.images.plane.check(
         query.model,
         query.version,
         priority=Priority.HIGH,
@@ -127,11 +129,11 @@ async def classify(request: Request, kind: type[Parameters], parts: Parts) -> tu
     request.scope["condconv.deadline"] = deadline
     classification = await unless_disconnected(
         request,
-        parts.classifier.classify(
+        parts.images.run(
             images,
+            Classify(parameters.top_k),
             model=parameters.model,
             version=parameters.version,
-            top_k=parameters.top_k,
             priority=Priority[parameters.priority.upper()],
             deadline=deadline,
             split_key=split_key(request),

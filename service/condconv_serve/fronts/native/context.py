@@ -8,12 +8,12 @@ from typing import Protocol
 
 from condconv_serve.domain import Ablator, ModelSource, ServedModel
 from condconv_serve.fronts.native.body import BodyLimits
+from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.recent import RecentRequests
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.serving.versions import VersionStatus
 from condconv_serve.store.aliases import Alias
-from condconv_serve.tasks.classification import Classifier
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tracing import Tracer
 
@@ -71,7 +71,7 @@ class Parts:
     `ablator` there are no ablations.
     """
 
-    classifier: Classifier
+    images: ImagePipeline
     models: ServedModels
     metrics: Metrics
     limits: BodyLimits

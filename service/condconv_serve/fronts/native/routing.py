@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from condconv_serve.domain import ServedModel
+from condconv_serve.domain import ModelInfo
 from condconv_serve.errors import ModelNotFound, RoutingNotFound, VersionNotFound
 from condconv_serve.fronts.native.classification import PROBLEMS, classify, in_time, request_body
 from condconv_serve.fronts.native.context import Parts
@@ -26,9 +26,6 @@ from condconv_serve.fronts.native.routing_schemas import (
     TracesParameters,
     VersionParameters,
     WindowParameters,
-    class_response,
-    expert_response,
-    live_response,
     recent_response,
     routed_response,
 )
@@ -37,6 +34,7 @@ from condconv_serve.fronts.native.security import needs_admin
 from condconv_serve.http.disconnect import unless_disconnected
 from condconv_serve.routing.live import LiveModel
 from condconv_serve.routing.state import RoutingState
+from condconv_serve.routing.views import class_view, expert_classes_view, live_view
 
 _LIVE_PROBLEMS = problem_responses("model_not_found", "version_not_found", "routing_not_found", "invalid_parameter")
 
@@ -82,7 +80,8 @@ def router(parts: Parts) -> APIRouter:
         Of all images answered lately by the model, whoever sent them; images themselves are not kept.
         """
         model, found = _live(query.model, query.version)
-        return await asyncio.to_thread(live_response, model, found, window=query.window, classes=query.classes)
+        view = await asyncio.to_thread(live_view, model, found, window=query.window, classes=query.classes)
+        return LiveResponse.model_validate(view)
 
     @routes.get(
         "/routing/classes/{index}",
@@ -98,7 +97,8 @@ def router(parts: Parts) -> APIRouter:
         model, found = _live(query.model, query.version)
         if index >= len(model.labels):
             raise RoutingNotFound(f"{model.name} has the classes 0 to {len(model.labels) - 1}, but no {index}.")
-        return await asyncio.to_thread(class_response, model, found, index, window=query.window)
+        view = await asyncio.to_thread(class_view, model, found, index, window=query.window)
+        return ClassResponse.model_validate(view)
 
     @routes.get(
         "/routing/experts/{block}/{expert}",
@@ -114,14 +114,15 @@ def router(parts: Parts) -> APIRouter:
     ) -> ExpertResponse:
         """The classes whose images give an expert the largest and the smallest weights on average."""
         model, found = _live(query.model, query.version)
-        if block not in found.blocks:
-            known = ", ".join(found.blocks) or "none"
+        blocks = found.layout.blocks
+        if block not in blocks:
+            known = ", ".join(blocks) or "none"
             raise RoutingNotFound(f"{model.name} has no CondConv block {block[:100]!r}; there are: {known}.")
-        number = found.blocks.index(block)
-        if expert >= (experts := found.experts[number]):
+        number = blocks.index(block)
+        if expert >= (experts := found.layout.experts[number]):
             raise RoutingNotFound(f"{block} has the experts 0 to {experts - 1}, but no {expert}.")
-        return await asyncio.to_thread(
-            expert_response,
+        view = await asyncio.to_thread(
+            expert_classes_view,
             model,
             found,
             number,
@@ -130,6 +131,7 @@ def router(parts: Parts) -> APIRouter:
             top=query.top,
             min_images=query.min_images,
         )
+        return ExpertResponse.model_validate(view)
 
     @routes.get(
         "/routing/state",
@@ -175,8 +177,8 @@ def router(parts: Parts) -> APIRouter:
             live.statistics.reset()
         return ResetResponse(reset=[ModelReference(name=live.name, version=live.version) for live in chosen])
 
-    def _live(name: str | None, version: str | None) -> tuple[ServedModel, LiveModel]:
-        model = parts.models.get(name, version)
+    def _live(name: str | None, version: str | None) -> tuple[ModelInfo, LiveModel]:
+        model = parts.models.get(name, version).info
         if parts.routing is None:
             raise RoutingNotFound("This server keeps no routing statistics; CONDCONV_ROUTING_STATISTICS is off.")
         return model, parts.routing.of(model)
@@ -200,7 +202,7 @@ def router(parts: Parts) -> APIRouter:
             raise RoutingNotFound("This server keeps no recent requests.")
         found = parts.recent.find(request_id, owner=request.scope.get("condconv.key_name"))
         try:
-            model = parts.models.get(found.model, found.version)
+            model = parts.models.get(found.model, found.version).info
         except (ModelNotFound, VersionNotFound):  # no longer served
             model = None
         return recent_response(found, model, live=parts.routing)
@@ -209,5 +211,5 @@ def router(parts: Parts) -> APIRouter:
 
 
 def _packed(live: LiveModel) -> bytes:
-    state = RoutingState.of(live.statistics, model=live.name, version=live.version, blocks=live.blocks)
+    state = RoutingState.of(live.statistics, model=live.name, version=live.version)
     return state.pack()

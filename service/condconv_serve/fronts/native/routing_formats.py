@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from condconv_serve.domain import ImageResult, Prediction, RoutingTrace
+from condconv_serve.domain import Classification, ClassifiedImage, Prediction, RoutingTrace
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.native.routing_schemas import RoutingFormat
 from condconv_serve.routing.export import to_csv, to_npz
-from condconv_serve.tasks.classification import Classification
 
 MAX_PICTURED = 16
 """Images that a picture may show."""
@@ -74,7 +73,7 @@ async def exported(classification: Classification, form: RoutingFormat) -> bytes
     if form == "csv":
         return to_csv(results)
     if form == "npz":
-        return await asyncio.to_thread(to_npz, results, blocks=model.routing_blocks, experts=model.num_experts)
+        return await asyncio.to_thread(to_npz, results, model.routing)
     if len(results) > MAX_PICTURED:
         raise InvalidParameter(
             f"A picture shows at most {MAX_PICTURED} images, not {len(results)}; json, csv and npz hold any number."
@@ -89,7 +88,7 @@ async def exported(classification: Classification, form: RoutingFormat) -> bytes
     return await asyncio.get_running_loop().run_in_executor(_drawer, _draw, traces, form)
 
 
-def _title(result: ImageResult, prediction: Prediction) -> str:
+def _title(result: ClassifiedImage, prediction: Prediction) -> str:
     best = prediction.classes[0]
     return f"{result.filename or f'image {result.id}'}\n{best.label} {best.probability:.0%}"
 

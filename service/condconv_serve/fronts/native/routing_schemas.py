@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from condconv_serve.domain import ImageResult, Prediction, RoutingProfile, ServedModel
+from condconv_serve.domain import Classification, ClassifiedImage, ModelInfo
 from condconv_serve.fronts.native.schemas import (
     MAX_NAME,
     ModelReference,
@@ -18,13 +15,10 @@ from condconv_serve.fronts.native.schemas import (
     RoutingParameters,
     prediction_body,
 )
-from condconv_serve.routing.drift import BlockDrift
-from condconv_serve.routing.insight import class_profile_of, insight
-from condconv_serve.routing.live import LiveModel, LiveRouting
+from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.recent import RecentRequest
 from condconv_serve.routing.statistics import Window
-from condconv_serve.routing.tally import EDGES, Floats, Tally
-from condconv_serve.tasks.classification import Classification
+from condconv_serve.routing.views import insight_view
 
 RoutingFormat = Literal["json", "csv", "npz", "png", "svg"]
 
@@ -251,13 +245,14 @@ class ResetResponse(BaseModel):
 
 def routed_response(classification: Classification, *, live: LiveRouting | None) -> RoutedResponse:
     """Put a classification into the body's shape, with what stands out in its routing."""
+    model = classification.model
     return RoutedResponse(
-        model=ModelReference(name=classification.model.name, version=classification.model.version),
-        predictions=[_routed(result, classification.model, live) for result in classification.results],
+        model=ModelReference(name=model.name, version=model.version),
+        predictions=[_routed(result, model, live) for result in classification.results],
     )
 
 
-def recent_response(recent: RecentRequest, model: ServedModel | None, *, live: LiveRouting | None) -> RecentResponse:
+def recent_response(recent: RecentRequest, model: ModelInfo | None, *, live: LiveRouting | None) -> RecentResponse:
     """Put a recent request into the body's shape; `model` is None if it is no longer served."""
     return RecentResponse(
         request_id=recent.request_id,
@@ -267,163 +262,8 @@ def recent_response(recent: RecentRequest, model: ServedModel | None, *, live: L
     )
 
 
-def _routed(result: ImageResult, model: ServedModel | None, live: LiveRouting | None) -> RoutedPredictionBody:
-    body = prediction_body(result, routing=True)
-    prediction = result.prediction
-    return RoutedPredictionBody(
-        **dict(body), insight=None if prediction is None else _insight_body(prediction, model, live)
-    )
-
-
-def _insight_body(prediction: Prediction, model: ServedModel | None, live: LiveRouting | None) -> InsightBody:
-    blocks = prediction.routing.blocks
-    known = None
-    if model is not None and live is not None:
-        known = live.class_profile(model, prediction.classes[0].index)
-    elif model is not None:
-        known = class_profile_of(prediction.classes[0].index, profile=model.routing_profile, live=None)
-    found = insight(prediction.routing, profile=None if model is None else model.routing_profile, class_profile=known)
-
-    def distances(place: int) -> dict[str, float | None]:
-        return {
-            name: None if (values := getattr(found, name)) is None else float(values[place])
-            for name in ("reference_distance", "typical_distance", "class_distance")
-        }
-
-    return InsightBody(
-        blocks=[
-            BlockInsightBody(
-                block=block,
-                entropy=float(found.entropy[number]),
-                strongest=list(found.strongest[number]),
-                **distances(number),
-            )
-            for number, block in enumerate(blocks)
-        ],
-        **distances(-1),
-        class_profile=None
-        if known is None
-        else ClassProfileBody(index=known.index, images=known.images, source=known.source),
-    )
-
-
-def live_response(model: ServedModel, live: LiveModel, *, window: Window, classes: int) -> LiveResponse:
-    """Put a window of live statistics into the body's shape."""
-    tally = live.statistics.read(window)
-    drift = live.drift(tally)
-    found, counts = tally.classes.counts()
-    frequent = np.argsort(-counts, kind="stable")[:classes]
-    return LiveResponse(
-        model=ModelReference(name=model.name, version=model.version),
-        window=window,
-        seconds=round(live.statistics.seconds(window), 3),
-        images=tally.count,
-        histogram_edges=list(EDGES),
-        blocks=[
-            BlockBody(
-                block=block,
-                entropy=Spread(mean=tally.entropy_mean[number], deviation=tally.entropy_deviation[number]),
-                experts=[expert_body(tally, number, expert) for expert in range(live.experts[number])],
-                drift=_drift_body(drift[number]) if drift else None,
-            )
-            for number, block in enumerate(live.blocks)
-        ],
-        drift_alert=any(block.alert for block in drift) if drift else None,
-        classes=LiveClassesBody(
-            known=len(found),
-            dropped_images=tally.classes.dropped_images,
-            most_frequent=[
-                CountedClass(**_label(model, int(found[place])), images=int(counts[place]))
-                for place in frequent.tolist()
-            ],
-        ),
-        reference=None if model.routing_profile is None else _reference_body(live, model.routing_profile),
-    )
-
-
-def class_response(model: ServedModel, live: LiveModel, index: int, *, window: Window) -> ClassResponse:
-    """Put what is known of a class into the body's shape."""
-    tally = live.statistics.read(window)
-    found = tally.classes.get(index)
-    profile = class_profile_of(index, profile=model.routing_profile, live=None)
-    return ClassResponse(
-        model=ModelReference(name=model.name, version=model.version),
-        window=window,
-        **_label(model, index),
-        images=0 if found is None else found[0],
-        routing=None if found is None else _weights(live, found[1]),
-        all_classes=ClassRoutingBody(images=tally.count, routing=_weights(live, tally.mean)) if tally.count else None,
-        reference=None
-        if profile is None
-        else ClassRoutingBody(images=profile.images, routing=_weights(live, profile.mean)),
-    )
-
-
-def expert_response(
-    model: ServedModel, live: LiveModel, block: int, expert: int, *, window: Window, top: int, min_images: int
-) -> ExpertResponse:
-    """Put which classes use an expert into the body's shape."""
-    tally = live.statistics.read(window)
-    classes, counts = tally.classes.counts()
-    means = tally.classes.means(block, expert)
-    enough = np.flatnonzero(counts >= min_images)
-    order = enough[np.argsort(-means[enough], kind="stable")]
-
-    def used(places: Sequence[int]) -> list[UsedClass]:
-        return [
-            UsedClass(**_label(model, int(classes[p])), images=int(counts[p]), mean=float(means[p])) for p in places
-        ]
-
-    return ExpertResponse(
-        model=ModelReference(name=model.name, version=model.version),
-        window=window,
-        block=live.blocks[block],
-        images=tally.count,
-        expert=expert,
-        usage=expert_body(tally, block, expert),
-        most=used(order[:top].tolist()),
-        least=used(order[::-1][:top].tolist()),
-    )
-
-
-def expert_body(tally: Tally, block: int, expert: int) -> ExpertBody:
-    """How one expert is used."""
-    return ExpertBody(
-        expert=expert,
-        mean=tally.mean[block, expert],
-        deviation=tally.deviation[block, expert],
-        load=tally.load[block, expert],
-        active=tally.active_share[block, expert],
-        histogram=tally.histogram[block, expert].tolist(),
-    )
-
-
-def _drift_body(drift: BlockDrift) -> DriftBody:
-    return DriftBody(**asdict(drift), alert=drift.alert)
-
-
-def _reference_body(live: LiveModel, profile: RoutingProfile) -> ReferenceBody:
-    return ReferenceBody(
-        images=profile.images,
-        blocks=[
-            ReferenceBlockBody(
-                block=block,
-                entropy=profile.entropy[number],
-                mean=profile.mean[number, :experts].tolist(),
-                deviation=profile.deviation[number, :experts].tolist(),
-                load=profile.load[number, :experts].tolist(),
-            )
-            for number, (block, experts) in enumerate(zip(live.blocks, live.experts, strict=True))
-        ],
-    )
-
-
-def _label(model: ServedModel, index: int) -> dict[str, Any]:
-    """The class's names; a class that the model doesn't have can't be predicted by it."""
-    label = model.labels[index]
-    return {"index": index, "label": label.label, "synset": label.synset}
-
-
-def _weights(live: LiveModel, weights: Floats) -> RoutingBody:
-    named = zip(live.blocks, live.experts, weights.tolist(), strict=True)
-    return {block: values[:experts] for block, experts, values in named}
+def _routed(result: ClassifiedImage, model: ModelInfo | None, live: LiveRouting | None) -> RoutedPredictionBody:
+    insight = None
+    if result.prediction is not None:
+        insight = InsightBody.model_validate(insight_view(result.prediction, model, live=live))
+    return RoutedPredictionBody(**dict(prediction_body(result, routing=True)), insight=insight)

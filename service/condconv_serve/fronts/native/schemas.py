@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, model_validator
 
-from condconv_serve.domain import ImageResult, Prediction, RoutingTrace, ServedModel
+from condconv_serve.domain import Classification, ClassifiedImage, Prediction, RoutingTrace, ServedModel
 from condconv_serve.fronts.native.problems import Problem
 from condconv_serve.serving.versions import State, VersionStatus
 from condconv_serve.store.aliases import Alias
-from condconv_serve.tasks.classification import Classification
 
 MAX_NAME = 1024
 
@@ -194,6 +193,7 @@ class ModelSummary(BaseModel):
     aliases: dict[str, AliasBody] = Field(
         description="Aliases in force. The one called `default` is for requests that name no version."
     )
+    task: str | None = Field(None, description="What its outputs mean: classification.")
     architecture: str | None = None
     num_classes: int | None = None
     num_experts: int | None = None
@@ -211,6 +211,14 @@ class ArchitectureBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     name: str
+
+
+class OutputBody(BaseModel):
+    """One output of a network."""
+
+    name: str
+    shape: list[int] = Field(description="Without the batch axis.")
+    dtype: str
 
 
 class EngineBody(BaseModel):
@@ -232,6 +240,8 @@ class ModelResponse(BaseModel):
     versions: list[str] = Field(description="All served versions of the model, oldest first.")
     all_versions: list[VersionBody] = Field(description="All versions, served or not, oldest first.")
     aliases: dict[str, AliasBody] = Field(description="Aliases in force.")
+    task: str = Field(description="What the outputs mean: classification.")
+    outputs: list[OutputBody] = Field(description="What the network returns for each image.")
     architecture: ArchitectureBody
     parameters: int = Field(description="Trained parameters.")
     multiply_adds: int | None = Field(
@@ -239,8 +249,9 @@ class ModelResponse(BaseModel):
     )
     num_classes: int
     labels_count: int
-    num_experts: int
+    num_experts: int = Field(description="The most experts that any block has.")
     routing_blocks: list[str] = Field(description="The CondConv blocks, in order.")
+    routing_experts: list[int] = Field(description="How many experts each of them has.")
     computed_by: EngineBody
     preprocessing: dict[str, Any]
     files: dict[str, dict[str, Any]] = Field(description="Size in bytes and SHA-256 of each file of the bundle.")
@@ -296,28 +307,36 @@ def model_summary(
     newest = versions[summary.versions[-1]]
     return summary.model_copy(
         update={
-            "architecture": newest.description["architecture"]["name"],
-            "num_classes": len(newest.labels),
-            "num_experts": newest.num_experts,
+            "task": newest.info.task,
+            "architecture": newest.info.manifest.architecture.name,
+            "num_classes": len(newest.info.labels),
+            "num_experts": newest.info.routing.shape[1],
         }
     )
 
 
 def model_response(model: ServedModel, summary: ModelSummary) -> ModelResponse:
     """Describe one version in full."""
+    info = model.info
+    manifest = info.manifest.model_dump(mode="json", exclude_none=True)
     return ModelResponse(
-        **{key: model.description[key] for key in ModelResponse.model_fields if key in model.description},
+        **{key: manifest[key] for key in ModelResponse.model_fields if key in manifest},
         versions=summary.versions,
         all_versions=summary.all_versions,
         aliases=summary.aliases,
-        labels_count=len(model.labels),
-        num_experts=model.num_experts,
-        routing_blocks=list(model.routing_blocks),
+        outputs=[OutputBody(**asdict(output)) for output in info.outputs],
+        parameters=info.cost.parameters,
+        multiply_adds=info.cost.multiply_adds,
+        labels_count=len(info.labels),
+        num_experts=info.routing.shape[1],
+        routing_blocks=list(info.routing.blocks),
+        routing_experts=list(info.routing.experts),
         computed_by=EngineBody(**asdict(model.computed_by)),
+        model_card=info.model_card,
     )
 
 
-def prediction_body(result: ImageResult, *, routing: bool) -> PredictionBody:
+def prediction_body(result: ClassifiedImage, *, routing: bool) -> PredictionBody:
     """What became of one image."""
     body = PredictionBody(id=result.id, filename=result.filename)
     if result.error is not None:

@@ -1,7 +1,7 @@
 """Dynamic batching: rows of many requests ride together, whoever sent them. Knows rows and futures, nothing else."""
 
-from condconv_serve.inference.batching.batcher import Batcher, RowResult, ending_at
+from condconv_serve.inference.batching.batcher import Batcher, RowResult
 from condconv_serve.inference.batching.policy import Priority
 from condconv_serve.inference.batching.queue import Admission
 
-__all__ = ["Admission", "Batcher", "Priority", "RowResult", "ending_at"]
+__all__ = ["Admission", "Batcher", "Priority", "RowResult"]

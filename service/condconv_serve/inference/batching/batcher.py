@@ -6,15 +6,14 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from condconv_serve.deadline import ending_at
 from condconv_serve.errors import (
     CapacityError,
-    DeadlineExceeded,
     InferenceFailed,
     OutOfMemory,
     ServiceError,
@@ -41,22 +40,6 @@ class RowResult(Generic[Output]):
     queue: float
     inference: float
     batch_size: int
-
-
-@asynccontextmanager
-async def ending_at(deadline: float) -> AsyncGenerator[None, None]:
-    """Give up what is awaited within at `deadline`, on the monotonic clock in seconds; infinity is never.
-
-    Raises:
-        DeadlineExceeded: it was given up.
-    """
-    loop = asyncio.get_running_loop()
-    remaining = deadline - time.monotonic()
-    try:
-        async with asyncio.timeout_at(None if remaining == math.inf else loop.time() + remaining):
-            yield
-    except TimeoutError as error:
-        raise DeadlineExceeded("The answer was not there by the deadline.") from error
 
 
 class Batcher(Generic[Key, Row, Output]):

@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from condconv_serve.domain.manifest import Sha256
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.store.manifest import Sha256
 
 NAME = "checksums.json"
 

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from condconv_serve.domain import Label, TransformName
+from condconv_serve.domain.manifest import Accuracy, ArchitectureSpec, Deviation, Level, ModelName, Sha256
 from condconv_serve.errors import ConfigurationError, ModelNotFound
-from condconv_serve.store.manifest import Accuracy, ArchitectureSpec, Deviation, Level, ModelName, Sha256
 from condconv_serve.store.pull.download import Limits, fetch_small, shown
 
 SCHEMA_VERSION: Final = 1

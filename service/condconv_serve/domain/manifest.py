@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from condconv_serve.domain import Preprocessing, TransformName
+from condconv_serve.domain.images import Preprocessing, TransformName
 
 SCHEMA_VERSION: Final = 1
 OWN_NETWORK: Final = "keras"
@@ -88,6 +88,7 @@ class Manifest(_Strict):
     """`manifest.json`. Unknown fields are refused, so that a newer bundle is never half understood."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
+    task: Literal["classification"] = "classification"
     name: ModelName
     version: VersionName
     architecture: ArchitectureSpec

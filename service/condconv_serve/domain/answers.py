@@ -1,0 +1,55 @@
+"""What tasks make of rows, and what becomes of the images of a request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from condconv_serve.domain.model import ModelInfo
+from condconv_serve.domain.routing import RoutingTrace
+from condconv_serve.domain.tensors import Timings
+from condconv_serve.errors import ServiceError
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """One class of an answer; `probability` is the softmax over all classes."""
+
+    index: int
+    label: str
+    synset: str | None
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """Classification's answer for one image."""
+
+    classes: tuple[ClassScore, ...]
+    routing: RoutingTrace
+    timings: Timings
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageResult(Generic[Answer]):
+    """What became of one image of a request: exactly one of `prediction`, its task's answer, and `error` is set."""
+
+    id: str
+    filename: str | None
+    prediction: Answer | None = None
+    error: ServiceError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered(Generic[Answer]):
+    """The answer to one request: one result per image, in order."""
+
+    model: ModelInfo
+    results: tuple[ImageResult[Answer], ...]
+
+
+ClassifiedImage = ImageResult[Prediction]
+Classification = Answered[Prediction]

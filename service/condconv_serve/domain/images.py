@@ -1,0 +1,64 @@
+"""Images as they come in, as pixels, and as the rows that a network takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+TransformName = Literal["official", "pillow"]
+Pixels = NDArray[np.uint8]
+"""RGB, uint8: a whole photo `[height, width, 3]`."""
+Row = NDArray[np.generic]
+"""RGB on the scale 0..255, `[image_size, image_size, 3]`: a photo as the network takes it, or several `[B, ...]`.
+
+Which type it has is `Preprocessing.row_type`; engines take uint8 in any case."""
+JpegCropper = Callable[[bytes, int, int, int], Pixels | None]
+"""Decodes the square with the corner `left, top` and the side `side` of a JPEG; None if it can't."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """What happens to a photo before the network sees it.
+
+    `transform` and `image_size` (pixels) are applied outside the graph and give a `Row`; `(x - mean) / std` per
+    channel, on the scale 0..255, is applied inside.
+    """
+
+    transform: TransformName
+    image_size: int
+    mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
+    std: tuple[float, float, float] = (128.0, 128.0, 128.0)
+    crop_padding: int = 32
+    """The centre crop takes `image_size / (image_size + crop_padding)` of the short side."""
+    exact_decoding: bool = False
+    """Whether the network sees the very pixels that the reference evaluation sees.
+
+    If so, large JPEGs are decoded at full size, too, instead of at a fraction that leaves enough pixels; and those of
+    `official` with TensorFlow's decoder, and its rows are not rounded to whole levels.
+    """
+
+    @property
+    def row_type(self) -> type[np.uint8] | type[np.float32]:
+        """What rows are made of."""
+        return np.float32 if self.exact_decoding and self.transform == "official" else np.uint8
+
+
+@dataclass(frozen=True, slots=True)
+class MadeRow:
+    """A row, and how long it took to make (seconds)."""
+
+    row: Row
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """One image as it came in: undecoded bytes and the name its sender gave it."""
+
+    data: bytes
+    filename: str | None = None
+    id: str | None = None

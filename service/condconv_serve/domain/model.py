@@ -1,0 +1,143 @@
+"""Models: what they are, and what computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from condconv_serve.domain.images import JpegCropper, Preprocessing, Row
+from condconv_serve.domain.manifest import Manifest
+from condconv_serve.domain.routing import RoutingLayout, RoutingProfile
+from condconv_serve.domain.tensors import OutputSpec, Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The name of one class; `synset` is its WordNet id where it has one."""
+
+    index: int
+    label: str
+    synset: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a network costs: trained parameters (batch-norm statistics left out), and multiply-adds per image.
+
+    `multiply_adds` is None where your own network holds a layer whose kernels can't be counted.
+    """
+
+    parameters: int
+    multiply_adds: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ModelInfo:
+    """What one version of a model is, whatever computes it.
+
+    Attributes:
+        manifest: of its bundle: name, version, architecture, files, provenance, licence, measured accuracy.
+        labels: the names of its classes, by index.
+        preprocessing: what happens to a photo before the network sees it.
+        outputs: what its engine returns, by name.
+        routing: its CondConv blocks.
+        cost: parameters and multiply-adds.
+        model_card: Markdown.
+        routing_profile: what its routing looks like on known images; the bundle may carry it.
+    """
+
+    manifest: Manifest
+    labels: Sequence[Label]
+    preprocessing: Preprocessing
+    outputs: tuple[OutputSpec, ...]
+    routing: RoutingLayout
+    cost: Cost
+    model_card: str = ""
+    routing_profile: RoutingProfile | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.manifest.name
+
+    @property
+    def version(self) -> str:
+        """The version."""
+        return self.manifest.version
+
+    @property
+    def task(self) -> str:
+        """What its outputs mean."""
+        return self.manifest.task
+
+
+class Engine(Protocol):
+    """Computes a batch: rows `[B, image_size, image_size, 3]` in, named tensors `[B, ...]` out. Thread-safe, any `B`.
+
+    Rows are of the preprocessing's `row_type`, or uint8 in any case. A contract test in `tests/contract` says the rest.
+    """
+
+    def __call__(self, rows: Row, stream: int = 0, /) -> Tensors:
+        """Compute all rows in one pass; `stream` is the number of the calling stream."""
+        ...
+
+    def close(self) -> None:
+        """Release the weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineDescription:
+    """What computes a model; `reason` says why it isn't the engine that was tried first."""
+
+    engine: str
+    precision: str
+    device: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ServedModel:
+    """One version of a model, ready to compute. Compared by identity: a reloaded version is another one."""
+
+    info: ModelInfo
+    engine: Engine
+    computed_by: EngineDescription
+    crop_jpeg: JpegCropper | None = None
+    """What decodes its JPEGs, if not what decodes all other photos."""
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.info.name
+
+    @property
+    def version(self) -> str:
+        """The version."""
+        return self.info.version
+
+
+class ModelSource(Protocol):
+    """Where the plane finds its models."""
+
+    def get(self, name: str | None = None, version: str | None = None, *, key: str | None = None) -> ServedModel:
+        """Return a served model.
+
+        Args:
+            name: of the model; None means the default one.
+            version: its version, or an alias; None means the alias `default`, or the newest if there is no such alias.
+            key: where an alias splits traffic, equal keys get equal versions, and no key the one with the most weight.
+
+        Raises:
+            ModelNotFound: no such model is served.
+            VersionNotFound: the model is not served in this version.
+        """
+        ...
+
+    def lease(
+        self, name: str | None = None, version: str | None = None, *, key: str | None = None
+    ) -> AbstractContextManager[ServedModel]:
+        """Return the model like `get`, and keep it loaded until the block ends."""
+        ...

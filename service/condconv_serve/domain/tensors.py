@@ -1,0 +1,51 @@
+"""Named tensors: what engines return, and what tasks give a meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+Tensors = Mapping[str, NDArray[Any]]
+"""Arrays by the name of the output: of a batch, with the batch axis `[B, ...]` first, or of one row, without it."""
+
+LOGITS = "logits"
+"""Class scores before the softmax: float32 `[classes]` per row."""
+ROUTING = "routing"
+"""Routing weights: float32 `[blocks, experts]` per row, see `RoutingLayout`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """One output of a model: its name, its shape per row, and its dtype as NumPy names it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+def rows_of(tensors: Tensors) -> list[Tensors]:
+    """Cut a batch's tensors into those of each row; views, no copies."""
+    batch = len(next(iter(tensors.values())))
+    return [{name: values[row] for name, values in tensors.items()} for row in range(batch)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Where an image's time went, in seconds. `total` also holds what lies between the stages."""
+
+    decode: float
+    queue: float
+    inference: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowAnswer:
+    """What the plane says of one row: its tensors, where its time went, and how many rows its batch had."""
+
+    tensors: Tensors
+    timings: Timings
+    batch_size: int

@@ -1,0 +1,56 @@
+"""Decodes the images of requests on threads of its own, beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from condconv_serve.deadline import ending_at
+from condconv_serve.domain import MadeRow, Row, ServedModel
+from condconv_serve.errors import MissingImage, OutOfMemory
+from condconv_serve.imaging.row import make_row
+
+
+def model_row(data: bytes, model: ServedModel, *, max_pixels: int) -> Row:
+    """Make the row that a model takes of an image file; whoever wants a model's pixels gets them here.
+
+    Args:
+        data: a whole file, in one of `ACCEPTED_FORMATS`.
+        model: says how: its preprocessing, and its own JPEG decoder if it has one.
+        max_pixels: the most pixels that a header may announce.
+
+    Raises:
+        MissingImage: the file is empty.
+        UnsupportedImage, ImageTooLarge, CorruptImage: as `decode_image`.
+        OutOfMemory: there is too little memory.
+    """
+    if not data:
+        raise MissingImage("The image is empty.")
+    try:
+        return make_row(data, model.info.preprocessing, max_pixels=max_pixels, crop_jpeg=model.crop_jpeg)
+    except MemoryError as error:
+        raise OutOfMemory("There is too little memory to decode this image.", retry_after=5.0) from error
+
+
+class ImageDecoder:
+    """Makes rows of image files; as many at once as there are threads."""
+
+    def __init__(self, threads: ThreadPoolExecutor, *, max_pixels: int) -> None:
+        """Work on `threads`; images with more than `max_pixels` pixels are refused by their header."""
+        self._threads = threads
+        self._max_pixels = max_pixels
+
+    async def decode(self, data: bytes, model: ServedModel, *, deadline: float) -> MadeRow:
+        """Make a row, by `deadline` on the monotonic clock (seconds).
+
+        Raises:
+            DeadlineExceeded: it was not done in time. Other errors are those of `model_row`.
+        """
+        async with ending_at(deadline):
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, data, model)
+
+    def _decode(self, data: bytes, model: ServedModel) -> MadeRow:
+        started = time.monotonic()
+        row = model_row(data, model, max_pixels=self._max_pixels)
+        return MadeRow(row, time.monotonic() - started)

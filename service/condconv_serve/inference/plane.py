@@ -1,0 +1,166 @@
+"""The inference plane: leases a model, admits rows, batches them, runs them. Knows nothing of what they mean."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+
+from condconv_serve.domain import MadeRow, ModelSource, Row, RowAnswer, ServedModel, Tensors, Timings
+from condconv_serve.errors import InferenceFailed, ServiceError
+from condconv_serve.inference.batching import Admission, Batcher, Priority
+from condconv_serve.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+RowBatcher = Batcher[ServedModel, Row, Tensors]
+RowSource = Callable[[], Awaitable[MadeRow]]
+"""Makes one row when it is awaited: decodes an image, say. Room for the row is admitted before that."""
+
+
+class InferencePlane:
+    """Rows in, named tensors out: the same for every front and every task."""
+
+    def __init__(self, models: ModelSource, batcher: RowBatcher, *, metrics: Metrics) -> None:
+        """Find models in `models`, compute their rows with `batcher`, and tell `metrics` what became of each row."""
+        self._models = models
+        self._batcher = batcher
+        self._metrics = metrics
+
+    def lease(
+        self, model: str | None = None, version: str | None = None, *, split_key: str | None = None
+    ) -> AbstractContextManager[ServedModel]:
+        """Find a model and keep it loaded until the block ends; arguments and errors are those of `ModelSource.get`."""
+        return self._models.lease(model, version, key=split_key)
+
+    def check(
+        self,
+        model: str | None = None,
+        version: str | None = None,
+        *,
+        split_key: str | None = None,
+        priority: Priority = Priority.NORMAL,
+        deadline: float = math.inf,
+    ) -> None:
+        """Refuse a request before its body has been read, if not even one row of it could be taken.
+
+        Raises:
+            ModelNotFound, VersionNotFound: there is no such model. QueueFull, WaitTooLong, Draining: as `infer_each`.
+        """
+        self._batcher.check(self._models.get(model, version, key=split_key), 1, priority=priority, deadline=deadline)
+
+    async def infer(
+        self, model: ServedModel, rows: Row, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf
+    ) -> Tensors:
+        """Compute the rows of one request, which may be split over several batches.
+
+        Args:
+            model: leased by the caller.
+            rows: `[N, image_size, image_size, 3]`, of the model's row type or uint8; at least one.
+            priority: how urgent they are.
+            deadline: when the caller stops waiting, on the monotonic clock in seconds.
+
+        Returns:
+            The model's outputs by name, `[N, ...]`, in the order of the rows.
+
+        Raises:
+            ServiceError: as `infer_each`, and the error of the first row that failed.
+        """
+        found = await self.infer_each(model, [_made(row) for row in rows], priority=priority, deadline=deadline)
+        answers = []
+        for outcome in found:
+            if isinstance(outcome, ServiceError):
+                raise outcome
+            answers.append(outcome.tensors)
+        return {name: np.stack([answer[name] for answer in answers]) for name in answers[0]}
+
+    async def infer_each(
+        self,
+        model: ServedModel,
+        sources: Sequence[RowSource],
+        *,
+        priority: Priority = Priority.NORMAL,
+        deadline: float = math.inf,
+    ) -> list[RowAnswer | ServiceError]:
+        """Make and compute the rows of one request, each by itself: one that fails leaves the others alone.
+
+        Args:
+            model: leased by the caller.
+            sources: make the rows, once there is room for all of them.
+            priority: how urgent they are.
+            deadline: when the caller stops waiting, on the monotonic clock in seconds.
+
+        Returns:
+            Each row's answer or error, in order.
+
+        Raises:
+            QueueFull: the rows don't fit into the queue; no row was made.
+            WaitTooLong: they would not be computed by the deadline; no row was made.
+            Draining: the service is shutting down.
+        """
+        with self._batcher.admit(model, len(sources), priority=priority, deadline=deadline) as admission:
+            self._metrics.rows_accepted.labels(model.name).inc(len(sources))
+            outcomes: list[str] = []
+            try:
+                return await asyncio.gather(
+                    *(self._outcome(model, source, admission, deadline, outcomes) for source in sources)
+                )
+            finally:  # a row without an outcome was cancelled
+                outcomes += ["cancelled"] * (len(sources) - len(outcomes))
+                for outcome in outcomes:
+                    self._metrics.rows.labels(model.name, outcome).inc()
+
+    async def _outcome(
+        self,
+        model: ServedModel,
+        source: RowSource,
+        admission: Admission[ServedModel],
+        deadline: float,
+        outcomes: list[str],
+    ) -> RowAnswer | ServiceError:
+        try:
+            answer = await self._answer(model, source, admission, deadline)
+        except ServiceError as error:
+            outcomes.append(error.slug)
+            return error
+        except Exception:  # a defect of ours must not take the request's other rows along
+            logger.exception("a row of %s/%s met an unexpected error", model.name, model.version)
+            unexpected = ServiceError("Something went wrong in the service; its log says what.")
+            outcomes.append(unexpected.slug)
+            return unexpected
+        outcomes.append("answered")
+        self._metrics.version_rows.labels(model.name, model.version).inc()
+        for stage in ("decode", "queue", "inference", "total"):
+            self._metrics.stage_seconds.labels(stage).observe(getattr(answer.timings, stage))
+        return answer
+
+    async def _answer(
+        self, model: ServedModel, source: RowSource, admission: Admission[ServedModel], deadline: float
+    ) -> RowAnswer:
+        started = time.monotonic()
+        made = await source()
+        found = await self._batcher.submit(model, made.row, admission, deadline=deadline)
+        if not all(np.isfinite(values).all() for values in found.output.values()):
+            raise InferenceFailed("The engine's answer for this image holds numbers that are not finite.")
+        return RowAnswer(
+            tensors=found.output,
+            timings=Timings(
+                decode=made.seconds,
+                queue=found.queue,
+                inference=found.inference,
+                total=time.monotonic() - started,
+            ),
+            batch_size=found.batch_size,
+        )
+
+
+def _made(row: Row) -> RowSource:
+    async def source() -> MadeRow:
+        return MadeRow(row)
+
+    return source

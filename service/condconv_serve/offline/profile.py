@@ -1,0 +1,89 @@
+"""Makes reference profiles: what a model's routing looks like on a person's own images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from condconv_serve.bootstrap import load_model, plan_engines
+from condconv_serve.domain import LOGITS, ROUTING, RoutingProfile, Row, ServedModel
+from condconv_serve.errors import BundleError, MissingImage, ServiceError
+from condconv_serve.imaging import model_row
+from condconv_serve.offline.files import read_image
+from condconv_serve.routing.profile import profile_from
+from condconv_serve.routing.tally import Tally
+from condconv_serve.settings import Settings
+from condconv_serve.store import open_bundle
+
+_UNLIMITED = 2**40
+
+
+@dataclass(frozen=True, slots=True)
+class ProfiledFiles:
+    """A profile of files' routing, and the files that could not be used with the reason of each."""
+
+    profile: RoutingProfile
+    failures: tuple[tuple[Path, ServiceError], ...]
+
+
+def profile_files(
+    settings: Settings, bundle: Path, files: Sequence[Path], *, min_class_images: int, console: Console
+) -> ProfiledFiles:
+    """Make a reference profile of a bundle's routing over files.
+
+    Args:
+        settings: as for a server.
+        bundle: the bundle's directory.
+        files: images.
+        min_class_images: images that a class needs for a profile of its own.
+        console: where a progress bar goes.
+
+    Raises:
+        BundleError: the bundle is unusable, or its network static.
+        MissingImage: none of the files could be used.
+    """
+    plan = plan_engines(settings)
+    model = load_model(open_bundle(bundle), plan)
+    layout = model.info.routing
+    if not layout:
+        raise BundleError(f"{model.name}/{model.version} is a static network, without routing.")
+    chunks = [files[start : start + plan.max_batch_size] for start in range(0, len(files), plan.max_batch_size)]
+    failures: list[tuple[Path, ServiceError]] = []
+    progress = Progress(TextColumn("profiling"), BarColumn(), MofNCompleteColumn(), console=console)
+
+    def count(stream: int) -> Tally:
+        tally = Tally(layout, class_bytes=_UNLIMITED)
+        for chunk in chunks[stream :: plan.streams]:
+            rows = [row for file in chunk if (row := _row(file, model, settings, failures)) is not None]
+            if rows:
+                output = model.engine(np.stack(rows), stream)
+                classes = output[LOGITS].argmax(axis=1)
+                tally.merge(Tally.of(output[ROUTING], classes, layout, class_bytes=_UNLIMITED))
+            progress.advance(task, len(chunk))
+        return tally
+
+    with progress, ThreadPoolExecutor(plan.streams) as threads:
+        task = progress.add_task("", total=len(files))
+        total, *others = threads.map(count, range(plan.streams))
+    for tally in others:
+        total.merge(tally)
+    if not total.count:
+        raise MissingImage(f"None of the {len(files)} files could be used; the first one: {failures[0][1]}")
+    return ProfiledFiles(
+        profile_from(total, min_class_images=min_class_images), tuple(sorted(failures, key=lambda failure: failure[0]))
+    )
+
+
+def _row(file: Path, model: ServedModel, settings: Settings, failures: list[tuple[Path, ServiceError]]) -> Row | None:
+    """A file's row for the network, the same as a server's; None if it can't be used, which is noted."""
+    try:
+        return model_row(read_image(file, settings.max_body_bytes), model, max_pixels=settings.max_pixels)
+    except ServiceError as error:
+        failures.append((file, error))
+        return None

@@ -1,0 +1,104 @@
+"""The way of a request's images: decoded, through the plane, and given a meaning by a task.
+
+The same for every front that takes images, and for the command line.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from condconv_serve.domain import Answered, ImageResult, ImageSource, MadeRow, ModelInfo, RowAnswer, ServedModel
+from condconv_serve.errors import ServiceError
+from condconv_serve.imaging import ImageDecoder
+from condconv_serve.inference.batching import Priority
+from condconv_serve.inference.plane import InferencePlane
+from condconv_serve.tasks.task import Task
+
+Answer = TypeVar("Answer")
+logger = logging.getLogger(__name__)
+
+
+class ImagePipeline:
+    """Answers the images of requests."""
+
+    def __init__(
+        self,
+        plane: InferencePlane,
+        decoder: ImageDecoder,
+        *,
+        observe: Callable[[ModelInfo, Any], None] = lambda model, answer: None,
+    ) -> None:
+        """Wire the parts together.
+
+        Args:
+            plane: computes rows.
+            decoder: makes rows of images.
+            observe: told of each image's answer, for statistics; called on the event loop.
+        """
+        self.plane = plane
+        self.decoder = decoder
+        self._observe = observe
+
+    async def run(
+        self,
+        images: Sequence[ImageSource],
+        task: Task[Answer],
+        *,
+        model: str | None = None,
+        version: str | None = None,
+        split_key: str | None = None,
+        priority: Priority = Priority.NORMAL,
+        deadline: float = math.inf,
+    ) -> Answered[Answer]:
+        """Answer the images of one request.
+
+        Args:
+            images: undecoded images, at least one.
+            task: what is wanted of them.
+            model: name of the model; the default one if None.
+            version: its version or an alias; the alias `default`, or else the newest version, if None.
+            split_key: where an alias splits traffic, equal keys get equal versions; see `ModelSource.get`.
+            priority: how urgent they are.
+            deadline: when the caller stops waiting, on the monotonic clock in seconds.
+
+        Returns:
+            A result per image, in order; an image that fails carries its error and leaves the others alone.
+
+        Raises:
+            InvalidParameter: the task can't be asked of this model.
+            ModelNotFound: no such model. VersionNotFound: no such version.
+            QueueFull, WaitTooLong, Draining: the images can't be taken; none was decoded.
+        """
+        with self.plane.lease(model, version, split_key=split_key) as served:
+            task.check(served.info)
+            sources = [partial(self._row, image, served, deadline) for image in images]
+            rows = await self.plane.infer_each(served, sources, priority=priority, deadline=deadline)
+            return Answered(
+                served.info,
+                tuple(
+                    self._result(image, place, row, task, served.info)
+                    for place, (image, row) in enumerate(zip(images, rows, strict=True))
+                ),
+            )
+
+    async def _row(self, image: ImageSource, model: ServedModel, deadline: float) -> MadeRow:
+        return await self.decoder.decode(image.data, model, deadline=deadline)
+
+    def _result(
+        self, image: ImageSource, place: int, row: RowAnswer | ServiceError, task: Task[Answer], model: ModelInfo
+    ) -> ImageResult[Answer]:
+        identity = image.id if image.id is not None else str(place)
+        if isinstance(row, ServiceError):
+            return ImageResult(id=identity, filename=image.filename, error=row)
+        try:
+            answer = task.answer(row, model)
+        except Exception:  # a defect of ours must not take the request's other images along
+            logger.exception("the answer of %s/%s for an image met an unexpected error", model.name, model.version)
+            error = ServiceError("Something went wrong in the service; its log says what.")
+            return ImageResult(id=identity, filename=image.filename, error=error)
+        self._observe(model, answer)
+        return ImageResult(id=identity, filename=image.filename, prediction=answer)

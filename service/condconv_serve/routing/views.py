@@ -1,0 +1,178 @@
+"""What there is to see of live statistics, as plain values: for answers over any protocol and for the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from condconv_serve.domain import Label, ModelInfo, Prediction, RoutingLayout, RoutingProfile
+from condconv_serve.routing.drift import BlockDrift
+from condconv_serve.routing.insight import Insight, class_profile_of, insight
+from condconv_serve.routing.live import LiveModel, LiveRouting
+from condconv_serve.routing.statistics import Window
+from condconv_serve.routing.tally import EDGES, Floats, Tally
+
+View = dict[str, Any]
+"""What JSON can hold: names of the fields as in the native interface, numbers, strings, lists."""
+
+
+def blocks_view(tally: Tally, drift: Sequence[BlockDrift] = ()) -> list[View]:
+    """How each block's experts are used, and how far the block has drifted where that is known."""
+    layout = tally.layout
+    return [
+        {
+            "block": block,
+            "entropy": {
+                "mean": float(tally.entropy_mean[number]),
+                "deviation": float(tally.entropy_deviation[number]),
+            },
+            "experts": [expert_view(tally, number, expert) for expert in range(layout.experts[number])],
+            **({"drift": {**asdict(drift[number]), "alert": drift[number].alert}} if drift else {}),
+        }
+        for number, block in enumerate(layout.blocks)
+    ]
+
+
+def expert_view(tally: Tally, block: int, expert: int) -> View:
+    """How one expert of a block, both by number, is used."""
+    return {
+        "expert": expert,
+        "mean": float(tally.mean[block, expert]),
+        "deviation": float(tally.deviation[block, expert]),
+        "load": float(tally.load[block, expert]),
+        "active": float(tally.active_share[block, expert]),
+        "histogram": tally.histogram[block, expert].tolist(),
+    }
+
+
+def live_view(model: ModelInfo, live: LiveModel, *, window: Window, classes: int) -> View:
+    """A window of live statistics, with its `classes` most frequent classes."""
+    tally = live.statistics.read(window)
+    drift = live.drift(tally)
+    found, counts = tally.classes.counts()
+    frequent = np.argsort(-counts, kind="stable")[:classes].tolist()
+    return {
+        "model": {"name": model.name, "version": model.version},
+        "window": window,
+        "seconds": round(live.statistics.seconds(window), 3),
+        "images": tally.count,
+        "histogram_edges": list(EDGES),
+        "blocks": blocks_view(tally, drift),
+        "drift_alert": any(block.alert for block in drift) if drift else None,
+        "classes": {
+            "known": len(found),
+            "dropped_images": tally.classes.dropped_images,
+            "most_frequent": [
+                {**_named(model.labels, int(found[place])), "images": int(counts[place])} for place in frequent
+            ],
+        },
+        "reference": None if model.routing_profile is None else _reference(live.layout, model.routing_profile),
+    }
+
+
+def class_view(model: ModelInfo, live: LiveModel, index: int, *, window: Window) -> View:
+    """How the images are routed that were taken for class `index`, beside all images and the reference profile."""
+    tally = live.statistics.read(window)
+    found = tally.classes.get(index)
+    profile = class_profile_of(index, profile=model.routing_profile, live=None)
+    return {
+        "model": {"name": model.name, "version": model.version},
+        "window": window,
+        **_named(model.labels, index),
+        "images": 0 if found is None else found[0],
+        "routing": None if found is None else by_block(live.layout, found[1]),
+        "all_classes": {"images": tally.count, "routing": by_block(live.layout, tally.mean)} if tally.count else None,
+        "reference": None
+        if profile is None
+        else {"images": profile.images, "routing": by_block(live.layout, profile.mean)},
+    }
+
+
+def expert_classes_view(
+    model: ModelInfo, live: LiveModel, block: int, expert: int, *, window: Window, top: int, min_images: int
+) -> View:
+    """The `top` classes with the largest and the smallest mean weights for an expert; block and expert by number."""
+    tally = live.statistics.read(window)
+    classes, counts = tally.classes.counts()
+    means = tally.classes.means(block, expert)
+    enough = np.flatnonzero(counts >= min_images)
+    order = enough[np.argsort(-means[enough], kind="stable")]
+
+    def used(places: Sequence[int]) -> list[View]:
+        return [
+            {**_named(model.labels, int(classes[p])), "images": int(counts[p]), "mean": float(means[p])} for p in places
+        ]
+
+    return {
+        "model": {"name": model.name, "version": model.version},
+        "window": window,
+        "block": live.layout.blocks[block],
+        "images": tally.count,
+        "expert": expert,
+        "usage": expert_view(tally, block, expert),
+        "most": used(order[:top].tolist()),
+        "least": used(order[::-1][:top].tolist()),
+    }
+
+
+def insight_view(prediction: Prediction, model: ModelInfo | None, *, live: LiveRouting | None) -> View:
+    """What stands out in one image's routing; without the model, or without live statistics, as far as is known."""
+    known = None
+    if model is not None and live is not None:
+        known = live.class_profile(model, prediction.classes[0].index)
+    elif model is not None:
+        known = class_profile_of(prediction.classes[0].index, profile=model.routing_profile, live=None)
+    found = insight(prediction.routing, profile=None if model is None else model.routing_profile, class_profile=known)
+    return {
+        "blocks": [
+            {
+                "block": block,
+                "entropy": float(found.entropy[number]),
+                "strongest": list(found.strongest[number]),
+                **_distances(found, number),
+            }
+            for number, block in enumerate(prediction.routing.layout.blocks)
+        ],
+        **_distances(found, -1),
+        "class_profile": None
+        if known is None
+        else {"index": known.index, "images": known.images, "source": known.source},
+    }
+
+
+def by_block(layout: RoutingLayout, weights: Floats) -> dict[str, list[float]]:
+    """Weights `[blocks, experts]` by block, without the filling."""
+    return {block: own.tolist() for block, own in layout.split(weights).items()}
+
+
+def _distances(found: Insight, place: int) -> View:
+    return {
+        name: None if (values := getattr(found, name)) is None else float(values[place])
+        for name in ("reference_distance", "typical_distance", "class_distance")
+    }
+
+
+def _reference(layout: RoutingLayout, profile: RoutingProfile) -> View:
+    mean, deviation, load = (layout.split(values) for values in (profile.mean, profile.deviation, profile.load))
+    return {
+        "images": profile.images,
+        "blocks": [
+            {
+                "block": block,
+                "entropy": float(profile.entropy[number]),
+                "mean": mean[block].tolist(),
+                "deviation": deviation[block].tolist(),
+                "load": load[block].tolist(),
+            }
+            for number, block in enumerate(layout.blocks)
+        ],
+    }
+
+
+def _named(labels: Sequence[Label], index: int) -> View:
+    """The class's names; a class that the model doesn't have can't be predicted by it."""
+    label = labels[index]
+    return {"index": index, "label": label.label, "synset": label.synset}

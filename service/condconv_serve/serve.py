@@ -1,0 +1,102 @@
+"""`condconv serve`: one process that listens until a signal ends it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+
+from prometheus_client import disable_created_metrics
+
+from condconv_serve.bootstrap import ModelLoader, Service, load_model
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.fronts.keys import KeyRing, parse_keys
+from condconv_serve.fronts.native import Access
+from condconv_serve.http.protocol import allow_open_files
+from condconv_serve.http.server import DrainingServer, config, is_local, listen, url
+from condconv_serve.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings, *, load: ModelLoader = load_model) -> None:
+    """Serve until a signal ends it.
+
+    Args:
+        settings: what to serve and how.
+        load: makes an engine of a bundle.
+
+    Raises:
+        BundleError, ConfigurationError: what is to be served is unusable.
+    """
+    # Timestamps of creation would double the number of series.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    keys = load_keys(settings)
+    service = Service(settings, load=load)
+    allow_open_files(settings.max_connections)
+    listener = listen(settings.host, settings.port)
+    probes = None if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
+    access = Access(
+        keys=keys,
+        cors_origins=settings.cors_origins,
+        serve_metrics=probes is None,
+        open_admin=is_local(listener),
+    )
+    failures: list[Exception] = []
+
+    def stop(error: Exception) -> None:
+        failures.append(error)
+        server.stop()
+
+    app = service.app(on_failure=stop, access=access, probes=probes)
+    drain_delay = min(settings.drain_delay, settings.shutdown_timeout)
+    server = DrainingServer(
+        # uvicorn takes whole seconds only by its annotation.
+        config(
+            app,
+            service.http_protocol(),
+            timeout_graceful_shutdown=settings.shutdown_timeout - drain_delay,
+            timeout_keep_alive=settings.keep_alive_timeout,
+        ),
+        on_drain=service.readiness.drain,
+        drain_delay=drain_delay,
+    )
+    logger.info("listening on %s", url(listener))
+    if probes is not None:
+        logger.info("metrics and probes on %s", url(probes))
+    _log_access(keys, listener)
+    server.run(sockets=[listener])
+    if failures:
+        raise failures[0]
+    if service.sync.loading or service.ablator.busy:
+        # It may take seconds, or for ever, and the interpreter can't end while TensorFlow computes.
+        logger.info("a load that was under way is dropped")
+        logging.shutdown()
+        os._exit(0)
+
+
+def load_keys(settings: Settings) -> KeyRing | None:
+    """The API keys, or None if there are to be none.
+
+    Raises:
+        ConfigurationError: they are unusable, or stand both in a file and in the environment.
+    """
+    if settings.api_keys_file is not None and settings.api_keys is not None:
+        raise ConfigurationError("Set CONDCONV_API_KEYS_FILE or CONDCONV_API_KEYS, not both.")
+    if settings.api_keys_file is not None:
+        return KeyRing.from_file(settings.api_keys_file)
+    if settings.api_keys is not None:
+        return KeyRing(parse_keys(settings.api_keys.get_secret_value()))
+    return None
+
+
+def _log_access(keys: KeyRing | None, listener: socket.socket) -> None:
+    if keys is not None:
+        logger.info("%d API keys are taken: %s", len(keys), ", ".join(key.name for key in keys))
+    elif is_local(listener):
+        logger.info("there are no API keys, so only this machine may use the service; condconv keys new makes keys")
+    else:
+        logger.warning(
+            "there are no API keys: anyone who can reach %s may use the service; condconv keys new makes keys",
+            url(listener),
+        )

@@ -1,0 +1,197 @@
+"""Ablation: what the answer to an image would have been with other routings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from condconv_serve.domain import LOGITS, ROUTING, ClassScore, ModelInfo, RoutingOverrides, RoutingTrace, Tensors
+from condconv_serve.errors import InvalidParameter
+from condconv_serve.tasks.classification import best_classes, softmax
+
+MAX_VARIANTS = 1024
+"""Most variants of one ablation."""
+ALL_BLOCKS = "all"
+"""In place of a block's name: every block."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoutingChange:
+    """A change to one block's routing, of exactly one kind.
+
+    Attributes:
+        block: its name, or `ALL_BLOCKS`.
+        off: experts whose weight becomes 0.
+        uniform: whether every expert gets the mean of the weights that the block has for this image.
+        weights: a weight, 0 to 1, for each expert; None leaves the model's own.
+    """
+
+    block: str
+    off: tuple[int, ...] | None = None
+    uniform: bool = False
+    weights: tuple[float | None, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """What it does, in words."""
+        if self.uniform:
+            return f"{self.block} uniform"
+        if self.weights is not None:
+            return f"{self.block} with given weights"
+        return f"{self.block} without expert {' and '.join(map(str, self.off or ()))}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One routing to try: changes to some blocks, in this order. All other blocks compute their own routing."""
+
+    changes: tuple[RoutingChange, ...]
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VariantAnswer:
+    """What the answer would have been.
+
+    Attributes:
+        variant: with which routing.
+        probability: of the class that is the most probable one with the routing as it is.
+        difference: how much more that is than with the routing as it is.
+        top: the most probable class now.
+        same_top: whether that is the same class.
+        routing: the weights that were used, with what followed from the changes.
+    """
+
+    variant: Variant
+    probability: float
+    difference: float
+    top: ClassScore
+    same_top: bool
+    routing: RoutingTrace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AblationAnswer:
+    """The most probable class and the routing as they are, and each variant's answer."""
+
+    top: ClassScore
+    routing: RoutingTrace
+    variants: tuple[VariantAnswer, ...]
+
+
+def without_each_expert(
+    model: ModelInfo, *, blocks: Sequence[str] | None, experts: Sequence[int] | None, uniform: bool
+) -> tuple[Variant, ...]:
+    """Variants that switch experts off one by one.
+
+    Args:
+        model: whose experts.
+        blocks: names of the blocks; all if None.
+        experts: which experts of these blocks; all if None.
+        uniform: whether to try uniform routing in each block, too.
+
+    Raises:
+        InvalidParameter: there are none, or more than `MAX_VARIANTS`.
+    """
+    _demand_routing(model)
+    counts = dict(zip(model.routing.blocks, model.routing.experts, strict=True))
+    names = list(blocks or model.routing.blocks)
+    chosen: dict[str, Sequence[int]] = {
+        # An unknown block is refused by name, in `checked`.
+        block: range(counts.get(block, min(model.routing.experts))) if experts is None else experts
+        for block in names
+    }
+    count = sum(len(chosen[block]) + uniform for block in names)
+    if not 1 <= count <= MAX_VARIANTS:
+        raise InvalidParameter(
+            f"These are {count} variants; there may be 1 to {MAX_VARIANTS}. Choose some blocks or experts."
+        )
+    changes: list[RoutingChange] = []
+    for block in names:
+        changes += [RoutingChange(block=block, off=(expert,)) for expert in chosen[block]]
+        changes += [RoutingChange(block=block, uniform=True)] if uniform else []
+    return tuple(Variant(changes=(change,)) for change in changes)
+
+
+def checked(model: ModelInfo, variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    """The same variants, each with a name.
+
+    Raises:
+        InvalidParameter: there is no such block or expert, or weights of another number of experts.
+    """
+    _demand_routing(model)
+    for variant in variants:
+        for change in variant.changes:
+            _check(model, change)
+    return tuple(v if v.name else replace(v, name=", ".join(change.name for change in v.changes)) for v in variants)
+
+
+def overrides(model: ModelInfo, variants: Sequence[Variant]) -> RoutingOverrides:
+    """The routing of each variant as arrays."""
+    shape = (len(variants), *model.routing.shape)
+    weights, uniform = np.full(shape, np.nan, np.float32), np.zeros(shape[:2], np.bool_)
+    for number, variant in enumerate(variants):
+        for change in variant.changes:
+            all_of_them = change.block == ALL_BLOCKS
+            for block in range(shape[1]) if all_of_them else [model.routing.blocks.index(change.block)]:
+                if change.uniform:
+                    uniform[number, block], weights[number, block] = True, np.nan
+                elif change.weights is not None:
+                    given = [np.nan if weight is None else weight for weight in change.weights]
+                    weights[number, block, : len(given)] = given
+                else:
+                    weights[number, block, list(change.off or ())] = 0
+    return RoutingOverrides(weights, uniform)
+
+
+def answer(model: ModelInfo, variants: Sequence[Variant], output: Tensors) -> AblationAnswer:
+    """Compare the variants with the image as it is.
+
+    Args:
+        model: whose answers they are.
+        variants: `V` of them.
+        output: logits and routing weights of `V + 1` rows, the first of which is the image as it is.
+    """
+    logits, used = output[LOGITS], output[ROUTING]
+    probabilities = softmax(logits)
+    tops = [best_classes(row, its, model.labels, top_k=1)[0] for row, its in zip(logits, probabilities, strict=True)]
+    original = tops[0]
+    return AblationAnswer(
+        top=original,
+        routing=RoutingTrace(model.routing, used[0]),
+        variants=tuple(
+            VariantAnswer(
+                variant=variant,
+                probability=float(its[original.index]),
+                difference=float(its[original.index]) - original.probability,
+                top=top,
+                same_top=top.index == original.index,
+                routing=RoutingTrace(model.routing, weights),
+            )
+            for variant, its, top, weights in zip(variants, probabilities[1:], tops[1:], used[1:], strict=True)
+        ),
+    )
+
+
+def _demand_routing(model: ModelInfo) -> None:
+    if not model.routing:
+        raise InvalidParameter(f"{model.name} is a static network, without routing that could be changed.")
+
+
+def _check(model: ModelInfo, change: RoutingChange) -> None:
+    if change.block != ALL_BLOCKS and change.block not in model.routing.blocks:
+        raise InvalidParameter(
+            f"{model.name} has no CondConv block {change.block[:100]!r}; there are: {', '.join(model.routing.blocks)}, "
+            f"and {ALL_BLOCKS}."
+        )
+    for block, experts in zip(model.routing.blocks, model.routing.experts, strict=True):
+        if change.block not in (ALL_BLOCKS, block):
+            continue
+        if wrong := [expert for expert in change.off or () if not 0 <= expert < experts]:
+            raise InvalidParameter(f"{block} has the experts 0 to {experts - 1}, but no {wrong[0]}.")
+        if change.weights is not None and len(change.weights) != experts:
+            raise InvalidParameter(
+                f"weights of {block} must be {experts}, one for each expert, not {len(change.weights)}."
+            )

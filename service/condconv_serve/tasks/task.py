@@ -1,0 +1,25 @@
+"""What a task is: it says what a network's named tensors mean, one row at a time."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from condconv_serve.domain import ModelInfo, RowAnswer
+
+Answer_co = TypeVar("Answer_co", covariant=True)
+
+
+class Task(Protocol[Answer_co]):
+    """One task with the parameters of one request."""
+
+    def check(self, model: ModelInfo) -> None:
+        """Refuse what can't be asked of this model, before any work is spent on it.
+
+        Raises:
+            InvalidParameter: says what is allowed.
+        """
+        ...
+
+    def answer(self, row: RowAnswer, model: ModelInfo) -> Answer_co:
+        """Turn the tensors of one row into an answer."""
+        ...
