@@ -90,7 +90,7 @@ def ours(work: Path, *, engine: str, precision: str, architecture: str = ARCHITE
     built, described = build_engine(model, preprocessing, plan)
     if described.engine != engine:
         raise RuntimeError(described.reason)
-    return Contestant(lambda rows: built(rows).logits, lambda rows: rows, plan.streams)
+    return Contestant(lambda rows: built(rows)["logits"], lambda rows: rows, plan.streams)
 
 
 def official(work: Path, *, streams: int) -> Contestant:

@@ -19,7 +19,7 @@ import numpy as np
 import report
 from service_load import Server, photo
 
-from condconv_serve.domain import ClassScore, ImageResult, Prediction, RoutingTrace, Timings
+from condconv_serve.domain import ClassScore, ImageResult, Prediction, RoutingLayout, RoutingTrace, Timings
 from condconv_serve.routing.recent import RecentRequest, RecentRequests
 from condconv_serve.routing.statistics import RoutingStatistics
 
@@ -76,9 +76,10 @@ def microseconds_per_image(shape: tuple[int, int], images: int = 4000) -> float:
     rng = np.random.default_rng(0)
     routing = rng.random((64, *shape)).astype(np.float32)
     classes = rng.integers(0, 1000, images).tolist()
+    layout = RoutingLayout(tuple(f"block_{i}" for i in range(shape[0])), (shape[1],) * shape[0])
     best = float("inf")
     for _ in range(5):
-        statistics = RoutingStatistics(shape)
+        statistics = RoutingStatistics(layout)
         started = time.perf_counter()
         for number, index in enumerate(classes):
             statistics.observe(routing[number % 64], index)
@@ -87,11 +88,16 @@ def microseconds_per_image(shape: tuple[int, int], images: int = 4000) -> float:
     return best / images * 1e6
 
 
+EIGHT_BLOCKS = RoutingLayout(tuple(f"block_{i}" for i in range(8)), (8,) * 8)
+
+
 def microseconds_per_request(images: int = 4000) -> float:
     """Time to remember one request of one image; the best of five."""
     prediction = Prediction(
         classes=(ClassScore(0, "a", None, 1.0),) * 5,
-        routing=RoutingTrace(tuple(f"block_{i}" for i in range(8)), np.zeros((8, 8), np.float32)),
+        routing=RoutingTrace(
+            RoutingLayout(tuple(f"block_{i}" for i in range(8)), (8,) * 8), np.zeros((8, 8), np.float32)
+        ),
         timings=Timings(decode=0, queue=0, inference=0, total=0),
         batch_size=4,
     )

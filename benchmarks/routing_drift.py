@@ -17,8 +17,7 @@ from PIL import Image, ImageFilter
 
 from condconv_serve.bootstrap import load_model, plan_engines
 from condconv_serve.domain import Pixels, ServedModel
-from condconv_serve.imaging import decode_image, sufficient_side, transform
-from condconv_serve.offline.predict import expand
+from condconv_serve.offline.files import expand
 from condconv_serve.routing.drift import PSI_ALERT, DriftMeter
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.routing.tally import Tally
@@ -69,8 +68,8 @@ def routed(model: ServedModel, rows: list[Pixels]) -> tuple[NDArray[np.float32],
     """Routing weights and predicted classes."""
     outputs = [model.engine(np.stack(rows[start : start + 4])) for start in range(0, len(rows), 4)]
     return (
-        np.concatenate([output.routing for output in outputs]),
-        np.concatenate([output.logits.argmax(axis=1) for output in outputs]),
+        np.concatenate([output["routing"] for output in outputs]),
+        np.concatenate([output["logits"].argmax(axis=1) for output in outputs]),
     )
 
 
@@ -106,17 +105,11 @@ def main() -> None:
     settings = Settings(engine="tensorflow")
     bundle = open_bundle(Catalog(settings.model_store).find("efficientnet-lite0-condconv-4e"))
     model = load_model(bundle, plan_engines(settings))
-    rows = [
-        transform(
-            decode_image(file.read_bytes(), max_pixels=10**8, sufficient_side=sufficient_side(model.preprocessing)),
-            model.preprocessing,
-        )
-        for file in expand(options.photos)
-    ]
+    rows = [model_row(file.read_bytes(), model, max_pixels=10**8) for file in expand(options.photos)]
     images = [Image.fromarray(row) for row in rows]
     found = {name: routed(model, [np.asarray(change(image)) for image in images]) for name, change in CHANGES.items()}
-    found["other domain"] = routed(model, other_domain(model.preprocessing.image_size, len(rows)))
-    half = len(rows) // 2
+    found["other domain"] = routed(model, other_domain(model.info.preprocessing.image_size, len(rows)))
+    half, layout = len(rows) // 2, model.info.routing
     results = []
     for live in (n for n in (30, 60, 125, 500) if n <= half):
         for name, (routing, classes) in found.items():
@@ -124,9 +117,10 @@ def main() -> None:
             outcomes = []
             for _ in range(options.repeats):
                 order = rng.permutation(len(rows))
-                meter = DriftMeter(profile_of(found["none"][0][order[:half]], found["none"][1][order[:half]]))
+                reference = profile_of(found["none"][0][order[:half]], found["none"][1][order[:half]], layout)
+                meter = DriftMeter(reference, layout)
                 chosen = order[half : half + live]
-                outcomes.append(judge(Tally.of(routing[chosen], classes[chosen]), meter))
+                outcomes.append(judge(Tally.of(routing[chosen], classes[chosen], layout), meter))
             psi, js, share, alert = (np.array(column, float) for column in zip(*outcomes, strict=True))
             results.append(
                 {

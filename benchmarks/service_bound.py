@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from condconv_serve.bootstrap import Service
-from condconv_serve.imaging import make_row
+from condconv_serve.imaging import model_row
 from condconv_serve.offline.throughput import measure
 from condconv_serve.settings import Settings
 
@@ -28,7 +28,7 @@ def main() -> None:
     model, plan, data = service.registry.get(), service.plan, Path(sys.argv[1]).read_bytes()
 
     def decoded(_: int = 0) -> object:
-        return make_row(data, model.preprocessing, max_pixels=settings.max_pixels, crop_jpeg=model.crop_jpeg)
+        return model_row(data, model, max_pixels=settings.max_pixels)
 
     rows = np.stack([decoded()] * plan.max_batch_size)
 

@@ -65,7 +65,7 @@ def routes_table() -> str:
     """Every route with its summary."""
     nothing: Any = None
     parts = Parts(
-        classifier=nothing,
+        images=nothing,
         models=nothing,
         metrics=Metrics(CollectorRegistry()),
         limits=BodyLimits(max_body_bytes=1, max_images=1),

@@ -103,13 +103,13 @@ class ModelLoader(Protocol):
 class Service:
     """One service from settings: its models, its plane, its application."""
 
-    def __init__(self, settings: Settings, *, only: str | None = None, load: ModelLoader = load_model) -> None:
+    def __init__(self, settings: Settings, *, only: str | None = None, load: ModelLoader | None = None) -> None:
         """Find and check the bundles; nothing is loaded yet.
 
         Args:
             settings: what to serve and how.
             only: name of the one model to load; all models of the store if None.
-            load: makes an engine of a bundle.
+            load: makes an engine of a bundle; `load_model` if None.
 
         Raises:
             BundleError: the store or a bundle in it is unusable.
@@ -132,7 +132,7 @@ class Service:
         self.metrics.max_queue_rows.set(settings.max_queue_rows)
         self.metrics.memory_limit_bytes.set(memory_limit() or math.inf)
         self.registry = Registry(
-            partial(load, plan=self.plan, metrics=self.metrics),
+            partial(load or load_model, plan=self.plan, metrics=self.metrics),
             default_model=self._default_model,
             warm_up_sizes=range(1, self.plan.max_batch_size + 1),
             streams=self.plan.streams,

@@ -8,7 +8,7 @@ import socket
 
 from prometheus_client import disable_created_metrics
 
-from condconv_serve.bootstrap import ModelLoader, Service, load_model
+from condconv_serve.bootstrap import ModelLoader, Service
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.fronts.keys import KeyRing, parse_keys
 from condconv_serve.fronts.native import Access
@@ -19,12 +19,12 @@ from condconv_serve.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, *, load: ModelLoader = load_model) -> None:
+def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
     """Serve until a signal ends it.
 
     Args:
         settings: what to serve and how.
-        load: makes an engine of a bundle.
+        load: makes an engine of a bundle; `load_model` if None.
 
     Raises:
         BundleError, ConfigurationError: what is to be served is unusable.

@@ -14,7 +14,7 @@ import numpy as np
 
 from condconv_serve import bootstrap
 from condconv_serve.cli import app
-from condconv_serve.domain import Engine, ModelOutput, Pixels, ServedModel
+from condconv_serve.domain import Engine, Pixels, ServedModel, Tensors
 
 POISON = (255, 0, 255)
 """A picture of this colour makes its batch raise."""
@@ -29,7 +29,7 @@ class FaultyEngine:
         self._engine = engine
         self._file = file
 
-    def __call__(self, rows: Pixels, stream: int = 0) -> ModelOutput:
+    def __call__(self, rows: Pixels, stream: int = 0) -> Tensors:
         """Compute, or fail as the file says: `broken`, `slow SECONDS`, `memory ROWS`."""
         fault, *number = self._file.read_text().split() or [""]
         if fault == "broken" or _any_of(rows, POISON):

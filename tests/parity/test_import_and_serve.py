@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from condconv_serve.imaging import make_row
+from condconv_serve.imaging import model_row
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import open_bundle
 from tests.e2e.server import ROOT, Server, environment
@@ -107,15 +107,12 @@ def test_in_process(golden, assert_close):
     model, store, outputs = golden
     served = load_model(open_bundle(store / model.name / "1"), PLAN)
     try:
-        rows = [
-            make_row(photo, served.preprocessing, max_pixels=10**6, crop_jpeg=served.crop_jpeg)
-            for photo in photographs(outputs)
-        ]
+        rows = [model_row(photo, served, max_pixels=10**6) for photo in photographs(outputs)]
         found = [served.engine(np.stack(rows[start : start + 4])) for start in (0, 4)]
     finally:
         served.engine.close()
-    assert_close(np.concatenate([part.logits for part in found]), outputs["logits"], IN_PROCESS)
-    assert_close(np.concatenate([part.routing for part in found]), outputs["routing"], IN_PROCESS)
+    assert_close(np.concatenate([part["logits"] for part in found]), outputs["logits"], IN_PROCESS)
+    assert_close(np.concatenate([part["routing"] for part in found]), outputs["routing"], IN_PROCESS)
 
 
 def test_over_http(golden):

@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.numpy import load_file, save
 from typer.testing import CliRunner
 
-from condconv_serve import __version__, bootstrap
+from condconv_serve import __version__, bootstrap, serve
 from condconv_serve.cli import app
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import build_efficientnet, get_architecture
-from condconv_serve.offline import predict as local
+from condconv_serve.offline import profile, verify
 from condconv_serve.settings import Settings
 from condconv_serve.store import write_bundle
 from tests.pictures import jpeg, photo
@@ -49,7 +49,7 @@ def _nothing_loaded(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("a model was loaded, though the command could have failed before")
 
-    for module in (bootstrap, local):
+    for module in (bootstrap, profile, verify):
         monkeypatch.setattr(module, "load_model", fail)
 
 
@@ -101,7 +101,7 @@ def test_nothing_but_computing_needs_tensorflow():
     result = in_own_process(
         "-c",
         "import sys, condconv_serve.fronts.native, condconv_serve.bootstrap, condconv_serve.cli\n"
-        "import condconv_serve.offline.predict\n"
+        "import condconv_serve.offline.classify\n"
         "print([name for name in ('tensorflow', 'keras', 'openvino', 'matplotlib') if name in sys.modules])",
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "[]\n", "")
@@ -205,8 +205,9 @@ class TestPredict:
 
     def test_long_names_and_labels_stay_on_a_line(self, photos, tmp_path, monkeypatch):
         model = default_model()
-        labels = tuple(replace(label, label=f"{label.label} {'x' * 300}\x1b[2J") for label in model.labels)
-        monkeypatch.setattr(bootstrap, "load_model", lambda *_, **__: replace(model, labels=labels))
+        labels = tuple(replace(label, label=f"{label.label} {'x' * 300}\x1b[2J") for label in model.info.labels)
+        named = replace(model, info=replace(model.info, labels=labels))
+        monkeypatch.setattr(bootstrap, "load_model", lambda *_, **__: named)
         file = tmp_path / "y" / ("n" * 200) / "photo.jpg"
         file.parent.mkdir(parents=True)
         shutil.copy(photos / "coffee.jpg", file)
@@ -467,7 +468,7 @@ class TestServe:
     def served(self, monkeypatch):
         """The settings that a server would have got."""
         calls = []
-        monkeypatch.setattr(bootstrap, "serve", calls.append)
+        monkeypatch.setattr(serve, "serve", calls.append)
         yield calls
         logging.getLogger("condconv_serve").setLevel(logging.NOTSET)
 
@@ -492,7 +493,7 @@ class TestServe:
         def fail(_):
             raise ConfigurationError("Can't listen on 127.0.0.1:80: Permission denied.")
 
-        monkeypatch.setattr(bootstrap, "serve", fail)
+        monkeypatch.setattr(serve, "serve", fail)
         assert condconv("serve") == (1, "", "error: Can't listen on 127.0.0.1:80: Permission denied.\n")
 
 

@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 
 from condconv_serve import bootstrap
 from condconv_serve.cli import app
-from condconv_serve.offline import predict as local
+from condconv_serve.offline import profile
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.statistics import RoutingStatistics
 from condconv_serve.settings import Settings
 from condconv_serve.store import open_bundle, read_profile
+from tests.contract.fakes import even_layout
 from tests.pictures import jpeg, photo
 from tests.unit.store.samples import DEFAULT, STORE, default_model
 
@@ -28,7 +29,7 @@ def _environment(monkeypatch):
     monkeypatch.setenv("CONDCONV_MODEL_STORE", str(STORE))
     monkeypatch.setenv("CONDCONV_MAX_BATCH_SIZE", "2")
     monkeypatch.setenv("CONDCONV_ENGINE", "tensorflow")
-    for module in (bootstrap, local):
+    for module in (bootstrap, profile):
         monkeypatch.setattr(module, "load_model", lambda bundle, plan, *, metrics=None: default_model())
 
 
@@ -120,10 +121,10 @@ def test_a_profile_of_nothing(tmp_path):
 
 
 def state(routing, *, version="1", blocks=("block_1", "block_2")):
-    statistics = RoutingStatistics(routing.shape[1:])
+    statistics = RoutingStatistics(even_layout(blocks, routing.shape[-1]))
     for number, weights in enumerate(routing):
         statistics.observe(weights, number % 5)
-    return RoutingState.of(statistics, model="m", version=version, blocks=blocks).pack()
+    return RoutingState.of(statistics, model="m", version=version).pack()
 
 
 ROUTING = np.random.default_rng(0).random((50, 2, 3)).astype(np.float32)

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from condconv_serve.bootstrap import load_keys
 from condconv_serve.cli import app
 from condconv_serve.errors import ConfigurationError, RateLimited, Unauthenticated
 from condconv_serve.fronts import keys
 from condconv_serve.fronts.keys import ApiKey, KeyRing, RateLimits, new_key, parse_keys, read_keys
+from condconv_serve.serve import load_keys
 from condconv_serve.settings import Settings
 
 HASH = sha256(b"secret").hexdigest()

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from condconv_serve.domain import RoutingTrace
+from condconv_serve.domain import RoutingLayout, RoutingTrace
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.routing.by_class import by_class
 from condconv_serve.routing.plot_classes import depths_of, plot_by_class
 from condconv_serve.routing.report import check_report_path, report, write_report
+from tests.contract.fakes import even_layout
 
 BLOCKS = tuple(f"block_{i}" for i in range(5))
 
@@ -22,7 +23,7 @@ def traces(classes=3, images=6, *, experts=4, apart=0.3, names=None, seed=0):
             weights = rng.uniform(0.3, 0.5, (len(BLOCKS), experts))
             weights[-1] += apart * (number % 2)
             name = names[number] if names else f"class {number}"
-            found.append((name, RoutingTrace(BLOCKS, weights.astype(np.float32))))
+            found.append((name, RoutingTrace(even_layout(BLOCKS, experts), weights.astype(np.float32))))
     return found
 
 
@@ -51,8 +52,9 @@ def test_blocks_with_different_numbers_of_experts(tmp_path):
     given = traces()
     for _, trace in given:
         trace.weights[-1, 2:] = 0
-    found = by_class([(label, RoutingTrace(BLOCKS, trace.weights, counts)) for label, trace in given])
-    alone = by_class([(label, RoutingTrace(BLOCKS[-1:], trace.weights[-1:, :2])) for label, trace in given])
+    found = by_class([(label, RoutingTrace(RoutingLayout(BLOCKS, counts), trace.weights)) for label, trace in given])
+    last = even_layout(BLOCKS[-1:], 2)
+    alone = by_class([(label, RoutingTrace(last, trace.weights[-1:, :2])) for label, trace in given])
     np.testing.assert_allclose(found.between[-1], alone.between[0])
     np.testing.assert_allclose(found.within[-1], alone.within[0])
     np.testing.assert_allclose(found.overall.entropy_mean[-1], alone.overall.entropy_mean[0])
@@ -114,7 +116,7 @@ def test_report_needs_nothing_else(tmp_path):
 
 
 def test_report_of_many_classes_stays_readable():
-    trace = RoutingTrace(BLOCKS[:1], np.full((1, 2), 0.5, np.float32))
+    trace = RoutingTrace(even_layout(BLOCKS[:1], 2), np.full((1, 2), 0.5, np.float32))
     page = report(by_class([(f"class {number}", trace) for number in range(1100)]), model="m/1")
     assert "The first 1000 of 1100 classes" in page
     assert "Shown are the 8 with the most images" in page
@@ -128,4 +130,4 @@ def test_a_report_that_can_not_be_written(tmp_path, name):
 
 def test_a_static_network():
     with pytest.raises(InvalidParameter, match="static"):
-        by_class([("a", RoutingTrace((), np.zeros((0, 0), np.float32)))])
+        by_class([("a", RoutingTrace(RoutingLayout(), np.zeros((0, 0), np.float32)))])

@@ -1,3 +1,4 @@
+import itertools
 import tracemalloc
 import weakref
 from dataclasses import replace
@@ -5,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from condconv_serve.domain import ClassScore, ImageResult, Prediction, RoutingTrace, Timings
+from condconv_serve.domain import ClassScore, ImageResult, Prediction, RoutingLayout, RoutingTrace, Timings
 from condconv_serve.errors import CorruptImage, RoutingNotFound
 from condconv_serve.routing.drift import BIN_SHARE, DriftMeter, _join
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.routing.recent import RecentRequest, RecentRequests
 from condconv_serve.routing.tally import BINS, Tally
+from tests.contract.fakes import even_layout, layout_of
 
 
 def beta(count, a, b, *, seed=0, shape=(4, 3)):
@@ -18,8 +20,9 @@ def beta(count, a, b, *, seed=0, shape=(4, 3)):
 
 
 def measured(reference, live):
-    meter = DriftMeter(profile_of(reference, np.zeros(len(reference), int)))
-    return meter.measure(Tally.of(live, np.zeros(len(live), int)))
+    layout = layout_of(reference)
+    meter = DriftMeter(profile_of(reference, np.zeros(len(reference), int), layout), layout)
+    return meter.measure(Tally.of(live, np.zeros(len(live), int), layout_of(live)))
 
 
 @pytest.mark.parametrize("count", [1, 5, 20, 100, 1000, 20_000])
@@ -73,9 +76,8 @@ def test_opposite_ends_are_as_far_apart_as_can_be():
 
 
 def test_every_joined_bin_holds_enough():
-    for histogram in (
-        Tally.of(beta(n, a, 3, shape=(2, 2)), np.zeros(n, int)).histogram for n in (1, 7, 250) for a in (0.2, 2)
-    ):
+    for n, a in itertools.product((1, 7, 250), (0.2, 2)):
+        histogram = Tally.of(beta(n, a, 3, shape=(2, 2)), np.zeros(n, int), even_layout(2, 2)).histogram
         images = int(histogram[0, 0].sum())
         groups, sizes = _join(histogram, images)
         assert (np.diff(groups, axis=-1) >= 0).all()
@@ -95,9 +97,9 @@ def test_experts_that_a_block_does_not_have_change_nothing():
     classes = np.zeros(250, int)
     expected = measured(reference, live)
     reference[:, 1, 1] = live[:, 1, 1] = 0
-    wide = [np.pad(weights, ((0, 0), (0, 0), (0, 2))) for weights in (reference, live)]
-    meter = DriftMeter(profile_of(wide[0], classes, experts=(2, 1)), experts=(2, 1))
-    first, second = meter.measure(Tally.of(wide[1], classes[:100], experts=(2, 1)))
+    layout = RoutingLayout(("block_1", "block_2"), (2, 1))
+    meter = DriftMeter(profile_of(reference, classes, layout), layout)
+    first, second = meter.measure(Tally.of(live, classes[:100], layout))
     alone = [weights[:, 1:, :1] for weights in (reference, live)]
     assert first == expected[0]
     assert second == measured(*alone)[0]
@@ -111,7 +113,7 @@ def test_nothing_to_compare():
 
 def test_profile():
     routing, classes = beta(40, 2, 3), np.repeat([3, 8, 5], [20, 4, 16])
-    profile = profile_of(routing, classes, min_class_images=5)
+    profile = profile_of(routing, classes, layout_of(routing), min_class_images=5)
     assert profile.images == 40
     np.testing.assert_allclose(profile.mean, routing.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(profile.deviation, routing.std(axis=0), rtol=1e-5)
@@ -120,7 +122,7 @@ def test_profile():
     np.testing.assert_allclose(profile.class_mean[1], routing[24:].mean(axis=0), rtol=1e-6)
     assert (profile.histogram.sum(axis=-1) == 40).all()
     np.testing.assert_allclose(profile.load.sum(axis=-1), 1)
-    assert profile_of(routing, classes, min_class_images=99).class_mean.shape == (0, 4, 3)
+    assert profile_of(routing, classes, layout_of(routing), min_class_images=99).class_mean.shape == (0, 4, 3)
 
 
 # --- recent requests
@@ -132,7 +134,7 @@ def request(name, images=1, *, experts=4, classes=0):
     batch = np.ones((8, 1, experts), np.float32)
     prediction = Prediction(
         classes=tuple(ClassScore(i, "label of the model", None, i / 7) for i in range(1000, 1000 + classes)),
-        routing=RoutingTrace(BLOCKS, batch[3], (experts,)),
+        routing=RoutingTrace(even_layout(BLOCKS, experts), batch[3]),
         timings=Timings(decode=0, queue=0, inference=0, total=0),
         batch_size=8,
     )
@@ -192,7 +194,7 @@ def test_whole_batches_are_not_kept_alive():
     recent.remember(given, owner=None)
     weights = recent.find("a", owner=None).results[0].prediction.routing.weights
     assert weights.base is None
-    assert recent.find("a", owner=None).results[0].prediction.routing.experts == (4,)
+    assert recent.find("a", owner=None).results[0].prediction.routing.layout == even_layout(BLOCKS, 4)
     np.testing.assert_array_equal(weights, given.results[0].prediction.routing.weights)
 
 

@@ -4,16 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from condconv_serve.domain import RoutingTrace
+from condconv_serve.domain import RoutingLayout, RoutingTrace
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.routing.plot import check_plot_path, draw_routing, plot_routing
+from tests.contract.fakes import even_layout
 
 BLOCKS = ("block_8", "block_9", "block_10")
 
 
 def trace(weight=None, *, experts=4, seed=0):
     weights = np.random.default_rng(seed).random((len(BLOCKS), experts)).astype(np.float32)
-    return RoutingTrace(BLOCKS, weights if weight is None else np.full_like(weights, weight))
+    return RoutingTrace(even_layout(BLOCKS, experts), weights if weight is None else np.full_like(weights, weight))
 
 
 def pixels_of(file):
@@ -66,14 +67,14 @@ def test_a_directory_that_is_not_there(tmp_path):
 
 def test_a_static_network_has_nothing_to_plot(tmp_path):
     with pytest.raises(InvalidParameter, match="static network"):
-        plot_routing([("image", RoutingTrace((), np.zeros((0, 0), np.float32)))], tmp_path / "plot.png")
+        plot_routing([("image", RoutingTrace(RoutingLayout(), np.zeros((0, 0), np.float32)))], tmp_path / "plot.png")
     assert not (tmp_path / "plot.png").exists()
 
 
 def test_very_many_experts_and_blocks_stay_a_picture_of_bounded_size():
     blocks = tuple(f"block_{i}" for i in range(40))
     weights = np.random.default_rng(0).random((40, 64)).astype(np.float32)
-    data = draw_routing([("image", RoutingTrace(blocks, weights))] * 5, "png")
+    data = draw_routing([("image", RoutingTrace(even_layout(blocks, 64), weights))] * 5, "png")
     with Image.open(io.BytesIO(data)) as image:
         assert max(image.size) <= 4000
 

@@ -6,8 +6,10 @@ import pytest
 
 from condconv_serve.routing.statistics import RoutingStatistics
 from condconv_serve.routing.tally import Tally
+from tests.contract.fakes import even_layout
 
 SHAPE = (3, 4)
+LAYOUT = even_layout(*SHAPE)
 
 
 class Clock:
@@ -25,7 +27,7 @@ def clock():
 
 @pytest.fixture
 def statistics(clock):
-    return RoutingStatistics(SHAPE, clock=clock)
+    return RoutingStatistics(LAYOUT, clock=clock)
 
 
 def some(count, *, seed=0, classes=5):
@@ -39,7 +41,7 @@ def observe(statistics, routing, classes):
 
 
 def assert_equals(tally, routing, classes):
-    expected = Tally.of(routing, classes)
+    expected = Tally.of(routing, classes, LAYOUT)
     assert tally.count == expected.count == len(routing)
     for name in ("mean", "deviation", "histogram", "load", "active_share", "entropy_mean", "entropy_deviation"):
         np.testing.assert_allclose(getattr(tally, name), getattr(expected, name), rtol=0, atol=1e-9, err_msg=name)
@@ -127,7 +129,7 @@ def test_reset(statistics, clock):
 
 
 def test_threads_lose_nothing():
-    statistics = RoutingStatistics(SHAPE)
+    statistics = RoutingStatistics(LAYOUT)
     routing, classes = some(4000)
     parts = np.split(np.arange(4000), 4)
     threads = [threading.Thread(target=observe, args=(statistics, routing[p], classes[p])) for p in parts]
@@ -145,7 +147,7 @@ def test_memory_is_bounded_whatever_the_traffic(clock):
     routing = np.random.default_rng(0).random((50, 40, 64)).astype(np.float32)
     tracemalloc.start()
     try:
-        statistics = RoutingStatistics((40, 64), clock=clock)
+        statistics = RoutingStatistics(even_layout(40, 64), clock=clock)
         index = 0
         for _ in range(240):
             clock.now += 5

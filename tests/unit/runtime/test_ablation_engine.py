@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from keras import layers
 
-from condconv_serve.domain import ModelOutput, Preprocessing, RoutingOverrides
+from condconv_serve.domain import LOGITS, ROUTING, Preprocessing, RoutingOverrides
 from condconv_serve.errors import AblationBusy, BundleError, DeadlineExceeded, InferenceFailed, VersionNotFound
-from condconv_serve.inference.ablation_queue import SlowLane
+from condconv_serve.inference.ablation_queue import AblationQueue
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, get_architecture
 from condconv_serve.runtime.ablation_engine import AblationEngine
 from condconv_serve.runtime.outputs import with_routing
@@ -108,22 +108,22 @@ def test_equal_plain_keras(subject, assert_close):
     )
     row = some_row()
     found = engine(row, overrides)
-    assert found.logits.shape == (8, 7)
+    assert found["logits"].shape == (8, 7)
     whole = network((row[None].astype(np.float32) - 127) / 128)
-    assert_close(found.logits[0], whole["logits"][0], 1e-4)
-    assert_close(found.routing[0], np.concatenate(list(whole["routing"].values())), 1e-4)
+    assert_close(found["logits"][0], whole["logits"][0], 1e-4)
+    assert_close(found["routing"][0], np.concatenate(list(whole["routing"].values())), 1e-4)
     for number in range(7):
         logits, used = plain(network, row, overrides.weights[number], overrides.uniform[number])
-        assert_close(found.logits[1 + number], logits, 1e-4)
-        assert_close(found.routing[1 + number], used, 1e-4)
-    np.testing.assert_array_equal(found.logits[7], found.logits[0])
+        assert_close(found["logits"][1 + number], logits, 1e-4)
+        assert_close(found["routing"][1 + number], used, 1e-4)
+    np.testing.assert_array_equal(found["logits"][7], found["logits"][0])
 
 
 def test_a_change_reaches_later_blocks_but_no_earlier_ones(subject):
     network, engine = subject
     shape = shape_of(network)
     found = engine(some_row(1), overrides_of({(3, 0): 0.0}, **shape))
-    original, changed = found.routing
+    original, changed = found["routing"]
     np.testing.assert_array_equal(changed[:3], original[:3])
     np.testing.assert_array_equal(changed[3, 1:], original[3, 1:])
     assert changed[3, 0] == 0
@@ -138,10 +138,10 @@ def test_the_same_alone_and_among_many(subject, assert_close):
     together = engine(row, overrides_of(*every, **shape))
     for number in (0, 5, len(every) - 1):
         alone = engine(row, overrides_of(every[number], **shape))
-        assert_close(together.logits[1 + number], alone.logits[1], 1e-5)
-        assert_close(together.routing[1 + number], alone.routing[1], 1e-5)
+        assert_close(together["logits"][1 + number], alone["logits"][1], 1e-5)
+        assert_close(together["routing"][1 + number], alone["routing"][1], 1e-5)
     reversed_order = engine(row, overrides_of(*every[::-1], **shape))
-    assert_close(reversed_order.logits[:0:-1], together.logits[1:], 1e-5)
+    assert_close(reversed_order["logits"][:0:-1], together["logits"][1:], 1e-5)
 
 
 def test_stopping(subject):
@@ -175,9 +175,9 @@ def test_a_network_of_other_making(randomise, assert_close):
     found = AblationEngine(network, PREPROCESSING)(row, overrides)
     for number, (weights, uniform) in enumerate(zip(overrides.weights, overrides.uniform, strict=True)):
         logits, used = plain(network, row, weights, uniform)
-        assert_close(found.logits[1 + number], logits, 1e-4)
-        assert_close(found.routing[1 + number], used, 1e-4)
-    np.testing.assert_array_equal(found.logits[1], found.logits[0])
+        assert_close(found["logits"][1 + number], logits, 1e-4)
+        assert_close(found["routing"][1 + number], used, 1e-4)
+    np.testing.assert_array_equal(found["logits"][1], found["logits"][0])
 
 
 def test_routing_that_nothing_but_the_logits_follow_from():
@@ -194,10 +194,10 @@ def test_routing_that_nothing_but_the_logits_follow_from():
         overrides.weights[0, 1:],
         overrides.uniform[0, 1:],
     )
-    np.testing.assert_allclose(found.logits[1], logits, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found.routing[1, 1], used[0], rtol=1e-5)
-    np.testing.assert_array_equal(found.logits[2], found.logits[0])
-    assert found.routing[2, 0, 0] == 0
+    np.testing.assert_allclose(found["logits"][1], logits, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["routing"][1, 1], used[0], rtol=1e-5)
+    np.testing.assert_array_equal(found["logits"][2], found["logits"][0])
+    assert found["routing"][2, 0, 0] == 0
 
 
 def test_two_blocks_of_one_routing():
@@ -228,7 +228,7 @@ class Fake:
         while not self.go.wait(0.005):
             if stopped():
                 return None
-        return ModelOutput(np.zeros((2, 5), np.float32), np.zeros((2, 2, 3), np.float32))
+        return {LOGITS: np.zeros((2, 5), np.float32), ROUTING: np.zeros((2, 2, 3), np.float32)}
 
     def close(self):
         self.closed = True
@@ -255,10 +255,10 @@ async def until(event):
 
 async def test_answers():
     fake = Fake()
-    with SlowLane(lambda *place: fake) as lane:
+    with AblationQueue(lambda *place: fake) as lane:
         for _ in range(3):
             answer = await ablated(lane, A, ROW, ONE)
-            assert answer.output.logits.shape == (2, 5)
+            assert answer.output["logits"].shape == (2, 5)
             assert answer.queue >= 0
             assert answer.inference > 0
     assert fake.calls == 3
@@ -268,7 +268,7 @@ async def test_answers():
 async def test_too_many_waiting_are_refused_at_once():
     fake = Fake()
     fake.go.clear()
-    with SlowLane(lambda *place: fake, max_waiting=2) as lane:
+    with AblationQueue(lambda *place: fake, max_waiting=2) as lane:
         waiting = [asyncio.create_task(ablated(lane, A, ROW, ONE)) for _ in range(2)]
         await until(fake.started)
         with pytest.raises(AblationBusy, match="2 ablations are waiting") as caught:
@@ -285,7 +285,7 @@ async def test_too_many_waiting_are_refused_at_once():
 async def test_a_deadline_ends_what_runs_and_what_waits():
     fake = Fake()
     fake.go.clear()
-    with SlowLane(lambda *place: fake) as lane:
+    with AblationQueue(lambda *place: fake) as lane:
         now = asyncio.get_running_loop().time()
         with pytest.raises(DeadlineExceeded):
             await ablated(lane, A, ROW, ONE, deadline=time.monotonic() + 0.1)
@@ -297,7 +297,7 @@ async def test_a_deadline_ends_what_runs_and_what_waits():
 async def test_cancelling_makes_room():
     fake = Fake()
     fake.go.clear()
-    with SlowLane(lambda *place: fake, max_waiting=1) as lane:
+    with AblationQueue(lambda *place: fake, max_waiting=1) as lane:
         task = asyncio.create_task(ablated(lane, A, ROW, ONE))
         await until(fake.started)
         task.cancel()
@@ -315,7 +315,7 @@ async def test_models_take_turns_in_memory():
         made.setdefault(name, []).append(Fake())
         return made[name][-1]
 
-    with SlowLane(load, max_loaded=1) as lane:
+    with AblationQueue(load, max_loaded=1) as lane:
         await ablated(lane, A, ROW, ONE)
         await ablated(lane, A, ROW, ONE)
         assert len(made["a"]) == 1
@@ -338,7 +338,7 @@ async def test_errors():
             raise VersionNotFound("gone")
         return Broken()
 
-    with SlowLane(load) as lane:
+    with AblationQueue(load) as lane:
         with pytest.raises(InferenceFailed, match="could not compute this ablation"):
             await ablated(lane, A, ROW, ONE)
         with pytest.raises(VersionNotFound):
@@ -349,7 +349,7 @@ async def test_errors():
 async def test_closing_ends_what_runs():
     fake = Fake()
     fake.go.clear()
-    with SlowLane(lambda *place: fake) as lane:
+    with AblationQueue(lambda *place: fake) as lane:
         tasks = [asyncio.create_task(ablated(lane, A, ROW, ONE)) for _ in range(2)]
         await until(fake.started)
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
@@ -363,12 +363,12 @@ def test_the_shipped_model_agrees_with_its_engine(assert_close):
     from tests.unit.store.samples import DEFAULT
 
     model = default_model()
-    engine = AblationEngine(load_network(open_bundle(DEFAULT)), model.preprocessing)
+    engine = AblationEngine(load_network(open_bundle(DEFAULT)), model.info.preprocessing)
     row = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     overrides = overrides_of({(0, 0): 0.0}, blocks=8, experts=4)
     found, served = engine(row, overrides), model.engine(row[None])
-    assert_close(found.logits[0], served.logits[0], 1e-4)
-    assert_close(found.routing[0], served.routing[0], 1e-4)
+    assert_close(found["logits"][0], served["logits"][0], 1e-4)
+    assert_close(found["routing"][0], served["routing"][0], 1e-4)
     engine.close()
 
 
@@ -381,7 +381,7 @@ async def test_leaving_does_not_wait_for_a_load_that_hangs(monkeypatch):
         go.wait(60)
         return Fake()
 
-    with SlowLane(load) as lane:
+    with AblationQueue(load) as lane:
         task = asyncio.create_task(ablated(lane, A, ROW, ONE))
         await until(begun)
         started = time.monotonic()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import ModelOutput, Preprocessing
+from condconv_serve.domain import LOGITS, ROUTING, Preprocessing
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import build_efficientnet, get_architecture
 from condconv_serve.runtime import engines
@@ -49,8 +49,8 @@ def test_any_batch_size_gives_what_keras_computes(name, network, rows, expected,
     assert description.engine == name
     for count in (1, 2, 3, 4, 7, 11):
         output = engine(rows[:count])
-        assert_close(output.logits, expected[0][:count], 1e-4)
-        assert_close(output.routing, expected[1][:count], 1e-4)
+        assert_close(output["logits"], expected[0][:count], 1e-4)
+        assert_close(output["routing"], expected[1][:count], 1e-4)
     engine.close()
 
 
@@ -77,8 +77,8 @@ def test_rows_between_the_levels(name, network, rows, expected, assert_close):
         assert description.engine == name
     exact = np.random.default_rng(2).uniform(-25, 280, (3, 64, 64, 3)).astype(np.float32)
     outputs = network((exact - 127) / 128, training=False)
-    assert_close(engine(exact).logits, np.asarray(outputs["logits"]), 1e-4)
-    assert_close(engine(rows[:2]).logits, expected[0][:2], 1e-4)
+    assert_close(engine(exact)["logits"], np.asarray(outputs["logits"]), 1e-4)
+    assert_close(engine(rows[:2])["logits"], expected[0][:2], 1e-4)
     engine.close()
 
 
@@ -89,7 +89,7 @@ def test_xla_pads_and_cuts(precision, network, rows, expected, assert_close):
         network, PREPROCESSING, devices=("CPU:0",), precision=precision, max_batch_size=4, metrics=metrics
     )
     output = engine(rows[:7])
-    assert_close(output.logits, expected[0][:7], 1e-4 if precision == "float32" else 5e-2)
+    assert_close(output["logits"], expected[0][:7], 1e-4 if precision == "float32" else 5e-2)
     assert metrics.registry.get_sample_value("condconv_padding_rows_total") == 1
 
 
@@ -105,7 +105,7 @@ small = get_architecture("efficientnet-condconv-b0-4e", **SMALL)
 engine = XlaEngine(build_efficientnet(small), Preprocessing(transform="official", image_size=64),
                    devices=("CPU:0", "CPU:1"), precision="float32", max_batch_size=1)
 rows = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-first, second = engine(rows, 0).logits, engine(rows, 1).logits
+first, second = engine(rows, 0)["logits"], engine(rows, 1)["logits"]
 assert np.abs(first - second).max() <= 1e-5 * np.abs(first).max()
 functions = [function.get_concrete_function(tf.constant(rows)) for _, function in engine._devices]
 where = [{variable.device[-5:] for variable in function.variables} for function in functions]
@@ -124,7 +124,7 @@ assert where == [{"CPU:0"}, {"CPU:1"}], where
 
 class Wrong:
     def __call__(self, rows, stream=0):
-        return ModelOutput(np.ones((len(rows), 7), np.float32), np.ones((len(rows), 4, 4), np.float32))
+        return {LOGITS: np.ones((len(rows), 7), np.float32), ROUTING: np.ones((len(rows), 4, 4), np.float32)}
 
     def close(self):
         pass

@@ -36,31 +36,31 @@ def bundle_of(tmp_path):
 def test_a_loaded_model_computes_what_its_network_computes(network, weights, bundle_of, assert_close):
     model = load_model(bundle_of(weights=weights), PLAN)
     assert (model.name, model.version) == ("small", "1")
-    assert tuple(model.labels) == LABELS
-    assert model.preprocessing.image_size == 64
-    assert model.routing_blocks == tuple(f"block_{i}" for i in range(8, 16))
+    assert tuple(model.info.labels) == LABELS
+    assert model.info.preprocessing.image_size == 64
+    assert model.info.routing.blocks == tuple(f"block_{i}" for i in range(8, 16))
     assert model.num_experts == 4
     assert (model.computed_by.engine, model.computed_by.precision) == ("tensorflow", "float32")
-    assert model.description["parameters"] == sum(int(np.prod(v.shape)) for v in network.trainable_weights)
-    assert model.description["model_card"] == "# Small\n\nNot for use.\n"
-    assert model.description["architecture"] == ARCHITECTURE
+    assert model.info.cost.parameters == sum(int(np.prod(v.shape)) for v in network.trainable_weights)
+    assert model.info.model_card == "# Small\n\nNot for use.\n"
+    assert model.info.manifest.architecture.model_dump() == ARCHITECTURE
 
     rows = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     found = model.engine(rows)
     expected = network((rows.astype(np.float32) - 127) / 128, training=False)
-    assert_close(found.logits, expected["logits"], 1e-4)
-    assert_close(found.routing, np.stack(list(expected["routing"].values()), axis=1), 1e-4)
+    assert_close(found["logits"], expected["logits"], 1e-4)
+    assert_close(found["routing"], np.stack(list(expected["routing"].values()), axis=1), 1e-4)
     model.engine.close()
 
 
 def test_the_committed_bundle():
     model = default_model()
-    assert model.description["parameters"] == 12_677_576
-    assert (len(model.labels), model.num_experts, len(model.routing_blocks)) == (1000, 4, 8)
+    assert model.info.cost.parameters == 12_677_576
+    assert (len(model.info.labels), model.info.routing.shape) == (1000, (8, 4))
     output = model.engine(np.zeros((2, 224, 224, 3), np.uint8))
-    assert (output.logits.shape, output.routing.shape) == ((2, 1000), (2, 8, 4))
-    assert np.isfinite(output.logits).all()
-    assert 0 <= output.routing.min() < output.routing.max() <= 1
+    assert (output["logits"].shape, output["routing"].shape) == ((2, 1000), (2, 8, 4))
+    assert np.isfinite(output["logits"]).all()
+    assert 0 <= output["routing"].min() < output["routing"].max() <= 1
 
 
 @pytest.mark.parametrize(

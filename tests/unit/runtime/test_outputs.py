@@ -3,11 +3,11 @@ import numpy as np
 import pytest
 from keras import layers
 
-from condconv_serve.domain import Preprocessing
+from condconv_serve.domain import Preprocessing, RoutingLayout
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, get_architecture
 from condconv_serve.runtime.inference_graph import freeze
-from condconv_serve.runtime.outputs import routing_experts, with_routing
+from condconv_serve.runtime.outputs import routing_layout, with_routing
 
 PREPROCESSING = Preprocessing(transform="pillow", image_size=16)
 
@@ -34,7 +34,7 @@ def uneven(last=None):
 
 def test_routing_is_found_in_the_networks_order(randomise, run_graph, assert_close):
     network = randomise(with_routing(uneven()))
-    assert routing_experts(network) == {"first": 2, "second": 4, "third": 3}
+    assert routing_layout(network) == RoutingLayout(("first", "second", "third"), (2, 4, 3))
     rows = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
     found = run_graph(freeze(network, PREPROCESSING), rows)
     expected = network((rows.astype(np.float32) - 127) / 128, training=False)
@@ -49,8 +49,8 @@ def test_routing_is_found_in_the_networks_order(randomise, run_graph, assert_clo
 def test_our_own_networks_give_the_same_blocks():
     network = build_efficientnet(get_architecture("efficientnet-condconv-b0-4e", width_coefficient=0.1), input_size=32)
     by_search = with_routing(keras.Model(network.inputs[0], network.output["logits"]))
-    assert list(routing_experts(by_search).items()) == list(routing_experts(network).items())
-    assert len(routing_experts(network)) == 8
+    assert routing_layout(by_search) == routing_layout(network)
+    assert len(routing_layout(network).blocks) == 8
 
 
 def softmax_layer(x):
@@ -83,7 +83,7 @@ def test_models_inside_are_dissolved(randomise):
         keras.Sequential([keras.Input((16, 16, 3)), plain, inner, layers.GlobalMaxPooling2D(), layers.Dense(5)])
     )
     found = with_routing(original)
-    assert routing_experts(found) == {"deep": 3}
+    assert routing_layout(found) == RoutingLayout(("deep",), (3,))
     assert [layer.name for layer in found.layers if isinstance(layer, keras.Model)] == ["plain"]
     pixels = np.random.default_rng(0).normal(size=(3, 16, 16, 3))
     np.testing.assert_allclose(
@@ -102,7 +102,7 @@ def test_blocks_may_be_named_by_the_network():
     router = route(inputs, 2)
     logits = head(CondConv2D(4, 3, 2)(inputs, router))
     network = keras.Model(inputs, {"logits": logits, "routing": {"the one": router}})
-    assert routing_experts(with_routing(network)) == {"the one": 2}
+    assert routing_layout(with_routing(network)) == RoutingLayout(("the one",), (2,))
 
 
 class Subclassed(keras.Model):

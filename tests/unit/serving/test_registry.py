@@ -1,16 +1,18 @@
 import threading
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import EngineDescription, ModelOutput, ServedModel
+from condconv_serve.domain import LOGITS, ROUTING, RoutingLayout
 from condconv_serve.errors import BundleError, ModelNotFound, VersionNotFound
 from condconv_serve.serving.registry import Registry
 from condconv_serve.store import open_bundle, read_labels, write_bundle
 from condconv_serve.store.aliases import Alias
 from condconv_serve.telemetry.metrics import Metrics
+from tests.contract.fakes import model_info, served_model
 from tests.unit.store.samples import new_bundle
 
 
@@ -30,7 +32,7 @@ class Engine:
     def __call__(self, rows, stream=0, /):
         assert rows.dtype == np.uint8
         self.calls[rows.shape, stream] += 1
-        return ModelOutput(np.zeros((len(rows), 3), np.float32), np.zeros((len(rows), 0, 0), np.float32))
+        return {LOGITS: np.zeros((len(rows), 3), np.float32), ROUTING: np.zeros((len(rows), 0, 0), np.float32)}
 
     def close(self):
         self.closed.set()
@@ -38,17 +40,14 @@ class Engine:
 
 def load(bundle):
     manifest = bundle.manifest
-    return ServedModel(
-        name=manifest.name,
-        version=manifest.version,
-        engine=Engine(),
+    info = model_info(
+        manifest.name,
+        manifest.version,
+        layout=RoutingLayout(),
         labels=read_labels(bundle),
         preprocessing=manifest.preprocessing.to_domain(),
-        routing_blocks=(),
-        num_experts=0,
-        computed_by=EngineDescription(engine="numpy", precision="float32", device="CPU"),
-        description={"architecture": {"name": manifest.architecture.name}},
     )
+    return served_model(replace(info, manifest=manifest), Engine())
 
 
 @pytest.fixture

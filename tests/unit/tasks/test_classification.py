@@ -1,314 +1,47 @@
-import asyncio
-import contextlib
-import threading
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
-from PIL import Image
-from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import EngineDescription, ImageSource, Label, ModelOutput, Preprocessing, ServedModel
-from condconv_serve.errors import (
-    CorruptImage,
-    Draining,
-    ImageTooLarge,
-    InferenceFailed,
-    InvalidParameter,
-    ModelNotFound,
-    QueueFull,
-    UnsupportedImage,
-)
-from condconv_serve.inference.batching import Batcher
-from condconv_serve.routing.live import LiveRouting
-from condconv_serve.tasks import classification as classifier_module
-from condconv_serve.tasks.classification import Classifier, compute_batch, top_classes
-from condconv_serve.telemetry.metrics import Metrics
-from tests.pictures import encode
+from condconv_serve.domain import LOGITS, ROUTING, RowAnswer, Timings
+from condconv_serve.errors import InvalidParameter
+from condconv_serve.tasks.classification import Classify, softmax
+from tests.contract.fakes import LAYOUT, model_info
 
-CLASSES, BLOCKS, EXPERTS = 6, ("block_8", "block_9"), 3
-NAN, GUILTY = 250, 251
-LABELS = [Label(i, f"class {i}", f"n{i}" if i % 2 else None) for i in range(CLASSES)]
+CLASSES = 6
+TIMINGS = Timings(decode=0.1, queue=0.2, inference=0.3, total=0.7)
 
 
-def engine(rows, stream=0, /):
-    """Takes a row's shade for its answer: class `shade % 6` wins, and every routing weight is `shade / 255`."""
-    shades = rows[:, 0, 0, 0].astype(int)
-    if (shades == GUILTY).any():
-        raise RuntimeError("secret")
-    logits = 5 * np.eye(CLASSES, dtype=np.float32)[shades % CLASSES]
-    logits[shades == NAN, 2] = np.nan
-    routing = np.broadcast_to(shades[:, None, None] / np.float32(255), (len(rows), len(BLOCKS), EXPERTS))
-    return ModelOutput(logits, routing.astype(np.float32))
+def row(logits):
+    tensors = {LOGITS: np.asarray(logits, np.float32), ROUTING: np.full(LAYOUT.shape, 0.25, np.float32)}
+    return RowAnswer(tensors=tensors, timings=TIMINGS, batch_size=3)
 
 
-MODEL = ServedModel(
-    name="fake",
-    version="3",
-    engine=engine,
-    labels=LABELS,
-    preprocessing=Preprocessing(transform="pillow", image_size=32),
-    routing_blocks=BLOCKS,
-    num_experts=EXPERTS,
-    computed_by=EngineDescription(engine="numpy", precision="float32", device="CPU"),
-)
+def classes_of(logits):
+    return Classify(CLASSES).answer(row(logits), model_info(classes=CLASSES)).classes
 
 
-class OneModel:
-    def get(self, name, version, *, key=""):
-        if name not in (None, MODEL.name):
-            raise ModelNotFound(name)
-        return MODEL
-
-    def lease(self, name, version, *, key=""):
-        return contextlib.nullcontext(self.get(name, version, key=key))
+def test_an_answer_has_all_that_is_known_of_the_row():
+    answer = Classify(2).answer(row([0, 5, 1, 0, 0, 0]), model_info(classes=CLASSES))
+    assert [(c.index, c.label, c.synset) for c in answer.classes] == [(1, "class 1", "n1"), (2, "class 2", None)]
+    assert answer.routing.layout == LAYOUT
+    np.testing.assert_array_equal(answer.routing.weights, np.full((2, 3), 0.25, np.float32))
+    assert (answer.timings, answer.batch_size) == (TIMINGS, 3)
 
 
-def image(shade, **names):
-    """A grey picture."""
-    return ImageSource(encode(Image.new("RGB", (40, 30), (shade,) * 3), "PNG"), **names)
-
-
-TEXT = ImageSource(b"not an image", filename="a.txt")
-TRUNCATED = ImageSource(image(1).data[:60], filename="half.png")
-HUGE = ImageSource(encode(Image.new("L", (200, 200)), "PNG"), filename="huge.png")
-
-
-class CountingBatcher(Batcher):
-    """`submitted` can be acquired once per row that waits or has waited in the queue."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.submitted = asyncio.Semaphore(0)
-
-    async def submit(self, *args, **options):
-        self.submitted.release()
-        return await super().submit(*args, **options)
-
-
-class Subject:
-    """A running classifier with what surrounds it. Batches wait while `free` is cleared."""
-
-    def __init__(self, decoders, **limits):
-        self.metrics = Metrics(CollectorRegistry())
-        self.free, self.started = asyncio.Event(), asyncio.Event()
-        self.free.set()
-        routing = LiveRouting()
-        self.metrics.routing.set_source(routing.exported)
-        self.batcher = CountingBatcher(self._run, streams=1, metrics=self.metrics, **limits)
-        self.classify = Classifier(
-            OneModel(), self.batcher, decoders=decoders, max_pixels=20_000, metrics=self.metrics, routing=routing
-        ).classify
-
-    async def _run(self, model, rows):
-        self.started.set()
-        await self.free.wait()
-        return compute_batch(model, rows, 0)
-
-    def read(self, name, **labels):
-        return self.metrics.registry.get_sample_value(name, labels)
-
-    def rows(self):
-        """Counted rows by outcome."""
-        (family,) = (family for family in self.metrics.registry.collect() if family.name == "condconv_rows")
-        return {s.labels["outcome"]: s.value for s in family.samples if s.name == "condconv_rows_total"}
-
-
-@contextlib.asynccontextmanager
-async def running(*, max_queue_rows=64, max_batch_size=4):
-    with ThreadPoolExecutor(2) as decoders:
-        subject = Subject(decoders, max_queue_rows=max_queue_rows, max_batch_size=max_batch_size)
-        async with asyncio.timeout(20), subject.batcher:
-            yield subject
-
-
-@pytest.fixture
-async def subject():
-    async with running() as subject:
-        yield subject
-
-
-async def test_one_image(subject):
-    answer = await subject.classify([image(10)], top_k=2)
-    assert answer.model is MODEL
-    (result,) = answer.results
-    assert (result.id, result.filename, result.error) == ("0", None, None)
-    best, second = result.prediction.classes
-    assert (best.index, best.label, best.synset) == (4, "class 4", None)
-    assert best.probability == pytest.approx(np.exp(5) / (np.exp(5) + 5))
-    assert (second.index, second.label) == (0, "class 0")
-    assert result.prediction.batch_size == 1
-    assert result.prediction.routing.blocks == BLOCKS
-    np.testing.assert_allclose(result.prediction.routing.weights, np.full((2, 3), 10 / 255), rtol=1e-6)
-    timings = result.prediction.timings
-    assert min(timings.decode, timings.queue, timings.inference) >= 0
-    assert timings.total >= timings.decode + timings.queue + timings.inference > 0
-
-
-async def test_each_of_many_images_gets_its_own_answer(subject):
-    requests = [[image(shade) for shade in range(start, start + 5)] for start in range(0, 40, 5)]
-    answers = await asyncio.gather(*(subject.classify(images, top_k=1) for images in requests))
-    shades = [
-        round(float(result.prediction.routing.weights[1, 2]) * 255) for answer in answers for result in answer.results
-    ]
-    assert shades == list(range(40))
-    winners = [result.prediction.classes[0].index for answer in answers for result in answer.results]
-    assert winners == [shade % CLASSES for shade in range(40)]
-
-
-async def test_ids_and_filenames(subject):
-    images = [image(1, id="x", filename="a.png"), image(2, filename="b.png"), image(3, id="x"), TEXT]
-    results = (await subject.classify(images)).results
-    assert [(r.id, r.filename) for r in results] == [("x", "a.png"), ("1", "b.png"), ("x", None), ("3", "a.txt")]
-
-
-@pytest.mark.parametrize(
-    ("bad", "error"),
-    [
-        (TEXT, UnsupportedImage),
-        (TRUNCATED, CorruptImage),
-        (HUGE, ImageTooLarge),
-        (image(NAN), InferenceFailed),
-        (image(GUILTY), InferenceFailed),
-    ],
-    ids=["unsupported", "corrupt", "too large", "not finite", "engine fails"],
-)
-async def test_a_bad_image_leaves_the_others_alone(bad, error, subject):
-    results = (await subject.classify([image(0), bad, image(2)])).results
-    assert [result.prediction is None for result in results] == [False, True, False]
-    assert [result.error is None for result in results] == [True, False, True]
-    assert type(results[1].error) is error
-    assert "secret" not in str(results[1].error)
-    assert [results[i].prediction.classes[0].index for i in (0, 2)] == [0, 2]
-    assert subject.rows() == {"answered": 2, error.slug: 1}
-    assert subject.read("condconv_queue_rows") == 0
-
-
-@pytest.mark.parametrize("top_k", [1, 5, CLASSES])
-async def test_top_k(top_k, subject):
-    (result,) = (await subject.classify([image(9)], top_k=top_k)).results
-    classes = result.prediction.classes
-    assert len(classes) == top_k
-    assert classes[0].index == 3
-    assert sorted(classes, key=lambda c: -c.probability) == list(classes)
-
-
-@pytest.mark.parametrize(("default", "found"), [(5, 5), (6, 6), (7, 6)])
-async def test_without_top_k_there_are_as_many_as_usual_or_as_there_are(default, found, subject, monkeypatch):
-    monkeypatch.setattr(classifier_module, "DEFAULT_TOP_K", default)
-    (result,) = (await subject.classify([image(9)])).results
-    assert len(result.prediction.classes) == found
+@pytest.mark.parametrize(("classes", "found"), [(4, 4), (5, 5), (7, 5)])
+def test_without_top_k_there_are_five_or_as_many_as_there_are(classes, found):
+    assert len(Classify().answer(row(np.arange(classes)), model_info(classes=classes)).classes) == found
 
 
 @pytest.mark.parametrize("top_k", [0, -1, CLASSES + 1])
-async def test_impossible_top_k(top_k, subject):
+def test_impossible_top_k(top_k):
     with pytest.raises(InvalidParameter) as caught:
-        await subject.classify([image(1)], top_k=top_k)
+        Classify(top_k).check(model_info(classes=CLASSES))
     assert str(caught.value) == f"top_k must be from 1 to 6, the number of classes of fake, not {top_k}."
-    assert subject.rows() == {}
 
 
-async def test_an_unknown_model(subject):
-    with pytest.raises(ModelNotFound):
-        await subject.classify([image(1)], model="other")
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """What was decoded."""
-    calls = []
-
-    def counted(data, *arguments, **options):
-        calls.append(data)
-        return make_row(data, *arguments, **options)
-
-    make_row = classifier_module.make_row
-    monkeypatch.setattr(classifier_module, "make_row", counted)
-    return calls
-
-
-async def test_a_full_queue_is_told_before_anything_is_decoded(decoded):
-    async with running(max_queue_rows=4) as subject:
-        with pytest.raises(QueueFull):
-            await subject.classify([image(shade) for shade in range(5)])
-        assert decoded == []
-        assert subject.rows() == {}
-        assert len((await subject.classify([image(shade) for shade in range(4)])).results) == 4
-        assert len(decoded) == 4
-
-
-async def test_nothing_is_decoded_while_draining(decoded, subject):
-    subject.batcher.close()
-    with pytest.raises(Draining):
-        await subject.classify([image(1)])
-    assert decoded == []
-
-
-async def test_images_that_cannot_be_decoded_give_their_room_back():
-    async with running(max_queue_rows=2) as subject:
-        for _ in range(3):
-            results = (await subject.classify([TEXT, TRUNCATED])).results
-            assert [type(result.error) for result in results] == [UnsupportedImage, CorruptImage]
-            assert subject.read("condconv_queue_rows") == 0
-        results = (await subject.classify([image(1), image(2)])).results
-        assert all(result.prediction for result in results)
-
-
-async def test_images_of_several_requests_ride_together(subject):
-    subject.free.clear()
-    first = asyncio.create_task(subject.classify([image(1)]))
-    await subject.started.wait()
-    others = [asyncio.create_task(subject.classify([image(shade)])) for shade in (2, 3)]
-    for _ in range(3):
-        await subject.batcher.submitted.acquire()
-    subject.free.set()
-    answers = await asyncio.gather(first, *others)
-    assert [answer.results[0].prediction.batch_size for answer in answers] == [1, 2, 2]
-
-
-@pytest.mark.parametrize("stage", ["decode", "inference"])
-async def test_cancelled_images_are_counted_and_give_their_room_back(stage, subject, monkeypatch):
-    entered, leave = threading.Event(), threading.Event()
-
-    def slow(data, *arguments, **options):
-        entered.set()
-        assert leave.wait(20)
-        return make_row(data, *arguments, **options)
-
-    make_row = classifier_module.make_row
-    if stage == "decode":
-        monkeypatch.setattr(classifier_module, "make_row", slow)
-    else:
-        subject.free.clear()
-    request = asyncio.create_task(subject.classify([image(1), image(2), image(3)]))
-    try:
-        if stage == "decode":
-            await asyncio.to_thread(entered.wait, 20)
-        else:
-            await subject.started.wait()
-        request.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await request
-    finally:
-        leave.set()
-        subject.free.set()
-    assert subject.rows() == {"cancelled": 3}
-    assert subject.read("condconv_queue_rows") == 0
-    (result,) = (await subject.classify([image(4)])).results
-    assert result.prediction.classes[0].index == 4
-    assert subject.rows() == {"cancelled": 3, "answered": 1}
-
-
-async def test_metrics(subject):
-    await subject.classify([image(51), image(204), TEXT])
-    for stage in ("decode", "queue", "inference", "total"):
-        assert subject.read("condconv_stage_seconds_count", stage=stage) == 2
-    for block in BLOCKS:
-        for expert in range(EXPERTS):
-            labels = {"model": "fake", "version": "3", "block": block, "expert": str(expert)}
-            assert subject.read("condconv_routing_weight_count", **labels) == 2
-            assert subject.read("condconv_routing_weight_sum", **labels) == pytest.approx(1.0)
-            assert subject.read("condconv_routing_weight_bucket", **labels, le="0.3") == 1
+@pytest.mark.parametrize("top_k", [None, 1, CLASSES])
+def test_possible_top_k(top_k):
+    Classify(top_k).check(model_info(classes=CLASSES))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +54,7 @@ async def test_metrics(subject):
     ],
 )
 def test_the_order_of_classes(logits, order):
-    classes = top_classes(np.array(logits, np.float32), MODEL, CLASSES)
+    classes = classes_of(np.array(logits, np.float32))
     assert [c.index for c in classes] == order
     assert [c.label for c in classes] == [f"class {i}" for i in order]
 
@@ -329,7 +62,7 @@ def test_the_order_of_classes(logits, order):
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 30.0, 1e4, 1e38])
 def test_probabilities_are_a_softmax(scale):
     logits = (scale * np.random.default_rng(0).uniform(-1, 1, CLASSES)).astype(np.float32)
-    classes = top_classes(logits, MODEL, CLASSES)
+    classes = classes_of(logits)
     assert sum(c.probability for c in classes) == pytest.approx(1)
     assert all(0 <= c.probability <= 1 for c in classes)
     if scale == 1:
@@ -337,21 +70,6 @@ def test_probabilities_are_a_softmax(scale):
         assert [c.probability for c in classes] == pytest.approx(sorted(expected, reverse=True))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_finite(bad):
-    with pytest.raises(InferenceFailed, match="not finite"):
-        top_classes(np.array([0, bad, 1, 2, 3, 4], np.float32), MODEL, 1)
-
-
-async def test_unexpected_error_of_one_image_leaves_the_others_alone(subject, monkeypatch):
-    make_row = classifier_module.make_row
-
-    def faulty(data, *arguments, **options):
-        if data == b"boom":
-            raise ZeroDivisionError("secret")
-        return make_row(data, *arguments, **options)
-
-    monkeypatch.setattr(classifier_module, "make_row", faulty)
-    bad, good = (await subject.classify([ImageSource(b"boom"), image(1)])).results
-    assert (bad.error.slug, good.prediction is not None) == ("internal_error", True)
-    assert "secret" not in str(bad.error)
+def test_a_batch_has_the_probabilities_of_its_rows():
+    logits = np.random.default_rng(0).normal(0, 3, (4, CLASSES)).astype(np.float32)
+    np.testing.assert_array_equal(softmax(logits), [softmax(one) for one in logits])

@@ -100,11 +100,11 @@ def test_a_new_bundle_for_new_classes(train, store, data):
     assert not list(store.glob(".*")), "nothing is left of the run"
 
     served = load_model(bundle, PLAN)
-    profile = served.routing_profile
+    profile = served.info.routing_profile
     assert (profile.images, profile.mean.shape) == (6, (2, 3)), "of the validation images"
     files = [file for file in find_labelled(data).files if file.name != "bad.png"]
-    rows = [transform(decode(f.read_bytes(), max_pixels=10**7), served.preprocessing) for f in files]
-    guessed = served.engine(np.stack(rows)).logits.argmax(axis=1)
+    rows = [transform(decode(f.read_bytes(), max_pixels=10**7), served.info.preprocessing) for f in files]
+    guessed = served.engine(np.stack(rows))["logits"].argmax(axis=1)
     assert (guessed == np.repeat([0, 1, 2], 12)).mean() > 0.6, "the server agrees"
 
 

@@ -48,16 +48,16 @@ def test_trained_saved_and_served(saved):
 
     path = saved(model)
     served = load_model(open_bundle(path), PLAN)
-    assert [label.label for label in served.labels] == LABELS
+    assert [label.label for label in served.info.labels] == LABELS
     assert served.experts_per_block == (4, 2)
     assert served.num_experts == 4
-    assert len(served.routing_blocks) == 2
-    assert served.description["architecture"] == {"name": "keras"}
-    assert served.description["parameters"] == sum(int(np.prod(v.shape)) for v in model.trainable_weights)
-    assert "4 experts" in served.description["model_card"]
+    assert len(served.info.routing.blocks) == 2
+    assert served.info.manifest.architecture.model_dump() == {"name": "keras"}
+    assert served.info.cost.parameters == sum(int(np.prod(v.shape)) for v in model.trainable_weights)
+    assert "4 experts" in served.info.model_card
     output = served.engine(rows)
-    assert output.routing.shape == (16, 2, 4)
-    found = np.exp(output.logits) / np.exp(output.logits).sum(axis=1, keepdims=True)
+    assert output["routing"].shape == (16, 2, 4)
+    found = np.exp(output["logits"]) / np.exp(output["logits"]).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found, model(normalised, training=False), atol=1e-5)
     served.engine.close()
 

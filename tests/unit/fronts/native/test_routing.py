@@ -20,40 +20,43 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import EngineDescription, Label, ModelOutput, Preprocessing, RoutingProfile, ServedModel
-from condconv_serve.errors import ModelNotFound, VersionNotFound
+from condconv_serve.domain import (
+    LOGITS,
+    ROUTING,
+    Label,
+    ModelInfo,
+    Prediction,
+    RoutingLayout,
+    RoutingProfile,
+    ServedModel,
+    Tensors,
+    rows_of,
+)
 from condconv_serve.fronts.keys import ApiKey, KeyRing
 from condconv_serve.fronts.native import Access, BodyLimits, Parts, create_app
-from condconv_serve.inference.ablation_queue import MAX_WAITING, SlowLane
+from condconv_serve.imaging import ImageDecoder
+from condconv_serve.inference.ablation_queue import MAX_WAITING, AblationQueue
 from condconv_serve.inference.batching import Batcher
+from condconv_serve.inference.plane import InferencePlane
+from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.routing.recent import RecentRequests
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.tally import Tally, entropy
 from condconv_serve.serving.readiness import Readiness
-from condconv_serve.tasks.classification import Classifier, compute_batch
 from condconv_serve.telemetry.metrics import Metrics
+from tests.contract.fakes import FakeModels, NoVersions, ShadeEngine, even_layout, model_info, served_model
 from tests.pictures import encode
-from tests.unit.fronts.native.application import NoVersions
 
 BLOCKS, EXPERTS, CLASSES, SIZE = ("block_1", "block_2"), 3, 8, 8
 RANDOM = np.random.default_rng(0).random((256, len(BLOCKS), EXPERTS)).astype(np.float32)
 ANN, BOB, ADMIN = ({"X-API-Key": name} for name in ("ann", "bob", "admin"))
 
 
-def engine(rows: Any, stream: int = 0, /) -> ModelOutput:
-    """A row's shade decides: class `shade % 8`, and the routing weights `RANDOM[shade]`."""
-    shades = rows[:, 0, 0, 0].astype(int)
-    return ModelOutput(5 * np.eye(CLASSES, dtype=np.float32)[shades % CLASSES], RANDOM[shades])
-
-
 UNEVEN = np.concatenate([RANDOM[:, :1], np.where(np.arange(EXPERTS) < 2, RANDOM[:, 1:], 0)], axis=1)
 """The second block has two experts only."""
-
-
-def uneven_engine(rows: Any, stream: int = 0, /) -> ModelOutput:
-    return ModelOutput(engine(rows).logits, UNEVEN[rows[:, 0, 0, 0].astype(int)])
+EVEN_LAYOUT, UNEVEN_LAYOUT = even_layout(BLOCKS, EXPERTS), RoutingLayout(BLOCKS, (EXPERTS, 2))
 
 
 def served(
@@ -61,71 +64,41 @@ def served(
     *,
     version: str = "1",
     profile: RoutingProfile | None = None,
-    static: bool = False,
-    experts: tuple[int, ...] | None = None,
+    layout: RoutingLayout = EVEN_LAYOUT,
+    weights: Any = RANDOM,
 ) -> ServedModel:
-    def static_engine(rows: Any, stream: int = 0, /) -> ModelOutput:
-        return ModelOutput(engine(rows).logits, np.zeros((len(rows), 0, 0), np.float32))
-
-    return ServedModel(
-        name=name,
-        version=version,
-        engine=static_engine if static else uneven_engine if experts else engine,
-        labels=[Label(i, f"class {i}", f"n{i}") for i in range(CLASSES)],
-        preprocessing=Preprocessing(transform="pillow", image_size=SIZE),
-        routing_blocks=() if static else BLOCKS,
-        num_experts=0 if static else EXPERTS,
-        computed_by=EngineDescription(engine="numpy", precision="float32", device="CPU"),
-        experts_per_block=experts,
-        routing_profile=profile,
-    )
+    labels = [Label(i, f"class {i}", f"n{i}") for i in range(CLASSES)]
+    info = model_info(name, version, layout=layout, labels=labels, image_size=SIZE, profile=profile)
+    return served_model(info, ShadeEngine(classes=CLASSES, layout=layout, weights=weights))
 
 
 SHADES = np.arange(256)
-MODELS = {
-    "m": {"1": served("m"), "2": served("m", version="2")},
-    "profiled": {"1": served("profiled", profile=profile_of(RANDOM, SHADES % CLASSES))},
-    "static": {"1": served("static", static=True)},
-    "uneven": {
-        "1": served("uneven", profile=profile_of(UNEVEN, SHADES % CLASSES, experts=(EXPERTS, 2)), experts=(EXPERTS, 2))
-    },
-}
-
-
-class Models:
-    default_model = "m"
-
-    def models(self) -> Any:
-        return MODELS
-
-    def aliases(self, name: str) -> dict[str, Any]:
-        return {}
-
-    def lease(
-        self, name: str | None, version: str | None, *, key: str = ""
-    ) -> contextlib.AbstractContextManager[ServedModel]:
-        return contextlib.nullcontext(self.get(name, version))
-
-    def get(self, name: str | None, version: str | None, *, key: str = "") -> ServedModel:
-        if (name or "m") not in MODELS:
-            raise ModelNotFound(f"no {name}")
-        versions = MODELS[name or "m"]
-        if version is not None and version not in versions:
-            raise VersionNotFound(f"no {version}")
-        return versions[version or max(versions)]
+MODELS = FakeModels(
+    served("m"),
+    served("m", version="2"),
+    served("profiled", profile=profile_of(RANDOM, SHADES % CLASSES, EVEN_LAYOUT)),
+    served("static", layout=RoutingLayout(), weights=np.zeros((256, 0, 0))),
+    served(
+        "uneven",
+        profile=profile_of(UNEVEN, SHADES % CLASSES, UNEVEN_LAYOUT),
+        layout=UNEVEN_LAYOUT,
+        weights=UNEVEN,
+    ),
+)
 
 
 class FakeAblation:
     """Lets the class of the first override's weight in percent win, else class 0."""
 
-    def __call__(self, row: Any, overrides: Any, *, stopped: Any) -> ModelOutput:
+    def __call__(self, row: Any, overrides: Any, *, stopped: Any) -> Tensors:
         assert row.shape == (SIZE, SIZE, 3)
         weights = np.concatenate([RANDOM[row[0, 0, 0]][None], overrides.weights])
         own = np.broadcast_to(RANDOM[row[0, 0, 0]], weights.shape).copy()
         own[1:][overrides.uniform] = 0.5
         weights = np.where(np.isnan(weights), own, weights)
         off = (weights == 0).any(axis=(1, 2))
-        return ModelOutput(np.where(off[:, None], [[0.0, 3] + [0] * 6], [[2.0] + [0] * 7]).astype(np.float32), weights)
+        logits = np.where(off[:, None], [[0.0, 3] + [0] * 6], [[2.0] + [0] * 7]).astype(np.float32)
+        return {LOGITS: logits, ROUTING: weights}
 
     def close(self) -> None:
         pass
@@ -138,8 +111,12 @@ async def running(*, statistics: bool = True, keys: bool = True) -> AsyncIterato
     if live is not None:
         metrics.routing.set_source(live.exported)
 
+    def observe(model: ModelInfo, answer: Prediction) -> None:
+        if live is not None:
+            live.observe(model, answer.routing.weights, answer.classes[0].index)
+
     async def run(model: ServedModel, rows: Any) -> Any:
-        return compute_batch(model, rows, 0)
+        return rows_of(model.engine(np.stack(rows), 0))
 
     readiness = Readiness(lambda: None)
     readiness.loaded()
@@ -150,11 +127,11 @@ async def running(*, statistics: bool = True, keys: bool = True) -> AsyncIterato
         ]
     )
     batcher: Any = Batcher(run, streams=1, max_batch_size=4, max_queue_rows=64, metrics=metrics)
-    with ThreadPoolExecutor(2) as decoders, SlowLane(lambda *_: FakeAblation()) as lane:
-        classifier = Classifier(Models(), batcher, decoders=decoders, max_pixels=20_000, metrics=metrics, routing=live)
+    with ThreadPoolExecutor(2) as decoders, AblationQueue(lambda *_: FakeAblation()) as lane:
+        plane = InferencePlane(MODELS, batcher, metrics=metrics)
         parts = Parts(
-            classifier=classifier,
-            models=Models(),
+            images=ImagePipeline(plane, ImageDecoder(decoders, max_pixels=20_000), observe=observe),
+            models=MODELS,
             metrics=metrics,
             limits=BodyLimits(max_body_bytes=10**6, max_images=20),
             request_timeout=30.0,
@@ -282,7 +259,7 @@ async def test_insight(client: httpx.AsyncClient) -> None:
     found = body["predictions"][0]["insight"]
     for number, block in enumerate(found["blocks"]):
         assert block["block"] == BLOCKS[number]
-        assert block["entropy"] == pytest.approx(float(entropy(weights[number])))
+        assert block["entropy"] == pytest.approx(float(entropy(weights[number], EXPERTS)))
         assert block["strongest"] == np.argsort(-weights[number]).tolist()
         distance = np.sqrt(np.mean((weights[number] - mean[number]) ** 2))
         assert block["reference_distance"] == pytest.approx(distance, abs=1e-6)
@@ -320,7 +297,7 @@ async def test_live_equals_a_recomputation(client: httpx.AsyncClient, window: st
         assert response.status_code == 200
     await client.post("/predict", content=b"no image")
     body = (await client.get(f"/routing?window={window}")).json()
-    expected = Tally.of(RANDOM[shades], np.array(shades) % CLASSES)
+    expected = Tally.of(RANDOM[shades], np.array(shades) % CLASSES, EVEN_LAYOUT)
     assert body["images"] == 90
     assert body["window"] == window
     assert body["model"] == {"name": "m", "version": "2"}
@@ -371,7 +348,7 @@ async def test_blocks_with_different_numbers_of_experts(client: httpx.AsyncClien
             weights = UNEVEN[shade].astype(np.float64)
             assert prediction["routing"] == {"block_1": weights[0].tolist(), "block_2": weights[1, :2].tolist()}
             narrow = prediction["insight"]["blocks"][1]
-            assert narrow["entropy"] == pytest.approx(float(entropy(weights[1, :2])))
+            assert narrow["entropy"] == pytest.approx(float(entropy(weights[1, :2], 2)))
             assert narrow["strongest"] == np.argsort(-weights[1, :2]).tolist()
             distances = weights - UNEVEN.mean(axis=0)
             assert narrow["reference_distance"] == pytest.approx(np.sqrt((distances[1, :2] ** 2).mean()), rel=1e-5)
@@ -392,7 +369,7 @@ async def test_blocks_with_different_numbers_of_experts(client: httpx.AsyncClien
     live = (await client.get("/routing?model=uneven")).json()
     assert [len(block["experts"]) for block in live["blocks"]] == [3, 2]
     seen = UNEVEN[[8, 9] * 3, 1, :2].astype(np.float64)
-    assert live["blocks"][1]["entropy"]["mean"] == pytest.approx(entropy(seen).mean())
+    assert live["blocks"][1]["entropy"]["mean"] == pytest.approx(entropy(seen, 2).mean())
     assert [len(block["mean"]) for block in live["reference"]["blocks"]] == [3, 2]
     known = (await client.get("/routing/classes/0?model=uneven")).json()
     for routing in (known["routing"], known["all_classes"]["routing"], known["reference"]["routing"]):
@@ -511,7 +488,7 @@ async def test_only_the_newest_requests_are_kept(client: httpx.AsyncClient) -> N
 
 async def test_a_model_that_is_no_longer_served(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
     await client.post("/predict?model=profiled", content=image(1), headers={"X-Request-Id": "a"})
-    monkeypatch.delitem(MODELS, "profiled")
+    monkeypatch.delitem(MODELS.served, "profiled")
     body = (await client.get("/routing/a")).json()
     assert body["model"] == {"name": "profiled", "version": "1"}
     assert "reference_distance" not in body["predictions"][0]["insight"]
@@ -536,7 +513,7 @@ async def test_states_of_replicas_add_up() -> None:
             assert response.headers["content-type"] == "application/octet-stream"
             states.append(RoutingState.unpack(response.content))
     states[0].merge(states[1])
-    expected = Tally.of(RANDOM[shades], np.array(shades) % CLASSES)
+    expected = Tally.of(RANDOM[shades], np.array(shades) % CLASSES, EVEN_LAYOUT)
     for tally in states[0].windows.values():
         np.testing.assert_allclose(tally.mean, expected.mean, atol=1e-12)
         np.testing.assert_allclose(tally.deviation, expected.deviation, atol=1e-12)
@@ -669,14 +646,14 @@ async def test_ablations_take_their_places_before_they_decode(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go = asyncio.Event(), asyncio.Event()
-    decode = Classifier.decode
+    decode = ImageDecoder.decode
 
     async def slowly(*arguments: Any, **options: Any) -> Any:
         begun.set()
         await go.wait()
         return await decode(*arguments, **options)
 
-    monkeypatch.setattr(Classifier, "decode", slowly)
+    monkeypatch.setattr(ImageDecoder, "decode", slowly)
     sent = [asyncio.create_task(client.post("/routing/ablation", content=image(1))) for _ in range(MAX_WAITING + 3)]
     await begun.wait()
     refused = [await task for task in sent[MAX_WAITING:]]

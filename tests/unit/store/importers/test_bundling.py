@@ -72,7 +72,7 @@ def test_an_imported_bundle_computes_what_the_network_computes(request_for, stor
     assert [dataclasses.asdict(label) for label in read_labels(bundle)] == LABELS
     model = load_model(bundle, PLAN)
     rows = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    assert_close(model.engine(rows).logits, logits(network, rows), 1e-4)
+    assert_close(model.engine(rows)["logits"], logits(network, rows), 1e-4)
     model.engine.close()
 
 
@@ -215,9 +215,9 @@ def test_an_exact_bundle_computes_exact_rows(request_for, store, network, assert
     model = load_model(open_bundle(import_bundle(request_for(), store=store)), PLAN)
     assert model.preprocessing.row_type is np.float32
     rows = np.random.default_rng(0).uniform(-20, 280, (2, 64, 64, 3)).astype(np.float32)
-    found = model.engine(rows).logits
+    found = model.engine(rows)["logits"]
     assert_close(found, logits(network, rows), 1e-4)
-    assert not np.allclose(model.engine(np.rint(rows)).logits, found, rtol=0, atol=1e-4 * np.abs(found).max())
+    assert not np.allclose(model.engine(np.rint(rows))["logits"], found, rtol=0, atol=1e-4 * np.abs(found).max())
     model.engine.close()
 
 

@@ -56,7 +56,7 @@ def rows_and_answers(bundle, network):
     model = load_model(bundle, PLAN)
     found = model.engine(rows)
     model.engine.close()
-    mean, std = (np.array(v, np.float32) for v in (model.preprocessing.mean, model.preprocessing.std))
+    mean, std = (np.array(v, np.float32) for v in (model.info.preprocessing.mean, model.info.preprocessing.std))
     return found, np.asarray(network((rows - mean) / std, training=False)["logits"])
 
 
@@ -65,9 +65,9 @@ def test_it_computes_what_the_static_network_computes(naming, experts, pair, tmp
     architecture, network = pair
     bundle = upcycled(write(network, naming, tmp_path), architecture, tmp_path / "store", experts=experts)
     found, expected = rows_and_answers(bundle, network)
-    assert_close(found.logits, expected, 1e-5)
-    assert found.routing.shape == (3, 8, experts)
-    np.testing.assert_allclose(found.routing, 1 / experts, rtol=1e-6)
+    assert_close(found["logits"], expected, 1e-5)
+    assert found["routing"].shape == (3, 8, experts)
+    np.testing.assert_allclose(found["routing"], 1 / experts, rtol=1e-6)
     assert bundle.manifest.num_classes == 6
     assert bundle.manifest.provenance.method.endswith(f"became {experts} experts, all alike")
     assert bundle.manifest.architecture.overrides.get("num_experts", 4) == experts
@@ -95,7 +95,7 @@ def test_noise_makes_experts_differ_but_not_the_answers(pair, tmp_path, assert_c
     architecture, network = pair
     bundle = upcycled(write(network, "timm", tmp_path), architecture, tmp_path / "store", noise=0.3)
     found, expected = rows_and_answers(bundle, network)
-    assert_close(found.logits, expected, 1e-5)
+    assert_close(found["logits"], expected, 1e-5)
     weights = read_weights(bundle)
     kernel = weights["block_12_expand/kernel"]
     mean = kernel.mean(axis=0)

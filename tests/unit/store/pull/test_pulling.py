@@ -114,7 +114,7 @@ class TestABundle:
         rows = np.clip(np.round(waves()), 0, 255).astype(np.uint8)
         outputs = [model.engine(rows[i : i + 2]) for i in (0, 2)]
         model.engine.close()
-        assert_close(np.concatenate([o.routing for o in outputs]), stored["routing"], 0.02)
+        assert_close(np.concatenate([o["routing"] for o in outputs]), stored["routing"], 0.02)
 
     def test_says_where_it_comes_from(self, made, archive):
         bundle, url = made
