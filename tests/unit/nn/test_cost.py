@@ -1,7 +1,8 @@
 import keras
 import pytest
 
-from condconv_serve.nn import CondConv2D, Cost, DepthwiseCondConv2D, build_efficientnet, cost, get_architecture, outline
+from condconv_serve.domain import Cost
+from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, cost, get_architecture, outline
 
 
 @pytest.mark.parametrize(

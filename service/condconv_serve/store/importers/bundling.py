@@ -14,10 +14,12 @@ from pydantic import TypeAdapter, ValidationError
 from condconv_serve.domain import Label, TransformName, readable
 from condconv_serve.domain.manifest import Accuracy, PreprocessingSpec, Provenance
 from condconv_serve.errors import ImportFailed
-from condconv_serve.nn import Architecture, get_architecture
+from condconv_serve.nn import get_architecture
+from condconv_serve.nn.efficientnet import EfficientNetSpec
+from condconv_serve.nn.families import to_manifest
 from condconv_serve.store.bundle import NewBundle, next_version, write_bundle, write_next_bundle
 from condconv_serve.store.importers.labels import read_labels_file, read_text
-from condconv_serve.store.importers.sources import Imported, Upcycling, import_weights
+from condconv_serve.store.importers.sources import Imported, Upcycling, import_weights, importable
 
 _accuracy = TypeAdapter(tuple[Accuracy, ...])
 
@@ -75,7 +77,7 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
         if readable(given) != given:
             raise ImportFailed(f"The {name} {readable(given)} is not UTF-8.")
     labels = read_labels_file(request.labels) if request.labels else None
-    architecture = get_architecture(request.architecture, **request.overrides)
+    architecture = importable(get_architecture(request.architecture, **request.overrides))
     card = read_text(request.model_card) if request.model_card else f"# {request.name}\n\nNo card was given.\n"
     accuracy = _read_accuracy(request.accuracy) if request.accuracy else ()
     imported = import_weights(
@@ -89,7 +91,7 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
     new = NewBundle(
         name=request.name,
         version=request.version or next_version(store, request.name),
-        architecture=imported.architecture.to_manifest(),
+        architecture=to_manifest(imported.architecture),
         preprocessing=_preprocessing(request, architecture, imported),
         weights=imported.weights,
         labels=labels or [Label(i, f"class {i}") for i in range(imported.architecture.num_classes)],
@@ -106,7 +108,7 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
     return write_bundle(store, new) if request.version else write_next_bundle(store, new)
 
 
-def _preprocessing(request: ImportRequest, architecture: Architecture, imported: Imported) -> PreprocessingSpec:
+def _preprocessing(request: ImportRequest, architecture: EfficientNetSpec, imported: Imported) -> PreprocessingSpec:
     mean, std = _normalisation(imported, static=request.upcycling is not None or not architecture.num_experts)
     try:
         return PreprocessingSpec(
@@ -128,7 +130,7 @@ def _normalisation(imported: Imported, *, static: bool) -> tuple[Channels, Chann
     return _TIMM if imported.naming == "timm" else _OFFICIAL
 
 
-def _method(architecture: Architecture, upcycling: Upcycling | None) -> str:
+def _method(architecture: EfficientNetSpec, upcycling: Upcycling | None) -> str:
     if upcycling is None:
         return f"imported with the names of {architecture.name}"
     noise = f"differing by {upcycling.noise:g} of its deviation" if upcycling.noise else "all alike"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from condconv_serve.nn import ARCHITECTURES, Architecture
+from condconv_serve.nn import ARCHITECTURES
+from condconv_serve.nn.efficientnet import EfficientNetSpec
 from condconv_serve.store.importers.assembly import Translation
 
 _BLOCK = re.compile(r"^block_(\d+)_")
@@ -25,7 +26,7 @@ class Traits:
     experts: int
 
 
-def traits_of(architecture: Architecture) -> Traits:
+def traits_of(architecture: EfficientNetSpec) -> Traits:
     """The traits of an architecture."""
     blocks = architecture.blocks()
     return Traits(
@@ -54,7 +55,7 @@ def traits_found(translation: Translation) -> Traits | None:
         return None
 
 
-def hint(translation: Translation, asked: Architecture, *, upcycling: bool = False) -> str:
+def hint(translation: Translation, asked: EfficientNetSpec, *, upcycling: bool = False) -> str:
     """Say in a sentence, or not at all, what else the weights may be."""
     found = traits_found(translation)
     if found is None or found == traits_of(asked):
@@ -75,9 +76,13 @@ def hint(translation: Translation, asked: Architecture, *, upcycling: bool = Fal
     return f" By their shapes {advice}."
 
 
-def _candidates(asked: Architecture, found: Traits) -> Iterator[tuple[Architecture, tuple[str, ...]]]:
+def _efficientnets() -> list[EfficientNetSpec]:
+    return [architecture for architecture in ARCHITECTURES.values() if isinstance(architecture, EfficientNetSpec)]
+
+
+def _candidates(asked: EfficientNetSpec, found: Traits) -> Iterator[tuple[EfficientNetSpec, tuple[str, ...]]]:
     """All registered architectures, that which was asked for first, with the experts that were found; then narrower."""
-    known = sorted(ARCHITECTURES.values(), key=lambda architecture: architecture.name != asked.name)
+    known = sorted(_efficientnets(), key=lambda architecture: architecture.name != asked.name)
     for width in _WIDTHS:
         for architecture in known:
             options: tuple[str, ...] = ()
@@ -91,6 +96,6 @@ def _candidates(asked: Architecture, found: Traits) -> Iterator[tuple[Architectu
             yield replace(architecture, **changes), options
 
 
-def _twins(conditional: Architecture, static: Architecture) -> bool:
+def _twins(conditional: EfficientNetSpec, static: EfficientNetSpec) -> bool:
     a, b = traits_of(conditional), traits_of(static)
     return (a.stem, a.widths, a.squeezes) == (b.stem, b.widths, b.squeezes)

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from condconv_serve.errors import ImportFailed
-from condconv_serve.nn import Architecture, build_efficientnet, outline
+from condconv_serve.nn import Architecture, build_network, outline
+from condconv_serve.nn.efficientnet import EfficientNetSpec
 from condconv_serve.store.archive import extract_tar
 from condconv_serve.store.importers import keras_file, torch_file
 from condconv_serve.store.importers.assembly import Translation, assemble
@@ -45,14 +46,14 @@ class Upcycling:
 class Imported:
     """A network's weights by path, its architecture with as many classes as they have, and whose names they bore."""
 
-    architecture: Architecture
+    architecture: EfficientNetSpec
     weights: dict[str, NDArray[np.floating[Any]]]
     naming: Naming
 
 
 def import_weights(
     source: Path,
-    architecture: Architecture,
+    architecture: EfficientNetSpec,
     *,
     num_classes: int | None = None,
     use_ema: bool = True,
@@ -73,7 +74,7 @@ def import_weights(
     """
     built = static_twin(architecture) if upcycling else architecture
     naming, tensors = read_source(source, use_ema=use_ema)
-    network = outline(lambda: build_efficientnet(replace(built, num_classes=num_classes or built.num_classes)))
+    network = outline(lambda: build_network(replace(built, num_classes=num_classes or built.num_classes)))
     expected = {variable.path: tuple(variable.shape) for variable in network.weights}
     match naming:
         case "timm":
@@ -93,6 +94,17 @@ def import_weights(
     if upcycling:
         weights = upcycle(weights, architecture, noise=upcycling.noise)
     return Imported(architecture=replace(architecture, num_classes=num_classes), weights=weights, naming=naming)
+
+
+def importable(architecture: Architecture) -> EfficientNetSpec:
+    """The architecture as the importers take it.
+
+    Raises:
+        ImportFailed: nothing is known of how published weights of its family are named.
+    """
+    if not isinstance(architecture, EfficientNetSpec):
+        raise ImportFailed(f"Weights of {architecture.name} can't be imported; those of EfficientNets can.")
+    return architecture
 
 
 def _count_classes(translation: Translation, *, default: int) -> int:

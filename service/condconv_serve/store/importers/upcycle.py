@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condconv_serve.errors import ImportFailed
-from condconv_serve.nn import Architecture
+from condconv_serve.nn.efficientnet import EfficientNetSpec
 
 _CONVOLUTIONS = ("expand", "depthwise", "project")
 MAX_NOISE = 1.0
 
 
-def static_twin(architecture: Architecture) -> Architecture:
+def static_twin(architecture: EfficientNetSpec) -> EfficientNetSpec:
     """The same network with ordinary convolutions.
 
     Raises:
@@ -40,7 +40,7 @@ def static_twin(architecture: Architecture) -> Architecture:
 
 
 def upcycle(
-    static: Mapping[str, NDArray[Any]], architecture: Architecture, *, noise: float = 0.0, seed: int = 0
+    static: Mapping[str, NDArray[Any]], architecture: EfficientNetSpec, *, noise: float = 0.0, seed: int = 0
 ) -> dict[str, NDArray[Any]]:
     """Spread the weights of a static network over experts.
 

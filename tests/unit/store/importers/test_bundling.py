@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from condconv_serve.errors import BundleError, ConfigurationError, ImportFailed
 from condconv_serve.nn import build_efficientnet, get_architecture
-from condconv_serve.nn.architectures import ARCHITECTURES
+from condconv_serve.nn.families import Family, register, unregister
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import open_bundle, read_labels, read_weights
 from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
@@ -22,12 +22,11 @@ LABELS = [{"index": i, "label": f"class {i}", "synset": f"n{i:08d}"} for i in ra
 @pytest.fixture(scope="module", autouse=True)
 def _narrow_architecture():
     """Registers a narrow network, since a request gives an architecture by name alone."""
-    lite = ARCHITECTURES["efficientnet-lite0-condconv-4e"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(
-            ARCHITECTURES, "narrow", dataclasses.replace(lite, name="narrow", width_coefficient=0.1, image_size=64)
-        )
-        yield
+    lite = get_architecture("efficientnet-lite0-condconv-4e", width_coefficient=0.1, image_size=64)
+    family = Family("narrow", (dataclasses.replace(lite, name="narrow"),), build_efficientnet)
+    register(family)
+    yield
+    unregister(family)
 
 
 @pytest.fixture(scope="module")

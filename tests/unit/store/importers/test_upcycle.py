@@ -8,8 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from condconv_serve.errors import ConfigurationError, ImportFailed
-from condconv_serve.nn import build_efficientnet, get_architecture
-from condconv_serve.nn.architectures import ARCHITECTURES
+from condconv_serve.nn import ARCHITECTURES, build_efficientnet, get_architecture
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import open_bundle, read_weights
 from condconv_serve.store.importers import Upcycling, import_weights

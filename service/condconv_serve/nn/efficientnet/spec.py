@@ -1,4 +1,4 @@
-"""The network family as data: which stages, how wide, how deep, and which of them are CondConv.
+"""EfficientNets as data: which stages, how wide, how deep, and which of them are CondConv.
 
 Sources: EfficientNet (Tan & Le, ICML 2019, table 1 and section 3.3), EfficientNet-Lite (the authors' release notes),
 CondConv (Yang et al., NeurIPS 2019, section 4.1 and appendix A).
@@ -44,8 +44,8 @@ class BlockArgs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """A network up to its class count and weights."""
+class EfficientNetSpec:
+    """An EfficientNet up to its weights."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -103,7 +103,7 @@ class Architecture:
         """Names of the CondConv blocks, in order."""
         return tuple(block.name for block in self.blocks() if block.num_experts)
 
-    def with_experts(self, num_experts: int) -> Architecture:
+    def with_experts(self, num_experts: int) -> EfficientNetSpec:
         """The same network with another number of experts in its CondConv stages.
 
         Raises:
@@ -115,11 +115,27 @@ class Architecture:
             self, stages=tuple(replace(s, num_experts=num_experts) if s.num_experts else s for s in self.stages)
         )
 
-    def to_manifest(self) -> dict[str, Any]:
-        """What distinguishes this from the architecture registered under the same name, for a bundle's manifest."""
-        registered = ARCHITECTURES[self.name]
-        changed = {key: getattr(self, key) for key in OVERRIDABLE if getattr(self, key) != getattr(registered, key)}
-        return {"name": self.name, **changed}
+    def changed(self, **overrides: Any) -> EfficientNetSpec:
+        """The same network with some of its parameters changed.
+
+        Args:
+            overrides: new values for parameters named in `OVERRIDABLE`.
+
+        Raises:
+            ConfigurationError: an unknown parameter, or an impossible value.
+        """
+        if unknown := sorted(set(overrides) - set(OVERRIDABLE)):
+            raise ConfigurationError(
+                f"Unknown architecture parameter {', '.join(unknown)}; known are {', '.join(OVERRIDABLE)}."
+            )
+        for key, value in overrides.items():
+            _check(key, value)
+        spec = self.with_experts(overrides.pop("num_experts")) if "num_experts" in overrides else self
+        return replace(spec, **overrides)
+
+    def overrides(self, registered: EfficientNetSpec) -> dict[str, Any]:
+        """The parameters in which this differs from the network that is registered under the same name."""
+        return {key: getattr(self, key) for key in OVERRIDABLE if getattr(self, key) != getattr(registered, key)}
 
 
 OVERRIDABLE = ("num_classes", "image_size", "width_coefficient", "depth_coefficient", "dropout_rate", "num_experts")
@@ -148,45 +164,21 @@ def _b0_stages(num_experts: int) -> tuple[Stage, ...]:
     )
 
 
-_REGISTERED = (
-    Architecture(name="efficientnet-b0", stages=_b0_stages(0)),
-    Architecture(name="efficientnet-condconv-b0-4e", stages=_b0_stages(4)),
-    Architecture(name="efficientnet-condconv-b0-8e", stages=_b0_stages(8)),
-    Architecture(name="efficientnet-condconv-b0-8e-depth", stages=_b0_stages(8), depth_coefficient=1.1),
-    Architecture(name="efficientnet-lite0", stages=_b0_stages(0), activation="relu6", se_ratio=0.0),
-    Architecture(name="efficientnet-lite0-condconv-4e", stages=_b0_stages(4), activation="relu6", se_ratio=0.0),
+ARCHITECTURES = (
+    EfficientNetSpec(name="efficientnet-b0", stages=_b0_stages(0)),
+    EfficientNetSpec(name="efficientnet-condconv-b0-4e", stages=_b0_stages(4)),
+    EfficientNetSpec(name="efficientnet-condconv-b0-8e", stages=_b0_stages(8)),
+    EfficientNetSpec(name="efficientnet-condconv-b0-8e-depth", stages=_b0_stages(8), depth_coefficient=1.1),
+    EfficientNetSpec(name="efficientnet-lite0", stages=_b0_stages(0), activation="relu6", se_ratio=0.0),
+    EfficientNetSpec(name="efficientnet-lite0-condconv-4e", stages=_b0_stages(4), activation="relu6", se_ratio=0.0),
 )
-
-ARCHITECTURES: dict[str, Architecture] = {architecture.name: architecture for architecture in _REGISTERED}
-"""Every registered architecture by name."""
+"""Every registered EfficientNet."""
 
 
-def get_architecture(name: str, **overrides: Any) -> Architecture:
-    """Return a registered architecture, with some of its parameters changed.
-
-    Args:
-        name: a key of `ARCHITECTURES`.
-        overrides: new values for parameters named in `OVERRIDABLE`.
-
-    Raises:
-        ConfigurationError: unknown name or parameter, or an impossible value.
-    """
-    if name not in ARCHITECTURES:
-        raise ConfigurationError(f"Unknown architecture {name!r}; known are {', '.join(ARCHITECTURES)}.")
-    if unknown := sorted(set(overrides) - set(OVERRIDABLE)):
-        raise ConfigurationError(
-            f"Unknown architecture parameter {', '.join(unknown)}; known are {', '.join(OVERRIDABLE)}."
-        )
-    for key, value in overrides.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ConfigurationError(f"Architecture parameter {key} must be a number, not {value!r}.")
-        whole, least, most = key in _WHOLE, _LEAST.get(key, 0.05), _MOST.get(key, 20)
-        if not least <= value <= most or (whole and not isinstance(value, int)):
-            kind = "a whole number" if whole else "a number"
-            raise ConfigurationError(
-                f"Architecture parameter {key} must be {kind} from {least} to {most}, not {value}."
-            )
-    architecture = ARCHITECTURES[name]
-    if "num_experts" in overrides:
-        architecture = architecture.with_experts(overrides.pop("num_experts"))
-    return replace(architecture, **overrides)
+def _check(key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigurationError(f"Architecture parameter {key} must be a number, not {value!r}.")
+    whole, least, most = key in _WHOLE, _LEAST.get(key, 0.05), _MOST.get(key, 20)
+    if not least <= value <= most or (whole and not isinstance(value, int)):
+        kind = "a whole number" if whole else "a number"
+        raise ConfigurationError(f"Architecture parameter {key} must be {kind} from {least} to {most}, not {value}.")

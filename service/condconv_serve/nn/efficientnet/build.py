@@ -7,11 +7,11 @@ from typing import Any
 import keras
 from keras import layers
 
-from condconv_serve.nn.architectures import Architecture
-from condconv_serve.nn.mbconv import CONV_INITIALIZER, DENSE_INITIALIZER, activate, mbconv, norm
+from condconv_serve.nn.efficientnet.mbconv import CONV_INITIALIZER, DENSE_INITIALIZER, activate, mbconv, norm
+from condconv_serve.nn.efficientnet.spec import EfficientNetSpec
 
 
-def build_efficientnet(architecture: Architecture, *, input_size: int | None = None) -> keras.Model:
+def build_efficientnet(architecture: EfficientNetSpec, *, input_size: int | None = None) -> keras.Model:
     """Build the network with fresh weights.
 
     Args:

@@ -12,8 +12,8 @@ from typing import Any
 import keras
 from keras import layers
 
-from condconv_serve.nn.architectures import BlockArgs
 from condconv_serve.nn.condconv import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.nn.efficientnet.spec import BlockArgs
 
 Tensor = Any
 BATCH_NORM = {"epsilon": 1e-3, "momentum": 0.99}

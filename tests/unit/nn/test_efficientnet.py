@@ -4,8 +4,10 @@ import math
 import pytest
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import ARCHITECTURES, BlockArgs, build_efficientnet, get_architecture, outline
-from condconv_serve.nn.architectures import OVERRIDABLE, round_filters
+from condconv_serve.nn import ARCHITECTURES, build_efficientnet, get_architecture, outline
+from condconv_serve.nn.efficientnet import BlockArgs
+from condconv_serve.nn.efficientnet.spec import OVERRIDABLE, round_filters
+from condconv_serve.nn.families import to_manifest
 
 
 @pytest.mark.parametrize(
@@ -106,10 +108,10 @@ def test_squeeze_and_excitation_keeps_at_least_one_filter():
 
 
 def test_manifest_names_only_what_was_changed():
-    assert get_architecture("efficientnet-b0").to_manifest() == {"name": "efficientnet-b0"}
+    assert to_manifest(get_architecture("efficientnet-b0")) == {"name": "efficientnet-b0"}
     changed = get_architecture("efficientnet-b0", num_classes=7, width_coefficient=0.5)
-    assert changed.to_manifest() == {"name": "efficientnet-b0", "num_classes": 7, "width_coefficient": 0.5}
-    assert get_architecture(**changed.to_manifest()) == changed
+    assert to_manifest(changed) == {"name": "efficientnet-b0", "num_classes": 7, "width_coefficient": 0.5}
+    assert get_architecture(**to_manifest(changed)) == changed
 
 
 @pytest.mark.parametrize(

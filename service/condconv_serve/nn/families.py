@@ -1,0 +1,126 @@
+"""Families of networks: each brings its architectures and what builds them, and everything else finds them here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
+
+import keras
+
+from condconv_serve.errors import ConfigurationError
+
+Spec = TypeVar("Spec", bound="Architecture")
+
+
+class Architecture(Protocol):
+    """A network up to its weights, as a frozen value."""
+
+    @property
+    def name(self) -> str:
+        """Under which it is registered."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Pixels per side of its input."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that it tells apart."""
+        ...
+
+    @property
+    def num_experts(self) -> int:
+        """Experts per CondConv layer; 0 in a static network."""
+        ...
+
+    def changed(self: Spec, **overrides: Any) -> Spec:
+        """The same network with some of its parameters changed.
+
+        Raises:
+            ConfigurationError: an unknown parameter, or an impossible value.
+        """
+        ...
+
+    def overrides(self: Spec, registered: Spec) -> Mapping[str, Any]:
+        """The parameters in which this differs from the network that is registered under the same name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family of networks.
+
+    Attributes:
+        name: of the family.
+        architectures: all that are registered.
+        build: `build(architecture, input_size=pixels or None)` returns a functional model with fresh weights. It takes
+            normalised pixels float32 `[B, S, S, 3]` and returns `{"logits": [B, num_classes], "routing": {block: [B,
+            experts]}}`; a static network's `routing` is empty.
+    """
+
+    name: str
+    architectures: Sequence[Architecture]
+    build: Callable[..., keras.Model]
+
+
+_families: dict[str, Family] = {}
+_architectures: dict[str, Architecture] = {}
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(_architectures)
+"""Every registered architecture by name."""
+
+
+def register(family: Family) -> None:
+    """Make a family's architectures known to bundles, importers, and the command line.
+
+    Raises:
+        ValueError: one of its names is taken.
+    """
+    for architecture in family.architectures:
+        if architecture.name in _architectures:
+            raise ValueError(f"There is an architecture {architecture.name!r} already.")
+    for architecture in family.architectures:
+        _architectures[architecture.name] = architecture
+        _families[architecture.name] = family
+
+
+def unregister(family: Family) -> None:
+    """Undo `register`."""
+    for architecture in family.architectures:
+        del _architectures[architecture.name], _families[architecture.name]
+
+
+def get_architecture(name: str, **overrides: Any) -> Architecture:
+    """Return a registered architecture, with some of its parameters changed.
+
+    Args:
+        name: a key of `ARCHITECTURES`.
+        overrides: new values for some of its parameters; each family has its own.
+
+    Raises:
+        ConfigurationError: unknown name or parameter, or an impossible value.
+    """
+    if name not in _architectures:
+        raise ConfigurationError(f"Unknown architecture {name!r}; known are {', '.join(_architectures)}.")
+    return _architectures[name].changed(**overrides)
+
+
+def build_network(architecture: Architecture, *, input_size: int | None = None) -> keras.Model:
+    """Build a registered architecture's network with fresh weights.
+
+    Args:
+        architecture: from `get_architecture`.
+        input_size: pixels per side of the input; the architecture's `image_size` if None. Weights don't depend on it.
+
+    Returns:
+        A functional model as `Family.build` says.
+    """
+    return _families[architecture.name].build(architecture, input_size=input_size)
+
+
+def to_manifest(architecture: Architecture) -> dict[str, Any]:
+    """The architecture as a bundle's manifest has it: its name, and what differs from what is registered."""
+    return {"name": architecture.name, **architecture.overrides(_architectures[architecture.name])}
