@@ -1,4 +1,4 @@
-"""The data set of the examples: 1,797 scanned handwritten digits (UCI), which come with scikit-learn, as PNG files."""
+"""The images that the examples train on: 1,797 scanned handwritten digits (UCI, from scikit-learn), as PNG files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_digits
 
 TEST_EVERY = 5
-"""Every fifth image is kept for the test."""
+"""Every fifth image is for testing."""
 
 
 def write_digits(directory: Path, *, size: int = 32, margin: int = 0) -> tuple[Path, Path]:
-    """Write a folder per digit.
+    """Write the scans as PNG files, a folder per digit.
 
     Args:
-        directory: where to; what is there already stays.
-        size: pixels per side; the scans have 8.
-        margin: black pixels around that.
+        directory: where to write. Files that are there already stay.
+        size: pixels per side that a scan is enlarged to; it has 8.
+        margin: black pixels to add on every side.
 
     Returns:
-        The directories of the training and of the test images.
+        The directory of the training images, and that of the test images.
     """
     digits = load_digits()
     train, test = directory / "train", directory / "test"

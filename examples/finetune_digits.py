@@ -1,8 +1,8 @@
-"""Upcycling and fine-tuning, measured: a static network becomes a CondConv one whose routing tells digits apart.
+"""Turn a static network into a CondConv one, fine-tune it, and see its routing learn to tell digits apart.
 
-The same network fine-tuned without experts shows what the experts themselves are worth.
+The same network is fine-tuned without experts too, so that you see what the experts add.
 
-python examples/finetune_digits.py models/
+Run `python examples/finetune_digits.py models/`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from condconv_serve.nn import build_efficientnet, get_architecture
 
 SIZE = 64
 MARGIN = 16
-"""What the transform of these networks cuts off on every side: they look at `size / (size + 32)` of a photo."""
+"""Pixels to add on every side, since the transform cuts them off: it keeps `size / (size + 32)` of a photo."""
 WIDTH = 0.25
 
 
 def train_static(images: Path, weights: Path, *, depth: float, epochs: int) -> None:
-    """Train a small static EfficientNet-Lite from nothing and save its weights as Keras does."""
+    """Train a small static EfficientNet-Lite from nothing, and save its weights in Keras's format."""
     keras.utils.set_random_seed(0)
     architecture = get_architecture(
         "efficientnet-lite0", width_coefficient=WIDTH, depth_coefficient=depth, num_classes=10
@@ -36,7 +36,7 @@ def train_static(images: Path, weights: Path, *, depth: float, epochs: int) -> N
     network = build_efficientnet(architecture, input_size=SIZE)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.9  # the run is short
+            layer.momentum = 0.9  # the default, 0.99, is too slow for so short a run
     classifier = keras.Model(network.inputs, network.output["logits"])
     whole = (SIZE + 2 * MARGIN,) * 2
     data = keras.utils.image_dataset_from_directory(images, image_size=whole, batch_size=32, seed=0, verbose=False).map(
@@ -50,13 +50,13 @@ def train_static(images: Path, weights: Path, *, depth: float, epochs: int) -> N
 
 
 def condconv(*arguments: object) -> str:
-    """Run the command line; returns what it prints."""
+    """Run `condconv` and return what it prints."""
     command = [sys.executable, "-m", "condconv_serve", *(str(argument) for argument in arguments)]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def main() -> None:
-    """Train a static network, import it once as it is and once upcycled, fine-tune both, and print the figures."""
+    """Train a static network, import it as it is and upcycled, fine-tune both, and print how they did."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path, help="model store to write to")
     parser.add_argument("--static-epochs", type=int, default=12)

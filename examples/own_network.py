@@ -1,6 +1,6 @@
-"""A network of one's own with CondConv layers: build it, train it with `fit`, save it as a bundle, and serve it.
+"""Serve a network of your own: build it with CondConv layers, train it with `fit`, and save it as a bundle.
 
-python examples/own_network.py models/     then     condconv serve --model-store models/
+Run `python examples/own_network.py models/`, then `condconv serve --model-store models/`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.training import save_bundle
 
 SIZE = 32
-# Pixels as they are: the network scales them itself, in its first layer.
+# The network gets plain pixels, 0 to 255: its first layer scales them.
 PREPROCESSING = Preprocessing(transform="pillow", image_size=SIZE, crop_padding=0, mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def build() -> keras.Model:
-    """A small classifier of ten classes; its two blocks have four experts and two."""
+    """A small classifier of ten classes with two CondConv blocks: one of four experts, one of two."""
     pixels = keras.Input((SIZE, SIZE, 3))
     x = layers.Rescaling(1 / 127.5, offset=-1)(pixels)
     x = layers.RandomTranslation(0.1, 0.1)(x)  # in training only
@@ -46,7 +46,7 @@ def build() -> keras.Model:
 
 
 def main() -> None:
-    """Train, save, and classify one image with what was saved."""
+    """Train the network, save it, and classify one image with the saved bundle."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path, help="model store to write to")
     parser.add_argument("--epochs", type=int, default=15)
