@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from condconv_serve.errors import ConfigurationError
 
@@ -108,14 +108,14 @@ class _SideServer(uvicorn.Server):
         yield
 
 
-def config(app: FastAPI, http: type[asyncio.Protocol], **options: Any) -> uvicorn.Config:
+def config(app: ASGIApp, http: type[asyncio.Protocol], **options: Any) -> uvicorn.Config:
     """How our servers have uvicorn run: it logs nothing of its own, and tells nobody what it is."""
     return uvicorn.Config(app, http=http, ws="none", log_config=None, access_log=False, server_header=False, **options)
 
 
 @contextlib.asynccontextmanager
 async def serving_beside(
-    app: FastAPI, listener: socket.socket | None, http: type[asyncio.Protocol]
+    app: ASGIApp, listener: socket.socket | None, http: type[asyncio.Protocol]
 ) -> AsyncGenerator[None, None]:
     """Serve an app on a listener, if there is one, for as long as the context lasts."""
     if listener is None:

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import uuid
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import httptools
-from uvicorn.config import Config
+import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
-from condconv_serve.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, ServiceError, TooManyConnections
-from condconv_serve.fronts.native.problems import MEDIA_TYPE, Problem, problem_response
-from condconv_serve.http.middleware import REQUEST_ID_HEADER
+from condconv_serve.errors import (
+    ConfigurationError,
+    HeadersTooLarge,
+    MalformedRequest,
+    RequestTimeout,
+    ServiceError,
+    TooManyConnections,
+)
+from condconv_serve.http.answer import ErrorRenderer
+from condconv_serve.http.scope import REQUEST_ID_HEADER
 from condconv_serve.telemetry.metrics import Metrics
 
 logger = logging.getLogger("condconv_serve.access")
@@ -37,7 +42,6 @@ REFUSED_AT_ONCE = 64
 _UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings"})
 _REFUSAL_SECONDS = 1.0
 _LAST_CALL_SECONDS = 0.3
-_FILES_BESIDES_CONNECTIONS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,40 +59,55 @@ class ConnectionLimits:
     max_connections: int
 
 
-def http_protocol(limits: ConnectionLimits, metrics: Metrics) -> type[asyncio.Protocol]:
-    """The protocol for `uvicorn.Config(http=...)`."""
-    refused: set[PatientProtocol] = set()
-    return cast(type[asyncio.Protocol], partial(PatientProtocol, limits=limits, metrics=metrics, refused=refused))
+def guarded_protocol(limits: ConnectionLimits, metrics: Metrics, *, render: ErrorRenderer) -> type[asyncio.Protocol]:
+    """The protocol for `uvicorn.Config(http=...)`.
+
+    Args:
+        limits: of each connection, and of their number.
+        metrics: counts what is refused.
+        render: makes the answer of what no application sees, such as malformed headers.
+
+    Raises:
+        ConfigurationError: this version of uvicorn lacks something that the guard replaces, so it would not guard.
+    """
+    check_uvicorn()
+    refused: set[GuardedProtocol] = set()
+    made = partial(GuardedProtocol, limits=limits, metrics=metrics, render=render, refused=refused)
+    return cast(type[asyncio.Protocol], made)
 
 
-class PatientProtocol(HttpToolsProtocol):
+class GuardedProtocol(HttpToolsProtocol):
     """One connection.
 
     While no request is being answered, a deadline runs from the first byte, and from the opening of the connection,
-    until headers are complete; an idle connection between requests is uvicorn's `timeout_keep_alive`'s business.
+    until headers are complete. How long a connection may be idle between requests is uvicorn's `timeout_keep_alive`.
+
+    Every public method replaces one of uvicorn's: those of an asyncio protocol, the callbacks of the parser, and three
+    of uvicorn's own. `check_uvicorn` sees that they exist.
     """
 
     def __init__(
         self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-        *,
+        *args: Any,
         limits: ConnectionLimits,
         metrics: Metrics,
-        refused: set[PatientProtocol],
+        render: ErrorRenderer,
+        refused: set[GuardedProtocol],
+        **kwargs: Any,
     ) -> None:
-        """Prepare for one connection of a server; `refused` is shared by all of them."""
-        super().__init__(config, server_state, app_state, _loop)
+        """Prepare for one connection of a server; `refused` is shared by all of them, the rest is uvicorn's."""
+        super().__init__(*args, **kwargs)
         self._limits = limits
         self._metrics = metrics
+        self._render = render
         self._refused = refused
         self._header_timer: asyncio.TimerHandle | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
         self._running: RequestResponseCycle | None = None
         self._closing = False
+
+    # What asyncio tells
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline, or refuse."""
@@ -99,7 +118,7 @@ class PatientProtocol(HttpToolsProtocol):
             self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all clocks."""
+        """Stop all clocks, and tell the request that is being answered."""
         self._stop_header_timer()
         self._stop_abort_timer()
         self._refused.discard(self)
@@ -108,10 +127,6 @@ class PatientProtocol(HttpToolsProtocol):
             # uvicorn tells the newest request only, which may wait behind this one.
             self._running.disconnected = True
             self._running.message_event.set()
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._running = cycle
-        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Parse, unless nothing that comes here matters any more."""
@@ -131,36 +146,18 @@ class PatientProtocol(HttpToolsProtocol):
         if self._header_bytes > MAX_HEADER_BYTES and not self._closing:
             self._end_message(HeadersTooLarge(f"The headers have more than {MAX_HEADER_BYTES} bytes."))
 
-    def _parse(self, data: bytes) -> None:
-        """Parse as uvicorn does, but go on where a request asks for another protocol, of which none is spoken here.
+    def pause_writing(self) -> None:
+        """The client reads slower than we write."""
+        super().pause_writing()
+        self._abort_later(self._limits.write_timeout)
 
-        The parser takes everything after such a request's headers for the other protocol; RFC 9110 (7.8) lets a server
-        ignore the wish, and then what follows is the request's body.
-        """
-        self._unset_keepalive_if_required()
-        rest = memoryview(data)
-        try:
-            while len(rest):
-                try:
-                    self.parser.feed_data(rest)
-                    return
-                except httptools.HttpParserUpgrade as upgrade:
-                    rest = rest[upgrade.args[0] :]
-                    self._repeat_without_upgrade()
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+    def resume_writing(self) -> None:
+        """The client has read something."""
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._stop_abort_timer()
 
-    def _repeat_without_upgrade(self) -> None:
-        """Give the headers to a new parser, which then expects the body that they announce."""
-        method = self.parser.get_method()
-        if method == b"CONNECT":
-            raise httptools.HttpParserError("a tunnel")
-        version = self.parser.get_http_version().encode()
-        headers = [(name, value) for name, value in self.headers if name not in _UPGRADE_HEADERS]
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
-        lines = [method + b" " + self.url + b" HTTP/" + version, *(name + b": " + value for name, value in headers)]
-        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+    # What the parser tells
 
     def on_message_begin(self) -> None:
         """A request's first byte is here."""
@@ -177,6 +174,8 @@ class PatientProtocol(HttpToolsProtocol):
         self._stop_header_timer()
         self._header_bytes = 0
         super().on_headers_complete()
+        if not self.pipeline:
+            self._running = self.cycle
 
     def on_body(self, body: bytes) -> None:
         """What else comes within a body, a trailer say, counts as a header."""
@@ -197,31 +196,18 @@ class PatientProtocol(HttpToolsProtocol):
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    # What uvicorn tells
+
     def on_response_complete(self) -> None:
-        """Wait for the next request, or for the client to read the last answer."""
+        """Go on to the next request, or wait for the client to read the last answer."""
+        self._running = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_later(self._limits.write_timeout)
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP; called by uvicorn."""
-        if self._is_receiving():
-            self._end_message(MalformedRequest("The body is not encoded as the headers say."))
-        else:
-            self._end_message(MalformedRequest(f"{msg.rstrip('.')}; HTTP/1.1 is spoken here."))
-
-    def _is_receiving(self) -> bool:
-        cycle = self.cycle
-        return self._answering() and cycle.more_body and not cycle.response_started and not self.pipeline
-
-    def _end_message(self, error: ServiceError) -> None:
-        """Answer what can't be received any further, or let requests before it be answered."""
-        if self._is_receiving():
-            self._fail(error)
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        else:
-            self._reject(error)
+    def timeout_keep_alive_handler(self) -> None:
+        """An idle connection ends."""
+        self._close()
 
     def shutdown(self) -> None:
         """The server is about to end; a request that is on its way already is still answered."""
@@ -235,23 +221,50 @@ class PatientProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             self._abort_later(self._limits.write_timeout)
 
-    def timeout_keep_alive_handler(self) -> None:
-        """An idle connection ends."""
-        self._close()
+    # Parsing
 
-    def pause_writing(self) -> None:
-        """The client reads slower than we write."""
-        super().pause_writing()
-        self._abort_later(self._limits.write_timeout)
+    def _parse(self, data: bytes) -> None:
+        """Parse as uvicorn does, but go on where a request asks for another protocol, of which none is spoken here.
 
-    def resume_writing(self) -> None:
-        """The client has read something."""
-        super().resume_writing()
-        if not self.transport.is_closing():
-            self._stop_abort_timer()
+        The parser takes everything after such a request's headers for the other protocol; RFC 9110 (7.8) lets a server
+        ignore the wish, and then what follows is the request's body. uvicorn would drop it.
+        """
+        self._unset_keepalive_if_required()
+        rest = memoryview(data)
+        try:
+            while len(rest):
+                try:
+                    self.parser.feed_data(rest)
+                    return
+                except httptools.HttpParserUpgrade as upgrade:
+                    rest = rest[upgrade.args[0] :]
+                    self._repeat_without_upgrade()
+        except httptools.HttpParserError:
+            if self._is_receiving():
+                self._end_message(MalformedRequest("The body is not encoded as the headers say."))
+            else:
+                self._end_message(MalformedRequest("Invalid HTTP request received; HTTP/1.1 is spoken here."))
+
+    def _repeat_without_upgrade(self) -> None:
+        """Give the headers to a new parser, which then expects the body that they announce."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("a tunnel")
+        version = self.parser.get_http_version().encode()
+        headers = [(name, value) for name, value in self.headers if name not in _UPGRADE_HEADERS]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        lines = [method + b" " + self.url + b" HTTP/" + version, *(name + b": " + value for name, value in headers)]
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _is_receiving(self) -> bool:
+        cycle = self.cycle
+        return self._answering() and cycle.more_body and not cycle.response_started and not self.pipeline
+
+    # Deadlines
 
     def _start_header_timer(self) -> None:
         if self._header_timer is None and not self._closing:
@@ -274,6 +287,17 @@ class PatientProtocol(HttpToolsProtocol):
             self._metrics.rejected.labels(error.slug).inc()
             self._close()
 
+    def _abort_later(self, seconds: float) -> None:
+        self._stop_abort_timer()
+        self._abort_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def _stop_abort_timer(self) -> None:
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+            self._abort_timer = None
+
+    # Refusals
+
     def _refuse(self) -> None:
         """Answer once a request comes, since a client that is still sending would not read an earlier answer."""
         self.connections.discard(self)
@@ -285,6 +309,15 @@ class PatientProtocol(HttpToolsProtocol):
         self._refused.add(self)
         self._abort_later(_REFUSAL_SECONDS)
 
+    def _end_message(self, error: ServiceError) -> None:
+        """Answer what can't be received any further, or let requests before it be answered."""
+        if self._is_receiving():
+            self._fail(error)
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        else:
+            self._reject(error)
+
     def _reject(self, error: ServiceError) -> None:
         """Take nothing more from this client; a request before still gets its answer."""
         if self._answering():
@@ -295,29 +328,28 @@ class PatientProtocol(HttpToolsProtocol):
             self._fail(error)
 
     def _fail(self, error: ServiceError) -> None:
-        """Answer with a problem outside of any application, and end the connection."""
+        """Answer with an error outside of any application, and end the connection."""
         self._stop_header_timer()
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
         request_id = uuid.uuid4().hex
-        response = problem_response(Problem.of(error))
+        answer = self._render(error)
         headers = [
             *self.server_state.default_headers,
-            *((name, value) for name, value in response.raw_headers if name != b"content-type"),
-            (b"content-type", MEDIA_TYPE.encode()),
+            *answer.headers,
             (REQUEST_ID_HEADER.lower().encode(), request_id.encode()),
             (b"connection", b"close"),
         ]
         lines = [name + b": " + value + b"\r\n" for name, value in headers]
-        self.transport.write(b"".join([STATUS_LINE[response.status_code], *lines, b"\r\n", bytes(response.body)]))
+        self.transport.write(b"".join([STATUS_LINE[answer.status], *lines, b"\r\n", answer.body]))
         self._metrics.rejected.labels(error.slug).inc()
         logger.info(
             "connection ended with %d: %s [%s]",
-            response.status_code,
+            answer.status,
             error,
             request_id,
-            extra={"request_id": request_id, "status": response.status_code, "outcome": error.slug},
+            extra={"request_id": request_id, "status": answer.status, "outcome": error.slug},
         )
         # What the client is still sending would reset the connection, and the answer be lost, if we closed it now.
         self._closing = True
@@ -334,27 +366,31 @@ class PatientProtocol(HttpToolsProtocol):
         # Closing waits for the client to read what has been written.
         self._abort_later(self._limits.write_timeout)
 
-    def _abort_later(self, seconds: float) -> None:
-        self._stop_abort_timer()
-        self._abort_timer = self.loop.call_later(seconds, self.transport.abort)
 
-    def _stop_abort_timer(self) -> None:
-        if self._abort_timer is not None:
-            self._abort_timer.cancel()
-            self._abort_timer = None
+_USED = {
+    # Methods are looked for in the class, attributes among those that its constructor sets.
+    HttpToolsProtocol: ("_unset_keepalive_if_required", "cycle", "pipeline", "parser", "timeout_keep_alive_task"),
+    RequestResponseCycle: ("disconnected", "keep_alive", "message_event", "more_body", "response_complete"),
+}
 
 
-def allow_open_files(max_connections: int) -> None:
-    """Let this process open as many files as that many connections need; the usual soft limit is 1024."""
-    if sys.platform == "win32":
-        return
-    import resource
+def check_uvicorn(*, protocol: type = HttpToolsProtocol, cycle: type = RequestResponseCycle) -> None:
+    """Check that what the guard replaces or sets is there: uvicorn would not look for it under any other name.
 
-    needed = max_connections + _FILES_BESIDES_CONNECTIONS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    if most < needed:
-        logger.warning("only %d files may be open at once, too few for %d connections", most, max_connections)
+    Raises:
+        ConfigurationError: something is missing.
+    """
+    replaced = [name for name in vars(GuardedProtocol) if not name.startswith("_")]
+    needed = [(protocol, name) for name in (*replaced, *_USED[HttpToolsProtocol])]
+    needed += [(cycle, name) for name in _USED[RequestResponseCycle]]
+    missing = [name for owner, name in needed if name not in {*dir(owner), *_set_by_constructor(owner)}]
+    if missing:
+        raise ConfigurationError(
+            f"uvicorn {uvicorn.__version__} lacks {', '.join(missing)}, so slow and silent clients could not be cut "
+            "off; install a version that condconv-serve allows: pip install --upgrade condconv-serve."
+        )
+
+
+def _set_by_constructor(owner: type) -> tuple[str, ...]:
+    code: Any = getattr(vars(owner).get("__init__"), "__code__", None)
+    return code.co_names if code else ()
