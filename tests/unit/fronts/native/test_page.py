@@ -8,11 +8,11 @@ from hashlib import sha256
 import httpx
 import pytest
 
+from condconv_serve.domain import Classification
 from condconv_serve.errors import InferenceFailed
 from condconv_serve.fronts.keys import ApiKey, KeyRing
 from condconv_serve.fronts.native import page
 from condconv_serve.samples import SAMPLES
-from condconv_serve.tasks.classification import Classification
 from tests.unit.fronts.native.application import application, connect
 
 FILES = sorted(name for name in page.assets() if name != page.PAGE)

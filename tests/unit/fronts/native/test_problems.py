@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from condconv_serve.domain import Classification
 from condconv_serve.errors import InferenceFailed, QueueFull, ServiceError
 from condconv_serve.fronts.native.problems import (
     STATUS,
@@ -20,7 +21,6 @@ from condconv_serve.fronts.native.problems import (
     render,
 )
 from condconv_serve.serving.readiness import Readiness
-from condconv_serve.tasks.classification import Classification
 from tests.unit.fronts.native.application import application, connect
 
 

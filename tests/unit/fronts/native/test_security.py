@@ -15,6 +15,7 @@ from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry
 
 import condconv_serve
+from condconv_serve.domain import Classification
 from condconv_serve.errors import CorruptImage, InferenceFailed, QueueFull
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import ApiKey, KeyRing
@@ -22,7 +23,6 @@ from condconv_serve.fronts.native import problems, security
 from condconv_serve.http.middleware import RequestContext
 from condconv_serve.http.scope import facts_of
 from condconv_serve.serving.readiness import Readiness
-from condconv_serve.tasks.classification import Classification
 from condconv_serve.telemetry.metrics import Metrics
 from tests.unit.fronts.native.application import application, connect
 
