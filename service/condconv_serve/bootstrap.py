@@ -20,7 +20,8 @@ from condconv_serve.errors import ConfigurationError
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import KeyRing
 from condconv_serve.fronts.native import AppContext, BodyLimits, create_app, create_probes_app, problems
-from condconv_serve.http.guard import ConnectionLimits, guarded_protocol
+from condconv_serve.http.guard import guarded_protocol
+from condconv_serve.http.limits import ConnectionLimits
 from condconv_serve.http.server import serving_beside
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.ablation_queue import AblationQueue

@@ -11,7 +11,7 @@ from prometheus_client import disable_created_metrics
 from condconv_serve.bootstrap import ModelLoader, Service
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.fronts.keys import KeyRing, parse_keys
-from condconv_serve.http.open_files import allow_open_files
+from condconv_serve.http.limits import allow_open_files
 from condconv_serve.http.server import DrainingServer, config, is_local, listen, url
 from condconv_serve.settings import Settings
 

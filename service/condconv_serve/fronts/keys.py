@@ -118,9 +118,9 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
 
 
 class KeyRing:
-    """The keys in force, of which at least one is there.
+    """The API keys that are in force; there is at least one.
 
-    Keys of a file follow it: a changed file is read anew, and one that can't be used changes nothing.
+    Keys of a file follow the file: when it changes, it is read again. If it can't be used then, nothing changes.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A request's body: read whole, up to a limit of bytes, and waited for with an end to patience."""
+"""A request's body: how many bytes of it are read, and how long it is waited for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ends work for a client that has gone."""
+"""Ends work that nobody waits for any more."""
 
 from __future__ import annotations
 

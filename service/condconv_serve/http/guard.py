@@ -1,6 +1,6 @@
-"""uvicorn's HTTP protocol, with an end to its patience: slow headers, stuck readers, and connections beyond the limit.
+"""uvicorn's HTTP protocol, guarded: slow headers, stuck readers, and connections beyond the limit are cut off.
 
-uvicorn itself waits for ever for headers, so that a few hundred silent connections could take the service down.
+uvicorn itself waits for headers for ever, so a few hundred silent connections could take the service down.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -25,38 +24,15 @@ from condconv_serve.errors import (
     TooManyConnections,
 )
 from condconv_serve.http.answer import ErrorRenderer
+from condconv_serve.http.limits import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE, ConnectionLimits
 from condconv_serve.http.scope import REQUEST_ID_HEADER
 from condconv_serve.telemetry.metrics import Metrics
 
 logger = logging.getLogger("condconv_serve.access")
 
-MAX_HEADER_BYTES = 64 * 1024
-"""Most bytes before a request's body; the parser itself has no limit."""
-
-MAX_PIPELINED = 1024
-"""Most requests that a connection may send ahead of their answers."""
-
-REFUSED_AT_ONCE = 64
-"""Connections beyond the limit that may wait for their 503 at the same time; further ones are closed unheard."""
-
 _UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings"})
 _REFUSAL_SECONDS = 1.0
 _LAST_CALL_SECONDS = 0.3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionLimits:
-    """What a connection may cost.
-
-    Attributes:
-        header_timeout: seconds from a connection's opening, or a request's first byte, to the end of its headers.
-        write_timeout: seconds that a client may leave an answer unread.
-        max_connections: most connections at the same time.
-    """
-
-    header_timeout: float
-    write_timeout: float
-    max_connections: int
 
 
 def guarded_protocol(limits: ConnectionLimits, metrics: Metrics, *, render: ErrorRenderer) -> type[asyncio.Protocol]:
@@ -95,7 +71,7 @@ class GuardedProtocol(HttpToolsProtocol):
         refused: set[GuardedProtocol],
         **kwargs: Any,
     ) -> None:
-        """Prepare for one connection of a server; `refused` is shared by all of them, the rest is uvicorn's."""
+        """Prepare for one connection. A server's connections share `refused`; the other arguments are uvicorn's."""
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._metrics = metrics
@@ -129,12 +105,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        """Parse, unless nothing that comes here matters any more."""
+        """Parse what comes, unless the connection is ending."""
         if self in self._refused:
             self._refused.discard(self)
             self._fail(
                 TooManyConnections(
-                    f"All {self._limits.max_connections} connections are in use.", retry_after=_REFUSAL_SECONDS
+                    f"All {self._limits.max_connections} connections that are allowed are in use.",
+                    retry_after=_REFUSAL_SECONDS,
                 )
             )
         if self._closing:
@@ -144,7 +121,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._header_bytes += len(data)
         self._parse(data)
         if self._header_bytes > MAX_HEADER_BYTES and not self._closing:
-            self._end_message(HeadersTooLarge(f"The headers have more than {MAX_HEADER_BYTES} bytes."))
+            self._end_message(
+                HeadersTooLarge(f"The headers have more than {MAX_HEADER_BYTES} bytes, the most that is allowed.")
+            )
 
     def pause_writing(self) -> None:
         """The client reads slower than we write."""
@@ -166,7 +145,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._start_header_timer()
 
     def on_headers_complete(self) -> None:
-        """From here on, the application decides how long to wait."""
+        """The headers are here; from now on the application decides how long to wait."""
         if self.parser.should_upgrade():
             return  # they will come again without the wish
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -178,12 +157,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self._running = self.cycle
 
     def on_body(self, body: bytes) -> None:
-        """What else comes within a body, a trailer say, counts as a header."""
+        """A part of the body is here; what else comes within a body, such as a trailer, counts as a header."""
         self._header_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """What comes next is another request, for which there is no hurry."""
+        """The request is complete; the next one may take its time."""
         if self.parser.should_upgrade():
             return
         self._stop_header_timer()
@@ -224,10 +203,10 @@ class GuardedProtocol(HttpToolsProtocol):
     # Parsing
 
     def _parse(self, data: bytes) -> None:
-        """Parse as uvicorn does, but go on where a request asks for another protocol, of which none is spoken here.
+        """Parse as uvicorn does, but go on where a request asks for another protocol: this server speaks no other.
 
-        The parser takes everything after such a request's headers for the other protocol; RFC 9110 (7.8) lets a server
-        ignore the wish, and then what follows is the request's body. uvicorn would drop it.
+        The parser takes everything after such a request's headers for the other protocol, and uvicorn drops it. RFC
+        9110 (7.8) lets a server ignore the wish; then what follows is the request's body.
         """
         self._unset_keepalive_if_required()
         rest = memoryview(data)
@@ -243,7 +222,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if self._is_receiving():
                 self._end_message(MalformedRequest("The body is not encoded as the headers say."))
             else:
-                self._end_message(MalformedRequest("Invalid HTTP request received; HTTP/1.1 is spoken here."))
+                self._end_message(MalformedRequest("This is no valid HTTP/1.1 request."))
 
     def _repeat_without_upgrade(self) -> None:
         """Give the headers to a new parser, which then expects the body that they announce."""

@@ -19,7 +19,7 @@ from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import ServiceError
 from condconv_serve.http.answer import ErrorRenderer
 from condconv_serve.http.body import PatientBody
-from condconv_serve.http.scope import REQUEST_ID_HEADER, keep_facts
+from condconv_serve.http.scope import REQUEST_ID_HEADER, keep_facts, path_of
 from condconv_serve.telemetry.logs import request_logged_as
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tracing import RequestSpan, Tracer
@@ -28,6 +28,7 @@ TRACE_HEADER = "traceresponse"
 """Tells the caller the trace and the span of its request, in the form of `traceparent`."""
 
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
+
 logger = logging.getLogger("condconv_serve.access")
 
 
@@ -76,7 +77,7 @@ class RequestContext:
         started = time.monotonic()
         headers = Headers(scope=scope)
         parent = TraceContext.parse(headers.get("traceparent"))
-        span = self._tracer.start(parent, export=scope["path"] not in _QUIET)
+        span = self._tracer.start(parent, export=path_of(scope) not in _QUIET)
         facts = RequestFacts(request_id=_accept(headers.get(REQUEST_ID_HEADER)), trace=span.context)
         keep_facts(scope, facts)
         body = PatientBody(receive, pause=self._body_timeout, total=self._body_total_timeout)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from condconv_serve.http.scope import path_of
+
 
 class ByPrefix:
     """ASGI application: hands each request to the front whose prefix its path has, or else to the main one.
@@ -26,7 +28,7 @@ class ByPrefix:
     def _choose(self, scope: Scope) -> ASGIApp:
         if scope["type"] != "http":
             return self._main
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path_of(scope)
         for prefix, front in self._fronts:
             if path == prefix or path.startswith(f"{prefix}/"):
                 return front

@@ -1,4 +1,4 @@
-"""The one place where a request's facts are kept in an ASGI scope, and read from it."""
+"""What is read from an ASGI scope, and the one place where a request's facts are kept in it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from condconv_serve.domain.facts import RequestFacts
 REQUEST_ID_HEADER = "X-Request-Id"
 
 _KEY = "condconv_serve.facts"
+
+
+def path_of(scope: Scope) -> str:
+    """The path of a request, without the prefix under which the whole server is reached."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def keep_facts(scope: Scope, facts: RequestFacts) -> None:

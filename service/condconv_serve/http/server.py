@@ -1,4 +1,4 @@
-"""The sockets' side of the service's life: listening, serving, and ending without losing a request."""
+"""The server: it listens, serves, and ends without losing a request."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class DrainingServer(uvicorn.Server):
         await super().serve(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen no longer, but take the connections that clients have opened already, which would be reset else."""
+        """Stop listening, but take the connections that clients have already opened: they would be reset."""
         queues = [listener.dup() for listener in sockets or ()]
         for server in self.servers:
             server.close()
@@ -109,7 +109,7 @@ class _SideServer(uvicorn.Server):
 
 
 def config(app: ASGIApp, http: type[asyncio.Protocol], **options: Any) -> uvicorn.Config:
-    """How our servers have uvicorn run: it logs nothing of its own, and tells nobody what it is."""
+    """How our servers run uvicorn: it writes no log of its own, and doesn't say what it is."""
     return uvicorn.Config(app, http=http, ws="none", log_config=None, access_log=False, server_header=False, **options)
 
 

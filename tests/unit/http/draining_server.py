@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from condconv_serve.http.guard import ConnectionLimits, guarded_protocol
+from condconv_serve.http.guard import guarded_protocol
+from condconv_serve.http.limits import ConnectionLimits
 from condconv_serve.http.server import DrainingServer, config, listen, url
 from condconv_serve.telemetry.metrics import Metrics
 from tests.unit.http.guarded import render

@@ -28,7 +28,8 @@ from condconv_serve.errors import (
 )
 from condconv_serve.http.answer import Answer
 from condconv_serve.http.body import read_body
-from condconv_serve.http.guard import ConnectionLimits, guarded_protocol
+from condconv_serve.http.guard import guarded_protocol
+from condconv_serve.http.limits import ConnectionLimits
 from condconv_serve.http.middleware import RequestContext
 from condconv_serve.http.scope import facts_of
 from condconv_serve.telemetry.metrics import Metrics

@@ -13,7 +13,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.http.guard import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE, check_uvicorn
+from condconv_serve.http.guard import check_uvicorn
+from condconv_serve.http.limits import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE
 from tests.unit.http.guarded import (
     GET,
     HEAD,

@@ -39,7 +39,7 @@ _BLANKS = dict.fromkeys(map(ord, " \t\r\n\f\v"))  # for `str.translate` to leave
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """What a request's body may hold, and how long it may pause and take (seconds)."""
+    """What a request's body may hold, how long it may pause (`timeout`) and how long it may take, in seconds."""
 
     max_body_bytes: int
     max_images: int
@@ -227,7 +227,9 @@ def _check_count(images: int, limits: BodyLimits) -> None:
 def _merge(query: Parameters, fields: Mapping[str, Any]) -> Parameters:
     """Add the body's parameters to the query's."""
     if twice := sorted(set(fields) & query.model_fields_set):
-        raise InvalidParameter(f"{', '.join(twice)}: given both in the query and in the body.")
+        raise InvalidParameter(
+            f"{', '.join(twice)}: given both in the query and in the body. Give each parameter once."
+        )
     if not fields:
         return query
     return _validated(type(query), {**query.model_dump(exclude_unset=True), **fields})

@@ -115,7 +115,7 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 
 
 def render(error: ServiceError) -> Answer:
-    """Describe an error to a caller whom no application answers; for `condconv_serve.http`."""
+    """The whole answer for an error, for where no route can answer: `condconv_serve.http` needs it."""
     response = problem_response(Problem.of(error))
     return Answer(response.status_code, response.raw_headers, bytes(response.body))
 
@@ -155,7 +155,7 @@ def install(app: FastAPI) -> None:
             detail = f"There is nothing at {request.url.path}; /docs lists what there is."
         elif error.status_code == 405:
             headers["Allow"] = ", ".join(_allowed_methods(request))
-            detail = f"{request.url.path} doesn't take {request.method}, but {headers['Allow']}."
+            detail = f"{request.url.path} doesn't take {request.method}; it takes {headers['Allow']}."
         slug = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         facts_of(request.scope).slug = slug
         problem = Problem(

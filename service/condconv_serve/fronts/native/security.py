@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from condconv_serve.fronts.gatekeeper import API_KEY_HEADER, Gatekeeper, demand
 from condconv_serve.fronts.native.problems import problem_responses
-from condconv_serve.http.scope import REQUEST_ID_HEADER, facts_of
+from condconv_serve.http.scope import REQUEST_ID_HEADER, facts_of, path_of
 
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -97,7 +97,7 @@ class SecurityHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; other kinds of connections pass."""
-        await self._app(scope, receive, _with_headers(send, scope["path"]) if scope["type"] == "http" else send)
+        await self._app(scope, receive, _with_headers(send, path_of(scope)) if scope["type"] == "http" else send)
 
 
 def _with_headers(send: Send, path: str) -> Callable[[Message], Awaitable[None]]:

@@ -288,6 +288,15 @@ async def test_what_is_about_images_is_not_cached(path: str, private: bool) -> N
     assert ("cache-control" in (await ask(unguarded(), path)).headers) is private
 
 
+@pytest.mark.parametrize(("path", "private"), [("/serving/routing/abc", True), ("/serving/models", False)])
+async def test_what_is_about_images_is_not_cached_under_a_prefix_either(path: str, private: bool) -> None:
+    transport = httpx.ASGITransport(unguarded(), root_path="/serving")
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.get(path)
+    assert response.json().get("slug") != "not_found"
+    assert ("cache-control" in response.headers) is private
+
+
 async def test_unexpected_errors_have_the_headers_too() -> None:
     async def fail() -> Classification:
         raise RuntimeError("unexpected")
