@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from condconv_serve.cli import app
 from condconv_serve.errors import ServiceError
-from condconv_serve.fronts.native import BodyLimits, Parts, create_app
+from condconv_serve.fronts.gatekeeper import Gatekeeper
+from condconv_serve.fronts.native import AppContext, BodyLimits, create_app
 from condconv_serve.fronts.native.problems import STATUS
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.settings import Settings
@@ -64,16 +65,16 @@ def problems_table() -> str:
 def routes_table() -> str:
     """Every route with its summary."""
     nothing: Any = None
-    parts = Parts(
+    context = AppContext(
         images=nothing,
         models=nothing,
         metrics=Metrics(CollectorRegistry()),
         limits=BodyLimits(max_body_bytes=1, max_images=1),
-        request_timeout=1,
+        gatekeeper=Gatekeeper(Readiness(lambda: None)),
         readiness=Readiness(lambda: None),
         versions=nothing,
     )
-    document = create_app(parts, lifespan=nothing).openapi()
+    document = create_app(context, lifespan=nothing).openapi()
     rows = [
         (f"`{method.upper()} {path}`", operation["summary"])
         for path, operations in document["paths"].items()

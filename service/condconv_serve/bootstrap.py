@@ -17,8 +17,11 @@ from prometheus_client import CollectorRegistry
 
 from condconv_serve.domain import Ablation, ModelInfo, Prediction, ServedModel
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.fronts.native import Access, BodyLimits, Parts, create_app, create_probes_app
-from condconv_serve.http.protocol import ConnectionLimits, http_protocol
+from condconv_serve.fronts.gatekeeper import Gatekeeper
+from condconv_serve.fronts.keys import KeyRing
+from condconv_serve.fronts.native import AppContext, BodyLimits, create_app, create_probes_app, problems
+from condconv_serve.http.guard import guarded_protocol
+from condconv_serve.http.limits import ConnectionLimits
 from condconv_serve.http.server import serving_beside
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.ablation_queue import AblationQueue
@@ -197,7 +200,7 @@ class Service:
             write_timeout=self._settings.body_timeout,
             max_connections=self._settings.max_connections,
         )
-        return http_protocol(limits, self.metrics)
+        return guarded_protocol(limits, self.metrics, render=problems.render)
 
     def load(self) -> None:
         """Load and warm up what the store wants served, then be ready.
@@ -218,14 +221,19 @@ class Service:
         self,
         on_failure: Callable[[Exception], None],
         *,
-        access: Access | None = None,
+        keys: KeyRing | None = None,
+        open_admin: bool = True,
         probes: socket.socket | None = None,
     ) -> FastAPI:
-        """The application; it loads the models in the background once it runs, and tells of failure.
+        """The application; it loads the models in the background once it runs.
 
-        Metrics and probes are served on `probes`, too, until the last request has been answered.
+        Args:
+            on_failure: called if they can't be loaded.
+            keys: the API keys that are taken; None lets everybody in.
+            open_admin: whether everybody may also do what needs the scope `admin`, where there are no keys.
+            probes: where metrics and probes are served, until the last request has been answered; None: here.
         """
-        parts = Parts(
+        context = AppContext(
             images=self.images,
             models=self.registry,
             metrics=self.metrics,
@@ -236,7 +244,12 @@ class Service:
                 timeout=self._settings.body_timeout,
                 total_timeout=self._settings.body_total_timeout,
             ),
-            request_timeout=self._settings.request_timeout,
+            gatekeeper=Gatekeeper(
+                self.readiness,
+                keys=keys,
+                open_admin=open_admin,
+                request_timeout=self._settings.request_timeout,
+            ),
             readiness=self.readiness,
             tracer=self._tracer,
             versions=self.sync,
@@ -258,14 +271,16 @@ class Service:
 
         @contextlib.asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-            async with serving_beside(create_probes_app(parts), probes, self.http_protocol()), self.running():
+            async with serving_beside(create_probes_app(context), probes, self.http_protocol()), self.running():
                 watching = asyncio.create_task(load_and_watch())
                 yield
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
                 self.sync.close()
 
-        return create_app(parts, lifespan=lifespan, access=access)
+        return create_app(
+            context, lifespan=lifespan, cors_origins=self._settings.cors_origins, serve_metrics=probes is None
+        )
 
 
 def find_default(settings: Settings, catalog: Catalog) -> str:

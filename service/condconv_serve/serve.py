@@ -11,8 +11,7 @@ from prometheus_client import disable_created_metrics
 from condconv_serve.bootstrap import ModelLoader, Service
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.fronts.keys import KeyRing, parse_keys
-from condconv_serve.fronts.native import Access
-from condconv_serve.http.protocol import allow_open_files
+from condconv_serve.http.limits import allow_open_files
 from condconv_serve.http.server import DrainingServer, config, is_local, listen, url
 from condconv_serve.settings import Settings
 
@@ -36,19 +35,13 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
     allow_open_files(settings.max_connections)
     listener = listen(settings.host, settings.port)
     probes = None if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
-    access = Access(
-        keys=keys,
-        cors_origins=settings.cors_origins,
-        serve_metrics=probes is None,
-        open_admin=is_local(listener),
-    )
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:
         failures.append(error)
         server.stop()
 
-    app = service.app(on_failure=stop, access=access, probes=probes)
+    app = service.app(on_failure=stop, keys=keys, open_admin=is_local(listener), probes=probes)
     drain_delay = min(settings.drain_delay, settings.shutdown_timeout)
     server = DrainingServer(
         # uvicorn takes whole seconds only by its annotation.

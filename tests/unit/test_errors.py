@@ -50,11 +50,6 @@ def test_errors_between_the_root_and_the_leaves_are_internal_ones():
     assert {error.slug for error in ABSTRACT} == {ServiceError.slug}
 
 
-def test_each_slug_has_a_status_and_each_status_a_slug():
-    assert STATUS.keys() == {error.slug for error in [ServiceError, *ERRORS]}
-    assert all(400 <= status <= 599 for status in STATUS.values())
-
-
 @pytest.mark.parametrize("error", [*CONCRETE, ServiceError])
 def test_every_error_becomes_a_problem(error):
     problem = Problem.of(error("what was wrong"))

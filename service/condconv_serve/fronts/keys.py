@@ -1,4 +1,4 @@
-"""API keys: how they are made, written down, read, found again, and how often each may be used. Knows no HTTP.
+"""API keys: how they are made, stored, read from a file that may change, and found by their secret.
 
 A secret is 32 random bytes, so one round of SHA-256 is enough to store it: there is nothing to guess that a slow hash
 would protect.
@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-from pyrate_limiter import Duration, InMemoryBucket, Rate, RateItem
 
-from condconv_serve.errors import ConfigurationError, RateLimited, Unauthenticated
+from condconv_serve.domain.facts import KeyScope
+from condconv_serve.errors import ConfigurationError, Unauthenticated
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,6 @@ SECRET_PREFIX = "condconv_"  # pragma: allowlist secret
 """Lets scanners of repositories and logs recognise a secret that got lost there."""
 SECONDS_BETWEEN_LOOKS = 1.0
 
-KeyScope = Literal["predict", "admin"]
 ALL_SCOPES: frozenset[KeyScope] = frozenset({"predict", "admin"})
 
 
@@ -119,9 +118,9 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
 
 
 class KeyRing:
-    """The keys in force, of which at least one is there.
+    """The API keys that are in force; there is at least one.
 
-    Keys of a file follow it: a changed file is read anew, and one that can't be used changes nothing.
+    Keys of a file follow the file: when it changes, it is read again. If it can't be used then, nothing changes.
     """
 
     def __init__(
@@ -184,35 +183,6 @@ class KeyRing:
             logger.error("the changed API keys are not used, the %d old ones stay in force: %s", len(self), error)
         else:
             logger.info("%d API keys read anew: %s", len(self), ", ".join(key.name for key in self))
-
-
-class RateLimits:
-    """How often each key was used in the last 60 seconds, in this process."""
-
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start with nothing used; `clock` is in seconds."""
-        self._clock = clock
-        self._buckets: dict[tuple[str, int], InMemoryBucket] = {}
-
-    def use(self, key: ApiKey) -> None:
-        """Count one request of a key.
-
-        Raises:
-            RateLimited: it has had its requests of the last 60 seconds.
-        """
-        limit = key.requests_per_minute
-        if limit is None:
-            return
-        if (key.name, limit) not in self._buckets:
-            self._buckets[key.name, limit] = InMemoryBucket([Rate(limit, Duration.MINUTE)])
-        bucket = self._buckets[key.name, limit]
-        request = RateItem(key.name, int(self._clock() * 1e3))
-        bucket.leak(request.timestamp)
-        if not bucket.put(request):
-            raise RateLimited(
-                f"This API key may send {limit} requests per minute.",
-                retry_after=(bucket.peek(limit - 1).timestamp - request.timestamp) / 1e3 + 60.0,  # type: ignore[union-attr]
-            )
 
 
 def _with_digests(keys: Sequence[ApiKey]) -> tuple[tuple[bytes, ApiKey], ...]:

@@ -1,4 +1,4 @@
-"""Ends work for a client that has gone."""
+"""Ends work that nobody waits for any more."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from fastapi import Request
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 Result = TypeVar("Result")
 

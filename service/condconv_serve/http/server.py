@@ -1,4 +1,4 @@
-"""The sockets' side of the service's life: listening, serving, and ending without losing a request."""
+"""The server: it listens, serves, and ends without losing a request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from condconv_serve.errors import ConfigurationError
 
@@ -56,7 +56,7 @@ class DrainingServer(uvicorn.Server):
         await super().serve(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen no longer, but take the connections that clients have opened already, which would be reset else."""
+        """Stop listening, but take the connections that clients have already opened: they would be reset."""
         queues = [listener.dup() for listener in sockets or ()]
         for server in self.servers:
             server.close()
@@ -108,14 +108,14 @@ class _SideServer(uvicorn.Server):
         yield
 
 
-def config(app: FastAPI, http: type[asyncio.Protocol], **options: Any) -> uvicorn.Config:
-    """How our servers have uvicorn run: it logs nothing of its own, and tells nobody what it is."""
+def config(app: ASGIApp, http: type[asyncio.Protocol], **options: Any) -> uvicorn.Config:
+    """How our servers run uvicorn: it writes no log of its own, and doesn't say what it is."""
     return uvicorn.Config(app, http=http, ws="none", log_config=None, access_log=False, server_header=False, **options)
 
 
 @contextlib.asynccontextmanager
 async def serving_beside(
-    app: FastAPI, listener: socket.socket | None, http: type[asyncio.Protocol]
+    app: ASGIApp, listener: socket.socket | None, http: type[asyncio.Protocol]
 ) -> AsyncGenerator[None, None]:
     """Serve an app on a listener, if there is one, for as long as the context lasts."""
     if listener is None:

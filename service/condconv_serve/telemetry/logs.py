@@ -8,32 +8,25 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, ParamSpec, TypeVar
 
 from pythonjsonlogger.json import JsonFormatter
 
-from condconv_serve.telemetry.tracing import TraceContext
+from condconv_serve.domain.facts import RequestFacts
 
 LogFormat = Literal["auto", "json", "pretty"]
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    request_id: str
-    trace: TraceContext
-
-
-_request: ContextVar[_Request | None] = ContextVar("condconv_request", default=None)
+_request: ContextVar[RequestFacts | None] = ContextVar("condconv_request", default=None)
 
 
 @contextlib.contextmanager
-def request_logged_as(request_id: str, trace: TraceContext) -> Iterator[None]:
+def request_logged_as(facts: RequestFacts) -> Iterator[None]:
     """Put a request's ids on every line that is logged within, by this task and those that it starts."""
-    token = _request.set(_Request(request_id, trace))
+    token = _request.set(facts)
     try:
         yield
     finally:

@@ -17,11 +17,16 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
+from condconv_serve.domain import Timings
+from condconv_serve.domain.facts import RequestFacts
+from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.http.middleware import RequestContext, note_classification
+from condconv_serve.http.answer import Answer
+from condconv_serve.http.middleware import RequestContext
+from condconv_serve.http.scope import facts_of
 from condconv_serve.telemetry.logs import ContextThreads, configure_logging, request_logged_as
 from condconv_serve.telemetry.metrics import Metrics
-from condconv_serve.telemetry.tracing import TraceContext, Tracer, make_tracer
+from condconv_serve.telemetry.tracing import Tracer, make_tracer
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = f"00-{TRACE}-{SPAN}-01"
@@ -63,6 +68,10 @@ def test_a_trace_is_continued_or_started() -> None:
     assert not started.sampled
 
 
+def facts(request_id: str) -> RequestFacts:
+    return RequestFacts(request_id=request_id, trace=TraceContext.following(None))
+
+
 class Written:
     """What the log has written."""
 
@@ -90,7 +99,7 @@ def test_plain_lines_name_the_request_once(stderr: Written) -> None:
     configure_logging("info")
     log = logging.getLogger("condconv_serve.test")
     log.info("before")
-    with request_logged_as("abc", TraceContext.following(None)):
+    with request_logged_as(facts("abc")):
         log.info("during")
         log.info("access [abc]", extra={"request_id": "abc"})
     log.info("after")
@@ -101,8 +110,8 @@ def test_plain_lines_name_the_request_once(stderr: Written) -> None:
 def test_json_lines(stderr: Written) -> None:
     configure_logging("info", "json")
     log = logging.getLogger("condconv_serve.test")
-    trace = TraceContext.following(None)
-    with request_logged_as("abc", trace):
+    request = facts("abc")
+    with request_logged_as(request):
         log.warning("two\nlines", extra={"rows": 3, "color_message": "\x1b"})
         try:
             raise ValueError("broken")
@@ -116,7 +125,7 @@ def test_json_lines(stderr: Written) -> None:
         "logger": "condconv_serve.test",
         "message": "two\nlines",
         "request_id": "abc",
-        "trace_id": trace.trace_id,
+        "trace_id": request.trace.trace_id,
         "rows": 3,
     }
     assert "ValueError: broken" in second["exc_info"]
@@ -127,7 +136,7 @@ def test_pretty_lines_have_colours(stderr: Written, monkeypatch: pytest.MonkeyPa
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     configure_logging("info", "pretty")
-    with request_logged_as("abc", TraceContext.following(None)):
+    with request_logged_as(facts("abc")):
         logging.getLogger("condconv_serve.test").info("hello")
     assert "\x1b[" in stderr.getvalue()
     assert "hello" in stderr.getvalue()
@@ -138,26 +147,25 @@ def test_threads_log_for_the_request_they_work_for(stderr: Written) -> None:
     configure_logging("info", "json")
     with ContextThreads(1) as threads:
         for name in ("a", "b"):
-            with request_logged_as(name, TraceContext.following(None)):
+            with request_logged_as(facts(name)):
                 threads.submit(logging.getLogger("condconv_serve.test").info, "in a thread").result()
     assert [json.loads(line)["request_id"] for line in stderr.getvalue().splitlines()] == ["a", "b"]
 
 
-def classification() -> Any:
-    def image(decode: float, queue: float, inference: float, total: float) -> Any:
-        timings = SimpleNamespace(decode=decode, queue=queue, inference=inference, total=total)
-        return SimpleNamespace(prediction=SimpleNamespace(timings=timings))
-
-    results = [image(0.004, 0.001, 0.01, 0.015), image(0.002, 0.003, 0.02, 0.025), SimpleNamespace(prediction=None)]
-    return SimpleNamespace(model=SimpleNamespace(name="b0", version="1"), results=results)
+TIMINGS = [
+    Timings(decode=0.004, queue=0.001, inference=0.01, total=0.015),
+    Timings(decode=0.002, queue=0.003, inference=0.02, total=0.025),
+]
 
 
 async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-    """A route that finds a classification; `/broken` breaks."""
+    """A route that classifies three images, one of which fails; `/broken` breaks."""
     scope["route"] = SimpleNamespace(path=scope["path"])
-    scope["condconv.key_name"] = "ci"
+    facts = facts_of(scope)
+    facts.key_name = "ci"
     await receive()
-    note_classification(scope, classification())
+    facts.model, facts.rows = "b0/1", 3
+    facts.note_answer(TIMINGS)
     if scope["path"] == "/broken":
         raise RuntimeError("swordfish")
     await send({"type": "http.response.start", "status": 200, "headers": []})
@@ -165,7 +173,9 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def post(path: str, tracer: Tracer | None = None, **headers: str) -> httpx.Response:
-    app = RequestContext(answer, metrics=Metrics(CollectorRegistry()), tracer=tracer)
+    app = RequestContext(
+        answer, render=lambda _: Answer(500, [], b"broken"), metrics=Metrics(CollectorRegistry()), tracer=tracer
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         return await client.post(path, content=b"the picture", headers=headers)
 

@@ -1,8 +1,7 @@
-"""The HTTP interface: the only part that knows FastAPI, status codes and media types."""
+"""The service's own HTTP interface: JSON answers, errors as problem details (RFC 9457), OpenAPI, and the page."""
 
 from condconv_serve.fronts.native.app import create_app, create_probes_app
-from condconv_serve.fronts.native.body import BodyLimits
-from condconv_serve.fronts.native.context import Parts
-from condconv_serve.fronts.native.security import Access
+from condconv_serve.fronts.native.context import AppContext
+from condconv_serve.fronts.native.images import BodyLimits
 
-__all__ = ["Access", "BodyLimits", "Parts", "create_app", "create_probes_app"]
+__all__ = ["AppContext", "BodyLimits", "create_app", "create_probes_app"]

@@ -17,19 +17,20 @@ from condconv_serve.fronts.native.ablation_schemas import (
     ChangeBody,
     VariantBody,
 )
-from condconv_serve.fronts.native.body import read_query, read_request
-from condconv_serve.fronts.native.classification import PROBLEMS, request_body, wait_of
-from condconv_serve.fronts.native.context import Parts
+from condconv_serve.fronts.native.classification import PROBLEMS, request_body
+from condconv_serve.fronts.native.context import AppContext
+from condconv_serve.fronts.native.images import read_query, read_request
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.schemas import ClassBody, ModelReference, routing_body
 from condconv_serve.http.disconnect import unless_disconnected
+from condconv_serve.http.scope import facts_of
 from condconv_serve.tasks import ablation as task
 from condconv_serve.tasks.ablation import AblationAnswer, Variant
 
 EXAMPLE = {"variants": [{"changes": [{"block": "block_8", "off": [0]}, {"block": "block_15", "uniform": True}]}]}
 
 
-def router(parts: Parts) -> APIRouter:
+def router(parts: AppContext) -> APIRouter:
     """The route of ablations."""
     routes = APIRouter(tags=["routing"])
 
@@ -50,8 +51,8 @@ def router(parts: Parts) -> APIRouter:
         Ablations are computed in float32 with TensorFlow, whichever engine serves, one after the other beside the
         ordinary traffic; when too many wait, the answer is 429. The first ablation of a model takes some seconds more.
         """
-        if reason := parts.readiness.refusal():
-            raise reason
+        facts = facts_of(request.scope)
+        parts.gatekeeper.check_ready()
         query = read_query(request, AblationParameters)
         parts.models.get(query.model, query.version)
         _ablator(parts).check()
@@ -59,10 +60,10 @@ def router(parts: Parts) -> APIRouter:
         if len(images) > 1:
             raise TooManyImages(f"An ablation is of one image, not of {len(images)}.")
         model = parts.models.get(parameters.model, parameters.version)
-        request.scope["condconv.model"], request.scope["condconv.rows"] = f"{model.name}/{model.version}", 1
+        facts.model, facts.rows = f"{model.name}/{model.version}", 1
         variants = _variants(model, parameters)
-        deadline = time.monotonic() + wait_of(parameters.timeout_ms, parts.request_timeout)
-        return await unless_disconnected(request, _ablate(model, images[0], variants, parameters, deadline))
+        facts.deadline = parts.gatekeeper.deadline(parameters.timeout_ms)
+        return await unless_disconnected(request, _ablate(model, images[0], variants, parameters, facts.deadline))
 
     async def _ablate(
         model: ServedModel,
@@ -95,7 +96,7 @@ def router(parts: Parts) -> APIRouter:
     return routes
 
 
-def _ablator(parts: Parts) -> Ablator:
+def _ablator(parts: AppContext) -> Ablator:
     if parts.ablator is None:
         raise InvalidParameter("This server computes no ablations.")
     return parts.ablator

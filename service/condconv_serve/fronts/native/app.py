@@ -1,19 +1,18 @@
-"""Builds the FastAPI application from the parts that it is given."""
+"""Builds the FastAPI application from what it is given to work with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from condconv_serve import __version__
 from condconv_serve.fronts.native import ablation, health, models, page, predict, problems, routing, security
-from condconv_serve.fronts.native.context import Parts
+from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.schemas import EncodedImage
-from condconv_serve.fronts.native.security import Access
 from condconv_serve.http.middleware import RequestContext
 
 DESCRIPTION = """
@@ -26,21 +25,22 @@ Errors are [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a `slu
 
 
 def create_app(
-    parts: Parts,
+    context: AppContext,
     *,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
-    access: Access | None = None,
+    cors_origins: Sequence[str] = (),
+    serve_metrics: bool = True,
 ) -> FastAPI:
     """Create the application.
 
     Args:
-        parts: what the routes work with.
+        context: what the routes work with; its gatekeeper says who may use them.
         lifespan: runs around the application's life.
-        access: who may use it; everybody if None.
+        cors_origins: origins whose pages may read the answers; `*` is any.
+        serve_metrics: whether `/metrics` is here, rather than on a port of its own.
     """
-    access = access or Access()
     for slug in problems.STATUS:
-        parts.metrics.rejected.labels(slug)  # zero from the start, so that the first error counts as an increase
+        context.metrics.rejected.labels(slug)  # zero from the start, so that the first error counts as an increase
     app = FastAPIOffline(
         title="condconv-serve",
         version=__version__,
@@ -55,36 +55,31 @@ def create_app(
         ],
     )
     problems.install(app)
-    guarded: tuple[APIRouter, ...] = (
-        predict.router(parts),
-        routing.router(parts),
-        ablation.router(parts),
-        models.router(parts),
-    )
-    guard = security.guard(access.keys, open_admin=access.open_admin)  # one for all, since it counts
-    for router in guarded:
-        app.include_router(router, dependencies=[guard])
-    app.include_router(health.router(parts, serve_metrics=access.serve_metrics))
+    guard = security.guard(context.gatekeeper)
+    for module in (predict, routing, ablation, models):
+        app.include_router(module.router(context), dependencies=[guard])
+    app.include_router(health.router(context, serve_metrics=serve_metrics))
     app.include_router(page.router())
     app.add_middleware(
         RequestContext,
-        metrics=parts.metrics,
-        tracer=parts.tracer,
-        body_timeout=parts.limits.timeout,
-        body_total_timeout=parts.limits.total_timeout,
-        draining=lambda: parts.readiness.draining,
+        render=problems.render,
+        metrics=context.metrics,
+        tracer=context.tracer,
+        body_timeout=context.limits.timeout,
+        body_total_timeout=context.limits.total_timeout,
+        draining=lambda: context.readiness.draining,
     )
-    security.install(app, cors_origins=access.cors_origins)
+    security.install(app, cors_origins=cors_origins)
     _document_problems(app)
     return app
 
 
-def create_probes_app(parts: Parts) -> FastAPI:
+def create_probes_app(context: AppContext) -> FastAPI:
     """Create the application of the metrics' own port: `/metrics` and the probes, for everybody who can reach it."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     problems.install(app)
-    app.include_router(health.router(parts))
-    app.add_middleware(RequestContext, metrics=parts.metrics)
+    app.include_router(health.router(context))
+    app.add_middleware(RequestContext, render=problems.render, metrics=context.metrics)
     security.install(app, cors_origins=())
     return app
 

@@ -11,14 +11,14 @@ from pydantic import BaseModel
 
 from condconv_serve.deadline import ending_at
 from condconv_serve.domain import Classification
-from condconv_serve.errors import InvalidParameter
-from condconv_serve.fronts.native.body import read_query, read_request
-from condconv_serve.fronts.native.context import Parts
+from condconv_serve.fronts.gatekeeper import SPLIT_KEY_HEADER
+from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.examples import EXAMPLE_JPEG_BASE64, EXAMPLE_REQUEST_ID
+from condconv_serve.fronts.native.images import read_query, read_request
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.schemas import ImagesBody, RoutingParameters
 from condconv_serve.http.disconnect import unless_disconnected
-from condconv_serve.http.middleware import REQUEST_ID_HEADER, note_classification
+from condconv_serve.http.scope import REQUEST_ID_HEADER, facts_of
 from condconv_serve.inference.batching import Priority
 from condconv_serve.routing.recent import RecentRequest
 from condconv_serve.tasks.classification import Classify
@@ -48,9 +48,6 @@ PROBLEMS = problem_responses(
     "deadline_exceeded",
 )
 """OpenAPI entries for what can go wrong."""
-
-SPLIT_KEY_HEADER = "X-Split-Key"
-"""Equal values get equal versions, so that a user stays with one of them."""
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
@@ -99,7 +96,7 @@ def request_body(example: dict[str, Any], kind: type[BaseModel]) -> dict[str, An
     }
 
 
-async def classify(request: Request, kind: type[Parameters], parts: Parts) -> tuple[Parameters, Classification]:
+async def classify(request: Request, kind: type[Parameters], parts: AppContext) -> tuple[Parameters, Classification]:
     """Read a request, classify its images, and remember the answer for its sender.
 
     Args:
@@ -113,20 +110,20 @@ async def classify(request: Request, kind: type[Parameters], parts: Parts) -> tu
     Raises:
         ServiceError: the request is refused, or its only image can't be used.
     """
-    if reason := parts.readiness.refusal():
-        raise reason
+    facts, gatekeeper = facts_of(request.scope), parts.gatekeeper
+    gatekeeper.check_ready()
+    split_key = gatekeeper.split_key(facts, request.headers.get(SPLIT_KEY_HEADER))
     query = read_query(request, kind)
     # What can't be taken at its most urgent need not be read.
     parts.images.plane.check(
         query.model,
         query.version,
         priority=Priority.HIGH,
-        deadline=time.monotonic() + parts.request_timeout,
-        split_key=split_key(request),
+        deadline=gatekeeper.deadline(),
+        split_key=split_key,
     )
     parameters, images = await read_request(request, query, parts.limits)
-    deadline = time.monotonic() + wait_of(parameters.timeout_ms, parts.request_timeout)
-    request.scope["condconv.deadline"] = deadline
+    facts.deadline = gatekeeper.deadline(parameters.timeout_ms)
     classification = await unless_disconnected(
         request,
         parts.images.run(
@@ -134,25 +131,27 @@ async def classify(request: Request, kind: type[Parameters], parts: Parts) -> tu
             Classify(parameters.top_k),
             model=parameters.model,
             version=parameters.version,
-            priority=Priority[parameters.priority.upper()],
-            deadline=deadline,
-            split_key=split_key(request),
+            priority=gatekeeper.priority(parameters.priority),
+            deadline=facts.deadline,
+            split_key=split_key,
         ),
     )
-    note_classification(request.scope, classification)
+    model = classification.model
+    facts.model, facts.rows = f"{model.name}/{model.version}", len(classification.results)
+    facts.note_answer([result.prediction.timings for result in classification.results if result.prediction])
     only = classification.results[0] if len(images) == 1 else None
     if only is not None and only.error is not None:
         raise only.error
     if parts.recent is not None:
         parts.recent.remember(
             RecentRequest(
-                request_id=request.scope["condconv.request_id"],
-                model=classification.model.name,
-                version=classification.model.version,
+                request_id=facts.request_id,
+                model=model.name,
+                version=model.version,
                 at=time.time(),
                 results=classification.results,
             ),
-            owner=request.scope.get("condconv.key_name"),
+            owner=facts.key_name,
         )
     return parameters, classification
 
@@ -163,19 +162,5 @@ async def in_time(work: Awaitable[Result], request: Request) -> Result:
     Raises:
         DeadlineExceeded: it was given up.
     """
-    async with ending_at(request.scope["condconv.deadline"]):
+    async with ending_at(facts_of(request.scope).deadline):
         return await work
-
-
-def split_key(request: Request) -> str:
-    """What decides which version a request gets where an alias splits traffic: its own header, or else its id."""
-    return request.headers.get(SPLIT_KEY_HEADER) or str(request.scope["condconv.request_id"])
-
-
-def wait_of(timeout_ms: int | None, longest: float) -> float:
-    """Seconds that the caller waits."""
-    if timeout_ms is None:
-        return longest
-    if timeout_ms > longest * 1e3:
-        raise InvalidParameter(f"timeout_ms may be at most {longest * 1e3:.0f}, not {timeout_ms}.")
-    return timeout_ms / 1e3

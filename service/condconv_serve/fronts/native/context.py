@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from condconv_serve.domain import Ablator, ModelSource, ServedModel
-from condconv_serve.fronts.native.body import BodyLimits
+from condconv_serve.fronts.gatekeeper import Gatekeeper
+from condconv_serve.fronts.native.images import BodyLimits
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.recent import RecentRequests
@@ -19,7 +20,7 @@ from condconv_serve.telemetry.tracing import Tracer
 
 
 class ServedModels(ModelSource, Protocol):
-    """The models that the API shows."""
+    """The models that the routes show."""
 
     @property
     def default_model(self) -> str | None:
@@ -35,8 +36,8 @@ class ServedModels(ModelSource, Protocol):
         ...
 
 
-class VersionControl(Protocol):
-    """What the API shows of versions, and lets be changed: `condconv_serve.serving.store_sync.StoreSync`."""
+class VersionAdmin(Protocol):
+    """What the routes show of versions, and let admins change: `condconv_serve.serving.store_sync.StoreSync`."""
 
     def status(self) -> Mapping[str, list[VersionStatus]]:
         """How every version of every model is doing; looks at the store, so not for the event loop."""
@@ -64,20 +65,23 @@ class VersionControl(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
-    """What the routes work with; `request_timeout` is in seconds.
+class AppContext:
+    """What the routes work with.
 
-    Without `routing` no live statistics are kept, without `recent` no recent requests, and without
-    `ablator` there are no ablations.
+    Attributes:
+        gatekeeper: decides who may do what, and until when.
+        routing: keeps live statistics; None if there are none.
+        recent: keeps recent requests; None if none are kept.
+        ablator: computes ablations; None if there are none.
     """
 
     images: ImagePipeline
     models: ServedModels
     metrics: Metrics
     limits: BodyLimits
-    request_timeout: float
+    gatekeeper: Gatekeeper
     readiness: Readiness
-    versions: VersionControl
+    versions: VersionAdmin
     routing: LiveRouting | None = None
     recent: RecentRequests | None = None
     ablator: Ablator | None = None

@@ -6,12 +6,12 @@ from fastapi import APIRouter, Response
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 
-from condconv_serve.fronts.native.context import Parts
+from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.problems import Problem, problem_response, problem_responses
 from condconv_serve.fronts.native.schemas import HealthResponse, ModelReference
 
 
-def router(parts: Parts, *, serve_metrics: bool = True) -> APIRouter:
+def router(context: AppContext, *, serve_metrics: bool = True) -> APIRouter:
     """The routes of probes, and of metrics unless they are elsewhere."""
     routes = APIRouter(tags=["health"])
 
@@ -45,9 +45,9 @@ def router(parts: Parts, *, serve_metrics: bool = True) -> APIRouter:
         routes.add_api_route(path, probe, methods=["HEAD"], response_model=HealthResponse, include_in_schema=False)
 
     def _health() -> HealthResponse | Response:
-        if reason := parts.readiness.unready():
+        if reason := context.readiness.unready():
             return problem_response(Problem.of(reason))
-        served = parts.models.models()
+        served = context.models.models()
         return HealthResponse(
             status="ok",
             models=[ModelReference(name=n, version=v) for n, versions in served.items() for v in versions],
@@ -65,6 +65,6 @@ def router(parts: Parts, *, serve_metrics: bool = True) -> APIRouter:
     async def metrics(request: Request) -> Response:
         """In the Prometheus text format, or OpenMetrics if the scraper accepts it."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(parts.metrics.registry), headers={"Content-Type": content_type})
+        return Response(encode(context.metrics.registry), headers={"Content-Type": content_type})
 
     return routes

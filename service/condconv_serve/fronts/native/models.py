@@ -9,8 +9,8 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.status import HTTP_204_NO_CONTENT
 
 from condconv_serve.errors import ModelNotFound
-from condconv_serve.fronts.native.body import read_json
-from condconv_serve.fronts.native.context import Parts
+from condconv_serve.fronts.native.context import AppContext
+from condconv_serve.fronts.native.images import read_json
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.schemas import (
     MAX_NAME,
@@ -55,7 +55,7 @@ _ALIAS_BODY = {
 }
 
 
-def router(parts: Parts) -> APIRouter:
+def router(parts: AppContext) -> APIRouter:
     """The routes of models."""
     routes = APIRouter(tags=["models"])
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from condconv_serve.fronts.native.classification import PROBLEMS, classify, request_body
-from condconv_serve.fronts.native.context import Parts
+from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.schemas import PredictParameters, PredictResponse, predict_response
 
 
-def router(parts: Parts) -> APIRouter:
+def router(parts: AppContext) -> APIRouter:
     """The routes of predictions."""
     routes = APIRouter(tags=["predict"])
 

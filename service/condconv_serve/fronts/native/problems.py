@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from condconv_serve.errors import CapacityError, InvalidParameter, ServiceError
+from condconv_serve.http.answer import Answer
+from condconv_serve.http.scope import facts_of
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +114,12 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
     )
 
 
+def render(error: ServiceError) -> Answer:
+    """The whole answer for an error, for where no route can answer: `condconv_serve.http` needs it."""
+    response = problem_response(Problem.of(error))
+    return Answer(response.status_code, response.raw_headers, bytes(response.body))
+
+
 def problem_responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries for the problems that a route may answer with."""
     by_status: dict[int | str, list[str]] = {}
@@ -131,12 +139,12 @@ def install(app: FastAPI) -> None:
     async def service_error(request: Request, error: ServiceError) -> JSONResponse:
         if STATUS[error.slug] >= 500 and not isinstance(error, CapacityError):
             logger.error("%s %s: %s", request.method, request.url.path, error)
-        request.scope["condconv.slug"] = error.slug
+        facts_of(request.scope).slug = error.slug
         return problem_response(Problem.of(error))
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        request.scope["condconv.slug"] = InvalidParameter.slug
+        facts_of(request.scope).slug = InvalidParameter.slug
         detail = describe_validation(error.errors()) + _query_parameters(request)
         return problem_response(Problem.of(InvalidParameter(detail)))
 
@@ -147,9 +155,9 @@ def install(app: FastAPI) -> None:
             detail = f"There is nothing at {request.url.path}; /docs lists what there is."
         elif error.status_code == 405:
             headers["Allow"] = ", ".join(_allowed_methods(request))
-            detail = f"{request.url.path} doesn't take {request.method}, but {headers['Allow']}."
+            detail = f"{request.url.path} doesn't take {request.method}; it takes {headers['Allow']}."
         slug = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        request.scope["condconv.slug"] = slug
+        facts_of(request.scope).slug = slug
         problem = Problem(
             type=f"urn:condconv-serve:problem:{slug}",
             title={404: "Not found", 405: "Method not allowed"}.get(error.status_code, "HTTP error"),

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from condconv_serve.domain import ModelInfo
 from condconv_serve.errors import ModelNotFound, RoutingNotFound, VersionNotFound
 from condconv_serve.fronts.native.classification import PROBLEMS, classify, in_time, request_body
-from condconv_serve.fronts.native.context import Parts
+from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.examples import EXAMPLE_REQUEST_ID
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.routing_formats import MEDIA_TYPES, OTHER_CONTENT, accepted_format, exported
@@ -32,6 +32,7 @@ from condconv_serve.fronts.native.routing_schemas import (
 from condconv_serve.fronts.native.schemas import MAX_NAME, ModelReference
 from condconv_serve.fronts.native.security import needs_admin
 from condconv_serve.http.disconnect import unless_disconnected
+from condconv_serve.http.scope import facts_of
 from condconv_serve.routing.live import LiveModel
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.views import class_view, expert_classes_view, live_view
@@ -39,7 +40,7 @@ from condconv_serve.routing.views import class_view, expert_classes_view, live_v
 _LIVE_PROBLEMS = problem_responses("model_not_found", "version_not_found", "routing_not_found", "invalid_parameter")
 
 
-def router(parts: Parts) -> APIRouter:
+def router(parts: AppContext) -> APIRouter:
     """The routes of routing."""
     routes = APIRouter(tags=["routing"])
 
@@ -200,7 +201,7 @@ def router(parts: Parts) -> APIRouter:
         """
         if parts.recent is None:
             raise RoutingNotFound("This server keeps no recent requests.")
-        found = parts.recent.find(request_id, owner=request.scope.get("condconv.key_name"))
+        found = parts.recent.find(request_id, owner=facts_of(request.scope).key_name)
         try:
             model = parts.models.get(found.model, found.version).info
         except (ModelNotFound, VersionNotFound):  # no longer served

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Security
@@ -13,19 +12,18 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from condconv_serve.errors import Forbidden, Unauthenticated
-from condconv_serve.fronts.keys import ALL_SCOPES, KeyRing, KeyScope, RateLimits
+from condconv_serve.fronts.gatekeeper import API_KEY_HEADER, Gatekeeper, demand
 from condconv_serve.fronts.native.problems import problem_responses
+from condconv_serve.http.scope import REQUEST_ID_HEADER, facts_of, path_of
 
-API_KEY_HEADER = "X-API-Key"  # pragma: allowlist secret
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
 }
-# What is in a picture is nobody else's business, so no cache on the way may keep it.
 PRIVATE = ("/predict", "/routing")
-EXPOSED = ("X-Request-Id", "Retry-After")
+"""What is in a picture is nobody else's business, so no cache on the way may keep these answers."""
+EXPOSED = (REQUEST_ID_HEADER, "Retry-After")
 
 _api_key = APIKeyHeader(
     name=API_KEY_HEADER, scheme_name="ApiKey", auto_error=False, description="From `condconv keys new`."
@@ -33,31 +31,11 @@ _api_key = APIKeyHeader(
 _bearer = HTTPBearer(scheme_name="Bearer", auto_error=False, description="The same key in the `Authorization` header.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """Who may use the service, and from where.
+def guard(gatekeeper: Gatekeeper) -> Dependency:
+    """What stands before every route that isn't for everybody; routes for the few add `needs_admin`."""
 
-    Attributes:
-        keys: the keys that are taken; None leaves everything open.
-        cors_origins: origins whose pages may read the answers; `*` is any.
-        serve_metrics: whether `/metrics` is here, rather than on a port of its own.
-        open_admin: whether without keys what needs the scope `admin` is open, too.
-    """
-
-    keys: KeyRing | None = None
-    cors_origins: Sequence[str] = ()
-    serve_metrics: bool = True
-    open_admin: bool = True
-
-
-def guard(keys: KeyRing | None, *, open_admin: bool = True) -> Dependency:
-    """What stands before every route that isn't for everybody: any key that may `predict`, within its rate.
-
-    Routes for the few add `needs_admin`.
-    """
-    if keys is None:
-        return Dependency(_open if open_admin else _open_to_predict)
-    rates = RateLimits()
+    async def open_to_all(request: Request) -> None:
+        gatekeeper.admit(facts_of(request.scope), secret=None)
 
     async def check(
         request: Request,
@@ -66,36 +44,18 @@ def guard(keys: KeyRing | None, *, open_admin: bool = True) -> Dependency:
     ) -> None:
         # A proxy in front may want Authorization for itself, so ours comes first.
         secret = api_key or (bearer.credentials if bearer else None)
-        if not secret:
-            raise Unauthenticated(f"An API key is needed, as {API_KEY_HEADER} or as Authorization: Bearer.")
-        key = keys.find(secret)
-        request.scope["condconv.key_name"] = key.name
-        request.scope["condconv.grants"] = key.grants
-        _demand(request, "predict")
-        rates.use(key)
+        gatekeeper.admit(facts_of(request.scope), secret=secret)
 
-    return Dependency(check)
-
-
-async def _open(request: Request) -> None:
-    request.scope["condconv.grants"] = ALL_SCOPES
-
-
-async def _open_to_predict(request: Request) -> None:
-    request.scope["condconv.grants"] = frozenset({"predict"})
+    # Only the second one puts the keys into the OpenAPI document.
+    return Dependency(check if gatekeeper.asks_for_keys else open_to_all)
 
 
 async def _check_admin(request: Request) -> None:
-    _demand(request, "admin")
+    demand(facts_of(request.scope), "admin")
 
 
 needs_admin = Dependency(_check_admin)
-"""For a route behind the guard that only keys with the scope `admin` may use; without a guard nobody may."""
-
-
-def _demand(request: Request, scope: KeyScope) -> None:
-    if scope not in request.scope.get("condconv.grants", ()):
-        raise Forbidden(f"This needs an API key with the scope {scope}.")
+"""For a route behind the guard that needs the scope `admin`; without a guard nobody may use it."""
 
 
 def install(app: FastAPI, *, cors_origins: Sequence[str]) -> None:
@@ -137,7 +97,7 @@ class SecurityHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; other kinds of connections pass."""
-        await self._app(scope, receive, _with_headers(send, scope["path"]) if scope["type"] == "http" else send)
+        await self._app(scope, receive, _with_headers(send, path_of(scope)) if scope["type"] == "http" else send)
 
 
 def _with_headers(send: Send, path: str) -> Callable[[Message], Awaitable[None]]:

@@ -1,4 +1,4 @@
-"""The real application around parts that do what a test tells them to."""
+"""The real application around what does as a test tells it to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from condconv_serve.domain import Classification
-from condconv_serve.fronts.native import Access, BodyLimits, Parts, create_app
+from condconv_serve.fronts.gatekeeper import Gatekeeper
+from condconv_serve.fronts.keys import KeyRing
+from condconv_serve.fronts.native import AppContext, BodyLimits, create_app
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.telemetry.metrics import Metrics
@@ -36,19 +38,21 @@ def application(
     answer: Callable[[], Awaitable[Classification]],
     *,
     readiness: Readiness | None = None,
-    access: Access | None = None,
+    keys: KeyRing | None = None,
+    open_admin: bool = True,
+    **options: Any,
 ) -> tuple[FastAPI, Metrics]:
-    """An application whose classifier answers with `answer`, and its metrics."""
+    """An application whose classifier answers with `answer`, and its metrics; `options` are those of `create_app`."""
     metrics = Metrics(CollectorRegistry())
     if readiness is None:
         readiness = Readiness(lambda: None)
         readiness.loaded()
-    parts = Parts(
+    context = AppContext(
         images=cast(ImagePipeline, FakePipeline(answer)),
         models=FakeModels(),
         metrics=metrics,
         limits=BodyLimits(max_body_bytes=1000, max_images=2),
-        request_timeout=30.0,
+        gatekeeper=Gatekeeper(readiness, keys=keys, open_admin=open_admin),
         readiness=readiness,
         versions=NoVersions(),
     )
@@ -57,7 +61,7 @@ def application(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
 
-    return create_app(parts, lifespan=lifespan, access=access), metrics
+    return create_app(context, lifespan=lifespan, **options), metrics
 
 
 def connect(app: FastAPI) -> httpx.AsyncClient:

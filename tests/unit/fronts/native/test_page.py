@@ -8,11 +8,11 @@ from hashlib import sha256
 import httpx
 import pytest
 
+from condconv_serve.domain import Classification
 from condconv_serve.errors import InferenceFailed
 from condconv_serve.fronts.keys import ApiKey, KeyRing
-from condconv_serve.fronts.native import Access, page
+from condconv_serve.fronts.native import page
 from condconv_serve.samples import SAMPLES
-from condconv_serve.tasks.classification import Classification
 from tests.unit.fronts.native.application import application, connect
 
 FILES = sorted(name for name in page.assets() if name != page.PAGE)
@@ -23,8 +23,8 @@ async def answer() -> Classification:
     raise InferenceFailed("Not needed here.")
 
 
-async def ask(path: str, method: str = "GET", *, access: Access | None = None, **headers: str) -> httpx.Response:
-    app, _ = application(answer, access=access)
+async def ask(path: str, method: str = "GET", *, keys: KeyRing | None = None, **headers: str) -> httpx.Response:
+    app, _ = application(answer, keys=keys)
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     async with connect(app) as client:
         return await client.request(method, path, headers=named)
@@ -102,10 +102,10 @@ async def test_page_only_reads() -> None:
 
 
 async def test_page_is_for_everybody_but_what_it_shows_is_not() -> None:
-    access = Access(keys=KeyRing([ApiKey(name="a", scopes=("predict",), sha256=sha256(b"secret").hexdigest())]))
+    keys = KeyRing([ApiKey(name="a", scopes=("predict",), sha256=sha256(b"secret").hexdigest())])
     for path in ("/", *(f"/web/{name}" for name in FILES)):
-        assert (await ask(path, access=access)).status_code == 200
-    assert (await ask("/models", access=access)).status_code == 401
+        assert (await ask(path, keys=keys)).status_code == 200
+    assert (await ask("/models", keys=keys)).status_code == 401
 
 
 def test_page_needs_no_document_of_the_interface() -> None:

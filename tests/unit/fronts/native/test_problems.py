@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from condconv_serve.domain import Classification
 from condconv_serve.errors import InferenceFailed, QueueFull, ServiceError
 from condconv_serve.fronts.native.problems import (
     STATUS,
@@ -17,9 +18,9 @@ from condconv_serve.fronts.native.problems import (
     describe_validation,
     problem_response,
     problem_responses,
+    render,
 )
 from condconv_serve.serving.readiness import Readiness
-from condconv_serve.tasks.classification import Classification
 from tests.unit.fronts.native.application import application, connect
 
 
@@ -27,10 +28,6 @@ def every_error(root: type[ServiceError] = ServiceError) -> Iterator[type[Servic
     yield root
     for child in root.__subclasses__():
         yield from every_error(child)
-
-
-def test_every_slug_has_a_status_and_every_status_a_slug() -> None:
-    assert {error.slug for error in every_error()} == set(STATUS)
 
 
 @pytest.mark.parametrize("error", list(every_error()))
@@ -49,6 +46,16 @@ def test_retry_after_is_rounded_up(seconds: float | None, header: str | None) ->
     assert response.headers.get("Retry-After") == header
     assert response.media_type == "application/problem+json"
     assert (b"retry_after" in response.body) is (seconds is not None)
+
+
+def test_an_error_outside_of_any_application_looks_the_same() -> None:
+    error = QueueFull("Full.", retry_after=1.2)
+    answer, response = render(error), problem_response(Problem.of(error))
+    assert (answer.status, answer.body) == (429, response.body)
+    headers = dict(answer.headers)
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"content-length"] == str(len(answer.body)).encode()
+    assert headers[b"retry-after"] == b"2"
 
 
 def test_documented_problems_are_grouped_by_status() -> None:

@@ -32,8 +32,9 @@ from condconv_serve.domain import (
     Tensors,
     rows_of,
 )
+from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import ApiKey, KeyRing
-from condconv_serve.fronts.native import Access, BodyLimits, Parts, create_app
+from condconv_serve.fronts.native import AppContext, BodyLimits, create_app
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.ablation_queue import MAX_WAITING, AblationQueue
 from condconv_serve.inference.batching import Batcher
@@ -129,19 +130,19 @@ async def running(*, statistics: bool = True, keys: bool = True) -> AsyncIterato
     batcher: Any = Batcher(run, streams=1, max_batch_size=4, max_queue_rows=64, metrics=metrics)
     with ThreadPoolExecutor(2) as decoders, AblationQueue(lambda *_: FakeAblation()) as lane:
         plane = InferencePlane(MODELS, batcher, metrics=metrics)
-        parts = Parts(
+        context = AppContext(
             images=ImagePipeline(plane, ImageDecoder(decoders, max_pixels=20_000), observe=observe),
             models=MODELS,
             metrics=metrics,
             limits=BodyLimits(max_body_bytes=10**6, max_images=20),
-            request_timeout=30.0,
+            gatekeeper=Gatekeeper(readiness, keys=ring if keys else None),
             readiness=readiness,
             versions=NoVersions(),
             routing=live,
             recent=RecentRequests(max_requests=3) if statistics else None,
             ablator=lane,
         )
-        app = create_app(parts, lifespan=None, access=Access(keys=ring if keys else None))  # type: ignore[arg-type]
+        app = create_app(context, lifespan=None)  # type: ignore[arg-type]
         async with batcher, asyncio.timeout(30):
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=ADMIN) as client:

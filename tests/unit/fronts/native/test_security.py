@@ -12,12 +12,18 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
+from prometheus_client import CollectorRegistry
 
 import condconv_serve
+from condconv_serve.domain import Classification
 from condconv_serve.errors import CorruptImage, InferenceFailed, QueueFull
+from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import ApiKey, KeyRing
-from condconv_serve.fronts.native import Access, problems, security
-from condconv_serve.tasks.classification import Classification
+from condconv_serve.fronts.native import problems, security
+from condconv_serve.http.middleware import RequestContext
+from condconv_serve.http.scope import facts_of
+from condconv_serve.serving.readiness import Readiness
+from condconv_serve.telemetry.metrics import Metrics
 from tests.unit.fronts.native.application import application, connect
 
 OPEN = ("/livez", "/readyz", "/healthz", "/metrics")
@@ -48,13 +54,13 @@ async def answer() -> Classification:
     raise InferenceFailed("It got through.")
 
 
-def guarded(**access: Any) -> FastAPI:
-    app, _ = application(answer, access=Access(keys=ring(), **access))
+def guarded(**options: Any) -> FastAPI:
+    app, _ = application(answer, keys=ring(), **options)
     return app
 
 
-def unguarded(**access: Any) -> FastAPI:
-    app, _ = application(answer, access=Access(**access))
+def unguarded(**options: Any) -> FastAPI:
+    app, _ = application(answer, **options)
     return app
 
 
@@ -197,7 +203,9 @@ def with_admin_route(keys: KeyRing | None, *, behind_guard: bool = True) -> Fast
 
     app = FastAPI()
     problems.install(app)
-    app.include_router(routes, dependencies=[security.guard(keys)] if behind_guard else [])
+    guard = security.guard(Gatekeeper(Readiness(lambda: None), keys=keys))
+    app.include_router(routes, dependencies=[guard] if behind_guard else [])
+    app.add_middleware(RequestContext, render=problems.render, metrics=Metrics(CollectorRegistry()))
     return app
 
 
@@ -249,7 +257,7 @@ async def test_name_of_the_key_is_there_for_the_log() -> None:
     async with httpx.AsyncClient(transport=httpx.ASGITransport(spying), base_url="http://test") as client:
         for headers in ({}, bearer("wrong"), bearer(USER), bearer(SUSPENDED)):
             await client.get("/models", headers=headers)
-    assert [scope.get("condconv.key_name") for scope in scopes] == [None, None, "user", "suspended"]
+    assert [facts_of(scope).key_name for scope in scopes] == [None, None, "user", "suspended"]
 
 
 async def test_no_secret_gets_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -280,11 +288,20 @@ async def test_what_is_about_images_is_not_cached(path: str, private: bool) -> N
     assert ("cache-control" in (await ask(unguarded(), path)).headers) is private
 
 
+@pytest.mark.parametrize(("path", "private"), [("/serving/routing/abc", True), ("/serving/models", False)])
+async def test_what_is_about_images_is_not_cached_under_a_prefix_either(path: str, private: bool) -> None:
+    transport = httpx.ASGITransport(unguarded(), root_path="/serving")
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.get(path)
+    assert response.json().get("slug") != "not_found"
+    assert ("cache-control" in response.headers) is private
+
+
 async def test_unexpected_errors_have_the_headers_too() -> None:
     async def fail() -> Classification:
         raise RuntimeError("unexpected")
 
-    app, _ = application(fail, access=Access(cors_origins=["https://a.org"]))
+    app, _ = application(fail, cors_origins=["https://a.org"])
     response = await ask(app, "/predict", "POST", content=b"x", headers={"Origin": "https://a.org"})
     assert response.status_code == 500
     assert response.headers["x-frame-options"] == "DENY"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import json
@@ -16,7 +15,6 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect
 
 from condconv_serve.domain import ImageSource
 from condconv_serve.errors import (
@@ -24,12 +22,12 @@ from condconv_serve.errors import (
     InvalidParameter,
     MalformedBody,
     MissingImage,
-    RequestTimeout,
     TooManyImages,
     UnsupportedBody,
 )
 from condconv_serve.fronts.native.problems import NAMED, describe_validation
 from condconv_serve.fronts.native.schemas import MAX_NAME, ImagesBody
+from condconv_serve.http.body import read_body
 
 Parameters = TypeVar("Parameters", bound=BaseModel)
 # curl --data-binary sends the form type unless told otherwise; what the bytes are shows when they are decoded.
@@ -37,13 +35,11 @@ RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-u
 MAX_JSON_ENTRIES = 100_000
 """Most entries of a JSON body's lists and objects; a million would hold up everybody for a second or two."""
 _BLANKS = dict.fromkeys(map(ord, " \t\r\n\f\v"))  # for `str.translate` to leave out
-_DISCARD_FACTOR = 4
-_DISCARD_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """What a request's body may hold, and how long it may pause and take (seconds)."""
+    """What a request's body may hold, how long it may pause (`timeout`) and how long it may take, in seconds."""
 
     max_body_bytes: int
     max_images: int
@@ -125,37 +121,6 @@ async def read_json(request: Request, kind: type[Parameters], *, max_bytes: int)
 
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Read a body into memory, as far as it is allowed to go.
-
-    Raises:
-        BodyTooLarge: it has more than `max_bytes`.
-        RequestTimeout: it pauses or takes too long, as the middleware judges for every route.
-    """
-    chunks: list[bytes] = []
-    size = 0
-    stream = request.stream()
-    async for chunk in stream:
-        size += len(chunk)
-        if size > max_bytes:
-            await _discard(stream, size, max_bytes * _DISCARD_FACTOR)
-            raise BodyTooLarge(f"The body has more than {max_bytes} bytes, the most that is allowed.")
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-async def _discard(stream: AsyncGenerator[bytes, None], size: int, most: int) -> None:
-    """Read on without keeping it: a client that is still sending would be reset before it could read our answer."""
-    try:
-        async with asyncio.timeout(_DISCARD_SECONDS):
-            async for chunk in stream:
-                size += len(chunk)
-                if size > most:
-                    return
-    except (TimeoutError, RequestTimeout, ClientDisconnect):
-        return
 
 
 def _parse_json(body: bytes, limits: BodyLimits) -> tuple[dict[str, Any], list[ImageSource]]:
@@ -262,7 +227,9 @@ def _check_count(images: int, limits: BodyLimits) -> None:
 def _merge(query: Parameters, fields: Mapping[str, Any]) -> Parameters:
     """Add the body's parameters to the query's."""
     if twice := sorted(set(fields) & query.model_fields_set):
-        raise InvalidParameter(f"{', '.join(twice)}: given both in the query and in the body.")
+        raise InvalidParameter(
+            f"{', '.join(twice)}: given both in the query and in the body. Give each parameter once."
+        )
     if not fields:
         return query
     return _validated(type(query), {**query.model_dump(exclude_unset=True), **fields})

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from condconv_serve.domain import ImageSource
 from condconv_serve.errors import (
@@ -19,28 +18,12 @@ from condconv_serve.errors import (
     ServiceError,
     TooManyImages,
 )
-from condconv_serve.fronts.native.body import BodyLimits, read_body, read_request
+from condconv_serve.fronts.native.images import BodyLimits, read_request
 from condconv_serve.fronts.native.schemas import PredictParameters
+from tests.unit.http.sender import Sender
 
 LIMITS = BodyLimits(max_body_bytes=100_000, max_images=3)
 JSON, FORM = "application/json", "multipart/form-data; boundary=abc"
-
-
-class Sender:
-    """Plays the client: gives the chunks, then goes away, and counts how many were taken."""
-
-    def __init__(self, chunks: Sequence[bytes], *, leaves: bool = False) -> None:
-        self._chunks = list(chunks)
-        self._leaves = leaves
-        self.taken = 0
-
-    async def __call__(self) -> dict[str, Any]:
-        if self.taken == len(self._chunks):
-            return {"type": "http.disconnect"}
-        chunk = self._chunks[self.taken]
-        self.taken += 1
-        more = self._leaves or self.taken < len(self._chunks)
-        return {"type": "http.request", "body": chunk, "more_body": more}
 
 
 def request(sender: Sender, content_type: str = "", query: str = "") -> Request:
@@ -56,27 +39,6 @@ async def read(body: bytes, content_type: str, **query: Any) -> tuple[PredictPar
 def form(*parts: tuple[str, bytes]) -> bytes:
     body = b"".join(b"--abc\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % (d.encode(), c) for d, c in parts)
     return body + b"--abc--\r\n"
-
-
-async def test_body_in_chunks_is_put_together() -> None:
-    assert await read_body(request(Sender([b"ab", b"", b"cd"])), 4) == b"abcd"
-
-
-async def test_too_large_body_is_read_on_but_not_for_ever() -> None:
-    sender = Sender([bytes(10)] * 1000)
-    with pytest.raises(BodyTooLarge, match="100 bytes"):
-        await read_body(request(sender), 100)
-    assert 11 < sender.taken < 50
-
-
-async def test_client_that_leaves_while_its_too_large_body_is_discarded() -> None:
-    with pytest.raises(BodyTooLarge):
-        await read_body(request(Sender([bytes(60), bytes(60)], leaves=True)), 100)
-
-
-async def test_client_that_leaves_before() -> None:
-    with pytest.raises(ClientDisconnect):
-        await read_body(request(Sender([bytes(60)], leaves=True)), 100)
 
 
 async def test_raw_body_is_one_image() -> None:

@@ -1,0 +1,51 @@
+"""What connections may cost, and how many files they need: each connection is an open file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+
+logger = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 64 * 1024
+"""Most bytes before a request's body; the parser itself has no limit."""
+
+MAX_PIPELINED = 1024
+"""Most requests that a connection may send ahead of their answers."""
+
+REFUSED_AT_ONCE = 64
+"""Connections beyond the limit that may wait for their 503 at the same time; further ones are closed unheard."""
+
+_FILES_BESIDES_CONNECTIONS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """What a connection may cost.
+
+    Attributes:
+        header_timeout: seconds from a connection's opening, or a request's first byte, to the end of its headers.
+        write_timeout: seconds that a client may leave an answer unread.
+        max_connections: most connections at the same time.
+    """
+
+    header_timeout: float
+    write_timeout: float
+    max_connections: int
+
+
+def allow_open_files(max_connections: int) -> None:
+    """Let this process open as many files as that many connections need; the usual soft limit is 1024."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    needed = max_connections + _FILES_BESIDES_CONNECTIONS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < needed:
+        logger.warning("only %d files may be open at once, too few for %d connections", most, max_connections)

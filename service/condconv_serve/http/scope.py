@@ -1,0 +1,32 @@
+"""What is read from an ASGI scope, and the one place where a request's facts are kept in it."""
+
+from __future__ import annotations
+
+from starlette.types import Scope
+
+from condconv_serve.domain.facts import RequestFacts
+
+REQUEST_ID_HEADER = "X-Request-Id"
+
+_KEY = "condconv_serve.facts"
+
+
+def path_of(scope: Scope) -> str:
+    """The path of a request, without the prefix under which the whole server is reached."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
+def keep_facts(scope: Scope, facts: RequestFacts) -> None:
+    """Keep the facts of a request; the middleware does so before any application sees it."""
+    scope[_KEY] = facts
+
+
+def facts_of(scope: Scope) -> RequestFacts:
+    """The facts of a request.
+
+    Raises:
+        KeyError: the application runs without the middleware `RequestContext`.
+    """
+    facts: RequestFacts = scope[_KEY]
+    return facts

@@ -1,0 +1,48 @@
+"""`DrainingServer` behind the guard as a process of its own: `python -m tests.unit.http.draining_server SECONDS`.
+
+It says `draining` at the first signal, and drains for that many seconds. `/slow` takes half a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from condconv_serve.http.guard import guarded_protocol
+from condconv_serve.http.limits import ConnectionLimits
+from condconv_serve.http.server import DrainingServer, config, listen, url
+from condconv_serve.telemetry.metrics import Metrics
+from tests.unit.http.guarded import render
+
+
+async def ok(_: Request) -> Response:
+    return PlainTextResponse("ok")
+
+
+async def slow(_: Request) -> Response:
+    await asyncio.sleep(0.5)
+    return PlainTextResponse("slow")
+
+
+def main(drain_delay: float) -> None:
+    limits = ConnectionLimits(header_timeout=10, write_timeout=10, max_connections=20)
+    protocol = guarded_protocol(limits, Metrics(CollectorRegistry()), render=render)
+    listener = listen("127.0.0.1", 0)
+    print(url(listener), flush=True)
+    server = DrainingServer(
+        config(Starlette(routes=[Route("/ok", ok), Route("/slow", slow)]), protocol, timeout_graceful_shutdown=5),
+        on_drain=lambda: print("draining", flush=True),
+        drain_delay=drain_delay,
+    )
+    server.run(sockets=[listener])
+    print("ended", flush=True)
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]))

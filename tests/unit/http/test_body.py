@@ -1,0 +1,85 @@
+"""Bodies that are too long or too long in coming, without sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from starlette.requests import ClientDisconnect, Request
+
+from condconv_serve.errors import BodyTooLarge, RequestTimeout
+from condconv_serve.http.body import PatientBody, read_body
+from tests.unit.http.sender import Sender
+
+
+def request(sender: Sender) -> Request:
+    return Request({"type": "http", "method": "POST", "path": "/", "headers": []}, sender)
+
+
+async def test_body_in_chunks_is_put_together() -> None:
+    assert await read_body(request(Sender([b"ab", b"", b"cd"])), 4) == b"abcd"
+
+
+async def test_too_large_body_is_read_on_but_not_for_ever() -> None:
+    sender = Sender([bytes(10)] * 1000)
+    with pytest.raises(BodyTooLarge, match="100 bytes"):
+        await read_body(request(sender), 100)
+    assert 11 < sender.taken < 50
+
+
+async def test_client_that_leaves_while_its_too_large_body_is_discarded() -> None:
+    with pytest.raises(BodyTooLarge):
+        await read_body(request(Sender([bytes(60), bytes(60)], leaves=True)), 100)
+
+
+async def test_client_that_leaves_before() -> None:
+    with pytest.raises(ClientDisconnect):
+        await read_body(request(Sender([bytes(60)], leaves=True)), 100)
+
+
+def arriving(*chunks: tuple[float, bytes]) -> Any:
+    """Chunks that come some seconds after each other, and then nothing any more."""
+    left = list(chunks)
+
+    async def receive() -> dict[str, Any]:
+        if not left:
+            await asyncio.sleep(60)
+        seconds, chunk = left.pop(0)
+        await asyncio.sleep(seconds)
+        return {"type": "http.request", "body": chunk, "more_body": chunk != b"last"}
+
+    return receive
+
+
+async def test_a_body_may_pause_now_and_then() -> None:
+    body = PatientBody(arriving((0.01, b"a"), (0.01, b"b"), (0, b"last")), pause=30, total=60)
+    assert [(await body.receive())["body"] for _ in range(3)] == [b"a", b"b", b"last"]
+    assert not body.timed_out
+
+
+async def test_a_body_that_pauses_for_too_long() -> None:
+    body = PatientBody(arriving((0, b"a")), pause=0.05, total=60)
+    await body.receive()
+    with pytest.raises(RequestTimeout, match=r"nothing more of it came for 0\.05 seconds"):
+        await body.receive()
+    assert body.timed_out
+
+
+async def test_a_body_that_takes_too_long_although_it_never_pauses() -> None:
+    body = PatientBody(arriving(*[(0.01, b"a")] * 1000), pause=30, total=0.1)
+
+    async def receive_all() -> None:
+        while (await body.receive())["more_body"]:
+            pass
+
+    with pytest.raises(RequestTimeout, match=r"did not arrive within 0\.1 seconds"):
+        await receive_all()
+    assert body.timed_out
+
+
+async def test_after_its_body_a_client_may_wait_for_ever() -> None:
+    body = PatientBody(arriving((0, b"last"), (0.2, b"last")), pause=0.05, total=0.05)
+    await body.receive()
+    await body.receive()
+    assert not body.timed_out

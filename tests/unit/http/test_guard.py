@@ -1,0 +1,242 @@
+"""Clients that send nothing, or nonsense, or too much, to the guard over real sockets; others must not suffer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.http.guard import check_uvicorn
+from condconv_serve.http.limits import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE
+from tests.unit.http.guarded import (
+    GET,
+    HEAD,
+    PATIENCE,
+    Running,
+    answer,
+    assert_refused,
+    everything,
+    gone,
+    serving,
+    wait_for,
+)
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    with serving() as server:
+        yield server
+
+
+WISH = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+"""Other protocols may be asked for with any request, as by curl --http2; none is spoken."""
+
+
+def wishing(request: bytes) -> bytes:
+    return request.replace(b"\r\n\r\n", b"\r\n" + WISH + b"\r\n", 1)
+
+
+def test_silent_connection_is_closed(running: Running) -> None:
+    started = time.monotonic()
+    with running.connect() as connected:
+        assert everything(connected) == b""
+    assert PATIENCE * 0.9 < time.monotonic() - started < PATIENCE + 2
+    assert running.rejected("request_timeout") == 1
+
+
+def test_pipelined_requests(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(GET * 2 + GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert everything(connected).count(b"ok") == 3
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 20])
+def test_a_wish_for_another_protocol_is_ignored(running: Running, pieces: int) -> None:
+    smuggled = b"GET /ok HTTP/1.1\r\nHost: x\r\n\r\n"
+    echo = wishing(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(smuggled)) + smuggled
+    step = -(-len(echo) // pieces)
+    with running.connect() as connected:
+        for _ in range(2):  # on the same connection
+            for start in range(0, len(echo), step):
+                connected.sendall(echo[start : start + step])
+                time.sleep(0.1 / pieces)
+            assert answer(connected).partition(b"\r\n\r\n")[2] == smuggled
+        connected.sendall(GET)
+        assert answer(connected).endswith(b"ok")
+
+
+def test_wishes_among_pipelined_requests(running: Running) -> None:
+    chunked = b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    requests = [wishing(GET), GET, wishing(chunked) + b"4\r\nbody\r\n0\r\n\r\n", wishing(GET) * 500, GET]
+    with running.connect() as connected:
+        connected.sendall(b"".join(requests)[:-2] + b"Connection: close\r\n\r\n")
+        received = everything(connected)
+    assert received.count(b"HTTP/1.1 200 OK") == 504
+    assert received.count(b"ok") == 503
+    assert received.count(b"body") == 1
+
+
+def test_body_that_never_comes_after_a_wish(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(wishing(HEAD))
+        assert_refused(everything(connected), 408, "request_timeout")
+
+
+@pytest.mark.parametrize("target", [b"x:80", b"/ok"])
+def test_no_tunnel(running: Running, target: bytes) -> None:
+    with running.connect() as connected:
+        connected.sendall(b"CONNECT " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert_refused(everything(connected), 400, "malformed_request")
+    with running.connect() as connected:
+        connected.sendall(GET + b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
+        assert everything(connected).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_body_that_stalls(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(HEAD + b"12345")
+        assert_refused(everything(connected), 408, "request_timeout")
+    wait_for(lambda: running.rejected("request_timeout") == 1, seconds=5)
+
+
+def test_body_that_never_starts(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(HEAD)
+        assert_refused(everything(connected), 408, "request_timeout")
+
+
+def test_more_requests_than_may_wait_behind_one(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n" + GET * (2 * MAX_PIPELINED))
+        received = everything(connected)
+    assert received.count(b"HTTP/1.1 200 OK") == 1 + MAX_PIPELINED
+
+
+def test_endless_trailers(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(20):
+                connected.sendall(b"".join(b"X-%d: %d\r\n" % (n, n) for n in range(1000)))
+        assert_refused(everything(connected), 431, "headers_too_large")
+
+
+def test_a_client_that_leaves_is_noticed_behind_pipelined_requests(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(b"GET /until_gone HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
+        time.sleep(0.2)
+    assert gone.wait(5)
+
+
+def test_large_rest_of_a_body_is_no_header(running: Running) -> None:
+    size = MAX_HEADER_BYTES * 10
+    with running.connect() as connected:
+        connected.sendall(HEAD.replace(b"/echo", b"/early").replace(b"10\r\n\r\n", b"%d\r\n\r\n" % size))
+        assert answer(connected).endswith(b"early")
+        connected.sendall(bytes(size) + GET)
+        assert answer(connected).endswith(b"ok")
+
+
+@pytest.mark.parametrize("rubbish", [b"\x16\x03\x01\x02\x00\x01\x00", b"NONSENSE\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
+def test_no_http(running: Running, rubbish: bytes) -> None:
+    with running.connect() as connected:
+        connected.sendall(rubbish)
+        assert_refused(everything(connected), 400, "malformed_request")
+    assert running.rejected("malformed_request") == 1
+
+
+def test_body_that_is_no_chunked_encoding(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(HEAD.replace(b"Content-Length: 10", b"Transfer-Encoding: chunked") + b"xyz\r\n")
+        assert_refused(everything(connected), 400, "malformed_request")
+
+
+def test_rubbish_behind_a_request_leaves_its_answer_alone(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(GET.replace(b"/ok", b"/slow") + b"NONSENSE\r\n\r\n")
+        received = everything(connected)
+    assert received.startswith(b"HTTP/1.1 200 OK")
+    assert received.endswith(b"slow")
+
+
+def test_endless_headers(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(GET[:-2] + b"X: ")
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                connected.sendall(b"y" * 10_000)
+                time.sleep(0.001)
+                if running.rejected("headers_too_large"):
+                    break
+        assert_refused(everything(connected), 431, "headers_too_large")
+
+
+def test_connections_beyond_the_limit_are_told() -> None:
+    with serving(header_timeout=30.0) as running, contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(running.connect()) for _ in range(20)]
+        wait_for(lambda: running.connections() == 20, seconds=10)
+        response = httpx.get(f"{running.url}/ok", trust_env=False)
+        assert (response.status_code, response.json()["slug"]) == (503, "too_many_connections")
+        assert response.headers["retry-after"] == "1"
+        assert response.headers["connection"] == "close"
+        upload = httpx.post(f"{running.url}/echo", content=bytes(500_000), trust_env=False)
+        assert upload.json()["slug"] == "too_many_connections"
+        idle[0].close()
+        wait_for(lambda: running.connections() == 19, seconds=10)
+        assert httpx.get(f"{running.url}/ok", trust_env=False).status_code == 200
+
+
+def test_a_flood_of_connections_beyond_the_limit_is_closed() -> None:
+    with serving(header_timeout=30.0, max_connections=1) as running, contextlib.ExitStack() as stack:
+        first = stack.enter_context(running.connect())
+        wait_for(lambda: running.connections() == 1, seconds=10)
+        flood = [stack.enter_context(running.connect()) for _ in range(REFUSED_AT_ONCE + 30)]
+        assert [everything(connected) for connected in flood] == [b""] * len(flood)
+        assert running.rejected("too_many_connections") >= 30
+        first.sendall(GET)
+        assert answer(first).endswith(b"ok")
+
+
+def test_this_uvicorn_has_all_that_the_guard_replaces() -> None:
+    check_uvicorn()
+
+
+def without(name: str) -> type:
+    """uvicorn's protocol, had it no such method."""
+    members = {key: value for key, value in vars(HttpToolsProtocol).items() if key not in (name, "__dict__")}
+    return type("Other", (asyncio.Protocol,), members)
+
+
+def set_nowhere(self: object) -> None:
+    """A constructor that sets less."""
+    self.cycle = self.parser = self.timeout_keep_alive_task = None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "name", ["on_response_complete", "shutdown", "timeout_keep_alive_handler", "on_headers_complete"]
+)
+def test_a_uvicorn_without_a_method_that_the_guard_replaces_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^uvicorn {uvicorn.__version__} lacks {name}, so slow and silent"):
+        check_uvicorn(protocol=without(name))
+
+
+def test_a_uvicorn_that_keeps_an_attribute_elsewhere_is_refused() -> None:
+    other = without("__init__")
+    other.__init__ = set_nowhere  # type: ignore[misc]
+    with pytest.raises(ConfigurationError, match=r"lacks pipeline, so"):
+        check_uvicorn(protocol=other)
+    with pytest.raises(ConfigurationError, match="lacks disconnected, keep_alive"):
+        check_uvicorn(cycle=object)
+
+
+def test_the_check_comes_before_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(HttpToolsProtocol, "on_response_complete")
+    with pytest.raises(ConfigurationError, match="lacks on_response_complete"), serving():
+        pass

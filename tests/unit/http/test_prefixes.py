@@ -1,0 +1,124 @@
+"""Two fronts on one server: each has its own shape of errors, and both are counted and logged alike."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from condconv_serve.errors import QueueFull, ServiceError
+from condconv_serve.http.answer import Answer, ErrorRenderer
+from condconv_serve.http.middleware import RequestContext
+from condconv_serve.http.prefixes import ByPrefix
+from condconv_serve.http.scope import facts_of
+from condconv_serve.telemetry.metrics import Metrics
+
+
+def rendered(shape: str) -> ErrorRenderer:
+    def render(error: ServiceError) -> Answer:
+        body = json.dumps({shape: error.slug}).encode()
+        return Answer(429 if error.slug == "queue_full" else 500, [(b"content-type", b"application/json")], body)
+
+    return render
+
+
+def front(name: str, prefix: str, metrics: Metrics) -> ASGIApp:
+    """A front that says its name, is full, or breaks; its errors are objects with its name for a key."""
+    render = rendered(name)
+
+    async def who(request: Request) -> Response:
+        facts_of(request.scope).model = name
+        return JSONResponse(name)
+
+    async def full(request: Request) -> Response:
+        raise QueueFull("Full.")
+
+    async def broken(request: Request) -> Response:
+        raise RuntimeError("unexpected")
+
+    async def refuse(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ServiceError)
+        facts_of(request.scope).slug = error.slug
+        answer = render(error)
+        return Response(answer.body, answer.status, dict.fromkeys(["content-type"], "application/json"))
+
+    async def nowhere(request: Request, error: Exception) -> Response:
+        return JSONResponse({name: "nowhere"}, 404)
+
+    routes = [Route(f"{prefix}/{path}", route) for path, route in (("who", who), ("full", full), ("broken", broken))]
+    app = Starlette(routes=routes, exception_handlers={ServiceError: refuse, 404: nowhere})
+    app.add_middleware(RequestContext, render=render, metrics=metrics)
+    return app
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry())
+
+
+@pytest.fixture
+async def client(metrics: Metrics) -> AsyncIterator[httpx.AsyncClient]:
+    app = ByPrefix(
+        front("main", "", metrics),
+        {"/v2": front("second", "/v2", metrics), "/v2/more": front("third", "/v2/more", metrics)},
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as found:
+        yield found
+
+
+@pytest.mark.parametrize(("prefix", "name"), [("", "main"), ("/v2", "second"), ("/v2/more", "third")])
+async def test_each_front_answers_and_refuses_in_its_own_shape(
+    client: httpx.AsyncClient, prefix: str, name: str
+) -> None:
+    assert (await client.get(f"{prefix}/who")).json() == name
+    for path, status, slug in (("full", 429, "queue_full"), ("broken", 500, "internal_error"), ("no", 404, "nowhere")):
+        response = await client.get(f"{prefix}/{path}", headers={"X-Request-Id": "mine"})
+        assert (response.status_code, response.json()) == (status, {name: slug})
+        assert response.headers["x-request-id"] == "mine"
+
+
+@pytest.mark.parametrize(("path", "name"), [("/v2", "second"), ("/v2/x/more", "second"), ("/v20/who", "main")])
+async def test_prefixes_are_whole_segments(client: httpx.AsyncClient, path: str, name: str) -> None:
+    assert list((await client.get(path)).json()) == [name]
+
+
+async def test_all_fronts_are_counted_and_logged(
+    client: httpx.AsyncClient, metrics: Metrics, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="condconv_serve.access"):
+        for path in ("/who", "/v2/who", "/v2/full"):
+            await client.get(path)
+    count = metrics.registry.get_sample_value
+    for route, code in (("/who", "200"), ("/v2/who", "200"), ("/v2/full", "429")):
+        labels = {"route": route, "method": "GET", "code": code}
+        assert count("condconv_requests_total", labels) == 1
+    assert count("condconv_rejected_total", {"reason": "queue_full"}) == 1
+    models = [getattr(record, "model", None) for record in caplog.records]
+    assert models == ["main", "second", None]
+
+
+async def test_under_a_path_prefix_of_the_whole_server() -> None:
+    called = []
+
+    def remember(name: str) -> ASGIApp:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            called.append(name)
+
+        return app
+
+    nothing: Any = None
+    app = ByPrefix(remember("main"), {"/v2": remember("second")})
+    for path in ("/serving/v2/who", "/serving/who"):
+        await app({"type": "http", "path": path, "root_path": "/serving"}, nothing, nothing)
+    await app({"type": "lifespan"}, nothing, nothing)
+    assert called == ["second", "main", "main"]
