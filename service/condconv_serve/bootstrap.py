@@ -151,7 +151,8 @@ class Service:
             # By then the server has waited for all answers, so nobody is left who waits for one.
             drain_timeout=_SECONDS_FOR_ABANDONED_ROWS,
             metrics=self.metrics,
-            name_of=lambda model: model.name,
+            label_of=lambda model: model.name,
+            identity_of=lambda model: (model.name, model.version),
         )
         self.classifier = Classifier(
             self.registry,
