@@ -14,12 +14,6 @@ from condconv_serve.telemetry.metrics import Metrics
 from tests.unit.store.samples import new_bundle
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Collecting garbage takes long once other tests have imported TensorFlow."""
-    monkeypatch.setattr("condconv_serve.serving.registry.release_memory", lambda: None)
-
-
 class Engine:
     """Notes the size and the stream of each batch."""
 
@@ -64,8 +58,12 @@ def bundle_of(tmp_path):
     return write
 
 
-def registry_of(metrics, *bundles, default_model=None, load=load, warm_up_sizes=(1,)):
-    registry = Registry(load, default_model=default_model, warm_up_sizes=warm_up_sizes, streams=2, metrics=metrics)
+def registry_of(metrics, *bundles, default_model="pear", load=load, warm_up_sizes=(1,), **options):
+    # Collecting garbage takes long once other tests have imported TensorFlow.
+    options.setdefault("release_memory", lambda: None)
+    registry = Registry(
+        load, default_model=default_model, warm_up_sizes=warm_up_sizes, streams=2, metrics=metrics, **options
+    )
     for bundle in bundles:
         registry.load(bundle)
     return registry
@@ -94,14 +92,12 @@ def test_get(name, version, found, registry):
     assert registry.get(name, version) is model
 
 
-def test_the_default_model_can_be_chosen(metrics, bundle_of):
-    registry = registry_of(metrics, bundle_of("pear", "1"), bundle_of("apple", "1"), default_model="apple")
-    assert registry.default_model == "apple"
-    assert registry.get().name == "apple"
-
-
-def test_the_first_model_is_the_default_one(registry):
-    assert registry.default_model == "pear"
+@pytest.mark.parametrize("chosen", ["apple", "pear"])
+def test_the_default_model_is_the_chosen_one_whatever_is_loaded_first(chosen, metrics, bundle_of):
+    registry = registry_of(metrics, bundle_of("pear", "1"), bundle_of("apple", "1"), default_model=chosen)
+    assert registry.default_model == chosen
+    assert registry.get().name == chosen
+    assert registry.get("").name == chosen
 
 
 @pytest.mark.parametrize("name", ["plum", "../apple", "apple/10", "APPLE"])
@@ -207,6 +203,47 @@ def test_a_version_is_released_only_after_its_last_lease(registry):
     held.release()
     held.release()
     assert model.engine.closed.wait(5)
+
+
+def test_a_version_with_a_lease_is_retiring(registry):
+    done = threading.Event()
+    with registry.lease("apple", "1"):
+        registry.unload("apple", "1", done=done.set)
+        assert registry.retiring("apple") == {"1"}
+        assert registry.retiring("pear") == frozenset()
+    assert done.wait(5)
+    assert registry.retiring("apple") == frozenset()
+
+
+def test_a_version_is_retiring_until_its_memory_has_been_released(metrics, bundle_of):
+    may_release, done = threading.Event(), threading.Event()
+    may_release.set()
+    registry = registry_of(metrics, bundle_of("pear", "1"), release_memory=lambda: may_release.wait(5))
+    may_release.clear()
+    registry.unload("pear", "1", done=done.set)
+    assert registry.retiring("pear") == {"1"}
+    may_release.set()
+    assert done.wait(5)
+    assert registry.retiring("pear") == frozenset()
+
+
+def test_memory_is_given_back_after_each_load_and_release(metrics, bundle_of):
+    given_back, done = [], threading.Event()
+    registry = registry_of(metrics, bundle_of("pear", "1"), release_memory=lambda: given_back.append("back"))
+    assert given_back == ["back"] * 2, "once more after the warm-up"
+    registry.unload("pear", "1", done=done.set)
+    assert done.wait(5)
+    assert given_back == ["back"] * 3
+
+
+def test_what_has_gone_is_told(metrics, bundle_of, tmp_path):
+    gone, done = [], threading.Event()
+    registry = registry_of(metrics, bundle_of("pear", "1"), on_gone=lambda *place: gone.append(place))
+    registry.load(open_bundle(tmp_path / "pear" / "1"))
+    assert gone == [("pear", "1")], "replaced"
+    registry.unload("pear", "1", done=done.set)
+    assert done.wait(5)
+    assert gone == [("pear", "1")] * 2
 
 
 def test_aliases_choose_the_version(registry):
