@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from condconv_serve.domain import ModelSource, ServedModel
 from condconv_serve.errors import ModelNotFound, VersionNotFound
@@ -110,9 +110,12 @@ class Registry(ModelSource):
 
         self._leases.retire(model, released)
 
-    def retiring(self, name: str) -> frozenset[str]:
-        """The versions of a model that get no new requests, but whose memory has not been released yet."""
-        return frozenset(model.version for model in self._leases.retiring() if model.name == name)
+    def retiring(self) -> Mapping[str, Collection[str]]:
+        """Versions by model that get no new requests, but whose memory has not been released yet."""
+        found: dict[str, set[str]] = {}
+        for model in self._leases.retiring():
+            found.setdefault(model.name, set()).add(model.version)
+        return found
 
     def get(self, name: str | None = None, version: str | None = None, *, key: str | None = None) -> ServedModel:
         """See `condconv_serve.domain.ModelSource.get`."""

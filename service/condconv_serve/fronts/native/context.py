@@ -36,7 +36,7 @@ class ServedModels(ModelSource, Protocol):
 
 
 class VersionControl(Protocol):
-    """What the API shows of versions, and lets be changed: `condconv_serve.serving.store_sync.StoreSync`."""
+    """What the API shows of versions, and lets be changed: `condconv_serve.serving.version_admin.VersionAdmin`."""
 
     def status(self) -> Mapping[str, list[VersionStatus]]:
         """How every version of every model is doing; looks at the store, so not for the event loop."""
