@@ -1,4 +1,4 @@
-"""Keeps book of every model's versions: which failed, which are wanted, and so how each one is doing."""
+"""Remembers which versions of each model failed and which are wanted, and tells how each one is doing."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class ModelMemory:
 
 
 class VersionLedger:
-    """What is remembered of each model beside what the registry knows, and what both together say of its versions.
+    """What is remembered of each model, and how its versions are doing, which the registry has a say in too.
 
-    Anybody may ask. Only the loader's thread changes what `memory` returns.
+    Any thread may ask. Only the loader's thread changes what `memory` returns.
     """
 
     def __init__(self, store: Path, registry: Registry, *, metrics: Metrics, only: str | None = None) -> None:

@@ -233,6 +233,35 @@ def test_the_default_alias_is_for_requests_that_name_no_version(registry):
     assert registry.get("apple").version == "10"
 
 
+def test_a_version_that_is_unloaded_while_it_is_being_leased(metrics, bundle_of):
+    """It was looked up, then unloaded and closed before the lease began: the caller gets the next one."""
+
+    class Late(Registry):
+        unlucky = True
+
+        def get(self, *args, **options):
+            model = super().get(*args, **options)
+            if self.unlucky:
+                self.unlucky = False
+                self.unload(model.name, model.version)
+                assert model.engine.closed.wait(5)
+            return model
+
+    registry = Late(
+        load,
+        default_model="pear",
+        warm_up_sizes=(1,),
+        streams=1,
+        metrics=metrics,
+        release_memory=lambda: None,
+    )
+    for version in ("1", "2"):
+        registry.load(bundle_of("pear", version))
+    with registry.lease("pear") as model:
+        assert model.version == "1"
+        assert not model.engine.closed.is_set()
+
+
 def test_readers_see_one_version_or_the_other_while_versions_change(registry, bundle_of):
     """Leases taken while versions come and go are never of an engine that has been closed."""
     stop, problems = threading.Event(), []

@@ -57,8 +57,8 @@ class Admission(Generic[Key]):
 class RowQueue(Generic[Key, Row, Result]):
     """Rows by key and priority.
 
-    A batch holds rows of one key. The key with the most urgent row is served first, and keys that are equally urgent
-    take turns, so that a flood for one of them doesn't hold up the others.
+    A batch holds rows of one key. The key with the most urgent row is served first. Keys that are equally urgent take
+    turns, so that many rows of one key don't hold up the others.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class RowQueue(Generic[Key, Row, Result]):
             max_rows: most rows in it, admitted ones included.
             ageing: seconds of waiting that make up for one step of priority.
             batch_timeout: seconds from the first row's arrival that a batch may wait for more rows.
-            admitted_timeout: the same while rows have been admitted that are not here yet. They are being decoded, for
-                which the cores are better used than for a batch that is small and so costs more per row.
+            admitted_timeout: the same, while rows have been admitted that are not here yet. They are being decoded, and
+                that is a better use of the cores than a small batch, which costs more per row.
         """
         self._max_rows = max_rows
         self._ageing = ageing
@@ -157,7 +157,7 @@ class RowQueue(Generic[Key, Row, Result]):
             max_batch_size: most rows per batch of a key.
 
         Returns:
-            Rows of one key, the most urgent first; empty when the queue is closed and done.
+            Rows of one key, the most urgent first; none when the queue is closed and empty.
         """
         while True:
             now = time.monotonic()
