@@ -39,7 +39,9 @@ from condconv_serve.runtime.plan import EnginePlan, make_plan
 from condconv_serve.runtime.tensorflow_import import import_tensorflow
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.serving.registry import Registry
-from condconv_serve.serving.store_sync import StoreSync
+from condconv_serve.serving.store_follower import StoreFollower
+from condconv_serve.serving.version_admin import VersionAdmin
+from condconv_serve.serving.version_ledger import VersionLedger
 from condconv_serve.settings import Settings
 from condconv_serve.store import Bundle, Catalog, open_bundle
 from condconv_serve.telemetry.logs import ContextThreads
@@ -142,13 +144,16 @@ class Service:
             metrics=self.metrics,
             on_gone=self._forget,
         )
-        self.sync = StoreSync(
+        self.ledger = VersionLedger(settings.model_store, self.registry, metrics=self.metrics, only=only)
+        self.follower = StoreFollower(
             settings.model_store,
             self.registry,
+            self.ledger,
             newest=1 if only else settings.served_versions,
             metrics=self.metrics,
             only=only,
         )
+        self.versions = VersionAdmin(settings.model_store, self.registry, self.ledger, self.follower)
         self.routing = LiveRouting() if settings.routing_statistics else None
         if self.routing is not None:
             self.metrics.routing.set_source(self.routing.exported)
@@ -165,7 +170,8 @@ class Service:
             # By then the server has waited for all answers, so nobody is left who waits for one.
             drain_timeout=_SECONDS_FOR_ABANDONED_ROWS,
             metrics=self.metrics,
-            name_of=lambda model: model.name,
+            label_of=lambda model: model.name,
+            identity_of=lambda model: (model.name, model.version),
         )
         self.images = ImagePipeline(
             InferencePlane(self.registry, self._batcher, metrics=self.metrics),
@@ -209,11 +215,11 @@ class Service:
             ModelNotFound: the one model to load isn't in the store.
             BundleError: no version of the default model can be served; others that can't are only reported.
         """
-        self.sync.sync_now()
+        self.follower.sync_now()
         self._loaded()
 
     def _loaded(self) -> None:
-        self.sync.demand(self._default_model)
+        self.ledger.demand(self._default_model)
         self.readiness.loaded()
         logger.info("ready")
 
@@ -252,7 +258,7 @@ class Service:
             ),
             readiness=self.readiness,
             tracer=self._tracer,
-            versions=self.sync,
+            versions=self.versions,
             routing=self.routing,
             recent=None if self.routing is None else RecentRequests(),
             ablator=self.ablator,
@@ -261,13 +267,13 @@ class Service:
         async def load_and_watch() -> None:
             try:
                 # On the thread of later loads, whose place behind all others an engine's own threads inherit.
-                await self.sync.sync()
+                await self.follower.sync()
                 self._loaded()
             except Exception as error:
                 self.readiness.failed("The service could not load its models.")
                 on_failure(error)
             else:
-                await self.sync.watch(interval=self._settings.store_poll_interval)
+                await self.follower.watch(interval=self._settings.store_poll_interval)
 
         @contextlib.asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
@@ -276,7 +282,7 @@ class Service:
                 yield
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
-                self.sync.close()
+                self.follower.close()
 
         return create_app(
             context, lifespan=lifespan, cors_origins=self._settings.cors_origins, serve_metrics=probes is None

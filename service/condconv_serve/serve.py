@@ -61,7 +61,7 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
-    if service.sync.loading or service.ablator.busy:
+    if service.follower.loading or service.ablator.busy:
         # It may take seconds, or for ever, and the interpreter can't end while TensorFlow computes.
         logger.info("a load that was under way is dropped")
         logging.shutdown()

@@ -12,7 +12,8 @@ LOADING_SECONDS = 5.0
 class Readiness:
     """Loading, then ready, then draining; and not ready while the engine is broken.
 
-    While it drains, the service isn't ready, so that load balancers look elsewhere, but what comes is still served.
+    While the service drains, it says that it isn't ready, so that load balancers send requests elsewhere. It still
+    answers those that come.
     """
 
     def __init__(self, engine_problem: Callable[[], tuple[str, float] | None]) -> None:
@@ -22,7 +23,7 @@ class Readiness:
         self.draining = False
 
     def loaded(self) -> None:
-        """All models can be used."""
+        """The models are loaded."""
         self._not_loaded = None
 
     def failed(self, reason: str) -> None:

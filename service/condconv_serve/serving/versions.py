@@ -1,10 +1,14 @@
-"""Which versions of a model are to be served: pure decisions."""
+"""How one version of a model is doing, and how metrics are told."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import threading
+from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
+
+from condconv_serve.telemetry.metrics import Metrics
 
 State = Literal["available", "loading", "serving", "retiring", "failed"]
 
@@ -13,9 +17,9 @@ State = Literal["available", "loading", "serving", "retiring", "failed"]
 class VersionStatus:
     """How one version is doing.
 
-    `available` lies in the store, but isn't loaded; `retiring` gets no new requests, but still answers old ones. A
-    version can be `serving` and have a `reason` all the same: what lies in the store now could not be loaded, so the
-    copy loaded before goes on.
+    `available` means that it lies in the store, but isn't loaded. `retiring` means that it gets no new requests, but
+    still answers old ones. A version can be `serving` and have a `reason` all the same: the files that lie in the store
+    now could not be loaded, so the copy that was loaded before is still served.
     """
 
     version: str
@@ -23,30 +27,37 @@ class VersionStatus:
     reason: str | None = None
 
 
-def wanted_versions(
-    usable: Sequence[str], *, newest: int, aliased: Collection[str], pinned: Collection[str], unwanted: Collection[str]
-) -> set[str]:
-    """The versions that should be served.
-
-    Args:
-        usable: versions in the store that aren't known to be broken.
-        newest: how many of the newest ones are served whatever else is.
-        aliased: versions that an alias points at.
-        pinned: versions that were loaded on request.
-        unwanted: versions that were unloaded on request.
-    """
-    kept = [version for version in sorted(usable, key=int) if version not in unwanted]
-    return {*kept[-newest:], *(set(usable) & (set(aliased) | set(pinned)))}
+def state_of(*, loading: bool, serving: bool, retiring: bool, failed: bool) -> State:
+    """The one state that tells most of a version, of those that hold."""
+    if loading:
+        return "loading"
+    if serving:
+        return "serving"
+    if retiring:
+        return "retiring"
+    return "failed" if failed else "available"
 
 
-def versions_to_retire(serving: Collection[str], wanted: Collection[str], unwanted: Collection[str]) -> set[str]:
-    """The served versions to let go of.
+class StateMetrics:
+    """Shows the state of each version as a metric, and only of versions that there are. Thread-safe."""
 
-    A model's last version stays, although it is gone from the store: a directory that vanishes is more often a
-    mishap than a wish. Only an unload on request ends it.
-    """
-    surplus = set(serving) - set(wanted)
-    if set(serving) - surplus:
-        return surplus
-    kept = max(surplus - set(unwanted), key=int, default=None)
-    return surplus - {kept}
+    def __init__(self, metrics: Metrics) -> None:
+        """Show nothing yet."""
+        self._gauge = metrics.model_version_state
+        self._shown: dict[str, set[str]] = defaultdict(set)
+        self._lock = threading.Lock()
+
+    def show(self, name: str, version: str, state: State) -> None:
+        """Show the state of one version, in place of the one shown before."""
+        with self._lock:
+            self._shown[name].add(version)
+            for each in get_args(State):
+                self._gauge.labels(name, version, each).set(int(each == state))
+
+    def keep(self, name: str, versions: Collection[str]) -> None:
+        """Show no other versions of a model any more."""
+        with self._lock:
+            for version in self._shown[name] - set(versions):
+                for each in get_args(State):
+                    self._gauge.remove(name, version, each)
+            self._shown[name] &= set(versions)

@@ -1,53 +1,17 @@
 import threading
+import time
 from collections import Counter
-from dataclasses import replace
 
-import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import LOGITS, ROUTING, RoutingLayout
 from condconv_serve.errors import BundleError, ModelNotFound, VersionNotFound
 from condconv_serve.serving.registry import Registry
-from condconv_serve.store import open_bundle, read_labels, write_bundle
+from condconv_serve.store import open_bundle, write_bundle
 from condconv_serve.store.aliases import Alias
 from condconv_serve.telemetry.metrics import Metrics
-from tests.contract.fakes import model_info, served_model
+from tests.unit.serving.models import load
 from tests.unit.store.samples import new_bundle
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Collecting garbage takes long once other tests have imported TensorFlow."""
-    monkeypatch.setattr("condconv_serve.serving.registry.release_memory", lambda: None)
-
-
-class Engine:
-    """Notes the size and the stream of each batch."""
-
-    def __init__(self):
-        self.calls = Counter()
-        self.closed = threading.Event()
-
-    def __call__(self, rows, stream=0, /):
-        assert rows.dtype == np.uint8
-        self.calls[rows.shape, stream] += 1
-        return {LOGITS: np.zeros((len(rows), 3), np.float32), ROUTING: np.zeros((len(rows), 0, 0), np.float32)}
-
-    def close(self):
-        self.closed.set()
-
-
-def load(bundle):
-    manifest = bundle.manifest
-    info = model_info(
-        manifest.name,
-        manifest.version,
-        layout=RoutingLayout(),
-        labels=read_labels(bundle),
-        preprocessing=manifest.preprocessing.to_domain(),
-    )
-    return served_model(replace(info, manifest=manifest), Engine())
 
 
 @pytest.fixture
@@ -63,8 +27,12 @@ def bundle_of(tmp_path):
     return write
 
 
-def registry_of(metrics, *bundles, default_model=None, load=load, warm_up_sizes=(1,)):
-    registry = Registry(load, default_model=default_model, warm_up_sizes=warm_up_sizes, streams=2, metrics=metrics)
+def registry_of(metrics, *bundles, default_model="pear", load=load, warm_up_sizes=(1,), **options):
+    # Collecting garbage takes long once other tests have imported TensorFlow.
+    options.setdefault("release_memory", lambda: None)
+    registry = Registry(
+        load, default_model=default_model, warm_up_sizes=warm_up_sizes, streams=2, metrics=metrics, **options
+    )
     for bundle in bundles:
         registry.load(bundle)
     return registry
@@ -93,14 +61,12 @@ def test_get(name, version, found, registry):
     assert registry.get(name, version) is model
 
 
-def test_the_default_model_can_be_chosen(metrics, bundle_of):
-    registry = registry_of(metrics, bundle_of("pear", "1"), bundle_of("apple", "1"), default_model="apple")
-    assert registry.default_model == "apple"
-    assert registry.get().name == "apple"
-
-
-def test_the_first_model_is_the_default_one(registry):
-    assert registry.default_model == "pear"
+@pytest.mark.parametrize("chosen", ["apple", "pear"])
+def test_the_default_model_is_the_chosen_one_whatever_is_loaded_first(chosen, metrics, bundle_of):
+    registry = registry_of(metrics, bundle_of("pear", "1"), bundle_of("apple", "1"), default_model=chosen)
+    assert registry.default_model == chosen
+    assert registry.get().name == chosen
+    assert registry.get("").name == chosen
 
 
 @pytest.mark.parametrize("name", ["plum", "../apple", "apple/10", "APPLE"])
@@ -208,6 +174,46 @@ def test_a_version_is_released_only_after_its_last_lease(registry):
     assert model.engine.closed.wait(5)
 
 
+def test_a_version_with_a_lease_is_retiring(registry):
+    done = threading.Event()
+    with registry.lease("apple", "1"):
+        registry.unload("apple", "1", done=done.set)
+        assert registry.retiring() == {"apple": {"1"}}
+    assert done.wait(5)
+    assert registry.retiring() == {}
+
+
+def test_a_version_is_retiring_until_its_memory_has_been_released(metrics, bundle_of):
+    may_release, done = threading.Event(), threading.Event()
+    may_release.set()
+    registry = registry_of(metrics, bundle_of("pear", "1"), release_memory=lambda: may_release.wait(5))
+    may_release.clear()
+    registry.unload("pear", "1", done=done.set)
+    assert registry.retiring() == {"pear": {"1"}}
+    may_release.set()
+    assert done.wait(5)
+    assert registry.retiring() == {}
+
+
+def test_memory_is_given_back_after_each_load_and_release(metrics, bundle_of):
+    given_back, done = [], threading.Event()
+    registry = registry_of(metrics, bundle_of("pear", "1"), release_memory=lambda: given_back.append("back"))
+    assert given_back == ["back"] * 2, "once more after the warm-up"
+    registry.unload("pear", "1", done=done.set)
+    assert done.wait(5)
+    assert given_back == ["back"] * 3
+
+
+def test_what_has_gone_is_told(metrics, bundle_of, tmp_path):
+    gone, done = [], threading.Event()
+    registry = registry_of(metrics, bundle_of("pear", "1"), on_gone=lambda *place: gone.append(place))
+    registry.load(open_bundle(tmp_path / "pear" / "1"))
+    assert gone == [("pear", "1")], "replaced"
+    registry.unload("pear", "1", done=done.set)
+    assert done.wait(5)
+    assert gone == [("pear", "1")] * 2
+
+
 def test_aliases_choose_the_version(registry):
     registry.set_aliases("apple", {"stable": Alias(versions={"1": 1, "9": 3})})
     chosen = Counter(registry.get("apple", "stable", key=str(i)).version for i in range(2000))
@@ -227,6 +233,35 @@ def test_the_default_alias_is_for_requests_that_name_no_version(registry):
     assert registry.get("apple").version == "10"
 
 
+def test_a_version_that_is_unloaded_while_it_is_being_leased(metrics, bundle_of):
+    """It was looked up, then unloaded and closed before the lease began: the caller gets the next one."""
+
+    class Late(Registry):
+        unlucky = True
+
+        def get(self, *args, **options):
+            model = super().get(*args, **options)
+            if self.unlucky:
+                self.unlucky = False
+                self.unload(model.name, model.version)
+                assert model.engine.closed.wait(5)
+            return model
+
+    registry = Late(
+        load,
+        default_model="pear",
+        warm_up_sizes=(1,),
+        streams=1,
+        metrics=metrics,
+        release_memory=lambda: None,
+    )
+    for version in ("1", "2"):
+        registry.load(bundle_of("pear", version))
+    with registry.lease("pear") as model:
+        assert model.version == "1"
+        assert not model.engine.closed.is_set()
+
+
 def test_readers_see_one_version_or_the_other_while_versions_change(registry, bundle_of):
     """Leases taken while versions come and go are never of an engine that has been closed."""
     stop, problems = threading.Event(), []
@@ -239,6 +274,7 @@ def test_readers_see_one_version_or_the_other_while_versions_change(registry, bu
                         problems.append(f"{model.version} was closed")
             except Exception as error:
                 problems.append(error)
+            time.sleep(0.0001)  # or else whoever changes the versions hardly gets a turn
 
     readers = [threading.Thread(target=read) for _ in range(4)]
     for reader in readers:

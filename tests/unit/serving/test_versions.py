@@ -1,43 +1,41 @@
+from itertools import product
+
 import pytest
+from prometheus_client import CollectorRegistry
 
-from condconv_serve.serving.versions import versions_to_retire, wanted_versions
-
-
-@pytest.mark.parametrize(
-    ("usable", "newest", "aliased", "pinned", "unwanted", "wanted"),
-    [
-        ("", 1, "", "", "", ""),
-        ("1", 1, "", "", "", "1"),
-        ("1 2 10", 1, "", "", "", "10"),
-        ("1 2 10", 2, "", "", "", "2 10"),
-        ("1 2", 9, "", "", "", "1 2"),
-        ("1 2 10", 1, "1", "", "", "1 10"),
-        ("1 2 10", 1, "", "2", "", "2 10"),
-        ("1 2 10", 1, "", "", "10", "2"),
-        ("1 2 10", 1, "10", "", "10", "2 10"),
-        ("1", 1, "2", "3", "", "1"),  # what isn't there can't be had
-        ("1", 1, "", "", "1", ""),
-    ],
-)
-def test_wanted_versions(usable, newest, aliased, pinned, unwanted, wanted):
-    found = wanted_versions(
-        usable.split(), newest=newest, aliased=aliased.split(), pinned=pinned.split(), unwanted=unwanted.split()
-    )
-    assert found == set(wanted.split())
+from condconv_serve.serving.versions import StateMetrics, state_of
+from condconv_serve.telemetry.metrics import Metrics
 
 
-@pytest.mark.parametrize(
-    ("serving", "wanted", "unwanted", "retired"),
-    [
-        ("1", "1", "", ""),
-        ("1 2", "2", "", "1"),
-        ("1 2 10", "2 10", "", "1"),
-        ("1", "", "", ""),  # its directory is gone
-        ("1 2", "", "", "1"),
-        ("1", "", "1", "1"),
-        ("1 2", "", "2", "2"),
-        ("1", "2", "", ""),  # 2 isn't served yet
-    ],
-)
-def test_versions_to_retire(serving, wanted, unwanted, retired):
-    assert versions_to_retire(serving.split(), wanted.split(), unwanted.split()) == set(retired.split())
+@pytest.mark.parametrize(("loading", "serving", "retiring", "failed"), list(product([False, True], repeat=4)))
+def test_the_first_state_that_holds_is_shown(loading, serving, retiring, failed):
+    holds = {"loading": loading, "serving": serving, "retiring": retiring, "failed": failed}
+    assert state_of(**holds) == next((state for state, is_so in holds.items() if is_so), "available")
+
+
+def test_each_version_has_one_state_as_a_metric():
+    metrics = Metrics(CollectorRegistry())
+    states = StateMetrics(metrics)
+
+    def shown():
+        return {
+            (sample.labels["model"], sample.labels["version"], sample.labels["state"])
+            for family in metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == "condconv_model_version_state" and sample.value
+        }
+
+    states.show("pear", "1", "serving")
+    states.show("pear", "2", "loading")
+    states.show("plum", "1", "failed")
+    states.show("pear", "1", "retiring")
+    assert shown() == {("pear", "1", "retiring"), ("pear", "2", "loading"), ("plum", "1", "failed")}
+    states.keep("pear", ["2"])
+    states.keep("pear", ["2", "3"])
+    assert shown() == {("pear", "2", "loading"), ("plum", "1", "failed")}
+    assert (
+        metrics.registry.get_sample_value(
+            "condconv_model_version_state", {"model": "pear", "version": "1", "state": "serving"}
+        )
+        is None
+    ), "no zeros are left of it either"

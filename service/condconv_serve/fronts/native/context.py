@@ -37,7 +37,7 @@ class ServedModels(ModelSource, Protocol):
 
 
 class VersionAdmin(Protocol):
-    """What the routes show of versions, and let admins change: `condconv_serve.serving.store_sync.StoreSync`."""
+    """What the routes show of versions, and let admins change: `condconv_serve.serving.version_admin.VersionAdmin`."""
 
     def status(self) -> Mapping[str, list[VersionStatus]]:
         """How every version of every model is doing; looks at the store, so not for the event loop."""

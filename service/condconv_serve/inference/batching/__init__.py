@@ -1,4 +1,4 @@
-"""Dynamic batching: rows of many requests ride together, whoever sent them. Knows rows and futures, nothing else."""
+"""Dynamic batching: rows of many requests are computed together. Knows rows, keys and futures, nothing else."""
 
 from condconv_serve.inference.batching.batcher import Batcher, RowResult
 from condconv_serve.inference.batching.policy import Priority

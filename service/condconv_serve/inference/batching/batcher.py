@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,10 +21,11 @@ from condconv_serve.errors import (
     WaitTooLong,
 )
 from condconv_serve.inference.batching.health import EngineHealth
+from condconv_serve.inference.batching.key_queue import QueuedRow
 from condconv_serve.inference.batching.limits import BatchLimits
-from condconv_serve.inference.batching.pace import Paces
 from condconv_serve.inference.batching.policy import Priority
-from condconv_serve.inference.batching.queue import Admission, QueuedRow, RowQueue
+from condconv_serve.inference.batching.queue import Admission, RowQueue
+from condconv_serve.inference.batching.rate import RowRate
 from condconv_serve.telemetry.metrics import Metrics
 
 Key = TypeVar("Key", bound=Hashable)
@@ -59,7 +61,8 @@ class Batcher(Generic[Key, Row, Output]):
         batch_timeout: float = 0.0,
         priority_ageing: float = 5.0,
         drain_timeout: float | None = None,
-        name_of: Callable[[Key], str] = str,
+        label_of: Callable[[Key], str] = str,
+        identity_of: Callable[[Key], Hashable] = lambda key: key,
     ) -> None:
         """Prepare; nothing runs before the block is entered.
 
@@ -72,18 +75,21 @@ class Batcher(Generic[Key, Row, Output]):
             batch_timeout: seconds from its first row's arrival that a small batch may wait for more rows.
             priority_ageing: seconds of waiting that make up for one step of priority.
             drain_timeout: seconds that leaving the block may take; None is as long as it takes.
-            name_of: a key's name in metrics, and in what is remembered of its batches.
+            label_of: the label of a key's rows in metrics, such as the model's name. Many keys may share one.
+            identity_of: what is computed for a key, such as a model's name and version. Speed and batch limits are
+                learned for each identity on its own. It is remembered for minutes, so it should not hold weights.
         """
         self._run = run
         self._streams = streams
         self._drain_timeout = drain_timeout
         self._metrics = metrics
-        self._name_of = name_of
+        self._label_of = label_of
+        self._identity_of = identity_of
         self._queue: RowQueue[Key, Row, RowResult[Output]] = RowQueue(
             max_rows=max_queue_rows, ageing=priority_ageing, batch_timeout=batch_timeout
         )
         self._limits = BatchLimits(max_batch_size)
-        self._paces = Paces(streams)
+        self._rate = RowRate(streams)
         self._tasks: list[asyncio.Task[None]] = []
         self.health = EngineHealth()
         metrics.queue_rows.set_function(lambda: len(self._queue))
@@ -110,16 +116,18 @@ class Batcher(Generic[Key, Row, Output]):
 
     def predicted_wait(self, priority: Priority = Priority.LOW) -> float:
         """Seconds until what is in the queue now, and at least so urgent, has been computed."""
-        rows: dict[str, int] = {}
+        rows: Counter[Hashable] = Counter()
         for key, count in self._queue.backlog(priority).items():
-            rows[self._name_of(key)] = rows.get(self._name_of(key), 0) + count
-        return self._paces.wait(rows)
+            rows[self._identity_of(key)] += count
+        return self._rate.wait(rows)
 
     def check(self, key: Key, rows: int, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf) -> None:
-        """Say whether rows would be admitted now, without admitting them.
+        """Refuse early what `admit` would refuse now; takes no room, so `admit` may still refuse later.
+
+        It is cheap: made to be called before a request's body is read.
 
         Args:
-            key: what they are rows of.
+            key: what the rows are rows of.
             rows: how many.
             priority: how urgent they are.
             deadline: when their sender stops waiting, on the monotonic clock in seconds.
@@ -129,22 +137,32 @@ class Batcher(Generic[Key, Row, Output]):
             WaitTooLong: they would not be computed before their deadline.
             Draining: the batcher is closed.
         """
-        self._queue.check(rows, retry_after=lambda: self.predicted_wait() or 1.0)
+        if rows > self._queue.free_rows:
+            raise self._queue.refusal(rows, retry_after=self._seconds_to_empty)
+        self._refuse_late(key, rows, priority, deadline)
+
+    def admit(
+        self, key: Key, rows: int, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf
+    ) -> Admission[Key]:
+        """Ask for room for `rows` rows before any work is spent on them; arguments and errors are those of `check`."""
+        if rows <= self._queue.free_rows:  # or else the queue refuses them, whenever they must be done
+            self._refuse_late(key, rows, priority, deadline)
+        return self._queue.admit(key, rows, priority, retry_after=self._seconds_to_empty)
+
+    def _seconds_to_empty(self) -> float:
+        return self.predicted_wait() or 1.0
+
+    def _refuse_late(self, key: Key, rows: int, priority: Priority, deadline: float) -> None:
+        if deadline == math.inf:
+            return
         ahead = self.predicted_wait(priority)
-        wait = ahead + self._paces.own(self._name_of(key), rows)
+        wait = ahead + self._rate.own(self._identity_of(key), rows)
         remaining = deadline - time.monotonic()
         if wait > remaining:
             raise WaitTooLong(
                 f"The answer would take about {wait:.2g} s, but must be there in {max(remaining, 0):.2g} s.",
                 retry_after=ahead,
             )
-
-    def admit(
-        self, key: Key, rows: int, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf
-    ) -> Admission[Key]:
-        """Ask for room for `rows` rows before any work is spent on them; arguments and errors are those of `check`."""
-        self.check(key, rows, priority=priority, deadline=deadline)
-        return self._queue.admit(key, rows, priority)
 
     async def submit(
         self, key: Key, row: Row, admission: Admission[Key], *, deadline: float = math.inf
@@ -161,8 +179,11 @@ class Batcher(Generic[Key, Row, Output]):
         async with ending_at(deadline):
             return await future
 
+    def _limit_of(self, key: Key) -> int:
+        return self._limits.of(self._identity_of(key))
+
     async def _stream(self) -> None:
-        while batch := await self._queue.pull(lambda key: self._limits.of(self._name_of(key))):
+        while batch := await self._queue.pull(self._limit_of):
             self._metrics.rows_in_flight.inc(len(batch))
             try:
                 error = await self._compute(batch)
@@ -185,36 +206,38 @@ class Batcher(Generic[Key, Row, Output]):
         batch = [row for row in batch if not row.future.done()]  # senders may have gone since it was pulled
         if not batch:
             return None
-        name, started = self._name_of(batch[0].key), time.monotonic()
+        key, started = batch[0].key, time.monotonic()
+        label = self._label_of(key)
         try:
-            outputs = await self._run(batch[0].key, [row.row for row in batch])
+            outputs = await self._run(key, [row.row for row in batch])
             if len(outputs) != len(batch):
                 raise InferenceFailed(f"The engine answered {len(outputs)} of {len(batch)} rows.")
         except (OutOfMemory, MemoryError):
-            return await self._after_out_of_memory(batch, name)
+            return await self._after_out_of_memory(batch)
         except CapacityError as error:  # no row is guilty
             for row in batch:
                 self._fail(row, error)
             return error
         except Exception as error:
             logger.exception("a batch of %d rows failed", len(batch))
-            self._metrics.batch_failures.labels(name, "error").inc()
+            self._metrics.batch_failures.labels(label, "error").inc()
             return await self._in_halves(batch, error)
         seconds = time.monotonic() - started
         self.health.succeeded()
-        self._paces.note(name, rows=len(batch), seconds=seconds, full=len(batch) == self._limits.of(name))
-        self._metrics.batch_size.labels(name).observe(len(batch))
+        full = len(batch) == self._limit_of(key)
+        self._rate.note(self._identity_of(key), rows=len(batch), seconds=seconds, full=full)
+        self._metrics.batch_size.labels(label).observe(len(batch))
         for row, output in zip(batch, outputs, strict=True):
             if not row.future.done():  # its sender may have gone
                 row.future.set_result(RowResult(output, started - row.enqueued_at, seconds, len(batch)))
         return None
 
-    async def _after_out_of_memory(
-        self, batch: Sequence[QueuedRow[Key, Row, RowResult[Output]]], name: str
-    ) -> Exception | None:
-        limit = self._limits.lower(name, len(batch))
-        logger.warning("no memory for %d rows of %s; batches of up to %d from now on", len(batch), name, limit)
-        self._metrics.batch_failures.labels(name, "out_of_memory").inc()
+    async def _after_out_of_memory(self, batch: Sequence[QueuedRow[Key, Row, RowResult[Output]]]) -> Exception | None:
+        key = batch[0].key
+        label = self._label_of(key)
+        limit = self._limits.lower(self._identity_of(key), len(batch))
+        logger.warning("no memory for %d rows of %s; batches of up to %d from now on", len(batch), label, limit)
+        self._metrics.batch_failures.labels(label, "out_of_memory").inc()
         return await self._in_halves(batch, OutOfMemory("There is too little memory for this image.", retry_after=5.0))
 
     async def _in_halves(

@@ -1,4 +1,4 @@
-"""Whether the engine works, judged by the batches it was given: a circuit breaker."""
+"""Whether the engine works, judged by its last batches: a circuit breaker."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 
 MAX_FAILURES = 3
-"""Batches that fail altogether, one after the other, before the engine counts as broken."""
+"""After so many batches in a row without a single answer, the engine counts as broken."""
 COOL_DOWN_SECONDS = 10.0
-"""After so long a broken engine is given another batch, and one more failure breaks it again."""
+"""After this long, a broken engine gets another batch. If that fails too, it counts as broken again."""
 
 
 class EngineHealth:

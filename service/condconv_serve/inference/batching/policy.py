@@ -14,7 +14,7 @@ class Priority(IntEnum):
 
 
 def urgency(priority: Priority, *, waited: float, ageing: float) -> int:
-    """A row's priority now: it rises by one for every `ageing` seconds waited, so that nothing starves.
+    """A row's priority now: it rises one step for every `ageing` seconds waited, so that no row waits forever.
 
     Returns:
         0 for the most urgent rows.
@@ -23,10 +23,10 @@ def urgency(priority: Priority, *, waited: float, ageing: float) -> int:
 
 
 def rank(priority: Priority, *, enqueued_at: float, ageing: float) -> float:
-    """Where a row stands among those of its model; the least is first.
+    """Where a row stands among those of its key; the smallest number is first.
 
-    Like `urgency`, but without steps and the same at all times: a row of the next lower priority comes first if it
-    arrived `ageing` seconds earlier.
+    It ages like `urgency`, but without steps, and it does not change over time: a row of the next lower priority comes
+    first if it arrived `ageing` seconds earlier.
     """
     return enqueued_at + priority * ageing
 
@@ -34,11 +34,11 @@ def rank(priority: Priority, *, enqueued_at: float, ageing: float) -> float:
 def rows_to_take(waiting: int, *, free_streams: int, max_batch_size: int) -> int:
     """How many waiting rows a free stream takes.
 
-    All that fit, unless other streams are free too: then an equal share, since two half batches side by side are done
-    sooner than one whole.
+    All that fit. But if other streams are free too, an equal share: two half batches side by side are done sooner than
+    a whole one.
 
     Args:
-        waiting: rows that could ride together, at least 1.
+        waiting: rows that could be one batch, at least 1.
         free_streams: streams that wait for work, this one included.
         max_batch_size: most rows per batch.
     """

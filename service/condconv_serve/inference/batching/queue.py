@@ -5,30 +5,18 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from condconv_serve.errors import DeadlineExceeded, Draining, QueueFull
-from condconv_serve.inference.batching.policy import Priority, rank, rows_to_take, urgency
+from condconv_serve.errors import CapacityError, DeadlineExceeded, Draining, QueueFull
+from condconv_serve.inference.batching.key_queue import KeyQueue, QueuedRow
+from condconv_serve.inference.batching.policy import Priority, rows_to_take
 
 Key = TypeVar("Key", bound=Hashable)
 Row = TypeVar("Row")
 Result = TypeVar("Result")
-
-
-@dataclass(slots=True, eq=False)
-class QueuedRow(Generic[Key, Row, Result]):
-    """A row with the future that its sender awaits; times are on the monotonic clock, in seconds."""
-
-    key: Key
-    row: Row
-    future: asyncio.Future[Result]
-    enqueued_at: float
-    deadline: float = math.inf
-    priority: Priority = Priority.NORMAL
 
 
 class Admission(Generic[Key]):
@@ -66,54 +54,11 @@ class Admission(Generic[Key]):
         self._give_back(self, unused)
 
 
-class _Line(Generic[Key, Row, Result]):
-    """The waiting rows of one key; `turn` and `served_at` tell when it was last served."""
-
-    def __init__(self, turn: int) -> None:
-        self.turn = turn
-        self.served_at = -math.inf
-        # Ordered, since rows leave from the front, and from anywhere when their senders go.
-        self._rows: dict[Priority, OrderedDict[QueuedRow[Key, Row, Result], None]] = {
-            p: OrderedDict() for p in Priority
-        }
-
-    def __len__(self) -> int:
-        return sum(map(len, self._rows.values()))
-
-    def __contains__(self, row: QueuedRow[Key, Row, Result]) -> bool:
-        return row in self._rows[row.priority]
-
-    def count(self, at_least: Priority) -> int:
-        return sum(len(rows) for priority, rows in self._rows.items() if priority <= at_least)
-
-    def heads(self) -> list[QueuedRow[Key, Row, Result]]:
-        """The oldest row of each priority that has any."""
-        return [next(iter(rows)) for rows in self._rows.values() if rows]
-
-    def urgency(self, now: float, ageing: float) -> int:
-        """Of its most urgent row. A line that has just been served doesn't age: its flood must not pass other keys."""
-        return min(
-            urgency(row.priority, waited=now - max(row.enqueued_at, self.served_at), ageing=ageing)
-            for row in self.heads()
-        )
-
-    def add(self, row: QueuedRow[Key, Row, Result]) -> None:
-        self._rows[row.priority][row] = None
-
-    def remove(self, row: QueuedRow[Key, Row, Result]) -> None:
-        del self._rows[row.priority][row]
-
-    def pop(self, ageing: float) -> QueuedRow[Key, Row, Result]:
-        first = min(self.heads(), key=lambda row: rank(row.priority, enqueued_at=row.enqueued_at, ageing=ageing))
-        self.remove(first)
-        return first
-
-
 class RowQueue(Generic[Key, Row, Result]):
     """Rows by key and priority.
 
-    A batch holds rows of one key. The key with the most urgent row is served first, and keys that are equally urgent
-    take turns, so that a flood for one of them doesn't hold up the others.
+    A batch holds rows of one key. The key with the most urgent row is served first. Keys that are equally urgent take
+    turns, so that many rows of one key don't hold up the others.
     """
 
     def __init__(
@@ -125,14 +70,14 @@ class RowQueue(Generic[Key, Row, Result]):
             max_rows: most rows in it, admitted ones included.
             ageing: seconds of waiting that make up for one step of priority.
             batch_timeout: seconds from the first row's arrival that a batch may wait for more rows.
-            admitted_timeout: the same while rows have been admitted that are not here yet. They are being decoded, for
-                which the cores are better used than for a batch that is small and so costs more per row.
+            admitted_timeout: the same, while rows have been admitted that are not here yet. They are being decoded, and
+                that is a better use of the cores than a small batch, which costs more per row.
         """
         self._max_rows = max_rows
         self._ageing = ageing
         self._batch_timeout = batch_timeout
         self._admitted_timeout = admitted_timeout
-        self._lines: dict[Key, _Line[Key, Row, Result]] = {}
+        self._queues: dict[Key, KeyQueue[Key, Row, Result]] = {}
         self._reserved: Counter[tuple[Key, Priority]] = Counter()
         self._rows = 0
         self._turn = 0
@@ -145,30 +90,50 @@ class RowQueue(Generic[Key, Row, Result]):
 
     def backlog(self, at_least: Priority = Priority.LOW) -> dict[Key, int]:
         """Rows by key that wait or have been admitted, and are at least so urgent."""
-        rows: Counter[Key] = Counter({key: line.count(at_least) for key, line in self._lines.items()})
+        rows: Counter[Key] = Counter({key: waiting.count(at_least) for key, waiting in self._queues.items()})
         for (key, priority), count in self._reserved.items():
             if priority <= at_least:
                 rows[key] += count
         return rows
 
-    def check(self, rows: int, *, retry_after: Callable[[], float | None] = lambda: None) -> None:
-        """Say whether `rows` more rows would be admitted.
+    @property
+    def free_rows(self) -> int:
+        """How many more rows would be admitted now; none once the queue is closed."""
+        return 0 if self._closed else self._max_rows - self._rows
+
+    def refusal(self, rows: int, *, retry_after: Callable[[], float | None] = lambda: None) -> CapacityError:
+        """The error for `rows` more rows that are not admitted now.
+
+        Args:
+            rows: how many.
+            retry_after: seconds until there is room; asked only if it is room that is missing.
+
+        Returns:
+            `Draining` if the queue is closed, `QueueFull` if not.
+        """
+        if self._closed:
+            return Draining("The service is shutting down and takes no new work.", retry_after=1.0)
+        return QueueFull(
+            f"{self._rows} of {self._max_rows} rows are waiting already, so {rows} more don't fit.",
+            retry_after=retry_after(),
+        )
+
+    def admit(
+        self,
+        key: Key,
+        rows: int,
+        priority: Priority = Priority.NORMAL,
+        *,
+        retry_after: Callable[[], float | None] = lambda: None,
+    ) -> Admission[Key]:
+        """Take room for `rows` rows (at least 1), all or none.
 
         Raises:
             QueueFull: there is not enough room for all; it carries what `retry_after` returns (seconds).
             Draining: the queue is closed.
         """
-        if self._closed:
-            raise Draining("The service is shutting down and takes no new work.", retry_after=1.0)
-        if self._rows + rows > self._max_rows:
-            raise QueueFull(
-                f"{self._rows} of {self._max_rows} rows are waiting already, so {rows} more don't fit.",
-                retry_after=retry_after(),
-            )
-
-    def admit(self, key: Key, rows: int, priority: Priority = Priority.NORMAL) -> Admission[Key]:
-        """Take room for `rows` rows, all or none; errors are those of `check`."""
-        self.check(rows)
+        if rows > self.free_rows:
+            raise self.refusal(rows, retry_after=retry_after)
         self._rows += rows
         self._reserved[key, priority] += rows
         return Admission(key, rows, priority, self._give_back)
@@ -176,9 +141,9 @@ class RowQueue(Generic[Key, Row, Result]):
     def put(self, row: QueuedRow[Key, Row, Result], admission: Admission[Key]) -> None:
         """Append a row that has been admitted; if its sender cancels the future, it leaves the queue."""
         admission.use()
-        if row.key not in self._lines:  # a newcomer comes before the one that was served last
-            self._lines[row.key] = _Line(self._turn - 1)
-        self._lines[row.key].add(row)
+        if row.key not in self._queues:  # a newcomer comes before the one that was served last
+            self._queues[row.key] = KeyQueue(self._turn - 1)
+        self._queues[row.key].add(row)
         self._rows += 1
         row.future.add_done_callback(lambda _: self._discard(row))
         self._wake_one()
@@ -192,7 +157,7 @@ class RowQueue(Generic[Key, Row, Result]):
             max_batch_size: most rows per batch of a key.
 
         Returns:
-            Rows of one key, the most urgent first; empty when the queue is closed and done.
+            Rows of one key, the most urgent first; none when the queue is closed and empty.
         """
         while True:
             now = time.monotonic()
@@ -213,25 +178,25 @@ class RowQueue(Generic[Key, Row, Result]):
     def _choose(self, now: float, max_batch_size: Callable[[Key], int]) -> tuple[Key | None, float | None]:
         """The key to serve now, or when there will be one."""
         best, best_order, look_again_at = None, (math.inf, math.inf, math.inf), math.inf
-        for key, line in self._lines.items():
-            heads = line.heads()
+        for key, waiting in self._queues.items():
+            heads = waiting.heads()
             oldest = min(row.enqueued_at for row in heads)
             coming = any(reserved == key for reserved, _ in self._reserved)
             due_at = oldest + max(self._batch_timeout, self._admitted_timeout if coming else 0.0)
-            if due_at > now and len(line) < max_batch_size(key) and not self._closed:
+            if due_at > now and len(waiting) < max_batch_size(key) and not self._closed:
                 look_again_at = min(look_again_at, due_at)
                 continue
-            order = (line.urgency(now, self._ageing), line.turn, oldest)
+            order = (waiting.urgency(now, self._ageing), waiting.turn, oldest)
             if order < best_order:
                 best, best_order = key, order
         return best, None if look_again_at == math.inf else look_again_at
 
     def _take(self, key: Key, now: float, max_batch_size: int) -> list[QueuedRow[Key, Row, Result]]:
-        line = self._lines[key]
-        count = rows_to_take(len(line), free_streams=1 + len(self._idle), max_batch_size=max_batch_size)
+        waiting = self._queues[key]
+        count = rows_to_take(len(waiting), free_streams=1 + len(self._idle), max_batch_size=max_batch_size)
         batch: list[QueuedRow[Key, Row, Result]] = []
-        while len(line) and len(batch) < count:
-            row = line.pop(self._ageing)
+        while len(waiting) and len(batch) < count:
+            row = waiting.pop(self._ageing)
             self._rows -= 1
             if row.future.done():  # its sender has gone in this very moment
                 continue
@@ -240,10 +205,10 @@ class RowQueue(Generic[Key, Row, Result]):
             else:
                 batch.append(row)
         self._turn += 1
-        line.turn, line.served_at = self._turn, now
-        if not len(line):
-            del self._lines[key]
-        if self._lines:
+        waiting.turn, waiting.served_at = self._turn, now
+        if not len(waiting):
+            del self._queues[key]
+        if self._queues:
             self._wake_one()
         self._let_end()
         return batch
@@ -267,18 +232,18 @@ class RowQueue(Generic[Key, Row, Result]):
         self._reserved[place] -= rows
         if not self._reserved[place]:
             del self._reserved[place]
-            if self._lines:  # perhaps a batch waited for the row that doesn't come now
+            if self._queues:  # perhaps a batch waited for the row that doesn't come now
                 self._wake_one()
         self._let_end()
 
     def _discard(self, row: QueuedRow[Key, Row, Result]) -> None:
-        line = self._lines.get(row.key)
-        if line is None or row not in line:
+        waiting = self._queues.get(row.key)
+        if waiting is None or row not in waiting:
             return
-        line.remove(row)
+        waiting.remove(row)
         self._rows -= 1
-        if not len(line):
-            del self._lines[row.key]
+        if not len(waiting):
+            del self._queues[row.key]
         self._let_end()
 
     def _wake_one(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from condconv_serve.errors import (
     DeadlineExceeded,
+    Draining,
     EngineStalled,
     InferenceFailed,
     OutOfMemory,
@@ -131,6 +132,75 @@ async def test_a_request_larger_than_its_deadline_allows_is_refused():
             batcher.admit("a", 40, deadline=time.monotonic() + 1)
         with batcher.admit("a", 4, deadline=time.monotonic() + 1):
             pass
+
+
+class TwoVersions:
+    """Of one model: version 2 needs ten times as long per row as version 1, and has memory for fewer rows."""
+
+    def __init__(self):
+        self.seconds_per_row = {"1": 0.005, "2": 0.05}
+        self.most = {"1": 8, "2": 2}
+        self.sizes = {"1": [], "2": []}
+
+    async def __call__(self, key, rows):
+        _, version = key
+        self.sizes[version].append(len(rows))
+        if len(rows) > self.most[version]:
+            raise OutOfMemory("none left")
+        await asyncio.sleep(self.seconds_per_row[version] * len(rows))
+        return [row * 10 for row in rows]
+
+
+async def test_versions_of_one_model_have_an_estimate_and_a_limit_each_but_share_a_label():
+    engine, one, two = TwoVersions(), ("a", "1"), ("a", "2")
+    async with batching(engine, max_batch_size=8, label_of=lambda key: key[0]) as batcher:
+        await asyncio.gather(*start(batcher, range(8), one), *start(batcher, range(8), two))
+        waits = []
+        for key in (one, two):
+            with batcher.admit(key, 8):
+                waits.append(batcher.predicted_wait())
+        assert waits[1] > 4 * waits[0] > 0
+        between = sum(waits) / 2
+        with pytest.raises(WaitTooLong):
+            batcher.admit(two, 8, deadline=time.monotonic() + between)
+        with batcher.admit(one, 8, deadline=time.monotonic() + between):
+            pass
+        engine.sizes["1"].clear()
+        engine.sizes["2"].clear()
+        await asyncio.gather(*start(batcher, range(8), one), *start(batcher, range(8), two))
+        assert engine.sizes == {"1": [8], "2": [2, 2, 2, 2]}
+        assert batcher.read("condconv_batch_failures_total", model="a", reason="out_of_memory") == 3
+        assert batcher.read("condconv_batch_size_count", model="a") == 1 + 4 + 1 + 4
+
+
+async def test_keys_of_equal_identity_share_what_is_learned():
+    async with batching(Paced(0.05), max_batch_size=2, identity_of=lambda key: key.lower()) as batcher:
+        await asyncio.gather(*start(batcher, range(2), "a"))
+        with pytest.raises(WaitTooLong):
+            batcher.admit("A", 20, deadline=time.monotonic() + 0.1)
+        with batcher.admit("b", 20, deadline=time.monotonic() + 0.1):
+            pass
+
+
+async def test_an_early_check_refuses_what_would_not_be_admitted_and_takes_no_room():
+    engine = Paced(0.05)
+    async with batching(engine, max_batch_size=2, max_queue_rows=8) as batcher:
+        await asyncio.gather(*start(batcher, range(2)))
+        batcher.check("a", 8)
+        assert batcher.read("condconv_queue_rows") == 0
+        with batcher.admit("a", 8):
+            for ask in (batcher.check, batcher.admit):
+                with pytest.raises(QueueFull) as caught:
+                    ask("a", 1, deadline=time.monotonic() + 0.001)
+                assert caught.value.retry_after == batcher.predicted_wait() > 0.15, "8 rows at 40 rows per second"
+        for ask in (batcher.check, batcher.admit):
+            with pytest.raises(WaitTooLong):
+                ask("a", 8, deadline=time.monotonic() + 0.1)
+        assert batcher.read("condconv_queue_rows") == 0
+        batcher.close()
+        for ask in (batcher.check, batcher.admit):
+            with pytest.raises(Draining):
+                ask("a", 1, deadline=time.monotonic() + 0.001)
 
 
 @pytest.mark.parametrize("error", [OutOfMemory, MemoryError])

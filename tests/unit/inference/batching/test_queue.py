@@ -6,7 +6,8 @@ import pytest
 
 from condconv_serve.errors import DeadlineExceeded, Draining, QueueFull
 from condconv_serve.inference.batching import Priority
-from condconv_serve.inference.batching.queue import QueuedRow, RowQueue
+from condconv_serve.inference.batching.key_queue import QueuedRow
+from condconv_serve.inference.batching.queue import RowQueue
 from tests.unit.inference.batching.rows import settle
 
 HIGH, NORMAL, LOW = Priority
@@ -63,11 +64,26 @@ async def test_there_is_room_again_when_rows_have_been_pulled():
     queue = RowQueue(max_rows=2)
     put(queue, 0, 1)
     with pytest.raises(QueueFull) as caught:
-        queue.check(1, retry_after=lambda: 2.5)
+        queue.admit("a", 1, retry_after=lambda: 2.5)
     assert caught.value.retry_after == 2.5
     assert await pull(queue, 1) == [0]
     put(queue, 2)
     assert await pull(queue) == [1, 2]
+
+
+async def test_the_free_room_is_what_can_be_admitted():
+    queue = RowQueue(max_rows=3)
+    assert queue.free_rows == 3
+    put(queue, 0)
+    with queue.admit("a", 1):
+        assert queue.free_rows == 1
+        queue.admit("a", 1)
+        assert queue.free_rows == 0
+    assert queue.free_rows == 1
+    queue.close()
+    assert queue.free_rows == 0
+    with pytest.raises(Draining):
+        queue.admit("a", 1)
 
 
 async def test_unused_room_is_given_back_when_the_block_raises():

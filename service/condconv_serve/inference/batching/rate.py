@@ -1,0 +1,80 @@
+"""How fast rows are computed, measured from past batches, and so how long a new row will wait."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+
+SMOOTHING = 0.2
+"""Weight of the newest batch in the moving average."""
+
+TRUSTED_SECONDS = 10.0
+"""An average is taken as it is for this long. After that it is halved once per this time, until another batch comes."""
+
+KEPT_SECONDS = 60 * TRUSTED_SECONDS
+"""An average this old has been halved so often that it counts as nothing, so it can be dropped."""
+
+
+@dataclass(slots=True)
+class _Average:
+    seconds_per_row: float
+    from_full_batches: bool
+    at: float
+
+
+class RowRate:
+    """Seconds that one stream needs per row of a key, as an exponentially weighted moving average.
+
+    Two keys never share an estimate: two versions of one model may cost differently.
+
+    Full batches count, since those are what runs while rows wait. Until one has been seen, any batch counts; after
+    that, faster ones do too. An average that no new batch confirms counts less and less, since it may be the very
+    reason why no rows are admitted.
+    """
+
+    def __init__(self, streams: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Know nothing yet.
+
+        Args:
+            streams: how many batches run at the same time.
+            clock: monotonic, in seconds.
+        """
+        self._streams = streams
+        self._clock = clock
+        self._averages: dict[Hashable, _Average] = {}
+
+    def __len__(self) -> int:
+        """How many keys have an average."""
+        return len(self._averages)
+
+    def note(self, key: Hashable, *, rows: int, seconds: float, full: bool) -> None:
+        """Learn from a batch of `rows` rows that took `seconds`; `full` if it could not have been larger."""
+        found, now = seconds / rows, self._clock()
+        known = self._averages.get(key)
+        if known is None:
+            self._drop_old(now)
+        if known is None or (full and not known.from_full_batches):
+            self._averages[key] = _Average(found, full, now)
+        elif full or not known.from_full_batches or found < known.seconds_per_row:
+            known.seconds_per_row += SMOOTHING * (found - known.seconds_per_row)
+            known.at = now
+
+    def wait(self, rows: Mapping[Hashable, int]) -> float:
+        """Seconds that all streams together need for these numbers of rows by key; unknown keys count as nothing."""
+        return sum(count * self._per_row(key) for key, count in rows.items()) / self._streams
+
+    def own(self, key: Hashable, rows: int) -> float:
+        """Seconds that `rows` rows of one key need once it is their turn. One stream computes each of them."""
+        return self.wait({key: self._streams * math.ceil(rows / self._streams)})
+
+    def _per_row(self, key: Hashable) -> float:
+        if (known := self._averages.get(key)) is None:
+            return 0.0
+        age = self._clock() - known.at - known.seconds_per_row
+        return known.seconds_per_row * math.exp2(-max(age - TRUSTED_SECONDS, 0.0) / TRUSTED_SECONDS)
+
+    def _drop_old(self, now: float) -> None:
+        """Versions come and go; what has not been computed for long takes no room."""
+        self._averages = {k: known for k, known in self._averages.items() if now - known.at < KEPT_SECONDS}

@@ -1,0 +1,182 @@
+"""Decides what to do so that what is served becomes what the store and the operator want.
+
+Pure: frozen values in, actions out; no clock, no disk, no threads. Whoever follows the store carries the actions out
+and asks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from condconv_serve.serving.fingerprint import Fingerprint
+from condconv_serve.store.aliases import Alias
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What the store holds of one model: its versions with their files, and its aliases."""
+
+    versions: Mapping[str, Fingerprint] = field(default_factory=dict)
+    aliases: Mapping[str, Alias] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What is served of one model, and what was tried.
+
+    Attributes:
+        versions: the served versions, each with its files as they were when it was loaded.
+        failed: the versions that could not be loaded, each with its files as they were then. A version can be in both:
+            its files changed, the new ones failed, and the old copy is still served.
+        aliases: those in force.
+        settled: the versions that were waited for in this round, each with the files that stayed the same meanwhile;
+            None where they changed.
+    """
+
+    versions: Mapping[str, Fingerprint] = field(default_factory=dict)
+    failed: Mapping[str, Fingerprint] = field(default_factory=dict)
+    aliases: Mapping[str, Alias] = field(default_factory=dict)
+    settled: Mapping[str, Fingerprint | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the operator wants of one model.
+
+    Attributes:
+        newest: how many of the newest versions are served in any case.
+        pinned: versions to serve because somebody asked for them.
+        unwanted: versions that somebody unloaded, each with its files as they were then.
+        may_load: False while the service ends: what is served stays, and nothing more is loaded.
+    """
+
+    newest: int
+    pinned: Collection[str] = ()
+    unwanted: Mapping[str, Fingerprint] = field(default_factory=dict)
+    may_load: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Forgive:
+    """Forget that a version failed: its files have changed, so it gets another chance."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class WantAgain:
+    """Forget that somebody unloaded a version: its files have changed since."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class WaitToSettle:
+    """Wait a moment and look whether these files stay as they are: they may still be being copied."""
+
+    version: str
+    files: Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Load a version; its files have settled."""
+
+    version: str
+    files: Fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class SetAliases:
+    """Put these aliases in force. `broken` are those that point at what can't be served, so they don't change."""
+
+    aliases: Mapping[str, Alias]
+    broken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Stop serving a version."""
+
+    version: str
+
+
+Action: TypeAlias = Forgive | WantAgain | WaitToSettle | Load | SetAliases | Retire
+
+
+def followed_models(stored: Collection[str], served: Collection[str], *, only: str | None = None) -> list[str]:
+    """Names of the models to reconcile: all in the store and all that are served, or just the one wanted."""
+    return [only] if only is not None else sorted({*stored, *served})
+
+
+def reconcile(stored: Stored, served: Served, wishes: Wishes) -> tuple[Action, ...]:
+    """The next actions for one model, in the order in which they are to be carried out.
+
+    While something is to be loaded, that comes alone, newest version first, since all else depends on whether it works
+    out: carry it out and ask again. `SetAliases` is among the actions if and only if there is nothing to load.
+    """
+    forgiven, wanted_again = _changed(served.failed, stored), _changed(wishes.unwanted, stored)
+    failed, unwanted = set(served.failed) - set(forgiven), set(wishes.unwanted) - set(wanted_again)
+    chances: tuple[Action, ...] = (*map(Forgive, forgiven), *map(WantAgain, wanted_again))
+    aliased = {version for alias in stored.aliases.values() for version in alias.versions}
+    usable = [v for v in sorted(stored.versions, key=int) if v not in failed or v in served.versions]
+    newest = [version for version in usable if version not in unwanted][-wishes.newest :]
+    wanted = {*newest, *(set(usable) & {*aliased, *wishes.pinned})}
+
+    if wishes.may_load and (step := _next_to_load(wanted - failed, stored, served)):
+        return (*chances, step)
+
+    aliases = _aliases_in_force(stored, served)
+    held = {version for alias in aliases.aliases.values() for version in alias.versions}
+    retired = _surplus(set(served.versions), wanted | held, unwanted)
+    return (*chances, aliases, *(Retire(version) for version in sorted(retired, key=int)))
+
+
+def _changed(before: Mapping[str, Fingerprint], stored: Stored) -> list[str]:
+    """The versions in the store whose files are not what they were."""
+    return sorted((v for v, files in before.items() if stored.versions.get(v, files) != files), key=int)
+
+
+def _next_to_load(candidates: set[str], stored: Stored, served: Served) -> Load | WaitToSettle | None:
+    """The newest version that is not served as it lies in the store; None if there is none that may settle now."""
+    for version in sorted(candidates, key=int, reverse=True):
+        files = stored.versions[version]
+        if served.versions.get(version) == files:
+            continue
+        if version not in served.settled:
+            return WaitToSettle(version, files)
+        settled = served.settled[version]
+        if settled == files:
+            return Load(version, files)
+        if settled is not None:  # settled, and changed again after that
+            return WaitToSettle(version, files)
+        # It is still changing. The change that ends this starts another round.
+    return None
+
+
+def _aliases_in_force(stored: Stored, served: Served) -> SetAliases:
+    """The store's aliases. One that can't be served goes on pointing where it did, rather than nowhere."""
+    aliases, broken = {}, []
+    for name, alias in stored.aliases.items():
+        if set(alias.versions) <= set(served.versions):
+            aliases[name] = alias
+            continue
+        broken.append(name)
+        before = served.aliases.get(name)
+        if before is not None and set(before.versions) <= set(served.versions):
+            aliases[name] = before
+    return SetAliases(aliases, tuple(broken))
+
+
+def _surplus(served: set[str], wanted: set[str], unwanted: set[str]) -> set[str]:
+    """The served versions to let go of.
+
+    A model's last version stays even if it is gone from the store: a directory that vanishes is more often a mishap
+    than a wish. Only unloading it on request ends it.
+    """
+    surplus = served - wanted
+    if served - surplus:
+        return surplus
+    return surplus - {max(surplus - unwanted, key=int, default=None)}

@@ -1,0 +1,229 @@
+"""Makes what is served follow the model store: carries out what `reconcile` decides, one version at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from condconv_serve.errors import BundleError, ServiceError
+from condconv_serve.machine.threads import LoneThread, yield_to_other_threads
+from condconv_serve.serving.fingerprint import Fingerprint, fingerprint
+from condconv_serve.serving.reconcile import (
+    Forgive,
+    Load,
+    Retire,
+    Served,
+    SetAliases,
+    Stored,
+    WaitToSettle,
+    WantAgain,
+    Wishes,
+    followed_models,
+    reconcile,
+)
+from condconv_serve.serving.registry import Registry
+from condconv_serve.serving.version_ledger import Failure, VersionLedger
+from condconv_serve.serving.watch import changes
+from condconv_serve.store import Catalog, open_bundle
+from condconv_serve.store.aliases import Alias, read_aliases
+from condconv_serve.telemetry.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class StoreFollower:
+    """Loads and retires versions as the store and the operator want it, all on one thread.
+
+    A version is loaded and warmed up beside the one that serves, and only then takes over. If it can't be loaded, that
+    is reported, and everything else goes on.
+    """
+
+    def __init__(
+        self,
+        store: Path,
+        registry: Registry,
+        ledger: VersionLedger,
+        *,
+        newest: int,
+        metrics: Metrics,
+        only: str | None = None,
+        settle_seconds: float = 0.5,
+        sleep: Callable[[float], None] = time.sleep,
+        prepare_thread: Callable[[], None] = yield_to_other_threads,
+    ) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            store: directory of the model store.
+            registry: what serves.
+            ledger: remembers what came of each version, and what is wanted.
+            newest: how many of the newest versions of each model are served.
+            metrics: told of loads.
+            only: name of the one model to look after; all if None.
+            settle_seconds: a bundle's files must stay the same for so long before it is loaded, since somebody may
+                still be copying them. The first time the store is followed, nothing is waited for.
+            sleep: waits for so many seconds on the loader's thread.
+            prepare_thread: called on the loader's thread before anything else.
+        """
+        self._store = store
+        self._registry = registry
+        self._ledger = ledger
+        self._newest = newest
+        self._metrics = metrics
+        self._only = only
+        self._settle_seconds = settle_seconds
+        self._sleep = sleep
+        self._started = False
+        self._closed = False
+        # One thread, since loading takes cores and memory from what serves; and it lets others go first.
+        self._loader = LoneThread("load", prepare_thread)
+
+    @property
+    def loading(self) -> bool:
+        """Whether the loader's thread is at work."""
+        return self._loader.busy
+
+    def close(self) -> None:
+        """Begin no further load; one that is under way goes on, and `loading` tells of it."""
+        self._closed = True
+        self._loader.close()
+
+    async def on_loader(
+        self, do: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Run something on the loader's thread, after what it does already."""
+        return await asyncio.wrap_future(self._loader.submit(do, *args, **kwargs))
+
+    async def watch(self, *, interval: float, debounce: float = 0.4) -> None:
+        """Follow the store until cancelled; the arguments are those of `condconv_serve.serving.watch.changes`."""
+        async with contextlib.aclosing(changes(self._store, interval=interval, debounce=debounce)) as changed:
+            async for _ in changed:
+                try:
+                    await self.sync()
+                except Exception:  # whatever it is, the next change gets its chance
+                    logger.exception("the model store could not be followed")
+
+    async def sync(self) -> None:
+        """Load what is wanted and not served, then retire what isn't wanted any more."""
+        await self.on_loader(self.sync_now)
+
+    def sync_now(self) -> None:
+        """The same on the calling thread, which must be the loader's, or the only one that there is so far."""
+        try:
+            names = Catalog(self._store).models()
+        except (OSError, BundleError) as error:  # the directory may be back in a moment
+            logger.error("the model store can't be read, so nothing changes: %s", error)
+            return
+        for name in followed_models(names, self._registry.models(), only=self._only):
+            try:
+                self.sync_model(name)
+            except (OSError, BundleError) as error:  # the others may be readable
+                logger.error("%s can't be read in the model store, so nothing changes of it: %s", name, error)
+        self._started = True
+
+    def sync_model(self, name: str, *, also: Collection[str] = ()) -> None:
+        """Do the same for one model, on the loader's thread; the versions `also` are wanted this time, too."""
+        catalog, memory = Catalog(self._store), self._ledger.memory(name)
+        aliases = self._read_aliases(name)
+        settled: dict[str, Fingerprint | None] = {}
+        more = True
+        while more:
+            stored = Stored(versions=self._files(catalog, name), aliases=aliases)
+            for action in reconcile(stored, self._served(name, settled), self._wishes(name, also)):
+                match action:
+                    case Forgive(version):
+                        del memory.failed[version]
+                    case WantAgain(version):
+                        del memory.unwanted[version]
+                    case WaitToSettle(version, files):
+                        settled[version] = files if self._stays(name, version, files) else None
+                    case Load(version, files):
+                        self._load(name, version, files)
+                    case SetAliases(in_force, broken):
+                        more = False
+                        for alias in broken:
+                            logger.error(
+                                "alias %s of %s points at what can't be served, so it stays as it was", alias, name
+                            )
+                        self._registry.set_aliases(name, in_force)
+                    case Retire(version):
+                        self.retire(name, version)
+        self._ledger.show_all(name, catalog.versions(name))
+
+    def retire(self, name: str, version: str) -> None:
+        """Stop serving a version, if it is served; on the loader's thread."""
+        if version not in self._registry.models().get(name, {}):
+            return
+
+        def released() -> None:
+            self._metrics.model_loads.labels(name, "unloaded").inc()
+            self._ledger.show(name, version)
+
+        logger.info("model %s version %s is retired", name, version)
+        self._ledger.memory(name).loaded.pop(version, None)
+        self._registry.unload(name, version, done=released)
+        self._ledger.show(name, version)
+
+    def _served(self, name: str, settled: Mapping[str, Fingerprint | None]) -> Served:
+        memory = self._ledger.memory(name)
+        return Served(
+            versions={version: memory.loaded.get(version, ()) for version in self._registry.models().get(name, {})},
+            failed={version: failure.files for version, failure in memory.failed.items()},
+            aliases=self._registry.aliases(name),
+            settled=settled,
+        )
+
+    def _wishes(self, name: str, also: Collection[str]) -> Wishes:
+        memory = self._ledger.memory(name)
+        return Wishes(
+            newest=self._newest,
+            pinned=frozenset({*memory.pinned, *also}),
+            unwanted=dict(memory.unwanted),
+            may_load=not self._closed,
+        )
+
+    def _files(self, catalog: Catalog, name: str) -> Mapping[str, Fingerprint]:
+        return {version: fingerprint(self._store / name / version) for version in catalog.versions(name)}
+
+    def _read_aliases(self, name: str) -> Mapping[str, Alias]:
+        try:
+            return read_aliases(self._store, name)
+        except BundleError as error:
+            logger.error("%s; the aliases stay as they were", error)
+            return self._registry.aliases(name)
+
+    def _stays(self, name: str, version: str, files: Fingerprint) -> bool:
+        if self._started:
+            self._sleep(self._settle_seconds)
+        return fingerprint(self._store / name / version) == files
+
+    def _load(self, name: str, version: str, files: Fingerprint) -> None:
+        memory, started = self._ledger.memory(name), time.monotonic()
+        memory.loading = version
+        self._ledger.show(name, version)
+        try:
+            bundle = open_bundle(self._store / name / version)
+            logger.info("%s/%s: bundle checked in %.1f s", name, version, time.monotonic() - started)
+            self._registry.load(bundle)
+        except Exception as error:
+            known = isinstance(error, ServiceError)
+            memory.failed[version] = Failure(
+                files, str(error) if known else "It could not be loaded; the log says why."
+            )
+            self._metrics.model_loads.labels(name, "failed").inc()
+            logger.error("model %s version %s can't be served: %s", name, version, error, exc_info=not known)
+        else:
+            memory.want_again(version)
+            memory.loaded[version] = files
+            self._metrics.model_loads.labels(name, "loaded").inc()
+            self._metrics.model_swap_seconds.observe(time.monotonic() - started)
+        finally:
+            memory.loading = None

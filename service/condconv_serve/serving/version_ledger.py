@@ -1,0 +1,133 @@
+"""Remembers which versions of each model failed and which are wanted, and tells how each one is doing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from condconv_serve.errors import BundleError, ModelNotFound
+from condconv_serve.serving.fingerprint import Fingerprint
+from condconv_serve.serving.registry import Registry
+from condconv_serve.serving.versions import StateMetrics, VersionStatus, state_of
+from condconv_serve.store import Catalog
+from condconv_serve.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a version could not be loaded, and its files as they were then."""
+
+    files: Fingerprint
+    reason: str
+
+
+@dataclass(slots=True)
+class ModelMemory:
+    """What is remembered of one model; only the loader's thread changes it.
+
+    Attributes:
+        loaded: files of each version as they were when it was loaded last.
+        failed: the versions that could not be loaded.
+        pinned: versions that were asked for, served whatever else there is.
+        unwanted: versions that were unloaded on request, each with its files as they were then.
+        loading: the version that is being loaded now.
+    """
+
+    loaded: dict[str, Fingerprint] = field(default_factory=dict)
+    failed: dict[str, Failure] = field(default_factory=dict)
+    pinned: set[str] = field(default_factory=set)
+    unwanted: dict[str, Fingerprint] = field(default_factory=dict)
+    loading: str | None = None
+
+    def want_again(self, version: str) -> None:
+        """Give a version that failed or was unloaded another chance."""
+        self.failed.pop(version, None)
+        self.unwanted.pop(version, None)
+
+
+class VersionLedger:
+    """What is remembered of each model, and how its versions are doing, which the registry has a say in too.
+
+    Any thread may ask. Only the loader's thread changes what `memory` returns.
+    """
+
+    def __init__(self, store: Path, registry: Registry, *, metrics: Metrics, only: str | None = None) -> None:
+        """Start with nothing remembered.
+
+        Args:
+            store: directory of the model store.
+            registry: what serves.
+            metrics: shows the states.
+            only: name of the one model to look after; all if None.
+        """
+        self._store = store
+        self._registry = registry
+        self._only = only
+        self._memories: dict[str, ModelMemory] = defaultdict(ModelMemory)
+        self._metrics = StateMetrics(metrics)
+
+    def memory(self, name: str) -> ModelMemory:
+        """What is remembered of a model."""
+        return self._memories[name]
+
+    def find(self, name: str, version: str | None = None) -> None:
+        """Check that a model, or a version of it, lies in the store and is looked after.
+
+        Raises:
+            ModelNotFound, VersionNotFound: it doesn't.
+        """
+        if self._only not in (None, name):
+            raise ModelNotFound(f"There is no model {name!r} here; there is: {self._only}.")
+        Catalog(self._store).find(name, version)
+
+    def demand(self, name: str) -> None:
+        """Check that a model is served.
+
+        Raises:
+            ModelNotFound: it isn't in the store.
+            BundleError: why no version of it can be served.
+        """
+        if name not in self._registry.models():
+            Catalog(self._store).find(name)
+            failed = self._memories[name].failed
+            raise BundleError(failed[max(failed, key=int)].reason if failed else f"{name} could not be loaded.")
+
+    def status(self) -> Mapping[str, list[VersionStatus]]:
+        """How every version of every model is doing, served or not; oldest first. Looks at the store, on any thread."""
+        try:
+            catalog = Catalog(self._store)
+            names = (self._only,) if self._only else catalog.models()
+            lying = {name: catalog.versions(name) for name in names}
+        except (OSError, BundleError):
+            lying = {}
+        names = tuple(sorted({*lying, *self._registry.models(), *self._registry.retiring()}))
+        return {name: self._statuses(name, lying.get(name, ())) for name in names}
+
+    def status_of(self, name: str, version: str) -> VersionStatus:
+        """How one version is doing; it is taken to lie in the store if nothing else is known of it."""
+        memory = self._memories.get(name, ModelMemory())
+        failure = memory.failed.get(version)
+        state = state_of(
+            loading=memory.loading == version,
+            serving=version in self._registry.models().get(name, {}),
+            retiring=version in self._registry.retiring().get(name, ()),
+            failed=failure is not None,
+        )
+        return VersionStatus(version, state, None if failure is None else failure.reason)
+
+    def show(self, name: str, version: str) -> None:
+        """Show a version's state as a metric, after it has changed."""
+        self._metrics.show(name, version, self.status_of(name, version).state)
+
+    def show_all(self, name: str, lying: Collection[str]) -> None:
+        """Show the states of all versions of a model, of which `lying` lie in the store, and no others any more."""
+        now = self._statuses(name, lying)
+        for status in now:
+            self._metrics.show(name, status.version, status.state)
+        self._metrics.keep(name, {status.version for status in now})
+
+    def _statuses(self, name: str, lying: Collection[str]) -> list[VersionStatus]:
+        served, retiring = self._registry.models().get(name, {}), self._registry.retiring().get(name, ())
+        return [self.status_of(name, version) for version in sorted({*lying, *served, *retiring}, key=int)]

@@ -1,0 +1,49 @@
+"""Tells when the model store may have changed, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import Any
+
+from watchfiles import awatch
+
+logger = logging.getLogger(__name__)
+
+
+async def changes(
+    store: Path,
+    *,
+    interval: float,
+    debounce: float = 0.4,
+    notifications: Callable[..., AsyncGenerator[Any, None]] = awatch,
+) -> AsyncGenerator[None, None]:
+    """Yield soon after each change in the store, where the system tells of it, and at least every `interval` seconds.
+
+    It never ends by itself. When the system stops telling of changes, only the interval is left; the log says so once.
+
+    Args:
+        store: directory of the model store.
+        interval: seconds. Some file systems, network ones among them, don't tell of changes made elsewhere.
+        debounce: seconds. Changes that follow each other closely are told of together, after this long at most.
+        notifications: what tells of changes: `watchfiles.awatch`, or something that is called like it.
+    """
+    told = False
+    while True:
+        try:
+            async for _ in notifications(
+                store,
+                debounce=int(debounce * 1000),
+                rust_timeout=int(interval * 1000),
+                yield_on_timeout=True,
+                ignore_permission_denied=True,
+            ):
+                yield
+        except Exception as error:  # such as: the system can watch no further directory
+            log = logger.debug if told else logger.warning
+            log("nothing tells of changes of the model store, so it is looked at every %g s: %s", interval, error)
+            told = True
+        await asyncio.sleep(interval)
+        yield

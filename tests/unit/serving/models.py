@@ -1,0 +1,99 @@
+"""Models that compute nothing, and a store with all that makes them served."""
+
+import threading
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+
+from condconv_serve.domain import LOGITS, ROUTING, RoutingLayout
+from condconv_serve.serving.registry import Registry
+from condconv_serve.serving.store_follower import StoreFollower
+from condconv_serve.serving.version_admin import VersionAdmin
+from condconv_serve.serving.version_ledger import VersionLedger
+from condconv_serve.store import read_labels, write_bundle
+from condconv_serve.telemetry.metrics import Metrics
+from tests.contract.fakes import model_info, served_model
+from tests.unit.store.samples import new_bundle
+
+
+class Engine:
+    """Notes the size and the stream of each batch."""
+
+    def __init__(self):
+        self.calls = Counter()
+        self.closed = threading.Event()
+
+    def __call__(self, rows, stream=0, /):
+        assert rows.dtype == np.uint8
+        self.calls[rows.shape, stream] += 1
+        return {LOGITS: np.zeros((len(rows), 3), np.float32), ROUTING: np.zeros((len(rows), 0, 0), np.float32)}
+
+    def close(self):
+        self.closed.set()
+
+
+def load(bundle):
+    manifest = bundle.manifest
+    info = model_info(
+        layout=RoutingLayout(), labels=read_labels(bundle), preprocessing=manifest.preprocessing.to_domain()
+    )
+    return served_model(replace(info, manifest=manifest), Engine())
+
+
+class Place:
+    """A store, what serves it, and what keeps the two equal. `pauses` are the seconds that were waited."""
+
+    def __init__(self, path, *, newest=1, only=None):
+        self.path = path
+        self.metrics = Metrics(CollectorRegistry())
+        self.broken = set()
+        self.pauses = []
+        self.while_waiting = lambda: None
+        self.registry = Registry(
+            self._load,
+            default_model="pear",
+            warm_up_sizes=(1,),
+            streams=1,
+            metrics=self.metrics,
+            release_memory=lambda: None,
+        )
+        self.ledger = VersionLedger(path, self.registry, metrics=self.metrics, only=only)
+        self.follower = StoreFollower(
+            path,
+            self.registry,
+            self.ledger,
+            newest=newest,
+            metrics=self.metrics,
+            only=only,
+            settle_seconds=0.5,
+            sleep=self._sleep,
+            prepare_thread=lambda: None,
+        )
+        self.admin = VersionAdmin(path, self.registry, self.ledger, self.follower)
+
+    def _load(self, bundle):
+        if bundle.manifest.version in self.broken:
+            raise RuntimeError("/secret/place is broken")
+        return load(bundle)
+
+    def _sleep(self, seconds):
+        self.pauses.append(seconds)
+        self.while_waiting()
+
+    def add(self, name, version):
+        return write_bundle(self.path, new_bundle(name=name, version=version))
+
+    def served(self, name="pear"):
+        return sorted(self.registry.models().get(name, {}), key=int)
+
+    def states(self, name="pear"):
+        return {status.version: status.state for status in self.ledger.status().get(name, [])}
+
+    def reason(self, version, name="pear"):
+        (found,) = [status.reason for status in self.ledger.status()[name] if status.version == version]
+        return found
+
+    def loads(self, outcome, name="pear"):
+        return self.metrics.registry.get_sample_value("condconv_model_loads_total", {"model": name, "outcome": outcome})
