@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from condconv_serve.domain import MadeRow, ModelSource, Row, RowAnswer, ServedModel, Tensors, Timings
-from condconv_serve.errors import InferenceFailed, ServiceError
+from condconv_serve.errors import InferenceFailed, InvalidParameter, ServiceError
 from condconv_serve.inference.batching import Admission, Batcher, Priority
 from condconv_serve.telemetry.metrics import Metrics
 
@@ -69,8 +69,10 @@ class InferencePlane:
             The model's outputs by name, `[N, ...]`, in the order of the rows.
 
         Raises:
+            InvalidParameter: the rows are none of this model's, or there are none.
             ServiceError: as `infer_each`, and the error of the first row that failed.
         """
+        _check_rows(rows, model)
         found = await self.infer_each(model, [_made(row) for row in rows], priority=priority, deadline=deadline)
         answers = []
         for outcome in found:
@@ -156,6 +158,16 @@ class InferencePlane:
                 total=time.monotonic() - started,
             ),
             batch_size=found.batch_size,
+        )
+
+
+def _check_rows(rows: Row, model: ServedModel) -> None:
+    preprocessing = model.info.preprocessing
+    size, types = preprocessing.image_size, sorted({"uint8", np.dtype(preprocessing.row_type).name})
+    if rows.shape[1:] != (size, size, 3) or not len(rows) or rows.dtype.name not in types:
+        raise InvalidParameter(
+            f"Rows of {model.name} are {' or '.join(types)} [N, {size}, {size}, 3] with N at least 1, not "
+            f"{rows.dtype.name} {list(rows.shape)}."
         )
 
 

@@ -1,0 +1,148 @@
+"""What every front gets from the gatekeeper, the plane and the middleware, without a line of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract import npz_front
+from tests.contract.fronts import FRONTS, Ask, House, opened
+
+Opened = tuple[House, Ask]
+
+
+@pytest.fixture(params=list(FRONTS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def front(name: str) -> AsyncIterator[Opened]:
+    async with opened(name) as found:
+        yield found
+
+
+def test_a_front_is_small() -> None:
+    assert len(Path(npz_front.__file__).read_text().splitlines()) <= 60
+
+
+async def test_it_answers(front: Opened) -> None:
+    _, ask = front
+    heard = await ask(1, 8, 3)
+    assert (heard.status, heard.slug, heard.classes) == (200, None, [1, 2, 3])
+
+
+async def test_its_requests_ride_together(front: Opened) -> None:
+    house, ask = front
+    house.free.clear()
+    first = asyncio.create_task(ask(1))
+    await until(lambda: house.read("condconv_rows_in_flight") == 1)
+    others = [asyncio.create_task(ask(shade)) for shade in (2, 3, 4)]
+    await until(lambda: house.batcher.submitted == 4)
+    house.free.set()
+    heard = await asyncio.gather(first, *others)
+    assert [answer.classes for answer in heard] == [[1], [2], [3], [4]]
+    assert [sorted(batch) for batch in house.batches] == [[1], [2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("key", "status", "slug"),
+    [(None, 401, "unauthenticated"), ("wrong", 401, "unauthenticated"), ("suspended", 403, "forbidden")],
+)
+async def test_keys(front: Opened, key: str | None, status: int, slug: str) -> None:
+    house, ask = front
+    heard = await ask(1, key=key)
+    assert (heard.status, heard.slug) == (status, slug)
+    assert house.batches == []
+
+
+async def test_rates(front: Opened) -> None:
+    _, ask = front
+    heard = [await ask(1, key="slow") for _ in range(3)]
+    assert [(answer.status, answer.slug) for answer in heard] == [(200, None), (200, None), (429, "rate_limited")]
+    assert (await ask(1)).status == 200, "other keys go on"
+
+
+async def test_readiness(name: str) -> None:
+    async with opened(name, ready=False) as (house, ask):
+        heard = await ask(1)
+        assert (heard.status, heard.slug) == (503, "not_ready")
+        house.readiness.loaded()
+        assert (await ask(1)).status == 200
+
+
+async def test_deadlines(front: Opened) -> None:
+    house, ask = front
+    house.free.clear()
+    heard = await ask(1, timeout_ms=50)
+    assert (heard.status, heard.slug) == (504, "deadline_exceeded")
+    house.free.set()
+    assert (await ask(2)).classes == [2]
+    heard = await ask(1, timeout_ms=6000)
+    assert heard.slug == "invalid_parameter", "longer than the server lets anybody wait"
+
+
+async def test_priorities(front: Opened) -> None:
+    house, ask = front
+    house.free.clear()
+    first = asyncio.create_task(ask(1))
+    await until(lambda: house.read("condconv_rows_in_flight") == 1)
+    waiting = [asyncio.create_task(ask(20, 20, 20, 20, priority="low"))]
+    await until(lambda: house.batcher.submitted == 5)
+    waiting.append(asyncio.create_task(ask(30, 30, 30, 30, priority="high")))
+    await until(lambda: house.batcher.submitted == 9)
+    house.free.set()
+    await asyncio.gather(first, *waiting)
+    assert house.batches == [[1], [30] * 4, [20] * 4]
+    assert (await ask(1, priority="urgent")).slug == "invalid_parameter"
+
+
+async def test_a_full_queue(name: str) -> None:
+    async with opened(name, max_queue_rows=2) as (house, ask):
+        heard = await ask(1, 2, 3)
+        assert heard.slug == "queue_full"
+        assert house.read("condconv_rows_accepted_total", model="fake") in (None, 0)
+        assert (await ask(1, 2)).classes == [1, 2]
+
+
+async def test_an_unknown_model(front: Opened) -> None:
+    _, ask = front
+    assert (await ask(1, model="other")).slug == "model_not_found"
+
+
+async def test_metrics_and_request_ids(front: Opened, name: str) -> None:
+    house, ask = front
+    route = FRONTS[name].route
+    heard = await ask(1, 2, headers={"X-Request-Id": "mine"})
+    assert heard.request_id == "mine"
+    refused = await ask(1, key=None)
+    assert refused.request_id != ""
+    assert house.read("condconv_requests_total", route=route, method="POST", code="200") == 1
+    assert house.read("condconv_requests_total", route=route, method="POST", code="401") == 1
+    assert house.read("condconv_rejected_total", reason="unauthenticated") == 1
+    assert house.read("condconv_rows_total", model="fake", outcome="answered") == 2
+    assert house.read("condconv_version_rows_total", model="fake", version="1") == 2
+
+
+async def test_a_client_that_leaves_takes_its_rows_along(front: Opened) -> None:
+    house, ask = front
+    house.free.clear()
+    first = asyncio.create_task(ask(1))
+    await until(lambda: house.read("condconv_rows_in_flight") == 1)
+    leaving = asyncio.create_task(ask(2, 3))
+    await until(lambda: house.batcher.submitted == 3)
+    leaving.cancel()
+    await until(lambda: house.read("condconv_queue_rows") == 0)
+    house.free.set()
+    assert (await first).classes == [1]
+    assert house.batches == [[1]]
+
+
+async def until(condition: object) -> None:
+    """Wait until a condition holds; the test's own time-out ends it otherwise."""
+    assert callable(condition)
+    while not condition():  # noqa: ASYNC110 - what it waits for has no event
+        await asyncio.sleep(0.001)
