@@ -14,10 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 from condconv_serve.domain import Label, TransformName, readable
 from condconv_serve.errors import ImportFailed
 from condconv_serve.nn import Architecture, get_architecture
-from condconv_serve.store.bundle import NewBundle, next_version, write_bundle, write_next_bundle
 from condconv_serve.store.importers.labels import read_labels_file, read_text
 from condconv_serve.store.importers.sources import Imported, Upcycling, import_weights
 from condconv_serve.store.manifest import Accuracy, PreprocessingSpec, Provenance
+from condconv_serve.store.new_bundle import NewBundle, next_version, write_bundle, write_next_bundle
 
 _accuracy = TypeAdapter(tuple[Accuracy, ...])
 
