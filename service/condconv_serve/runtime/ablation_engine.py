@@ -184,17 +184,17 @@ def _routing(network: keras.Model) -> list[Any]:
 
 def _cuts(network: keras.Model, routing: Sequence[Any]) -> list[_Cut]:
     """What comes before all blocks, and what each of them adds, in the order in which their routing is computed."""
-    nodes = ModelGraph(network).nodes[::-1]
-    computed = {id(tensor): place for place, tensor in enumerate(t for node in nodes for t in node.outputs)}
+    calls = ModelGraph(network).calls
+    computed = {id(tensor): place for place, tensor in enumerate(t for call in calls for t in call.outputs)}
     blocks = sorted(range(len(routing)), key=lambda block: computed[id(routing[block])])
     # Whatever reads a block's routing comes after it; everything else, after what it reads.
     after = {id(routing[block]): place for place, block in enumerate(blocks, 1)}
     stage = {id(network.inputs[0]): -1}
     read: dict[int, dict[int, Any]] = defaultdict(dict)
-    for node in nodes:
-        at = max(0, *(after.get(id(tensor), stage[id(tensor)]) for tensor in node.input_tensors))
-        stage |= {id(tensor): at for tensor in node.outputs}
-        read[at] |= {id(tensor): tensor for tensor in node.input_tensors}
+    for call in calls:
+        at = max(0, *(after.get(id(tensor), stage[id(tensor)]) for tensor in call.inputs))
+        stage |= {id(tensor): at for tensor in call.outputs}
+        read[at] |= {id(tensor): tensor for tensor in call.inputs}
     for tensor in routing:
         read[after[id(tensor)]][id(tensor)] = tensor
     read[len(blocks) + 1] = {id(network.output["logits"]): network.output["logits"]}

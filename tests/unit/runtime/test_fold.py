@@ -5,13 +5,14 @@ from keras import layers
 
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.runtime.fold import fold_batch_norms
+from condconv_serve.runtime.model_graph import ModelGraph
 
 
 def folded_names(apply):
     """Names of the batch norms folded in the network `apply(inputs, routing)`."""
     inputs, routing = keras.Input((8, 8, 4)), keras.Input((3,))
     model = keras.Model([inputs, routing], apply(inputs, routing))
-    return fold_batch_norms(model)[1]
+    return fold_batch_norms(ModelGraph(model))[1]
 
 
 def norm(name="norm", **options):
@@ -117,7 +118,7 @@ def test_folded_weights(options, use_bias, randomise):
         shift += np.asarray(normalisation.beta)
     if use_bias:
         shift += np.asarray(convolution.bias) * scale
-    folded = fold_batch_norms(model)[0]["conv"]
+    folded = fold_batch_norms(ModelGraph(model))[0]["conv"]
     np.testing.assert_allclose(folded.kernel, np.asarray(convolution.kernel) * scale, rtol=1e-5)
     np.testing.assert_allclose(folded.bias, shift, rtol=1e-4, atol=1e-6)
     assert folded.kernel.dtype == folded.bias.dtype == np.float32
@@ -130,7 +131,7 @@ def test_every_experts_channels_are_scaled(randomise):
     model = randomise(keras.Model([inputs, routing], norm()(layer(inputs, routing))))
     normalisation = model.get_layer("norm")
     scale = np.asarray(normalisation.gamma) / np.sqrt(np.asarray(normalisation.moving_variance) + 1e-3)
-    folded = fold_batch_norms(model)[0]["conv"]
+    folded = fold_batch_norms(ModelGraph(model))[0]["conv"]
     np.testing.assert_allclose(folded.kernel, np.asarray(layer.kernel) * scale.reshape(4, 2), rtol=1e-5)
     np.testing.assert_allclose(folded.expert_bias, np.asarray(layer.bias) * scale, rtol=1e-5)
     shift = np.asarray(normalisation.beta) - np.asarray(normalisation.moving_mean) * scale
