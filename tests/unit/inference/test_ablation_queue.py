@@ -37,7 +37,7 @@ class Fake:
 
 
 class Model:
-    """As much of a served model as the lane looks at."""
+    """As much of a served model as the queue looks at."""
 
     def __init__(self, name, version="1"):
         self.name, self.version = name, version

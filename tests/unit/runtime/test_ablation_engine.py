@@ -1,30 +1,41 @@
 """Ablations against plain Keras layers whose routing is replaced one block after the other."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from numpy.typing import NDArray
 
 from condconv_serve.domain import Preprocessing, RoutingOverrides
 from condconv_serve.errors import BundleError
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, get_architecture
+from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.runtime.ablation_engine import AblationEngine
+from condconv_serve.runtime.loading import load_network
 from condconv_serve.runtime.outputs import with_routing
-from tests.unit.store.samples import default_model
+from condconv_serve.store import open_bundle
+from tests.unit.runtime.samples import small_efficientnet
+from tests.unit.store.samples import DEFAULT, default_model
 
-SIZE = 48
+SIZE = 32
 PREPROCESSING = Preprocessing(transform="pillow", image_size=SIZE)
+Randomise = Callable[[Any], Any]
+AssertClose = Callable[..., None]
+Floats = NDArray[np.float32]
+Subject = tuple[Any, AblationEngine]
 
 
-def network_of(name, randomise):
-    architecture = get_architecture(name, width_coefficient=0.25, depth_coefficient=0.5, num_classes=7)
-    return randomise(build_efficientnet(architecture, input_size=SIZE))
+def network_of(name: str, randomise: Randomise) -> Any:
+    """Five blocks with experts, if it has any."""
+    return randomise(small_efficientnet(name, image_size=SIZE, depth_coefficient=0.5, num_classes=7))
 
 
-def branched(randomise):
+def branched(randomise: Randomise) -> Any:
     """Blocks side by side, of different numbers of experts, past which features are handed on; all kinds of layers."""
 
-    def router(x, experts, name, activation="sigmoid"):
+    def router(x: Any, experts: int, name: str, activation: str = "sigmoid") -> Any:
         return layers.Dense(experts, activation=activation, name=name)(layers.GlobalAveragePooling2D()(x))
 
     pixels = keras.Input((SIZE, SIZE, 3))
@@ -40,31 +51,32 @@ def branched(randomise):
 
 
 @pytest.fixture(scope="module", params=["efficientnet-condconv-b0-8e", "efficientnet-lite0-condconv-4e"])
-def subject(request, randomise):
+def subject(request: pytest.FixtureRequest, randomise: Randomise) -> Subject:
     network = network_of(request.param, randomise)
     return network, AblationEngine(network, PREPROCESSING)
 
 
-def plain(network, row, weights, uniform):
-    """One variant by plain Keras: each block's own routing follows from the routing of those before it.
+def plain(network: Any, row: NDArray[np.uint8], overrides: RoutingOverrides) -> tuple[Floats, Floats]:
+    """All variants by plain Keras: each block's own routing follows from the routing of those before it.
 
-    Returns its logits, and the weights used, filled up with zeros where a block has fewer experts than another.
+    Returns the logits `[V, classes]`, and the weights used `[V, blocks, experts]`, zero where a block has fewer experts
+    than another.
     """
-    pixels = (row[None].astype(np.float32) - 127) / 128
+    variants, _, most = overrides.weights.shape
+    pixels = np.repeat((row[None].astype(np.float32) - 127) / 128, variants, axis=0)
     tensors = list(network.output["routing"].values())
-    used = []
+    used: list[Floats] = []
     for number, tensor in enumerate(tensors):
-        model = keras.Model([network.input, *tensors[:number]], tensor)
-        own = model([pixels, *used], training=False).numpy()[0]
-        given = weights[number, : len(own)]
-        own = np.full_like(own, own.mean()) if uniform[number] else own
-        used.append(np.where(np.isnan(given), own, given).astype(np.float32)[None])
+        own = np.asarray(keras.Model([network.input, *tensors[:number]], tensor)([pixels, *used], training=False))
+        given = overrides.weights[:, number, : own.shape[1]]
+        own = np.where(overrides.uniform[:, number, None], own.mean(axis=1, keepdims=True), own)
+        used.append(np.where(np.isnan(given), own, given).astype(np.float32))
     model = keras.Model([network.input, *tensors], network.output["logits"])
-    logits = model([pixels, *used], training=False).numpy()[0]
-    return logits, np.concatenate([np.pad(row, ((0, 0), (0, weights.shape[1] - row.shape[1]))) for row in used])
+    logits = np.asarray(model([pixels, *used], training=False))
+    return logits, np.stack([np.pad(w, ((0, 0), (0, most - w.shape[1]))) for w in used], axis=1)
 
 
-def overrides_of(*variants, blocks, experts):
+def overrides_of(*variants: dict[Any, Any], blocks: int, experts: int) -> RoutingOverrides:
     """Each variant a dict: (block, expert) to a weight, or block to "uniform"."""
     weights = np.full((len(variants), blocks, experts), np.nan, np.float32)
     uniform = np.zeros((len(variants), blocks), bool)
@@ -77,16 +89,16 @@ def overrides_of(*variants, blocks, experts):
     return RoutingOverrides(weights, uniform)
 
 
-def shape_of(network):
+def shape_of(network: Any) -> dict[str, int]:
     routing = list(network.output["routing"].values())
     return {"blocks": len(routing), "experts": routing[0].shape[-1]}
 
 
-def some_row(seed=0):
+def some_row(seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def test_equal_plain_keras(subject, assert_close):
+def test_equal_plain_keras(subject: Subject, assert_close: AssertClose) -> None:
     network, engine = subject
     shape = shape_of(network)
     last = shape["blocks"] - 1
@@ -106,14 +118,14 @@ def test_equal_plain_keras(subject, assert_close):
     whole = network((row[None].astype(np.float32) - 127) / 128)
     assert_close(found.logits[0], whole["logits"][0], 1e-4)
     assert_close(found.routing[0], np.concatenate(list(whole["routing"].values())), 1e-4)
+    logits, used = plain(network, row, overrides)
     for number in range(7):
-        logits, used = plain(network, row, overrides.weights[number], overrides.uniform[number])
-        assert_close(found.logits[1 + number], logits, 1e-4)
-        assert_close(found.routing[1 + number], used, 1e-4)
+        assert_close(found.logits[1 + number], logits[number], 1e-4)
+        assert_close(found.routing[1 + number], used[number], 1e-4)
     np.testing.assert_array_equal(found.logits[7], found.logits[0])
 
 
-def test_a_change_reaches_later_blocks_but_no_earlier_ones(subject):
+def test_a_change_reaches_later_blocks_but_no_earlier_ones(subject: Subject) -> None:
     network, engine = subject
     shape = shape_of(network)
     found = engine(some_row(1), overrides_of({(3, 0): 0.0}, **shape))
@@ -124,7 +136,7 @@ def test_a_change_reaches_later_blocks_but_no_earlier_ones(subject):
     assert (changed[4:] != original[4:]).any(axis=1).all()
 
 
-def test_the_same_alone_and_among_many(subject, assert_close):
+def test_the_same_alone_and_among_many(subject: Subject, assert_close: AssertClose) -> None:
     network, engine = subject
     shape = shape_of(network)
     every = [{(b, e): 0.0} for b in range(shape["blocks"]) for e in range(shape["experts"])]
@@ -138,19 +150,19 @@ def test_the_same_alone_and_among_many(subject, assert_close):
     assert_close(reversed_order.logits[:0:-1], together.logits[1:], 1e-5)
 
 
-def test_stopping(subject):
+def test_stopping(subject: Subject) -> None:
     network, engine = subject
     overrides = overrides_of(*[{(0, 0): 0.0}] * 20, **shape_of(network))
     asked = iter([False, False, True])
     assert engine(some_row(), overrides, stopped=lambda: next(asked)) is None
 
 
-def test_a_static_network(randomise):
+def test_a_static_network(randomise: Randomise) -> None:
     with pytest.raises(BundleError, match="static"):
         AblationEngine(network_of("efficientnet-b0", randomise), PREPROCESSING)
 
 
-def test_a_network_of_other_making(randomise, assert_close):
+def test_a_network_of_other_making(randomise: Randomise, assert_close: AssertClose) -> None:
     network = branched(randomise)
     blocks = list(network.output["routing"])
     assert sorted(blocks) == ["first", "left", "right"]
@@ -167,14 +179,14 @@ def test_a_network_of_other_making(randomise, assert_close):
     )
     row = some_row()
     found = AblationEngine(network, PREPROCESSING)(row, overrides)
-    for number, (weights, uniform) in enumerate(zip(overrides.weights, overrides.uniform, strict=True)):
-        logits, used = plain(network, row, weights, uniform)
-        assert_close(found.logits[1 + number], logits, 1e-4)
-        assert_close(found.routing[1 + number], used, 1e-4)
+    logits, used = plain(network, row, overrides)
+    for number in range(len(logits)):
+        assert_close(found.logits[1 + number], logits[number], 1e-4)
+        assert_close(found.routing[1 + number], used[number], 1e-4)
     np.testing.assert_array_equal(found.logits[1], found.logits[0])
 
 
-def test_routing_that_nothing_but_the_logits_follow_from():
+def test_routing_that_nothing_but_the_logits_follow_from() -> None:
     inputs = keras.Input((SIZE, SIZE, 3))
     routing = layers.Dense(3, activation="sigmoid")(layers.GlobalAveragePooling2D()(inputs))
     unused = layers.Dense(2, activation="sigmoid")(routing)
@@ -185,16 +197,15 @@ def test_routing_that_nothing_but_the_logits_follow_from():
     logits, used = plain(
         keras.Model(inputs, {"logits": model.output["logits"], "routing": {"mine": routing}}),
         row,
-        overrides.weights[0, 1:],
-        overrides.uniform[0, 1:],
+        RoutingOverrides(overrides.weights[:1, 1:], overrides.uniform[:1, 1:]),
     )
-    np.testing.assert_allclose(found.logits[1], logits, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found.routing[1, 1], used[0], rtol=1e-5)
+    np.testing.assert_allclose(found.logits[1], logits[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.routing[1, 1], used[0, 0], rtol=1e-5)
     np.testing.assert_array_equal(found.logits[2], found.logits[0])
     assert found.routing[2, 0, 0] == 0
 
 
-def test_two_blocks_of_one_routing():
+def test_two_blocks_of_one_routing() -> None:
     inputs = keras.Input((SIZE, SIZE, 3))
     routing = layers.Dense(3, activation="sigmoid")(layers.GlobalAveragePooling2D()(inputs))
     model = keras.Model(inputs, {"logits": layers.Dense(2)(routing), "routing": {"one": routing, "other": routing}})
@@ -202,12 +213,8 @@ def test_two_blocks_of_one_routing():
         AblationEngine(model, PREPROCESSING)
 
 
-def test_the_shipped_model_agrees_with_its_engine(assert_close):
+def test_the_shipped_model_agrees_with_its_engine(assert_close: AssertClose) -> None:
     """Original row: the same as what serves."""
-    from condconv_serve.runtime.loading import load_network
-    from condconv_serve.store import open_bundle
-    from tests.unit.store.samples import DEFAULT
-
     model = default_model()
     engine = AblationEngine(load_network(open_bundle(DEFAULT)), model.preprocessing)
     row = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
