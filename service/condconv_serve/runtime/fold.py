@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolution before it, so that inference doesn't compute it.
+"""Folds batch norms into the convolutions before them, so that inference needn't compute them.
 
 For CondConv every expert's output channels are scaled; the mixture is linear in the experts, so the fold is exact.
 """

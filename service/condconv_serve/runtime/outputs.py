@@ -1,4 +1,4 @@
-"""What a network has to return to be served, logits and the routing weights of every block, found in any network."""
+"""Finds in any network what it must return to be served: logits, and the routing weights of every block."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from condconv_serve.runtime.model_graph import ModelGraph, layers_within, replay
 
 Tensor = Any
 _SUFFIX = "_routing"
-"""A router called `<block>_routing` gives the name of its block."""
+"""A router called `<block>_routing` routes the block of that name."""
 
 
 def routing_experts(network: keras.Model) -> dict[str, int]:
-    """Number of experts of every CondConv block by its name, in the order of the inference graph's routing.
+    """Return the number of experts of every CondConv block by its name, in the order of the inference graph's routing.
 
     Args:
         network: returns `{"logits": ..., "routing": {block: [B, experts]}}`.
@@ -46,7 +46,7 @@ def with_routing(network: keras.Model) -> keras.Model:
         shapes = ", ".join(str(tensor.shape) for tensor in network.inputs)
         raise ConfigurationError(
             f"A network is served with RGB rows, so it needs one input [batch, height, width, 3], not {shapes}; "
-            "repeat or drop channels inside of it."
+            "repeat or drop channels inside the network."
         )
     if any(_holds_condconv(layer) for layer in network.layers if isinstance(layer, keras.Model)):
         network = _dissolved(network)
@@ -54,7 +54,7 @@ def with_routing(network: keras.Model) -> keras.Model:
     given = isinstance(output, Mapping) and "logits" in output and set(output) <= {"logits", "routing"}
     if not given and len(network.outputs) != 1:
         raise ConfigurationError(
-            "A network is served with one output, the logits, or with a dict of `logits` and `routing`, not with "
+            "A network must return its logits alone, or a dict of `logits` and `routing`, not "
             f"{len(network.outputs)} outputs."
         )
     logits = output["logits"] if given else network.outputs[0]

@@ -98,6 +98,13 @@ def some_row(seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
 
 
+def computed(engine: AblationEngine, row: NDArray[np.uint8], overrides: RoutingOverrides) -> Any:
+    """What the engine answers if nothing stops it."""
+    found = engine(row, overrides)
+    assert found is not None
+    return found
+
+
 def test_equal_plain_keras(subject: Subject, assert_close: AssertClose) -> None:
     network, engine = subject
     shape = shape_of(network)
@@ -113,7 +120,7 @@ def test_equal_plain_keras(subject: Subject, assert_close: AssertClose) -> None:
         **shape,
     )
     row = some_row()
-    found = engine(row, overrides)
+    found = computed(engine, row, overrides)
     assert found.logits.shape == (8, 7)
     whole = network((row[None].astype(np.float32) - 127) / 128)
     assert_close(found.logits[0], whole["logits"][0], 1e-4)
@@ -128,7 +135,7 @@ def test_equal_plain_keras(subject: Subject, assert_close: AssertClose) -> None:
 def test_a_change_reaches_later_blocks_but_no_earlier_ones(subject: Subject) -> None:
     network, engine = subject
     shape = shape_of(network)
-    found = engine(some_row(1), overrides_of({(3, 0): 0.0}, **shape))
+    found = computed(engine, some_row(1), overrides_of({(3, 0): 0.0}, **shape))
     original, changed = found.routing
     np.testing.assert_array_equal(changed[:3], original[:3])
     np.testing.assert_array_equal(changed[3, 1:], original[3, 1:])
@@ -141,12 +148,12 @@ def test_the_same_alone_and_among_many(subject: Subject, assert_close: AssertClo
     shape = shape_of(network)
     every = [{(b, e): 0.0} for b in range(shape["blocks"]) for e in range(shape["experts"])]
     row = some_row(2)
-    together = engine(row, overrides_of(*every, **shape))
+    together = computed(engine, row, overrides_of(*every, **shape))
     for number in (0, 5, len(every) - 1):
-        alone = engine(row, overrides_of(every[number], **shape))
+        alone = computed(engine, row, overrides_of(every[number], **shape))
         assert_close(together.logits[1 + number], alone.logits[1], 1e-5)
         assert_close(together.routing[1 + number], alone.routing[1], 1e-5)
-    reversed_order = engine(row, overrides_of(*every[::-1], **shape))
+    reversed_order = computed(engine, row, overrides_of(*every[::-1], **shape))
     assert_close(reversed_order.logits[:0:-1], together.logits[1:], 1e-5)
 
 
@@ -178,7 +185,7 @@ def test_a_network_of_other_making(randomise: Randomise, assert_close: AssertClo
         experts=4,
     )
     row = some_row()
-    found = AblationEngine(network, PREPROCESSING)(row, overrides)
+    found = computed(AblationEngine(network, PREPROCESSING), row, overrides)
     logits, used = plain(network, row, overrides)
     for number in range(len(logits)):
         assert_close(found.logits[1 + number], logits[number], 1e-4)
@@ -193,7 +200,7 @@ def test_routing_that_nothing_but_the_logits_follow_from() -> None:
     model = keras.Model(inputs, {"logits": layers.Dense(2)(routing), "routing": {"unused": unused, "mine": routing}})
     row = some_row()
     overrides = overrides_of({(1, 2): 0.0}, {(0, 0): 0.0}, blocks=2, experts=3)
-    found = AblationEngine(model, PREPROCESSING)(row, overrides)
+    found = computed(AblationEngine(model, PREPROCESSING), row, overrides)
     logits, used = plain(
         keras.Model(inputs, {"logits": model.output["logits"], "routing": {"mine": routing}}),
         row,
@@ -219,7 +226,7 @@ def test_the_shipped_model_agrees_with_its_engine(assert_close: AssertClose) -> 
     engine = AblationEngine(load_network(open_bundle(DEFAULT)), model.preprocessing)
     row = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     overrides = overrides_of({(0, 0): 0.0}, blocks=8, experts=4)
-    found, served = engine(row, overrides), model.engine(row[None])
+    found, served = computed(engine, row, overrides), model.engine(row[None])
     assert_close(found.logits[0], served.logits[0], 1e-4)
     assert_close(found.routing[0], served.routing[0], 1e-4)
     engine.close()

@@ -110,7 +110,7 @@ def test_only_the_next_norm_is_folded() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}, {"scale": False, "center": False}])
 @pytest.mark.parametrize("use_bias", [False, True])
-def test_folded_weights(options: dict[str, bool], use_bias: bool, randomise: Randomise) -> None:
+def test_folded_weights(options: dict[str, Any], use_bias: bool, randomise: Randomise) -> None:
     inputs = keras.Input((8, 8, 4))
     model = randomise(
         keras.Model(inputs, norm(epsilon=1e-3, **options)(layers.Conv2D(5, 3, use_bias=use_bias, name="conv")(inputs)))
@@ -139,6 +139,7 @@ def test_every_experts_channels_are_scaled(randomise: Randomise) -> None:
     scale = np.asarray(normalisation.gamma) / np.sqrt(np.asarray(normalisation.moving_variance) + 1e-3)
     folded = fold_batch_norms(ModelGraph(model))[0]["conv"]
     np.testing.assert_allclose(folded.kernel, np.asarray(layer.kernel) * scale.reshape(4, 2), rtol=1e-5)
+    assert folded.expert_bias is not None
     np.testing.assert_allclose(folded.expert_bias, np.asarray(layer.bias) * scale, rtol=1e-5)
     shift = np.asarray(normalisation.beta) - np.asarray(normalisation.moving_mean) * scale
     np.testing.assert_allclose(folded.bias, shift, rtol=1e-4, atol=1e-6)  # the shift is not mixed by the routing

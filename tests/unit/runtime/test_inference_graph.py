@@ -24,7 +24,7 @@ AssertClose = Callable[..., None]
 
 def thumbnails() -> NDArray[np.uint8]:
     """Eight pieces of the photographs bundled with scikit-image, uint8 `[8, SIZE, SIZE, 3]`."""
-    photographs = [
+    photographs: list[NDArray[np.uint8]] = [
         data.astronaut()[::4, ::4],
         data.chelsea()[::3, ::3],
         data.coffee()[::4, ::4],
@@ -56,7 +56,7 @@ def model(randomise: Callable[[Any], Any]) -> Build:
     return build
 
 
-def plain(model: Any, rows: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def plain(model: Any, rows: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[Any]]:
     """The unfolded Keras model on the same rows."""
     outputs = model(normalised(rows), training=False)
     routing = [np.asarray(weights) for weights in outputs["routing"].values()]

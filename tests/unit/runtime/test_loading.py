@@ -133,7 +133,7 @@ def test_bundles_that_fit_no_network(changes: dict[str, Any], says: str, bundle_
 def test_a_manifest_that_asks_for_a_giant_gets_no_memory(
     giant: dict[str, Any], weights: Weights, bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = loading.build_efficientnet
+    build = build_efficientnet
 
     def build_without_values(architecture: Any, **arguments: Any) -> Any:
         network = build(architecture, **arguments)

@@ -236,6 +236,7 @@ def test_a_device_fills_the_slots_with_operations_of_its_own(randomise: Randomis
     assert tuple(depthwise.kernel.shape) == (3, 3, 3, 6, 1)
     assert depthwise.scale is None
     assert tuple(pointwise.kernel.shape) == (3, 1, 1, 6, 4)
+    assert pointwise.scale is not None
     assert tuple(pointwise.scale.shape) == (3, 1, 1, 6)
     for call in calls.values():
         assert_close(call.routing, outputs["routing"]["block_0"], 1e-6)
