@@ -33,7 +33,7 @@ class AblationEngine:
     """Computes variants of one image's routing, in float32 on TensorFlow, on the calling thread. One call at a time."""
 
     def __init__(self, network: keras.Model, preprocessing: Preprocessing) -> None:
-        """Freeze the network in parts; it needs about as much memory as an engine of its own.
+        """Freeze the network in parts; they need about as much memory as another engine would.
 
         Args:
             network: functional, with its weights; returns `{"logits": ..., "routing": {block: [B, experts]}}`.
@@ -49,7 +49,7 @@ class AblationEngine:
         cuts = _cuts(network, routing)
         self._prefix = _prefix(cuts[0], network.inputs[0], preprocessing)
         self._steps = [_step(cut, routing[cut.block]) for cut in cuts[1:]]
-        # The first calls are slow.
+        # The first calls are slow, so they are made here.
         shape = (MICRO_BATCH, len(routing), max(self._experts))
         size = preprocessing.image_size
         self(
@@ -64,11 +64,13 @@ class AblationEngine:
 
         Args:
             row: `[image_size, image_size, 3]`.
-            overrides: the routing of `V` variants; what a block has less experts than others is passed over.
-            stopped: asked now and then whether nobody waits any more.
+            overrides: the routing of `V` variants. Blocks may have fewer experts than others; what is given beyond
+                theirs is ignored.
+            stopped: asked now and then; true ends the work, since nobody waits for the answer any more.
 
         Returns:
-            The logits and the routing weights used, of `V + 1` rows, the first of which is unchanged; None if stopped.
+            The logits and the routing weights used, of `V + 1` rows: the image as it is, then the variants. None if
+            stopped.
         """
         variants, blocks, experts = overrides.weights.shape
         order = [step.block for step in self._steps]
@@ -114,7 +116,7 @@ class AblationEngine:
 
 
 class _Part:
-    """A part of the network as a graph of its own: in one for all, each would be optimised as often as there are."""
+    """A part of the network as a graph of its own: in a graph for all parts, each call would optimise all of them."""
 
     def __init__(self, compute: Callable[..., list[Any]], specs: Sequence[tf.TensorSpec], *, stateless: bool) -> None:
         """Trace `compute`, a function of tensors; one that isn't `stateless` has variables, which are frozen."""
@@ -147,9 +149,9 @@ class _Cut:
 
     Attributes:
         block: the number of the block whose routing weights are first read here; -1 for what comes before all blocks.
-        inputs: what is read, but computed before.
-        outputs: what is computed here and read later.
-        kept: ids of all tensors that are read later.
+        inputs: tensors that are read here, but computed before.
+        outputs: tensors that are computed here and read later.
+        kept: ids of all tensors that are read later, wherever they are computed.
     """
 
     block: int
@@ -184,17 +186,17 @@ def _routing(network: keras.Model) -> list[Any]:
 
 def _cuts(network: keras.Model, routing: Sequence[Any]) -> list[_Cut]:
     """What comes before all blocks, and what each of them adds, in the order in which their routing is computed."""
-    nodes = ModelGraph(network).nodes[::-1]
-    computed = {id(tensor): place for place, tensor in enumerate(t for node in nodes for t in node.outputs)}
+    calls = ModelGraph(network).calls
+    computed = {id(tensor): place for place, tensor in enumerate(t for call in calls for t in call.outputs)}
     blocks = sorted(range(len(routing)), key=lambda block: computed[id(routing[block])])
     # Whatever reads a block's routing comes after it; everything else, after what it reads.
     after = {id(routing[block]): place for place, block in enumerate(blocks, 1)}
     stage = {id(network.inputs[0]): -1}
     read: dict[int, dict[int, Any]] = defaultdict(dict)
-    for node in nodes:
-        at = max(0, *(after.get(id(tensor), stage[id(tensor)]) for tensor in node.input_tensors))
-        stage |= {id(tensor): at for tensor in node.outputs}
-        read[at] |= {id(tensor): tensor for tensor in node.input_tensors}
+    for call in calls:
+        at = max(0, *(after.get(id(tensor), stage[id(tensor)]) for tensor in call.inputs))
+        stage |= {id(tensor): at for tensor in call.outputs}
+        read[at] |= {id(tensor): tensor for tensor in call.inputs}
     for tensor in routing:
         read[after[id(tensor)]][id(tensor)] = tensor
     read[len(blocks) + 1] = {id(network.output["logits"]): network.output["logits"]}
@@ -224,7 +226,7 @@ def _prefix(cut: _Cut, pixels: Any, preprocessing: Preprocessing) -> _Stage:
 
 
 def _step(cut: _Cut, routing: Any) -> _Stage:
-    """What a block adds: of weights (NaN is the model's own), uniform and features, the weights used and features."""
+    """What a block adds: from weights (NaN: the model's own), uniform and features to weights used and features."""
     convolve, stateless = _lowered(cut.inputs, cut.outputs)
     place = next(place for place, tensor in enumerate(cut.inputs) if tensor is routing)
 
@@ -245,7 +247,7 @@ def _step(cut: _Cut, routing: Any) -> _Stage:
 def _lowered(inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[Callable[[list[Any]], list[Any]], bool]:
     """The part of the network between symbolic tensors, lowered, and whether it holds nothing but constants.
 
-    Weights can be read only outside of graphs.
+    To be called outside of any graph, where weights can't be read.
     """
     if not outputs:
         return lambda _: [], True
@@ -259,5 +261,5 @@ def _lowered(inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[Callable[[l
 
 
 def _type(tensor: Any) -> Any:
-    """Of its values between the parts."""
+    """The type that a tensor's values have between the parts."""
     return tf.float32 if "float" in tensor.dtype else tf.as_dtype(tensor.dtype)

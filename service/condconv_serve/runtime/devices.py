@@ -17,7 +17,15 @@ _ACCELERATOR_FILES = ("nvidia0", "kfd", "accel0", "vfio/0")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """`cores` are the physical cores that this process may use; `accelerators` TensorFlow's names of the devices."""
+    """What there is to compute on.
+
+    Attributes:
+        cores: physical cores that this process may use.
+        cpu_bfloat16: whether the CPU multiplies bfloat16 natively.
+        openvino: whether OpenVINO is installed.
+        accelerators: the kind of each device and TensorFlow's name of it, such as ("gpu", "GPU:0").
+        accelerator_bfloat16: whether all of them multiply bfloat16 natively.
+    """
 
     cores: int
     cpu_bfloat16: bool
@@ -30,8 +38,8 @@ def detect_machine(*, look_for_accelerators: bool) -> Machine:
     """Look at this machine.
 
     Args:
-        look_for_accelerators: whether to ask TensorFlow even where no device file hints at an accelerator. That
-            imports TensorFlow.
+        look_for_accelerators: ask TensorFlow for accelerators even if no device file hints at one. This imports
+            TensorFlow, which takes seconds.
     """
     accelerators: tuple[tuple[Device, str], ...] = ()
     bfloat16 = False
@@ -47,7 +55,7 @@ def detect_machine(*, look_for_accelerators: bool) -> Machine:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively; elsewhere it would be slower than float32."""
+    """Whether the CPU multiplies bfloat16 natively; if not, bfloat16 would be slower than float32."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -17,19 +17,22 @@ from condconv_serve.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 5e-2}
-"""How far an engine may be off, as a root mean square relative to that of the answers themselves."""
+"""How far an engine's answers may be off: the root mean square of the error, relative to that of the answers."""
 
 
 def build_engine(
     network: keras.Model, preprocessing: Preprocessing, plan: EnginePlan, *, metrics: Metrics | None = None
 ) -> tuple[Engine, EngineDescription]:
-    """Make an engine of a network.
+    """Build the engine that computes a network, as planned.
 
     Args:
-        network: with its weights.
-        preprocessing: of its photos.
-        plan: what to build.
-        metrics: counts padding rows.
+        network: functional, with its weights.
+        preprocessing: what the network expects of its pixels.
+        plan: which engine, where and how.
+        metrics: counts padding rows; None if nobody does.
+
+    Returns:
+        The engine, and what it is: if another one had to take over, with the reason.
 
     Raises:
         ConfigurationError: the engine that was asked for can't compute this network, and no other one may take over.
@@ -63,11 +66,11 @@ def build_engine(
 
 
 def _checked_openvino_engine(graph: InferenceGraph, plan: EnginePlan, metrics: Metrics | None) -> Engine:
-    """Make an engine and compare it with TensorFlow in float32.
+    """Build an engine and compare its answers with TensorFlow's in float32.
 
     Raises:
-        ConfigurationError: it is further off than `TOLERANCE`, and in bfloat16 also more than twice as far as
-            TensorFlow's own bfloat16: a network with badly conditioned weights is far off in any engine.
+        ConfigurationError: they differ by more than `TOLERANCE`; in bfloat16, also by more than twice as much as those
+            of TensorFlow's own bfloat16. Some networks lose that much precision in any engine.
     """
     rows = probe_rows(graph.image_size)
     # TensorFlow computes first, so that OpenVINO's weights come to lie where TensorFlow's did.

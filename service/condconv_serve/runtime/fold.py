@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolution before it, so that inference doesn't compute it.
+"""Folds batch norms into the convolutions before them, so that inference needn't compute them.
 
 For CondConv every expert's output channels are scaled; the mixture is linear in the experts, so the fold is exact.
 """
@@ -12,11 +12,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.runtime.layer_kinds import LayerKind, Role, has_role, kind_of
 from condconv_serve.runtime.model_graph import ModelGraph
-
-# Exactly these: a class derived from one of them may compute something else.
-CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, CondConv2D, DepthwiseCondConv2D)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,46 +29,40 @@ class FoldedConvolution:
     expert_bias: NDArray[np.float32] | None = None
 
 
-def fold_batch_norms(model: keras.Model) -> tuple[dict[str, FoldedConvolution], frozenset[str]]:
+def fold_batch_norms(graph: ModelGraph) -> tuple[dict[str, FoldedConvolution], frozenset[str]]:
     """Fold every batch norm that alone reads a convolution's output.
 
-    Args:
-        model: a functional model. Layers called more than once, and convolutions whose output is read by anything
-            besides the norm (a layer, an operation, a model inside the model), keep their norms.
+    Layers called more than once keep their norms, and so do convolutions whose output is read by anything besides the
+    norm (a layer, an operation, a model inside the model).
 
     Returns:
-        The weights of every convolution by layer name, and the names of the batch norms that have become identities.
+        The weights of every convolution by layer name, and the names of the batch norms that are left with nothing to
+        do.
     """
-    graph = ModelGraph(model)
     weights: dict[str, FoldedConvolution] = {}
     folded: set[str] = set()
-    for node in graph.nodes:
-        layer = node.operation
-        if not is_convolution(layer):
+    for call in graph.calls:
+        layer, kind = call.operation, kind_of(call.operation)
+        if kind is None or kind.role is not Role.CONVOLUTION:
             continue
-        norm: Any = graph.sole_reader(node)
+        reader = graph.sole_reader(call)
+        norm: Any = None if reader is None else reader.operation
         foldable = (
-            type(norm) is keras.layers.BatchNormalization
+            has_role(norm, Role.NORM)
             and norm.axis in (-1, 3)
             and layer.activation is keras.activations.linear
             and graph.called_once(layer)
             and graph.called_once(norm)
         )
-        weights[layer.name] = _fold(layer, norm if foldable else None)
+        weights[layer.name] = _fold(layer, kind, norm if foldable else None)
         if foldable:
             folded.add(norm.name)
     return weights, frozenset(folded)
 
 
-def is_convolution(layer: Any) -> bool:
-    """Whether a layer is one of those that are computed from folded weights."""
-    return type(layer) in CONVOLUTIONS and getattr(layer, "data_format", "channels_last") == "channels_last"
-
-
-def _fold(layer: Any, norm: Any | None) -> FoldedConvolution:
+def _fold(layer: Any, kind: LayerKind, norm: Any | None) -> FoldedConvolution:
     kernel = np.asarray(layer.kernel, np.float64)
-    depthwise = isinstance(layer, keras.layers.DepthwiseConv2D | DepthwiseCondConv2D)
-    channels = kernel.shape[-1] * (kernel.shape[-2] if depthwise else 1)
+    channels = kernel.shape[-1] * (kernel.shape[-2] if kind.depthwise else 1)
     bias = np.zeros(channels) if layer.bias is None else np.asarray(layer.bias, np.float64)
     scale, shift = np.ones(channels), np.zeros(channels)
     if norm is not None:
@@ -81,9 +72,9 @@ def _fold(layer: Any, norm: Any | None) -> FoldedConvolution:
         shift = -np.asarray(norm.moving_mean, np.float64) * scale
         if norm.center:
             shift = shift + np.asarray(norm.beta, np.float64)
-    kernel = kernel * (scale.reshape(kernel.shape[-2:]) if depthwise else scale)
+    kernel = kernel * (scale.reshape(kernel.shape[-2:]) if kind.depthwise else scale)
     expert_bias = None
-    if isinstance(layer, CondConv2D | DepthwiseCondConv2D):
+    if kind.experts:
         expert_bias = None if layer.bias is None else (bias * scale).astype(np.float32)
         bias = np.zeros(channels)
     return FoldedConvolution(kernel.astype(np.float32), (bias * scale + shift).astype(np.float32), expert_bias)

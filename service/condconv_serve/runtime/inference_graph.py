@@ -1,4 +1,4 @@
-"""From a Keras model to the frozen graph that serves it: rows in, logits and routing weights out, in one pass."""
+"""Makes the frozen graph that serves a Keras model: rows in, logits and routing weights out, in one pass."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Loweri
 
     Args:
         model: takes normalised pixels `[B, image_size, image_size, 3]`.
-        preprocessing: its mean and standard deviation go into the graph, and it says of what type rows are.
+        preprocessing: gives the mean and the standard deviation, which go into the graph, and the type of the rows.
         lowering: which operations to use.
 
     Raises:
@@ -57,7 +57,16 @@ def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Loweri
 def inference_function(
     model: keras.Model, preprocessing: Preprocessing, lowering: Lowering
 ) -> Callable[[Any], dict[str, Any]]:
-    """Return what the inference graph computes as a function of rows, for tracing."""
+    """Return what the inference graph computes, as a function of rows that TensorFlow can trace.
+
+    Args:
+        model: as for `freeze`.
+        preprocessing: as for `freeze`.
+        lowering: which operations to use.
+
+    Raises:
+        ConfigurationError: the model is not functional.
+    """
     return _inference(lower(model, lowering), preprocessing)
 
 
@@ -75,7 +84,7 @@ def _inference(lowered: keras.Model, preprocessing: Preprocessing) -> Callable[[
 
 
 def _stack(routing: list[Any]) -> Any:
-    """`[B, blocks, num_experts]` of `[B, experts]` each; what a block has less than the others is zero."""
+    """Stack `[B, experts]` of each block to `[B, blocks, num_experts]`; a block with fewer experts is filled with 0."""
     most = max(weights.shape[-1] for weights in routing)
     return tf.stack(
         [
@@ -87,5 +96,5 @@ def _stack(routing: list[Any]) -> Any:
 
 
 def per_channel(values: tuple[float, ...]) -> Any:
-    """One number where the three channels agree: broadcasting over an innermost axis of three is slow."""
+    """A single number if all channels have the same: broadcasting over an innermost axis of three is slow."""
     return values[0] if len(set(values)) == 1 else np.array(values, np.float32)

@@ -1,28 +1,50 @@
-"""Who reads what in a functional Keras model."""
+"""Who computes and who reads what in a functional Keras model.
+
+Keras tells this by private attributes alone. They are used in this file and nowhere else, so that a new version of
+Keras can break one file only.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.runtime.layer_kinds import is_condconv
+
+Tensor = Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One call of a layer, an operation or a model inside the model, with the symbolic tensors that it takes and gives.
+
+    A layer that is called twice has two calls.
+    """
+
+    operation: Any
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
 
 
 class ModelGraph:
-    """The calls of a functional model's layers.
+    """The calls of a functional model's layers, and what links them.
 
-    Only the nodes know every call and every reader: `layer.input` and `layer.output` tell of the first call alone,
-    which may even be in another model.
+    `layer.input` and `layer.output` would tell of a layer's first call alone, which may even be in another model.
+
+    Attributes:
+        calls: all of them, each after those whose outputs it reads.
     """
 
     def __init__(self, model: keras.Model) -> None:
         """Look through a functional model.
 
         Raises:
-            ConfigurationError: it is a class of its own, whose layers can't be seen from outside.
+            ConfigurationError: the model is a class of its own, whose layers can't be seen from outside.
         """
         if not hasattr(model, "_nodes_by_depth"):
             raise ConfigurationError(
@@ -31,29 +53,56 @@ class ModelGraph:
                 "inputs = keras.Input((224, 224, 3)); keras.Model(inputs, network.call(inputs))."
             )
         depths = sorted(model._nodes_by_depth.items())  # from the outputs to the inputs
-        self.nodes = [node for _, depth in depths for node in depth if not node.is_input]
-        self._calls = Counter(id(node.operation) for node in self.nodes)
-        self._readers: dict[int, list[Any]] = defaultdict(list)
-        for node in self.nodes:
-            for tensor in node.input_tensors:
-                self._readers[id(tensor)].append(node.operation)
+        nodes = [node for _, depth in depths for node in depth if not node.is_input]
+        self.calls = tuple(
+            Call(node.operation, tuple(node.input_tensors), tuple(node.outputs)) for node in reversed(nodes)
+        )
+        self._counts = Counter(id(call.operation) for call in self.calls)
+        self._producers = {id(tensor): call for call in self.calls for tensor in call.outputs}
+        self._readers: dict[int, list[Call]] = defaultdict(list)
+        for call in self.calls:
+            for tensor in call.inputs:
+                self._readers[id(tensor)].append(call)
         self._outputs = {id(tensor) for tensor in keras.tree.flatten(model.output)}
 
     def called_once(self, layer: Any) -> bool:
         """Whether the model calls a layer exactly once."""
-        return self._calls[id(layer)] == 1
+        return self._counts[id(layer)] == 1
 
-    def sole_reader(self, node: Any) -> Any | None:
-        """The only layer, operation or model that reads a call's output; None if there are more, or it is an output."""
-        output = id(node.outputs[0])
-        found = self._readers[output]
+    def producer(self, tensor: Tensor) -> Call | None:
+        """The call that computes a tensor of this model; None if the tensor is an input."""
+        return self._producers.get(id(tensor))
+
+    def sole_reader(self, call: Call) -> Call | None:
+        """The only call that reads a call's output; None if there are more or none, or it is an output of the model."""
+        output = id(call.outputs[0])
+        found = self._readers.get(output, [])
         return found[0] if len(found) == 1 and output not in self._outputs else None
 
-    def condconv_routing(self) -> dict[int, tuple[Any, list[Any]]]:
-        """The routing weights that CondConv layers read, with their readers, by id, in the order of first use."""
-        found: dict[int, tuple[Any, list[Any]]] = {}
-        for node in reversed(self.nodes):
-            if isinstance(node.operation, CondConv2D | DepthwiseCondConv2D):
-                routing = node.input_tensors[1]
-                found.setdefault(id(routing), (routing, []))[1].append(node.operation)
+    def condconv_routing(self) -> dict[int, tuple[Tensor, list[Any]]]:
+        """The routing weights that CondConv layers read, with these layers, by id, in the order of first use."""
+        found: dict[int, tuple[Tensor, list[Any]]] = {}
+        for call in self.calls:
+            if is_condconv(call.operation):
+                routing = call.inputs[1]
+                found.setdefault(id(routing), (routing, []))[1].append(call.operation)
         return found
+
+
+def layers_within(model: keras.Model) -> list[Any]:
+    """All layers of a model, also those of models and layers inside of it, without the model itself."""
+    return list(model._flatten_layers(include_self=False, recursive=True))
+
+
+def replay(model: keras.Model, inputs: Tensor, *, replace: Callable[[Any], Callable[..., Any]]) -> Any:
+    """Call the layers of a functional model once more, on other inputs.
+
+    Args:
+        model: whose layers are called.
+        inputs: what its inputs are replaced by.
+        replace: gives what is called in the place of each layer, operation or model.
+
+    Returns:
+        The new outputs, in the structure of the model's own.
+    """
+    return model._run_through_graph(inputs, operation_fn=replace)

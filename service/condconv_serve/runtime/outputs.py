@@ -1,4 +1,4 @@
-"""What a network has to return to be served, logits and the routing weights of every block, found in any network."""
+"""Finds in any network what it must return to be served: logits, and the routing weights of every block."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import keras
 
 from condconv_serve.domain import RoutingLayout
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
-from condconv_serve.runtime.model_graph import ModelGraph
+from condconv_serve.runtime.layer_kinds import is_condconv
+from condconv_serve.runtime.model_graph import ModelGraph, layers_within, replay
 
 Tensor = Any
 _SUFFIX = "_routing"
-"""A router called `<block>_routing` gives the name of its block."""
+"""A router called `<block>_routing` routes the block of that name."""
 
 
 def routing_layout(network: keras.Model) -> RoutingLayout:
@@ -47,7 +47,7 @@ def with_routing(network: keras.Model) -> keras.Model:
         shapes = ", ".join(str(tensor.shape) for tensor in network.inputs)
         raise ConfigurationError(
             f"A network is served with RGB rows, so it needs one input [batch, height, width, 3], not {shapes}; "
-            "repeat or drop channels inside of it."
+            "repeat or drop channels inside the network."
         )
     if any(_holds_condconv(layer) for layer in network.layers if isinstance(layer, keras.Model)):
         network = _dissolved(network)
@@ -55,15 +55,16 @@ def with_routing(network: keras.Model) -> keras.Model:
     given = isinstance(output, Mapping) and "logits" in output and set(output) <= {"logits", "routing"}
     if not given and len(network.outputs) != 1:
         raise ConfigurationError(
-            "A network is served with one output, the logits, or with a dict of `logits` and `routing`, not with "
+            "A network must return its logits alone, or a dict of `logits` and `routing`, not "
             f"{len(network.outputs)} outputs."
         )
     logits = output["logits"] if given else network.outputs[0]
     routing = output.get("routing") if given else None
+    graph = ModelGraph(network)
     if routing is None:
-        routing = _find_routing(network)
+        routing = _find_routing(graph)
     _check(logits, routing)
-    logits = _without_softmax(logits)
+    logits = _without_softmax(graph, logits)
     return keras.Model(network.inputs[0], {"logits": logits, "routing": dict(routing)}, name=network.name)
 
 
@@ -76,7 +77,7 @@ def _functional(network: keras.Model) -> keras.Model:
 
 
 def _holds_condconv(model: keras.Model) -> bool:
-    return any(isinstance(layer, CondConv2D | DepthwiseCondConv2D) for layer in model._flatten_layers())
+    return any(is_condconv(layer) for layer in layers_within(model))
 
 
 def _dissolved(network: keras.Model) -> keras.Model:
@@ -98,17 +99,16 @@ def _replay(network: keras.Model, inputs: Tensor) -> Any:
         inner = _functional(operation)
         return lambda x, **_: _replay(inner, x)
 
-    return network._run_through_graph(inputs, operation_fn=resolve)
+    return replay(network, inputs, replace=resolve)
 
 
-def _find_routing(network: keras.Model) -> dict[str, Tensor]:
+def _find_routing(graph: ModelGraph) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for routing, readers in ModelGraph(network).condconv_routing().values():
-        history = getattr(routing, "_keras_history", None)
-        name = history.operation.name if history is not None else readers[0].name
-        if isinstance(getattr(history, "operation", None), keras.layers.InputLayer):
-            raise ConfigurationError(f"{readers[0].name}: routing weights are an input, so nothing computes them.")
-        name = name.removesuffix(_SUFFIX) or name
+    for routing, readers in graph.condconv_routing().values():
+        producer = graph.producer(routing)
+        if producer is None:
+            raise ConfigurationError(f"{readers[0].name}: its routing weights are an input, so nothing computes them.")
+        name = producer.operation.name.removesuffix(_SUFFIX) or producer.operation.name
         if name in found:  # one router called twice
             name = readers[0].name
         found[name] = routing
@@ -127,11 +127,12 @@ def _check(logits: Tensor, routing: Any) -> None:
             raise ConfigurationError(f"The routing weights of {block!r} must be [batch, experts], not {weights.shape}.")
 
 
-def _without_softmax(logits: Tensor) -> Tensor:
+def _without_softmax(graph: ModelGraph, logits: Tensor) -> Tensor:
     """The tensor before a final softmax; any other activation but none is refused."""
-    history = logits._keras_history
-    operation = history.operation
-    before = operation._inbound_nodes[history.node_index].input_tensors[:1]
+    producer = graph.producer(logits)
+    if producer is None:
+        raise ConfigurationError("The logits are an input, so nothing computes them.")
+    operation, before = producer.operation, producer.inputs
     if isinstance(operation, keras.layers.Softmax):
         return before[0]
     activation = getattr(operation, "activation", keras.activations.linear)

@@ -1,4 +1,4 @@
-"""From what was asked for to what will run: device, precision, engine, streams and batch size, as one pure function."""
+"""Decides what will run: device, precision, engine, streams and batch size. One pure function, easy to test."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from condconv_serve.runtime.devices import Device, Machine
 Precision = Literal["float32", "bfloat16"]
 EngineName = Literal["tensorflow", "openvino"]
 
-# Rows per batch where throughput per row is best: on a CPU as many as leave mixed kernels and
-# activations of one stream in its core's cache; on accelerators what keeps them busy.
+# The number of rows per batch at which a row costs least. On a CPU the mixed kernels and the activations of one stream
+# must still fit into its core's cache; an accelerator needs many rows to be busy.
 BEST_BATCH_SIZE: dict[tuple[Device, Precision], int] = {
     ("cpu", "float32"): 4,
     ("cpu", "bfloat16"): 8,
@@ -27,7 +27,16 @@ BEST_BATCH_SIZE: dict[tuple[Device, Precision], int] = {
 class EnginePlan:
     """How models are computed on this machine.
 
-    `engine` is tried first; `fallback` says whether TensorFlow may take over if its answers differ.
+    Attributes:
+        device: the kind of device.
+        devices: TensorFlow's names of the devices, such as "GPU:0".
+        precision: of the convolutions; routing and logits are always float32.
+        engine: the engine that is tried first.
+        fallback: whether TensorFlow takes over if that engine fails or its answers differ.
+        streams: batches computed at the same time.
+        threads_per_stream: threads that share one batch, on a CPU.
+        max_batch_size: most rows per batch.
+        batch_timeout: seconds that a small batch may wait for more rows.
     """
 
     device: Device
@@ -39,7 +48,6 @@ class EnginePlan:
     threads_per_stream: int
     max_batch_size: int
     batch_timeout: float = 0.0
-    """Seconds that a small batch may wait for more rows."""
 
 
 def make_plan(
@@ -59,8 +67,8 @@ def make_plan(
         machine: what there is.
         device: "auto" (an accelerator if there is one), "cpu", "gpu" or "tpu".
         precision: "float32", "bfloat16", or "auto": bfloat16 where the device has it natively.
-        engine: "tensorflow", "openvino", or "auto": OpenVINO in float32 on a CPU, where it is installed. In bfloat16
-            it is faster in full batches only, and needs twice the memory.
+        engine: "tensorflow", "openvino", or "auto": OpenVINO for float32 on a CPU, if it is installed. For bfloat16
+            "auto" takes TensorFlow: OpenVINO is faster only with full batches, and needs twice the memory.
         streams: batches computed at once; "auto" is one per physical core on a CPU, and one per accelerator.
         threads_per_stream: threads that share one batch, on a CPU.
         max_batch_size: most rows per batch; "auto" is the best one measured for device and precision.

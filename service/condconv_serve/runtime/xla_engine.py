@@ -33,7 +33,7 @@ class XlaEngine:
         max_batch_size: int,
         metrics: Metrics | None = None,
     ) -> None:
-        """Put the weights on every device; each batch size is compiled at its first call.
+        """Put the weights on every device. Each batch size is compiled when it is first computed.
 
         Args:
             model: takes normalised pixels, returns `logits` and `routing`.
@@ -41,7 +41,7 @@ class XlaEngine:
             devices: TensorFlow's names, such as "GPU:0".
             precision: of the convolutions; routing and logits are always float32.
             max_batch_size: the largest size that is compiled.
-            metrics: counts padding rows.
+            metrics: counts padding rows; None if nobody does.
         """
         self._metrics = metrics
         self._row_type = preprocessing.row_type

@@ -5,17 +5,9 @@ Data only: no pickle, no code. A bundle is checked whole before anything of it i
 
 from condconv_serve.domain.manifest import OWN_NETWORK, Manifest
 from condconv_serve.store.amend import add_profile
-from condconv_serve.store.bundle import (
-    Bundle,
-    NewBundle,
-    open_bundle,
-    read_labels,
-    read_network,
-    read_profile,
-    read_weights,
-    write_bundle,
-)
+from condconv_serve.store.bundle import Bundle, open_bundle, read_labels, read_network, read_profile, read_weights
 from condconv_serve.store.catalog import Catalog
+from condconv_serve.store.new_bundle import NewBundle, write_bundle
 
 __all__ = [
     "OWN_NETWORK",

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from condconv_serve.domain import RoutingProfile
 from condconv_serve.domain.manifest import FileSpec
-from condconv_serve.store.bundle import MANIFEST, Bundle, dump_manifest, open_bundle
+from condconv_serve.store.bundle import MANIFEST, Bundle, open_bundle
+from condconv_serve.store.new_bundle import dump_manifest
 from condconv_serve.store.profile import profile_name, serialise_profile
 
 

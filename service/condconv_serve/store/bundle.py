@@ -1,14 +1,10 @@
-"""One bundle: written whole or not at all, and checked whole before it is used."""
+"""Reading a bundle: it is checked whole before it is used."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from condconv_serve.domain import Label, RoutingProfile
-from condconv_serve.domain.manifest import (
-    OWN_NETWORK,
-    Accuracy,
-    ArchitectureSpec,
-    FileSpec,
-    Manifest,
-    ModelName,
-    PreprocessingSpec,
-    Provenance,
-    VersionName,
-)
+from condconv_serve.domain.manifest import OWN_NETWORK, FileSpec, Manifest
 from condconv_serve.errors import BundleError
-from condconv_serve.store.profile import parse_profile, profile_name, serialise_profile
-from condconv_serve.store.scratch import scratch_directory
+from condconv_serve.store.profile import parse_profile
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
 NETWORK = "network.json"
 _MAX_TEXT_BYTES = 64 * 2**20
-_labels = TypeAdapter(list[Label])
-_name, _version = TypeAdapter(ModelName), TypeAdapter(VersionName)
+LABEL_LIST = TypeAdapter(list[Label])
+"""What `labels.json` holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +39,6 @@ class Bundle:
         return (self.path / MODEL_CARD).read_text(encoding="utf-8", errors="replace")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewBundle:
-    """What goes into a bundle. `weights` by variable path; their dtypes are kept.
-
-    `network` describes the network (`condconv_serve.nn.network_to_json`) if `architecture` is `{"name": "keras"}`.
-    """
-
-    name: str
-    version: str
-    architecture: Mapping[str, Any]
-    preprocessing: PreprocessingSpec
-    weights: Mapping[str, NDArray[Any]]
-    labels: Sequence[Label]
-    provenance: Provenance
-    licence: str
-    model_card: str
-    accuracy: tuple[Accuracy, ...] = ()
-    network: str | None = None
-    routing_profile: RoutingProfile | None = None
-
-
 def open_bundle(path: Path) -> Bundle:
     """Check a bundle's manifest and files.
 
@@ -84,12 +48,15 @@ def open_bundle(path: Path) -> Bundle:
     bundle = Bundle(path, read_manifest(path))
     manifest = bundle.manifest
     if missing := {WEIGHTS, LABELS, MODEL_CARD} - set(manifest.files):
-        raise BundleError(f"{_id(path)}: the manifest doesn't list {', '.join(sorted(missing))}.")
+        raise BundleError(f"{bundle_name(path)}: the manifest doesn't list {', '.join(sorted(missing))}.")
     if (NETWORK in manifest.files) != (manifest.architecture.name == OWN_NETWORK):
-        raise BundleError(f"{_id(path)}: {NETWORK} belongs to the architecture {OWN_NETWORK}, and to no other one.")
+        raise BundleError(
+            f"{bundle_name(path)}: {NETWORK} belongs to the architecture {OWN_NETWORK}, and to no other one."
+        )
     if (path.parent.name, path.name) != (manifest.name, manifest.version):
         raise BundleError(
-            f"{_id(path)}: the manifest says {manifest.name}/{manifest.version}, which is another place in the store."
+            f"{bundle_name(path)}: the manifest says {manifest.name}/{manifest.version}, "
+            "which is another place in the store."
         )
     for name, spec in manifest.files.items():
         _check_file(path, name, spec)
@@ -107,14 +74,14 @@ def read_manifest(path: Path) -> Manifest:
     try:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{_id(path)}: {file.name} is not valid JSON ({error}).") from error
+        raise BundleError(f"{bundle_name(path)}: {file.name} is not valid JSON ({error}).") from error
     found = document.get("schema_version") if isinstance(document, dict) else None
     if isinstance(found, int) and found > 1:
-        raise BundleError(f"{_id(path)}: schema version {found} is newer than 1, the newest one known here.")
+        raise BundleError(f"{bundle_name(path)}: schema version {found} is newer than 1, the newest one known here.")
     try:
         return Manifest.model_validate_json(raw)
     except ValidationError as error:
-        raise BundleError(f"{_id(path)}: {file.name} is not valid: {_first_errors(error)}.") from error
+        raise BundleError(f"{bundle_name(path)}: {file.name} is not valid: {first_errors(error)}.") from error
 
 
 def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
@@ -126,17 +93,19 @@ def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
     try:
         tensors = load_file(bundle.path / WEIGHTS)
     except OSError as error:
-        raise BundleError(f"{_id(bundle.path)}: {WEIGHTS} is missing or can't be read.") from error
+        raise BundleError(f"{bundle_name(bundle.path)}: {WEIGHTS} is missing or can't be read.") from error
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{_id(bundle.path)}: {WEIGHTS} can't be read ({error}).") from error
+        raise BundleError(f"{bundle_name(bundle.path)}: {WEIGHTS} can't be read ({error}).") from error
     weights = {}
     for name, value in tensors.items():
         if not is_floating(value):
-            raise BundleError(f"{_id(bundle.path)}: {name} is {value.dtype}, but weights are floating-point numbers.")
+            raise BundleError(
+                f"{bundle_name(bundle.path)}: {name} is {value.dtype}, but weights are floating-point numbers."
+            )
         with np.errstate(over="ignore"):  # infinity is refused below
             weights[name] = value.astype(np.float32)
         if not np.isfinite(weights[name]).all():
-            raise BundleError(f"{_id(bundle.path)}: {name} holds numbers that are not finite.")
+            raise BundleError(f"{bundle_name(bundle.path)}: {name} holds numbers that are not finite.")
     return weights
 
 
@@ -152,12 +121,13 @@ def read_labels(bundle: Bundle) -> tuple[Label, ...]:
         BundleError: the file is no list of labels, or they aren't numbered 0, 1, 2, ...
     """
     try:
-        labels = _labels.validate_json(_read_text(bundle.path, LABELS))
+        labels = LABEL_LIST.validate_json(_read_text(bundle.path, LABELS))
     except ValidationError as error:
-        raise BundleError(f"{_id(bundle.path)}: {LABELS} is not valid: {_first_errors(error)}.") from error
+        raise BundleError(f"{bundle_name(bundle.path)}: {LABELS} is not valid: {first_errors(error)}.") from error
     if [label.index for label in labels] != list(range(bundle.manifest.num_classes)):
         raise BundleError(
-            f"{_id(bundle.path)}: {LABELS} must name the classes 0 to {bundle.manifest.num_classes - 1} in order."
+            f"{bundle_name(bundle.path)}: {LABELS} must name the classes 0 to {bundle.manifest.num_classes - 1} in "
+            "order."
         )
     return tuple(labels)
 
@@ -169,26 +139,6 @@ def read_network(bundle: Bundle) -> str:
         BundleError: the bundle has none.
     """
     return _read_text(bundle.path, NETWORK)
-
-
-def check_free(store: Path, name: str, version: str) -> Path:
-    """Say early that a bundle could not be written.
-
-    Returns:
-        The directory that it would have.
-
-    Raises:
-        BundleError: it exists already, or it couldn't be called so.
-    """
-    for what, value, allowed in (("name", name, _name), ("version", version, _version)):
-        try:
-            allowed.validate_python(value)
-        except ValidationError as error:
-            raise BundleError(f"{what}: {error.errors()[0]['msg']}, not {value!r}.") from error
-    target = store / name / version
-    if target.exists():
-        raise BundleError(f"{_id(target)} exists already; choose another version.")
-    return target
 
 
 def read_profile(bundle: Bundle) -> RoutingProfile | None:
@@ -203,132 +153,42 @@ def read_profile(bundle: Bundle) -> RoutingProfile | None:
     try:
         return parse_profile((bundle.path / name).read_bytes())
     except OSError as error:
-        raise BundleError(f"{_id(bundle.path)}: {name} is missing or can't be read.") from error
+        raise BundleError(f"{bundle_name(bundle.path)}: {name} is missing or can't be read.") from error
     except BundleError as error:
-        raise BundleError(f"{_id(bundle.path)}: {name}: {error}.") from error
+        raise BundleError(f"{bundle_name(bundle.path)}: {name}: {error}.") from error
 
 
-def write_bundle(store: Path, new: NewBundle) -> Path:
-    """Write a bundle beside its place, check it, then move it there: a reader never sees half of one.
-
-    Returns:
-        The bundle's directory, `<store>/<name>/<version>`.
-
-    Raises:
-        BundleError: the version exists already, or what is to be written isn't a valid bundle.
-        OSError: the disk is full or not writable; nothing is left behind.
-    """
-    manifest = _manifest(new)  # first, so that no directory is named by what is no name
-    target = check_free(store, new.name, new.version)
-    created = [directory for directory in target.parents if not directory.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_directory(store) as scratch:
-            path = scratch / new.name / new.version  # the folders have the names that the manifest must match
-            path.mkdir(parents=True)
-            _write_files(path, new, manifest)
-            read_labels(open_bundle(path))
-            try:
-                os.rename(path, target)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                raise BundleError(f"{_id(target)} exists already; choose another version.") from error
-    except BaseException:
-        for directory in created:
-            with contextlib.suppress(OSError):  # somebody else has put something there
-                directory.rmdir()
-        raise
-    return target
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file's content, hexadecimal."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_next_bundle(store: Path, new: NewBundle) -> Path:
-    """Write a bundle as `next_version`, whatever its own version is and whoever else does so at the same time.
-
-    Raises:
-        BundleError, OSError: as for `write_bundle`.
-    """
-    while True:
-        new = replace(new, version=next_version(store, new.name))
-        try:
-            return write_bundle(store, new)
-        except BundleError:
-            if not (store / new.name / new.version).exists():
-                raise
+def first_errors(error: ValidationError, most: int = 5) -> str:
+    """Up to `most` of the wrong fields and why, in one line."""
+    parts = [f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}" for item in error.errors()]
+    more = f" and {len(parts) - most} more" if len(parts) > most else ""
+    return "; ".join(parts[:most]) + more
 
 
-def next_version(store: Path, name: str) -> str:
-    """Return the number after the largest version of a model, complete or not; "1" if there is none."""
-    directory = store / name
-    versions = [int(path.name) for path in directory.iterdir() if path.name.isdecimal()] if directory.is_dir() else []
-    return str(max(versions, default=0) + 1)
-
-
-def _manifest(new: NewBundle) -> Manifest:
-    """The manifest, without the files."""
-    try:
-        return Manifest(
-            name=new.name,
-            version=new.version,
-            architecture=ArchitectureSpec.model_validate(dict(new.architecture)),
-            num_classes=len(new.labels),
-            preprocessing=new.preprocessing,
-            files={},
-            provenance=new.provenance,
-            licence=new.licence,
-            accuracy=new.accuracy,
-        )
-    except ValidationError as error:
-        raise BundleError(f"{new.name}/{new.version} can't be written: {_first_errors(error)}.") from error
-
-
-def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
-    save_file({name: np.asarray(value, order="C") for name, value in new.weights.items()}, path / WEIGHTS)
-    labels = _labels.dump_python(list(new.labels), mode="json", exclude_none=True)
-    (path / LABELS).write_text(
-        "[\n" + ",\n".join(json.dumps(label, ensure_ascii=False) for label in labels) + "\n]\n", encoding="utf-8"
-    )
-    (path / MODEL_CARD).write_text(new.model_card, encoding="utf-8")
-    if new.network is not None:
-        (path / NETWORK).write_text(new.network, encoding="utf-8")
-    if new.routing_profile is not None:
-        content = serialise_profile(new.routing_profile)
-        (path / profile_name(content)).write_bytes(content)
-    manifest = manifest.model_copy(update={"files": {file.name: _describe(file) for file in sorted(path.iterdir())}})
-    (path / MANIFEST).write_bytes(dump_manifest(manifest))
-    for file in path.iterdir():
-        file.chmod(0o644)
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
-
-
-def dump_manifest(manifest: Manifest) -> bytes:
-    """The content of `manifest.json`."""
-    return (manifest.model_dump_json(indent=2, exclude_none=True) + "\n").encode()
-
-
-def _describe(file: Path) -> FileSpec:
-    return FileSpec(size=file.stat().st_size, sha256=_sha256(file))
+def bundle_name(path: Path) -> str:
+    """The bundle's name in messages: without the server's directories."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def _check_file(path: Path, name: str, spec: FileSpec) -> None:
     file = path / name
     if file.is_symlink() or not file.is_file():
-        raise BundleError(f"{_id(path)}: {name} is missing or no ordinary file.")
+        raise BundleError(f"{bundle_name(path)}: {name} is missing or no ordinary file.")
     size = file.stat().st_size
     if size != spec.size:
-        raise BundleError(f"{_id(path)}: {name} has {size} bytes, but the manifest says {spec.size}.")
+        raise BundleError(f"{bundle_name(path)}: {name} has {size} bytes, but the manifest says {spec.size}.")
     try:
-        digest = _sha256(file)
+        digest = sha256_of(file)
     except OSError as error:
-        raise BundleError(f"{_id(path)}: {name} can't be read.") from error
+        raise BundleError(f"{bundle_name(path)}: {name} can't be read.") from error
     if digest != spec.sha256:
-        raise BundleError(f"{_id(path)}: {name} has SHA-256 {digest}, but the manifest says {spec.sha256}.")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        raise BundleError(f"{bundle_name(path)}: {name} has SHA-256 {digest}, but the manifest says {spec.sha256}.")
 
 
 def _read_text(path: Path, name: str) -> str:
@@ -337,19 +197,8 @@ def _read_text(path: Path, name: str) -> str:
         if not file.is_file():  # reading a pipe would never end
             raise FileNotFoundError(name)
         if file.stat().st_size > _MAX_TEXT_BYTES:
-            raise BundleError(f"{_id(path)}: {name} has more than {_MAX_TEXT_BYTES} bytes.")
+            raise BundleError(f"{bundle_name(path)}: {name} has more than {_MAX_TEXT_BYTES} bytes.")
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is missing or can't be read"
-        raise BundleError(f"{_id(path)}: {name} {reason}.") from error
-
-
-def _first_errors(error: ValidationError, most: int = 5) -> str:
-    parts = [f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}" for item in error.errors()]
-    more = f" and {len(parts) - most} more" if len(parts) > most else ""
-    return "; ".join(parts[:most]) + more
-
-
-def _id(path: Path) -> str:
-    """The bundle's name in messages: without the server's directories."""
-    return f"{path.parent.name}/{path.name}"
+        raise BundleError(f"{bundle_name(path)}: {name} {reason}.") from error

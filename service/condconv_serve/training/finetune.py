@@ -21,7 +21,7 @@ from condconv_serve.runtime.inference_graph import freeze
 from condconv_serve.runtime.loading import load_network
 from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
 from condconv_serve.store import Bundle, open_bundle, read_labels
-from condconv_serve.store.bundle import check_free, next_version
+from condconv_serve.store.new_bundle import check_free, next_version
 from condconv_serve.training.batches import Selection
 from condconv_serve.training.checkpoint import RunDirectory
 from condconv_serve.training.dataset import ImageFiles, Rows, find_labelled, find_unlabelled, read_rows, split

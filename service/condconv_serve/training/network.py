@@ -8,7 +8,8 @@ from typing import Any, Literal
 import keras
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.runtime.layer_kinds import is_condconv
+from condconv_serve.runtime.model_graph import ModelGraph, layers_within
 
 Part = Literal["all", "experts", "routing", "head"]
 """What learns: everything but the batch norms; experts, routers and head; routers and head; or the head alone."""
@@ -44,14 +45,16 @@ def set_trainable(network: keras.Model, part: Part) -> int:
         ConfigurationError: routing or experts are to learn, but the network has none.
     """
     head, _ = _head(network)
-    routers = [weights._keras_history.operation for weights in network.output["routing"].values()]
+    graph = ModelGraph(network)
+    computed = [graph.producer(weights) for weights in network.output["routing"].values()]
+    routers = [call.operation for call in computed if call is not None]
     if not routers and part in ("routing", "experts"):
         raise ConfigurationError("This network has no CondConv blocks, so only `all` or `head` can be trained.")
     chosen = {id(head), *(id(router) for router in routers if part != "head")}
-    for layer in network._flatten_layers(include_self=False, recursive=True):
+    for layer in layers_within(network):
         if isinstance(layer, keras.Model):
             continue
-        experts = part == "experts" and isinstance(layer, CondConv2D | DepthwiseCondConv2D)
+        experts = part == "experts" and is_condconv(layer)
         learns = part == "all" or experts or id(layer) in chosen
         layer.trainable = learns and not isinstance(layer, keras.layers.BatchNormalization)
     return sum(math.prod(variable.shape) for variable in network.trainable_variables)
@@ -59,10 +62,8 @@ def set_trainable(network: keras.Model, part: Part) -> int:
 
 def _head(network: keras.Model) -> tuple[Any, Any]:
     """The last layer, and the tensor that it reads."""
-    history = network.output["logits"]._keras_history
-    layer = history.operation
-    if type(layer) is not keras.layers.Dense:
-        raise ConfigurationError(
-            f"The network ends in a {type(layer).__name__}, but only a Dense layer can be given other classes."
-        )
-    return layer, layer._inbound_nodes[history.node_index].input_tensors[0]
+    call = ModelGraph(network).producer(network.output["logits"])
+    if call is None or type(call.operation) is not keras.layers.Dense:
+        ends = "its input" if call is None else f"a {type(call.operation).__name__}"
+        raise ConfigurationError(f"The network ends in {ends}, but only a Dense layer can be given other classes.")
+    return call.operation, call.inputs[0]

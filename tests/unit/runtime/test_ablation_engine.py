@@ -1,36 +1,41 @@
 """Ablations against plain Keras layers whose routing is replaced one block after the other."""
 
-import asyncio
-import math
-import threading
-import time
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
+from numpy.typing import NDArray
 
-from condconv_serve.domain import LOGITS, ROUTING, Preprocessing, RoutingOverrides
-from condconv_serve.errors import AblationBusy, BundleError, DeadlineExceeded, InferenceFailed, VersionNotFound
-from condconv_serve.inference.ablation_queue import AblationQueue
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, get_architecture
+from condconv_serve.domain import Preprocessing, RoutingOverrides
+from condconv_serve.errors import BundleError
+from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.runtime.ablation_engine import AblationEngine
+from condconv_serve.runtime.loading import load_network
 from condconv_serve.runtime.outputs import with_routing
-from tests.unit.store.samples import default_model
+from condconv_serve.store import open_bundle
+from tests.unit.runtime.samples import small_efficientnet
+from tests.unit.store.samples import DEFAULT, default_model
 
-SIZE = 48
+SIZE = 32
 PREPROCESSING = Preprocessing(transform="pillow", image_size=SIZE)
+Randomise = Callable[[Any], Any]
+AssertClose = Callable[..., None]
+Floats = NDArray[np.float32]
+Subject = tuple[Any, AblationEngine]
 
 
-def network_of(name, randomise):
-    architecture = get_architecture(name, width_coefficient=0.25, depth_coefficient=0.5, num_classes=7)
-    return randomise(build_efficientnet(architecture, input_size=SIZE))
+def network_of(name: str, randomise: Randomise) -> Any:
+    """Five blocks with experts, if it has any."""
+    return randomise(small_efficientnet(name, image_size=SIZE, depth_coefficient=0.5, num_classes=7))
 
 
-def branched(randomise):
+def branched(randomise: Randomise) -> Any:
     """Blocks side by side, of different numbers of experts, past which features are handed on; all kinds of layers."""
 
-    def router(x, experts, name, activation="sigmoid"):
+    def router(x: Any, experts: int, name: str, activation: str = "sigmoid") -> Any:
         return layers.Dense(experts, activation=activation, name=name)(layers.GlobalAveragePooling2D()(x))
 
     pixels = keras.Input((SIZE, SIZE, 3))
@@ -46,31 +51,32 @@ def branched(randomise):
 
 
 @pytest.fixture(scope="module", params=["efficientnet-condconv-b0-8e", "efficientnet-lite0-condconv-4e"])
-def subject(request, randomise):
+def subject(request: pytest.FixtureRequest, randomise: Randomise) -> Subject:
     network = network_of(request.param, randomise)
     return network, AblationEngine(network, PREPROCESSING)
 
 
-def plain(network, row, weights, uniform):
-    """One variant by plain Keras: each block's own routing follows from the routing of those before it.
+def plain(network: Any, row: NDArray[np.uint8], overrides: RoutingOverrides) -> tuple[Floats, Floats]:
+    """All variants by plain Keras: each block's own routing follows from the routing of those before it.
 
-    Returns its logits, and the weights used, filled up with zeros where a block has fewer experts than another.
+    Returns the logits `[V, classes]`, and the weights used `[V, blocks, experts]`, zero where a block has fewer experts
+    than another.
     """
-    pixels = (row[None].astype(np.float32) - 127) / 128
+    variants, _, most = overrides.weights.shape
+    pixels = np.repeat((row[None].astype(np.float32) - 127) / 128, variants, axis=0)
     tensors = list(network.output["routing"].values())
-    used = []
+    used: list[Floats] = []
     for number, tensor in enumerate(tensors):
-        model = keras.Model([network.input, *tensors[:number]], tensor)
-        own = model([pixels, *used], training=False).numpy()[0]
-        given = weights[number, : len(own)]
-        own = np.full_like(own, own.mean()) if uniform[number] else own
-        used.append(np.where(np.isnan(given), own, given).astype(np.float32)[None])
+        own = np.asarray(keras.Model([network.input, *tensors[:number]], tensor)([pixels, *used], training=False))
+        given = overrides.weights[:, number, : own.shape[1]]
+        own = np.where(overrides.uniform[:, number, None], own.mean(axis=1, keepdims=True), own)
+        used.append(np.where(np.isnan(given), own, given).astype(np.float32))
     model = keras.Model([network.input, *tensors], network.output["logits"])
-    logits = model([pixels, *used], training=False).numpy()[0]
-    return logits, np.concatenate([np.pad(row, ((0, 0), (0, weights.shape[1] - row.shape[1]))) for row in used])
+    logits = np.asarray(model([pixels, *used], training=False))
+    return logits, np.stack([np.pad(w, ((0, 0), (0, most - w.shape[1]))) for w in used], axis=1)
 
 
-def overrides_of(*variants, blocks, experts):
+def overrides_of(*variants: dict[Any, Any], blocks: int, experts: int) -> RoutingOverrides:
     """Each variant a dict: (block, expert) to a weight, or block to "uniform"."""
     weights = np.full((len(variants), blocks, experts), np.nan, np.float32)
     uniform = np.zeros((len(variants), blocks), bool)
@@ -83,16 +89,23 @@ def overrides_of(*variants, blocks, experts):
     return RoutingOverrides(weights, uniform)
 
 
-def shape_of(network):
+def shape_of(network: Any) -> dict[str, int]:
     routing = list(network.output["routing"].values())
     return {"blocks": len(routing), "experts": routing[0].shape[-1]}
 
 
-def some_row(seed=0):
+def some_row(seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def test_equal_plain_keras(subject, assert_close):
+def computed(engine: AblationEngine, row: NDArray[np.uint8], overrides: RoutingOverrides) -> Any:
+    """What the engine answers if nothing stops it."""
+    found = engine(row, overrides)
+    assert found is not None
+    return found
+
+
+def test_equal_plain_keras(subject: Subject, assert_close: AssertClose) -> None:
     network, engine = subject
     shape = shape_of(network)
     last = shape["blocks"] - 1
@@ -107,22 +120,22 @@ def test_equal_plain_keras(subject, assert_close):
         **shape,
     )
     row = some_row()
-    found = engine(row, overrides)
+    found = computed(engine, row, overrides)
     assert found["logits"].shape == (8, 7)
     whole = network((row[None].astype(np.float32) - 127) / 128)
     assert_close(found["logits"][0], whole["logits"][0], 1e-4)
     assert_close(found["routing"][0], np.concatenate(list(whole["routing"].values())), 1e-4)
+    logits, used = plain(network, row, overrides)
     for number in range(7):
-        logits, used = plain(network, row, overrides.weights[number], overrides.uniform[number])
-        assert_close(found["logits"][1 + number], logits, 1e-4)
-        assert_close(found["routing"][1 + number], used, 1e-4)
+        assert_close(found["logits"][1 + number], logits[number], 1e-4)
+        assert_close(found["routing"][1 + number], used[number], 1e-4)
     np.testing.assert_array_equal(found["logits"][7], found["logits"][0])
 
 
-def test_a_change_reaches_later_blocks_but_no_earlier_ones(subject):
+def test_a_change_reaches_later_blocks_but_no_earlier_ones(subject: Subject) -> None:
     network, engine = subject
     shape = shape_of(network)
-    found = engine(some_row(1), overrides_of({(3, 0): 0.0}, **shape))
+    found = computed(engine, some_row(1), overrides_of({(3, 0): 0.0}, **shape))
     original, changed = found["routing"]
     np.testing.assert_array_equal(changed[:3], original[:3])
     np.testing.assert_array_equal(changed[3, 1:], original[3, 1:])
@@ -130,33 +143,33 @@ def test_a_change_reaches_later_blocks_but_no_earlier_ones(subject):
     assert (changed[4:] != original[4:]).any(axis=1).all()
 
 
-def test_the_same_alone_and_among_many(subject, assert_close):
+def test_the_same_alone_and_among_many(subject: Subject, assert_close: AssertClose) -> None:
     network, engine = subject
     shape = shape_of(network)
     every = [{(b, e): 0.0} for b in range(shape["blocks"]) for e in range(shape["experts"])]
     row = some_row(2)
-    together = engine(row, overrides_of(*every, **shape))
+    together = computed(engine, row, overrides_of(*every, **shape))
     for number in (0, 5, len(every) - 1):
-        alone = engine(row, overrides_of(every[number], **shape))
+        alone = computed(engine, row, overrides_of(every[number], **shape))
         assert_close(together["logits"][1 + number], alone["logits"][1], 1e-5)
         assert_close(together["routing"][1 + number], alone["routing"][1], 1e-5)
-    reversed_order = engine(row, overrides_of(*every[::-1], **shape))
+    reversed_order = computed(engine, row, overrides_of(*every[::-1], **shape))
     assert_close(reversed_order["logits"][:0:-1], together["logits"][1:], 1e-5)
 
 
-def test_stopping(subject):
+def test_stopping(subject: Subject) -> None:
     network, engine = subject
     overrides = overrides_of(*[{(0, 0): 0.0}] * 20, **shape_of(network))
     asked = iter([False, False, True])
     assert engine(some_row(), overrides, stopped=lambda: next(asked)) is None
 
 
-def test_a_static_network(randomise):
+def test_a_static_network(randomise: Randomise) -> None:
     with pytest.raises(BundleError, match="static"):
         AblationEngine(network_of("efficientnet-b0", randomise), PREPROCESSING)
 
 
-def test_a_network_of_other_making(randomise, assert_close):
+def test_a_network_of_other_making(randomise: Randomise, assert_close: AssertClose) -> None:
     network = branched(randomise)
     blocks = list(network.output["routing"])
     assert sorted(blocks) == ["first", "left", "right"]
@@ -172,35 +185,34 @@ def test_a_network_of_other_making(randomise, assert_close):
         experts=4,
     )
     row = some_row()
-    found = AblationEngine(network, PREPROCESSING)(row, overrides)
-    for number, (weights, uniform) in enumerate(zip(overrides.weights, overrides.uniform, strict=True)):
-        logits, used = plain(network, row, weights, uniform)
-        assert_close(found["logits"][1 + number], logits, 1e-4)
-        assert_close(found["routing"][1 + number], used, 1e-4)
+    found = computed(AblationEngine(network, PREPROCESSING), row, overrides)
+    logits, used = plain(network, row, overrides)
+    for number in range(len(logits)):
+        assert_close(found["logits"][1 + number], logits[number], 1e-4)
+        assert_close(found["routing"][1 + number], used[number], 1e-4)
     np.testing.assert_array_equal(found["logits"][1], found["logits"][0])
 
 
-def test_routing_that_nothing_but_the_logits_follow_from():
+def test_routing_that_nothing_but_the_logits_follow_from() -> None:
     inputs = keras.Input((SIZE, SIZE, 3))
     routing = layers.Dense(3, activation="sigmoid")(layers.GlobalAveragePooling2D()(inputs))
     unused = layers.Dense(2, activation="sigmoid")(routing)
     model = keras.Model(inputs, {"logits": layers.Dense(2)(routing), "routing": {"unused": unused, "mine": routing}})
     row = some_row()
     overrides = overrides_of({(1, 2): 0.0}, {(0, 0): 0.0}, blocks=2, experts=3)
-    found = AblationEngine(model, PREPROCESSING)(row, overrides)
+    found = computed(AblationEngine(model, PREPROCESSING), row, overrides)
     logits, used = plain(
         keras.Model(inputs, {"logits": model.output["logits"], "routing": {"mine": routing}}),
         row,
-        overrides.weights[0, 1:],
-        overrides.uniform[0, 1:],
+        RoutingOverrides(overrides.weights[:1, 1:], overrides.uniform[:1, 1:]),
     )
-    np.testing.assert_allclose(found["logits"][1], logits, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(found["routing"][1, 1], used[0], rtol=1e-5)
+    np.testing.assert_allclose(found["logits"][1], logits[0], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["routing"][1, 1], used[0, 0], rtol=1e-5)
     np.testing.assert_array_equal(found["logits"][2], found["logits"][0])
     assert found["routing"][2, 0, 0] == 0
 
 
-def test_two_blocks_of_one_routing():
+def test_two_blocks_of_one_routing() -> None:
     inputs = keras.Input((SIZE, SIZE, 3))
     routing = layers.Dense(3, activation="sigmoid")(layers.GlobalAveragePooling2D()(inputs))
     model = keras.Model(inputs, {"logits": layers.Dense(2)(routing), "routing": {"one": routing, "other": routing}})
@@ -208,184 +220,13 @@ def test_two_blocks_of_one_routing():
         AblationEngine(model, PREPROCESSING)
 
 
-# --- the thread beside the ordinary traffic
-
-ONE = RoutingOverrides(np.zeros((1, 2, 3), np.float32), np.zeros((1, 2), bool))
-ROW = np.zeros((4, 4, 3), np.uint8)
-
-
-class Fake:
-    """Waits until it is let go, unless stopped; `calls` counts."""
-
-    def __init__(self):
-        self.go, self.started, self.closed = threading.Event(), threading.Event(), False
-        self.go.set()
-        self.calls = 0
-
-    def __call__(self, row, overrides, *, stopped):
-        self.calls += 1
-        self.started.set()
-        while not self.go.wait(0.005):
-            if stopped():
-                return None
-        return {LOGITS: np.zeros((2, 5), np.float32), ROUTING: np.zeros((2, 2, 3), np.float32)}
-
-    def close(self):
-        self.closed = True
-
-
-class Model:
-    """As much of a served model as the lane looks at."""
-
-    def __init__(self, name, version="1"):
-        self.name, self.version = name, version
-
-
-A, B = Model("a"), Model("b")
-
-
-async def ablated(lane, *arguments, **options):
-    with lane.admit():
-        return await lane.ablate(*arguments, **options)
-
-
-async def until(event):
-    assert await asyncio.to_thread(event.wait, 60)
-
-
-async def test_answers():
-    fake = Fake()
-    with AblationQueue(lambda *place: fake) as lane:
-        for _ in range(3):
-            answer = await ablated(lane, A, ROW, ONE)
-            assert answer.output["logits"].shape == (2, 5)
-            assert answer.queue >= 0
-            assert answer.inference > 0
-    assert fake.calls == 3
-    assert fake.closed
-
-
-async def test_too_many_waiting_are_refused_at_once():
-    fake = Fake()
-    fake.go.clear()
-    with AblationQueue(lambda *place: fake, max_waiting=2) as lane:
-        waiting = [asyncio.create_task(ablated(lane, A, ROW, ONE)) for _ in range(2)]
-        await until(fake.started)
-        with pytest.raises(AblationBusy, match="2 ablations are waiting") as caught:
-            await ablated(lane, A, ROW, ONE)
-        assert caught.value.retry_after > 0
-        with pytest.raises(AblationBusy):
-            lane.check()
-        fake.go.set()
-        assert len(await asyncio.gather(*waiting)) == 2
-        lane.check()
-    assert fake.calls == 2
-
-
-async def test_a_deadline_ends_what_runs_and_what_waits():
-    fake = Fake()
-    fake.go.clear()
-    with AblationQueue(lambda *place: fake) as lane:
-        now = asyncio.get_running_loop().time()
-        with pytest.raises(DeadlineExceeded):
-            await ablated(lane, A, ROW, ONE, deadline=time.monotonic() + 0.1)
-        assert asyncio.get_running_loop().time() - now < 5
-        fake.go.set()
-        assert (await ablated(lane, A, ROW, ONE, deadline=math.inf)).output is not None
-
-
-async def test_cancelling_makes_room():
-    fake = Fake()
-    fake.go.clear()
-    with AblationQueue(lambda *place: fake, max_waiting=1) as lane:
-        task = asyncio.create_task(ablated(lane, A, ROW, ONE))
-        await until(fake.started)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        lane.check()
-        fake.go.set()
-        await ablated(lane, A, ROW, ONE)
-
-
-async def test_models_take_turns_in_memory():
-    made = {}
-
-    def load(name, version):
-        made.setdefault(name, []).append(Fake())
-        return made[name][-1]
-
-    with AblationQueue(load, max_loaded=1) as lane:
-        await ablated(lane, A, ROW, ONE)
-        await ablated(lane, A, ROW, ONE)
-        assert len(made["a"]) == 1
-        await ablated(lane, B, ROW, ONE)
-        assert made["a"][0].closed
-        await ablated(lane, A, ROW, ONE)
-        assert len(made["a"]) == 2
-        lane.forget("a", "1")
-        await ablated(lane, B, ROW, ONE)
-        assert made["a"][1].closed
-
-
-async def test_errors():
-    class Broken(Fake):
-        def __call__(self, row, overrides, *, stopped):
-            raise RuntimeError("secret")
-
-    def load(name, version):
-        if name == "b":
-            raise VersionNotFound("gone")
-        return Broken()
-
-    with AblationQueue(load) as lane:
-        with pytest.raises(InferenceFailed, match="could not compute this ablation"):
-            await ablated(lane, A, ROW, ONE)
-        with pytest.raises(VersionNotFound):
-            await ablated(lane, B, ROW, ONE)
-        lane.check()
-
-
-async def test_closing_ends_what_runs():
-    fake = Fake()
-    fake.go.clear()
-    with AblationQueue(lambda *place: fake) as lane:
-        tasks = [asyncio.create_task(ablated(lane, A, ROW, ONE)) for _ in range(2)]
-        await until(fake.started)
-    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-        assert isinstance(outcome, DeadlineExceeded | asyncio.CancelledError)
-
-
-def test_the_shipped_model_agrees_with_its_engine(assert_close):
+def test_the_shipped_model_agrees_with_its_engine(assert_close: AssertClose) -> None:
     """Original row: the same as what serves."""
-    from condconv_serve.runtime.loading import load_network
-    from condconv_serve.store import open_bundle
-    from tests.unit.store.samples import DEFAULT
-
     model = default_model()
     engine = AblationEngine(load_network(open_bundle(DEFAULT)), model.info.preprocessing)
     row = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     overrides = overrides_of({(0, 0): 0.0}, blocks=8, experts=4)
-    found, served = engine(row, overrides), model.engine(row[None])
+    found, served = computed(engine, row, overrides), model.engine(row[None])
     assert_close(found["logits"][0], served["logits"][0], 1e-4)
     assert_close(found["routing"][0], served["routing"][0], 1e-4)
     engine.close()
-
-
-async def test_leaving_does_not_wait_for_a_load_that_hangs(monkeypatch):
-    monkeypatch.setattr("condconv_serve.inference.ablation_queue._CLOSING_SECONDS", 0.2)
-    begun, go = threading.Event(), threading.Event()
-
-    def load(*place):
-        begun.set()
-        go.wait(60)
-        return Fake()
-
-    with AblationQueue(load) as lane:
-        task = asyncio.create_task(ablated(lane, A, ROW, ONE))
-        await until(begun)
-        started = time.monotonic()
-    assert time.monotonic() - started < 5
-    assert lane.busy, "whoever ends the process must know"
-    go.set()
-    await task

@@ -2,49 +2,63 @@ import gc
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import LOGITS, ROUTING, Preprocessing
+from condconv_serve.domain import LOGITS, ROUTING, Preprocessing, Tensors
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import build_efficientnet, get_architecture
 from condconv_serve.runtime import engines
 from condconv_serve.runtime.devices import Machine
 from condconv_serve.runtime.inference_graph import InferenceGraph
 from condconv_serve.runtime.openvino_engine import compiled_sizes, split
-from condconv_serve.runtime.plan import make_plan
+from condconv_serve.runtime.plan import Precision, make_plan
 from condconv_serve.runtime.xla_engine import XlaEngine
 from condconv_serve.telemetry.metrics import Metrics
+from tests.unit.runtime.samples import small_efficientnet, two_blocks
 
 PREPROCESSING = Preprocessing(transform="official", image_size=64)
-SMALL = {"width_coefficient": 0.25, "depth_coefficient": 0.3, "image_size": 64, "num_classes": 7}
 MACHINE = Machine(cores=2, cpu_bfloat16=False, openvino=True)
+Randomise = Callable[[Any], Any]
+AssertClose = Callable[..., None]
+Expected = tuple[NDArray[np.float32], NDArray[np.float32]]
+Rows = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def network(randomise):
-    return randomise(build_efficientnet(get_architecture("efficientnet-condconv-b0-4e", **SMALL)))
+def network(randomise: Randomise) -> Any:
+    return randomise(small_efficientnet("efficientnet-condconv-b0-4e", image_size=64, num_classes=7))
 
 
 @pytest.fixture(scope="module")
-def rows():
+def rows() -> Rows:
     return np.random.default_rng(1).integers(0, 256, (11, 64, 64, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def expected(network, rows):
+def expected(network: Any, rows: Rows) -> Expected:
+    return plain(network, rows)
+
+
+def plain(network: Any, rows: NDArray[Any]) -> Expected:
+    """What Keras computes: logits and routing."""
     outputs = network((rows.astype(np.float32) - 127) / 128, training=False)
     return np.asarray(outputs["logits"]), np.stack([np.asarray(r) for r in outputs["routing"].values()], axis=1)
 
 
-def built(network, **asked):
+def built(network: Any, **asked: Any) -> Any:
     return engines.build_engine(network, PREPROCESSING, make_plan(MACHINE, **asked))
 
 
 @pytest.mark.parametrize("name", ["tensorflow", "openvino"])
-def test_any_batch_size_gives_what_keras_computes(name, network, rows, expected, assert_close):
+def test_any_batch_size_gives_what_keras_computes(
+    name: str, network: Any, rows: Rows, expected: Expected, assert_close: AssertClose
+) -> None:
     engine, description = built(network, engine=name)
     assert description.engine == name
     for count in (1, 2, 3, 4, 7, 11):
@@ -55,7 +69,7 @@ def test_any_batch_size_gives_what_keras_computes(name, network, rows, expected,
 
 
 @pytest.mark.parametrize("name", ["tensorflow", "openvino"])
-def test_engines_let_go_of_the_graph_with_its_copy_of_all_weights(name, network):
+def test_engines_let_go_of_the_graph_with_its_copy_of_all_weights(name: str, network: Any) -> None:
     gc.collect()
     before = sum(type(thing) is InferenceGraph for thing in gc.get_objects())
     engine, _ = built(network, engine=name)
@@ -68,22 +82,26 @@ EXACT = Preprocessing(transform="official", image_size=64, exact_decoding=True)
 
 
 @pytest.mark.parametrize("name", ["tensorflow", "openvino", "xla"])
-def test_rows_between_the_levels(name, network, rows, expected, assert_close):
+def test_rows_between_the_levels(
+    name: str, network: Any, rows: Rows, randomise: Randomise, assert_close: AssertClose
+) -> None:
     """Exact rows are floats, and overshoot; warm-up and probes send whole levels to the same engine."""
     if name == "xla":
-        engine = XlaEngine(network, EXACT, devices=("CPU:0",), precision="float32", max_batch_size=2)
+        network = randomise(two_blocks(image_size=64))
+        engine: Any = XlaEngine(network, EXACT, devices=("CPU:0",), precision="float32", max_batch_size=2)
     else:
         engine, description = engines.build_engine(network, EXACT, make_plan(MACHINE, engine=name))
         assert description.engine == name
     exact = np.random.default_rng(2).uniform(-25, 280, (3, 64, 64, 3)).astype(np.float32)
-    outputs = network((exact - 127) / 128, training=False)
-    assert_close(engine(exact)["logits"], np.asarray(outputs["logits"]), 1e-4)
-    assert_close(engine(rows[:2])["logits"], expected[0][:2], 1e-4)
+    assert_close(engine(exact)["logits"], plain(network, exact)[0], 1e-4)
+    assert_close(engine(rows[:2])["logits"], plain(network, rows[:2])[0], 1e-4)
     engine.close()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_xla_pads_and_cuts(precision, network, rows, expected, assert_close):
+def test_xla_pads_and_cuts(
+    precision: Precision, network: Any, rows: Rows, expected: Expected, assert_close: AssertClose
+) -> None:
     metrics = Metrics(CollectorRegistry())
     engine = XlaEngine(
         network, PREPROCESSING, devices=("CPU:0",), precision=precision, max_batch_size=4, metrics=metrics
@@ -93,16 +111,15 @@ def test_xla_pads_and_cuts(precision, network, rows, expected, assert_close):
     assert metrics.registry.get_sample_value("condconv_padding_rows_total") == 1
 
 
-def test_streams_use_several_devices():
+def test_streams_use_several_devices() -> None:
     script = """
 import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from condconv_serve.domain import Preprocessing
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.domain import LOGITS, ROUTING, Tensors, Preprocessing
 from condconv_serve.runtime.xla_engine import XlaEngine
-small = get_architecture("efficientnet-condconv-b0-4e", **SMALL)
-engine = XlaEngine(build_efficientnet(small), Preprocessing(transform="official", image_size=64),
+from tests.unit.runtime.samples import two_blocks
+engine = XlaEngine(two_blocks(image_size=64), Preprocessing(transform="official", image_size=64),
                    devices=("CPU:0", "CPU:1"), precision="float32", max_batch_size=1)
 rows = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
 first, second = engine(rows, 0)["logits"], engine(rows, 1)["logits"]
@@ -113,8 +130,9 @@ assert where == [{"CPU:0"}, {"CPU:1"}], where
 """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     done = subprocess.run(
-        [sys.executable, "-c", f"SMALL = {SMALL}\n{script}"],
+        [sys.executable, "-c", script],
         env=environment,
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=240,
@@ -123,14 +141,14 @@ assert where == [{"CPU:0"}, {"CPU:1"}], where
 
 
 class Wrong:
-    def __call__(self, rows, stream=0):
+    def __call__(self, rows: Rows, stream: int = 0) -> Tensors:
         return {LOGITS: np.ones((len(rows), 7), np.float32), ROUTING: np.ones((len(rows), 4, 4), np.float32)}
 
-    def close(self):
+    def close(self) -> None:
         pass
 
 
-def test_wrong_answers_make_tensorflow_take_over_and_say_why(network, monkeypatch):
+def test_wrong_answers_make_tensorflow_take_over_and_say_why(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "_openvino_engine", lambda *_: Wrong())
     _, description = built(network)
     assert description.engine == "tensorflow"
@@ -153,10 +171,10 @@ def test_wrong_answers_make_tensorflow_take_over_and_say_why(network, monkeypatc
         (20, [(8, 8), (8, 8), (4, 4)]),
     ],
 )
-def test_batches_are_put_together_from_a_few_sizes(rows, pieces):
+def test_batches_are_put_together_from_a_few_sizes(rows: int, pieces: list[tuple[int, int]]) -> None:
     assert split(rows, compiled_sizes(8)) == pieces
 
 
 @pytest.mark.parametrize(("most", "compiled"), [(1, (1,)), (2, (2, 1)), (4, (4, 1)), (8, (8, 4, 1)), (9, (9, 4, 1))])
-def test_few_sizes_are_compiled(most, compiled):
+def test_few_sizes_are_compiled(most: int, compiled: tuple[int, ...]) -> None:
     assert compiled_sizes(most) == compiled

@@ -1,45 +1,58 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from condconv_serve.errors import BundleError
 from condconv_serve.nn import build_efficientnet, get_architecture
 from condconv_serve.runtime import loading
 from condconv_serve.runtime.loading import load_model, set_weights
-from condconv_serve.store import open_bundle, write_bundle
+from condconv_serve.store import Bundle, open_bundle, write_bundle
 from tests.unit.store.samples import LABELS, PLAN, default_model, new_bundle
 
-ARCHITECTURE = {"name": "efficientnet-lite0-condconv-4e", "num_classes": 3, "width_coefficient": 0.1}
-ROUTER, EXPERTS = "block_8_routing/kernel", "block_9_project/kernel"
+ARCHITECTURE: dict[str, Any] = {
+    "name": "efficientnet-lite0-condconv-4e",
+    "num_classes": 3,
+    "width_coefficient": 0.1,
+    "depth_coefficient": 0.3,
+}
+ROUTER, EXPERTS = "block_4_routing/kernel", "block_5_project/kernel"
+Weights = dict[str, NDArray[Any]]
+BundleOf = Callable[..., Bundle]
 
 
 @pytest.fixture(scope="module")
-def network(randomise):
-    name, *_ = ARCHITECTURE.values()
-    overrides = {key: value for key, value in ARCHITECTURE.items() if key != "name"}
+def network(randomise: Callable[[Any], Any]) -> Any:
+    name, overrides = ARCHITECTURE["name"], {key: value for key, value in ARCHITECTURE.items() if key != "name"}
     return randomise(build_efficientnet(get_architecture(name, **overrides), input_size=64))
 
 
 @pytest.fixture
-def weights(network):
+def weights(network: Any) -> Weights:
     return {variable.path: np.array(variable) for variable in network.weights}
 
 
 @pytest.fixture
-def bundle_of(tmp_path):
-    def write(**changes):
+def bundle_of(tmp_path: Path) -> BundleOf:
+    def write(**changes: Any) -> Bundle:
         return open_bundle(write_bundle(tmp_path, new_bundle(**{"architecture": ARCHITECTURE} | changes)))
 
     return write
 
 
-def test_a_loaded_model_computes_what_its_network_computes(network, weights, bundle_of, assert_close):
+def test_a_loaded_model_computes_what_its_network_computes(
+    network: Any, weights: Weights, bundle_of: BundleOf, assert_close: Callable[..., None]
+) -> None:
     model = load_model(bundle_of(weights=weights), PLAN)
     assert (model.name, model.version) == ("small", "1")
     assert tuple(model.info.labels) == LABELS
     assert model.info.preprocessing.image_size == 64
-    assert model.info.routing.blocks == tuple(f"block_{i}" for i in range(8, 16))
-    assert model.num_experts == 4
+    assert model.info.routing.blocks == tuple(f"block_{i}" for i in range(4, 8))
+    assert model.info.routing.experts == (4,) * 4
     assert (model.computed_by.engine, model.computed_by.precision) == ("tensorflow", "float32")
     assert model.info.cost.parameters == sum(int(np.prod(v.shape)) for v in network.trainable_weights)
     assert model.info.model_card == "# Small\n\nNot for use.\n"
@@ -53,7 +66,7 @@ def test_a_loaded_model_computes_what_its_network_computes(network, weights, bun
     model.engine.close()
 
 
-def test_the_committed_bundle():
+def test_the_committed_bundle() -> None:
     model = default_model()
     assert model.info.cost.parameters == 12_677_576
     assert (len(model.info.labels), model.info.routing.shape) == (1000, (8, 4))
@@ -73,7 +86,7 @@ def test_the_committed_bundle():
         ({EXPERTS: None, "a": np.zeros(1)}, f"{EXPERTS} is missing; a is not part of it."),
     ],
 )
-def test_misfits_are_named(change, says, network, weights):
+def test_misfits_are_named(change: dict[str, Any], says: str, network: Any, weights: Weights) -> None:
     before = np.array(network.get_layer("stem").kernel)
     changed = {name: value for name, value in (weights | change).items() if value is not None}
     changed["stem/kernel"] = before + 1
@@ -83,7 +96,7 @@ def test_misfits_are_named(change, says, network, weights):
     np.testing.assert_array_equal(network.get_layer("stem").kernel, before, "nothing is assigned")
 
 
-def test_many_misfits_are_counted(network):
+def test_many_misfits_are_counted(network: Any) -> None:
     with pytest.raises(BundleError) as caught:
         set_weights(network, {}, name="small/1")
     assert str(caught.value).count(" is missing") == 8
@@ -110,17 +123,19 @@ def test_many_misfits_are_counted(network):
     ],
     ids=["architecture", "parameter", "value", "classes", "weights"],
 )
-def test_bundles_that_fit_no_network(changes, says, bundle_of):
+def test_bundles_that_fit_no_network(changes: dict[str, Any], says: str, bundle_of: BundleOf) -> None:
     with pytest.raises(BundleError) as caught:
         load_model(bundle_of(**changes), PLAN)
     assert str(caught.value).startswith(says)
 
 
 @pytest.mark.parametrize("giant", [{"width_coefficient": 20}, {"num_experts": 64, "width_coefficient": 20}])
-def test_a_manifest_that_asks_for_a_giant_gets_no_memory(giant, weights, bundle_of, monkeypatch):
-    build = loading.build_efficientnet
+def test_a_manifest_that_asks_for_a_giant_gets_no_memory(
+    giant: dict[str, Any], weights: Weights, bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = build_efficientnet
 
-    def build_without_values(architecture, **arguments):
+    def build_without_values(architecture: Any, **arguments: Any) -> Any:
         network = build(architecture, **arguments)
         assert all(variable._value is None for variable in network.weights), "memory was taken"
         return network
@@ -132,7 +147,7 @@ def test_a_manifest_that_asks_for_a_giant_gets_no_memory(giant, weights, bundle_
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64])
-def test_weights_of_any_precision(dtype, weights, bundle_of):
+def test_weights_of_any_precision(dtype: Any, weights: Weights, bundle_of: BundleOf) -> None:
     stored = {path: value.astype(dtype) for path, value in weights.items()}
     network = loading.load_network(bundle_of(weights=stored))
     for variable in network.weights:

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -7,15 +10,19 @@ from keras import layers
 from condconv_serve.domain import Preprocessing
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.runtime.inference_graph import freeze
-from condconv_serve.runtime.lowering import CPU, XLA, lower
+from condconv_serve.runtime.lowering import CPU, XLA, ConvCall, Lowering, is_stateless, lower
 
 SIZE = 15
 PREPROCESSING = Preprocessing(transform="pillow", image_size=SIZE)
 ROWS = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
 NORMALISED = (ROWS.astype(np.float32) - 127) / 128
+Apply = Callable[..., Any]
+Randomise = Callable[[Any], Any]
+Run = Callable[..., Any]
+AssertClose = Callable[..., None]
 
 
-def network(apply, *, size=SIZE):
+def network(apply: Apply, *, size: int | None = SIZE) -> Any:
     """Someone's own network: `apply(inputs, routing)` between a router and a classifier."""
     inputs = keras.Input((size, size, 3))
     routing = layers.Dense(3, activation="sigmoid")(layers.GlobalAveragePooling2D()(inputs))
@@ -23,66 +30,66 @@ def network(apply, *, size=SIZE):
     return keras.Model(inputs, {"logits": layers.Dense(5)(features), "routing": {"block_0": routing}})
 
 
-def normalised(layer):
+def normalised(layer: Any) -> Apply:
     """The layer, then a batch norm, then an activation: what gets folded."""
     return lambda x, *r: layers.Activation("swish")(layers.BatchNormalization()(layer(x, *r)))
 
 
-def static(layer):
+def static(layer: Any) -> Apply:
     return lambda x, r: normalised(layer)(x)
 
 
-def read_twice(x, r):
+def read_twice(x: Any, r: Any) -> Any:
     y = layers.Conv2D(4, 3)(x)
     return layers.Add()([layers.BatchNormalization()(y), layers.Activation("tanh")(y)])
 
 
-def read_by_an_operation(x, r):
+def read_by_an_operation(x: Any, r: Any) -> Any:
     y = layers.Conv2D(4, 3)(x)
     return layers.BatchNormalization()(y) + keras.ops.tanh(y)
 
 
-def read_by_an_inner_model(x, r):
+def read_by_an_inner_model(x: Any, r: Any) -> Any:
     y = layers.Conv2D(4, 3)(x)
     inputs = keras.Input(y.shape[1:])
     inner = keras.Model(inputs, layers.Activation("tanh")(layers.Conv2D(4, 1)(inputs)))
     return layers.Add()([layers.BatchNormalization()(y), inner(y)])
 
 
-def shared_convolution(x, r):
+def shared_convolution(x: Any, r: Any) -> Any:
     convolve = layers.Conv2D(4, 3)
     return layers.Add()([layers.BatchNormalization()(convolve(x)), convolve(layers.Activation("tanh")(x))])
 
 
-def shared_norm(x, r):
+def shared_norm(x: Any, r: Any) -> Any:
     norm = layers.BatchNormalization()
     return layers.Add()([norm(layers.Conv2D(3, 3, padding="same")(x)), norm(x)])
 
 
 class DoubledConv2D(layers.Conv2D):
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         return 2 * super().call(inputs)
 
 
-def routing_by_keyword(x, r):
+def routing_by_keyword(x: Any, r: Any) -> Any:
     return layers.BatchNormalization()(CondConv2D(4, 3, 3)(x, routing_weights=r))
 
 
-def channels_first(x, r):
+def channels_first(x: Any, r: Any) -> Any:
     x = layers.Permute((3, 1, 2))(x)
     return layers.Permute((2, 3, 1))(layers.Conv2D(4, 3, data_format="channels_first")(x))
 
 
-def unknown_layers(x, r):
+def unknown_layers(x: Any, r: Any) -> Any:
     x = layers.SeparableConv2D(8, 3, padding="same")(layers.LayerNormalization()(x))
     x = layers.PReLU(shared_axes=(1, 2))(layers.GroupNormalization(4)(x))
     return layers.Conv2DTranspose(4, 3, strides=2)(layers.MaxPooling2D()(x))
 
 
-def squeezed(convolve, *, scale_first=False):
+def squeezed(convolve: Apply, *, scale_first: bool = False) -> Apply:
     """Squeeze-and-excitation, whose product may move into the kernel of the convolution that follows."""
 
-    def apply(x, r):
+    def apply(x: Any, r: Any) -> Any:
         x = layers.Conv2D(6, 3)(x)
         scale = layers.Conv2D(6, 1, activation="sigmoid")(layers.GlobalAveragePooling2D(keepdims=True)(x))
         return convolve(layers.Multiply()([scale, x] if scale_first else [x, scale]), r)
@@ -90,17 +97,17 @@ def squeezed(convolve, *, scale_first=False):
     return apply
 
 
-def product_read_twice(x, r):
+def product_read_twice(x: Any, r: Any) -> Any:
     return layers.Add()([layers.Conv2D(6, 1)(x), x])
 
 
-def convolution_of_product_called_twice(x, r):
+def convolution_of_product_called_twice(x: Any, r: Any) -> Any:
     convolve = layers.Conv2D(3, 1)
     scale = layers.GlobalAveragePooling2D(keepdims=True)(x)
     return layers.Add()([convolve(layers.Multiply()([x, scale])), convolve(x)])
 
 
-def product_called_twice(x, r):
+def product_called_twice(x: Any, r: Any) -> Any:
     multiply = layers.Multiply()
     scale = layers.GlobalAveragePooling2D(keepdims=True)(x)
     return layers.Add()([layers.Conv2D(3, 1)(multiply([x, scale])), multiply([x, x])])
@@ -155,7 +162,9 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("apply", NETWORKS.values(), ids=NETWORKS)
-def test_lowered_networks_compute_what_keras_computes(apply, randomise, run_graph, assert_close):
+def test_lowered_networks_compute_what_keras_computes(
+    apply: Apply, randomise: Randomise, run_graph: Run, assert_close: AssertClose
+) -> None:
     model = randomise(network(apply))
     expected = model(NORMALISED, training=False)
     for lowering in (CPU, XLA):
@@ -165,8 +174,10 @@ def test_lowered_networks_compute_what_keras_computes(apply, randomise, run_grap
 
 
 @pytest.mark.parametrize("lowering", [CPU, XLA], ids=["cpu", "xla"])
-def test_networks_of_open_size(lowering, randomise, run_graph, assert_close):
-    def apply(x, r):
+def test_networks_of_open_size(
+    lowering: Lowering, randomise: Randomise, run_graph: Run, assert_close: AssertClose
+) -> None:
+    def apply(x: Any, r: Any) -> Any:
         x = normalised(CondConv2D(4, 3, 3, strides=2, padding="same"))(x, r)
         return normalised(DepthwiseCondConv2D(3, 3, padding="same"))(x, r)
 
@@ -176,8 +187,8 @@ def test_networks_of_open_size(lowering, randomise, run_graph, assert_close):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_xla_lowering_compiles(batch_size, randomise, assert_close):
-    def apply(x, r):
+def test_xla_lowering_compiles(batch_size: int, randomise: Randomise, assert_close: AssertClose) -> None:
+    def apply(x: Any, r: Any) -> Any:
         return normalised(CondConv2D(4, 1, 3))(normalised(DepthwiseCondConv2D(3, 3, strides=2))(x, r), r)
 
     model = randomise(network(apply))
@@ -187,10 +198,60 @@ def test_xla_lowering_compiles(batch_size, randomise, assert_close):
     assert_close(outputs["logits"], expected["logits"], 1e-4)
 
 
-def test_lowering_leaves_the_model_as_it_was(randomise):
+def test_lowering_leaves_the_model_as_it_was(randomise: Randomise) -> None:
     model = randomise(network(unknown_layers))
     before, weights = np.asarray(model(NORMALISED)["logits"]), model.get_weights()
     lower(model, CPU)
     np.testing.assert_array_equal(model(NORMALISED)["logits"], before)
     for weight, was in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(weight, was)
+
+
+def test_a_device_fills_the_slots_with_operations_of_its_own(randomise: Randomise, assert_close: AssertClose) -> None:
+    calls: dict[str, ConvCall] = {}
+
+    def noted(slot: str, compute: Callable[[ConvCall], Any]) -> Callable[[ConvCall], Any]:
+        def noting(call: ConvCall) -> Any:
+            calls[slot] = call
+            return compute(call)
+
+        return noting
+
+    def apply(x: Any, r: Any) -> Any:
+        x = layers.DepthwiseConv2D(3)(layers.Conv2D(8, 1)(x))  # the same kernels for all: no slot
+        x = CondConv2D(6, 3, 3)(x, r)  # more than a matrix product: no slot
+        x = DepthwiseCondConv2D(3, 3)(x, r)
+        return squeezed(normalised(CondConv2D(4, 1, 3)))(x, r)
+
+    lowering = Lowering(
+        pointwise_condconv=noted("pointwise", CPU.pointwise_condconv),
+        depthwise_condconv=noted("depthwise", CPU.depthwise_condconv),
+        constants=True,
+        fold_scales=True,
+    )
+    model = randomise(network(apply))
+    outputs = lower(model, lowering)(NORMALISED)
+    assert_close(outputs["logits"], model(NORMALISED)["logits"], 1e-4)
+    depthwise, pointwise = calls["depthwise"], calls["pointwise"]
+    assert tuple(depthwise.kernel.shape) == (3, 3, 3, 6, 1)
+    assert depthwise.scale is None
+    assert tuple(pointwise.kernel.shape) == (3, 1, 1, 6, 4)
+    assert pointwise.scale is not None
+    assert tuple(pointwise.scale.shape) == (3, 1, 1, 6)
+    for call in calls.values():
+        assert_close(call.routing, outputs["routing"]["block_0"], 1e-6)
+        assert tuple(call.bias.shape) == (3, call.layer.kernel.shape[-1] * (6 if call is depthwise else 1))
+
+
+@pytest.mark.parametrize(
+    ("lowering", "apply", "expected"),
+    [
+        (CPU, NETWORKS["condconv"], True),
+        (XLA, NETWORKS["condconv"], True),
+        (CPU, unknown_layers, False),
+        (CPU, shared_norm, False),
+    ],
+    ids=["known layers", "weights that the layers hold as variables", "unknown layers", "a norm that stays"],
+)
+def test_what_holds_nothing_but_constants(lowering: Lowering, apply: Apply, expected: bool) -> None:
+    assert is_stateless(lower(network(apply), lowering)) is expected

@@ -12,7 +12,7 @@ print(IsMklEnabled())
 
 
 @pytest.mark.parametrize(("setting", "uses"), [(None, "True"), ("0", "False")])
-def test_tensorflow_uses_onednn_on_any_cpu_unless_told_otherwise(setting, uses):
+def test_tensorflow_uses_onednn_on_any_cpu_unless_told_otherwise(setting: str | None, uses: str) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
     if setting is not None:
         environment["TF_ENABLE_ONEDNN_OPTS"] = setting

@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -5,22 +8,26 @@ from keras import layers
 
 from condconv_serve.domain import Preprocessing, RoutingLayout
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, get_architecture
+from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.runtime.inference_graph import freeze
 from condconv_serve.runtime.outputs import routing_layout, with_routing
+from tests.unit.runtime.samples import small_efficientnet
 
 PREPROCESSING = Preprocessing(transform="pillow", image_size=16)
+Randomise = Callable[[Any], Any]
+Run = Callable[..., Any]
+AssertClose = Callable[..., None]
 
 
-def route(x, experts, name=None, activation="sigmoid"):
+def route(x: Any, experts: int, name: str | None = None, activation: str = "sigmoid") -> Any:
     return layers.Dense(experts, activation=activation, name=name)(layers.GlobalAveragePooling2D()(x))
 
 
-def head(x, classes=5, **options):
+def head(x: Any, classes: int = 5, **options: Any) -> Any:
     return layers.Dense(classes, name="logits", **options)(layers.GlobalAveragePooling2D()(x))
 
 
-def uneven(last=None):
+def uneven(last: Callable[[Any], Any] | None = None) -> Any:
     """Blocks of two, four and three experts, one of them with two layers, one routed by a softmax."""
     x = inputs = keras.Input((16, 16, 3))
     first = route(x, 2, "first_routing")
@@ -32,7 +39,9 @@ def uneven(last=None):
     return keras.Model(inputs, head(x) if last is None else last(x))
 
 
-def test_routing_is_found_in_the_networks_order(randomise, run_graph, assert_close):
+def test_routing_is_found_in_the_networks_order(
+    randomise: Randomise, run_graph: Run, assert_close: AssertClose
+) -> None:
     network = randomise(with_routing(uneven()))
     assert routing_layout(network) == RoutingLayout(("first", "second", "third"), (2, 4, 3))
     rows = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
@@ -46,27 +55,27 @@ def test_routing_is_found_in_the_networks_order(randomise, run_graph, assert_clo
         assert (found["routing"][:, position, experts:] == 0).all(), block
 
 
-def test_our_own_networks_give_the_same_blocks():
-    network = build_efficientnet(get_architecture("efficientnet-condconv-b0-4e", width_coefficient=0.1), input_size=32)
+def test_our_own_networks_give_the_same_blocks() -> None:
+    network = small_efficientnet("efficientnet-condconv-b0-4e", image_size=32)
     by_search = with_routing(keras.Model(network.inputs[0], network.output["logits"]))
     assert routing_layout(by_search) == routing_layout(network)
-    assert len(routing_layout(network).blocks) == 8
+    assert len(routing_layout(network).blocks) == 4
 
 
-def softmax_layer(x):
+def softmax_layer(x: Any) -> Any:
     return layers.Softmax()(head(x))
 
 
-def softmax_activation(x):
+def softmax_activation(x: Any) -> Any:
     return layers.Activation("softmax")(head(x))
 
 
-def softmax_dense(x):
+def softmax_dense(x: Any) -> Any:
     return head(x, activation="softmax")
 
 
 @pytest.mark.parametrize("last", [softmax_layer, softmax_activation, softmax_dense])
-def test_a_final_softmax_is_left_out(last, randomise):
+def test_a_final_softmax_is_left_out(last: Callable[[Any], Any], randomise: Randomise) -> None:
     original = randomise(uneven(last))
     pixels = np.random.default_rng(0).normal(size=(3, 16, 16, 3))
     logits = with_routing(original)(pixels, training=False)["logits"]
@@ -74,7 +83,7 @@ def test_a_final_softmax_is_left_out(last, randomise):
     np.testing.assert_allclose(keras.ops.softmax(logits), original(pixels, training=False), rtol=1e-4)
 
 
-def test_models_inside_are_dissolved(randomise):
+def test_models_inside_are_dissolved(randomise: Randomise) -> None:
     inner_inputs = keras.Input((16, 16, 3), name="inner_pixels")
     y = CondConv2D(4, 3, 3)(inner_inputs, route(inner_inputs, 3, "deep_routing"))
     inner = keras.Model(inner_inputs, y, name="inner")
@@ -91,13 +100,13 @@ def test_models_inside_are_dissolved(randomise):
     )
 
 
-def test_a_network_without_experts_is_served_too(run_graph):
+def test_a_network_without_experts_is_served_too(run_graph: Run) -> None:
     inputs = keras.Input((16, 16, 3))
     network = with_routing(keras.Model(inputs, head(layers.Conv2D(4, 3)(inputs))))
     assert run_graph(freeze(network, PREPROCESSING), np.zeros((2, 16, 16, 3), np.uint8))["routing"].shape == (2, 0, 0)
 
 
-def test_blocks_may_be_named_by_the_network():
+def test_blocks_may_be_named_by_the_network() -> None:
     inputs = keras.Input((16, 16, 3))
     router = route(inputs, 2)
     logits = head(CondConv2D(4, 3, 2)(inputs, router))
@@ -106,16 +115,16 @@ def test_blocks_may_be_named_by_the_network():
 
 
 class Subclassed(keras.Model):
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         return inputs
 
 
-def model(apply, shape=(16, 16, 3)):
+def model(apply: Callable[[Any], Any], shape: tuple[int, ...] = (16, 16, 3)) -> Any:
     inputs = keras.Input(shape)
     return keras.Model(inputs, apply(inputs))
 
 
-def two_inputs():
+def two_inputs() -> Any:
     inputs, routing = keras.Input((16, 16, 3)), keras.Input((2,))
     return keras.Model([inputs, routing], head(CondConv2D(4, 3, 2)(inputs, routing)))
 
@@ -127,19 +136,19 @@ def two_inputs():
         (lambda: keras.Sequential([layers.Dense(5)]), "without an Input"),
         (lambda: model(head, (16, 16, 1)), r"needs one input \[batch, height, width, 3\], not \(None, 16, 16, 1\)"),
         (two_inputs, "needs one input"),
-        (lambda: model(lambda x: [head(x), x]), "not with 2 outputs"),
-        (lambda: model(lambda x: {"logits": head(x), "more": x}), "not with 2 outputs"),
+        (lambda: model(lambda x: [head(x), x]), "not 2 outputs"),
+        (lambda: model(lambda x: {"logits": head(x), "more": x}), "not 2 outputs"),
         (lambda: model(layers.Conv2D(5, 3)), r"must be \[batch, classes\]"),
         (lambda: model(lambda x: head(x, 1, activation="sigmoid")), "at least two classes"),
         (lambda: model(lambda x: head(x, activation="sigmoid")), "'logits' has the activation 'sigmoid'"),
         (lambda: model(lambda x: {"logits": head(x), "routing": {"a": x}}), r"'a' must be \[batch, experts\]"),
     ],
 )
-def test_other_networks_are_refused(network, says):
+def test_other_networks_are_refused(network: Callable[[], Any], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         with_routing(network())
 
 
-def test_freezing_a_subclassed_model_says_what_to_do():
+def test_freezing_a_subclassed_model_says_what_to_do() -> None:
     with pytest.raises(ConfigurationError, match="only functional models can be served"):
         freeze(Subclassed(name="mine"), PREPROCESSING)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from condconv_serve.errors import ConfigurationError
@@ -30,7 +32,7 @@ GPUS = Machine(
         (GPUS, {"device": "cpu", "precision": "float32"}, ("cpu", "float32", "openvino", 8, 4)),
     ],
 )
-def test_choices(machine, asked, expected):
+def test_choices(machine: Machine, asked: dict[str, Any], expected: tuple[Any, ...]) -> None:
     plan = make_plan(machine, **asked)
     assert (plan.device, plan.precision, plan.engine, plan.streams, plan.max_batch_size) == expected
 
@@ -46,6 +48,6 @@ def test_choices(machine, asked, expected):
         (GPUS, {"engine": "openvino"}, "on a CPU, not on a gpu"),
     ],
 )
-def test_impossible_settings_say_what_is_possible(machine, asked, says):
+def test_impossible_settings_say_what_is_possible(machine: Machine, asked: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         make_plan(machine, **asked)

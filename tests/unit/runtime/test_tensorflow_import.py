@@ -12,7 +12,7 @@ print(keras.layers.Dense(2).units)
 """
 
 
-def test_matplotlib_is_left_aside_and_can_be_imported_afterwards():
+def test_matplotlib_is_left_aside_and_can_be_imported_afterwards() -> None:
     said = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
     assert said.stdout == "2\n"
     assert said.stderr == ""

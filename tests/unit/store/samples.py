@@ -10,7 +10,7 @@ import numpy as np
 from condconv_serve.domain import Label
 from condconv_serve.domain.manifest import Accuracy, PreprocessingSpec, Provenance
 from condconv_serve.runtime.plan import EnginePlan
-from condconv_serve.store import NewBundle, open_bundle
+from condconv_serve.store import NewBundle, open_bundle, read_labels, read_weights
 
 STORE = Path(__file__).parents[3] / "model_store"
 DEFAULT = STORE / "efficientnet-lite0-condconv-4e" / "1"
@@ -47,6 +47,13 @@ def new_bundle(**changes):
         "accuracy": (Accuracy(dataset="none", images=9, transform="pillow", top1=0.5),),
     }
     return NewBundle(**given | changes)
+
+
+def read_all(path):
+    """Read what a bundle holds, checks and all."""
+    opened = open_bundle(path)
+    read_labels(opened)
+    read_weights(opened)
 
 
 def rewrite(path, **changes):

@@ -17,9 +17,9 @@ from condconv_serve.errors import ImportFailed
 from condconv_serve.nn import get_architecture
 from condconv_serve.nn.efficientnet import EfficientNetSpec
 from condconv_serve.nn.families import to_manifest
-from condconv_serve.store.bundle import NewBundle, next_version, write_bundle, write_next_bundle
 from condconv_serve.store.importers.labels import read_labels_file, read_text
 from condconv_serve.store.importers.sources import Imported, Upcycling, import_weights, importable
+from condconv_serve.store.new_bundle import NewBundle, next_version, write_bundle, write_next_bundle
 
 _accuracy = TypeAdapter(tuple[Accuracy, ...])
 

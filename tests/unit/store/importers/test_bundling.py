@@ -212,7 +212,7 @@ def test_normalisation_follows_the_names(request_for, store, network):
 def test_an_exact_bundle_computes_exact_rows(request_for, store, network, assert_close):
     """Rows between the levels reach the network as they are, through the whole engine."""
     model = load_model(open_bundle(import_bundle(request_for(), store=store)), PLAN)
-    assert model.preprocessing.row_type is np.float32
+    assert model.info.preprocessing.row_type is np.float32
     rows = np.random.default_rng(0).uniform(-20, 280, (2, 64, 64, 3)).astype(np.float32)
     found = model.engine(rows)["logits"]
     assert_close(found, logits(network, rows), 1e-4)

@@ -1,0 +1,49 @@
+"""Which layers disappear into a convolution beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from condconv_serve.runtime.layer_kinds import Role, has_role, is_pointwise
+from condconv_serve.runtime.model_graph import ModelGraph
+
+
+def scaled_convolutions(graph: ModelGraph) -> dict[str, str]:
+    """Products `[B, H, W, C] * [B, 1, 1, C]` that only a pointwise convolution reads: its name by the product's.
+
+    Only where the convolution's kernel is smaller than the activations, so that scaling it costs less.
+    """
+    found: dict[str, str] = {}
+    for call in graph.calls:
+        product, reader = call.operation, graph.sole_reader(call)
+        multiplies = type(product) is keras.layers.Multiply and len(call.inputs) == 2
+        if not multiplies or reader is None or not is_pointwise(reader.operation):
+            continue
+        x, scale = sorted(call.inputs, key=lambda tensor: tensor.shape[1] == 1)
+        scales_channels = scale.shape[1:] == (1, 1, x.shape[-1]) and None not in x.shape[1:]
+        once = graph.called_once(product) and graph.called_once(reader.operation)
+        if scales_channels and once and reader.operation.filters < x.shape[1] * x.shape[2]:
+            found[product.name] = reader.operation.name
+    return found
+
+
+def following_activations(graph: ModelGraph, folded: frozenset[str]) -> dict[str, Any]:
+    """The activation layer that alone reads a convolution, or its folded norm, by the convolution's name.
+
+    Args:
+        graph: of the model.
+        folded: names of the norms that are folded away.
+    """
+    found: dict[str, Any] = {}
+    for call in graph.calls:
+        layer, reader = call.operation, graph.sole_reader(call)
+        if reader is not None and reader.operation.name in folded:
+            reader = graph.sole_reader(reader)
+        if reader is None or not has_role(reader.operation, Role.ACTIVATION) or not has_role(layer, Role.CONVOLUTION):
+            continue
+        linear = layer.activation is keras.activations.linear
+        if linear and graph.called_once(layer) and graph.called_once(reader.operation):
+            found[layer.name] = reader.operation
+    return found

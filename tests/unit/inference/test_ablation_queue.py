@@ -1,0 +1,177 @@
+"""The thread that computes ablations, beside the ordinary traffic."""
+
+import asyncio
+import math
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from condconv_serve.domain import LOGITS, ROUTING, RoutingOverrides
+from condconv_serve.errors import AblationBusy, DeadlineExceeded, InferenceFailed, VersionNotFound
+from condconv_serve.inference.ablation_queue import AblationQueue
+
+ONE = RoutingOverrides(np.zeros((1, 2, 3), np.float32), np.zeros((1, 2), bool))
+ROW = np.zeros((4, 4, 3), np.uint8)
+
+
+class Fake:
+    """Waits until it is let go, unless stopped; `calls` counts."""
+
+    def __init__(self):
+        self.go, self.started, self.closed = threading.Event(), threading.Event(), False
+        self.go.set()
+        self.calls = 0
+
+    def __call__(self, row, overrides, *, stopped):
+        self.calls += 1
+        self.started.set()
+        while not self.go.wait(0.005):
+            if stopped():
+                return None
+        return {LOGITS: np.zeros((2, 5), np.float32), ROUTING: np.zeros((2, 2, 3), np.float32)}
+
+    def close(self):
+        self.closed = True
+
+
+class Model:
+    """As much of a served model as the queue looks at."""
+
+    def __init__(self, name, version="1"):
+        self.name, self.version = name, version
+
+
+A, B = Model("a"), Model("b")
+
+
+async def ablated(lane, *arguments, **options):
+    with lane.admit():
+        return await lane.ablate(*arguments, **options)
+
+
+async def until(event):
+    assert await asyncio.to_thread(event.wait, 60)
+
+
+async def test_answers():
+    fake = Fake()
+    with AblationQueue(lambda *place: fake) as lane:
+        for _ in range(3):
+            answer = await ablated(lane, A, ROW, ONE)
+            assert answer.output["logits"].shape == (2, 5)
+            assert answer.queue >= 0
+            assert answer.inference > 0
+    assert fake.calls == 3
+    assert fake.closed
+
+
+async def test_too_many_waiting_are_refused_at_once():
+    fake = Fake()
+    fake.go.clear()
+    with AblationQueue(lambda *place: fake, max_waiting=2) as lane:
+        waiting = [asyncio.create_task(ablated(lane, A, ROW, ONE)) for _ in range(2)]
+        await until(fake.started)
+        with pytest.raises(AblationBusy, match="2 ablations are waiting") as caught:
+            await ablated(lane, A, ROW, ONE)
+        assert caught.value.retry_after > 0
+        with pytest.raises(AblationBusy):
+            lane.check()
+        fake.go.set()
+        assert len(await asyncio.gather(*waiting)) == 2
+        lane.check()
+    assert fake.calls == 2
+
+
+async def test_a_deadline_ends_what_runs_and_what_waits():
+    fake = Fake()
+    fake.go.clear()
+    with AblationQueue(lambda *place: fake) as lane:
+        now = asyncio.get_running_loop().time()
+        with pytest.raises(DeadlineExceeded):
+            await ablated(lane, A, ROW, ONE, deadline=time.monotonic() + 0.1)
+        assert asyncio.get_running_loop().time() - now < 5
+        fake.go.set()
+        assert (await ablated(lane, A, ROW, ONE, deadline=math.inf)).output is not None
+
+
+async def test_cancelling_makes_room():
+    fake = Fake()
+    fake.go.clear()
+    with AblationQueue(lambda *place: fake, max_waiting=1) as lane:
+        task = asyncio.create_task(ablated(lane, A, ROW, ONE))
+        await until(fake.started)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        lane.check()
+        fake.go.set()
+        await ablated(lane, A, ROW, ONE)
+
+
+async def test_models_take_turns_in_memory():
+    made = {}
+
+    def load(name, version):
+        made.setdefault(name, []).append(Fake())
+        return made[name][-1]
+
+    with AblationQueue(load, max_loaded=1) as lane:
+        await ablated(lane, A, ROW, ONE)
+        await ablated(lane, A, ROW, ONE)
+        assert len(made["a"]) == 1
+        await ablated(lane, B, ROW, ONE)
+        assert made["a"][0].closed
+        await ablated(lane, A, ROW, ONE)
+        assert len(made["a"]) == 2
+        lane.forget("a", "1")
+        await ablated(lane, B, ROW, ONE)
+        assert made["a"][1].closed
+
+
+async def test_errors():
+    class Broken(Fake):
+        def __call__(self, row, overrides, *, stopped):
+            raise RuntimeError("secret")
+
+    def load(name, version):
+        if name == "b":
+            raise VersionNotFound("gone")
+        return Broken()
+
+    with AblationQueue(load) as lane:
+        with pytest.raises(InferenceFailed, match="could not compute this ablation"):
+            await ablated(lane, A, ROW, ONE)
+        with pytest.raises(VersionNotFound):
+            await ablated(lane, B, ROW, ONE)
+        lane.check()
+
+
+async def test_closing_ends_what_runs():
+    fake = Fake()
+    fake.go.clear()
+    with AblationQueue(lambda *place: fake) as lane:
+        tasks = [asyncio.create_task(ablated(lane, A, ROW, ONE)) for _ in range(2)]
+        await until(fake.started)
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(outcome, DeadlineExceeded | asyncio.CancelledError)
+
+
+async def test_leaving_does_not_wait_for_a_load_that_hangs(monkeypatch):
+    monkeypatch.setattr("condconv_serve.inference.ablation_queue._CLOSING_SECONDS", 0.2)
+    begun, go = threading.Event(), threading.Event()
+
+    def load(*place):
+        begun.set()
+        go.wait(60)
+        return Fake()
+
+    with AblationQueue(load) as lane:
+        task = asyncio.create_task(ablated(lane, A, ROW, ONE))
+        await until(begun)
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
+    assert lane.busy, "whoever ends the process must know"
+    go.set()
+    await task

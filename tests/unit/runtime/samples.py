@@ -1,0 +1,32 @@
+"""Small networks for the engines' tests."""
+
+from typing import Any
+
+import keras
+from keras import layers
+
+from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, get_architecture
+
+SMALLEST = {"width_coefficient": 0.25, "depth_coefficient": 0.3}
+"""An EfficientNet of eight blocks, the last four with experts: whatever a family has, but nothing twice."""
+
+
+def small_efficientnet(name: str, *, image_size: int, **overrides: Any) -> Any:
+    """A narrow, shallow EfficientNet: as few layers as it can have."""
+    return build_efficientnet(get_architecture(name, **{**SMALLEST, **overrides}), input_size=image_size)
+
+
+def two_blocks(*, image_size: int, classes: int = 7, experts: int = 3) -> Any:
+    """A network of two CondConv blocks, one depthwise and one pointwise, as a served one: quick to compile."""
+    pixels = keras.Input((image_size, image_size, 3))
+    x = layers.Conv2D(8, 3, strides=4, padding="same", activation="relu6")(pixels)
+    routing = {}
+    for block, convolve in {
+        "block_0": DepthwiseCondConv2D(3, experts, strides=2, padding="same", use_bias=False),
+        "block_1": CondConv2D(12, 1, experts, use_bias=False),
+    }.items():
+        router = layers.Dense(experts, activation="sigmoid", name=f"{block}_routing")
+        routing[block] = router(layers.GlobalAveragePooling2D()(x))
+        x = layers.Activation("swish")(layers.BatchNormalization()(convolve(x, routing[block])))
+    logits = layers.Dense(classes)(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(pixels, {"logits": logits, "routing": routing})
