@@ -128,10 +128,12 @@ def test_endless_trailers(running: Running) -> None:
         assert_refused(everything(connected), 431, "headers_too_large")
 
 
-def test_a_client_that_leaves_is_noticed_behind_pipelined_requests(running: Running) -> None:
+@pytest.mark.parametrize("before", [b"", GET, GET * 2])
+def test_a_client_that_leaves_is_noticed_among_pipelined_requests(running: Running, before: bytes) -> None:
     with running.connect() as connected:
-        connected.sendall(b"GET /until_gone HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
+        connected.sendall(before + b"GET /until_gone HTTP/1.1\r\nHost: x\r\n\r\n" + GET)
         time.sleep(0.2)
+        assert not gone.is_set()
     assert gone.wait(5)
 
 
