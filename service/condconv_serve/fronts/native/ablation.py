@@ -30,7 +30,7 @@ from condconv_serve.tasks.ablation import AblationAnswer, Variant
 EXAMPLE = {"variants": [{"changes": [{"block": "block_8", "off": [0]}, {"block": "block_15", "uniform": True}]}]}
 
 
-def router(parts: AppContext) -> APIRouter:
+def router(context: AppContext) -> APIRouter:
     """The route of ablations."""
     routes = APIRouter(tags=["routing"])
 
@@ -52,17 +52,17 @@ def router(parts: AppContext) -> APIRouter:
         ordinary traffic; when too many wait, the answer is 429. The first ablation of a model takes some seconds more.
         """
         facts = facts_of(request.scope)
-        parts.gatekeeper.check_ready()
+        context.gatekeeper.check_ready()
         query = read_query(request, AblationParameters)
-        parts.models.get(query.model, query.version)
-        _ablator(parts).check()
-        parameters, images = await read_request(request, query, parts.limits)
+        context.models.get(query.model, query.version)
+        _ablator(context).check()
+        parameters, images = await read_request(request, query, context.limits)
         if len(images) > 1:
             raise TooManyImages(f"An ablation is of one image, not of {len(images)}.")
-        model = parts.models.get(parameters.model, parameters.version)
+        model = context.models.get(parameters.model, parameters.version)
         facts.model, facts.rows = f"{model.name}/{model.version}", 1
         variants = _variants(model, parameters)
-        facts.deadline = parts.gatekeeper.deadline(parameters.timeout_ms)
+        facts.deadline = context.gatekeeper.deadline(parameters.timeout_ms)
         return await unless_disconnected(request, _ablate(model, images[0], variants, parameters, facts.deadline))
 
     async def _ablate(
@@ -74,9 +74,9 @@ def router(parts: AppContext) -> APIRouter:
     ) -> AblationResponse:
         started = time.monotonic()
         overrides = task.overrides(model.info, variants)
-        with _ablator(parts).admit():
-            made = await parts.images.decoder.decode(image.data, model, deadline=deadline)
-            ablated = await _ablator(parts).ablate(model, made.row, overrides, deadline=deadline)
+        with _ablator(context).admit():
+            made = await context.images.decoder.decode(image.data, model, deadline=deadline)
+            ablated = await _ablator(context).ablate(model, made.row, overrides, deadline=deadline)
         answer = task.answer(model.info, variants, ablated.output)
         return AblationResponse(
             model=ModelReference(name=model.name, version=model.version),
@@ -96,10 +96,10 @@ def router(parts: AppContext) -> APIRouter:
     return routes
 
 
-def _ablator(parts: AppContext) -> Ablator:
-    if parts.ablator is None:
+def _ablator(context: AppContext) -> Ablator:
+    if context.ablator is None:
         raise InvalidParameter("This server computes no ablations.")
-    return parts.ablator
+    return context.ablator
 
 
 def _variants(model: ServedModel, parameters: AblationParameters) -> tuple[Variant, ...]:

@@ -96,13 +96,13 @@ def request_body(example: dict[str, Any], kind: type[BaseModel]) -> dict[str, An
     }
 
 
-async def classify(request: Request, kind: type[Parameters], parts: AppContext) -> tuple[Parameters, Classification]:
+async def classify(request: Request, kind: type[Parameters], context: AppContext) -> tuple[Parameters, Classification]:
     """Read a request, classify its images, and remember the answer for its sender.
 
     Args:
         request: the images, and parameters in its query or body.
         kind: which parameters it may have.
-        parts: what to work with.
+        context: what to work with.
 
     Returns:
         The parameters, those of the body included, and the answer.
@@ -110,23 +110,23 @@ async def classify(request: Request, kind: type[Parameters], parts: AppContext) 
     Raises:
         ServiceError: the request is refused, or its only image can't be used.
     """
-    facts, gatekeeper = facts_of(request.scope), parts.gatekeeper
+    facts, gatekeeper = facts_of(request.scope), context.gatekeeper
     gatekeeper.check_ready()
     split_key = gatekeeper.split_key(facts, request.headers.get(SPLIT_KEY_HEADER))
     query = read_query(request, kind)
     # What can't be taken at its most urgent need not be read.
-    parts.images.plane.check(
+    context.images.plane.check(
         query.model,
         query.version,
         priority=Priority.HIGH,
         deadline=gatekeeper.deadline(),
         split_key=split_key,
     )
-    parameters, images = await read_request(request, query, parts.limits)
+    parameters, images = await read_request(request, query, context.limits)
     facts.deadline = gatekeeper.deadline(parameters.timeout_ms)
     classification = await unless_disconnected(
         request,
-        parts.images.run(
+        context.images.run(
             images,
             Classify(parameters.top_k),
             model=parameters.model,
@@ -142,8 +142,8 @@ async def classify(request: Request, kind: type[Parameters], parts: AppContext) 
     only = classification.results[0] if len(images) == 1 else None
     if only is not None and only.error is not None:
         raise only.error
-    if parts.recent is not None:
-        parts.recent.remember(
+    if context.recent is not None:
+        context.recent.remember(
             RecentRequest(
                 request_id=facts.request_id,
                 model=model.name,

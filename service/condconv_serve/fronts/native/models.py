@@ -55,23 +55,23 @@ _ALIAS_BODY = {
 }
 
 
-def router(parts: AppContext) -> APIRouter:
+def router(context: AppContext) -> APIRouter:
     """The routes of models."""
     routes = APIRouter(tags=["models"])
 
     def summarise(name: str, statuses: list[VersionStatus]) -> ModelSummary:
         return model_summary(
             name,
-            parts.models.models().get(name, {}),
-            default=name == parts.models.default_model,
+            context.models.models().get(name, {}),
+            default=name == context.models.default_model,
             statuses=statuses,
-            aliases=parts.models.aliases(name),
+            aliases=context.models.aliases(name),
         )
 
     @routes.get("/models", summary="List the models", response_model=ModelsResponse, response_model_exclude_none=True)
     async def list_models() -> ModelsResponse:
         """All models of the store, with their versions and how each is doing."""
-        statuses = await asyncio.to_thread(parts.versions.status)
+        statuses = await asyncio.to_thread(context.versions.status)
         return ModelsResponse(models=[summarise(name, found) for name, found in sorted(statuses.items())])
 
     @routes.get(
@@ -92,8 +92,8 @@ def router(parts: AppContext) -> APIRouter:
         ] = None,
     ) -> ModelResponse:
         """Architecture, parameters, multiply-adds, preprocessing, checksums, measured accuracy and the model card."""
-        model = parts.models.get(name, version)
-        statuses = await asyncio.to_thread(parts.versions.status)
+        model = context.models.get(name, version)
+        statuses = await asyncio.to_thread(context.versions.status)
         return model_response(model, summarise(model.name, statuses.get(model.name, [])))
 
     @routes.post(
@@ -109,7 +109,7 @@ def router(parts: AppContext) -> APIRouter:
 
         Answers once it serves, or can't. A version that failed before is tried again. Only this replica loads it.
         """
-        return version_body(await parts.versions.load(name, version))
+        return version_body(await context.versions.load(name, version))
 
     @routes.post(
         "/models/{name}/versions/{version}/unload",
@@ -124,7 +124,7 @@ def router(parts: AppContext) -> APIRouter:
 
         It stays unloaded until it is loaded on request or its files change. Only this replica unloads it.
         """
-        return version_body(await parts.versions.unload(name, version))
+        return version_body(await context.versions.unload(name, version))
 
     @routes.get(
         "/models/{name}/aliases",
@@ -135,10 +135,10 @@ def router(parts: AppContext) -> APIRouter:
     )
     async def list_aliases(name: ModelPath) -> AliasesResponse:
         """The aliases that are in force."""
-        if name not in parts.models.models():
-            parts.models.get(name, None)
+        if name not in context.models.models():
+            context.models.get(name, None)
             raise ModelNotFound(f"Model {name!r} is not served.")
-        return AliasesResponse(aliases={k: alias_body(v) for k, v in parts.models.aliases(name).items()})
+        return AliasesResponse(aliases={k: alias_body(v) for k, v in context.models.aliases(name).items()})
 
     @routes.put(
         "/models/{name}/aliases/{alias}",
@@ -159,8 +159,8 @@ def router(parts: AppContext) -> APIRouter:
         Versions that aren't loaded are loaded first; if one can't be, the alias stays as it was. It is kept in the
         store, so all replicas that share the store follow.
         """
-        body = await read_json(request, AliasRequest, max_bytes=min(MAX_ALIAS_BYTES, parts.limits.max_body_bytes))
-        return alias_body(await parts.versions.set_alias(name, alias, body.split()))
+        body = await read_json(request, AliasRequest, max_bytes=min(MAX_ALIAS_BYTES, context.limits.max_body_bytes))
+        return alias_body(await context.versions.set_alias(name, alias, body.split()))
 
     @routes.post(
         "/models/{name}/aliases/{alias}/rollback",
@@ -172,7 +172,7 @@ def router(parts: AppContext) -> APIRouter:
     )
     async def roll_back(name: ModelPath, alias: AliasPath) -> AliasBody:
         """Point an alias back to where it pointed before its last change; doing so again undoes it."""
-        return alias_body(await parts.versions.roll_back(name, alias))
+        return alias_body(await context.versions.roll_back(name, alias))
 
     @routes.delete(
         "/models/{name}/aliases/{alias}",
@@ -183,6 +183,6 @@ def router(parts: AppContext) -> APIRouter:
     )
     async def delete_alias(name: ModelPath, alias: AliasPath) -> None:
         """Remove an alias; requests that still name it are answered with 404."""
-        await parts.versions.delete_alias(name, alias)
+        await context.versions.delete_alias(name, alias)
 
     return routes

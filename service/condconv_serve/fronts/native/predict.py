@@ -9,7 +9,7 @@ from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.schemas import PredictParameters, PredictResponse, predict_response
 
 
-def router(parts: AppContext) -> APIRouter:
+def router(context: AppContext) -> APIRouter:
     """The routes of predictions."""
     routes = APIRouter(tags=["predict"])
 
@@ -30,7 +30,7 @@ def router(parts: AppContext) -> APIRouter:
         Parameters may also stand in a JSON or form body. A raw image: `curl --data-binary @photo.jpg`; files:
         `curl -F image=@a.jpg -F image=@b.png`.
         """
-        parameters, classification = await classify(request, PredictParameters, parts)
+        parameters, classification = await classify(request, PredictParameters, context)
         return predict_response(classification, routing=parameters.routing)
 
     return routes

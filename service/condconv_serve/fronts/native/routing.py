@@ -40,7 +40,7 @@ from condconv_serve.routing.views import class_view, expert_classes_view, live_v
 _LIVE_PROBLEMS = problem_responses("model_not_found", "version_not_found", "routing_not_found", "invalid_parameter")
 
 
-def router(parts: AppContext) -> APIRouter:
+def router(context: AppContext) -> APIRouter:
     """The routes of routing."""
     routes = APIRouter(tags=["routing"])
 
@@ -61,10 +61,10 @@ def router(parts: AppContext) -> APIRouter:
         `format`, or else the Accept header, chooses JSON, CSV (a line per weight), NPZ (arrays for NumPy), or a picture
         of all images side by side, PNG or SVG.
         """
-        parameters, classification = await classify(request, TracesParameters, parts)
+        parameters, classification = await classify(request, TracesParameters, context)
         chosen = parameters.format or accepted_format(request.headers.get("accept", ""))
         if chosen == "json":
-            return routed_response(classification, live=parts.routing)
+            return routed_response(classification, live=context.routing)
         content = await unless_disconnected(request, in_time(exported(classification, chosen), request))
         return Response(content, media_type=MEDIA_TYPES[chosen])
 
@@ -173,16 +173,16 @@ def router(parts: AppContext) -> APIRouter:
         else:
             if query.model is not None:
                 _live(query.model, None)
-            chosen = [live for live in parts.routing or () if query.model in (None, live.name)]
+            chosen = [live for live in context.routing or () if query.model in (None, live.name)]
         for live in chosen:
             live.statistics.reset()
         return ResetResponse(reset=[ModelReference(name=live.name, version=live.version) for live in chosen])
 
     def _live(name: str | None, version: str | None) -> tuple[ModelInfo, LiveModel]:
-        model = parts.models.get(name, version).info
-        if parts.routing is None:
+        model = context.models.get(name, version).info
+        if context.routing is None:
             raise RoutingNotFound("This server keeps no routing statistics; CONDCONV_ROUTING_STATISTICS is off.")
-        return model, parts.routing.of(model)
+        return model, context.routing.of(model)
 
     # After /routing/state, which is no request's id.
     @routes.get(
@@ -199,14 +199,14 @@ def router(parts: AppContext) -> APIRouter:
 
         Only the newest requests are kept, and each only for the API key that sent it.
         """
-        if parts.recent is None:
+        if context.recent is None:
             raise RoutingNotFound("This server keeps no recent requests.")
-        found = parts.recent.find(request_id, owner=facts_of(request.scope).key_name)
+        found = context.recent.find(request_id, owner=facts_of(request.scope).key_name)
         try:
-            model = parts.models.get(found.model, found.version).info
+            model = context.models.get(found.model, found.version).info
         except (ModelNotFound, VersionNotFound):  # no longer served
             model = None
-        return recent_response(found, model, live=parts.routing)
+        return recent_response(found, model, live=context.routing)
 
     return routes
 
