@@ -19,6 +19,7 @@ from condconv_serve.domain import ImageResult, ImageSource, RoutingProfile, Serv
 from condconv_serve.errors import BodyTooLarge, BundleError, MissingImage, ServiceError
 from condconv_serve.fronts.native.schemas import predict_response
 from condconv_serve.imaging import decode_image, sufficient_side, transform
+from condconv_serve.imaging.formats import IMAGE_SUFFIXES
 from condconv_serve.routing.profile import profile_from
 from condconv_serve.routing.tally import Tally
 from condconv_serve.runtime.plan import EnginePlan
@@ -26,8 +27,6 @@ from condconv_serve.settings import Settings
 from condconv_serve.store import open_bundle
 from condconv_serve.tasks.classification import Classification
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
-"""What is taken for an image when a directory is searched."""
 PROGRESS_FROM = 8
 """With fewer images than this a progress bar would only flicker."""
 _UNLIMITED = 2**40
@@ -61,7 +60,7 @@ def expand(arguments: Sequence[str]) -> list[Path]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
         elif path.exists():
             found = [path]
         else:
