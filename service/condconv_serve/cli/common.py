@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -14,6 +13,7 @@ from pydantic import ValidationError
 from condconv_serve.cli.output import print_failure
 from condconv_serve.errors import ServiceError
 from condconv_serve.settings import Settings
+from condconv_serve.validation import wanted_values
 
 Arguments = ParamSpec("Arguments")
 
@@ -47,11 +47,8 @@ def read_settings(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        # One that may be of several kinds has an error for each of them.
-        for (name, wrong), kinds in groupby(error.errors(), lambda e: (e["loc"][0], repr(e["input"]))):
-            first, *others = (kind["msg"] for kind in kinds)
-            wanted = " or ".join((first, *(other.removeprefix("Input should be ") for other in others)))
-            print_failure("error", f"CONDCONV_{str(name).upper()}: {wanted}, not {wrong}")
+        for name, wanted in wanted_values(error):
+            print_failure("error", f"CONDCONV_{name.upper()}: {wanted}")
         raise typer.Exit(2) from error
 
 

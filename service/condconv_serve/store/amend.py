@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 from condconv_serve.domain import RoutingProfile
+from condconv_serve.files import write_whole
 from condconv_serve.store.bundle import MANIFEST, Bundle, dump_manifest, open_bundle
 from condconv_serve.store.manifest import FileSpec
 from condconv_serve.store.profile import profile_name, serialise_profile
@@ -33,9 +32,9 @@ def add_profile(path: Path, profile: RoutingProfile) -> Bundle:
     described = FileSpec(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     files = {n: spec for n, spec in bundle.manifest.files.items() if n != old}
     manifest = bundle.manifest.model_copy(update={"files": {**files, name: described}})
-    _replace(path / name, content)
+    write_whole(path / name, content)
     try:
-        _replace(path / MANIFEST, dump_manifest(manifest))
+        write_whole(path / MANIFEST, dump_manifest(manifest))
     except BaseException:
         if name != old:
             (path / name).unlink(missing_ok=True)
@@ -44,18 +43,3 @@ def add_profile(path: Path, profile: RoutingProfile) -> Bundle:
         with contextlib.suppress(OSError):  # it is in nobody's way
             (path / old).unlink()
     return open_bundle(path)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    handle, scratch = tempfile.mkstemp(prefix=".writing-", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(scratch)
-        raise

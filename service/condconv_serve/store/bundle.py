@@ -18,10 +18,13 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from condconv_serve.documents import parse_document
 from condconv_serve.domain import Label, RoutingProfile
 from condconv_serve.errors import BundleError
+from condconv_serve.files import flush, sync_directory
 from condconv_serve.store.manifest import (
     OWN_NETWORK,
+    SCHEMA_VERSION,
     Accuracy,
     ArchitectureSpec,
     FileSpec,
@@ -33,6 +36,7 @@ from condconv_serve.store.manifest import (
 )
 from condconv_serve.store.profile import parse_profile, profile_name, serialise_profile
 from condconv_serve.store.scratch import scratch_directory
+from condconv_serve.validation import describe_errors, first_message
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
 NETWORK = "network.json"
@@ -102,19 +106,8 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         BundleError: it is missing, too new, or names the fields that are wrong.
     """
-    file = path / MANIFEST
     raw = _read_text(path, MANIFEST)
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{_id(path)}: {file.name} is not valid JSON ({error}).") from error
-    found = document.get("schema_version") if isinstance(document, dict) else None
-    if isinstance(found, int) and found > 1:
-        raise BundleError(f"{_id(path)}: schema version {found} is newer than 1, the newest one known here.")
-    try:
-        return Manifest.model_validate_json(raw)
-    except ValidationError as error:
-        raise BundleError(f"{_id(path)}: {file.name} is not valid: {_first_errors(error)}.") from error
+    return parse_document(raw, Manifest, name=f"{_id(path)}: {MANIFEST}", error=BundleError, newest=SCHEMA_VERSION)
 
 
 def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
@@ -154,7 +147,7 @@ def read_labels(bundle: Bundle) -> tuple[Label, ...]:
     try:
         labels = _labels.validate_json(_read_text(bundle.path, LABELS))
     except ValidationError as error:
-        raise BundleError(f"{_id(bundle.path)}: {LABELS} is not valid: {_first_errors(error)}.") from error
+        raise BundleError(f"{_id(bundle.path)}: {LABELS} is not valid: {describe_errors(error)}.") from error
     if [label.index for label in labels] != list(range(bundle.manifest.num_classes)):
         raise BundleError(
             f"{_id(bundle.path)}: {LABELS} must name the classes 0 to {bundle.manifest.num_classes - 1} in order."
@@ -163,7 +156,7 @@ def read_labels(bundle: Bundle) -> tuple[Label, ...]:
 
 
 def read_network(bundle: Bundle) -> str:
-    """Read the description of a network of one's own, JSON.
+    """Read the description of a network that the bundle brings along, JSON.
 
     Raises:
         BundleError: the bundle has none.
@@ -184,7 +177,7 @@ def check_free(store: Path, name: str, version: str) -> Path:
         try:
             allowed.validate_python(value)
         except ValidationError as error:
-            raise BundleError(f"{what}: {error.errors()[0]['msg']}, not {value!r}.") from error
+            raise BundleError(f"{what}: {first_message(error)}, not {value!r}.") from error
     target = store / name / version
     if target.exists():
         raise BundleError(f"{_id(target)} exists already; choose another version.")
@@ -230,6 +223,7 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
             read_labels(open_bundle(path))
             try:
                 os.rename(path, target)
+                sync_directory(target.parent)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
@@ -279,7 +273,7 @@ def _manifest(new: NewBundle) -> Manifest:
             accuracy=new.accuracy,
         )
     except ValidationError as error:
-        raise BundleError(f"{new.name}/{new.version} can't be written: {_first_errors(error)}.") from error
+        raise BundleError(f"{new.name}/{new.version} can't be written: {describe_errors(error)}.") from error
 
 
 def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
@@ -297,9 +291,8 @@ def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
     manifest = manifest.model_copy(update={"files": {file.name: _describe(file) for file in sorted(path.iterdir())}})
     (path / MANIFEST).write_bytes(dump_manifest(manifest))
     for file in path.iterdir():
-        file.chmod(0o644)
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+        flush(file)
+    sync_directory(path)
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
@@ -342,12 +335,6 @@ def _read_text(path: Path, name: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is missing or can't be read"
         raise BundleError(f"{_id(path)}: {name} {reason}.") from error
-
-
-def _first_errors(error: ValidationError, most: int = 5) -> str:
-    parts = [f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}" for item in error.errors()]
-    more = f" and {len(parts) - most} more" if len(parts) > most else ""
-    return "; ".join(parts[:most]) + more
 
 
 def _id(path: Path) -> str:

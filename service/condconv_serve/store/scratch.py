@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock
 
 _PREFIX = ".writing-"
 _LOCK = ".lock"
@@ -24,28 +25,31 @@ def scratch_directory(store: Path) -> Iterator[Path]:
     _remove_abandoned(store)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=store, ignore_cleanup_errors=True) as name:
         scratch = Path(name)
-        with (scratch / f"{_LOCK}-new").open("w") as lock:
+        new = scratch / f"{_LOCK}-new"
+        with _locked(new) as locked:
             # It gets its name once it is locked, so whoever finds it unlocked knows that its process has ended.
-            if _locked(lock.fileno()):
-                os.replace(lock.name, scratch / _LOCK)
+            if locked:
+                os.replace(new, scratch / _LOCK)
             yield scratch
 
 
 def _remove_abandoned(store: Path) -> None:
     for file in store.glob(f"{_PREFIX}*/{_LOCK}"):
-        with contextlib.suppress(OSError), file.open("r+") as lock:
-            if _locked(lock.fileno()):
+        with _locked(file) as locked:
+            if locked:
                 shutil.rmtree(file.parent, ignore_errors=True)
 
 
-def _locked(file: int) -> bool:
-    """Lock a file until it is closed, or its process ends, however that is; False if it is locked or can't be."""
-    if sys.platform == "win32":
-        return False
-    import fcntl
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[bool]:
+    """Lock a file until the process ends, however that is, or the block; False if it is locked or can't be.
 
+    The lock's file goes with its directory, so it doesn't matter whether filelock leaves it there.
+    """
+    lock = FileLock(file)
+    with contextlib.suppress(OSError, NotImplementedError):  # a timeout is an OSError
+        lock.acquire(timeout=0)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        yield lock.is_locked
+    finally:
+        lock.release()

@@ -18,6 +18,7 @@ from condconv_serve.nn import network_from_json, network_to_json
 from condconv_serve.runtime.outputs import routing_experts, with_routing
 from condconv_serve.store import OWN_NETWORK, NewBundle, write_bundle
 from condconv_serve.store.manifest import Accuracy, PreprocessingSpec, Provenance
+from condconv_serve.validation import describe_errors
 
 _TOLERANCE = 1e-4
 
@@ -99,8 +100,7 @@ def to_spec(preprocessing: Preprocessing) -> PreprocessingSpec:
     try:
         return PreprocessingSpec(**asdict(preprocessing))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BundleError(f"preprocessing: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+        raise BundleError(f"preprocessing: {describe_errors(error)}.") from error
 
 
 def read_values(network: keras.Model) -> dict[str, NDArray[Any]]:

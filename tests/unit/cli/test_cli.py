@@ -331,7 +331,7 @@ class TestModels:
         assert header == ["model", "version", "architecture", "classes", "size", "licence"]
         assert good == [LONG, "2", MODEL, "3", "0.0", "MB", "MIT"]
         assert bad[:2] == [LONG, "10"]
-        assert "schema version 9 is newer than 1, the newest one known here." in " ".join(bad)
+        assert "has schema version 9, newer than 1, the newest one known here." in " ".join(bad)
 
     def test_nothing_in_a_bundle_steers_the_terminal(self, tmp_path):
         given = new_bundle(name=LONG, licence="\x1b[2JMIT", model_card="# Card\n\n\x1b[31mred\x9b2J [x](y)\n")

@@ -1,16 +1,18 @@
 """Reference routing profiles in bundles."""
 
 import json
+import os
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from condconv_serve import files
 from condconv_serve.domain import RoutingProfile
 from condconv_serve.errors import BundleError
 from condconv_serve.routing.profile import profile_of
-from condconv_serve.store import add_profile, amend, open_bundle, read_profile, write_bundle
+from condconv_serve.store import add_profile, open_bundle, read_profile, write_bundle
 from condconv_serve.store.profile import parse_profile, profile_name, serialise_profile
 from tests.unit.store.samples import default_model, new_bundle, replace_file
 
@@ -66,15 +68,15 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(path, monkeypatch, fails_at, ha
         add_profile(path, some_profile(1))
     before = {file.name: file.read_bytes() for file in path.iterdir()}
     calls = []
-    original = amend.os.fsync
+    original = files.flush
 
-    def fsync(handle):
-        calls.append(handle)
+    def flush(*args, **kwargs):
+        calls.append(args)
         if len(calls) == fails_at + 1:
             raise OSError(28, "No space left on device")
-        original(handle)
+        original(*args, **kwargs)
 
-    monkeypatch.setattr(amend.os, "fsync", fsync)
+    monkeypatch.setattr(files, "flush", flush)
     with pytest.raises(OSError, match="No space"):
         add_profile(path, some_profile(2))
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
@@ -84,7 +86,7 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(path, monkeypatch, fails_at, ha
 def test_whoever_reads_meanwhile_sees_one_or_the_other(path, monkeypatch):
     """Before and after each step the bundle is whole."""
     add_profile(path, some_profile(1))
-    original = amend.os.replace
+    original = os.replace
     seen = []
 
     def replace_and_look(*args):
@@ -92,7 +94,7 @@ def test_whoever_reads_meanwhile_sees_one_or_the_other(path, monkeypatch):
         original(*args)
         seen.append(open_bundle(path).manifest.routing_profile)
 
-    monkeypatch.setattr(amend.os, "replace", replace_and_look)
+    monkeypatch.setattr(os, "replace", replace_and_look)
     add_profile(path, some_profile(2))
     names = [profile_name(serialise_profile(some_profile(seed))) for seed in (1, 2)]
     assert seen == [names[0], names[0], names[0], names[1]]

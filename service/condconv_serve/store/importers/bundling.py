@@ -18,6 +18,7 @@ from condconv_serve.store.bundle import NewBundle, next_version, write_bundle, w
 from condconv_serve.store.importers.labels import read_labels_file, read_text
 from condconv_serve.store.importers.sources import Imported, Upcycling, import_weights
 from condconv_serve.store.manifest import Accuracy, PreprocessingSpec, Provenance
+from condconv_serve.validation import describe_errors, first_message
 
 _accuracy = TypeAdapter(tuple[Accuracy, ...])
 
@@ -117,8 +118,7 @@ def _preprocessing(request: ImportRequest, architecture: Architecture, imported:
             exact_decoding=request.exact_decoding,
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ImportFailed(f"{first['loc'][0]}: {first['msg']}, not {first['input']}.") from error
+        raise ImportFailed(f"{describe_errors(error, show_values=True)}.") from error
 
 
 def _normalisation(imported: Imported, *, static: bool) -> tuple[Channels, Channels]:
@@ -139,7 +139,7 @@ def _read_accuracy(file: Path) -> tuple[Accuracy, ...]:
     try:
         return _accuracy.validate_json(read_text(file))
     except ValidationError as error:
-        raise ImportFailed(f"{file.name} is no list of measurements: {error.errors()[0]['msg']}.") from error
+        raise ImportFailed(f"{file.name} is no list of measurements: {first_message(error)}.") from error
 
 
 def _sha256(file: Path) -> str:

@@ -26,6 +26,7 @@ from condconv_serve.store.pull.checksums import Checksums, sha256_of
 from condconv_serve.store.pull.download import Limits, Reporter, Silence, download, is_disk_full, mirrored, shown
 from condconv_serve.store.pull.hub import download_from_hub
 from condconv_serve.store.pull.published import Checkpoint, HubSource, UrlSource, imagenet_labels
+from condconv_serve.validation import first_message
 
 MAX_MEMBERS = 1000
 """The most files that an archive may hold. Published ones hold five."""
@@ -95,7 +96,7 @@ def _check_place(request: PullRequest) -> None:
         try:
             TypeAdapter(kind).validate_python(value)
         except ValidationError as error:
-            raise InvalidParameter(f"{value!r} can't be a model's {what}: {error.errors()[0]['msg']}.") from error
+            raise InvalidParameter(f"{value!r} can't be a model's {what}: {first_message(error)}.") from error
 
 
 def _existing(request: PullRequest, store: Path, checksums: Checksums) -> Path | None:
