@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from condconv_serve.domain import Preprocessing, Row, can_be_label, readable
 from condconv_serve.errors import DataSetError, ServiceError
+from condconv_serve.files import write_whole
 from condconv_serve.imaging import make_row
 from condconv_serve.imaging.formats import IMAGE_SUFFIXES
 from condconv_serve.machine.cores import available_cores
@@ -181,7 +182,7 @@ def read_rows(
     if not kept:
         raise DataSetError(f"None of the {total} images can be read; the first one, {failures[0][0]}: {failures[0][1]}")
     rows = _rows(file, images, kept, failures)
-    index.write_text(json.dumps({"kept": kept, "failures": [(str(path), reason) for path, reason in failures]}))
+    write_whole(index, json.dumps({"kept": kept, "failures": [(str(path), reason) for path, reason in failures]}))
     return rows
 
 
