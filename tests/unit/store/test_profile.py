@@ -11,10 +11,11 @@ from safetensors.numpy import load, save
 from condconv_serve import files
 from condconv_serve.domain import RoutingProfile
 from condconv_serve.errors import BundleError
+from condconv_serve.nn import get_architecture
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.store import add_profile, open_bundle, read_profile, write_bundle
 from condconv_serve.store.profile import parse_profile, profile_name, serialise_profile
-from tests.unit.store.samples import default_model, new_bundle, replace_file
+from tests.unit.store.samples import DEFAULT, new_bundle, replace_file
 
 
 def some_profile(seed=0, *, blocks=2, experts=3):
@@ -148,10 +149,11 @@ def test_the_manifest_takes_no_other_names(path):
 
 
 def test_the_shipped_model_has_one():
-    model = default_model()
-    profile = model.routing_profile
+    bundle = open_bundle(DEFAULT)
+    architecture = get_architecture(bundle.manifest.architecture.name, **bundle.manifest.architecture.overrides)
+    profile = read_profile(bundle)
     assert profile.images == 250
-    assert profile.mean.shape == (len(model.routing_blocks), model.num_experts)
+    assert profile.mean.shape == (len(architecture.routing_blocks()), architecture.num_experts)
     assert 0.1 < profile.deviation.mean() < 0.3
 
 
