@@ -1,4 +1,4 @@
-"""A network of one's own with CondConv layers: build it, train it with `fit`, save it as a bundle, and serve it.
+"""Your own network with CondConv layers: build it, train it with `fit`, save it as a bundle, and serve it.
 
 python examples/own_network.py models/     then     condconv serve --model-store models/
 """

@@ -20,7 +20,9 @@ Arguments = ParamSpec("Arguments")
 Store = Annotated[
     Path | None, typer.Option("--model-store", help="Directory with the bundles.", envvar="CONDCONV_MODEL_STORE")
 ]
-ModelOption = Annotated[str | None, typer.Option("--model", help="Model to use; the default one if absent.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Model to use. Default: the default model of the store.")
+]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, directories, or globs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape of the HTTP answer.")]
 

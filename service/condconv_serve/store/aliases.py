@@ -24,7 +24,7 @@ from condconv_serve.store.manifest import VersionName
 
 ALIASES: Final = "aliases.json"
 DEFAULT_ALIAS: Final = "default"
-"""What requests get that name no version, if the model has an alias of this name."""
+"""If a model has an alias of this name, requests that name no version follow it."""
 
 _LOCK = ".aliases.lock"
 _MAX_BYTES = 2**20
@@ -96,7 +96,7 @@ def set_alias(store: Path, model: str, alias: str, versions: Mapping[str, int]) 
     """Point an alias at versions; it is made if it doesn't exist.
 
     Raises:
-        InvalidParameter: the name is none, or the versions and weights can't be.
+        InvalidParameter: the name, a version or a weight is not allowed.
         BundleError: the present aliases are damaged.
         StoreNotWritable: nothing can be written there.
     """
@@ -114,13 +114,14 @@ def check_alias(alias: str, versions: Mapping[str, int]) -> None:
     """Check an alias before it is set.
 
     Raises:
-        InvalidParameter: the name is none, or the versions and weights can't be.
+        InvalidParameter: the name, a version or a weight is not allowed.
     """
     try:
         _alias_name.validate_python(alias)
     except ValidationError as error:
         raise InvalidParameter(
-            f"{alias!r} is no name for an alias: it starts with a letter, and has up to 64 of a-z, 0-9, '.', '_', '-'."
+            f"An alias can't be called {alias!r}. It must start with a letter, and have up to 64 of a-z, 0-9, '.', '_' "
+            "and '-'."
         ) from error
     try:
         _split.validate_python(dict(versions), strict=True)
@@ -140,7 +141,7 @@ def roll_back(store: Path, model: str, alias: str) -> Alias:
     with _changing(store, model) as aliases:
         now = find_alias(aliases, model, alias)
         if now.previous is None:
-            raise InvalidParameter(f"Alias {alias} of {model} has pointed nowhere else before.")
+            raise InvalidParameter(f"Alias {alias} of {model} never pointed anywhere else.")
         aliases[alias] = Alias(versions=now.previous, previous=now.versions)
         return aliases[alias]
 

@@ -16,8 +16,8 @@ from condconv_serve.store.profile import profile_name, serialise_profile
 def add_profile(path: Path, profile: RoutingProfile) -> Bundle:
     """Give a bundle a reference profile, in place of the one it has.
 
-    The new manifest replaces the old one at once, and each names a file of its own: whoever reads meanwhile sees the
-    bundle as it was or as it is.
+    The new manifest replaces the old one in one step, and the two name different files. A reader sees the bundle as
+    it was or as it is.
 
     Returns:
         The bundle as it is now.

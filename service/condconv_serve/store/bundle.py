@@ -171,7 +171,7 @@ def check_free(store: Path, name: str, version: str) -> Path:
         The directory that it would have.
 
     Raises:
-        BundleError: it exists already, or it couldn't be called so.
+        BundleError: it exists already, or the name or version is not allowed.
     """
     for what, value, allowed in (("name", name, _name), ("version", version, _version)):
         try:
@@ -211,7 +211,7 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
         BundleError: the version exists already, or what is to be written isn't a valid bundle.
         OSError: the disk is full or not writable; nothing is left behind.
     """
-    manifest = _manifest(new)  # first, so that no directory is named by what is no name
+    manifest = _manifest(new)  # first, so that a bad name never becomes a directory
     target = check_free(store, new.name, new.version)
     created = [directory for directory in target.parents if not directory.exists()]
     try:

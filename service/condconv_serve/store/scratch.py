@@ -1,4 +1,4 @@
-"""Hidden directories of the store to write in. What a killed process has left of them, the next one removes."""
+"""Hidden directories to write in, inside the store. The next writer removes what a killed one has left."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOCK = ".lock"
 
 @contextlib.contextmanager
 def scratch_directory(store: Path) -> Iterator[Path]:
-    """Make a directory whose leading dot keeps readers away, and remove it with all that is in it then.
+    """Make a directory that readers pass over, since its name starts with a dot. It is removed in the end.
 
     Raises:
         OSError: the store can't be written.
@@ -27,7 +27,7 @@ def scratch_directory(store: Path) -> Iterator[Path]:
         scratch = Path(name)
         new = scratch / f"{_LOCK}-new"
         with _locked(new) as locked:
-            # It gets its name once it is locked, so whoever finds it unlocked knows that its process has ended.
+            # The lock gets its name once it is held. So if it has that name and is free, its process has ended.
             if locked:
                 os.replace(new, scratch / _LOCK)
             yield scratch

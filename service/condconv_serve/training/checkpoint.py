@@ -1,4 +1,4 @@
-"""The state of an unfinished run on disk: one file, replaced in one step; a killed process loses an epoch at most."""
+"""The state of an unfinished run: one file, replaced in one step. A killed process loses one epoch at most."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def claimed(self, options: Mapping[str, Any], *, resume: bool, restart: bool = False) -> Iterator[None]:
-        """Own the folder for the time of a run. It goes if the run succeeds, or can't even begin; else it stays.
+        """Own the folder for the time of a run. It is removed if the run succeeds or can't begin, and kept otherwise.
 
         Args:
             options: what the run depends on; a resumed run must have the same.
@@ -42,7 +42,7 @@ class RunDirectory:
 
         Raises:
             ConfigurationError: there is an unfinished run and it isn't to be resumed, or its options were others, or
-                another process is at it.
+                another process is training it.
         """
         file = self.path / _OPTIONS
         self.path.mkdir(parents=True, exist_ok=True)

@@ -434,11 +434,11 @@ class TestModels:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (["--override", "width"], "'width' is no NAME=NUMBER"),
-            (["--override", "width=wide"], "'width=wide' is no NAME=NUMBER"),
-            (["--mean", "1,2"], "'1,2' is neither one number nor three"),
-            (["--std", "one"], "'one' is neither one number nor three"),
-            (["--upcycle-noise", "0.1"], "only upcycled experts can differ; add --upcycle"),
+            (["--override", "width"], "'width' is not of the form NAME=NUMBER"),
+            (["--override", "width=wide"], "'width=wide' is not of the form NAME=NUMBER"),
+            (["--mean", "1,2"], "'1,2' must be one number or three"),
+            (["--std", "one"], "'one' must be one number or three"),
+            (["--upcycle-noise", "0.1"], "only upcycled experts can differ: add --upcycle"),
             (["--experts", "0"], "should be greater than or equal to 1"),
         ],
     )
