@@ -1,8 +1,9 @@
-"""Files that are replaced whole or not at all: readers see the old one or the new one, also after a crash."""
+"""Files: replaced whole or not at all, so that readers see the old one or the new one; and their checksums."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -80,3 +81,13 @@ def sync_directory(directory: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from condconv_serve.documents import parse_document
 from condconv_serve.domain import Label, RoutingProfile
 from condconv_serve.errors import BundleError
-from condconv_serve.files import flush, sync_directory
+from condconv_serve.files import flush, sha256_of, sync_directory
 from condconv_serve.store.manifest import (
     OWN_NETWORK,
     SCHEMA_VERSION,
@@ -301,7 +300,7 @@ def dump_manifest(manifest: Manifest) -> bytes:
 
 
 def _describe(file: Path) -> FileSpec:
-    return FileSpec(size=file.stat().st_size, sha256=_sha256(file))
+    return FileSpec(size=file.stat().st_size, sha256=sha256_of(file))
 
 
 def _check_file(path: Path, name: str, spec: FileSpec) -> None:
@@ -312,16 +311,11 @@ def _check_file(path: Path, name: str, spec: FileSpec) -> None:
     if size != spec.size:
         raise BundleError(f"{_id(path)}: {name} has {size} bytes, but the manifest says {spec.size}.")
     try:
-        digest = _sha256(file)
+        digest = sha256_of(file)
     except OSError as error:
         raise BundleError(f"{_id(path)}: {name} can't be read.") from error
     if digest != spec.sha256:
         raise BundleError(f"{_id(path)}: {name} has SHA-256 {digest}, but the manifest says {spec.sha256}.")
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _read_text(path: Path, name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from condconv_serve.domain import Label, TransformName, readable
 from condconv_serve.errors import ImportFailed
+from condconv_serve.files import sha256_of
 from condconv_serve.nn import Architecture, get_architecture
 from condconv_serve.store.bundle import NewBundle, next_version, write_bundle, write_next_bundle
 from condconv_serve.store.importers.labels import read_labels_file, read_text
@@ -98,7 +98,7 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
             source=readable(Path(os.path.abspath(origin)).name),
             method=request.method or _method(architecture, request.upcycling),
             url=request.url,
-            source_sha256=_sha256(origin) if origin.is_file() else None,
+            source_sha256=sha256_of(origin) if origin.is_file() else None,
         ),
         licence=request.licence,
         model_card=card,
@@ -140,8 +140,3 @@ def _read_accuracy(file: Path) -> tuple[Accuracy, ...]:
         return _accuracy.validate_json(read_text(file))
     except ValidationError as error:
         raise ImportFailed(f"{file.name} is no list of measurements: {first_message(error)}.") from error
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
