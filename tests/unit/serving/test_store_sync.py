@@ -283,7 +283,7 @@ async def test_an_alias_that_cannot_be_stays_as_it_was(place):
     rewrite(place.add("pear", "2"), schema_version=9)
     with pytest.raises(BundleError):
         await place.sync.set_alias("pear", "stable", {"1": 1, "2": 1})
-    with pytest.raises(InvalidParameter, match="nowhere else"):
+    with pytest.raises(InvalidParameter, match="never pointed anywhere else"):
         await place.sync.roll_back("pear", "stable")
     with pytest.raises(AliasNotFound):
         await place.sync.delete_alias("pear", "canary")

@@ -118,7 +118,8 @@ def _preprocessing(request: ImportRequest, architecture: Architecture, imported:
             exact_decoding=request.exact_decoding,
         )
     except ValidationError as error:
-        raise ImportFailed(f"{describe_errors(error, show_values=True)}.") from error
+        described = describe_errors(error, most=1, write_place=lambda place: str(place[0]), show_values=True)
+        raise ImportFailed(f"{described}.") from error
 
 
 def _normalisation(imported: Imported, *, static: bool) -> tuple[Channels, Channels]:
