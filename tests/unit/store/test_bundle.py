@@ -215,7 +215,7 @@ def test_what_vanishes_or_cannot_be_read_meanwhile(path, monkeypatch):
     def refuse(file):
         raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
-    monkeypatch.setattr(bundle_module, "_sha256", refuse)
+    monkeypatch.setattr(bundle_module, "sha256_of", refuse)
     assert refusal(open_bundle, path).endswith(" can't be read.")
 
 
