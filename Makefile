@@ -99,7 +99,7 @@ check: $(VENV)/.check  ## Format, lint, types, import contracts, generated docum
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python docs/generate.py --check
-	@$(BIN)/python -m pytest -q -m files tests/deploy
+	@$(BIN)/python -m pytest -q -m files tests/deploy tests/files
 
 format: $(VENV)/.check  ## Rewrite the code in the house format
 	@$(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""A network of one's own, whose blocks have different numbers of experts, the first one the fewest."""
+"""Your own network, whose blocks have different numbers of experts, the first one the fewest."""
 
 from __future__ import annotations
 

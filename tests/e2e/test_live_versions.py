@@ -278,7 +278,7 @@ def damage_link(path: Path) -> str:
 
 def damage_schema(path: Path) -> str:
     rewrite(path, schema_version=2)
-    return "schema version 2 is newer"
+    return "manifest.json has schema version 2, newer"
 
 
 def damage_json(path: Path) -> str:

@@ -61,7 +61,7 @@ def test_on_a_server(server: Server, store: Path) -> None:
     assert run("rollback", "tiny", "stable", **asked).output == "tiny: stable -> 1 (75.0%), 2 (25.0%)\n"
     refused = run("unload", "tiny/1", **asked)
     assert (refused.exit_code, "Version 1 of tiny is what stable points at." in refused.output) == (1, True)
-    assert run("unalias", "tiny", "stable", **asked).output == "tiny has no alias stable any more\n"
+    assert run("unalias", "tiny", "stable", **asked).output == "removed alias stable of tiny\n"
     assert run("unload", "tiny/1", **asked).exit_code == 0
     assert run("aliases", "tiny", **asked).output == "tiny has no aliases\n"
     assert read_aliases(store, "tiny") == {}
@@ -71,10 +71,10 @@ def test_on_a_server(server: Server, store: Path) -> None:
     ("arguments", "says"),
     [
         (("load", "tiny/7"), "Model tiny has no version '7'"),
-        (("load", "tiny"), "names no version"),
+        (("load", "tiny"), "is not a version"),
         (("alias", "tiny", "stable", "1=x"), "must be a whole number"),
         (("alias", "tiny", "stable", "1", "1"), "given twice"),
-        (("alias", "tiny", "Stable", "1"), "is no name for an alias"),
+        (("alias", "tiny", "Stable", "1"), "An alias can't be called 'Stable'"),
         (("rollback", "tiny", "nothing"), "has no alias 'nothing'"),
         (("unalias", "../tiny", "stable"), "There is nothing at"),
     ],

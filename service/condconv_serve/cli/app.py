@@ -47,10 +47,8 @@ def common(
 @app.command(epilog="Example: [bold]condconv serve --port 9000 --model-store ./models[/]")
 @friendly
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 if absent.")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one; 8000 if absent.")
-    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port. 0 takes a free one. Default: 8000.")] = None,
     model_store: Store = None,
 ) -> None:
     """Serve all models of the store over HTTP.

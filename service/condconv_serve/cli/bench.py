@@ -11,7 +11,7 @@ from rich.table import Table
 from condconv_serve.cli.common import ModelOption, Store, friendly, read_settings
 from condconv_serve.cli.output import add_row, err, print_json, print_table, say
 
-app = typer.Typer(help="Measure what this machine makes of a model.", no_args_is_help=True)
+app = typer.Typer(help="Measure how fast this machine runs a model.", no_args_is_help=True)
 
 
 @app.command("engine", epilog="Example: [bold]condconv bench engine --precision float32 --precision bfloat16[/]")
@@ -20,19 +20,23 @@ def bench_engine(
     model: ModelOption = None,
     engine: Annotated[
         list[str] | None,
-        typer.Option(help="Engine to measure, repeatable; the one that would serve if absent."),
+        typer.Option(help="Engine to measure. Can be given several times. Default: the one that would serve."),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="Precision to measure, repeatable; the one that would serve if absent."),
+        typer.Option(help="Precision to measure. Can be given several times. Default: the one that would serve."),
     ] = None,
     streams: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=1024, help="Streams to measure, repeatable; as many as would serve if absent."),
+        typer.Option(
+            min=1, max=1024, help="Streams to measure. Can be given several times. Default: as many as would serve."
+        ),
     ] = None,
     batch_size: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=1024, help="Batch size to measure, repeatable; 1, 2, 4 and 8 if absent."),
+        typer.Option(
+            min=1, max=1024, help="Batch size to measure. Can be given several times. Default: 1, 2, 4 and 8."
+        ),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.01, max=600, help="Seconds per measurement.")] = 2.0,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each combination is measured, in turns.")] = 3,

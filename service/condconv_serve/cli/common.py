@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -14,13 +13,16 @@ from pydantic import ValidationError
 from condconv_serve.cli.output import print_failure
 from condconv_serve.errors import ServiceError
 from condconv_serve.settings import Settings
+from condconv_serve.validation import wanted_values
 
 Arguments = ParamSpec("Arguments")
 
 Store = Annotated[
     Path | None, typer.Option("--model-store", help="Directory with the bundles.", envvar="CONDCONV_MODEL_STORE")
 ]
-ModelOption = Annotated[str | None, typer.Option("--model", help="Model to use; the default one if absent.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Model to use. Default: the default model of the store.")
+]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, directories, or globs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape of the HTTP answer.")]
 
@@ -47,11 +49,8 @@ def read_settings(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        # One that may be of several kinds has an error for each of them.
-        for (name, wrong), kinds in groupby(error.errors(), lambda e: (e["loc"][0], repr(e["input"]))):
-            first, *others = (kind["msg"] for kind in kinds)
-            wanted = " or ".join((first, *(other.removeprefix("Input should be ") for other in others)))
-            print_failure("error", f"CONDCONV_{str(name).upper()}: {wanted}, not {wrong}")
+        for name, wanted in wanted_values(error):
+            print_failure("error", f"CONDCONV_{name.upper()}: {wanted}")
         raise typer.Exit(2) from error
 
 

@@ -23,16 +23,18 @@ _DECODING_FROM = 500
 def finetune_model(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help=r"Model to start from, NAME\[/VERSION].")],
     data: Annotated[
-        Path, typer.Option(help="Images: a folder per class; with --teacher any folder, labels aren't needed.")
+        Path, typer.Option(help="Your images, in a folder per class. With --teacher any folder of images will do.")
     ],
     name: Annotated[str, typer.Option(help="Name of the new model.")],
     version: Annotated[
-        str | None, typer.Option(help="Version of the new bundle; one more than the largest there is if absent.")
+        str | None, typer.Option(help="Version of the new bundle. Default: the next free number.")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(metavar="NAME[/VERSION]", help="Distil: learn this model's answers.")
+        str | None, typer.Option(metavar="NAME[/VERSION]", help="Distil: learn the answers of this model.")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="Softens both answers before they are compared.")] = 2.0,
+    temperature: Annotated[
+        float, typer.Option(help="With --teacher: how much both answers are softened before they are compared.")
+    ] = 2.0,
     train: Annotated[
         Literal["all", "experts", "routing", "head"],
         typer.Option(help="What learns: all layers; experts, routers and head; routers and head; only the head."),
@@ -40,33 +42,36 @@ def finetune_model(
     freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="The same as --train head.")] = False,
     epochs: Annotated[int, typer.Option(min=1, help="How often all images are seen.")] = 10,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="The greatest one; it falls along a cosine.")] = 1e-3,
-    validation_split: Annotated[float, typer.Option(help="Share of the images that is held back to validate.")] = 0.2,
+    learning_rate: Annotated[
+        float, typer.Option(help="The highest learning rate. It rises at first, then falls along a cosine.")
+    ] = 1e-3,
+    validation_split: Annotated[float, typer.Option(help="Share of the images to hold back for validation.")] = 0.2,
     validation_data: Annotated[
-        Path | None, typer.Option(help="Labelled images to validate with instead, a folder per class.")
+        Path | None, typer.Option(help="Validate with these images instead, in a folder per class.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels per side, if not the bundle's.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels per side, if other than the bundle's.")] = None,
     augment: Annotated[
-        bool, typer.Option("--augment/--no-augment", help="Shift training images and change their brightness.")
+        bool, typer.Option("--augment/--no-augment", help="Shift the training images and change their brightness.")
     ] = True,
     mirror: Annotated[
-        bool, typer.Option("--mirror/--no-mirror", help="Mirror half of them; not for writing or digits.")
+        bool,
+        typer.Option(
+            "--mirror/--no-mirror", help="Mirror half of the training images. Turn it off for text or digits."
+        ),
     ] = True,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Of the split, the order and all else that is random.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything that is random.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget an interrupted run.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an interrupted run and start again.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures of all epochs as JSON.")] = False,
     model_store: Store = None,
 ) -> None:
-    """Adapt a bundle to images of one's own, or distil another one into it; writes a new bundle."""
+    """Adapt a bundle to your own images, or distil another one into it. Writes a new bundle."""
     if resume and restart:
-        raise typer.BadParameter(
-            "a run is continued or forgotten; give one of the two.", param_hint="--resume, --restart"
-        )
+        raise typer.BadParameter("you can continue a run or forget it, not both.", param_hint="--resume, --restart")
     if freeze_backbone and train not in ("all", "head"):
-        raise typer.BadParameter(f"only the head would learn, not {train}.", param_hint="--freeze-backbone, --train")
+        raise typer.BadParameter(
+            f"this trains the head only, but --train says {train}.", param_hint="--freeze-backbone, --train"
+        )
     settings = read_settings(model_store=model_store)
     from condconv_serve.store import Catalog
 
@@ -103,7 +108,7 @@ def finetune_model(
         with ProgressListener(err, epochs=epochs, distils=distils) as listener:
             finished = finetune(request, store=settings.model_store, listener=listener)
     except KeyboardInterrupt:
-        say("interrupted; the same command with --resume continues", console=err)
+        say("Interrupted. To continue, run the same command with --resume.", console=err)
         raise typer.Exit(130) from None
     if as_json:
         print_json({"bundle": str(finished.path), "best_epoch": finished.best_epoch, "epochs": finished.history})

@@ -20,7 +20,8 @@ app = typer.Typer()
 def predict(
     images: Images,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", min=1, help="Classes to show per image; 5, or all if there are fewer.")
+        int | None,
+        typer.Option("--top-k", min=1, help="Classes to show per image. Default: 5, or all if there are fewer."),
     ] = None,
     as_json: Json = False,
     model: ModelOption = None,
@@ -55,7 +56,9 @@ def routing(
     images: Images,
     by: Annotated[
         Literal["image", "class"],
-        typer.Option(help="Show each image, or the mean of each class, which is the directory that an image lies in."),
+        typer.Option(
+            help="Show each image, or the mean of each class. The class is the directory that the image lies in."
+        ),
     ] = "image",
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture (.png, .svg or .pdf).")
@@ -78,7 +81,7 @@ def routing(
     if report is not None:
         check_report_path(report)
         if by != "class":
-            raise InvalidParameter("A report is of classes: add --by class.")
+            raise InvalidParameter("A report compares classes: add --by class.")
     answer = classify_files(read_settings(model_store=model_store), expand(images), model=model, top_k=1, console=err)
     predictions = [(r.filename or r.id, r.prediction) for r in answer.results if r.prediction is not None]
     if by == "class":

@@ -15,20 +15,20 @@ app = typer.Typer(help="Make API keys.", no_args_is_help=True)
 @app.command("new", epilog="Example: [bold]condconv keys new --name ci --requests-per-minute 600[/]")
 @friendly
 def make_key(
-    name: Annotated[str, typer.Option(help="Who uses it; letters, digits, and . _ - between them. Logs show it.")],
+    name: Annotated[str, typer.Option(help="Who uses it. Letters, digits and . _ - are allowed. Logs show it.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="What it is for, repeatable: predict or admin, which implies predict; predict if absent."),
+        typer.Option(help="predict, or admin, which includes predict. Can be given several times. Default: predict."),
     ] = None,
     requests_per_minute: Annotated[
-        int | None, typer.Option(min=1, max=1_000_000, help="Most requests in any 60 seconds; no limit if absent.")
+        int | None, typer.Option(min=1, max=1_000_000, help="Most requests in any 60 seconds. Default: no limit.")
     ] = None,
 ) -> None:
-    """Make an API key: the secret, shown this once, and the entry to store for the server."""
+    """Make an API key. Prints the secret, which is shown only once, and the entry to store for the server."""
     from condconv_serve.fronts.keys import new_key
 
     secret, key = new_key(name, scopes=scope or ["predict"], requests_per_minute=requests_per_minute)
-    say("The secret, which can't be shown again; give it to whoever is to use the service:", console=err)
+    say("The secret. It can't be shown again, so give it to the user now:", console=err)
     print(secret, flush=True)
     say('The entry to add to "keys" in the keys file:', console=err)
     print_json(key.model_dump(exclude_none=True))

@@ -67,14 +67,14 @@ def show_model(
 @friendly
 def verify_models(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME[/VERSION]]...", help="Bundles to check; all if absent.")
+        list[str] | None, typer.Argument(metavar="[NAME[/VERSION]]...", help="Bundles to check. Default: all.")
     ] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"] | None,
         typer.Option(help="Also compare the answers in this precision with those in float32."),
     ] = None,
     images: Annotated[
-        list[str] | None, typer.Option(help="Photos to compare with; four that ship with the service if absent.")
+        list[str] | None, typer.Option(help="Photos to compare with. Default: four that ship with the service.")
     ] = None,
     model_store: Store = None,
 ) -> None:
@@ -134,7 +134,7 @@ def import_model(
     architecture: Annotated[str, typer.Option(help="Architecture of the weights.")],
     name: Annotated[str, typer.Option(help="Name of the new model.")],
     version: Annotated[
-        str | None, typer.Option(help="Version of the new bundle; one more than the largest there is if absent.")
+        str | None, typer.Option(help="Version of the new bundle. Default: the next free number.")
     ] = None,
     labels: Annotated[
         Path | None,
@@ -158,7 +158,8 @@ def import_model(
         bool, typer.Option("--upcycle", help="Make experts of a static network: each starts as a copy of its kernel.")
     ] = False,
     experts: Annotated[
-        int | None, typer.Option(min=1, max=64, help="Experts per CondConv layer; the architecture's own if absent.")
+        int | None,
+        typer.Option(min=1, max=64, help="Experts per CondConv layer. Default: as the architecture has them."),
     ] = None,
     upcycle_noise: Annotated[
         float,
@@ -168,15 +169,20 @@ def import_model(
     ] = 0.0,
     override: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=NUMBER", help="Another parameter of the architecture that differs, repeatable."),
+        typer.Option(
+            metavar="NAME=NUMBER",
+            help="Another parameter of the architecture that differs. Can be given several times.",
+        ),
     ] = None,
     mean: Annotated[
         str | None,
-        typer.Option(metavar="R,G,B", help="Mean of the pixels, 0 to 255; that of such networks if absent."),
+        typer.Option(metavar="R,G,B", help="Mean of the pixels, 0 to 255. Default: as such networks were trained."),
     ] = None,
     std: Annotated[
         str | None,
-        typer.Option(metavar="R,G,B", help="Their standard deviation, 0 to 255; that of such networks if absent."),
+        typer.Option(
+            metavar="R,G,B", help="Standard deviation of the pixels, 0 to 255. Default: as such networks were trained."
+        ),
     ] = None,
     card: Annotated[Path | None, typer.Option(help="Model card, Markdown.")] = None,
     licence: Annotated[str, typer.Option(help="SPDX licence expression of the weights.")] = "unknown",
@@ -187,9 +193,9 @@ def import_model(
     url: Annotated[str | None, typer.Option(help="Where the weights were published.")] = None,
     model_store: Store = None,
 ) -> None:
-    """Make a bundle of foreign weights."""
+    """Make a bundle of weights from elsewhere."""
     if upcycle_noise and not upcycle:
-        raise typer.BadParameter("only upcycled experts can differ; add --upcycle.", param_hint="--upcycle-noise")
+        raise typer.BadParameter("only upcycled experts can differ: add --upcycle.", param_hint="--upcycle-noise")
     overrides = parse_overrides(override or []) | ({} if experts is None else {"num_experts": experts})
     means, deviations = parse_channels(mean, "--mean"), parse_channels(std, "--std")
     from condconv_serve.runtime.tensorflow_import import import_tensorflow
@@ -230,14 +236,15 @@ def import_model(
 def profile_model(
     name: Annotated[str, typer.Argument(metavar="NAME[/VERSION]")],
     images: Annotated[
-        list[str], typer.Option(help="Photos such as the service will see: files, directories, or globs; repeatable.")
+        list[str],
+        typer.Option(
+            help="Photos like those that the service will see: files, directories or globs. Can be given several times."
+        ),
     ],
-    min_class_images: Annotated[
-        int, typer.Option(min=1, help="Images that a class needs for a profile of its own.")
-    ] = 5,
+    min_class_images: Annotated[int, typer.Option(min=1, help="Images that a class needs to get its own profile.")] = 5,
     model_store: Store = None,
 ) -> None:
-    """Add a reference routing profile to a bundle, for drift and distances to be measured from."""
+    """Add a reference routing profile to a bundle. Drift is measured against it."""
     from condconv_serve.offline.files import expand
     from condconv_serve.offline.profile import profile_files
     from condconv_serve.store import Catalog, add_profile
@@ -254,7 +261,7 @@ def profile_model(
         f"own, in {bundle.manifest.routing_profile}"
     )
     if made.profile.images < FEW_IMAGES:
-        say(f"With fewer than {FEW_IMAGES} images chance hides all but gross drift.", console=err)
+        say(f"With fewer than {FEW_IMAGES} images only strong drift can be told from chance.", console=err)
     raise typer.Exit(1 if made.failures else 0)
 
 
@@ -270,7 +277,7 @@ def parse_overrides(texts: list[str]) -> dict[str, int | float]:
         try:
             overrides[name] = int(value) if value.strip().isdecimal() else float(value)
         except ValueError:
-            raise typer.BadParameter(f"{text!r} is no NAME=NUMBER.", param_hint="--override") from None
+            raise typer.BadParameter(f"{text!r} is not of the form NAME=NUMBER.", param_hint="--override") from None
     return overrides
 
 
@@ -286,5 +293,5 @@ def parse_channels(text: str | None, option: str) -> tuple[float, float, float] 
         numbers = [float(part) for part in text.split(",")]
         red, green, blue = numbers * 3 if len(numbers) == 1 else numbers
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is neither one number nor three.", param_hint=option) from None
+        raise typer.BadParameter(f"{text!r} must be one number or three.", param_hint=option) from None
     return red, green, blue

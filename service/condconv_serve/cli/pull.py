@@ -1,4 +1,4 @@
-"""Commands that fetch published checkpoints, and how they show that they get on."""
+"""Commands that fetch published checkpoints, and how they show their progress."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CatalogueOption = Annotated[
     str | None,
     typer.Option(
-        "--catalogue", metavar="FILE|URL", help="Another catalogue.", envvar="CONDCONV_CATALOGUE", show_envvar=False
+        "--catalogue", metavar="FILE|URL", help="Your own catalogue.", envvar="CONDCONV_CATALOGUE", show_envvar=False
     ),
 ]
 
@@ -46,11 +46,13 @@ app = typer.Typer()
 @friendly
 def pull_model(
     checkpoint: Annotated[str, typer.Argument(metavar="NAME", help="Checkpoint of the catalogue.")],
-    name: Annotated[str | None, typer.Option(help="Name of the model; that of the checkpoint if absent.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model. Default: the name of the checkpoint.")] = None,
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
     accept_changed: Annotated[
         bool,
-        typer.Option("--accept-changed", help="Download anew, and take a file that differs from the first pull's."),
+        typer.Option(
+            "--accept-changed", help="Download again, and accept a file that differs from the one of the first pull."
+        ),
     ] = False,
     catalogue: CatalogueOption = None,
     model_store: Store = None,
@@ -126,7 +128,7 @@ def _limits(settings: Settings) -> Limits:
 
 @contextmanager
 def _reporter() -> Iterator[Reporter]:
-    """A progress bar on a terminal, now and then a line elsewhere; both on stderr."""
+    """A progress bar on a terminal, a line now and then elsewhere. Both on stderr."""
     if not err.is_terminal:
         yield _Lines()
         return

@@ -51,13 +51,13 @@ class RemoteService:
         """
         api_key = (api_key or "").strip()
         if not (api_key.isascii() and api_key.isprintable()):
-            raise RemoteFailed("The API key holds characters that are in no key.")
+            raise RemoteFailed("The API key holds characters that no key has.")
         headers = {"X-API-Key": api_key} if api_key else {}
         timeout = httpx.Timeout(_LOAD_SECONDS, connect=_CONNECT_SECONDS)
         try:
             self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout)
         except (httpx.InvalidURL, UnicodeError, ValueError) as error:
-            raise RemoteFailed(f"{url!r} is no address of a server: {error}.") from error
+            raise RemoteFailed(f"{url!r} is not the address of a server: {error}.") from error
         self._url = self._client.base_url.copy_with(userinfo=b"")  # messages tell no password
 
     def __enter__(self) -> RemoteService:
@@ -107,7 +107,9 @@ class RemoteService:
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error).rstrip(".") or type(error).__name__
             raise RemoteFailed(f"The server at {self._url} can't be reached: {reason}.") from error
-        foreign = RemoteFailed(f"The server at {self._url} answered {response.status_code}, but it is none of ours.")
+        foreign = RemoteFailed(
+            f"The server at {self._url} answered {response.status_code}, but that isn't an answer of condconv-serve."
+        )
         try:
             if response.is_success:
                 return TypeAdapter(kind).validate_json(response.content or b"null", strict=True)

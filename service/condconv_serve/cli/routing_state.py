@@ -25,9 +25,9 @@ app = typer.Typer()
 )
 @friendly
 def routing_state(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="States, each from GET /routing/state.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="States that GET /routing/state gave.")],
     into: Annotated[
-        Path | None, typer.Option("--into", metavar="FILE", help="Write the sum, as a state again (.npz).")
+        Path | None, typer.Option("--into", metavar="FILE", help="Write the sum as a state (.npz).")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -18,7 +18,7 @@ MaybeUrl = Annotated[
     str | None,
     typer.Option(
         "--url",
-        help="Ask this server, which loads the versions first. If absent, the store is changed, and servers follow.",
+        help="Ask this server, which loads the versions first. Default: change the store, and its servers follow.",
         envvar="CONDCONV_URL",
     ),
 ]
@@ -27,7 +27,12 @@ ApiKey = Annotated[
     typer.Option("--api-key", help="A key with the scope admin.", envvar="CONDCONV_API_KEY", show_envvar=True),
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Model.")]
-AliasName = Annotated[str, typer.Argument(metavar="ALIAS", help="Such as stable or canary; default is for everybody.")]
+AliasName = Annotated[
+    str,
+    typer.Argument(
+        metavar="ALIAS", help="Such as stable or canary. The alias default is for requests that name no version."
+    ),
+]
 Version = Annotated[str, typer.Argument(metavar="NAME/VERSION")]
 LOCAL = "http://127.0.0.1:8000"
 
@@ -35,7 +40,7 @@ LOCAL = "http://127.0.0.1:8000"
 @app.command("load", epilog="Example: [bold]condconv models load b0-8e/2[/]")
 @friendly
 def load(version: Version, url: Url = LOCAL, api_key: ApiKey = None) -> None:
-    """Have a running server load a version of its store, and keep it."""
+    """Make a running server load a version of its store, and keep it."""
     from condconv_serve.cli.remote import RemoteService
 
     with RemoteService(url, api_key=api_key) as server:
@@ -45,7 +50,7 @@ def load(version: Version, url: Url = LOCAL, api_key: ApiKey = None) -> None:
 @app.command("unload", epilog="Example: [bold]condconv models unload b0-8e/1[/]")
 @friendly
 def unload(version: Version, url: Url = LOCAL, api_key: ApiKey = None) -> None:
-    """Have a running server let go of a version."""
+    """Make a running server unload a version."""
     from condconv_serve.cli.remote import RemoteService
 
     with RemoteService(url, api_key=api_key) as server:
@@ -57,7 +62,10 @@ def unload(version: Version, url: Url = LOCAL, api_key: ApiKey = None) -> None:
 def alias(
     name: Name,
     alias_name: AliasName,
-    versions: Annotated[list[str], typer.Argument(metavar="VERSION[=WEIGHT]...", help="Where it is to point.")],
+    versions: Annotated[
+        list[str],
+        typer.Argument(metavar="VERSION[=WEIGHT]...", help="The version that it points at, or several with weights."),
+    ],
     model_store: Store = None,
     url: MaybeUrl = None,
     api_key: ApiKey = None,
@@ -83,7 +91,7 @@ def alias(
 def roll_back(
     name: Name, alias_name: AliasName, model_store: Store = None, url: MaybeUrl = None, api_key: ApiKey = None
 ) -> None:
-    """Point an alias back to where it pointed before; doing so again undoes it."""
+    """Point an alias back to where it pointed before. A second time undoes it."""
     from condconv_serve.cli.remote import RemoteService
     from condconv_serve.store import Catalog
     from condconv_serve.store import aliases as stored
@@ -114,7 +122,7 @@ def unalias(
         store = read_settings(model_store=model_store).model_store
         Catalog(store).find(name)
         delete_alias(store, name, alias_name)
-    say(f"{name} has no alias {alias_name} any more")
+    say(f"removed alias {alias_name} of {name}")
 
 
 @app.command("aliases", epilog="Example: [bold]condconv models aliases b0-8e[/]")
@@ -141,7 +149,7 @@ def aliases(name: Name, model_store: Store = None, url: MaybeUrl = None, api_key
 def _split(version: str) -> tuple[str, str]:
     name, slash, number = version.partition("/")
     if not (name and slash and number):
-        raise InvalidParameter(f"{version!r} names no version; it should look like b0-8e/2.")
+        raise InvalidParameter(f"{version!r} is not a version. Write it like b0-8e/2.")
     return name, number
 
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from condconv_serve.domain.facts import KeyScope
 from condconv_serve.errors import ConfigurationError, Unauthenticated
+from condconv_serve.validation import describe_errors
 
 logger = logging.getLogger(__name__)
 
@@ -199,10 +200,4 @@ def _state_of(file: Path) -> tuple[int, ...] | None:
 
 
 def _describe(error: ValidationError) -> str:
-    problems = []
-    for item in error.errors(include_input=False, include_url=False)[:3]:
-        # A name that doesn't exist is the author's text, and may be anything.
-        place = item["loc"][:-1] if item["type"] == "extra_forbidden" else item["loc"]
-        message = item["msg"].removeprefix("Value error, ")
-        problems.append(f"{'.'.join(str(part) for part in place) or 'the document'}: {message}")
-    return "; ".join(problems)
+    return describe_errors(error, most=3, whole="the document", hide_unknown=True)

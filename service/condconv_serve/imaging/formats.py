@@ -5,10 +5,22 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from typing import Literal
+from collections.abc import Mapping
+from typing import Final, Literal
 
 FormatName = Literal["JPEG", "PNG", "WebP", "GIF", "TIFF", "BMP"]
 ACCEPTED_FORMATS: tuple[FormatName, ...] = ("JPEG", "PNG", "WebP", "GIF", "TIFF", "BMP")
+SUFFIXES: Final[Mapping[FormatName, tuple[str, ...]]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WebP": (".webp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+}
+"""What files of the accepted formats are called."""
+IMAGE_SUFFIXES: Final = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+"""A folder's files with these suffixes, in lower case, are taken for images."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from condconv_serve.errors import BodyTooLarge, MissingImage
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
-"""What is taken for an image when a directory is searched."""
+from condconv_serve.imaging.formats import IMAGE_SUFFIXES
 
 
 def expand(arguments: Sequence[str]) -> list[Path]:
@@ -22,7 +20,7 @@ def expand(arguments: Sequence[str]) -> list[Path]:
     for argument in arguments:
         path = Path(argument)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
         elif path.exists():
             found = [path]
         else:

@@ -7,23 +7,24 @@ share the store follow it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
-import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
+from condconv_serve.documents import parse_document
 from condconv_serve.domain.manifest import VersionName
 from condconv_serve.errors import AliasNotFound, BundleError, InvalidParameter, StoreNotWritable
+from condconv_serve.files import write_whole
 
 ALIASES: Final = "aliases.json"
 DEFAULT_ALIAS: Final = "default"
-"""What requests get that name no version, if the model has an alias of this name."""
+"""If a model has an alias of this name, requests that name no version follow it."""
 
 _LOCK = ".aliases.lock"
 _MAX_BYTES = 2**20
@@ -88,19 +89,14 @@ def read_aliases(store: Path, model: str) -> dict[str, Alias]:
         raise BundleError(f"{model}: {ALIASES} can't be read.") from error
     if len(raw) > _MAX_BYTES:
         raise BundleError(f"{model}: {ALIASES} has more than {_MAX_BYTES} bytes.")
-    try:
-        return _Document.model_validate_json(raw).aliases
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "document"
-        raise BundleError(f"{model}: {ALIASES} is not valid: {place}: {first['msg']}.") from error
+    return parse_document(raw, _Document, name=f"{model}: {ALIASES}", error=BundleError).aliases
 
 
 def set_alias(store: Path, model: str, alias: str, versions: Mapping[str, int]) -> Alias:
     """Point an alias at versions; it is made if it doesn't exist.
 
     Raises:
-        InvalidParameter: the name is none, or the versions and weights can't be.
+        InvalidParameter: the name, a version or a weight is not allowed.
         BundleError: the present aliases are damaged.
         StoreNotWritable: nothing can be written there.
     """
@@ -118,13 +114,14 @@ def check_alias(alias: str, versions: Mapping[str, int]) -> None:
     """Check an alias before it is set.
 
     Raises:
-        InvalidParameter: the name is none, or the versions and weights can't be.
+        InvalidParameter: the name, a version or a weight is not allowed.
     """
     try:
         _alias_name.validate_python(alias)
     except ValidationError as error:
         raise InvalidParameter(
-            f"{alias!r} is no name for an alias: it starts with a letter, and has up to 64 of a-z, 0-9, '.', '_', '-'."
+            f"An alias can't be called {alias!r}. It must start with a letter, and have up to 64 of a-z, 0-9, '.', '_' "
+            "and '-'."
         ) from error
     try:
         _split.validate_python(dict(versions), strict=True)
@@ -144,7 +141,7 @@ def roll_back(store: Path, model: str, alias: str) -> Alias:
     with _changing(store, model) as aliases:
         now = find_alias(aliases, model, alias)
         if now.previous is None:
-            raise InvalidParameter(f"Alias {alias} of {model} has pointed nowhere else before.")
+            raise InvalidParameter(f"Alias {alias} of {model} never pointed anywhere else.")
         aliases[alias] = Alias(versions=now.previous, previous=now.versions)
         return aliases[alias]
 
@@ -178,32 +175,16 @@ def _changing(store: Path, model: str) -> Iterator[dict[str, Alias]]:
     """Read, let the caller change, and write in one step; replicas that do so at the same time wait."""
     directory = store / model
     try:
-        # A file of its own, and open for writing: NFS locks neither directories nor what is only read.
-        lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        if not directory.is_dir():  # the lock would make it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        # A file of its own, since NFS doesn't lock directories. Some releases of filelock leave it there, others remove
+        # it with the lock: both look after those who wait, so it is never removed here.
+        with FileLock(directory / _LOCK, poll_interval=0.01):
             aliases = read_aliases(store, model)
             yield aliases
-            document = {"schema_version": 1, "aliases": {k: v.model_dump() for k, v in sorted(aliases.items())}}
-            _replace(directory / ALIASES, json.dumps(document, indent=2) + "\n")
-        finally:
-            os.close(lock)
+            document = _Document(aliases=dict(sorted(aliases.items())))
+            write_whole(directory / ALIASES, document.model_dump_json(indent=2) + "\n", alone=True)
     except OSError as error:
         raise StoreNotWritable(
             f"The aliases of {model} can't be written to the model store: {error.strerror or error}."
         ) from error
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=".aliases-", encoding="utf-8", delete=False) as new:
-        try:
-            new.write(text)
-            new.flush()
-            os.fsync(new.fileno())
-            os.chmod(new.name, 0o644)
-            os.replace(new.name, file)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(new.name)
-            raise

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 from condconv_serve.domain import RoutingProfile
 from condconv_serve.domain.manifest import FileSpec
+from condconv_serve.files import write_whole
 from condconv_serve.store.bundle import MANIFEST, Bundle, open_bundle
 from condconv_serve.store.new_bundle import dump_manifest
 from condconv_serve.store.profile import profile_name, serialise_profile
@@ -18,8 +17,8 @@ from condconv_serve.store.profile import profile_name, serialise_profile
 def add_profile(path: Path, profile: RoutingProfile) -> Bundle:
     """Give a bundle a reference profile, in place of the one it has.
 
-    The new manifest replaces the old one at once, and each names a file of its own: whoever reads meanwhile sees the
-    bundle as it was or as it is.
+    The new manifest replaces the old one in one step, and the two name different files. A reader sees the bundle as
+    it was or as it is.
 
     Returns:
         The bundle as it is now.
@@ -34,9 +33,9 @@ def add_profile(path: Path, profile: RoutingProfile) -> Bundle:
     described = FileSpec(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     files = {n: spec for n, spec in bundle.manifest.files.items() if n != old}
     manifest = bundle.manifest.model_copy(update={"files": {**files, name: described}})
-    _replace(path / name, content)
+    write_whole(path / name, content)
     try:
-        _replace(path / MANIFEST, dump_manifest(manifest))
+        write_whole(path / MANIFEST, dump_manifest(manifest))
     except BaseException:
         if name != old:
             (path / name).unlink(missing_ok=True)
@@ -45,18 +44,3 @@ def add_profile(path: Path, profile: RoutingProfile) -> Bundle:
         with contextlib.suppress(OSError):  # it is in nobody's way
             (path / old).unlink()
     return open_bundle(path)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    handle, scratch = tempfile.mkstemp(prefix=".writing-", dir=file.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(scratch)
-        raise

@@ -1,4 +1,4 @@
-"""Unpacks archives of strangers: regular files only, below one directory, within limits, all or nothing."""
+"""Unpacks archives that nobody trusts: regular files only, below one directory, within limits, all or nothing."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
 
 
 class _Metered:
-    """A stream that gives no more than was allowed, so that a bomb is noticed before it is in memory."""
+    """A stream that gives no more than is allowed: a zip bomb is noticed before it fills the memory."""
 
     def __init__(self, stream: gzip.GzipFile | io.BufferedReader, name: str) -> None:
         self._stream = stream

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from condconv_serve.documents import parse_document
 from condconv_serve.domain import Label, RoutingProfile
-from condconv_serve.domain.manifest import OWN_NETWORK, FileSpec, Manifest
+from condconv_serve.domain.manifest import OWN_NETWORK, SCHEMA_VERSION, FileSpec, Manifest
 from condconv_serve.errors import BundleError
+from condconv_serve.files import sha256_of
 from condconv_serve.store.profile import parse_profile
+from condconv_serve.validation import describe_errors
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
 NETWORK = "network.json"
@@ -69,19 +70,10 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         BundleError: it is missing, too new, or names the fields that are wrong.
     """
-    file = path / MANIFEST
     raw = _read_text(path, MANIFEST)
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{bundle_name(path)}: {file.name} is not valid JSON ({error}).") from error
-    found = document.get("schema_version") if isinstance(document, dict) else None
-    if isinstance(found, int) and found > 1:
-        raise BundleError(f"{bundle_name(path)}: schema version {found} is newer than 1, the newest one known here.")
-    try:
-        return Manifest.model_validate_json(raw)
-    except ValidationError as error:
-        raise BundleError(f"{bundle_name(path)}: {file.name} is not valid: {first_errors(error)}.") from error
+    return parse_document(
+        raw, Manifest, name=f"{bundle_name(path)}: {MANIFEST}", error=BundleError, newest=SCHEMA_VERSION
+    )
 
 
 def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
@@ -123,7 +115,7 @@ def read_labels(bundle: Bundle) -> tuple[Label, ...]:
     try:
         labels = LABEL_LIST.validate_json(_read_text(bundle.path, LABELS))
     except ValidationError as error:
-        raise BundleError(f"{bundle_name(bundle.path)}: {LABELS} is not valid: {first_errors(error)}.") from error
+        raise BundleError(f"{bundle_name(bundle.path)}: {LABELS} is not valid: {describe_errors(error)}.") from error
     if [label.index for label in labels] != list(range(bundle.manifest.num_classes)):
         raise BundleError(
             f"{bundle_name(bundle.path)}: {LABELS} must name the classes 0 to {bundle.manifest.num_classes - 1} in "
@@ -133,7 +125,7 @@ def read_labels(bundle: Bundle) -> tuple[Label, ...]:
 
 
 def read_network(bundle: Bundle) -> str:
-    """Read the description of a network of one's own, JSON.
+    """Read the description of a network that the bundle brings along, JSON.
 
     Raises:
         BundleError: the bundle has none.
@@ -156,19 +148,6 @@ def read_profile(bundle: Bundle) -> RoutingProfile | None:
         raise BundleError(f"{bundle_name(bundle.path)}: {name} is missing or can't be read.") from error
     except BundleError as error:
         raise BundleError(f"{bundle_name(bundle.path)}: {name}: {error}.") from error
-
-
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file's content, hexadecimal."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def first_errors(error: ValidationError, most: int = 5) -> str:
-    """Up to `most` of the wrong fields and why, in one line."""
-    parts = [f"{'.'.join(map(str, item['loc'])) or 'document'}: {item['msg']}" for item in error.errors()]
-    more = f" and {len(parts) - most} more" if len(parts) > most else ""
-    return "; ".join(parts[:most]) + more
 
 
 def bundle_name(path: Path) -> str:

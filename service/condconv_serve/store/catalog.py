@@ -19,7 +19,7 @@ _version_name = TypeAdapter(VersionName)
 
 
 class Catalog:
-    """Looks bundles up by name; what doesn't look like a bundle's place is passed over."""
+    """Finds bundles by name. Directories that can't be bundles are ignored."""
 
     def __init__(self, root: Path) -> None:
         """Look at the store in the directory `root`.
@@ -32,7 +32,7 @@ class Catalog:
         self._root = root
 
     def models(self) -> tuple[str, ...]:
-        """Names of all models with at least one version, sorted; those that can't be read are passed over."""
+        """Names of all models with at least one version, sorted. Those that can't be read are ignored."""
         return tuple(sorted(name for name in self._children(self._root, _model_name) if self._has_versions(name)))
 
     def _has_versions(self, model: str) -> bool:

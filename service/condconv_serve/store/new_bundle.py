@@ -28,6 +28,7 @@ from condconv_serve.domain.manifest import (
     VersionName,
 )
 from condconv_serve.errors import BundleError
+from condconv_serve.files import flush, sha256_of, sync_directory
 from condconv_serve.store.bundle import (
     LABEL_LIST,
     LABELS,
@@ -36,13 +37,12 @@ from condconv_serve.store.bundle import (
     NETWORK,
     WEIGHTS,
     bundle_name,
-    first_errors,
     open_bundle,
     read_labels,
-    sha256_of,
 )
 from condconv_serve.store.profile import profile_name, serialise_profile
 from condconv_serve.store.scratch import scratch_directory
+from condconv_serve.validation import describe_errors, first_message
 
 _name, _version = TypeAdapter(ModelName), TypeAdapter(VersionName)
 
@@ -75,13 +75,13 @@ def check_free(store: Path, name: str, version: str) -> Path:
         The directory that it would have.
 
     Raises:
-        BundleError: it exists already, or it couldn't be called so.
+        BundleError: it exists already, or the name or version is not allowed.
     """
     for what, value, allowed in (("name", name, _name), ("version", version, _version)):
         try:
             allowed.validate_python(value)
         except ValidationError as error:
-            raise BundleError(f"{what}: {error.errors()[0]['msg']}, not {value!r}.") from error
+            raise BundleError(f"{what}: {first_message(error)}, not {value!r}.") from error
     target = store / name / version
     if target.exists():
         raise BundleError(f"{bundle_name(target)} exists already; choose another version.")
@@ -98,7 +98,7 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
         BundleError: the version exists already, or what is to be written isn't a valid bundle.
         OSError: the disk is full or not writable; nothing is left behind.
     """
-    manifest = _manifest(new)  # first, so that no directory is named by what is no name
+    manifest = _manifest(new)  # first, so that a bad name never becomes a directory
     target = check_free(store, new.name, new.version)
     created = [directory for directory in target.parents if not directory.exists()]
     try:
@@ -110,6 +110,7 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
             read_labels(open_bundle(path))
             try:
                 os.rename(path, target)
+                sync_directory(target.parent)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
@@ -164,7 +165,7 @@ def _manifest(new: NewBundle) -> Manifest:
             accuracy=new.accuracy,
         )
     except ValidationError as error:
-        raise BundleError(f"{new.name}/{new.version} can't be written: {first_errors(error)}.") from error
+        raise BundleError(f"{new.name}/{new.version} can't be written: {describe_errors(error)}.") from error
 
 
 def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
@@ -182,9 +183,8 @@ def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
     manifest = manifest.model_copy(update={"files": {file.name: _describe(file) for file in sorted(path.iterdir())}})
     (path / MANIFEST).write_bytes(dump_manifest(manifest))
     for file in path.iterdir():
-        file.chmod(0o644)
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+        flush(file)
+    sync_directory(path)
 
 
 def _describe(file: Path) -> FileSpec:

@@ -24,7 +24,7 @@ def serialise_profile(profile: RoutingProfile) -> bytes:
 
 
 def profile_name(content: bytes) -> str:
-    """The name of a profile's file: its content is part of it, so that another one never takes its place."""
+    """The name of a profile's file. It depends on the content, so two profiles never share a name."""
     return f"routing_profile.{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
 
 

@@ -1,14 +1,15 @@
-"""Hidden directories of the store to write in. What a killed process has left of them, the next one removes."""
+"""Hidden directories to write in, inside the store. The next writer removes what a killed one has left."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock
 
 _PREFIX = ".writing-"
 _LOCK = ".lock"
@@ -16,7 +17,7 @@ _LOCK = ".lock"
 
 @contextlib.contextmanager
 def scratch_directory(store: Path) -> Iterator[Path]:
-    """Make a directory whose leading dot keeps readers away, and remove it with all that is in it then.
+    """Make a directory that readers pass over, since its name starts with a dot. It is removed in the end.
 
     Raises:
         OSError: the store can't be written.
@@ -24,28 +25,31 @@ def scratch_directory(store: Path) -> Iterator[Path]:
     _remove_abandoned(store)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=store, ignore_cleanup_errors=True) as name:
         scratch = Path(name)
-        with (scratch / f"{_LOCK}-new").open("w") as lock:
-            # It gets its name once it is locked, so whoever finds it unlocked knows that its process has ended.
-            if _locked(lock.fileno()):
-                os.replace(lock.name, scratch / _LOCK)
+        new = scratch / f"{_LOCK}-new"
+        with _locked(new) as locked:
+            # The lock gets its name once it is held. So if it has that name and is free, its process has ended.
+            if locked:
+                os.replace(new, scratch / _LOCK)
             yield scratch
 
 
 def _remove_abandoned(store: Path) -> None:
     for file in store.glob(f"{_PREFIX}*/{_LOCK}"):
-        with contextlib.suppress(OSError), file.open("r+") as lock:
-            if _locked(lock.fileno()):
+        with _locked(file) as locked:
+            if locked:
                 shutil.rmtree(file.parent, ignore_errors=True)
 
 
-def _locked(file: int) -> bool:
-    """Lock a file until it is closed, or its process ends, however that is; False if it is locked or can't be."""
-    if sys.platform == "win32":
-        return False
-    import fcntl
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[bool]:
+    """Lock a file until the process ends, however that is, or the block; False if it is locked or can't be.
 
+    The lock's file goes with its directory, so it doesn't matter whether filelock leaves it there.
+    """
+    lock = FileLock(file)
+    with contextlib.suppress(OSError, NotImplementedError):  # a timeout is an OSError
+        lock.acquire(timeout=0)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+        yield lock.is_locked
+    finally:
+        lock.release()

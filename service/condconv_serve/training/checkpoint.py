@@ -1,22 +1,24 @@
-"""The state of an unfinished run on disk: one file, replaced in one step; a killed process loses an epoch at most."""
+"""The state of an unfinished run: one file, replaced in one step. A killed process loses one epoch at most."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from pydantic import RootModel
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from condconv_serve.documents import parse_document
 from condconv_serve.errors import ConfigurationError, ServiceError
+from condconv_serve.files import replacing, write_whole
 
 _OPTIONS, _STATE, _LOCK = "options.json", "state.safetensors", "lock"
 
@@ -31,7 +33,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def claimed(self, options: Mapping[str, Any], *, resume: bool, restart: bool = False) -> Iterator[None]:
-        """Own the folder for the time of a run. It goes if the run succeeds, or can't even begin; else it stays.
+        """Own the folder for the time of a run. It is removed if the run succeeds or can't begin, and kept otherwise.
 
         Args:
             options: what the run depends on; a resumed run must have the same.
@@ -40,7 +42,7 @@ class RunDirectory:
 
         Raises:
             ConfigurationError: there is an unfinished run and it isn't to be resumed, or its options were others, or
-                another process is at it.
+                another process is training it.
         """
         file = self.path / _OPTIONS
         self.path.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,7 @@ class RunDirectory:
                     f"There is an unfinished run of {self._of}: continue it with --resume, or forget it with --restart."
                 )
             if unfinished:
-                before = json.loads(file.read_text())
+                before = self._read_options(file)
                 changed = [key for key in sorted({*before, *options}) if before.get(key) != options.get(key)]
                 if changed:
                     was = ", ".join(f"{key} (was {before.get(key)!r}, is {options.get(key)!r})" for key in changed)
@@ -61,7 +63,7 @@ class RunDirectory:
                         f"The unfinished run can't be resumed, since other things hold now: {was}."
                     )
             else:
-                _replace(file, lambda scratch: scratch.write_text(json.dumps(dict(options), indent=1)))
+                write_whole(file, json.dumps(dict(options), indent=1), alone=True)
             try:
                 yield
             except ServiceError:
@@ -83,22 +85,32 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold a lock that ends with the process, however it ends."""
-        with (self.path / _LOCK).open("w") as handle:
-            if sys.platform != "win32":
-                import fcntl
-
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    raise ConfigurationError(f"Another process is training {self._of}.") from error
+        """Hold a lock that ends with the process, however it ends. Its file goes with the folder."""
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ConfigurationError(f"Another process is training {self._of}.") from error
+        try:
             yield
+        finally:
+            lock.release()
+
+    def _read_options(self, file: Path) -> dict[str, Any]:
+        return parse_document(
+            file.read_bytes(),
+            RootModel[dict[str, Any]],
+            name=f"{_OPTIONS} of the unfinished run of {self._of}",
+            error=ConfigurationError,
+            hint="Forget the run with --restart.",
+        ).root
 
     def save(self, tensors: Mapping[str, NDArray[Any]], figures: Mapping[str, Any]) -> None:
         """Write the state; until it is complete, the one before stays."""
         arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
         metadata = {"figures": json.dumps(dict(figures))}
-        _replace(self.path / _STATE, lambda scratch: save_file(arrays, scratch, metadata=metadata))
+        with replacing(self.path / _STATE, alone=True) as scratch:
+            save_file(arrays, scratch, metadata=metadata)
 
     def load(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
         """Read the state; None if there is none yet.
@@ -129,11 +141,3 @@ def tensors_to_variables(tensors: Mapping[str, NDArray[Any]], variables: Sequenc
     """Give Keras variables their values back."""
     for position, variable in enumerate(variables):
         variable.assign(tensors[f"{prefix}/{position}"].reshape(variable.shape))
-
-
-def _replace(file: Path, write: Any) -> None:
-    scratch = file.with_name(f".{file.name}")
-    write(scratch)
-    with scratch.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(scratch, file)

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from condconv_serve.domain import Preprocessing, Row, can_be_label, readable
 from condconv_serve.errors import DataSetError, ServiceError
+from condconv_serve.files import write_whole
 from condconv_serve.imaging import make_row
+from condconv_serve.imaging.formats import IMAGE_SUFFIXES
 from condconv_serve.machine.cores import available_cores
 from condconv_serve.runtime.official_jpeg import crop_jpeg
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
-"""What is taken for an image."""
 MAX_NAMED = 8
 """How many files of one kind a message lists."""
 _MAX_FILE_BYTES = 256 * 2**20
@@ -122,7 +122,7 @@ def find_unlabelled(directory: Path) -> ImageFiles:
     _children(directory)
     images, ignored = _images(directory)
     if not images:
-        raise DataSetError(f"{directory} holds no image ({', '.join(sorted(SUFFIXES))}).")
+        raise DataSetError(f"{directory} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     return ImageFiles(tuple(images), np.zeros(0, np.int64), (), ignored)
 
 
@@ -182,7 +182,7 @@ def read_rows(
     if not kept:
         raise DataSetError(f"None of the {total} images can be read; the first one, {failures[0][0]}: {failures[0][1]}")
     rows = _rows(file, images, kept, failures)
-    index.write_text(json.dumps({"kept": kept, "failures": [(str(path), reason) for path, reason in failures]}))
+    write_whole(index, json.dumps({"kept": kept, "failures": [(str(path), reason) for path, reason in failures]}))
     return rows
 
 
@@ -259,7 +259,7 @@ def _images(directory: Path) -> tuple[list[Path], int]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and (path.is_file() or _leads_nowhere(path))
+    return path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or _leads_nowhere(path))
 
 
 def _leads_nowhere(path: Path) -> bool:

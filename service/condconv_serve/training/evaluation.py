@@ -1,4 +1,4 @@
-"""What a network makes of validation images: how often it is right, and how its routing tells classes apart."""
+"""How often a network is right on validation images, and how well its routing tells classes apart."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Adapts a bundle to images of one's own, with their classes or with a teacher, and makes a new bundle of it."""
+"""Adapts a bundle to your own images, with their classes or with a teacher, and makes a new bundle of it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,14 @@ from condconv_serve.training.dataset import ImageFiles, Rows, find_labelled, fin
 from condconv_serve.training.loop import Material, train
 from condconv_serve.training.network import with_classes
 from condconv_serve.training.request import FinetuneRequest, Listener
-from condconv_serve.training.result import Finished, write_result
+from condconv_serve.training.result import Finished, Trained, write_result
 
 
 def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Finished:
     """Train, and write the new bundle with the weights of the epoch that was best on the validation images.
 
-    After every epoch the state is saved in a hidden folder of the store; a run that was interrupted, even killed, goes
-    on from there with `resume`, with the very batches that it would have seen.
+    After every epoch the state is saved in a hidden folder of the store. A run that was interrupted, even killed, goes
+    on from there with `resume`, and sees the same batches that it would have seen.
 
     Args:
         request: what to do.
@@ -55,11 +55,10 @@ def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Fi
     check_free(store, request.name, version)
     keras.utils.set_random_seed(request.seed)
     run = RunDirectory(store, request.name, version)
-    images, validation, labels, keep_head = _find_images(request, parent, teacher)
-    options = _options(request, parent, teacher, images, validation)
-    with run.claimed(options, resume=request.resume, restart=request.restart):
+    sources = _find_images(request, parent, teacher)
+    with run.claimed(_options(request, sources), resume=request.resume, restart=request.restart):
         try:
-            material, decoded = _prepare(request, parent, teacher, images, validation, labels, keep_head, run, listener)
+            material, failures = _prepare(request, sources, run, listener)
             history, best = train(request, material, run, listener)
         except (tf.errors.ResourceExhaustedError, MemoryError) as error:
             raise OutOfMemory(
@@ -67,25 +66,36 @@ def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Fi
                 f"{request.image_size or parent.manifest.preprocessing.image_size} pixels; choose a smaller "
                 "--batch-size or --image-size."
             ) from error
-        return write_result(
-            store,
+        trained = Trained(
             name=request.name,
             version=version,
-            method=_method(request, parent, teacher, len(material.images), len(labels), best),
+            method=_method(request, sources, len(material.images), best),
             parent=parent,
-            network=material.network,
-            labels=material.labels,
-            preprocessing=material.preprocessing,
-            images=material.validation_images,
-            classes=None if teacher is not None and request.validation_data is None else material.validation_classes,
+            material=material,
+            classes_known=teacher is None or request.validation_data is not None,
             dataset=f"{readable((request.validation_data or request.data).name)}, "
             + ("validation data" if request.validation_data else f"{request.validation_split:.0%} held back"),
-            start=history[0].validation,
-            best=history[best].validation,
+            history=history,
             best_epoch=best,
-            history=[epoch.to_json() for epoch in history],
-            failures=decoded,
+            failures=failures,
         )
+        return write_result(trained, store=store)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sources:
+    """What a run starts from: bundles, images that are found but not decoded, and the classes.
+
+    `validation` are the images to validate with if they are given, `keep_head` says whether the classes are those of
+    the parent.
+    """
+
+    parent: Bundle
+    teacher: Bundle | None
+    images: ImageFiles
+    validation: ImageFiles | None
+    labels: tuple[Label, ...]
+    keep_head: bool
 
 
 def _check(request: FinetuneRequest) -> None:
@@ -102,10 +112,7 @@ def _check(request: FinetuneRequest) -> None:
         raise ConfigurationError(f"image_size must be from 32 to 2048, not {request.image_size}.")
 
 
-def _find_images(
-    request: FinetuneRequest, parent: Bundle, teacher: Bundle | None
-) -> tuple[ImageFiles, ImageFiles | None, tuple[Label, ...], bool]:
-    """The images, those to validate with if they are given, the classes, and whether these are the bundle's own."""
+def _find_images(request: FinetuneRequest, parent: Bundle, teacher: Bundle | None) -> _Sources:
     known = read_labels(parent)
     if teacher is not None:
         if [label.label for label in read_labels(teacher)] != [label.label for label in known]:
@@ -115,7 +122,14 @@ def _find_images(
         validation = None
         if request.validation_data is not None:
             validation = find_labelled(request.validation_data, names=_folder_names(known, request.validation_data))
-        return find_unlabelled(request.data), validation, known, True
+        return _Sources(
+            parent=parent,
+            teacher=teacher,
+            images=find_unlabelled(request.data),
+            validation=validation,
+            labels=known,
+            keep_head=True,
+        )
     images = find_labelled(request.data)
     for names in ([label.label for label in known], [label.synset for label in known]):
         if set(images.names) == set(names):
@@ -125,7 +139,7 @@ def _find_images(
     else:
         labels, keep = tuple(Label(index, name) for index, name in enumerate(images.names)), False
     validation = None if request.validation_data is None else find_labelled(request.validation_data, names=images.names)
-    return images, validation, labels, keep
+    return _Sources(parent=parent, teacher=None, images=images, validation=validation, labels=labels, keep_head=keep)
 
 
 def _folder_names(labels: tuple[Label, ...], directory: Path) -> list[str]:
@@ -135,23 +149,17 @@ def _folder_names(labels: tuple[Label, ...], directory: Path) -> list[str]:
     return synsets if folders & set(synsets) else [label.label for label in labels]
 
 
-def _options(
-    request: FinetuneRequest,
-    parent: Bundle,
-    teacher: Bundle | None,
-    images: ImageFiles,
-    validation: ImageFiles | None,
-) -> dict[str, Any]:
+def _options(request: FinetuneRequest, sources: _Sources) -> dict[str, Any]:
     """What a run depends on, in plain values."""
     given = asdict(request)
     for name in ("bundle", "data", "teacher", "validation_data", "name", "version", "resume", "restart", "max_pixels"):
         del given[name]
     return {
         **given,
-        "bundle": _sha256(parent),
-        "teacher": None if teacher is None else _sha256(teacher),
-        "data": images.fingerprint(),
-        "validation_data": None if validation is None else validation.fingerprint(),
+        "bundle": _sha256(sources.parent),
+        "teacher": None if sources.teacher is None else _sha256(sources.teacher),
+        "data": sources.images.fingerprint(),
+        "validation_data": None if sources.validation is None else sources.validation.fingerprint(),
     }
 
 
@@ -160,16 +168,10 @@ def _sha256(bundle: Bundle) -> str:
 
 
 def _prepare(
-    request: FinetuneRequest,
-    parent: Bundle,
-    teacher: Bundle | None,
-    images: ImageFiles,
-    validation: ImageFiles | None,
-    labels: tuple[Label, ...],
-    keep_head: bool,
-    run: RunDirectory,
-    listener: Listener,
+    request: FinetuneRequest, sources: _Sources, run: RunDirectory, listener: Listener
 ) -> tuple[Material, tuple[tuple[Path, str], ...]]:
+    """Decode the images, ask the teacher, and build the network; also says which images can't be read, and why."""
+    parent, teacher, validation = sources.parent, sources.teacher, sources.validation
     preprocessing = parent.manifest.preprocessing.to_domain()
     own = parent.manifest.architecture.name == OWN_NETWORK
     if request.image_size is not None and request.image_size != preprocessing.image_size:
@@ -180,7 +182,7 @@ def _prepare(
             )
         preprocessing = replace(preprocessing, image_size=request.image_size)
     decode = _decoder(request, run.path, listener)
-    rows = decode(images, preprocessing, "training")
+    rows = decode(sources.images, preprocessing, "training")
     held = None if validation is None else decode(validation, preprocessing, "validation")
     if held is None:
         learned, validated = split(rows, share=request.validation_split, seed=request.seed)
@@ -194,7 +196,7 @@ def _prepare(
         held_classes = rows.classes[validated] if held is None else held.classes
         held_teacher = None
     else:
-        answers = _answers(teacher, images, rows, decode, request.batch_size, "teacher")
+        answers = _answers(teacher, sources.images, rows, decode, request.batch_size, "teacher")
         targets = answers[learned]
         if held is None or validation is None:
             held_teacher = answers[validated]
@@ -203,12 +205,12 @@ def _prepare(
             held_teacher = _answers(teacher, validation, held, decode, request.batch_size, "teacher-validation")
             held_classes = held.classes
     network = load_network(parent if request.image_size is None else _resized(parent, preprocessing))
-    if not keep_head:
-        network = with_classes(network, len(labels))
+    if not sources.keep_head:
+        network = with_classes(network, len(sources.labels))
     material = Material(
         network=network,
         preprocessing=preprocessing,
-        labels=labels,
+        labels=sources.labels,
         images=Selection(rows.rows, learned),
         targets=targets,
         validation_images=held_images,
@@ -263,15 +265,15 @@ def _answers(
         engine.close()
 
 
-def _method(
-    request: FinetuneRequest, parent: Bundle, teacher: Bundle | None, images: int, classes: int, best: int
-) -> str:
+def _method(request: FinetuneRequest, sources: _Sources, images: int, best: int) -> str:
+    teacher = sources.teacher
+    size = request.image_size or sources.parent.manifest.preprocessing.image_size
     how = (
-        f"fine-tuned on {images} images of {classes} classes"
+        f"fine-tuned on {images} images of {len(sources.labels)} classes"
         if teacher is None
         else f"distilled from {teacher.manifest.name}/{teacher.manifest.version} on {images} images without labels"
     )
     return (
         f"{how} ({request.train} trained, epoch {best} of {request.epochs}, batches of {request.batch_size}, learning "
-        f"rate {request.learning_rate:g}, {request.image_size or parent.manifest.preprocessing.image_size} pixels)"
+        f"rate {request.learning_rate:g}, {size} pixels)"
     )

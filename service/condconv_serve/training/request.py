@@ -1,4 +1,4 @@
-"""What a training run is asked for, and what it tells of its progress."""
+"""What you ask of a training run, and what it reports on its progress."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class FinetuneRequest:
         name: of the new model.
         version: of the new bundle; one more than the largest there is if None.
         teacher: the directory of a bundle of the same classes whose answers are to be learned.
-        temperature: both answers are softened by before they are compared with the teacher's.
+        temperature: how much the answers of both are softened before they are compared.
         validation_data: labelled images to validate with; with a teacher, their folders are named as its classes.
         validation_split: share of the images to validate with otherwise.
         train: what learns.
-        image_size: pixels per side, if other than the bundle's.
+        image_size: pixels per side; the bundle's if None.
         epochs: how often all images are seen.
         batch_size: images per step.
-        learning_rate: the greatest one; it rises for a twentieth of the steps, then falls along a cosine to zero.
+        learning_rate: the highest one. It rises for a twentieth of the steps, then falls along a cosine to zero.
         augmentation: how training images are varied.
-        seed: of everything random.
+        seed: of everything that is random.
         resume: continue an unfinished run of the same name and version.
         restart: forget such a run instead.
         max_pixels: most pixels of an image.
@@ -81,10 +81,10 @@ class Epoch:
 
 
 class Listener(Protocol):
-    """Is told how a run gets on."""
+    """Is told about the progress of a run."""
 
     def decoding(self, done: int, total: int) -> None:
-        """So many of the images are decoded."""
+        """`done` of `total` images are decoded."""
 
     def unreadable(self, failures: tuple[tuple[Path, str], ...], total: int) -> None:
         """These images are left out, with the reason of each."""

@@ -1,4 +1,4 @@
-"""Writes what training has made: the new bundle with its measured accuracy, its origin and a card that says so."""
+"""Writes the result of training: the new bundle, with its measured accuracy, its origin and a model card."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 
 import keras
 import numpy as np
-from numpy.typing import NDArray
 
-from condconv_serve.domain import LOGITS, ROUTING, Label, Preprocessing, Tensors
+from condconv_serve.domain import LOGITS, ROUTING, Preprocessing, Tensors
 from condconv_serve.domain.manifest import Accuracy, Provenance
 from condconv_serve.machine.cores import available_cores
 from condconv_serve.nn import network_to_json
@@ -22,9 +21,50 @@ from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
 from condconv_serve.store import OWN_NETWORK, Bundle, NewBundle, write_bundle
 from condconv_serve.training.batches import Selection
 from condconv_serve.training.evaluation import Evaluation
+from condconv_serve.training.loop import Material
+from condconv_serve.training.request import Epoch
 from condconv_serve.training.saving import read_values, rebuild, to_spec
 
 _BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A trained network, and what its bundle is to say of it.
+
+    Attributes:
+        name: of the new model.
+        version: of the new bundle.
+        method: how it was made, in a sentence.
+        parent: the bundle that training started from.
+        material: the network with the weights to write, and the images to validate with.
+        classes_known: whether somebody knows the right classes of those images, rather than just the teacher's.
+        dataset: what those images are.
+        history: all epochs; the first one is the starting point.
+        best_epoch: the position of the epoch whose weights these are.
+        failures: images that could not be read, and why.
+    """
+
+    name: str
+    version: str
+    method: str
+    parent: Bundle
+    material: Material
+    classes_known: bool
+    dataset: str
+    history: Sequence[Epoch]
+    best_epoch: int
+    failures: Sequence[tuple[Path, str]]
+
+    @property
+    def start(self) -> Evaluation:
+        """Figures before training."""
+        return self.history[0].validation
+
+    @property
+    def best(self) -> Evaluation:
+        """Figures of these weights."""
+        return self.history[self.best_epoch].validation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,52 +80,18 @@ class Finished:
     failures: Sequence[tuple[Path, str]]
 
 
-def write_result(
-    store: Path,
-    *,
-    name: str,
-    version: str,
-    method: str,
-    parent: Bundle,
-    network: keras.Model,
-    labels: Sequence[Label],
-    preprocessing: Preprocessing,
-    images: Selection,
-    classes: NDArray[np.int64] | None,
-    dataset: str,
-    start: Evaluation,
-    best: Evaluation,
-    best_epoch: int,
-    history: Sequence[Mapping[str, Any]],
-    failures: Sequence[tuple[Path, str]],
-) -> Finished:
+def write_result(trained: Trained, *, store: Path) -> Finished:
     """Measure a trained network with the engine that serves it, and write the bundle.
-
-    Args:
-        store: the model store.
-        name: of the new model.
-        version: of the new bundle.
-        method: how it was made, in a sentence.
-        parent: the bundle that training started from.
-        network: with the weights to write.
-        labels: of the classes.
-        preprocessing: of the images.
-        images: to validate with.
-        classes: their right classes `[N]`; None if nobody knows them.
-        dataset: what the validation images are.
-        start: figures before training.
-        best: figures of these weights.
-        best_epoch: the epoch that they are of.
-        history: figures of all epochs.
-        failures: images that could not be read.
 
     Raises:
         BundleError: somebody else has written this version meanwhile.
         OSError: the disk is full.
     """
-    network.trainable = True  # all layers, so that whoever trains next chooses afresh
-    output = _serve(network, preprocessing, images)
-    accuracy = () if classes is None else (_accuracy(output, classes, dataset, preprocessing, best_epoch),)
+    parent, material = trained.parent, trained.material
+    network, labels, preprocessing = material.network, material.labels, material.preprocessing
+    network.trainable = True  # all layers: the next training chooses again
+    output = _serve(network, preprocessing, material.validation_images)
+    accuracy = (_accuracy(output, trained),) if trained.classes_known else ()
     own = parent.manifest.architecture.name == OWN_NETWORK
     text = network_to_json(network) if own else None
     weights = read_values(rebuild(network, text, preprocessing) if text is not None else network)
@@ -93,8 +99,8 @@ def write_result(
     path = write_bundle(
         store,
         NewBundle(
-            name=name,
-            version=version,
+            name=trained.name,
+            version=trained.version,
             architecture=_architecture(parent, len(labels)),
             network=text,
             preprocessing=to_spec(preprocessing),
@@ -102,23 +108,23 @@ def write_result(
             labels=labels,
             provenance=Provenance(
                 source=f"{parent.manifest.name}/{parent.manifest.version}",
-                method=method,
+                method=trained.method,
                 source_sha256=parent.manifest.files["weights.safetensors"].sha256,
             ),
             licence=parent.manifest.licence,
-            model_card=_card(name, method, parent, labels, len(images), accuracy, start, best, best_epoch),
+            model_card=_card(trained, accuracy),
             accuracy=accuracy,
             routing_profile=profile_of(output[ROUTING], predicted, layout) if layout else None,
         ),
     )
     return Finished(
         path=path,
-        start=start,
-        best=best,
-        best_epoch=best_epoch,
+        start=trained.start,
+        best=trained.best,
+        best_epoch=trained.best_epoch,
         accuracy=accuracy,
-        history=history,
-        failures=failures,
+        history=[epoch.to_json() for epoch in trained.history],
+        failures=trained.failures,
     )
 
 
@@ -131,18 +137,17 @@ def _serve(network: keras.Model, preprocessing: Preprocessing, images: Selection
     return {name: np.concatenate([output[name] for output in outputs]) for name in (LOGITS, ROUTING)}
 
 
-def _accuracy(
-    output: Tensors, classes: NDArray[np.int64], dataset: str, preprocessing: Preprocessing, best_epoch: int
-) -> Accuracy:
+def _accuracy(output: Tensors, trained: Trained) -> Accuracy:
+    classes = trained.material.validation_classes
     order = np.argsort(-output[LOGITS], axis=1, kind="stable")
     hits = order == classes[:, None]
     return Accuracy(
-        dataset=dataset,
+        dataset=trained.dataset,
         images=len(classes),
-        transform=preprocessing.transform,
+        transform=trained.material.preprocessing.transform,
         top1=float(hits[:, 0].mean()),
         top5=float(hits[:, :5].any(axis=1).mean()) if order.shape[1] > 5 else None,
-        note=f"The same images chose epoch {best_epoch}, which flatters a little.",
+        note=f"The same images chose epoch {trained.best_epoch}, which flatters a little.",
     )
 
 
@@ -153,35 +158,28 @@ def _architecture(parent: Bundle, classes: int) -> dict[str, Any]:
     return {"name": spec.name, **spec.overrides, "num_classes": classes}
 
 
-def _card(
-    name: str,
-    method: str,
-    parent: Bundle,
-    labels: Sequence[Label],
-    images: int,
-    accuracy: Sequence[Accuracy],
-    start: Evaluation,
-    best: Evaluation,
-    best_epoch: int,
-) -> str:
+def _card(trained: Trained, accuracy: Sequence[Accuracy]) -> str:
+    parent, labels = trained.parent, trained.material.labels
+    start, best = trained.start, trained.best
     classes = ", ".join(label.label for label in labels[:20]) + (
         f" and {len(labels) - 20} more" if len(labels) > 20 else ""
     )
     what = "accuracy" if accuracy else "agreement with the teacher"
     lines = [
-        f"# {name}",
+        f"# {trained.name}",
         "",
         f"An image classifier of {len(labels)} classes: {classes}.",
         "",
         "## How it was made",
         "",
-        f"From `{parent.manifest.name}/{parent.manifest.version}`, {method}. The batch norms kept their statistics.",
+        f"From `{parent.manifest.name}/{parent.manifest.version}`, {trained.method}. "
+        "The batch norms kept their statistics.",
         "",
         "## What was measured",
         "",
-        f"On {images} validation images, which also chose the epoch:",
+        f"On {len(trained.material.validation_images)} validation images, which also chose the epoch:",
         "",
-        f"| | start | epoch {best_epoch} |",
+        f"| | start | epoch {trained.best_epoch} |",
         "|---|---|---|",
         f"| {what} | {start.accuracy:.1%} | {best.accuracy:.1%} |",
         f"| loss (nats) | {start.loss:.3f} | {best.loss:.3f} |",

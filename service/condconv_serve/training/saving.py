@@ -1,9 +1,9 @@
-"""Puts a network of one's own into the model store, so that it can be served."""
+"""Puts your own network into the model store, so that it can be served."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,28 @@ from condconv_serve.errors import BundleError, ConfigurationError
 from condconv_serve.nn import network_from_json, network_to_json
 from condconv_serve.runtime.outputs import routing_layout, with_routing
 from condconv_serve.store import OWN_NETWORK, NewBundle, write_bundle
+from condconv_serve.validation import describe_errors
 
 _TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a bundle says of its weights.
+
+    Attributes:
+        licence: SPDX licence expression of the weights.
+        model_card: Markdown; a short one is written if None.
+        accuracy: measurements, if there are any.
+        source: where the weights come from, in a few words.
+        method: how they were made.
+    """
+
+    licence: str = "unknown"
+    model_card: str | None = None
+    accuracy: Sequence[Accuracy] = ()
+    source: str = "a Keras model"
+    method: str = "saved with save_bundle"
 
 
 def save_bundle(
@@ -30,11 +50,7 @@ def save_bundle(
     version: str | int = 1,
     labels: Sequence[str],
     preprocessing: Preprocessing,
-    licence: str = "unknown",
-    model_card: str | None = None,
-    accuracy: Sequence[Accuracy] = (),
-    source: str = "a Keras model",
-    method: str = "saved with save_bundle",
+    description: Description | None = None,
 ) -> Path:
     """Save a trained Keras model as a bundle that the server loads like any other.
 
@@ -49,11 +65,7 @@ def save_bundle(
         labels: one name per class, in the order of the logits.
         preprocessing: how photos become rows of `image_size` pixels, and how these are normalised: the same that the
             model was trained with. For a model that scales pixels itself, `mean=(0, 0, 0), std=(1, 1, 1)`.
-        licence: SPDX licence expression of the weights.
-        model_card: Markdown; a short one is written if None.
-        accuracy: measurements, if there are any.
-        source: where the weights come from, in a few words.
-        method: how they were made.
+        description: what else there is to say of the weights.
 
     Returns:
         The bundle's directory, `<store>/<name>/<version>`.
@@ -63,6 +75,7 @@ def save_bundle(
         BundleError: labels, name or preprocessing don't fit, or the version exists already.
         OSError: the disk is full or not writable; nothing is left behind.
     """
+    description = description or Description()
     spec = to_spec(preprocessing)
     network = with_routing(model)
     classes = network.output["logits"].shape[-1]
@@ -82,10 +95,12 @@ def save_bundle(
             preprocessing=spec,
             weights=read_values(rebuilt),
             labels=[Label(index, label) for index, label in enumerate(labels)],
-            provenance=Provenance(source=source, method=method),
-            licence=licence,
-            model_card=model_card if model_card is not None else _model_card(name, network, labels, preprocessing),
-            accuracy=tuple(accuracy),
+            provenance=Provenance(source=description.source, method=description.method),
+            licence=description.licence,
+            model_card=_model_card(name, network, labels, preprocessing)
+            if description.model_card is None
+            else description.model_card,
+            accuracy=tuple(description.accuracy),
         ),
     )
 
@@ -99,8 +114,7 @@ def to_spec(preprocessing: Preprocessing) -> PreprocessingSpec:
     try:
         return PreprocessingSpec(**asdict(preprocessing))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise BundleError(f"preprocessing: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+        raise BundleError(f"preprocessing: {describe_errors(error)}.") from error
 
 
 def read_values(network: keras.Model) -> dict[str, NDArray[Any]]:

@@ -332,7 +332,7 @@ class TestModels:
         assert header == ["model", "version", "architecture", "classes", "size", "licence"]
         assert good == [LONG, "2", MODEL, "3", "0.0", "MB", "MIT"]
         assert bad[:2] == [LONG, "10"]
-        assert "schema version 9 is newer than 1, the newest one known here." in " ".join(bad)
+        assert "has schema version 9, newer than 1, the newest one known here." in " ".join(bad)
 
     def test_nothing_in_a_bundle_steers_the_terminal(self, tmp_path):
         given = new_bundle(name=LONG, licence="\x1b[2JMIT", model_card="# Card\n\n\x1b[31mred\x9b2J [x](y)\n")
@@ -435,11 +435,11 @@ class TestModels:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (["--override", "width"], "'width' is no NAME=NUMBER"),
-            (["--override", "width=wide"], "'width=wide' is no NAME=NUMBER"),
-            (["--mean", "1,2"], "'1,2' is neither one number nor three"),
-            (["--std", "one"], "'one' is neither one number nor three"),
-            (["--upcycle-noise", "0.1"], "only upcycled experts can differ; add --upcycle"),
+            (["--override", "width"], "'width' is not of the form NAME=NUMBER"),
+            (["--override", "width=wide"], "'width=wide' is not of the form NAME=NUMBER"),
+            (["--mean", "1,2"], "'1,2' must be one number or three"),
+            (["--std", "one"], "'one' must be one number or three"),
+            (["--upcycle-noise", "0.1"], "only upcycled experts can differ: add --upcycle"),
             (["--experts", "0"], "should be greater than or equal to 1"),
         ],
     )

@@ -59,7 +59,10 @@ def test_answers_of_strangers(stranger, status, body):
         ):
             with pytest.raises(RemoteFailed) as failed:
                 ask()
-            assert str(failed.value) == f"The server at {url(stranger)} answered {status}, but it is none of ours."
+            assert (
+                str(failed.value)
+                == f"The server at {url(stranger)} answered {status}, but that isn't an answer of condconv-serve."
+            )
 
 
 def test_answers_of_ours(stranger):
@@ -78,5 +81,5 @@ def test_answers_of_ours(stranger):
 
 @pytest.mark.parametrize("key", ["a\nb", "\xe9", "\x1b"])
 def test_impossible_keys_are_not_repeated(key):
-    with pytest.raises(RemoteFailed, match=r"^The API key holds characters that are in no key\.$"):
+    with pytest.raises(RemoteFailed, match=r"^The API key holds characters that no key has\.$"):
         RemoteService("http://127.0.0.1:1", api_key=key)

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from condconv_serve.errors import BundleError
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_efficientnet, build_network, get_architecture
 from condconv_serve.runtime import loading
 from condconv_serve.runtime.loading import load_model, set_weights
 from condconv_serve.store import Bundle, open_bundle, write_bundle
@@ -133,14 +133,14 @@ def test_bundles_that_fit_no_network(changes: dict[str, Any], says: str, bundle_
 def test_a_manifest_that_asks_for_a_giant_gets_no_memory(
     giant: dict[str, Any], weights: Weights, bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = build_efficientnet
+    build = build_network
 
     def build_without_values(architecture: Any, **arguments: Any) -> Any:
         network = build(architecture, **arguments)
         assert all(variable._value is None for variable in network.weights), "memory was taken"
         return network
 
-    monkeypatch.setattr(loading, "build_efficientnet", build_without_values)
+    monkeypatch.setattr(loading, "build_network", build_without_values)
     bundle = bundle_of(architecture=ARCHITECTURE | giant, weights=weights)
     with pytest.raises(BundleError, match="the weights don't fit the architecture: stem"):
         load_model(bundle, PLAN)

@@ -83,7 +83,10 @@ DAMAGE = {
     "a list": (manifest("[]"), "manifest.json is not valid: document: "),
     "no UTF-8": (lambda path: (path / "manifest.json").write_bytes(b'"\xff"'), "manifest.json is not UTF-8."),
     "unknown field": (change(quantization="int8"), "manifest.json is not valid: quantization: "),
-    "future version": (change(schema_version=2), "schema version 2 is newer than 1, the newest one known here."),
+    "future version": (
+        change(schema_version=2),
+        "manifest.json has schema version 2, newer than 1, the newest one known here.",
+    ),
     "no version": (change(version=None), "manifest.json is not valid: version: Field required"),
     "zero classes": (change(num_classes=0), "manifest.json is not valid: num_classes: "),
     "another name": (change(name="other"), "the manifest says other/1, which is another place in the store."),

@@ -1,19 +1,22 @@
 """Reference routing profiles in bundles."""
 
 import json
+import os
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from condconv_serve import files
 from condconv_serve.domain import RoutingProfile
 from condconv_serve.errors import BundleError
+from condconv_serve.nn import get_architecture
 from condconv_serve.routing.profile import profile_of
-from condconv_serve.store import add_profile, amend, open_bundle, read_profile, write_bundle
+from condconv_serve.store import add_profile, open_bundle, read_profile, write_bundle
 from condconv_serve.store.profile import parse_profile, profile_name, serialise_profile
 from tests.contract.fakes import even_layout
-from tests.unit.store.samples import default_model, new_bundle, replace_file
+from tests.unit.store.samples import DEFAULT, new_bundle, replace_file
 
 
 def some_profile(seed=0, *, blocks=2, experts=3):
@@ -67,15 +70,15 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(path, monkeypatch, fails_at, ha
         add_profile(path, some_profile(1))
     before = {file.name: file.read_bytes() for file in path.iterdir()}
     calls = []
-    original = amend.os.fsync
+    original = files.flush
 
-    def fsync(handle):
-        calls.append(handle)
+    def flush(*args, **kwargs):
+        calls.append(args)
         if len(calls) == fails_at + 1:
             raise OSError(28, "No space left on device")
-        original(handle)
+        original(*args, **kwargs)
 
-    monkeypatch.setattr(amend.os, "fsync", fsync)
+    monkeypatch.setattr(files, "flush", flush)
     with pytest.raises(OSError, match="No space"):
         add_profile(path, some_profile(2))
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
@@ -85,7 +88,7 @@ def test_a_full_disk_leaves_the_bundle_as_it_was(path, monkeypatch, fails_at, ha
 def test_whoever_reads_meanwhile_sees_one_or_the_other(path, monkeypatch):
     """Before and after each step the bundle is whole."""
     add_profile(path, some_profile(1))
-    original = amend.os.replace
+    original = os.replace
     seen = []
 
     def replace_and_look(*args):
@@ -93,7 +96,7 @@ def test_whoever_reads_meanwhile_sees_one_or_the_other(path, monkeypatch):
         original(*args)
         seen.append(open_bundle(path).manifest.routing_profile)
 
-    monkeypatch.setattr(amend.os, "replace", replace_and_look)
+    monkeypatch.setattr(os, "replace", replace_and_look)
     add_profile(path, some_profile(2))
     names = [profile_name(serialise_profile(some_profile(seed))) for seed in (1, 2)]
     assert seen == [names[0], names[0], names[0], names[1]]
@@ -147,10 +150,11 @@ def test_the_manifest_takes_no_other_names(path):
 
 
 def test_the_shipped_model_has_one():
-    model = default_model()
-    profile = model.routing_profile
+    bundle = open_bundle(DEFAULT)
+    architecture = get_architecture(bundle.manifest.architecture.name, **bundle.manifest.architecture.overrides)
+    profile = read_profile(bundle)
     assert profile.images == 250
-    assert profile.mean.shape == model.info.routing.shape
+    assert profile.mean.shape == (len(architecture.routing_blocks()), architecture.num_experts)
     assert 0.1 < profile.deviation.mean() < 0.3
 
 

@@ -1,5 +1,10 @@
 """Small data sets on disk, and small networks to train with them."""
 
+import shutil
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import keras
 import numpy as np
 from keras import layers
@@ -7,7 +12,7 @@ from PIL import Image
 
 from condconv_serve.domain import Preprocessing
 from condconv_serve.nn import CondConv2D
-from condconv_serve.training import save_bundle
+from condconv_serve.training import Description, save_bundle
 
 PREPROCESSING = Preprocessing(transform="pillow", image_size=32, crop_padding=0)
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
@@ -41,6 +46,22 @@ def small_network(classes=3, *, experts=(3, 2), seed=0):
 
 
 def save_small(store, *, name="small", labels=("a", "b", "c"), **options):
-    """A bundle of the small network."""
-    network = small_network(len(labels), **options)
-    return save_bundle(network, store, name=name, labels=labels, preprocessing=PREPROCESSING, licence="MIT")
+    """A bundle of the small network; it is built once, and copied whenever it is asked for."""
+    shelf = _small_bundle(name, tuple(labels), tuple(options.items()))
+    path = Path(store) / name / "1"
+    shutil.copytree(Path(shelf.name) / name / "1", path)
+    return path
+
+
+@cache
+def _small_bundle(name, labels, options):
+    shelf = TemporaryDirectory()  # goes with the cache, at the end of the tests
+    save_bundle(
+        small_network(len(labels), **dict(options)),
+        shelf.name,
+        name=name,
+        labels=labels,
+        preprocessing=PREPROCESSING,
+        description=Description(licence="MIT"),
+    )
+    return shelf

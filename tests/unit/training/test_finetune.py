@@ -275,16 +275,6 @@ def environment():
     return kept | {"TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
-def in_own_process(arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "condconv_serve", *arguments],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=120,
-    )
-
-
 def test_a_killed_run_goes_on_as_if_nothing_had_been(store, data):
     base = [sys.executable, "-m", "condconv_serve"]
     process = subprocess.Popen(
@@ -305,14 +295,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(store, data):
     refused = run(app, command(store, data, "killed"))
     assert refused.exit_code == 1
     assert "continue it with --resume" in refused.stderr
-    resumed = in_own_process(command(store, data, "killed", "--resume"))
-    assert resumed.returncode == 0, resumed.stderr
+    resumed = run(app, command(store, data, "killed", "--resume"))
+    assert resumed.exit_code == 0, resumed.output
     after = re.search(r"resumed after epoch (\d)", resumed.stderr)
     assert after
     assert 2 <= int(after[1]) < 6
     assert "start" not in resumed.stderr.replace("restart", "")
-    whole = in_own_process(command(store, data, "whole"))
-    assert whole.returncode == 0, whole.stderr
+    whole = run(app, command(store, data, "whole"))
+    assert whole.exit_code == 0, whole.output
     np.testing.assert_allclose(
         np.array(figures(resumed.stdout), float), np.array(figures(whole.stdout), float), rtol=1e-3, atol=1e-4
     )
@@ -354,8 +344,8 @@ def test_the_command_with_unusable_images(store, data):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--resume", "--restart"), "a run is continued or forgotten"),
-        (("--freeze-backbone", "--train", "routing"), "only the head would learn, not routing"),
+        (("--resume", "--restart"), "you can continue a run or forget it, not both"),
+        (("--freeze-backbone", "--train", "routing"), "this trains the head only, but --train says routing"),
         (("--seed", str(2**32)), "be less than or equal to 4294967295"),
     ],
 )

@@ -17,6 +17,7 @@ from starlette.routing import Match
 from condconv_serve.errors import CapacityError, InvalidParameter, ServiceError
 from condconv_serve.http.answer import Answer
 from condconv_serve.http.scope import facts_of
+from condconv_serve.validation import Place, describe_errors, dotted
 
 logger = logging.getLogger(__name__)
 
@@ -193,10 +194,12 @@ NAMED = 5
 
 def describe_validation(errors: Sequence[Any], count: int | None = None) -> str:
     """Put pydantic's list of errors, or the first of `count` errors, into a sentence."""
-    parts = []
-    for item in errors[:NAMED]:
-        place = ".".join(str(part) for part in item["loc"] if part not in ("query", "body", "path"))[:100] or "value"
-        message = str(item["msg"]).removeprefix("Value error, ")
-        parts.append(f"{place}: {message}" if item["type"] != "extra_forbidden" else f"{place}: no such parameter")
-    more = (count or len(errors)) - len(parts)
-    return "; ".join(parts) + (f" and {more} more" if more else "") + "."
+    return (
+        describe_errors(errors, most=NAMED, total=count, write_place=_place, whole="value", unknown="no such parameter")
+        + "."
+    )
+
+
+def _place(place: Place) -> str:
+    """Where an error is; whether in the query or in the body is told apart by the names."""
+    return dotted([part for part in place if part not in ("query", "body", "path")])[:100]

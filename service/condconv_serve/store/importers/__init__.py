@@ -1,4 +1,4 @@
-"""Readers of foreign weights: each translates other people's names and layouts to those of our networks."""
+"""Read weights from elsewhere: each module translates one way of naming and laying them out to ours."""
 
 from condconv_serve.store.importers.assembly import Translation, assemble
 from condconv_serve.store.importers.sources import Imported, Upcycling, import_weights, read_source

@@ -18,7 +18,7 @@ MAX_NAMED = 8
 
 @dataclass(frozen=True, slots=True)
 class Translated:
-    """One foreign tensor under the name our network has for it, in our layout except for a reshape."""
+    """One imported tensor, under our network's name for it and in our layout, except for a reshape."""
 
     path: str
     source: str
@@ -27,7 +27,7 @@ class Translated:
 
 @dataclass(slots=True)
 class Translation:
-    """What an importer made of a foreign set of tensors; `unknown` are names that it could not place."""
+    """What an importer made of a set of tensors; `unknown` are the names that it could not place."""
 
     tensors: list[Translated] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)

@@ -1,8 +1,7 @@
-"""Makes a bundle of foreign weights: the use case behind `condconv models import`."""
+"""Makes a bundle of weights from elsewhere: the use case behind `condconv models import`."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,12 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from condconv_serve.domain import Label, TransformName, readable
 from condconv_serve.domain.manifest import Accuracy, PreprocessingSpec, Provenance
 from condconv_serve.errors import ImportFailed
+from condconv_serve.files import sha256_of
 from condconv_serve.nn import get_architecture
 from condconv_serve.nn.efficientnet import EfficientNetSpec
 from condconv_serve.nn.families import to_manifest
 from condconv_serve.store.importers.labels import read_labels_file, read_text
 from condconv_serve.store.importers.sources import Imported, Upcycling, import_weights, importable
 from condconv_serve.store.new_bundle import NewBundle, next_version, write_bundle, write_next_bundle
+from condconv_serve.validation import describe_errors, first_message
 
 _accuracy = TypeAdapter(tuple[Accuracy, ...])
 
@@ -99,7 +100,7 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
             source=readable(Path(os.path.abspath(origin)).name),
             method=request.method or _method(architecture, request.upcycling),
             url=request.url,
-            source_sha256=_sha256(origin) if origin.is_file() else None,
+            source_sha256=sha256_of(origin) if origin.is_file() else None,
         ),
         licence=request.licence,
         model_card=card,
@@ -119,8 +120,8 @@ def _preprocessing(request: ImportRequest, architecture: EfficientNetSpec, impor
             exact_decoding=request.exact_decoding,
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ImportFailed(f"{first['loc'][0]}: {first['msg']}, not {first['input']}.") from error
+        described = describe_errors(error, most=1, write_place=lambda place: str(place[0]), show_values=True)
+        raise ImportFailed(f"{described}.") from error
 
 
 def _normalisation(imported: Imported, *, static: bool) -> tuple[Channels, Channels]:
@@ -141,9 +142,4 @@ def _read_accuracy(file: Path) -> tuple[Accuracy, ...]:
     try:
         return _accuracy.validate_json(read_text(file))
     except ValidationError as error:
-        raise ImportFailed(f"{file.name} is no list of measurements: {error.errors()[0]['msg']}.") from error
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        raise ImportFailed(f"{file.name} is no list of measurements: {first_message(error)}.") from error

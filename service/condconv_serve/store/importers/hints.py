@@ -1,4 +1,4 @@
-"""Which architecture foreign weights are of, judged by a few shapes: for those who named another one."""
+"""Guesses from a few shapes which architecture weights belong to, to help if you named another one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def traits_of(architecture: EfficientNetSpec) -> Traits:
 
 
 def traits_found(translation: Translation) -> Traits | None:
-    """The traits of foreign weights; None if they lack what tells."""
+    """The traits of imported weights; None if the shapes that tell are missing."""
     shapes = {tensor.path: tensor.value.shape for tensor in translation.tensors}
     numbers = {int(match[1]) for path in shapes if (match := _BLOCK.match(path))}
     routing = tuple(f"block_{number}" for number in sorted(numbers) if f"block_{number}_routing/bias" in shapes)
@@ -56,7 +56,7 @@ def traits_found(translation: Translation) -> Traits | None:
 
 
 def hint(translation: Translation, asked: EfficientNetSpec, *, upcycling: bool = False) -> str:
-    """Say in a sentence, or not at all, what else the weights may be."""
+    """A sentence about what else the weights may be; empty if nothing is known."""
     found = traits_found(translation)
     if found is None or found == traits_of(asked):
         return ""
@@ -81,7 +81,7 @@ def _efficientnets() -> list[EfficientNetSpec]:
 
 
 def _candidates(asked: EfficientNetSpec, found: Traits) -> Iterator[tuple[EfficientNetSpec, tuple[str, ...]]]:
-    """All registered architectures, that which was asked for first, with the experts that were found; then narrower."""
+    """All registered architectures with the experts that were found, the one asked for first; then in other widths."""
     known = sorted(_efficientnets(), key=lambda architecture: architecture.name != asked.name)
     for width in _WIDTHS:
         for architecture in known:

@@ -11,6 +11,7 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from condconv_serve.domain import Label, can_be_label
 from condconv_serve.errors import ImportFailed
+from condconv_serve.validation import first_message
 
 _Number = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 _labels = TypeAdapter(list[Label | str] | dict[_Number, str | tuple[str, str]])
@@ -45,8 +46,9 @@ def _from_json(text: str, name: str) -> list[Label]:
     try:
         found = _labels.validate_json(text)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise ImportFailed(f"{name} is no list of labels (index, label, synset) or of names: {reason}.") from error
+        raise ImportFailed(
+            f"{name} is no list of labels (index, label, synset) or of names: {first_message(error)}."
+        ) from error
     numbered = sorted((int(k), v) for k, v in found.items()) if isinstance(found, dict) else enumerate(found)
     return [_label(index, given) for index, given in numbered]
 

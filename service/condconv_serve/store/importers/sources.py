@@ -1,4 +1,4 @@
-"""From files with foreign weights to the tensors of one of our networks."""
+"""From files with weights from elsewhere to the tensors of one of our networks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def import_weights(
     use_ema: bool = True,
     upcycling: Upcycling | None = None,
 ) -> Imported:
-    """Read foreign weights and fit them to an architecture.
+    """Read weights from elsewhere and fit them to an architecture.
 
     Args:
         source: see `read_source`.

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from condconv_serve.documents import parse_document
 from condconv_serve.domain.manifest import Sha256
 from condconv_serve.errors import ConfigurationError
+from condconv_serve.files import write_whole
 
 NAME = "checksums.json"
 
@@ -59,17 +58,7 @@ class Checksums:
         with FileLock(self._file.with_name(f".{NAME}.lock")):
             known = Known(sha256=sha256, size=size, first_pulled=datetime.now(UTC).replace(microsecond=0))
             document = _Document(files={**self._read().files, key: known})
-            handle, scratch = tempfile.mkstemp(prefix=f".{NAME}-", dir=self._file.parent)
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(document.model_dump_json(indent=2) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(scratch, 0o644)
-                os.replace(scratch, self._file)
-            except BaseException:
-                os.unlink(scratch)
-                raise
+            write_whole(self._file, document.model_dump_json(indent=2) + "\n", alone=True)
 
     def _read(self) -> _Document:
         try:
@@ -78,18 +67,10 @@ class Checksums:
             return _Document()
         except OSError as error:
             raise ConfigurationError(f"{NAME} in the model store can't be read: {error.strerror}.") from error
-        try:
-            return _Document.model_validate_json(raw)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "document"
-            raise ConfigurationError(
-                f"{NAME} in the model store is not valid or newer than this program: {place}: {first['msg']}. Without "
-                "it, every file counts as pulled for the first time."
-            ) from error
-
-
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        return parse_document(
+            raw,
+            _Document,
+            name=f"{NAME} in the model store",
+            error=ConfigurationError,
+            hint="Without it, every file counts as pulled for the first time.",
+        )

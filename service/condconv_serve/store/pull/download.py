@@ -1,4 +1,4 @@
-"""Files over HTTP: resumed where they broke off, within limits, and in their place only when they are whole."""
+"""Files over HTTP: resumed after a break, within limits, and put in their place only when complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CONTENT_RANGE: Final = re.compile(r"^bytes (?P<first>\d+)-\d+/(?P<total>\d+|\*)$")
 _UNSATISFIED_RANGE: Final = re.compile(r"^bytes \*/(?P<total>\d+)$")
 _GAIN: Final = 64 * 2**10
-"""Bytes after which a broken connection counts as a new first failure: it gets on."""
+"""After this many new bytes a broken connection counts as a first failure again, since there is progress."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,17 +37,17 @@ class Limits:
     max_bytes: int = 2 * 2**30
     connect_timeout: float = 10.0
     stall_timeout: float = 30.0
-    """Without `stall_bytes` in this time the connection is given up, and another one tried."""
+    """If fewer than `stall_bytes` come in this time, another connection is tried."""
     stall_bytes: int = 4 * 2**10
     attempts: int = 6
-    """Failures in a row, none of which got much further, until the download is given up."""
+    """The download fails after so many failures in a row without much progress."""
     pause: float = 1.0
     """Before the second attempt; doubled before each further one."""
     longest_pause: float = 30.0
 
 
 class Reporter(Protocol):
-    """Is told how a download gets on."""
+    """Is told about the progress of a download."""
 
     def received(self, count: int, total: int | None) -> None:
         """`count` bytes are there, of `total` if that is known."""
@@ -57,7 +57,7 @@ class Reporter(Protocol):
 
 
 class Silence:
-    """A reporter that tells nobody."""
+    """A reporter that says nothing."""
 
     def received(self, count: int, total: int | None) -> None:
         """Nothing."""

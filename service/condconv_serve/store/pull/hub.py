@@ -8,7 +8,7 @@ from typing import Any
 
 from condconv_serve import __version__
 from condconv_serve.errors import ConfigurationError, DownloadFailed
-from condconv_serve.store.pull.checksums import sha256_of
+from condconv_serve.files import sha256_of
 
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from condconv_serve.documents import parse_document
 from condconv_serve.domain import Label, TransformName
 from condconv_serve.domain.manifest import Accuracy, ArchitectureSpec, Deviation, Level, ModelName, Sha256
 from condconv_serve.errors import ConfigurationError, ModelNotFound
 from condconv_serve.store.pull.download import Limits, fetch_small, shown
+from condconv_serve.validation import Place, dotted
 
 SCHEMA_VERSION: Final = 1
 MAX_BYTES: Final = 4 * 2**20
@@ -142,19 +143,15 @@ def read_catalogue(source: str | None = None, *, limits: Limits | None = None) -
         name, raw = shown(source), fetch_small(source, max_bytes=MAX_BYTES, limits=limits or Limits())
     else:
         name, raw = Path(source).name, _read(Path(source))
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{name} is not valid JSON ({error}).") from error
-    found = document.get("schema_version") if isinstance(document, dict) else None
-    if isinstance(found, int) and found > SCHEMA_VERSION:
-        raise ConfigurationError(
-            f"{name} has schema version {found}, newer than {SCHEMA_VERSION}, the newest one known here."
-        )
-    try:
-        return Catalogue.model_validate_json(raw)
-    except ValidationError as error:
-        raise ConfigurationError(f"{name} is not a valid catalogue: {_first_errors(error, document)}.") from error
+    return parse_document(
+        raw,
+        Catalogue,
+        name=name,
+        error=ConfigurationError,
+        newest=SCHEMA_VERSION,
+        valid="a valid catalogue",
+        write_place=_place,
+    )
 
 
 def imagenet_labels() -> str:
@@ -173,17 +170,10 @@ def _read(file: Path) -> bytes:
     return raw
 
 
-def _first_errors(error: ValidationError, document: Any, most: int = 5) -> str:
-    parts = [f"{_place(item['loc'], document)}: {item['msg']}" for item in error.errors()]
-    more = f" and {len(parts) - most} more" if len(parts) > most else ""
-    return "; ".join(parts[:most]) + more
-
-
-def _place(location: Sequence[Any], document: Any) -> str:
+def _place(place: Place, document: Any) -> str:
     """Where an error is, with the checkpoint's name in place of its number."""
-    parts = [str(part) for part in location]
-    if len(location) > 1 and location[0] == "checkpoints" and isinstance(location[1], int):
-        entry = document["checkpoints"][location[1]]
+    if len(place) > 1 and place[0] == "checkpoints" and isinstance(place[1], int):
+        entry = document["checkpoints"][place[1]]
         if isinstance(entry, Mapping) and isinstance(entry.get("name"), str):
-            parts[:2] = [repr(entry["name"][:100])]
-    return ".".join(parts) or "document"
+            return dotted((repr(entry["name"][:100]), *place[2:]))
+    return dotted(place)

@@ -17,15 +17,17 @@ from safetensors import SafetensorError, safe_open
 from condconv_serve.domain import Label
 from condconv_serve.domain.manifest import Accuracy, ModelName, VersionName
 from condconv_serve.errors import BundleError, DownloadFailed, ImportFailed, InvalidParameter
+from condconv_serve.files import sha256_of
 from condconv_serve.nn import Architecture, get_architecture
 from condconv_serve.store.archive import extract_tar
 from condconv_serve.store.bundle import read_manifest
 from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
 from condconv_serve.store.importers.sources import sole_checkpoint
-from condconv_serve.store.pull.checksums import Checksums, sha256_of
+from condconv_serve.store.pull.checksums import Checksums
 from condconv_serve.store.pull.download import Limits, Reporter, Silence, download, is_disk_full, mirrored, shown
 from condconv_serve.store.pull.hub import download_from_hub
 from condconv_serve.store.pull.published import Checkpoint, HubSource, UrlSource, imagenet_labels
+from condconv_serve.validation import first_message
 
 MAX_MEMBERS = 1000
 """The most files that an archive may hold. Published ones hold five."""
@@ -95,7 +97,7 @@ def _check_place(request: PullRequest) -> None:
         try:
             TypeAdapter(kind).validate_python(value)
         except ValidationError as error:
-            raise InvalidParameter(f"{value!r} can't be a model's {what}: {error.errors()[0]['msg']}.") from error
+            raise InvalidParameter(f"{value!r} can't be a model's {what}: {first_message(error)}.") from error
 
 
 def _existing(request: PullRequest, store: Path, checksums: Checksums) -> Path | None:

@@ -304,13 +304,20 @@ class TestChecksums:
         assert pulled(tiny_entry(url)).new
 
     @pytest.mark.parametrize(
-        "text", ['{"schema_version": 2, "files": {}}', "{", '{"files": {"a": {"sha256": "x", "size": 1}}}']
+        ("text", "says"),
+        [
+            ('{"schema_version": 2, "files": {}}', "has schema version 2, newer than 1"),
+            ("{", "is not valid JSON"),
+            ('{"files": {"a": {"sha256": "x", "size": 1}}}', "is not valid: files.a.sha256: "),
+        ],
     )
-    def test_a_record_that_cannot_be_understood(self, text, pulled, url, server, place):
+    def test_a_record_that_cannot_be_understood(self, text, says, pulled, url, place):
         place[0].mkdir()
         (place[0] / "checksums.json").write_text(text)
-        with pytest.raises(ConfigurationError, match=r"^checksums\.json in the model store is not valid or newer"):
+        with pytest.raises(ConfigurationError) as caught:
             pulled(tiny_entry(url))
+        assert str(caught.value).startswith(f"checksums.json in the model store {says}")
+        assert str(caught.value).endswith("Without it, every file counts as pulled for the first time.")
         assert (place[0] / "checksums.json").read_text() == text
         assert Catalog(place[0]).models() == ()
 

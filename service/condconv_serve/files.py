@@ -1,0 +1,93 @@
+"""Files: replaced whole or not at all, so that readers see the old one or the new one; and their checksums."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_MODE = 0o644
+
+
+def write_whole(file: Path, content: bytes | str, *, alone: bool = False) -> None:
+    """Put a file in place of the one that is there, if any, in one step; text becomes UTF-8.
+
+    Args:
+        file: where to write.
+        content: what to write.
+        alone: see `replacing`.
+
+    Raises:
+        OSError: the disk is full or not writable; the file is as it was.
+    """
+    with replacing(file, alone=alone) as scratch:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def replacing(file: Path, *, alone: bool = False) -> Iterator[Path]:
+    """Write a hidden file beside another one, which it replaces in the end. If anything fails, it is removed.
+
+    The new file has the permissions of the old one, or 0644. It is on the disk before it takes its place, so a power
+    cut leaves one of the two.
+
+    Args:
+        file: what to replace; it need not exist.
+        alone: nobody else writes this file now, so what killed writers have left beside it is removed first.
+
+    Yields:
+        The empty file to write to.
+
+    Raises:
+        OSError: the disk is full or not writable; the file is as it was.
+    """
+    prefix = f".{file.name}-"
+    if alone:
+        for left in file.parent.glob(f"{prefix}*"):
+            left.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(prefix=prefix, dir=file.parent)
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        flush(scratch, mode=file.stat().st_mode & 0o777 if file.exists() else _MODE)
+        os.replace(scratch, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+        raise
+    sync_directory(file.parent)
+
+
+def flush(file: Path, *, mode: int = _MODE) -> None:
+    """Give a file its permissions, and wait until the disk has its content.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    file.chmod(mode)
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the disk knows the names in a directory, after a rename, say. Some file systems can't: then don't."""
+    with contextlib.suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
