@@ -6,7 +6,7 @@ import asyncio
 import glob
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ class LocalAnswer:
         return int(any(result.error is not None for result in self.results))
 
     def to_json(self, *, routing: bool) -> dict[str, Any]:
-        """The answer in the shape that HTTP gives it."""
+        """The answer in the shape that HTTP gives it, and what computed it."""
         body = predict_response(Classification(self.model, self.results), routing=routing)
-        return body.model_dump(mode="json", exclude_none=True)
+        return {**body.model_dump(mode="json", exclude_none=True), "computed_by": asdict(self.model.computed_by)}
 
 
 def expand(arguments: Sequence[str]) -> list[Path]:

@@ -121,7 +121,8 @@ def test_a_wrong_setting_in_a_process_of_its_own():
 class TestPredict:
     def test_text(self, photos):
         code, out, err = condconv("predict", photos / "coffee.jpg", photos / "cat.JPEG", "--top-k", 3)
-        assert (code, err) == (0, "")
+        assert code == 0
+        assert re.fullmatch(r"computed by tensorflow in (float32|bfloat16) on CPU: [a-z].*\n", err)
         lines = out.splitlines()
         assert lines[0] == str(photos / "coffee.jpg")
         assert lines[1].split("%")[1].strip() == "espresso"
@@ -135,6 +136,7 @@ class TestPredict:
         assert (code, err) == (0, "")
         answer = json.loads(out)
         assert answer["model"] == {"name": MODEL, "version": "1"}
+        assert answer["computed_by"].keys() == {"engine", "precision", "device", "reason"}
         (prediction,) = answer["predictions"]
         assert prediction.keys() == {"id", "filename", "classes", "timings_ms", "batch_size"}
         assert prediction["filename"] == prediction["id"] == str(photos / "coffee.jpg")

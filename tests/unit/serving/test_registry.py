@@ -46,7 +46,7 @@ def load(bundle):
         preprocessing=manifest.preprocessing.to_domain(),
         routing_blocks=(),
         num_experts=0,
-        computed_by=EngineDescription(engine="numpy", precision="float32", device="CPU"),
+        computed_by=EngineDescription(engine="numpy", precision="float32", device="CPU", reason="a fake"),
         description={"architecture": {"name": manifest.architecture.name}},
     )
 

@@ -50,7 +50,7 @@ MODEL = ServedModel(
     preprocessing=Preprocessing(transform="pillow", image_size=32),
     routing_blocks=BLOCKS,
     num_experts=EXPERTS,
-    computed_by=EngineDescription(engine="numpy", precision="float32", device="CPU"),
+    computed_by=EngineDescription(engine="numpy", precision="float32", device="CPU", reason="a fake"),
 )
 
 

@@ -75,7 +75,7 @@ def served(
         preprocessing=Preprocessing(transform="pillow", image_size=SIZE),
         routing_blocks=() if static else BLOCKS,
         num_experts=0 if static else EXPERTS,
-        computed_by=EngineDescription(engine="numpy", precision="float32", device="CPU"),
+        computed_by=EngineDescription(engine="numpy", precision="float32", device="CPU", reason="a fake"),
         experts_per_block=experts,
         routing_profile=profile,
     )
