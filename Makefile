@@ -84,6 +84,28 @@ else
 	@$(BIN)/python -m pytest $(ARGS)
 endif
 
+# Tests that need no TensorFlow and take milliseconds; with --no-tensorflow those fail that import it.
+QUICK := $(addprefix tests/unit/, fronts http imaging inference machine routing serving store tasks telemetry \
+	test_errors.py test_settings.py)
+# Of these, the ones that do need it, draw plots, or work for seconds.
+NOT_QUICK := $(addprefix tests/unit/, imaging/test_row.py imaging/test_transform.py routing/test_by_class.py \
+	routing/test_plot.py store/importers store/pull store/test_profile.py)
+RUN_QUICK := -m pytest --quiet --no-tensorflow --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+	$(NOT_QUICK:%=--ignore=%) $(QUICK)
+
+test-quick: $(TEST_VENV)/.installed  ## Run the tests that need no TensorFlow (1 minute)
+	@$(BIN)/python $(RUN_QUICK) $(ARGS)
+
+# Only the direct dependencies are at their lowest; what those need is as new as they allow, and may scold them.
+$(LOWEST_VENV)/.installed: pyproject.toml | $(UV_VENV)/bin/uv
+	@$(OLDEST_PYTHON) -m venv --clear $(LOWEST_VENV)
+	@$(UV_VENV)/bin/uv --no-config pip install --quiet --python $(LOWEST_VENV)/bin/python --resolution lowest-direct \
+		--editable '.[hub,telemetry]' --group quick
+	@touch $@
+
+test-lowest: $(LOWEST_VENV)/.installed  ## The quick tests with the lowest versions that pyproject.toml allows (2 minutes)
+	@$(LOWEST_VENV)/bin/python $(RUN_QUICK) -W 'ignore:The anyio.abc.BlockingPortal alias:DeprecationWarning' $(ARGS)
+
 test-browser: $(TEST_VENV)/.installed-browser  ## Try the page in Chromium (3 minutes)
 	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null || echo "The tests need chromium: apt-get install chromium" >&2
 	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)

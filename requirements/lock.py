@@ -1,7 +1,7 @@
 """Writes the lock files beside it with uv; `--check` only says whether pyproject.toml has changed since.
 
-One resolution over everything decides the versions, for all Pythons and platforms at once. Each file then holds what its
-own part of pyproject.toml needs, so any of them fit together: `pip install --require-hashes -r base.txt -r cpu.txt`.
+One resolution over everything decides the versions, for all Pythons and platforms at once. Each file then holds what
+its own part of pyproject.toml needs. So any of them fit together: `pip install --require-hashes -r base.txt -r cpu.txt`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ GROUPS = {
     "sbom": ("sbom",),
 }
 """Files of dependency groups: those that each holds."""
+ALONE = ("build", "sbom")
+"""Files that are also installed without `base.txt`; all others leave out what is in it."""
 
 
 def parts() -> dict[str, tuple[str, ...]]:
@@ -75,7 +77,7 @@ def write(project: dict[str, Any], folder: Path = FOLDER) -> None:
         base: set[str] = set()
         for name, part in parts().items():
             pins = _pins(_resolve((*part, "--constraint", str(everything))))
-            own = [pin for pin in pins if pin not in base]
+            own = [pin for pin in pins if name in ALONE or pin not in base]
             if name == "base":
                 base = set(pins)
             (folder / f"{name}.txt").write_text(f"{_heading(project)}\n{''.join(own)}")
