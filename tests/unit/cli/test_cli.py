@@ -176,8 +176,9 @@ class TestPredict:
         code, out, err = condconv("predict", *files, "--top-k", 1)
         assert code == 1
         assert [line for line in out.splitlines() if line.startswith("/")] == [str(files[0]), str(files[2])]
-        assert err.startswith(f"{files[1]}: ")
-        assert "JPEG, PNG" in err
+        (failure,) = err.splitlines()[1:]
+        assert failure.startswith(f"{files[1]}: ")
+        assert "JPEG, PNG" in failure
 
         code, out, err = condconv("predict", *files, "--json")
         assert (code, err) == (1, "")
@@ -199,7 +200,7 @@ class TestPredict:
         code, out, err = condconv("predict", strange, broken, "--top-k", 1)
         assert code == 1
         assert out.splitlines()[0] == str(strange)
-        assert err.startswith(f"{broken}: ")
+        assert err.splitlines()[1].startswith(f"{broken}: ")
         code, out, err = condconv("routing", strange, "--plot", tmp_path / "[" / "plot] [red].png")
         assert code == 0
         assert "[/b] [red]:cat: $x$ 100%.jpg: espresso" in out
