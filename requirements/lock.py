@@ -1,7 +1,7 @@
 """Writes the lock files beside it with uv; `--check` only says whether pyproject.toml has changed since.
 
 One resolution over everything decides the versions, for all Pythons and platforms at once. Each file then holds what
-its own part of pyproject.toml needs. So any of them fit together: `pip install --require-hashes -r base.txt -r cpu.txt`.
+its own part of pyproject.toml needs. Any of them fit together: `pip install --require-hashes -r base.txt -r cpu.txt`.
 """
 
 from __future__ import annotations
