@@ -36,34 +36,34 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
 ENTRYPOINT ["condconv"]
 CMD ["serve"]
 
-# ---- dependencies, renewed only when pyproject.toml changes ----------------------------------------------------------
+# ---- dependencies, renewed only when their lock files change ---------------------------------------------------------
 FROM ${BASE_IMAGE} AS tools
 # Another index of packages than PyPI, if need be; stays in this stage.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+# Only files whose hashes are in requirements/ are installed, wherever they come from.
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_QUIET=1
 # For its strip, which takes 200 MB off TensorFlow. Debian has one version of it at a time.
 # hadolint ignore=DL3008
 RUN apt-get update -qq && apt-get install -qq -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
-RUN python3 -m venv /opt/tools && /opt/tools/bin/pip install --quiet 'pip>=25.1,<27' \
-    && python3 -m venv --without-pip /opt/venv
+RUN python3 -m venv /opt/tools && python3 -m venv --without-pip /opt/venv
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
-# The least that can be installed, so that the dependencies come without the code.
-RUN mkdir -p service/condconv_serve \
-    && printf '__version__ = "0"\n' >service/condconv_serve/__init__.py
+COPY requirements ./requirements
 
 FROM tools AS cpu-packages
 COPY deploy/docker/slim.py /opt/tools/
+# Any of those with a file in requirements/.
 ARG EXTRAS=cpu,telemetry
-RUN /opt/tools/bin/pip --python /opt/venv/bin/python3 install --quiet ".[${EXTRAS}]" \
-    && /opt/tools/bin/pip --python /opt/venv/bin/python3 uninstall --quiet --yes condconv-serve \
+RUN IFS=,; for name in base ${EXTRAS}; do set -- "$@" --requirement "requirements/${name}.txt"; done \
+    && /opt/tools/bin/pip --python /opt/venv/bin/python3 install --require-hashes "$@" \
     && python3 /opt/tools/slim.py /opt/venv
 
+# Built by what is locked, too, which is installed in this stage only.
 FROM tools AS code
+RUN /opt/tools/bin/pip --python /opt/venv/bin/python3 install --require-hashes --requirement requirements/build.txt
+COPY pyproject.toml README.md LICENSE ./
 COPY service ./service
-RUN /opt/tools/bin/pip --python /opt/venv/bin/python3 install --quiet --no-deps \
-    --target /opt/condconv .
+RUN /opt/tools/bin/pip --python /opt/venv/bin/python3 install --no-deps --no-build-isolation --target /opt/condconv .
 
 # ---- the image for CPUs ----------------------------------------------------------------------------------------------
 FROM base AS cpu
@@ -76,7 +76,7 @@ USER 10001:10001
 # ---- what is in it: python.cdx.json (CycloneDX) and debian.tsv -------------------------------------------------------
 FROM cpu-packages AS sbom-tools
 COPY --from=cpu /var/lib/dpkg/status /opt/dpkg/status
-RUN /opt/tools/bin/pip install --quiet 'cyclonedx-bom>=7,<8' && mkdir /sbom \
+RUN /opt/tools/bin/pip install --require-hashes --requirement requirements/sbom.txt && mkdir /sbom \
     && /opt/tools/bin/cyclonedx-py environment --output-format JSON --output-file /sbom/python.cdx.json \
         /opt/venv/bin/python3 \
     && dpkg-query --admindir=/opt/dpkg --show >/sbom/debian.tsv
@@ -87,8 +87,8 @@ COPY --from=sbom-tools /sbom /
 # ---- the image for NVIDIA GPUs; the host needs the NVIDIA Container Toolkit ------------------------------------------
 FROM tools AS gpu-packages
 COPY deploy/docker/slim.py /opt/tools/
-RUN /opt/tools/bin/pip --python /opt/venv/bin/python3 install --quiet '.[gpu,telemetry]' \
-    && /opt/tools/bin/pip --python /opt/venv/bin/python3 uninstall --quiet --yes condconv-serve \
+RUN /opt/tools/bin/pip --python /opt/venv/bin/python3 install --require-hashes \
+        --requirement requirements/base.txt --requirement requirements/gpu.txt --requirement requirements/telemetry.txt \
     && python3 /opt/tools/slim.py /opt/venv
 
 FROM base AS gpu

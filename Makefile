@@ -1,11 +1,11 @@
 # Two commands do everything: `make serve` and `make test`. Each creates the environment it needs.
-PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' && echo $$p && break; done)
-VENV ?= .venv
-BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null && echo $$p && break; done)
+# The oldest Python that pyproject.toml allows, for `make test-lowest`.
+OLDEST_PYTHON ?= python3.11
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL_STORE ?= model_store
+# Any of those with a file in requirements/: cpu or gpu, hub, openvino, telemetry.
 EXTRAS ?= cpu,hub
 # PyTorch's builds without CUDA; elsewhere than on PyPI.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -13,51 +13,70 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 FUZZ_IMAGES ?= 100000
 MINUTES ?= 20
 
+# What serves and what tests live apart, so that nothing but `make serve` changes what is served. The second environment
+# is stacked on the first: a .pth file shows it those packages, so TensorFlow (a minute, 1.2 GB) is installed once. pip
+# never changes what lies outside the environment that it runs in; whatever the tests need otherwise comes first on the path.
+VENV ?= .venv
+TEST_VENV ?= $(VENV)-test
+# The lowest versions that pyproject.toml allows, and what resolves versions: both on their own.
+LOWEST_VENV := $(VENV)-lowest
+UV_VENV := $(VENV)-uv
+BIN := $(TEST_VENV)/bin
+comma := ,
+SERVED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+LOCKS := base $(subst $(comma), ,$(EXTRAS)) build
+# Only what is listed, only files with those hashes. The project itself is built by what is installed, not by what the
+# index has today.
+LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes
+OWN := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-browser test-examples test-parity test-docker bench bench-service fuzz soak check format docs clean
+.PHONY: help serve test test-quick test-lowest test-browser test-examples test-parity test-docker bench bench-service \
+	fuzz soak check format docs lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-$(BIN)/python:
+# Made anew when a lock file or EXTRAS change, so that it holds what the locks say and nothing else.
+$(SERVED): $(LOCKS:%=requirements/%.txt)
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11, 3.12 or 3.13 is needed, but none is on the PATH." >&2; exit 1; fi
-	@$(PYTHON) -m venv $(VENV) || { echo "Creating a virtual environment failed. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	@$(PIP) install --quiet --upgrade 'pip>=25.1'
-
-# One stamp per set of packages, renewed when pyproject.toml changes.
-$(VENV)/.serve: pyproject.toml | $(BIN)/python
-	@echo "Installing condconv-serve and what it needs (about 1.5 GB on disk; once) ..."
-	@$(PIP) install --quiet -e '.[$(EXTRAS)]'
+	@echo "Installing condconv-serve and what it needs into $(VENV) (about 1.5 GB on disk; once) ..."
+	@$(PYTHON) -m venv --clear $(VENV) || { echo "Creating a virtual environment failed. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@$(VENV)/bin/python $(LOCKED) $(LOCKS:%=--requirement requirements/%.txt)
+	@$(VENV)/bin/python $(OWN)
 	@touch $@
 
-$(VENV)/.test: pyproject.toml $(VENV)/.serve
-	@$(PIP) install --quiet --group test
+$(TEST_VENV)/.installed: $(SERVED) requirements/test.txt
+	@echo "Installing what the tests need into $(TEST_VENV), on top of $(VENV) (once) ..."
+	@$(VENV)/bin/python -m venv --clear $(TEST_VENV)
+	@$(VENV)/bin/python -c 'import site; print(*site.getsitepackages())' > \
+		"$$($(BIN)/python -c 'import site; print(*site.getsitepackages())')/served.pth"
+	@$(BIN)/python $(LOCKED) --requirement requirements/base.txt --requirement requirements/test.txt
+	@$(BIN)/python $(OWN)
 	@touch $@
 
-$(VENV)/.check: pyproject.toml $(VENV)/.serve
-	@$(PIP) install --quiet --group check --group test
+# Further packages of the tests, each with a lock file of its own name.
+$(TEST_VENV)/.installed-%: $(TEST_VENV)/.installed requirements/%.txt
+	@$(BIN)/python $(LOCKED) --requirement requirements/$*.txt
 	@touch $@
 
-$(VENV)/.examples: pyproject.toml $(VENV)/.test
-	@$(PIP) install --quiet --group examples
-	@touch $@
-
-$(VENV)/.browser: pyproject.toml $(VENV)/.test
-	@$(PIP) install --quiet --group browser
-	@touch $@
-
-$(VENV)/.bench: pyproject.toml $(VENV)/.test
+$(TEST_VENV)/.bench: pyproject.toml $(TEST_VENV)/.installed
 	@echo "Installing the peers: PyTorch, timm, ONNX Runtime, OpenVINO ..."
-	@$(PIP) install --quiet --retries 1 --extra-index-url $(TORCH_INDEX) --group bench
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --retries 1 --extra-index-url $(TORCH_INDEX) --group bench
 	@touch $@
 
-serve: $(VENV)/.serve  ## Serve the model store on http://HOST:PORT (HOST=127.0.0.1 PORT=8000 MODEL_STORE=model_store)
-	@exec $(BIN)/condconv serve --host $(HOST) --port $(PORT) --model-store $(MODEL_STORE)
+$(UV_VENV)/bin/uv:
+	@$(OLDEST_PYTHON) -m venv --clear $(UV_VENV) || { echo "Python 3.11 is needed here: set OLDEST_PYTHON." >&2; exit 1; }
+	@$(UV_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
+
+serve: $(SERVED)  ## Serve the model store on http://HOST:PORT (HOST=127.0.0.1 PORT=8000 MODEL_STORE=model_store)
+	@exec $(VENV)/bin/condconv serve --host $(HOST) --port $(PORT) --model-store $(MODEL_STORE)
 
 # What floods a server or looks at the clock has the machine to itself.
 ALONE := tests/fault tests/load
 
-test: $(VENV)/.test  ## Run the test suite, or what ARGS selects
+test: $(TEST_VENV)/.installed  ## Run the test suite, or what ARGS selects
 ifeq ($(ARGS),)
 	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile $(ALONE:%=--ignore=%)
 	@$(BIN)/python -m pytest $(ALONE)
@@ -65,35 +84,58 @@ else
 	@$(BIN)/python -m pytest $(ARGS)
 endif
 
-test-browser: $(VENV)/.browser  ## Try the page in Chromium (3 minutes)
+# Tests that need no TensorFlow and take milliseconds; with --no-tensorflow those fail that import it.
+QUICK := $(addprefix tests/unit/, fronts http imaging inference machine routing serving store tasks telemetry \
+	test_errors.py test_settings.py)
+# Of these, the ones that do need it, draw plots, or work for seconds.
+NOT_QUICK := $(addprefix tests/unit/, imaging/test_row.py imaging/test_transform.py routing/test_by_class.py \
+	routing/test_plot.py store/importers store/pull store/test_profile.py)
+RUN_QUICK := -m pytest --quiet --no-tensorflow --numprocesses=logical --maxprocesses=4 --dist=loadfile \
+	$(NOT_QUICK:%=--ignore=%) $(QUICK)
+
+test-quick: $(TEST_VENV)/.installed  ## Run the tests that need no TensorFlow (1 minute)
+	@$(BIN)/python $(RUN_QUICK) $(ARGS)
+
+# Only the direct dependencies are at their lowest; what those need is as new as they allow, and may scold them.
+$(LOWEST_VENV)/.installed: pyproject.toml | $(UV_VENV)/bin/uv
+	@$(OLDEST_PYTHON) -m venv --clear $(LOWEST_VENV)
+	@$(UV_VENV)/bin/uv --no-config pip install --quiet --python $(LOWEST_VENV)/bin/python --resolution lowest-direct \
+		--editable '.[hub,telemetry]' --group quick
+	@touch $@
+
+test-lowest: $(LOWEST_VENV)/.installed  ## The quick tests with the lowest versions that pyproject.toml allows (2 minutes)
+	@$(LOWEST_VENV)/bin/python $(RUN_QUICK) -W 'ignore:The anyio.abc.BlockingPortal alias:DeprecationWarning' $(ARGS)
+
+test-browser: $(TEST_VENV)/.installed-browser  ## Try the page in Chromium (3 minutes)
 	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null || echo "The tests need chromium: apt-get install chromium" >&2
 	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
-test-examples: $(VENV)/.examples  ## Run the examples, one of which trains and fine-tunes (1 minute)
+test-examples: $(TEST_VENV)/.installed-examples  ## Run the examples, one of which trains and fine-tunes (1 minute)
 	@$(BIN)/python -m pytest -m examples tests/examples $(ARGS)
 
-test-parity: $(VENV)/.test  ## Import and serve every published network at full size, against the golden numbers (5 minutes)
+test-parity: $(TEST_VENV)/.installed  ## Import and serve every published network at full size, against the golden numbers (5 minutes)
 	@$(BIN)/python -m pytest -m full_parity tests/parity $(ARGS)
 
-test-docker: $(VENV)/.test  ## Build the image, run the Compose project, break it (15 minutes; a Docker engine, or root on Debian)
+test-docker: $(TEST_VENV)/.installed  ## Build the image, run the Compose project, break it (15 minutes; a Docker engine, or root on Debian)
 	@$(BIN)/python -m pytest -m docker tests/deploy $(ARGS)
 
-bench: $(VENV)/.bench  ## Measure the engine against what one would pick instead (20 minutes, 16 GB of memory)
+bench: $(TEST_VENV)/.bench  ## Measure the engine against what one would pick instead (20 minutes, 16 GB of memory)
 	@$(BIN)/python benchmarks/engine_peers.py $(ARGS)
 
-bench-service: $(VENV)/.bench  ## Measure the server against other servers, and under load (30 minutes)
+bench-service: $(TEST_VENV)/.bench  ## Measure the server against other servers, and under load (30 minutes)
 	@command -v wrk >/dev/null || apt-get install -qq -y wrk || { echo "wrk is needed: apt-get install wrk" >&2; exit 1; }
 	@$(BIN)/python benchmarks/service_peers.py $(ARGS)
 	@$(BIN)/python benchmarks/service_load.py
 	@$(BIN)/python benchmarks/service_load.py --precision auto
 
-fuzz: $(VENV)/.test  ## Decode damaged images (FUZZ_IMAGES=100000)
+fuzz: $(TEST_VENV)/.installed  ## Decode damaged images (FUZZ_IMAGES=100000)
 	@FUZZ_IMAGES=$(FUZZ_IMAGES) $(BIN)/python -m pytest -q -s tests/fault/test_fuzz_images.py
 
-soak: $(VENV)/.test  ## Serve changing load, bad images and bad clients for a while (MINUTES=20)
+soak: $(TEST_VENV)/.installed  ## Serve changing load, bad images and bad clients for a while (MINUTES=20)
 	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
 
-check: $(VENV)/.check  ## Format, lint, types, import contracts, generated documentation, files of deployment
+check: $(TEST_VENV)/.installed  ## Format, lint, types, import contracts, generated documentation, files of deployment
+	@$(BIN)/python requirements/lock.py --check
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
@@ -101,12 +143,15 @@ check: $(VENV)/.check  ## Format, lint, types, import contracts, generated docum
 	@$(BIN)/python docs/generate.py --check
 	@$(BIN)/python -m pytest -q -m files tests/deploy tests/files
 
-format: $(VENV)/.check  ## Rewrite the code in the house format
+format: $(TEST_VENV)/.installed  ## Rewrite the code in the house format
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.serve  ## Renew the generated parts of the documentation
+docs: $(TEST_VENV)/.installed  ## Renew the generated parts of the documentation
 	@$(BIN)/python docs/generate.py
 
-clean:  ## Remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+lock: $(UV_VENV)/bin/uv  ## Renew the lock files in requirements/ from pyproject.toml
+	@$(UV_VENV)/bin/python requirements/lock.py
+
+clean:  ## Remove the environments and caches
+	rm -rf $(VENV) $(TEST_VENV) $(LOWEST_VENV) $(UV_VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

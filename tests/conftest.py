@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
-from typing import Any
+from importlib.abc import MetaPathFinder
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -12,6 +14,32 @@ import pytest
 import condconv_serve  # noqa: F401
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+SLOW_TO_IMPORT = ("tensorflow", "keras", "openvino", "torch")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-tensorflow", action="store_true", help="Fail tests that import TensorFlow or its like.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--no-tensorflow"):
+        sys.meta_path.insert(0, NoTensorFlow())
+
+
+class NoTensorFlow(MetaPathFinder):
+    """Fails whatever imports TensorFlow, which takes seconds, in a run of quick tests."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name.partition(".")[0] in SLOW_TO_IMPORT:
+            self._fail(name)
+
+    def _fail(self, name: str) -> NoReturn:
+        # No ImportError: code that does without an optional package would take it for a missing one.
+        raise AssertionError(
+            f"A quick test imports {name}. Import it where it is used, let the test use a fake, or leave its file out "
+            "of QUICK in the Makefile."
+        )
 
 
 @pytest.fixture(scope="session")

@@ -125,8 +125,9 @@ class Service:
         self._default_model = only or find_default(settings, Catalog(settings.model_store))
         self.plan = plan_engines(settings)
         logger.info(
-            "%s on %s in %s, %d streams, batches of up to %d rows",
+            "engine: %s (%s) on %s in %s, %d streams, batches of up to %d rows",
             self.plan.engine,
+            self.plan.reason,
             ", ".join(self.plan.devices),
             self.plan.precision,
             self.plan.streams,

@@ -31,7 +31,7 @@ from condconv_serve.serving.versions import VersionStatus
 from condconv_serve.store.aliases import Alias
 
 LAYOUT = RoutingLayout(("block_1", "block_2"), (3, 3))
-COMPUTED_BY = EngineDescription(engine="numpy", precision="float32", device="CPU")
+COMPUTED_BY = EngineDescription(engine="numpy", precision="float32", device="CPU", reason="a fake")
 
 
 def even_layout(blocks: int | Sequence[str], experts: int) -> RoutingLayout:

@@ -37,6 +37,8 @@ def predict(
     if as_json:
         print_json(answer.to_json(routing=False))
     else:
+        by = answer.model.computed_by
+        say(f"computed by {by.engine} in {by.precision} on {by.device}: {by.reason}", console=err)
         for result in answer.results:
             if result.prediction is None:
                 print_failure(result.filename, result.error)

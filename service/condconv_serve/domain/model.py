@@ -90,12 +90,12 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineDescription:
-    """What computes a model; `reason` says why it isn't the engine that was tried first."""
+    """What computes a model, and the reason why this engine was chosen."""
 
     engine: str
     precision: str
     device: str
-    reason: str | None = None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from condconv_serve.bootstrap import Service
-from condconv_serve.domain import Classification, ClassifiedImage, ImageSource, ModelInfo, readable
+from condconv_serve.domain import Classification, ClassifiedImage, ImageSource, ServedModel, readable
 from condconv_serve.errors import ServiceError
 from condconv_serve.fronts.native.schemas import predict_response
 from condconv_serve.offline.files import read_image
@@ -27,7 +27,7 @@ PROGRESS_FROM = 8
 class LocalAnswer:
     """What became of all files, in order."""
 
-    model: ModelInfo
+    model: ServedModel
     results: tuple[ClassifiedImage, ...]
 
     @property
@@ -36,9 +36,9 @@ class LocalAnswer:
         return int(any(result.error is not None for result in self.results))
 
     def to_json(self, *, routing: bool) -> dict[str, Any]:
-        """The answer in the shape that HTTP gives it."""
-        body = predict_response(Classification(self.model, self.results), routing=routing)
-        return body.model_dump(mode="json", exclude_none=True)
+        """The answer in the shape that HTTP gives it, and what computed it."""
+        body = predict_response(Classification(self.model.info, self.results), routing=routing)
+        return {**body.model_dump(mode="json", exclude_none=True), "computed_by": asdict(self.model.computed_by)}
 
 
 def classify_files(
@@ -58,7 +58,7 @@ def classify_files(
     """
     service = Service(settings, only=model)
     service.load()
-    served, classify = service.registry.get(model).info, Classify(top_k)
+    served, classify = service.registry.get(model), Classify(top_k)
     progress = Progress(
         TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     )

@@ -48,9 +48,11 @@ def build_engine(
             max_batch_size=plan.max_batch_size,
             metrics=metrics,
         )
-        return engine, EngineDescription(engine="tensorflow", precision=plan.precision, device=", ".join(plan.devices))
+        return engine, EngineDescription(
+            engine="tensorflow", precision=plan.precision, device=", ".join(plan.devices), reason=plan.reason
+        )
     graph = freeze(network, preprocessing)
-    reason = None
+    reason = plan.reason
     if plan.engine == "openvino":
         try:
             engine = _checked_openvino_engine(graph, plan, metrics)
@@ -60,7 +62,7 @@ def build_engine(
                 raise ConfigurationError(f"{reason.rstrip('.')}; choose engine=auto or tensorflow.") from error
             logger.warning("%s; tensorflow takes over", reason.rstrip("."))
         else:
-            return engine, EngineDescription(engine="openvino", precision=plan.precision, device="CPU")
+            return engine, EngineDescription(engine="openvino", precision=plan.precision, device="CPU", reason=reason)
     engine = TensorFlowEngine(graph, precision=plan.precision, threads_per_stream=plan.threads_per_stream)
     return engine, EngineDescription(engine="tensorflow", precision=plan.precision, device="CPU", reason=reason)
 

@@ -56,7 +56,14 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     )
     logger.info("%s: network built, weights set", name)
     engine, computed_by = build_engine(network, preprocessing, plan, metrics=metrics)
-    logger.info("%s: %s engine built (%s, %s)", name, computed_by.engine, computed_by.precision, computed_by.device)
+    logger.info(
+        "%s: computed by %s in %s on %s: %s",
+        name,
+        computed_by.engine,
+        computed_by.precision,
+        computed_by.device,
+        computed_by.reason,
+    )
     return ServedModel(
         info=info,
         engine=engine,

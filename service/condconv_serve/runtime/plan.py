@@ -32,6 +32,7 @@ class EnginePlan:
         devices: TensorFlow's names of the devices, such as "GPU:0".
         precision: of the convolutions; routing and logits are always float32.
         engine: the engine that is tried first.
+        reason: why.
         fallback: whether TensorFlow takes over if that engine fails or its answers differ.
         streams: batches computed at the same time.
         threads_per_stream: threads that share one batch, on a CPU.
@@ -43,6 +44,7 @@ class EnginePlan:
     devices: tuple[str, ...]
     precision: Precision
     engine: EngineName
+    reason: str
     fallback: bool
     streams: int
     threads_per_stream: int
@@ -81,7 +83,7 @@ def make_plan(
     kind = _device(machine, device)
     devices = tuple(name for k, name in machine.accelerators if k == kind) if kind != "cpu" else ("CPU:0",)
     chosen_precision = _precision(machine, kind, precision)
-    chosen_engine = _engine(machine, kind, chosen_precision, engine)
+    chosen_engine, reason = _engine(machine, kind, chosen_precision, engine)
     best_streams = max(1, machine.cores // threads_per_stream) if kind == "cpu" else len(devices)
     best_batch_size = BEST_BATCH_SIZE[kind, chosen_precision]
     return EnginePlan(
@@ -89,6 +91,7 @@ def make_plan(
         devices=devices,
         precision=chosen_precision,
         engine=chosen_engine,
+        reason=reason,
         fallback=engine == "auto",
         streams=best_streams if streams == "auto" else streams,
         threads_per_stream=threads_per_stream,
@@ -118,13 +121,24 @@ def _precision(machine: Machine, device: Device, precision: str) -> Precision:
     return "bfloat16" if precision == "bfloat16" else "float32"
 
 
-def _engine(machine: Machine, device: Device, precision: Precision, engine: str) -> EngineName:
+def _engine(machine: Machine, device: Device, precision: Precision, engine: str) -> tuple[EngineName, str]:
+    """The engine, and in a few words why."""
     if engine == "auto":
-        return "openvino" if machine.openvino and (device, precision) == ("cpu", "float32") else "tensorflow"
+        return _best_engine(machine, device, precision)
     if engine not in get_args(EngineName):
         raise ConfigurationError(f"There is no engine {engine!r}; choose auto, {', '.join(get_args(EngineName))}.")
     if engine == "openvino" and device != "cpu":
         raise ConfigurationError(f"The engine openvino computes on a CPU, not on a {device}; choose tensorflow.")
     if engine == "openvino" and not machine.openvino:
         raise ConfigurationError("The engine openvino is not installed: pip install 'condconv-serve[openvino]'.")
-    return "openvino" if engine == "openvino" else "tensorflow"
+    return ("openvino" if engine == "openvino" else "tensorflow"), "it was asked for"
+
+
+def _best_engine(machine: Machine, device: Device, precision: Precision) -> tuple[EngineName, str]:
+    if device != "cpu":
+        return "tensorflow", f"the only engine that computes on a {device}"
+    if not machine.openvino:
+        return "tensorflow", "openvino is not installed"
+    if precision == "bfloat16":
+        return "tensorflow", "in bfloat16 openvino needs twice the memory and is faster in full batches only"
+    return "openvino", "it is installed, and faster in float32 on a CPU"

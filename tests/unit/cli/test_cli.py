@@ -121,7 +121,8 @@ def test_a_wrong_setting_in_a_process_of_its_own():
 class TestPredict:
     def test_text(self, photos):
         code, out, err = condconv("predict", photos / "coffee.jpg", photos / "cat.JPEG", "--top-k", 3)
-        assert (code, err) == (0, "")
+        assert code == 0
+        assert re.fullmatch(r"computed by tensorflow in (float32|bfloat16) on CPU: [a-z].*\n", err)
         lines = out.splitlines()
         assert lines[0] == str(photos / "coffee.jpg")
         assert lines[1].split("%")[1].strip() == "espresso"
@@ -135,6 +136,7 @@ class TestPredict:
         assert (code, err) == (0, "")
         answer = json.loads(out)
         assert answer["model"] == {"name": MODEL, "version": "1"}
+        assert answer["computed_by"].keys() == {"engine", "precision", "device", "reason"}
         (prediction,) = answer["predictions"]
         assert prediction.keys() == {"id", "filename", "classes", "timings_ms", "batch_size"}
         assert prediction["filename"] == prediction["id"] == str(photos / "coffee.jpg")
@@ -174,8 +176,9 @@ class TestPredict:
         code, out, err = condconv("predict", *files, "--top-k", 1)
         assert code == 1
         assert [line for line in out.splitlines() if line.startswith("/")] == [str(files[0]), str(files[2])]
-        assert err.startswith(f"{files[1]}: ")
-        assert "JPEG, PNG" in err
+        (failure,) = err.splitlines()[1:]
+        assert failure.startswith(f"{files[1]}: ")
+        assert "JPEG, PNG" in failure
 
         code, out, err = condconv("predict", *files, "--json")
         assert (code, err) == (1, "")
@@ -197,7 +200,7 @@ class TestPredict:
         code, out, err = condconv("predict", strange, broken, "--top-k", 1)
         assert code == 1
         assert out.splitlines()[0] == str(strange)
-        assert err.startswith(f"{broken}: ")
+        assert err.splitlines()[1].startswith(f"{broken}: ")
         code, out, err = condconv("routing", strange, "--plot", tmp_path / "[" / "plot] [red].png")
         assert code == 0
         assert "[/b] [red]:cat: $x$ 100%.jpg: espresso" in out

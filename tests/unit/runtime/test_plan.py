@@ -38,6 +38,20 @@ def test_choices(machine: Machine, asked: dict[str, Any], expected: tuple[Any, .
 
 
 @pytest.mark.parametrize(
+    ("machine", "asked", "why"),
+    [
+        (PLAIN, {}, "openvino is not installed"),
+        (RICH, {}, "in bfloat16 openvino needs twice the memory and is faster in full batches only"),
+        (RICH, {"precision": "float32"}, "it is installed, and faster in float32 on a CPU"),
+        (RICH, {"engine": "openvino"}, "it was asked for"),
+        (GPUS, {}, "the only engine that computes on a gpu"),
+    ],
+)
+def test_a_plan_says_why_it_has_its_engine(machine, asked, why):
+    assert make_plan(machine, **asked).reason == why
+
+
+@pytest.mark.parametrize(
     ("machine", "asked", "says"),
     [
         (PLAIN, {"device": "gpu"}, "there is cpu"),

@@ -155,7 +155,7 @@ def test_what_a_start_needs(tmp_path):
     place = Place(tmp_path)
     rewrite(place.add("pear", "2"), schema_version=9)
     place.follower.sync_now()
-    with pytest.raises(BundleError, match="pear/2: schema version 9"):
+    with pytest.raises(BundleError, match=r"pear/2: manifest\.json has schema version 9"):
         place.ledger.demand("pear")
     with pytest.raises(ModelNotFound):
         place.ledger.demand("apple")

@@ -19,6 +19,7 @@ PLAN = EnginePlan(
     devices=("CPU",),
     precision="float32",
     engine="tensorflow",
+    reason="it was asked for",
     fallback=False,
     streams=1,
     threads_per_stream=1,

@@ -227,7 +227,7 @@ class EngineBody(BaseModel):
     engine: str = Field(description="tensorflow or openvino.")
     precision: str = Field(description="float32 or bfloat16.")
     device: str
-    reason: str | None = Field(None, description="Why it isn't the engine that was tried first.")
+    reason: str = Field(description="Why this engine was chosen.")
 
 
 class ModelResponse(BaseModel):
