@@ -32,6 +32,7 @@ from condconv_serve.inference.streams import StreamPool
 from condconv_serve.machine.cores import available_cores
 from condconv_serve.machine.memory import calm_garbage_collection, memory_limit
 from condconv_serve.pipeline import ImagePipeline
+from condconv_serve.routing.drawer import Drawer
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.recent import RecentRequests
 from condconv_serve.runtime.devices import detect_machine
@@ -180,13 +181,14 @@ class Service:
             observe=self._observe,
         )
         self.ablator = AblationQueue(partial(load_ablation, settings))
+        self._drawer = Drawer()
         self.readiness = Readiness(self._batcher.health.problem)
         self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
         """Run the threads and the batcher; leaving finishes what has been admitted."""
-        with self._streams, self._decoders, self.ablator:
+        with self._streams, self._decoders, self._drawer, self.ablator:
             async with self._batcher:
                 yield
         await asyncio.to_thread(self._tracer.close)
@@ -263,6 +265,7 @@ class Service:
             routing=self.routing,
             recent=None if self.routing is None else RecentRequests(),
             ablator=self.ablator,
+            drawer=self._drawer,
         )
 
         async def load_and_watch() -> None:

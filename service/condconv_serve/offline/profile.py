@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from condconv_serve.bootstrap import load_model, plan_engines
+from condconv_serve.bootstrap import ModelLoader, load_model, plan_engines
 from condconv_serve.domain import LOGITS, ROUTING, RoutingProfile, Row, ServedModel
 from condconv_serve.errors import BundleError, MissingImage, ServiceError
 from condconv_serve.imaging import model_row
@@ -33,7 +33,13 @@ class ProfiledFiles:
 
 
 def profile_files(
-    settings: Settings, bundle: Path, files: Sequence[Path], *, min_class_images: int, console: Console
+    settings: Settings,
+    bundle: Path,
+    files: Sequence[Path],
+    *,
+    min_class_images: int,
+    console: Console,
+    load: ModelLoader | None = None,
 ) -> ProfiledFiles:
     """Make a reference profile of a bundle's routing over files.
 
@@ -43,13 +49,14 @@ def profile_files(
         files: images.
         min_class_images: images that a class needs for a profile of its own.
         console: where a progress bar goes.
+        load: makes an engine of a bundle; `load_model` if None.
 
     Raises:
         BundleError: the bundle is unusable, or its network static.
         MissingImage: none of the files could be used.
     """
     plan = plan_engines(settings)
-    model = load_model(open_bundle(bundle), plan)
+    model = (load or load_model)(open_bundle(bundle), plan)
     layout = model.info.routing
     if not layout:
         raise BundleError(f"{model.name}/{model.version} is a static network, without routing.")

@@ -10,6 +10,7 @@ from condconv_serve.domain import Ablator, ModelSource, ServedModel
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.native.images import BodyLimits
 from condconv_serve.pipeline import ImagePipeline
+from condconv_serve.routing.drawer import Drawer
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.recent import RecentRequests
 from condconv_serve.serving.readiness import Readiness
@@ -73,6 +74,7 @@ class AppContext:
         routing: keeps live statistics; None if there are none.
         recent: keeps recent requests; None if none are kept.
         ablator: computes ablations; None if there are none.
+        drawer: draws pictures; whoever makes it closes it.
     """
 
     images: ImagePipeline
@@ -85,4 +87,5 @@ class AppContext:
     routing: LiveRouting | None = None
     recent: RecentRequests | None = None
     ablator: Ablator | None = None
+    drawer: Drawer = field(default_factory=Drawer)
     tracer: Tracer = field(default_factory=Tracer)

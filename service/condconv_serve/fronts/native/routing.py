@@ -65,7 +65,7 @@ def router(context: AppContext) -> APIRouter:
         chosen = parameters.format or accepted_format(request.headers.get("accept", ""))
         if chosen == "json":
             return routed_response(classification, live=context.routing)
-        content = await unless_disconnected(request, in_time(exported(classification, chosen), request))
+        content = await unless_disconnected(request, in_time(exported(classification, chosen, context.drawer), request))
         return Response(content, media_type=MEDIA_TYPES[chosen])
 
     @routes.get(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from condconv_serve.domain import Classification, ClassifiedImage, Prediction, RoutingTrace
+from condconv_serve.domain import Classification, ClassifiedImage, Prediction
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.native.routing_schemas import RoutingFormat
+from condconv_serve.routing.drawer import Drawer
 from condconv_serve.routing.export import to_csv, to_npz
 
 MAX_PICTURED = 16
@@ -36,8 +35,6 @@ _BY_TYPE: dict[str, RoutingFormat] = {
     "image/*": "png",
     "text/*": "csv",
 }
-# One thread: matplotlib holds the interpreter, so that two pictures at once would only be in each other's way.
-_drawer = ThreadPoolExecutor(1, thread_name_prefix="drawing")
 
 
 def accepted_format(accept: str) -> RoutingFormat:
@@ -62,8 +59,8 @@ def _quality(parameters: list[str]) -> float:
     return 1.0
 
 
-async def exported(classification: Classification, form: RoutingFormat) -> bytes:
-    """Put the routing of a classification into a form.
+async def exported(classification: Classification, form: RoutingFormat, drawer: Drawer) -> bytes:
+    """Put the routing of a classification into a form; `drawer` draws the pictures.
 
     Raises:
         InvalidParameter: more images than a picture shows, or a static network, which has nothing to draw.
@@ -85,15 +82,9 @@ async def exported(classification: Classification, form: RoutingFormat) -> bytes
     ]
     if not traces:
         raise next(r.error for r in results if r.error is not None)
-    return await asyncio.get_running_loop().run_in_executor(_drawer, _draw, traces, form)
+    return await drawer.draw(traces, form)
 
 
 def _title(result: ClassifiedImage, prediction: Prediction) -> str:
     best = prediction.classes[0]
     return f"{result.filename or f'image {result.id}'}\n{best.label} {best.probability:.0%}"
-
-
-def _draw(traces: Sequence[tuple[str, RoutingTrace]], kind: str) -> bytes:
-    from condconv_serve.routing.plot import draw_routing  # matplotlib takes a while to import
-
-    return draw_routing(traces, kind)

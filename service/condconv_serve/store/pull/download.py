@@ -11,7 +11,6 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -21,6 +20,14 @@ from pydantic import BaseModel, ValidationError
 
 from condconv_serve import __version__
 from condconv_serve.errors import ConfigurationError, DownloadFailed
+from condconv_serve.store.pull.responses import (
+    meaning_of,
+    number,
+    origin_of,
+    reason_of,
+    seconds_to_wait,
+    validator_of,
+)
 
 _TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -116,7 +123,7 @@ def fetch_small(url: str, *, max_bytes: int, limits: Limits) -> bytes:
                 if len(body) > max_bytes:
                     raise DownloadFailed(f"{name} has more than {max_bytes} bytes, the most allowed.")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise DownloadFailed(f"{name} can't be read: {_reason(error)}.") from error
+        raise DownloadFailed(f"{name} can't be read: {reason_of(error)}.") from error
     return bytes(body)
 
 
@@ -211,11 +218,11 @@ class _Attempt:
                 if self._accept(response):
                     self._receive(response)
         except (httpx.UnsupportedProtocol, httpx.TooManyRedirects, httpx.DecodingError, httpx.InvalidURL) as error:
-            raise DownloadFailed(f"{shown(self.url)} can't be downloaded: {_reason(error)}.") from error
+            raise DownloadFailed(f"{shown(self.url)} can't be downloaded: {reason_of(error)}.") from error
         except httpx.HTTPError as error:
-            if isinstance(_origin(error), ssl.SSLCertVerificationError):  # won't get better
-                raise DownloadFailed(f"{shown(self.url)} can't be downloaded: {_reason(error)}.") from error
-            raise _Interrupted(_reason(error)) from error
+            if isinstance(origin_of(error), ssl.SSLCertVerificationError):  # won't get better
+                raise DownloadFailed(f"{shown(self.url)} can't be downloaded: {reason_of(error)}.") from error
+            raise _Interrupted(reason_of(error)) from error
 
     def _range(self) -> dict[str, str]:
         have = self.part.size
@@ -228,16 +235,16 @@ class _Attempt:
 
     def _accept(self, response: httpx.Response) -> bool:
         """Look at status and headers; False if nothing is missing any more."""
-        state = _State(validator=_validator(response), total=None)
+        state = _State(validator=validator_of(response), total=None)
         match response.status_code:
             case 200:
                 if self.part.size:
                     self.reporter.note("The server sends the file from its beginning; starting over.")
-                state.total = _number(response.headers.get("Content-Length"))
+                state.total = number(response.headers.get("Content-Length"))
                 self.part.restart(state)
             case 206:
                 found = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-                total = _number(found["total"]) if found else None
+                total = number(found["total"]) if found else None
                 before = self.part.state
                 if (
                     found is None
@@ -258,10 +265,10 @@ class _Attempt:
             case status if status in _TRANSIENT:
                 raise _Interrupted(
                     f"the server answers with status {status}",
-                    retry_after=_seconds(response.headers.get("Retry-After")),
+                    retry_after=seconds_to_wait(response.headers.get("Retry-After")),
                 )
             case status:
-                raise DownloadFailed(f"{shown(str(response.url))} answers with status {status}{_meaning(status)}.")
+                raise DownloadFailed(f"{shown(str(response.url))} answers with status {status}{meaning_of(status)}.")
         self._check_total(self.part.state.total)
         return True
 
@@ -352,53 +359,7 @@ def _client(url: str, limits: Limits) -> httpx.Client:
         raise ConfigurationError(f"The environment's proxy or certificates can't be used: {error}.") from error
 
 
-def _validator(response: httpx.Response) -> str | None:
-    """What tells whether the file is still the same: its ETag, unless that is weak, or else its date."""
-    etag: str | None = response.headers.get("ETag")
-    if etag is not None and not etag.startswith("W/"):
-        return etag
-    modified: str | None = response.headers.get("Last-Modified")
-    return modified
-
-
 def _write_all(file: Any, chunk: bytes) -> None:
     view = memoryview(chunk)
     while view:
         view = view[file.write(view) :]
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else None
-
-
-def _seconds(text: str | None) -> float | None:
-    """How long `Retry-After` asks to wait: a number, or a date."""
-    if text is None:
-        return None
-    if (seconds := _number(text.strip())) is not None:
-        return float(seconds)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _meaning(status: int) -> str:
-    return {
-        401: ": it wants a login",
-        403: ": it gives the file to nobody, or not to you",
-        404: ": there is no such file",
-        407: ": the proxy wants a login",
-        410: ": the file is gone",
-    }.get(status, "")
-
-
-def _origin(error: BaseException) -> BaseException:
-    """What an error arose from in the end."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return error
-
-
-def _reason(error: Exception) -> str:
-    return str(error).rstrip(".") or type(error).__name__

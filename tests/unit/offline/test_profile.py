@@ -1,0 +1,58 @@
+"""Profiles are made of the very rows that a server would make of the same files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from condconv_serve.domain import Pixels, Preprocessing, Row, ServedModel, Tensors
+from condconv_serve.imaging import model_row
+from condconv_serve.offline.profile import profile_files
+from condconv_serve.settings import Settings
+from condconv_serve.store import write_bundle
+from tests.contract.fakes import FunctionEngine, ShadeEngine, model_info, served_model
+from tests.pictures import encode, photo
+from tests.unit.store.samples import new_bundle
+
+SIDE = 32
+
+
+def decoded_elsewhere(data: bytes, left: int, top: int, side: int) -> Pixels:
+    """A JPEG decoder that nobody could take for Pillow's."""
+    return np.full((side, side, 3), (left + top + len(data)) % 256, np.uint8)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_rows_are_those_of_a_server(exact: bool, tmp_path: Path) -> None:
+    files = []
+    for name in ("coffee", "cat"):
+        files.append(tmp_path / f"{name}.jpg")
+        files[-1].write_bytes(encode(photo(name, (80, 60)), "JPEG"))
+    preprocessing = Preprocessing(transform="official", image_size=SIDE, exact_decoding=exact)
+    seen: list[Row] = []
+
+    def compute(rows: Row, stream: int) -> Tensors:
+        seen.extend(rows)
+        return ShadeEngine()(rows.astype(np.uint8))
+
+    def load(*_: Any, **__: Any) -> ServedModel:
+        model = served_model(model_info(preprocessing=preprocessing), FunctionEngine(compute))
+        return replace(model, crop_jpeg=decoded_elsewhere if exact else None)
+
+    profiled = profile_files(
+        Settings(streams=1),
+        write_bundle(tmp_path / "store", new_bundle()),
+        files,
+        min_class_images=1,
+        console=Console(quiet=True),
+        load=load,
+    )
+    assert (profiled.profile.images, profiled.failures) == (2, ())
+    expected = [model_row(file.read_bytes(), load(), max_pixels=10**6) for file in files]
+    assert {row.tobytes() for row in seen} == {row.tobytes() for row in expected}
+    assert {row.dtype for row in seen} == {np.dtype(np.float32 if exact else np.uint8)}
