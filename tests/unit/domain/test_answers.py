@@ -6,7 +6,7 @@ from tests.contract.fakes import model_info
 
 
 def test_answers_are_made_by_the_names_of_their_tasks() -> None:
-    failed = ClassifiedImage(id="0", error=UnsupportedImage("no image"))
+    failed = ClassifiedImage(id="0", filename=None, error=UnsupportedImage("no image"))
     answer = Classification(model_info(), (failed,))
     assert answer.results == (failed,)
     with pytest.raises(AttributeError):
