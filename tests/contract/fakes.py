@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from condconv_serve.domain import (
     LOGITS,
@@ -20,6 +24,7 @@ from condconv_serve.domain import (
     OutputSpec,
     Preprocessing,
     RoutingLayout,
+    RoutingOverrides,
     RoutingProfile,
     Row,
     ServedModel,
@@ -27,8 +32,11 @@ from condconv_serve.domain import (
 )
 from condconv_serve.domain.manifest import ArchitectureSpec, PreprocessingSpec, Provenance
 from condconv_serve.errors import ModelNotFound, VersionNotFound
+from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.serving.versions import VersionStatus
-from condconv_serve.store.aliases import Alias
+from condconv_serve.store import Bundle, read_labels
+from condconv_serve.store.aliases import Alias, check_alias
+from condconv_serve.telemetry.metrics import Metrics
 
 LAYOUT = RoutingLayout(("block_1", "block_2"), (3, 3))
 COMPUTED_BY = EngineDescription(engine="numpy", precision="float32", device="CPU", reason="a fake")
@@ -82,40 +90,101 @@ def model_info(
     )
 
 
-class ShadeEngine:
+class FakeEngine:
+    """What all fakes note: `calls` by the rows' shape and the stream, and whether they are `closed`."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[tuple[tuple[int, ...], int]] = Counter()
+        self.closed = threading.Event()
+
+    def __call__(self, rows: Row, stream: int = 0, /) -> Tensors:
+        if self.closed.is_set():
+            raise RuntimeError("This engine has been closed.")
+        self.calls[rows.shape, stream] += 1
+        return self.compute(rows, stream)
+
+    def compute(self, rows: Row, stream: int) -> Tensors:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        if self.closed.is_set():
+            raise RuntimeError("This engine has been closed before.")
+        self.closed.set()
+
+
+class ShadeEngine(FakeEngine):
     """Takes a row's shade for its answer: class `shade % classes` wins with a logit of 5.
 
     Routing weights are `weights[shade]`, `[256, blocks, experts]`; `shade / 255` throughout if there are none given.
     """
 
     def __init__(self, *, classes: int = 6, layout: RoutingLayout = LAYOUT, weights: Any | None = None) -> None:
+        super().__init__()
         self._classes = classes
-        if weights is None:
-            weights = np.broadcast_to(np.arange(256)[:, None, None] / np.float32(255), (256, *layout.shape))
-        self._weights = np.asarray(weights, np.float32)
-        self.closed = False
+        self._weights = shade_weights(layout) if weights is None else np.asarray(weights, np.float32)
 
-    def __call__(self, rows: Row, stream: int = 0, /) -> Tensors:
+    def compute(self, rows: Row, stream: int) -> Tensors:
         shades = rows[:, 0, 0, 0].astype(int)
         logits = 5 * np.eye(self._classes, dtype=np.float32)[shades % self._classes]
         return {LOGITS: logits, ROUTING: self._weights[shades]}
 
-    def close(self) -> None:
-        self.closed = True
+
+def shade_weights(layout: RoutingLayout) -> NDArray[np.float32]:
+    """Routing weights `[256, blocks, experts]` by shade: `shade / 255` wherever there is an expert."""
+    weights: NDArray[np.float32] = np.arange(256, dtype=np.float32)[:, None, None] / 255 * layout.own
+    return weights.astype(np.float32)
 
 
-class FunctionEngine:
+class FunctionEngine(FakeEngine):
     """An engine that is a function of rows and of the stream's number."""
 
     def __init__(self, compute: Callable[[Row, int], Tensors]) -> None:
+        super().__init__()
         self._compute = compute
-        self.closed = False
 
-    def __call__(self, rows: Row, stream: int = 0, /) -> Tensors:
+    def compute(self, rows: Row, stream: int) -> Tensors:
         return self._compute(rows, stream)
 
+
+class ShadeAblation:
+    """The ablation of a `ShadeEngine`: its logits, unless a weight was changed to 0, which class `lost` wins with 3.
+
+    It waits while `go` is cleared, unless stopped; `calls` counts, and `started` says that there was one.
+    """
+
+    def __init__(
+        self, *, classes: int = 6, layout: RoutingLayout = LAYOUT, weights: Any | None = None, lost: int = 1
+    ) -> None:
+        self._classes, self._lost, self._layout = classes, lost, layout
+        self._weights = shade_weights(layout) if weights is None else np.asarray(weights, np.float32)
+        self.go, self.started, self.closed = threading.Event(), threading.Event(), threading.Event()
+        self.go.set()
+        self.calls = 0
+
+    def __call__(self, row: Row, overrides: RoutingOverrides, *, stopped: Callable[[], bool]) -> Tensors | None:
+        if self.closed.is_set():
+            raise RuntimeError("This ablation has been closed.")
+        self.calls += 1
+        self.started.set()
+        while not self.go.wait(0.002):
+            if stopped():
+                return None
+        if stopped():
+            return None
+        shade = int(row[0, 0, 0])
+        own, given = self._weights[shade], np.where(self._layout.own, overrides.weights, np.nan)
+        mean = self._layout.own * own.sum(axis=1, keepdims=True) / self._layout.own.sum(axis=1, keepdims=True)
+        used = np.where(np.isnan(given), np.where(overrides.uniform[..., None], mean, own), given)
+        lost = (given == 0).any(axis=(1, 2))
+        by_class = np.eye(self._classes, dtype=np.float32)
+        logits = np.where(lost[:, None], 3 * by_class[self._lost], 5 * by_class[shade % self._classes])
+        return {
+            LOGITS: np.concatenate([5 * by_class[[shade % self._classes]], logits]).astype(np.float32),
+            ROUTING: np.concatenate([own[None], used]).astype(np.float32),
+        }
+
     def close(self) -> None:
-        self.closed = True
+        self.closed.set()
 
 
 def served_model(info: ModelInfo | None = None, engine: Engine | None = None) -> ServedModel:
@@ -128,13 +197,24 @@ def served_model(info: ModelInfo | None = None, engine: Engine | None = None) ->
     )
 
 
+def load_shades(bundle: Bundle, plan: EnginePlan | None = None, *, metrics: Metrics | None = None) -> ServedModel:
+    """Make a `ShadeEngine` of a bundle, whatever its network is; only its labels are read."""
+    manifest, labels = bundle.manifest, read_labels(bundle)
+    info = model_info(labels=labels, preprocessing=manifest.preprocessing.to_domain())
+    return served_model(replace(info, manifest=manifest, model_card=bundle.model_card))
+
+
 class FakeModels:
     """Models by name and version; the first one is the default."""
 
     def __init__(self, *models: ServedModel) -> None:
         self.served: dict[str, dict[str, ServedModel]] = {}
         for model in models:
-            self.served.setdefault(model.name, {})[model.version] = model
+            self.replace(model)
+
+    def replace(self, model: ServedModel) -> None:
+        """Serve this one in place of what has its name and version."""
+        self.served.setdefault(model.name, {})[model.version] = model
 
     @property
     def default_model(self) -> str | None:
@@ -154,7 +234,9 @@ class FakeModels:
         versions = self.served[name]
         version = version or max(versions, key=int)
         if version not in versions:
-            raise VersionNotFound(f"Model {name} is not served in version {version!r}.")
+            raise VersionNotFound(
+                f"Model {name} is not served in version {version!r}; served are: {', '.join(versions)}."
+            )
         return versions[version]
 
     def lease(
@@ -170,15 +252,20 @@ class NoVersions:
         return {}
 
     async def load(self, name: str, version: str) -> VersionStatus:
-        raise ModelNotFound(f"There is no model {name!r} in the store; there are: none.")
+        raise _no_model(name)
 
     unload = load
 
     async def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> Alias:
-        raise ModelNotFound(f"There is no model {name!r} in the store; there are: none.")
+        check_alias(alias, versions)
+        raise _no_model(name)
 
     async def roll_back(self, name: str, alias: str) -> Alias:
-        raise ModelNotFound(f"There is no model {name!r} in the store; there are: none.")
+        raise _no_model(name)
 
     async def delete_alias(self, name: str, alias: str) -> None:
-        raise ModelNotFound(f"There is no model {name!r} in the store; there are: none.")
+        raise _no_model(name)
+
+
+def _no_model(name: str) -> ModelNotFound:
+    return ModelNotFound(f"There is no model {name!r} in the store; there are: none.")

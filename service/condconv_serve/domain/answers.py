@@ -33,7 +33,8 @@ class Prediction:
     batch_size: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Generic and frozen, hence without slots: with them Python 3.11 could not call an alias such as `ClassifiedImage`.
+@dataclass(frozen=True, kw_only=True)
 class ImageResult(Generic[Answer]):
     """What became of one image of a request: exactly one of `prediction`, its task's answer, and `error` is set."""
 
@@ -43,7 +44,7 @@ class ImageResult(Generic[Answer]):
     error: ServiceError | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answered(Generic[Answer]):
     """The answer to one request: one result per image, in order."""
 

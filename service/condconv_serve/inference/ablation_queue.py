@@ -18,7 +18,6 @@ from condconv_serve.errors import AblationBusy, DeadlineExceeded, InferenceFaile
 from condconv_serve.machine.memory import release_memory
 from condconv_serve.machine.threads import LoneThread, yield_to_other_threads
 
-_CLOSING_SECONDS = 2.0
 MAX_WAITING = 4
 MAX_LOADED = 1
 """Models kept ready for ablations; each takes about as much memory as its engine."""
@@ -37,6 +36,7 @@ class AblationQueue:
         *,
         max_waiting: int = MAX_WAITING,
         max_loaded: int = MAX_LOADED,
+        closing_seconds: float = 2.0,
     ) -> None:
         """Prepare; nothing is loaded before it is needed.
 
@@ -44,10 +44,12 @@ class AblationQueue:
             load: makes ready a model of that name and version; takes seconds.
             max_waiting: ablations waiting or running at once; more are refused.
             max_loaded: models kept ready.
+            closing_seconds: how long leaving waits for what is running; a load can't be stopped.
         """
         self._load = load
         self._max_waiting = max_waiting
         self._max_loaded = max_loaded
+        self._closing_seconds = closing_seconds
         self._loaded: OrderedDict[tuple[str, str], Ablation] = OrderedDict()
         self._waiting = 0
         self._seconds = 1.0
@@ -159,7 +161,7 @@ class AblationQueue:
         self._closing.set()
         closed = self._thread.submit(self._close_all)
         self._thread.shutdown(wait=False)
-        wait([closed], timeout=_CLOSING_SECONDS)
+        wait([closed], timeout=self._closing_seconds)
 
     @property
     def busy(self) -> bool:

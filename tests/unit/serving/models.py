@@ -1,45 +1,15 @@
 """Models that compute nothing, and a store with all that makes them served."""
 
-import threading
-from collections import Counter
-from dataclasses import replace
-
-import numpy as np
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import LOGITS, ROUTING, RoutingLayout
 from condconv_serve.serving.registry import Registry
 from condconv_serve.serving.store_follower import StoreFollower
 from condconv_serve.serving.version_admin import VersionAdmin
 from condconv_serve.serving.version_ledger import VersionLedger
-from condconv_serve.store import read_labels, write_bundle
+from condconv_serve.store import write_bundle
 from condconv_serve.telemetry.metrics import Metrics
-from tests.contract.fakes import model_info, served_model
+from tests.contract.fakes import load_shades
 from tests.unit.store.samples import new_bundle
-
-
-class Engine:
-    """Notes the size and the stream of each batch."""
-
-    def __init__(self):
-        self.calls = Counter()
-        self.closed = threading.Event()
-
-    def __call__(self, rows, stream=0, /):
-        assert rows.dtype == np.uint8
-        self.calls[rows.shape, stream] += 1
-        return {LOGITS: np.zeros((len(rows), 3), np.float32), ROUTING: np.zeros((len(rows), 0, 0), np.float32)}
-
-    def close(self):
-        self.closed.set()
-
-
-def load(bundle):
-    manifest = bundle.manifest
-    info = model_info(
-        layout=RoutingLayout(), labels=read_labels(bundle), preprocessing=manifest.preprocessing.to_domain()
-    )
-    return served_model(replace(info, manifest=manifest), Engine())
 
 
 class Place:
@@ -76,7 +46,7 @@ class Place:
     def _load(self, bundle):
         if bundle.manifest.version in self.broken:
             raise RuntimeError("/secret/place is broken")
-        return load(bundle)
+        return load_shades(bundle)
 
     def _sleep(self, seconds):
         self.pauses.append(seconds)

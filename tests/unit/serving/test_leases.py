@@ -1,23 +1,9 @@
 import threading
-from types import SimpleNamespace
 
 import pytest
 
 from condconv_serve.serving.leases import Leases
-
-
-class Engine:
-    def __init__(self):
-        self.closed = threading.Event()
-
-    def close(self):
-        self.closed.set()
-
-
-def new_model():
-    return type("Model", (SimpleNamespace,), {"__hash__": object.__hash__, "__eq__": object.__eq__})(
-        name="pear", version="1", engine=Engine()
-    )
+from tests.contract.fakes import served_model
 
 
 @pytest.fixture
@@ -26,7 +12,7 @@ def leases():
 
 
 def test_an_idle_model_is_closed_at_once(leases):
-    model, done = new_model(), threading.Event()
+    model, done = served_model(), threading.Event()
     leases.retire(model, done.set)
     assert done.wait(5)
     assert model.engine.closed.is_set()
@@ -34,7 +20,7 @@ def test_an_idle_model_is_closed_at_once(leases):
 
 
 def test_a_held_model_is_closed_after_its_last_lease(leases):
-    model, done = new_model(), threading.Event()
+    model, done = served_model(), threading.Event()
     first, second = leases.hold(model), leases.hold(model)
     leases.retire(model, done.set)
     first.release()
@@ -48,17 +34,16 @@ def test_a_held_model_is_closed_after_its_last_lease(leases):
 
 
 def test_what_was_not_retired_stays_open(leases):
-    model = new_model()
+    model = served_model()
     with leases.hold(model):
         pass
     assert not model.engine.closed.wait(0.02)
 
 
 def test_a_lease_after_the_end_closes_nothing_twice(leases):
-    model, calls, done = new_model(), [], threading.Event()
-    model.engine.close = lambda: calls.append("closed")
+    model, done = served_model(), threading.Event()
     leases.retire(model, done.set)
     assert done.wait(5)
     leases.hold(model).release()
-    assert calls == ["closed"]
+    assert model.engine.closed.is_set()
     assert leases.retiring() == frozenset()

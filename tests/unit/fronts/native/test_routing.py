@@ -21,15 +21,12 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from condconv_serve.domain import (
-    LOGITS,
-    ROUTING,
     Label,
     ModelInfo,
     Prediction,
     RoutingLayout,
     RoutingProfile,
     ServedModel,
-    Tensors,
     rows_of,
 )
 from condconv_serve.fronts.gatekeeper import Gatekeeper
@@ -48,7 +45,15 @@ from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.tally import Tally, entropy
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.telemetry.metrics import Metrics
-from tests.contract.fakes import FakeModels, NoVersions, ShadeEngine, even_layout, model_info, served_model
+from tests.contract.fakes import (
+    FakeModels,
+    NoVersions,
+    ShadeAblation,
+    ShadeEngine,
+    even_layout,
+    model_info,
+    served_model,
+)
 from tests.pictures import encode
 
 BLOCKS, EXPERTS, CLASSES, SIZE = ("block_1", "block_2"), 3, 8, 8
@@ -89,21 +94,9 @@ MODELS = FakeModels(
 )
 
 
-class FakeAblation:
-    """Lets the class of the first override's weight in percent win, else class 0."""
-
-    def __call__(self, row: Any, overrides: Any, *, stopped: Any) -> Tensors:
-        assert row.shape == (SIZE, SIZE, 3)
-        weights = np.concatenate([RANDOM[row[0, 0, 0]][None], overrides.weights])
-        own = np.broadcast_to(RANDOM[row[0, 0, 0]], weights.shape).copy()
-        own[1:][overrides.uniform] = 0.5
-        weights = np.where(np.isnan(weights), own, weights)
-        off = (weights == 0).any(axis=(1, 2))
-        logits = np.where(off[:, None], [[0.0, 3] + [0] * 6], [[2.0] + [0] * 7]).astype(np.float32)
-        return {LOGITS: logits, ROUTING: weights}
-
-    def close(self) -> None:
-        pass
+def ablation_of(name: str, version: str) -> ShadeAblation:
+    layout = MODELS.get(name, version).info.routing
+    return ShadeAblation(classes=CLASSES, layout=layout, weights=UNEVEN if name == "uneven" else RANDOM)
 
 
 @contextlib.asynccontextmanager
@@ -131,7 +124,7 @@ async def running(
         ]
     )
     batcher: Any = Batcher(run, streams=1, max_batch_size=4, max_queue_rows=64, metrics=metrics)
-    with ThreadPoolExecutor(2) as decoders, AblationQueue(lambda *_: FakeAblation()) as lane:
+    with ThreadPoolExecutor(2) as decoders, AblationQueue(ablation_of) as lane:
         plane = InferencePlane(MODELS, batcher, metrics=metrics)
         context = AppContext(
             images=ImagePipeline(plane, ImageDecoder(decoders, max_pixels=20_000), observe=observe),
@@ -555,7 +548,7 @@ async def test_every_expert_off_by_default(client: httpx.AsyncClient) -> None:
     assert first["changes"] == [{"block": "block_1", "off": [0]}]
     assert first["top"]["index"] == 1
     assert first["same_top"] is False
-    original, now = np.exp(2) / (np.exp(2) + 7), 1 / (np.exp(3) + 7)
+    original, now = np.exp(5) / (np.exp(5) + 7), 1 / (np.exp(3) + 7)
     assert body["top"]["probability"] == pytest.approx(original)
     assert first["probability"] == pytest.approx(now)
     assert first["difference"] == pytest.approx(now - original)
@@ -577,11 +570,12 @@ async def test_given_routings(client: httpx.AsyncClient) -> None:
     assert mine["routing"]["block_1"] == RANDOM[8, 0].tolist()
     assert mine["changes"] == [{"block": "block_2", "weights": [0.25, None, 1.0]}]
     assert other["name"] == "all uniform, block_1 without expert 0 and 2"
-    assert other["routing"] == {"block_1": [0.0, 0.5, 0.0], "block_2": [0.5, 0.5, 0.5]}
+    means = [pytest.approx(float(RANDOM[8, block].mean())) for block in (0, 1)]
+    assert other["routing"] == {"block_1": [0.0, means[0], 0.0], "block_2": [means[1]] * 3}
 
     document["variants"] = [{"changes": [{"block": "block_1", "off": [0]}, {"block": "all", "uniform": True}]}]
     (last,) = (await client.post("/routing/ablation", json=document)).json()["variants"]
-    assert last["routing"] == {"block_1": [0.5] * 3, "block_2": [0.5] * 3}
+    assert last["routing"] == {"block_1": [means[0]] * 3, "block_2": [means[1]] * 3}
 
     same = await client.post(
         "/routing/ablation", files=form(8), data={"variants": json.dumps(variants), "routing": "1"}

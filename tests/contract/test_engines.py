@@ -1,0 +1,38 @@
+"""The fakes are engines and ablations like the real ones, which `test_real_engines.py` holds to the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from condconv_serve.domain import Engine, RoutingLayout
+from tests.contract.engine_suite import AblationSuite, EngineSuite, Subject
+from tests.contract.fakes import FunctionEngine, ShadeAblation, ShadeEngine, model_info
+
+LAYOUT = RoutingLayout(("block_1", "block_2"), (3, 2))
+INFO = model_info(layout=LAYOUT, image_size=8)
+
+
+def function_engine() -> FunctionEngine:
+    shades = ShadeEngine(layout=LAYOUT)
+    return FunctionEngine(lambda rows, stream: shades(rows, stream))
+
+
+@pytest.fixture(scope="module", params=[lambda: ShadeEngine(layout=LAYOUT), function_engine], ids=["shade", "function"])
+def engines(request: pytest.FixtureRequest) -> Subject:
+    return Subject(INFO, request.param)
+
+
+class TestEngines(EngineSuite):
+    @pytest.fixture
+    def subject(self, engines: Subject) -> Subject:
+        return engines
+
+
+class TestAblations(AblationSuite):
+    @pytest.fixture
+    def subject(self) -> Subject:
+        return Subject(INFO, lambda: ShadeAblation(layout=LAYOUT))
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return ShadeEngine(layout=LAYOUT)
