@@ -13,7 +13,7 @@ from condconv_serve.fronts.native.routing_schemas import RoutingFormat
 from condconv_serve.routing.export import to_csv, to_npz
 
 MAX_PICTURED = 16
-"""Images that a picture may show."""
+"""Most images in a picture."""
 MEDIA_TYPES: dict[RoutingFormat, str] = {
     "json": "application/json",
     "csv": "text/csv; charset=utf-8",
@@ -36,12 +36,12 @@ _BY_TYPE: dict[str, RoutingFormat] = {
     "image/*": "png",
     "text/*": "csv",
 }
-# One thread: matplotlib holds the interpreter, so that two pictures at once would only be in each other's way.
+# One thread: matplotlib holds the interpreter, so two pictures at once would only slow each other down.
 _drawer = ThreadPoolExecutor(1, thread_name_prefix="drawing")
 
 
 def accepted_format(accept: str) -> RoutingFormat:
-    """The form that an Accept header likes best; JSON if it names none of ours, or likes anything as well."""
+    """The form that an Accept header prefers; JSON if it names none of ours, or takes anything."""
     best: tuple[float, RoutingFormat] = (0.0, "json")
     for part in accept.split(","):
         media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
