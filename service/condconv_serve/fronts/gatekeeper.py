@@ -49,8 +49,9 @@ class Gatekeeper:
         return self._keys is not None
 
     def admit(self, facts: RequestFacts, *, secret: str | None) -> None:
-        """Let a request in if its key has the scope `predict`, and count it. Notes the key's name and scopes in
-        `facts`. Call it once for each request, before you look at anything else of it.
+        """Let a request in if its key has the scope `predict`, and count it.
+
+        Notes the key's name and scopes in `facts`. Call it once for each request, before anything else.
 
         Args:
             facts: of the request.

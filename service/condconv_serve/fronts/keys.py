@@ -119,8 +119,10 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
 
 
 class KeyRing:
-    """The API keys in force; at least one. Keys from a file follow the file: it is read again when it changes. If the
-    new file can't be used, the old keys stay in force.
+    """The API keys in force; at least one.
+
+    Keys from a file follow the file: it is read again when it changes. If the new file can't be used, the old keys stay
+    in force.
     """
 
     def __init__(

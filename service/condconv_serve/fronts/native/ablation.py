@@ -43,8 +43,7 @@ def router(context: AppContext) -> APIRouter:
         openapi_extra=request_body(EXAMPLE, AblationQuery),
     )
     async def ablation(request: Request) -> AblationResponse:
-        """Answer one image again and again, each time with one expert switched off: every expert of every block in
-        turn, or the `variants` that you give.
+        """What the answer to one image would be without an expert: each one in turn, or the `variants` that you give.
 
         A variant changes the routing of some blocks: experts switched off (weight 0), all experts alike (`uniform`), or
         the `weights` that you give. All other blocks compute their routing as usual, from the changed features.

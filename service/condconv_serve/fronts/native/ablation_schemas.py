@@ -72,8 +72,9 @@ class ChangeBody(JsonObject):
 
 
 class RequestedVariant(JsonObject):
-    """One routing to try: changes to some blocks. The others compute their routing as usual, from the changed
-    features.
+    """One routing to try: changes to some blocks.
+
+    The others compute their routing as usual, from the changed features.
     """
 
     changes: Annotated[list[ChangeBody], _at_most(MAX_CHANGES)] = Field(

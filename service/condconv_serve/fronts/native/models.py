@@ -105,8 +105,10 @@ def router(context: AppContext) -> APIRouter:
         dependencies=[needs_admin],
     )
     async def load(name: ModelPath, version: VersionPath) -> VersionBody:
-        """Load a version from the store, warm it up, and serve it beside the others until it is unloaded. The answer
-        comes when it serves, or has failed. A version that failed before is tried again. Only this replica loads it.
+        """Load a version from the store, warm it up, and serve it beside the others until it is unloaded.
+
+        The answer comes when it serves, or has failed. A version that failed before is tried again. Only this replica
+        loads it.
         """
         return version_body(await context.versions.load(name, version))
 
@@ -119,8 +121,10 @@ def router(context: AppContext) -> APIRouter:
         dependencies=[needs_admin],
     )
     async def unload(name: ModelPath, version: VersionPath) -> VersionBody:
-        """Stop serving a version. Its memory is released once its last request is answered. It stays unloaded until you
-        load it or its files change. Only this replica unloads it.
+        """Stop serving a version.
+
+        Its memory is released once its last request is answered. It stays unloaded until you load it or its files
+        change. Only this replica unloads it.
         """
         return version_body(await context.versions.unload(name, version))
 
@@ -150,10 +154,11 @@ def router(context: AppContext) -> APIRouter:
         openapi_extra=_ALIAS_BODY,
     )
     async def set_alias(request: Request, name: ModelPath, alias: AliasPath) -> AliasBody:
-        """Requests with the alias as their `version` get one of these versions, by weight. The header `X-Split-Key`
-        decides which one: equal keys get equal versions. Without it the request's id decides. Versions that aren't
-        loaded are loaded first; if one can't be loaded, the alias stays as it was. The alias is kept in the store, so
-        all replicas that share the store follow.
+        """Requests with the alias as their `version` get one of these versions, by weight.
+
+        The header `X-Split-Key` decides which one: equal keys get equal versions. Without it the request's id decides.
+        Versions that aren't loaded are loaded first; if one can't be loaded, the alias stays as it was. The alias is
+        kept in the store, so all replicas that share the store follow.
         """
         body = await read_json(request, AliasRequest, max_bytes=min(MAX_ALIAS_BYTES, context.limits.max_body_bytes))
         return alias_body(await context.versions.set_alias(name, alias, body.split()))

@@ -59,8 +59,10 @@ def assets() -> dict[str, Asset]:
 
 
 def router(found: Mapping[str, Asset] | None = None) -> APIRouter:
-    """The routes of the page. They are for everybody: the page holds no secrets, and asks for a key itself. Only names
-    found at the start are answered, so no path leads out of the directory.
+    """The routes of the page.
+
+    They are for everybody: the page holds no secrets, and asks for a key itself. Only names found at the start are
+    answered, so no path leads out of the directory.
     """
     files = assets() if found is None else found
     routes = APIRouter(include_in_schema=False)

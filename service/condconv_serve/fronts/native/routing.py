@@ -53,10 +53,11 @@ def router(context: AppContext) -> APIRouter:
         openapi_extra=request_body({"top_k": 1}, TracesParameters),
     )
     async def routing(request: Request) -> RoutedResponse | Response:
-        """Like `/predict`, but with routing weights, and with an `insight`. There is one weight from 0 to 1 for each
-        expert of each CondConv block. The insight tells each block's entropy and strongest experts. It also tells how
-        far the image is from two means: that of the model's reference profile, and that of images with the same
-        predicted class.
+        """Like `/predict`, but with routing weights, and with an `insight`.
+
+        There is one weight from 0 to 1 for each expert of each CondConv block. The insight tells each block's entropy
+        and strongest experts. It also tells how far the image is from two means: that of the model's reference profile,
+        and that of images with the same predicted class.
 
         Choose the form with `format` or the Accept header: JSON, CSV (a line per weight), NPZ (arrays for NumPy), or a
         picture of all images side by side (PNG or SVG).
@@ -77,6 +78,7 @@ def router(context: AppContext) -> APIRouter:
     )
     async def live(query: Annotated[LiveParameters, Query()]) -> LiveResponse:
         """Mean, deviation, histogram and load of every expert, entropy of every block, and drift from the reference.
+
         They cover all images that the model answered lately, from all senders. The images are not kept.
         """
         model, found = _live(query.model, query.version)
@@ -144,8 +146,9 @@ def router(context: AppContext) -> APIRouter:
         },
     )
     async def state(query: Annotated[VersionParameters, Query()]) -> Response:
-        """One version's statistics as an NPZ file; of the default model if you name none. `condconv routing-state a.npz
-        b.npz` adds up the files of several replicas, exactly. Needs the scope `admin`.
+        """One version's statistics as an NPZ file; of the default model if you name none.
+
+        `condconv routing-state a.npz b.npz` adds up the files of several replicas, exactly. Needs the scope `admin`.
         """
         _, found = _live(query.model, query.version)
         return Response(
@@ -162,8 +165,9 @@ def router(context: AppContext) -> APIRouter:
         responses=_LIVE_PROBLEMS,
     )
     async def reset(query: Annotated[VersionParameters, Query()]) -> ResetResponse:
-        """Set the statistics back to zero: of one version, of all versions of a model, or of all models. The metrics
-        start again from zero, too. Needs the scope `admin`.
+        """Set the statistics back to zero: of one version, of all versions of a model, or of all models.
+
+        The metrics start again from zero, too. Needs the scope `admin`.
         """
         if query.version is not None:
             chosen = [_live(query.model, query.version)[1]]
@@ -192,8 +196,9 @@ def router(context: AppContext) -> APIRouter:
     async def of_request(
         request: Request, request_id: Annotated[str, Path(max_length=128, examples=[EXAMPLE_REQUEST_ID])]
     ) -> RecentResponse:
-        """The answer to a recent request of yours, by its `X-Request-Id`. Only the newest requests are kept, and only
-        the API key that sent a request can read it.
+        """The answer to a recent request of yours, by its `X-Request-Id`.
+
+        Only the newest requests are kept, and only the API key that sent a request can read it.
         """
         if context.recent is None:
             raise RoutingNotFound("This server keeps no recent requests.")

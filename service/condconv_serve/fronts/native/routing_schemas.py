@@ -67,8 +67,9 @@ class InsightBody(BaseModel):
 
 
 class RoutedPredictionBody(PredictionBody):
-    """The answer for one image, with its routing and what stands out in it. It has either `error` or all other
-    fields.
+    """The answer for one image, with its routing and what stands out in it.
+
+    It has either `error` or all other fields.
     """
 
     insight: InsightBody | None = None

@@ -186,8 +186,9 @@ class AliasesResponse(BaseModel):
 
 
 class ModelSummary(BaseModel):
-    """One model of the store, served or not. `architecture` and the fields after it describe its newest served
-    version.
+    """One model of the store, served or not.
+
+    `architecture` and the fields after it describe its newest served version.
     """
 
     name: str

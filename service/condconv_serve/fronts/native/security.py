@@ -59,8 +59,9 @@ needs_admin = Dependency(_check_admin)
 
 
 def install(app: FastAPI, *, cors_origins: Sequence[str]) -> None:
-    """Put the headers on every answer, and let pages of other origins read it if they may. Call this last: middleware
-    that is added later answers without the headers.
+    """Put the headers on every answer, and let pages of other origins read it if they may.
+
+    Call this last: middleware that is added later answers without the headers.
     """
     if cors_origins:
         app.add_middleware(
