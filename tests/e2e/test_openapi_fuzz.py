@@ -32,11 +32,11 @@ CHECKS = (no_server_error, status_code_conformance, content_type_conformance, re
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One of its own: aliases and versions that are made up must not get into the project's store."""
+    """A real one, which ablations need, with a store of its own: made-up aliases and versions get into it."""
     store = tmp_path_factory.mktemp("store")
     for version in (1, 2):
         write_tiny(store, MODEL, version)
-    with Server(model_store=store, engine="tensorflow") as running:
+    with Server(real=True, model_store=store) as running:
         yield running
 
 

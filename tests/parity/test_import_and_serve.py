@@ -119,7 +119,7 @@ def test_over_http(golden):
     model, store, outputs = golden
     classes = outputs["logits"].shape[1]
     expected = log_softmax(outputs["logits"])
-    with Server(model_store=store, precision="float32", engine="tensorflow") as server:
+    with Server(real=True, model_store=store, precision="float32") as server:
         for number, photo in enumerate(photographs(outputs)):
             response = server.client.post(
                 "/predict", params={"model": model.name, "top_k": classes, "routing": True}, content=photo
