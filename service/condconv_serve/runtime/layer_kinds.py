@@ -1,4 +1,4 @@
-"""Which layers the engines know, and what each one is: a table, so that a new layer is a new line here."""
+"""The layers that the engines know, as a table. A new layer is a new line."""
 
 from __future__ import annotations
 

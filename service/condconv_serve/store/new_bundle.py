@@ -69,7 +69,7 @@ class NewBundle:
 
 
 def check_free(store: Path, name: str, version: str) -> Path:
-    """Say early that a bundle could not be written.
+    """Check early that a bundle can be written.
 
     Returns:
         The directory that it would have.

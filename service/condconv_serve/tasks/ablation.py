@@ -1,4 +1,4 @@
-"""Ablation: what the answer to an image would have been with other routings."""
+"""Ablation: what the answer to an image would have been with different routing."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def overrides(model: ModelInfo, variants: Sequence[Variant]) -> RoutingOverrides
 
 
 def answer(model: ModelInfo, variants: Sequence[Variant], output: Tensors) -> AblationAnswer:
-    """Compare the variants with the image as it is.
+    """Compare the variants with the unchanged image.
 
     Args:
         model: whose answers they are.

@@ -1,4 +1,4 @@
-"""From a published checkpoint to a bundle: the use case behind `condconv models pull`."""
+"""From a published checkpoint to a bundle: the use case of `condconv models pull`."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class Pulled:
 def pull(request: PullRequest, *, store: Path, reporter: Reporter | None = None) -> Pulled:
     """Download a checkpoint unless the cache has it, check it, and make a bundle of it.
 
-    The SHA-256 that the file had at its first pull is remembered in the store and enforced from then on; so is one that
-    the catalogue gives. If the very bundle is there already, nothing is done. Several processes may pull at once.
+    The store remembers the SHA-256 of the first pull, and later pulls must match it; one from the catalogue must match,
+    too. If the same bundle is there already, nothing is done. Several processes may pull at once.
 
     Raises:
         InvalidParameter: impossible name or version.
