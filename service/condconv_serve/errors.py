@@ -39,7 +39,7 @@ ServiceError
 ├── ImportFailed              import_failed           foreign weights don't fit an architecture
 ├── DataSetError              invalid_data_set        images to train with are missing or unusable
 ├── RemoteFailed              remote_failed           another server says no, or can't be reached
-├── DownloadFailed            download_failed         a published file can't be had, or isn't what it was
+├── DownloadFailed            download_failed         a published file can't be downloaded, or has changed
 └── ConfigurationError        invalid_configuration   a setting is impossible on this machine
 """
 

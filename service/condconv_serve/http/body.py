@@ -19,7 +19,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
     Raises:
         BodyTooLarge: it has more than `max_bytes`.
-        RequestTimeout: it pauses or takes too long, as `PatientBody` judges for every route.
+        RequestTimeout: it pauses or takes too long; `PatientBody` decides this for every route.
     """
     chunks: list[bytes] = []
     size = 0

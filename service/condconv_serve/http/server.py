@@ -83,7 +83,7 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal; called by the interpreter."""
         if self._ending:
-            logger.warning("%s again: ending now, whatever is unanswered", signal.Signals(sig).name)
+            logger.warning("%s again: ending now, even if requests are unanswered", signal.Signals(sig).name)
             logging.shutdown()
             os._exit(128 + sig)
         self._ending = True
@@ -145,7 +145,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Open a port.
 
     Raises:
-        ConfigurationError: it can't be had.
+        ConfigurationError: the port can't be opened.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

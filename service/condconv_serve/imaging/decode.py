@@ -75,7 +75,7 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
             return _upright(_rgb(image), _orientation(image))
     except ImageError:
         raise
-    except Exception as error:  # Pillow's parsers raise whatever they stumble on, and none of it is ours to fix.
+    except Exception as error:  # Pillow's parsers may raise anything, and none of it is ours to fix.
         message = f"The {name} image is truncated, damaged, or of a kind that can't be read."
         raise CorruptImage(message) from error
 

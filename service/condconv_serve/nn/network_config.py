@@ -83,7 +83,7 @@ def network_from_json(text: str, *, image_size: int) -> keras.Model:
     _fix_input_size(config, image_size)
     try:
         network = keras.saving.deserialize_keras_object(config, safe_mode=True)
-    except Exception as error:  # Keras raises whatever it stumbles on
+    except Exception as error:  # Keras may raise anything
         reason = str(error).strip().splitlines()
         raise ConfigurationError(f"Keras can't build the network: {reason[-1] if reason else error!r}") from error
     if not isinstance(network, keras.Model) or not network.built:

@@ -76,8 +76,8 @@ def bench_engine(
         settings: device and threads; the arguments below come first.
         bundle: the model.
         engines: by name; empty means the one that would serve.
-        precisions: likewise.
-        streams: batches computed at once; likewise.
+        precisions: empty means the one that would serve.
+        streams: batches computed at once; empty means as many as would serve.
         batch_sizes: rows per batch.
         seconds: per measurement.
         rounds: how often each combination is measured.

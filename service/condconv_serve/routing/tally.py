@@ -48,10 +48,10 @@ def entropy(weights: ArrayLike, experts: ArrayLike) -> Floats:
 class ClassTally:
     """Images and sums of routing weights by predicted class, within a limit of memory.
 
-    While there is room every class is kept, and all is exact. Then the class that ranks lowest makes room for a new
-    one, which takes over its rank (Space-Saving; Metwally et al., ICDT 2005): whatever the traffic, a class that has
-    more than `1 / capacity` of all images is there. Dropped classes and their images are counted in `dropped_classes`
-    and `dropped_images`. A class that comes back starts without them.
+    While there is room every class is kept, and all is exact. After that the class that ranks lowest makes room for a
+    new one, which takes over its rank (Space-Saving; Metwally et al., ICDT 2005). A class with more than `1 / capacity`
+    of all images is always kept. Dropped classes and their images are counted in `dropped_classes` and
+    `dropped_images`. A class that comes back starts without them.
     """
 
     def __init__(self, shape: tuple[int, int], *, max_bytes: int = CLASS_BYTES) -> None:

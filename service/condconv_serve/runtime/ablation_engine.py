@@ -189,7 +189,7 @@ def _cuts(network: keras.Model, routing: Sequence[Any]) -> list[_Cut]:
     calls = ModelGraph(network).calls
     computed = {id(tensor): place for place, tensor in enumerate(t for call in calls for t in call.outputs)}
     blocks = sorted(range(len(routing)), key=lambda block: computed[id(routing[block])])
-    # Whatever reads a block's routing comes after it; everything else, after what it reads.
+    # A call that reads a block's routing belongs to that block; any other call, to the last block that it depends on.
     after = {id(routing[block]): place for place, block in enumerate(blocks, 1)}
     stage = {id(network.inputs[0]): -1}
     read: dict[int, dict[int, Any]] = defaultdict(dict)

@@ -29,7 +29,7 @@ class LayerKind:
 
     Attributes:
         role: what lowering does with it.
-        depthwise: whether each channel is convolved by itself.
+        depthwise: whether each channel is convolved separately.
         experts: whether the kernel is mixed per example, from experts: it is called with features and routing weights.
     """
 

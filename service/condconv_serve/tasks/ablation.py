@@ -152,7 +152,7 @@ def answer(model: ModelInfo, variants: Sequence[Variant], output: Tensors) -> Ab
     Args:
         model: whose answers they are.
         variants: `V` of them.
-        output: logits and routing weights of `V + 1` rows, the first of which is the image as it is.
+        output: logits and routing weights of `V + 1` rows: the unchanged image, then the variants.
     """
     logits, used = output[LOGITS], output[ROUTING]
     probabilities = softmax(logits)

@@ -41,7 +41,7 @@ def pointwise_condconv(call: ConvCall) -> Tensor:
 def shifted_products(call: ConvCall) -> Tensor:
     """Apply one kernel per example as the Keras layer does, for any layer with experts.
 
-    A depthwise layer is a sum of shifted products, of which a compiler makes one kernel.
+    A depthwise layer is a sum of shifted products, which a compiler turns into one kernel.
     """
     y = call.layer.convolve(call.x, mix_experts(call.routing, call.kernel))
     return call.activation(y + _per_example(call.bias))

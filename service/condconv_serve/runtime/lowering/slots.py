@@ -44,7 +44,7 @@ class Lowering:
     Attributes:
         pointwise_condconv: applies one 1x1 kernel per example, mixed from experts, at stride 1. Adds the bias,
             activates, and returns `[B, H, W, filters]`.
-        depthwise_condconv: applies one depthwise kernel per example, mixed from experts; likewise.
+        depthwise_condconv: the same for one depthwise kernel per example, mixed from experts.
         constants: whether weights become constants of the graph; otherwise variables, which several graphs can share.
         fold_scales: whether the product of squeeze-and-excitation moves from the activations into the kernels of the
             convolution that follows, where those are smaller.
