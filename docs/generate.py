@@ -59,6 +59,10 @@ def problems_table() -> str:
     while pending:
         error = pending.pop(0)
         pending[:0] = error.__subclasses__()
+        if error.slug not in STATUS:
+            raise SystemExit(
+                f"{error.__name__} has no status: add {error.slug!r} to STATUS in fronts/native/problems.py."
+            )
         if error is ServiceError or "slug" in vars(error):
             rows.append((str(STATUS[error.slug]), f"`{error.slug}`", (error.__doc__ or "").strip().splitlines()[0]))
     return table(("status", "slug", "when"), sorted(rows))
