@@ -52,7 +52,7 @@ def probes(guarded: Server) -> Iterator[httpx.Client]:
 
 
 def test_keys_are_counted_in_the_log_but_not_told(guarded: Server) -> None:
-    assert "2 API keys are taken: user, limited" in guarded.log
+    assert "2 API keys are accepted: user, limited" in guarded.log
     assert "WARNING" not in guarded.log
     assert "secret" not in guarded.log
 

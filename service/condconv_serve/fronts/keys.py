@@ -184,7 +184,7 @@ class KeyRing:
         except ConfigurationError as error:
             logger.error("the changed API keys are not used, the %d old ones stay in force: %s", len(self), error)
         else:
-            logger.info("%d API keys read anew: %s", len(self), ", ".join(key.name for key in self))
+            logger.info("%d API keys read again: %s", len(self), ", ".join(key.name for key in self))
 
 
 def _with_digests(keys: Sequence[ApiKey]) -> tuple[tuple[bytes, ApiKey], ...]:

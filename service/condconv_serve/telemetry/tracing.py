@@ -81,7 +81,9 @@ class _OtlpTracer(Tracer):
             return super().start(parent)
         from opentelemetry import trace
 
-        context = trace.set_span_in_context(trace.INVALID_SPAN)  # never the parent of whatever else is instrumented
+        context = trace.set_span_in_context(
+            trace.INVALID_SPAN
+        )  # never the parent of anything else that is instrumented
         if parent is not None:
             remote = trace.SpanContext(
                 int(parent.trace_id, 16),

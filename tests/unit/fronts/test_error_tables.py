@@ -24,12 +24,14 @@ def slugs(root: type[ServiceError] = ServiceError) -> Iterator[str]:
 
 def test_every_front_is_looked_at() -> None:
     packages = {module.name for module in pkgutil.iter_modules(fronts.__path__) if module.ispkg}
-    assert packages == set(TABLES)
+    assert packages == set(TABLES), "add the table of each front to TABLES"
 
 
 @pytest.mark.parametrize("front", TABLES)
 def test_a_front_knows_every_error_and_no_other(front: str) -> None:
-    assert TABLES[front].keys() == set(slugs())
+    missing, unknown = set(slugs()) - TABLES[front].keys(), TABLES[front].keys() - set(slugs())
+    assert not missing, f"give {', '.join(sorted(missing))} a status in the table of the front {front}"
+    assert not unknown, f"no error has the slug {', '.join(sorted(unknown))}"
 
 
 def test_statuses_are_those_of_errors() -> None:

@@ -57,7 +57,7 @@ def request_body(example: dict[str, Any], kind: type[BaseModel]) -> dict[str, An
 
     Args:
         example: parameters that stand in the JSON example.
-        kind: the query's parameters, of which FastAPI knows nothing, since `read_query` reads them.
+        kind: the query's parameters. FastAPI doesn't know them, since `read_query` reads them.
     """
     return {
         "parameters": [

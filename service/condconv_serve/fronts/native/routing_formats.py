@@ -1,4 +1,4 @@
-"""The forms in which `POST /routing` answers besides JSON."""
+"""The forms of `POST /routing`'s answer other than JSON."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class PredictParameters(RoutingParameters):
 
 
 class JsonObject(BaseModel):
-    """A JSON object that a body may hold many of. A million unknown fields are refused without describing each."""
+    """A JSON object that a body may hold in large numbers. A million unknown fields are refused in one sentence."""
 
     model_config = ConfigDict(extra="forbid")
 
