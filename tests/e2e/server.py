@@ -40,11 +40,10 @@ def environment(**settings: object) -> dict[str, str]:
 class RunningServer:
     """A server that listens, whoever has started it."""
 
-    def __init__(self, url: str, log_file: Path, *, process_id: int, seconds_to_ready: float = float("nan")) -> None:
+    def __init__(self, url: str, log_file: Path, *, process_id: int) -> None:
         self.url = url
         self.log_file = log_file
         self.process_id = process_id
-        self.seconds_to_ready = seconds_to_ready
         self.client = new_client(url)
 
     @property
@@ -107,7 +106,6 @@ class Server(RunningServer):
         self._settings = {"drain_delay": 0, "engine": "tensorflow"} | settings
 
     def __enter__(self) -> Self:
-        started = time.monotonic()
         self._directory = tempfile.TemporaryDirectory(prefix="server-")
         directory = Path(self._directory.name)
         self._fault_file = directory / "fault"
@@ -128,7 +126,6 @@ class Server(RunningServer):
             super().__init__(match[1], self.log_file, process_id=self._process.pid)
             if self._until_ready:
                 wait_for(lambda: self.process_ended() or self.is_ready())
-                self.seconds_to_ready = time.monotonic() - started
                 assert not self.process_ended(), self.log
         except BaseException:
             self._process.kill()

@@ -142,7 +142,14 @@ def test_load_and_unload(server: Server, store: Path, photo: bytes) -> None:
         client.put("/models/other/aliases/X", json={"version": "1"}), 422, "invalid_parameter", "can't be called 'X'"
     )
     assert_problem(client.put("/models/other/aliases/x", json={"versions": {"1": 0}}), 422, "invalid_parameter")
-    for body in ({}, {"version": "1", "versions": {"1": 1}}, {"versions": {"1": "1"}}, [], {"version": 1}):
+    bodies: tuple[object, ...] = (
+        {},
+        {"version": "1", "versions": {"1": 1}},
+        {"versions": {"1": "1"}},
+        [],
+        {"version": 1},
+    )
+    for body in bodies:
         assert_problem(client.put("/models/other/aliases/x", json=body), 422, "invalid_parameter")
     for content in (b"{", b"[" * 10_000, b'{"version": "\xff"}', b""):
         response = client.put("/models/other/aliases/x", content=content, headers={"Content-Type": "application/json"})

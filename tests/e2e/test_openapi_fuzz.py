@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -10,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import CheckContext, GenerationMode, Response
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -22,12 +24,17 @@ from tests.e2e.tiny_models import write_tiny
 
 def no_server_error(context: CheckContext, response: Response, case: schemathesis.Case) -> None:
     """No 5xx, but for the 504 of whoever asked for an answer within so few milliseconds."""
-    asked_for = response.status_code == 504 and "timeout_ms" in f"{case.query} {case.body}"
+    asked_for = response.status_code == 504 and "timeout_ms" in f"{case.query} {case.body!r}"
     if not asked_for:
         not_a_server_error(context, response, case)
 
 
-CHECKS = (no_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
+CHECKS: list[Any] = [
+    no_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def test_whatever_is_sent(server: Server) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-    operations = [result.ok() for result in schema.get_all_operations()]
+    operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
     assert len(operations) == 21
     for operation in operations:
         strategy = st.one_of(

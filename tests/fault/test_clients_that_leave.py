@@ -82,13 +82,17 @@ def test_gone_in_flight(server: Server, traffic: Traffic) -> None:
 
 def test_gone_while_decoded(server: Server, traffic: Traffic) -> None:
     cancelled = value(server, CANCELLED)
-    large = pictures.encode(pictures.photo("cat", (6000, 6000)), "PNG", compress_level=1)
-    leaving = [send(server, large) for _ in range(3)]
-    wait_for(lambda: value(server, QUEUED) == 3)
-    for connected in leaving:
-        connected.close()
-    staying = send(server, traffic.photos[0], PATH)
-    wait_for(lambda: value(server, CANCELLED) == cancelled + 3)
+    large = pictures.encode(pictures.photo("cat", (4000, 4000)), "PNG", compress_level=1)
+    with server.holding():  # so that none is computed if this process has to wait
+        first = send(server, traffic.photos[1], PATH)
+        wait_for(lambda: value(server, IN_FLIGHT) == 1)
+        leaving = [send(server, large) for _ in range(3)]
+        wait_for(lambda: value(server, QUEUED) == 3)
+        for connected in leaving:
+            connected.close()
+        staying = send(server, traffic.photos[0], PATH)
+        wait_for(lambda: value(server, CANCELLED) == cancelled + 3)
+    traffic.check(1, receive(first))
     traffic.check(0, receive(staying))
     assert value(server, QUEUED) == 0
 
