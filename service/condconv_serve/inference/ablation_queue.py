@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 
 from condconv_serve.domain import Ablated, Ablation, RoutingOverrides, Row, ServedModel
@@ -37,6 +38,7 @@ class AblationQueue:
         max_waiting: int = MAX_WAITING,
         max_loaded: int = MAX_LOADED,
         closing_seconds: float = 2.0,
+        prepare_thread: Callable[[], None] = partial(yield_to_other_threads, 3),
     ) -> None:
         """Prepare; nothing is loaded before it is needed.
 
@@ -45,6 +47,8 @@ class AblationQueue:
             max_waiting: ablations waiting or running at once; more are refused.
             max_loaded: models kept ready.
             closing_seconds: how long leaving waits for what is running; a load can't be stopped.
+            prepare_thread: called first on the thread that computes. Streams yield by one step, for the event loop to
+                go first; ablations leave nearly all time to streams, too.
         """
         self._load = load
         self._max_waiting = max_waiting
@@ -54,8 +58,7 @@ class AblationQueue:
         self._waiting = 0
         self._seconds = 1.0
         self._closing = threading.Event()
-        # Streams yield by one step, for the event loop to go first; ablations leave nearly all time to streams, too.
-        self._thread = LoneThread("ablation", yield_to_other_threads, (3,))
+        self._thread = LoneThread("ablation", prepare_thread)
 
     def check(self) -> None:
         """Say whether an ablation would be taken now.

@@ -24,6 +24,8 @@ from condconv_serve.store import write_bundle
 from tests.pictures import jpeg, photo
 from tests.unit.store.samples import DEFAULT, STORE, default_model, new_bundle, replace_file, rewrite
 
+pytestmark = pytest.mark.tensorflow
+
 MODEL = "efficientnet-lite0-condconv-4e"
 LONG = "a-model-with-a-rather-long-name-to-be-shown"
 BLOCKS = [f"block_{i}" for i in range(8, 16)]

@@ -9,6 +9,8 @@ from skimage import data
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, mix_experts
 from condconv_serve.nn.condconv import PerExpertInitializer
 
+pytestmark = pytest.mark.tensorflow
+
 BATCH, HEIGHT, WIDTH, CHANNELS = 3, 11, 14, 3
 GEOMETRIES = list(
     itertools.product([1, 3, 5, (3, 5), (5, 1)], [1, 2, (1, 2)], [1, 2, (2, 1)], ["same", "valid"])

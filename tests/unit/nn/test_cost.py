@@ -4,6 +4,8 @@ import pytest
 from condconv_serve.domain import Cost
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, cost, get_architecture, outline
 
+pytestmark = pytest.mark.tensorflow
+
 
 @pytest.mark.parametrize(
     ("name", "parameters", "multiply_adds"),

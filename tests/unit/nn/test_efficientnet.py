@@ -9,6 +9,8 @@ from condconv_serve.nn.efficientnet import BlockArgs
 from condconv_serve.nn.efficientnet.spec import OVERRIDABLE, round_filters
 from condconv_serve.nn.families import to_manifest
 
+pytestmark = pytest.mark.tensorflow
+
 
 @pytest.mark.parametrize(
     ("name", "blocks", "experts", "routing"),

@@ -22,6 +22,8 @@ from condconv_serve.runtime.xla_engine import XlaEngine
 from condconv_serve.telemetry.metrics import Metrics
 from tests.unit.runtime.samples import small_efficientnet, two_blocks
 
+pytestmark = pytest.mark.tensorflow
+
 PREPROCESSING = Preprocessing(transform="official", image_size=64)
 MACHINE = Machine(cores=2, cpu_bfloat16=False, openvino=True)
 Randomise = Callable[[Any], Any]

@@ -14,6 +14,8 @@ from condconv_serve.runtime.loading import load_model, set_weights
 from condconv_serve.store import Bundle, open_bundle, write_bundle
 from tests.unit.store.samples import LABELS, PLAN, default_model, new_bundle
 
+pytestmark = pytest.mark.tensorflow
+
 ARCHITECTURE: dict[str, Any] = {
     "name": "efficientnet-lite0-condconv-4e",
     "num_classes": 3,

@@ -18,6 +18,8 @@ from condconv_serve.store.profile import parse_profile, profile_name, serialise_
 from tests.contract.fakes import even_layout
 from tests.unit.store.samples import DEFAULT, new_bundle, replace_file
 
+pytestmark = pytest.mark.tensorflow
+
 
 def some_profile(seed=0, *, blocks=2, experts=3):
     rng = np.random.default_rng(seed)

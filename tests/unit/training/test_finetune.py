@@ -22,6 +22,8 @@ from condconv_serve.training.dataset import find_labelled
 from tests.unit.store.samples import LABELS, PLAN, new_bundle
 from tests.unit.training.samples import save_small, write_images
 
+pytestmark = pytest.mark.tensorflow
+
 COUNTS = {"blue": 12, "green": 12, "red": 12}
 
 

@@ -9,6 +9,8 @@ from condconv_serve.runtime.outputs import with_routing
 from condconv_serve.training.network import set_trainable, with_classes
 from tests.unit.training.samples import small_network
 
+pytestmark = pytest.mark.tensorflow
+
 PIXELS = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
 
 

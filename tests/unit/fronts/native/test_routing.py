@@ -124,7 +124,7 @@ async def running(
         ]
     )
     batcher: Any = Batcher(run, streams=1, max_batch_size=4, max_queue_rows=64, metrics=metrics)
-    with ThreadPoolExecutor(2) as decoders, AblationQueue(ablation_of) as lane:
+    with ThreadPoolExecutor(2) as decoders, AblationQueue(ablation_of, prepare_thread=lambda: None) as lane:
         plane = InferencePlane(MODELS, batcher, metrics=metrics)
         context = AppContext(
             images=ImagePipeline(plane, ImageDecoder(decoders, max_pixels=20_000), observe=observe),

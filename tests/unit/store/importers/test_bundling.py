@@ -16,6 +16,8 @@ from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
 from tests.unit.store.importers.naming import official_tensors, timm_tensors
 from tests.unit.store.samples import PLAN
 
+pytestmark = pytest.mark.tensorflow
+
 LABELS = [{"index": i, "label": f"class {i}", "synset": f"n{i:08d}"} for i in range(5)]
 
 

@@ -14,6 +14,8 @@ from condconv_serve.nn import build_efficientnet, get_architecture
 from condconv_serve.store.importers import import_weights
 from condconv_serve.store.importers.keras_file import read_keras, translate_keras
 
+pytestmark = pytest.mark.tensorflow
+
 ARCHITECTURE = get_architecture("efficientnet-condconv-b0-4e", width_coefficient=0.1, image_size=32)
 LIMIT = 10**8
 

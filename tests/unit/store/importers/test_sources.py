@@ -14,6 +14,8 @@ from condconv_serve.store.importers import import_weights, read_source
 from tests.parity.golden_models import write_archive, write_checkpoint
 from tests.unit.store.importers.naming import official_tensors, timm_tensors
 
+pytestmark = pytest.mark.tensorflow
+
 SMALL = {"width_coefficient": 0.1, "image_size": 32}
 NAME = "efficientnet-lite0-condconv-4e"
 ARCHITECTURE = get_architecture(NAME, **SMALL)

@@ -10,6 +10,8 @@ from condconv_serve.nn import build_efficientnet, get_architecture
 from condconv_serve.store.importers import assemble, read_tf_checkpoint, translate_official
 from tests.parity.seeded import AVERAGED, official_tensors, read_tiny
 
+pytestmark = pytest.mark.tensorflow
+
 SPEC, STATISTICS = read_tiny()
 TENSORS = official_tensors(SPEC, STATISTICS)
 SCOPE = SPEC["architecture"]

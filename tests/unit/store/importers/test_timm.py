@@ -7,6 +7,8 @@ from condconv_serve.store.importers import assemble, translate_timm
 from tests.parity.seeded import read_tiny
 from tests.unit.store.importers.naming import pytorch_layout, timm_name
 
+pytestmark = pytest.mark.tensorflow
+
 OVERRIDE = read_tiny()[0]["override"]
 LITE, CONDCONV = "efficientnet-lite0-condconv-4e", "efficientnet-condconv-b0-4e"
 

@@ -17,6 +17,8 @@ from condconv_serve.store.importers.upcycle import static_twin, upcycle
 from tests.unit.store.importers.naming import official_tensors, timm_tensors
 from tests.unit.store.samples import PLAN
 
+pytestmark = pytest.mark.tensorflow
+
 SMALL = {"width_coefficient": 0.1, "image_size": 64}
 TWINS = {"efficientnet-condconv-b0-4e": "efficientnet-b0", "efficientnet-lite0-condconv-4e": "efficientnet-lite0"}
 IMAGENET = (123.675, 116.28, 103.53)
