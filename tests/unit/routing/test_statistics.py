@@ -143,7 +143,7 @@ def test_threads_lose_nothing():
 
 
 def test_memory_is_bounded_whatever_the_traffic(clock):
-    """40 blocks of 64 experts, 4,800 classes, for 20 minutes, all windows full: kept whole, their means alone would take 180 MiB."""
+    """40 blocks of 64 experts, 4,800 classes, all windows full: whole, the classes' means would take 180 MiB."""
     routing = np.random.default_rng(0).random((20, 40, 64)).astype(np.float32)
     tracemalloc.start()
     try:
