@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -21,7 +22,7 @@ from tests.e2e.tiny_models import answered_by, write_tiny
 
 MODEL = "tiny"
 SWAPS = int(os.environ.get("SWAPS", "5"))
-SERVER = {"engine": "tensorflow", "store_poll_interval": 5, "log_level": "info"}
+SERVER: dict[str, Any] = {"engine": "tensorflow", "store_poll_interval": 5, "log_level": "info"}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def store_of(server: Server) -> Path:
-    return server.store  # type: ignore[attr-defined,no-any-return]
+    return server.store  # type: ignore[attr-defined]
 
 
 def served(client: httpx.Client, model: str = MODEL) -> list[str]:
@@ -200,7 +201,8 @@ def test_load_and_unload(server: Server, photo: bytes) -> None:
     assert_problem(client.post("/models/none/versions/3/load"), 404, "model_not_found")
     assert_problem(client.put("/models/other/aliases/X", json={"version": "1"}), 422, "invalid_parameter", "no name")
     assert_problem(client.put("/models/other/aliases/x", json={"versions": {"1": 0}}), 422, "invalid_parameter")
-    for body in ({}, {"version": "1", "versions": {"1": 1}}, {"versions": {"1": "1"}}, [], {"version": 1}):
+    bodies: tuple[Any, ...] = ({}, {"version": "1", "versions": {"1": 1}}, {"versions": {"1": "1"}}, [], {"version": 1})
+    for body in bodies:
         assert_problem(client.put("/models/other/aliases/x", json=body), 422, "invalid_parameter")
     for content in (b"{", b"[" * 10_000, b'{"version": "\xff"}', b""):
         response = client.put("/models/other/aliases/x", content=content, headers={"Content-Type": "application/json"})

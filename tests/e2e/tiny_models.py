@@ -19,9 +19,9 @@ _ARCHITECTURE = {"name": "efficientnet-lite0-condconv-4e", **_SMALL}
 
 @functools.cache
 def _weights() -> dict[str, np.ndarray]:
-    from condconv_serve.nn import build_efficientnet, get_architecture
+    from condconv_serve.nn import build_network, get_architecture
 
-    network = build_efficientnet(get_architecture(_ARCHITECTURE["name"], **_SMALL), input_size=32)
+    network = build_network(get_architecture(_ARCHITECTURE["name"], **_SMALL), input_size=32)
     return {variable.path: np.asarray(variable) for variable in network.weights}
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from condconv_serve import bootstrap
 from condconv_serve.cli import app
-from condconv_serve.domain import Engine, Pixels, ServedModel, Tensors
+from condconv_serve.domain import Engine, Row, ServedModel, Tensors
 
 POISON = (255, 0, 255)
 """A picture of this colour makes its batch raise."""
@@ -29,7 +29,7 @@ class FaultyEngine:
         self._engine = engine
         self._file = file
 
-    def __call__(self, rows: Pixels, stream: int = 0) -> Tensors:
+    def __call__(self, rows: Row, stream: int = 0, /) -> Tensors:
         """Compute, or fail as the file says: `broken`, `slow SECONDS`, `memory ROWS`."""
         fault, *number = self._file.read_text().split() or [""]
         if fault == "broken" or _any_of(rows, POISON):
@@ -52,7 +52,7 @@ class FaultyEngine:
         self._engine.close()
 
 
-def _any_of(rows: Pixels, colour: tuple[int, int, int]) -> bool:
+def _any_of(rows: Row, colour: tuple[int, int, int]) -> bool:
     return bool((np.abs(rows[:, 100, 100].astype(int) - colour).max(axis=1) <= 2).any())
 
 

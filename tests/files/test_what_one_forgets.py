@@ -8,6 +8,7 @@ from __future__ import annotations
 import pkgutil
 import re
 from collections.abc import Iterator
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
@@ -196,7 +197,7 @@ def test_every_architecture_is_in_the_documentation() -> None:
     shown = dict(re.findall(r"^\| ([a-z0-9-]+) (\|.*\|)$", page, re.MULTILINE))
     forgotten = []
     for name, architecture in ARCHITECTURES.items():
-        size = cost(outline(lambda architecture=architecture: build_network(architecture)))
+        size = cost(outline(partial(build_network, architecture)))
         operations = "-" if size.multiply_adds is None else f"{size.multiply_adds / 1e6:.0f}M"
         row = f"| {architecture.num_experts or '-'} | {size.parameters / 1e6:.1f}M | {operations} |"
         if shown.get(name) != row:

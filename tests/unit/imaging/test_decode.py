@@ -173,17 +173,17 @@ def test_12_bit_levels_are_scaled_by_their_own_range():
 @pytest.mark.parametrize(
     ("samples", "expected"),
     [
-        (np.float32([[0, 0.5, 1]]), [0, 128, 255]),
-        (np.float32([[0, 0.25, 0.5]]), [0, 64, 128]),
-        (np.float32([[-100, 0, 100]]), [0, 128, 255]),
-        (np.float32([[0, 1000, 4000]]), [0, 64, 255]),
-        (np.float32([[np.nan, 0, 1]]), [0, 0, 255]),
-        (np.float32([[-np.inf, 0.5, np.inf]]), [0, 128, 255]),
-        (np.float32([[np.nan, np.nan, np.nan]]), [0, 0, 0]),
+        (np.array([[0, 0.5, 1]], np.float32), [0, 128, 255]),
+        (np.array([[0, 0.25, 0.5]], np.float32), [0, 64, 128]),
+        (np.array([[-100, 0, 100]], np.float32), [0, 128, 255]),
+        (np.array([[0, 1000, 4000]], np.float32), [0, 64, 255]),
+        (np.array([[np.nan, 0, 1]], np.float32), [0, 0, 255]),
+        (np.array([[-np.inf, 0.5, np.inf]], np.float32), [0, 128, 255]),
+        (np.array([[np.nan, np.nan, np.nan]], np.float32), [0, 0, 0]),
         (np.array([[0x7F800001, 0, 0x3F800000]], np.uint32).view(np.float32), [0, 0, 255]),
-        (np.float32([[-3e38, 0, 3e38]]), [0, 128, 255]),
-        (np.int32([[-1000, 0, 1000]]), [0, 128, 255]),
-        (np.int32([[7, 7, 7]]), [0, 0, 0]),
+        (np.array([[-3e38, 0, 3e38]], np.float32), [0, 128, 255]),
+        (np.array([[-1000, 0, 1000]], np.int32), [0, 128, 255]),
+        (np.array([[7, 7, 7]], np.int32), [0, 0, 0]),
     ],
 )
 def test_levels_without_a_range_are_stretched(samples, expected):

@@ -37,7 +37,7 @@ async def test_hanging_stream_is_reported_and_replaced():
         leave.wait(20)
         ended.set()
 
-    with StreamPool(1, stall_timeout=0.05, metrics=metrics) as pool:
+    with StreamPool(1, stall_timeout=0.5, metrics=metrics) as pool:
         with pytest.raises(EngineStalled):
             await pool.run(hang)
         assert metrics.registry.get_sample_value("condconv_stream_stalls_total") == 1

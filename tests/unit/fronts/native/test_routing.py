@@ -338,7 +338,7 @@ async def test_live_equals_a_recomputation(client: httpx.AsyncClient, window: st
 
 async def test_blocks_with_different_numbers_of_experts(client: httpx.AsyncClient) -> None:
     """Each has its own experts and no others, whichever way they are told."""
-    request = {"files": form(8, 9)}
+    request: dict[str, Any] = {"files": form(8, 9)}
     answer = await client.post("/routing?model=uneven", **request, headers={"X-Request-Id": "uneven"})
     recent = (await client.get("/routing/uneven")).json()
     for body in (answer.json(), recent):
