@@ -84,14 +84,8 @@ else
 	@$(BIN)/python -m pytest $(ARGS)
 endif
 
-# Tests that need no TensorFlow and take milliseconds; with --no-tensorflow those fail that import it.
-QUICK := $(addprefix tests/unit/, fronts http imaging inference machine routing serving store tasks telemetry \
-	test_errors.py test_settings.py)
-# Of these, the ones that do need it, draw plots, or work for seconds.
-NOT_QUICK := $(addprefix tests/unit/, imaging/test_row.py imaging/test_transform.py routing/test_by_class.py \
-	routing/test_plot.py store/importers store/pull store/test_profile.py)
-RUN_QUICK := -m pytest --quiet --no-tensorflow --numprocesses=logical --maxprocesses=4 --dist=loadfile \
-	$(NOT_QUICK:%=--ignore=%) $(QUICK)
+# --quick leaves out tests that are marked tensorflow or slow, and fails those that import TensorFlow all the same.
+RUN_QUICK := -m pytest --quiet --quick --numprocesses=logical --maxprocesses=4 --dist=loadfile tests/unit tests/contract
 
 test-quick: $(TEST_VENV)/.installed  ## Run the tests that need no TensorFlow (1 minute)
 	@$(BIN)/python $(RUN_QUICK) $(ARGS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -16,15 +18,37 @@ import condconv_serve  # noqa: F401
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 SLOW_TO_IMPORT = ("tensorflow", "keras", "openvino", "torch")
+NOT_QUICK = ("tensorflow", "slow")
+"""Marks of tests that `--quick` leaves out."""
+MARKED_FILE = re.compile(rf"^pytestmark = pytest\.mark\.({'|'.join(NOT_QUICK)})$", re.MULTILINE)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--no-tensorflow", action="store_true", help="Fail tests that import TensorFlow or its like.")
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help=f"Leave out what is marked {' or '.join(NOT_QUICK)}, and fail what imports TensorFlow all the same.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--no-tensorflow"):
+    if config.getoption("--quick"):
         sys.meta_path.insert(0, NoTensorFlow())
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out whole files, since they may import TensorFlow while they are collected."""
+    if not config.getoption("--quick") or collection_path.suffix != ".py":
+        return None
+    return MARKED_FILE.search(collection_path.read_text(encoding="utf-8")) is not None or None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--quick"):
+        return
+    left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in NOT_QUICK)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 class NoTensorFlow(MetaPathFinder):
@@ -37,8 +61,9 @@ class NoTensorFlow(MetaPathFinder):
     def _fail(self, name: str) -> NoReturn:
         # No ImportError: code that does without an optional package would take it for a missing one.
         raise AssertionError(
-            f"A quick test imports {name}. Import it where it is used, let the test use a fake, or leave its file out "
-            "of QUICK in the Makefile."
+            f"A quick test imports {name}. Import it where it is used, let the test use a fake of tests/contract, or "
+            "mark what needs it: a file by `pytestmark = pytest.mark.tensorflow` on a line below its imports, a test "
+            "by `@pytest.mark.tensorflow`."
         )
 
 

@@ -60,7 +60,7 @@ def encode(pixels: NDArray[Any] | Image.Image, file_format: str, **options: Any)
     return file.getvalue()
 
 
-def jpeg(pixels: Pixels, **options: Any) -> bytes:
+def jpeg(pixels: Pixels | Image.Image, **options: Any) -> bytes:
     """Write a JPEG of quality 95 without chroma subsampling, so that little is lost."""
     return encode(pixels, "JPEG", **{"quality": 95, "subsampling": 0} | options)
 

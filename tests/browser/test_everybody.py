@@ -14,7 +14,7 @@ from tests.e2e.server import Server
 
 pytestmark = pytest.mark.browser
 
-VIEWS = {
+VIEWS: dict[str, dict[str, Any]] = {
     "light": {"viewport": DESKTOP, "color_scheme": "light"},
     "dark": {"viewport": DESKTOP, "color_scheme": "dark"},
     "phone": {"viewport": PHONE, "color_scheme": "light", "has_touch": True, "is_mobile": True},

@@ -232,7 +232,7 @@ def test_every_expert_switched_off(server: Server, visit: Callable[..., Any]) ->
 def test_ablation_that_has_to_wait(server: Server, visit: Callable[..., Any]) -> None:
     page = visit(server)
     sample(page, "coffee")
-    refused = []
+    refused: list[Any] = []
 
     def busy(route: Any) -> None:
         if refused:

@@ -30,10 +30,10 @@ ARCHITECTURE: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, randomise: Callable[..., Any]) -> Iterator[Server]:
-    from condconv_serve.nn import build_efficientnet, get_architecture
+    from condconv_serve.nn import build_network, get_architecture
 
     name = "efficientnet-lite0-condconv-4e"
-    network = randomise(build_efficientnet(get_architecture(name, **ARCHITECTURE), input_size=32))
+    network = randomise(build_network(get_architecture(name, **ARCHITECTURE), input_size=32))
     store = tmp_path_factory.mktemp("store")
     write_bundle(
         store,

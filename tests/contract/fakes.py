@@ -73,7 +73,12 @@ def model_info(
         version=version,
         architecture=ArchitectureSpec(name="fake"),
         num_classes=len(labels),
-        preprocessing=PreprocessingSpec.model_construct(transform="pillow", image_size=preprocessing.image_size),
+        preprocessing=PreprocessingSpec.model_construct(  # smaller than a bundle's may be
+            transform=preprocessing.transform,
+            image_size=preprocessing.image_size,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+        ),
         files={},
         provenance=Provenance(source="tests", method="made up"),
         licence="Apache-2.0",
@@ -131,8 +136,7 @@ class ShadeEngine(FakeEngine):
 
 def shade_weights(layout: RoutingLayout) -> NDArray[np.float32]:
     """Routing weights `[256, blocks, experts]` by shade: `shade / 255` wherever there is an expert."""
-    weights: NDArray[np.float32] = np.arange(256, dtype=np.float32)[:, None, None] / 255 * layout.own
-    return weights.astype(np.float32)
+    return (np.arange(256)[:, None, None] / 255 * layout.own).astype(np.float32)
 
 
 class FunctionEngine(FakeEngine):

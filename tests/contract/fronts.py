@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -86,7 +86,7 @@ class Heard:
     request_id: str
 
 
-Ask = Callable[..., Awaitable[Heard]]
+Ask = Callable[..., Coroutine[Any, Any, Heard]]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Front:
 
     route: str
     make: Callable[[House, Gatekeeper, ImagePipeline], ASGIApp]
-    ask: Callable[..., Awaitable[Heard]]
+    ask: Ask
 
 
 def native(house: House, gatekeeper: Gatekeeper, images: ImagePipeline) -> ASGIApp:

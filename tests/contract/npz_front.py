@@ -44,7 +44,7 @@ def npz_front(gatekeeper: Gatekeeper, plane: InferencePlane, metrics: Metrics, *
             facts.model, facts.rows = f"{model.name}/{model.version}", len(rows)
             work = plane.infer(model, rows, priority=priority, deadline=facts.deadline)
             tensors = await unless_disconnected(request, work)
-        np.savez(packed := io.BytesIO(), **dict(tensors))
+        np.savez(packed := io.BytesIO(), **tensors)  # type: ignore[arg-type] # a name could be allow_pickle
         return Response(packed.getvalue(), media_type="application/octet-stream")
 
     async def failed(request: Request, error: Exception) -> Response:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from condconv_serve.bootstrap import ModelLoader
 from condconv_serve.domain import ImageSource, Label, RoutingOverrides, Row, ServedModel, Tensors, rows_of
 from condconv_serve.domain.manifest import PreprocessingSpec, Provenance
 from condconv_serve.errors import BundleError, ConfigurationError
@@ -24,6 +25,7 @@ from condconv_serve.tasks.classification import Classify
 from condconv_serve.telemetry.metrics import Metrics
 from tests.contract import tiny_family
 from tests.contract.fakes import FakeModels
+from tests.contract.loader_suite import LoaderSuite
 from tests.contract.tiny_family import FAMILY, TINY
 from tests.pictures import encode
 from tests.unit.store.samples import PLAN
@@ -49,8 +51,7 @@ def network(randomise: Callable[[Any], Any]) -> Any:
     return randomise(build_network(get_architecture(TINY.name, num_classes=4)))
 
 
-@pytest.fixture(scope="module")
-def bundle(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_tiny(network: Any, store: Path) -> Path:
     from condconv_serve.nn import get_architecture
     from condconv_serve.nn.families import to_manifest
 
@@ -67,7 +68,12 @@ def bundle(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
         licence="Apache-2.0",
         model_card="# Tiny\n",
     )
-    return write_bundle(tmp_path_factory.mktemp("store"), new)
+    return write_bundle(store, new)
+
+
+@pytest.fixture(scope="module")
+def bundle(network: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(network, tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +183,17 @@ async def test_it_answers_photos(model: ServedModel, network: Any) -> None:
     best = [prediction.classes[0].index for prediction in predictions if prediction is not None]
     assert best == plain(network, pictures)[0].argmax(axis=1).tolist()
     assert [list(p.routing.by_block()) for p in predictions if p is not None] == [["block", "classifier"]] * 2
+
+
+class TestLoading(LoaderSuite):
+    """The real loader is held to what fakes are held to."""
+
+    @pytest.fixture
+    def load(self) -> ModelLoader:
+        from condconv_serve.runtime.loading import load_model
+
+        return load_model
+
+    @pytest.fixture
+    def bundle(self, network: Any, tmp_path: Path) -> Path:
+        return write_tiny(network, tmp_path)

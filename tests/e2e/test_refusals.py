@@ -188,7 +188,7 @@ def test_routing_takes_no_routing_parameter(client: httpx.Client) -> None:
 
 def test_parameter_in_query_and_body(client: httpx.Client) -> None:
     for body in ({"json": {"images": [BASE64], "top_k": 1}}, {"data": {"top_k": "1"}, "files": {"image": COFFEE}}):
-        response = client.post("/predict?top_k=1", **body)  # type: ignore[arg-type]
+        response = client.post("/predict?top_k=1", **body)
         assert_problem(response, 422, "invalid_parameter", "top_k: given both in the query and in the body")
 
 

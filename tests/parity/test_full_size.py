@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_network, get_architecture
 from condconv_serve.store.importers import assemble, translate_official, translate_timm
 from tests.golden import GOLDEN, needs_golden
 from tests.parity.seeded import official_tensors, timm_tensors
@@ -38,7 +38,7 @@ def golden(request):
     statistics = {name.removeprefix("stat:"): value for name, value in outputs.items() if name.startswith("stat:")}
 
     name = ARCHITECTURE[request.param]
-    model = build_efficientnet(get_architecture(name))
+    model = build_network(get_architecture(name))
     shapes = {weight.path: tuple(weight.shape) for weight in model.weights}
     translation = (
         translate_official(official_tensors(spec, statistics, raw=False))
@@ -66,7 +66,7 @@ def in_float64(model):
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")
     try:
-        exact = build_efficientnet(get_architecture(model.name.replace("_", "-")))
+        exact = build_network(get_architecture(model.name.replace("_", "-")))
     finally:
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("float32")

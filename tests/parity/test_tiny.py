@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from condconv_serve.domain import Preprocessing
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_network, get_architecture
 from condconv_serve.runtime.inference_graph import freeze
 from condconv_serve.runtime.lowering import CPU, XLA
 from condconv_serve.store.importers import assemble, read_tf_checkpoint, translate_official
@@ -27,7 +27,7 @@ def computed(model, pixels):
 
 
 def imported(checkpoint, *, use_ema):
-    model = build_efficientnet(get_architecture(SPEC["architecture"], **SPEC["override"]), input_size=SIZE)
+    model = build_network(get_architecture(SPEC["architecture"], **SPEC["override"]), input_size=SIZE)
     shapes = {weight.path: tuple(weight.shape) for weight in model.weights}
     translation = translate_official(read_tf_checkpoint(checkpoint), use_ema=use_ema)
     values = assemble(translation, shapes, architecture=SPEC["architecture"])

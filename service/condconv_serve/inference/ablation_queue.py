@@ -24,6 +24,10 @@ MAX_LOADED = 1
 logger = logging.getLogger(__name__)
 
 
+def _come_last() -> None:
+    yield_to_other_threads(3)
+
+
 class AblationQueue:
     """Implements `condconv_serve.domain.Ablator`: computes one image with many routings, unless too many wait.
 
@@ -37,6 +41,7 @@ class AblationQueue:
         max_waiting: int = MAX_WAITING,
         max_loaded: int = MAX_LOADED,
         closing_seconds: float = 2.0,
+        prepare_thread: Callable[[], None] = _come_last,
     ) -> None:
         """Prepare. Models are loaded when they are first needed.
 
@@ -45,6 +50,8 @@ class AblationQueue:
             max_waiting: ablations waiting or running at once; more are refused.
             max_loaded: models kept ready.
             closing_seconds: how long leaving waits for what is running; a load can't be stopped.
+            prepare_thread: called first on the thread that computes. Streams yield by one step, for the event loop to
+                go first; ablations leave nearly all time to streams, too.
         """
         self._load = load
         self._max_waiting = max_waiting
@@ -54,8 +61,7 @@ class AblationQueue:
         self._waiting = 0
         self._seconds = 1.0
         self._closing = threading.Event()
-        # Streams yield by one step, for the event loop to go first; ablations leave nearly all time to streams, too.
-        self._thread = LoneThread("ablation", yield_to_other_threads, (3,))
+        self._thread = LoneThread("ablation", prepare_thread)
 
     def check(self) -> None:
         """Refuse now if an ablation would be refused.

@@ -17,7 +17,7 @@ from condconv_serve.runtime.lowering import CPU, Lowering, is_stateless, lower
 INPUT, LOGITS, ROUTING = "rows", "logits", "routing"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class InferenceGraph:
     """A frozen TensorFlow graph: weights are constants, so its engine can pack them once.
 

@@ -17,12 +17,14 @@ from typer.testing import CliRunner
 from condconv_serve import __version__, bootstrap, serve
 from condconv_serve.cli import app
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_network, get_architecture
 from condconv_serve.offline import profile, verify
 from condconv_serve.settings import Settings
 from condconv_serve.store import write_bundle
 from tests.pictures import jpeg, photo
 from tests.unit.store.samples import DEFAULT, STORE, default_model, new_bundle, replace_file, rewrite
+
+pytestmark = pytest.mark.tensorflow
 
 MODEL = "efficientnet-lite0-condconv-4e"
 LONG = "a-model-with-a-rather-long-name-to-be-shown"
@@ -418,7 +420,7 @@ class TestModels:
         assert list(tmp_path.iterdir()) == []
 
     def test_import_with_experts_and_channels_of_ones_own(self, tmp_path):
-        network = build_efficientnet(get_architecture(MODEL, num_experts=3, width_coefficient=0.1, num_classes=2))
+        network = build_network(get_architecture(MODEL, num_experts=3, width_coefficient=0.1, num_classes=2))
         network.save_weights(tmp_path / "own.weights.h5")
         (tmp_path / "names.txt").write_text("cat\ndog\n")
         store = ["--model-store", tmp_path / "store"]

@@ -13,6 +13,8 @@ from condconv_serve.runtime.official_jpeg import crop_jpeg
 from tests.golden import GOLDEN, needs_golden
 from tests.pictures import jpeg, photo
 
+pytestmark = pytest.mark.tensorflow
+
 EXACT = Preprocessing(transform="official", image_size=64, exact_decoding=True)
 SHAPE = {"image_size": 64, "crop_padding": 32}
 PHOTO = photo("coffee", (301, 200))

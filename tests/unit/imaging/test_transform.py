@@ -22,6 +22,7 @@ def square(pixels, size, padding):
     return pixels[top : top + side, left : left + side]
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("size", [224, 240, 96])
 @pytest.mark.parametrize("name", PHOTOS)
 def test_official_is_tensorflows_bicubic_of_the_centre_crop(name, size):
@@ -41,6 +42,7 @@ def test_official_is_tensorflows_bicubic_of_the_centre_crop(name, size):
     np.testing.assert_allclose(rounded, np.clip(expected, 0, 255), atol=0.501)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_official_is_tensorflows_bicubic_for_any_shape(shape):
     tensorflow = pytest.importorskip("tensorflow")
@@ -154,6 +156,7 @@ def test_the_photo_stays_as_it_was(function):
     np.testing.assert_array_equal(pixels, before)
 
 
+@pytest.mark.tensorflow
 @needs_golden
 def test_official_gives_the_golden_pixels_from_the_same_decoder():
     """TensorFlow decodes the crop only, by a faster transform than Pillow; from its pixels all must be equal."""

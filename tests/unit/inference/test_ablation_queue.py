@@ -4,6 +4,7 @@ import asyncio
 import math
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,6 +21,10 @@ ROW = np.zeros((4, 4, 3), np.uint8)
 A, B = (served_model(model_info(name)) for name in "ab")
 
 
+# A thread that comes after all others may wait long on a machine at work.
+queue = partial(AblationQueue, prepare_thread=lambda: None)
+
+
 async def ablated(lane, *arguments, **options):
     with lane.admit():
         return await lane.ablate(*arguments, **options)
@@ -31,7 +36,7 @@ async def until(event):
 
 async def test_answers():
     fake = ShadeAblation()
-    with AblationQueue(lambda *place: fake) as lane:
+    with queue(lambda *place: fake) as lane:
         for _ in range(3):
             answer = await ablated(lane, A, ROW, ONE)
             assert answer.output["logits"].shape == (2, 6)
@@ -44,7 +49,7 @@ async def test_answers():
 async def test_too_many_waiting_are_refused_at_once():
     fake = ShadeAblation()
     fake.go.clear()
-    with AblationQueue(lambda *place: fake, max_waiting=2) as lane:
+    with queue(lambda *place: fake, max_waiting=2) as lane:
         waiting = [asyncio.create_task(ablated(lane, A, ROW, ONE)) for _ in range(2)]
         await until(fake.started)
         with pytest.raises(AblationBusy, match="2 ablations are waiting") as caught:
@@ -61,7 +66,7 @@ async def test_too_many_waiting_are_refused_at_once():
 async def test_a_deadline_ends_what_runs_and_what_waits():
     fake = ShadeAblation()
     fake.go.clear()
-    with AblationQueue(lambda *place: fake) as lane:
+    with queue(lambda *place: fake) as lane:
         with pytest.raises(DeadlineExceeded):
             await ablated(lane, A, ROW, ONE, deadline=time.monotonic() + 0.1)
         fake.go.set()
@@ -71,7 +76,7 @@ async def test_a_deadline_ends_what_runs_and_what_waits():
 async def test_cancelling_makes_room():
     fake = ShadeAblation()
     fake.go.clear()
-    with AblationQueue(lambda *place: fake, max_waiting=1) as lane:
+    with queue(lambda *place: fake, max_waiting=1) as lane:
         task = asyncio.create_task(ablated(lane, A, ROW, ONE))
         await until(fake.started)
         task.cancel()
@@ -89,7 +94,7 @@ async def test_models_take_turns_in_memory():
         made.setdefault(name, []).append(ShadeAblation())
         return made[name][-1]
 
-    with AblationQueue(load, max_loaded=1) as lane:
+    with queue(load, max_loaded=1) as lane:
         await ablated(lane, A, ROW, ONE)
         await ablated(lane, A, ROW, ONE)
         assert len(made["a"]) == 1
@@ -112,7 +117,7 @@ async def test_errors():
             raise VersionNotFound("gone")
         return Broken()
 
-    with AblationQueue(load) as lane:
+    with queue(load) as lane:
         with pytest.raises(InferenceFailed, match="could not compute this ablation"):
             await ablated(lane, A, ROW, ONE)
         with pytest.raises(VersionNotFound):
@@ -123,7 +128,7 @@ async def test_errors():
 async def test_closing_ends_what_runs():
     fake = ShadeAblation()
     fake.go.clear()
-    with AblationQueue(lambda *place: fake) as lane:
+    with queue(lambda *place: fake) as lane:
         tasks = [asyncio.create_task(ablated(lane, A, ROW, ONE)) for _ in range(2)]
         await until(fake.started)
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
@@ -138,7 +143,7 @@ async def test_leaving_does_not_wait_for_a_load_that_hangs():
         go.wait(60)
         return ShadeAblation()
 
-    with AblationQueue(load, closing_seconds=0.01) as lane:
+    with queue(load, closing_seconds=0.01) as lane:
         task = asyncio.create_task(ablated(lane, A, ROW, ONE))
         await until(begun)
     assert not go.is_set()

@@ -9,6 +9,8 @@ from skimage import data
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, mix_experts
 from condconv_serve.nn.condconv import PerExpertInitializer
 
+pytestmark = pytest.mark.tensorflow
+
 BATCH, HEIGHT, WIDTH, CHANNELS = 3, 11, 14, 3
 GEOMETRIES = list(
     itertools.product([1, 3, 5, (3, 5), (5, 1)], [1, 2, (1, 2)], [1, 2, (2, 1)], ["same", "valid"])
@@ -169,13 +171,13 @@ def test_announced_output_shape(kernel_size, strides, dilation_rate, padding):
     ("make", "says"),
     [
         (lambda: CondConv2D(0, 3, 2), "filters must be a whole number from 1 on, not 0"),
-        (lambda: CondConv2D(2.5, 3, 2), "filters must be a whole number from 1 on, not 2.5"),
+        (lambda: CondConv2D(2.5, 3, 2), "filters must be a whole number from 1 on, not 2.5"),  # type: ignore[arg-type]
         (lambda: CondConv2D(True, 3, 2), "filters must be a whole number from 1 on, not True"),
         (lambda: CondConv2D(4, 0, 2), "kernel_size must be one or two whole numbers from 1 on, not 0"),
-        (lambda: CondConv2D(4, (3, 3, 3), 2), "kernel_size must be one or two whole numbers"),
+        (lambda: CondConv2D(4, (3, 3, 3), 2), "kernel_size must be one or two whole numbers"),  # type: ignore[arg-type]
         (lambda: DepthwiseCondConv2D((3, -1), 2), "kernel_size must be one or two whole numbers"),
         (lambda: CondConv2D(4, 3, 0), "num_experts must be a whole number from 1 on, not 0"),
-        (lambda: CondConv2D(4, 3, "2"), "num_experts must be a whole number from 1 on, not '2'"),
+        (lambda: CondConv2D(4, 3, "2"), "num_experts must be a whole number from 1 on, not '2'"),  # type: ignore[arg-type]
         (lambda: CondConv2D(4, 3, 2, strides=0), "strides must be one or two whole numbers from 1 on"),
         (lambda: CondConv2D(4, 3, 2, dilation_rate=(1, 0)), "dilation_rate must be one or two whole numbers"),
         (lambda: CondConv2D(4, 3, 2, padding="causal"), "padding must be 'valid' or 'same', not 'causal'"),

@@ -4,10 +4,12 @@ import math
 import pytest
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import ARCHITECTURES, build_efficientnet, get_architecture, outline
+from condconv_serve.nn import ARCHITECTURES, build_network, get_architecture, outline
 from condconv_serve.nn.efficientnet import FAMILY, BlockArgs
 from condconv_serve.nn.efficientnet.spec import OVERRIDABLE, round_filters
 from condconv_serve.nn.families import to_manifest
+
+pytestmark = pytest.mark.tensorflow
 
 
 @pytest.mark.parametrize(
@@ -159,4 +161,4 @@ def test_every_overridable_parameter_can_be_overridden():
 
 def test_the_deepest_network_can_be_built():
     deepest = get_architecture("efficientnet-condconv-b0-8e", depth_coefficient=6, width_coefficient=0.05)
-    assert len(outline(lambda: build_efficientnet(deepest)).weights) > 1500
+    assert len(outline(lambda: build_network(deepest)).weights) > 1500

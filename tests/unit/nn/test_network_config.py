@@ -9,6 +9,8 @@ from keras import layers
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import CondConv2D, network_from_json, network_to_json, variable_shapes
 
+pytestmark = pytest.mark.tensorflow
+
 
 def network():
     pixels = keras.Input((None, None, 3), name="pixels")

@@ -12,6 +12,8 @@ from condconv_serve.samples import SAMPLES
 from condconv_serve.settings import Settings
 from tests.unit.store.samples import STORE
 
+pytestmark = pytest.mark.tensorflow
+
 run = CliRunner().invoke
 BFLOAT16 = detect_machine(look_for_accelerators=False).cpu_bfloat16
 

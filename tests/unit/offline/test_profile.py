@@ -27,6 +27,7 @@ def decoded_elsewhere(data: bytes, left: int, top: int, side: int) -> Pixels:
     return np.full((side, side, 3), (left + top + len(data)) % 256, np.uint8)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("exact", [False, True])
 def test_rows_are_those_of_a_server(exact: bool, tmp_path: Path) -> None:
     files = []

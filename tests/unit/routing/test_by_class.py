@@ -11,6 +11,8 @@ from condconv_serve.routing.plot_classes import depths_of, plot_by_class
 from condconv_serve.routing.report import check_report_path, report, write_report
 from tests.contract.fakes import even_layout
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = tuple(f"block_{i}" for i in range(5))
 
 

@@ -9,6 +9,8 @@ from condconv_serve.errors import InvalidParameter
 from condconv_serve.routing.plot import check_plot_path, draw_routing, plot_routing
 from tests.contract.fakes import even_layout
 
+pytestmark = pytest.mark.slow
+
 BLOCKS = ("block_8", "block_9", "block_10")
 
 

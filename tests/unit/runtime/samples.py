@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_efficientnet, get_architecture
+from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_network, get_architecture
 
 SMALLEST = {"width_coefficient": 0.25, "depth_coefficient": 0.3}
 """An EfficientNet of eight blocks, the last four with experts: whatever a family has, but nothing twice."""
@@ -13,7 +13,7 @@ SMALLEST = {"width_coefficient": 0.25, "depth_coefficient": 0.3}
 
 def small_efficientnet(name: str, *, image_size: int, **overrides: Any) -> Any:
     """A narrow, shallow EfficientNet: as few layers as it can have."""
-    return build_efficientnet(get_architecture(name, **{**SMALLEST, **overrides}), input_size=image_size)
+    return build_network(get_architecture(name, **{**SMALLEST, **overrides}), input_size=image_size)
 
 
 def two_blocks(*, image_size: int, classes: int = 7, experts: int = 3) -> Any:

@@ -19,6 +19,8 @@ from condconv_serve.store import open_bundle
 from tests.unit.runtime.samples import small_efficientnet
 from tests.unit.store.samples import DEFAULT, default_model
 
+pytestmark = pytest.mark.tensorflow
+
 SIZE = 32
 PREPROCESSING = Preprocessing(transform="pillow", image_size=SIZE)
 Randomise = Callable[[Any], Any]

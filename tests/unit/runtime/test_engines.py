@@ -2,6 +2,7 @@ import gc
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import LOGITS, ROUTING, Preprocessing, Tensors
+from condconv_serve.domain import LOGITS, ROUTING, Preprocessing, Row, Tensors
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.runtime import engines
+from condconv_serve.runtime import engines, openvino_engine
 from condconv_serve.runtime.devices import Machine
-from condconv_serve.runtime.inference_graph import InferenceGraph
+from condconv_serve.runtime.inference_graph import InferenceGraph, freeze
 from condconv_serve.runtime.openvino_engine import compiled_sizes, split
 from condconv_serve.runtime.plan import Precision, make_plan
 from condconv_serve.runtime.xla_engine import XlaEngine
 from condconv_serve.telemetry.metrics import Metrics
+from tests.contract.fakes import FunctionEngine
 from tests.unit.runtime.samples import small_efficientnet, two_blocks
+
+pytestmark = pytest.mark.tensorflow
 
 PREPROCESSING = Preprocessing(transform="official", image_size=64)
 MACHINE = Machine(cores=2, cpu_bfloat16=False, openvino=True)
@@ -69,12 +73,20 @@ def test_any_batch_size_gives_what_keras_computes(
 
 
 @pytest.mark.parametrize("name", ["tensorflow", "openvino"])
-def test_engines_let_go_of_the_graph_with_its_copy_of_all_weights(name: str, network: Any) -> None:
-    gc.collect()
-    before = sum(type(thing) is InferenceGraph for thing in gc.get_objects())
+def test_engines_let_go_of_the_graph_with_its_copy_of_all_weights(
+    name: str, network: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen: list[weakref.ref[InferenceGraph]] = []
+
+    def freeze_and_remember(*arguments: Any, **options: Any) -> InferenceGraph:
+        graph = freeze(*arguments, **options)
+        frozen.append(weakref.ref(graph))
+        return graph
+
+    monkeypatch.setattr(engines, "freeze", freeze_and_remember)
     engine, _ = built(network, engine=name)
     gc.collect()
-    assert sum(type(thing) is InferenceGraph for thing in gc.get_objects()) == before
+    assert [graph() for graph in frozen] == [None]
     engine.close()
 
 
@@ -117,16 +129,23 @@ import numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from condconv_serve.domain import LOGITS, ROUTING, Tensors, Preprocessing
-from condconv_serve.runtime.xla_engine import XlaEngine
+from condconv_serve.runtime import xla_engine
+from tests.contract.fakes import FunctionEngine
 from tests.unit.runtime.samples import two_blocks
-engine = XlaEngine(two_blocks(image_size=64), Preprocessing(transform="official", image_size=64),
+placed, traced, make = [], [], xla_engine.inference_function
+def remember(*arguments):
+    place, infer = tf.Variable(0.0).device[-5:], make(*arguments)
+    placed.append(place)
+    return lambda rows: (traced.append(place), infer(rows))[1]
+xla_engine.inference_function = remember
+engine = xla_engine.XlaEngine(two_blocks(image_size=64), Preprocessing(transform="official", image_size=64),
                    devices=("CPU:0", "CPU:1"), precision="float32", max_batch_size=1)
 rows = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-first, second = engine(rows, 0)["logits"], engine(rows, 1)["logits"]
+first = engine(rows, 0)["logits"]
+assert traced == ["CPU:0"], traced
+second = engine(rows, 1)["logits"]
 assert np.abs(first - second).max() <= 1e-5 * np.abs(first).max()
-functions = [function.get_concrete_function(tf.constant(rows)) for _, function in engine._devices]
-where = [{variable.device[-5:] for variable in function.variables} for function in functions]
-assert where == [{"CPU:0"}, {"CPU:1"}], where
+assert placed == traced == ["CPU:0", "CPU:1"], (placed, traced)
 """
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     done = subprocess.run(
@@ -140,16 +159,12 @@ assert where == [{"CPU:0"}, {"CPU:1"}], where
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-class Wrong:
-    def __call__(self, rows: Rows, stream: int = 0) -> Tensors:
-        return {LOGITS: np.ones((len(rows), 7), np.float32), ROUTING: np.ones((len(rows), 4, 4), np.float32)}
-
-    def close(self) -> None:
-        pass
+def ones(rows: Row, stream: int) -> Tensors:
+    return {LOGITS: np.ones((len(rows), 7), np.float32), ROUTING: np.ones((len(rows), 4, 4), np.float32)}
 
 
 def test_wrong_answers_make_tensorflow_take_over_and_say_why(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_openvino_engine", lambda *_: Wrong())
+    monkeypatch.setattr(openvino_engine, "OpenVINOEngine", lambda *_, **__: FunctionEngine(ones))
     _, description = built(network)
     assert description.engine == "tensorflow"
     assert "differ from TensorFlow's" in description.reason

@@ -10,6 +10,8 @@ from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.runtime.fold import fold_batch_norms
 from condconv_serve.runtime.model_graph import ModelGraph
 
+pytestmark = pytest.mark.tensorflow
+
 Apply = Callable[[Any, Any], Any]
 Randomise = Callable[[Any], Any]
 

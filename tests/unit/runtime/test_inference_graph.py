@@ -13,6 +13,8 @@ from condconv_serve.runtime.inference_graph import freeze
 from condconv_serve.runtime.lowering import CPU, XLA, Lowering
 from tests.unit.runtime.samples import small_efficientnet
 
+pytestmark = pytest.mark.tensorflow
+
 SIZE, CLASSES = 64, 10
 STATIC, CONDCONV, LITE = "efficientnet-b0", "efficientnet-condconv-b0-4e", "efficientnet-lite0-condconv-4e"
 PREPROCESSING = Preprocessing(transform="pillow", image_size=SIZE, mean=(123.7, 116.3, 103.5), std=(58.4, 57.1, 57.4))

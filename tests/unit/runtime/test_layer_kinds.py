@@ -6,6 +6,8 @@ from keras import layers
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.runtime.layer_kinds import LayerKind, Role, has_role, is_condconv, is_pointwise, kind_of
 
+pytestmark = pytest.mark.tensorflow
+
 
 class DerivedCondConv2D(CondConv2D):
     """May compute something else, but is routed all the same."""

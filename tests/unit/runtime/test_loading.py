@@ -8,11 +8,15 @@ import pytest
 from numpy.typing import NDArray
 
 from condconv_serve.errors import BundleError
-from condconv_serve.nn import build_efficientnet, build_network, get_architecture
+from condconv_serve.nn import build_network, get_architecture
+from condconv_serve.routing.profile import profile_of
 from condconv_serve.runtime import loading
 from condconv_serve.runtime.loading import load_model, set_weights
 from condconv_serve.store import Bundle, open_bundle, write_bundle
+from tests.contract.fakes import even_layout
 from tests.unit.store.samples import LABELS, PLAN, default_model, new_bundle
+
+pytestmark = pytest.mark.tensorflow
 
 ARCHITECTURE: dict[str, Any] = {
     "name": "efficientnet-lite0-condconv-4e",
@@ -28,7 +32,7 @@ BundleOf = Callable[..., Bundle]
 @pytest.fixture(scope="module")
 def network(randomise: Callable[[Any], Any]) -> Any:
     name, overrides = ARCHITECTURE["name"], {key: value for key, value in ARCHITECTURE.items() if key != "name"}
-    return randomise(build_efficientnet(get_architecture(name, **overrides), input_size=64))
+    return randomise(build_network(get_architecture(name, **overrides), input_size=64))
 
 
 @pytest.fixture
@@ -127,6 +131,13 @@ def test_bundles_that_fit_no_network(changes: dict[str, Any], says: str, bundle_
     with pytest.raises(BundleError) as caught:
         load_model(bundle_of(**changes), PLAN)
     assert str(caught.value).startswith(says)
+
+
+def test_a_profile_of_another_architecture_is_refused(weights: Weights, bundle_of: BundleOf) -> None:
+    rng = np.random.default_rng(0)
+    profile = profile_of(rng.random((30, 2, 3)), rng.integers(0, 3, 30), even_layout(2, 3))
+    with pytest.raises(BundleError, match=r"the routing profile is of \(2, 3\).*has \(4, 4\)"):
+        load_model(bundle_of(weights=weights, routing_profile=profile), PLAN)
 
 
 @pytest.mark.parametrize("giant", [{"width_coefficient": 20}, {"num_experts": 64, "width_coefficient": 20}])

@@ -12,6 +12,8 @@ from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.runtime.inference_graph import freeze
 from condconv_serve.runtime.lowering import CPU, XLA, ConvCall, Lowering, is_stateless, lower
 
+pytestmark = pytest.mark.tensorflow
+
 SIZE = 15
 PREPROCESSING = Preprocessing(transform="pillow", image_size=SIZE)
 ROWS = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)

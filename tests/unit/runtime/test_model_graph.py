@@ -13,6 +13,8 @@ from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import CondConv2D
 from condconv_serve.runtime.model_graph import Call, ModelGraph, layers_within, replay
 
+pytestmark = pytest.mark.tensorflow
+
 PRIVATE = re.compile(
     r"\b(_nodes_by_depth|_inbound_nodes|_outbound_nodes|_run_through_graph|_flatten_layers|_keras_history)\b"
 )

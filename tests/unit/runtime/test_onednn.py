@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.tensorflow
+
 USES_ONEDNN = """
 import condconv_serve, tensorflow
 from tensorflow.python.util._pywrap_util_port import IsMklEnabled

@@ -13,6 +13,8 @@ from condconv_serve.runtime.inference_graph import freeze
 from condconv_serve.runtime.outputs import routing_layout, with_routing
 from tests.unit.runtime.samples import small_efficientnet
 
+pytestmark = pytest.mark.tensorflow
+
 PREPROCESSING = Preprocessing(transform="pillow", image_size=16)
 Randomise = Callable[[Any], Any]
 Run = Callable[..., Any]

@@ -1,6 +1,10 @@
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.tensorflow
+
 IMPORTS = """
 import sys
 from condconv_serve.runtime.tensorflow_import import import_tensorflow

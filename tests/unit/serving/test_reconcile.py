@@ -1,11 +1,11 @@
 """Every decision about one model's versions, as a table.
 
-Versions are written as `name:files`: `1:a` is version 1 with the files `a`. Fingerprints of files are just strings
-here, since all that counts is whether they are equal.
+Versions are written as `name:files`: `1:a` is version 1 with the files `a`.
 """
 
 import pytest
 
+from condconv_serve.serving.fingerprint import Fingerprint
 from condconv_serve.serving.reconcile import (
     Forgive,
     Load,
@@ -22,8 +22,14 @@ from condconv_serve.serving.reconcile import (
 from condconv_serve.store.aliases import Alias
 
 
+def files(name: str) -> Fingerprint:
+    """Any fingerprint: all that counts is whether two are equal."""
+    return ((name, 0, 0, 0),)
+
+
 def versions(text):
-    return dict(entry.split(":") for entry in text.split())
+    split = (entry.split(":") for entry in text.split())
+    return {version: files(name) for version, name in split}
 
 
 def aliases(text):
@@ -52,14 +58,19 @@ def decide(
             versions=versions(served),
             failed=versions(failed),
             aliases=aliases(in_force),
-            settled={version: files if files != "-" else None for version, files in versions(settled).items()},
+            settled={version: None if found == files("-") else found for version, found in versions(settled).items()},
         ),
         Wishes(newest=newest, pinned=pinned.split(), unwanted=versions(unwanted), may_load=may_load),
     )
     return [action for action in actions if action != SetAliases({})]
 
 
-WAIT, LOAD = WaitToSettle, Load
+def WAIT(version: str, name: str) -> WaitToSettle:  # noqa: N802 - an action among actions
+    return WaitToSettle(version, files(name))
+
+
+def LOAD(version: str, name: str) -> Load:  # noqa: N802
+    return Load(version, files(name))
 
 
 @pytest.mark.parametrize(
@@ -178,7 +189,7 @@ def test_an_alias_moves_before_its_old_version_is_retired():
 
 def test_nothing_is_retired_and_no_alias_moves_while_something_is_to_be_loaded():
     actions = decide("2:a 3:a", served="1:a 2:a", store_aliases="x=3", in_force="x=2")
-    assert actions == [WaitToSettle("3", "a")]
+    assert actions == [WAIT("3", "a")]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condconv_serve.errors import AliasNotFound, BundleError, InvalidParameter, StoreNotWritable
@@ -146,7 +146,8 @@ def test_changes_at_the_same_time_are_all_kept(store):
     assert json.loads((store / "pear" / "aliases.json").read_text())["schema_version"] == 1
 
 
-@given(st.dictionaries(st.integers(1, 99).map(str), st.integers(1, 1000), min_size=1, max_size=16), st.text())
+@given(st.dictionaries(st.integers(1, 99).map(str), st.integers(1, 1000), min_size=1, max_size=16), st.text("ab €😀"))
+@settings(deadline=None)
 def test_a_key_always_gets_the_same_version(versions, key):
     alias = Alias(versions=versions)
     assert alias.choose(key) in versions

@@ -125,7 +125,10 @@ DAMAGE = {
         "labels.json is not UTF-8.",
     ),
     "NaN": (weights(a=np.array([0, np.nan], np.float32)), "a holds numbers that are not finite."),
-    "infinity": (weights(a=np.zeros(2, np.float32), b=np.float16([-np.inf])), "b holds numbers that are not finite."),
+    "infinity": (
+        weights(a=np.zeros(2, np.float32), b=np.array([-np.inf], np.float16)),
+        "b holds numbers that are not finite.",
+    ),
     "too big for float32": (weights(a=np.array([1e300])), "a holds numbers that are not finite."),
     "integers": (weights(a=np.arange(3)), "a is int64, but weights are floating-point numbers."),
     "no safetensors": (

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
@@ -172,7 +172,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-async def post(path: str, tracer: Tracer | None = None, **headers: str) -> httpx.Response:
+async def post(path: str, tracer: Tracer | None = None, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
     app = RequestContext(
         answer, render=lambda _: Answer(500, [], b"broken"), metrics=Metrics(CollectorRegistry()), tracer=tracer
     )
@@ -182,7 +182,7 @@ async def post(path: str, tracer: Tracer | None = None, **headers: str) -> httpx
 
 async def test_access_line(stderr: Written) -> None:
     configure_logging("info", "json")
-    response = await post("/predict", traceparent=SAMPLED, **{"X-Request-Id": "mine"})
+    response = await post("/predict", headers={"traceparent": SAMPLED, "X-Request-Id": "mine"})
     context = TraceContext.parse(response.headers["traceresponse"])
     assert context is not None
     assert context.trace_id == TRACE
@@ -268,10 +268,10 @@ def attributes(span: Any) -> dict[str, Any]:
 async def test_traces_reach_a_collector() -> None:
     with Collector() as collector:
         tracer = make_tracer(collector.url)
-        response = await post("/predict", tracer, traceparent=SAMPLED)
+        response = await post("/predict", tracer, headers={"traceparent": SAMPLED})
         await post("/broken", tracer)
         await post("/livez", tracer)
-        await post("/unsampled", tracer, traceparent=f"00-{TRACE}-{SPAN}-00")
+        await post("/unsampled", tracer, headers={"traceparent": f"00-{TRACE}-{SPAN}-00"})
         tracer.close()
         spans = collector.spans()
     assert set(collector.paths) == {"/v1/traces"}

@@ -4,6 +4,8 @@ import pytest
 from condconv_serve.training.batches import Augmentation, Batches, Selection, normalise
 from tests.unit.training.samples import PREPROCESSING
 
+pytestmark = pytest.mark.tensorflow
+
 ROWS = np.random.default_rng(0).integers(0, 256, (11, 32, 32, 3), np.uint8)
 PLAIN = Augmentation(shift=False, mirror=False)
 

@@ -4,6 +4,8 @@ import pytest
 from condconv_serve.errors import ConfigurationError, DataSetError
 from condconv_serve.training.checkpoint import RunDirectory
 
+pytestmark = pytest.mark.tensorflow
+
 OPTIONS = {"epochs": 3, "teacher": None}
 
 

@@ -9,6 +9,8 @@ from condconv_serve.imaging import decode, transform
 from condconv_serve.training.dataset import Rows, find_labelled, find_unlabelled, named, read_rows, split
 from tests.unit.training.samples import PREPROCESSING, write_images
 
+pytestmark = pytest.mark.tensorflow
+
 LIMIT = {"max_pixels": 10_000_000}
 
 

@@ -5,6 +5,8 @@ from condconv_serve.training.batches import Selection
 from condconv_serve.training.evaluation import evaluate, variance_between
 from tests.unit.training.samples import PREPROCESSING
 
+pytestmark = pytest.mark.tensorflow
+
 
 class Fixed:
     """Answers with what it was given, batch by batch."""

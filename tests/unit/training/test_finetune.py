@@ -14,13 +14,15 @@ from condconv_serve.cli import app
 from condconv_serve.domain.manifest import PreprocessingSpec
 from condconv_serve.errors import BundleError, ConfigurationError, DataSetError, OutOfMemory
 from condconv_serve.imaging import decode, transform
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_network, get_architecture
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import open_bundle, read_labels, read_weights, write_bundle
 from condconv_serve.training import Augmentation, FinetuneRequest, finetune
 from condconv_serve.training.dataset import find_labelled
 from tests.unit.store.samples import LABELS, PLAN, new_bundle
 from tests.unit.training.samples import save_small, write_images
+
+pytestmark = pytest.mark.tensorflow
 
 COUNTS = {"blue": 12, "green": 12, "red": 12}
 
@@ -129,7 +131,7 @@ def test_the_same_classes_keep_their_head(train, store, data):
 def test_a_registered_architecture_at_another_size(store, data, train, randomise):
     small = {"num_classes": 3, "width_coefficient": 0.1, "depth_coefficient": 0.3}
     architecture = {"name": "efficientnet-lite0-condconv-4e", **small}
-    network = randomise(build_efficientnet(get_architecture(architecture["name"], **small), input_size=64))
+    network = randomise(build_network(get_architecture(architecture["name"], **small), input_size=64))
     weights = {variable.path: np.array(variable) for variable in network.weights}
     spec = PreprocessingSpec(transform="official", image_size=64, mean=(127.0,) * 3, std=(128.0,) * 3)
     parent = write_bundle(
@@ -141,7 +143,7 @@ def test_a_registered_architecture_at_another_size(store, data, train, randomise
     assert bundle.manifest.architecture.model_dump() == architecture | {"num_classes": 2}
     assert bundle.manifest.preprocessing == spec.model_copy(update={"image_size": 32})
     model = load_model(bundle, PLAN)
-    assert model.engine(np.zeros((1, 32, 32, 3), np.uint8)).logits.shape == (1, 2)
+    assert model.engine(np.zeros((1, 32, 32, 3), np.uint8))["logits"].shape == (1, 2)
     after = read_weights(bundle)
     assert {path for path in weights if (np.asarray(after[path]).shape != weights[path].shape)} == {
         "logits/kernel",

@@ -4,10 +4,12 @@ import pytest
 from keras import layers
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_network, get_architecture
 from condconv_serve.runtime.outputs import with_routing
 from condconv_serve.training.network import set_trainable, with_classes
 from tests.unit.training.samples import small_network
+
+pytestmark = pytest.mark.tensorflow
 
 PIXELS = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
 
@@ -44,7 +46,7 @@ def test_what_learns(part, layers_that_learn):
 
 
 def test_our_own_architectures():
-    network = build_efficientnet(
+    network = build_network(
         get_architecture("efficientnet-lite0-condconv-4e", width_coefficient=0.1, num_classes=3), input_size=32
     )
     set_trainable(with_classes(network, 5), "routing")

@@ -124,7 +124,7 @@ async def running(
         ]
     )
     batcher: Any = Batcher(run, streams=1, max_batch_size=4, max_queue_rows=64, metrics=metrics)
-    with ThreadPoolExecutor(2) as decoders, AblationQueue(ablation_of) as lane:
+    with ThreadPoolExecutor(2) as decoders, AblationQueue(ablation_of, prepare_thread=lambda: None) as lane:
         plane = InferencePlane(MODELS, batcher, metrics=metrics)
         context = AppContext(
             images=ImagePipeline(plane, ImageDecoder(decoders, max_pixels=20_000), observe=observe),
@@ -338,7 +338,7 @@ async def test_live_equals_a_recomputation(client: httpx.AsyncClient, window: st
 
 async def test_blocks_with_different_numbers_of_experts(client: httpx.AsyncClient) -> None:
     """Each has its own experts and no others, whichever way they are told."""
-    request = {"files": form(8, 9)}
+    request: dict[str, Any] = {"files": form(8, 9)}
     answer = await client.post("/routing?model=uneven", **request, headers={"X-Request-Id": "uneven"})
     recent = (await client.get("/routing/uneven")).json()
     for body in (answer.json(), recent):

@@ -6,6 +6,8 @@ import pytest
 from condconv_serve.errors import ImportFailed
 from condconv_serve.store.importers import Translation, assemble
 
+pytestmark = pytest.mark.tensorflow
+
 EXPECTED = {"stem/kernel": (3, 3, 3, 8), "logits/bias": (10,), "block_8_expand/kernel": (4, 1, 1, 8, 48)}
 
 

@@ -8,13 +8,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from condconv_serve.errors import BundleError, ConfigurationError, ImportFailed
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_network, get_architecture
 from condconv_serve.nn.families import Family, register, unregister
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import open_bundle, read_labels, read_weights
 from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
 from tests.unit.store.importers.naming import official_tensors, timm_tensors
 from tests.unit.store.samples import PLAN
+
+pytestmark = pytest.mark.tensorflow
 
 LABELS = [{"index": i, "label": f"class {i}", "synset": f"n{i:08d}"} for i in range(5)]
 
@@ -23,7 +25,7 @@ LABELS = [{"index": i, "label": f"class {i}", "synset": f"n{i:08d}"} for i in ra
 def _narrow_architecture():
     """Registers a narrow network, since a request gives an architecture by name alone."""
     lite = get_architecture("efficientnet-lite0-condconv-4e", width_coefficient=0.1, image_size=64)
-    family = Family("narrow", (dataclasses.replace(lite, name="narrow"),), build_efficientnet)
+    family = Family("narrow", (dataclasses.replace(lite, name="narrow"),), build_network)
     register(family)
     yield
     unregister(family)
@@ -31,7 +33,7 @@ def _narrow_architecture():
 
 @pytest.fixture(scope="module")
 def network(_narrow_architecture, randomise):
-    return randomise(build_efficientnet(get_architecture("narrow", num_classes=5)))
+    return randomise(build_network(get_architecture("narrow", num_classes=5)))
 
 
 @pytest.fixture(scope="module")

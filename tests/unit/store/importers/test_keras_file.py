@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from condconv_serve.errors import ImportFailed
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_network, get_architecture
 from condconv_serve.store.importers import import_weights
 from condconv_serve.store.importers.keras_file import read_keras, translate_keras
+
+pytestmark = pytest.mark.tensorflow
 
 ARCHITECTURE = get_architecture("efficientnet-condconv-b0-4e", width_coefficient=0.1, image_size=32)
 LIMIT = 10**8
@@ -20,7 +22,7 @@ LIMIT = 10**8
 
 @pytest.fixture(scope="module")
 def network(randomise):
-    return randomise(build_efficientnet(get_architecture("efficientnet-condconv-b0-4e", **CHANGES)))
+    return randomise(build_network(get_architecture("efficientnet-condconv-b0-4e", **CHANGES)))
 
 
 CHANGES = {"width_coefficient": 0.1, "image_size": 32, "num_classes": 7}
@@ -50,7 +52,7 @@ def test_what_keras_saves_is_read(saved, network):
 
 
 def test_the_optimiser_is_left_aside(tmp_path):
-    small = build_efficientnet(get_architecture("efficientnet-condconv-b0-4e", **CHANGES))
+    small = build_network(get_architecture("efficientnet-condconv-b0-4e", **CHANGES))
     small.compile("adam")
     small.optimizer.build(small.trainable_variables)
     small.save(tmp_path / "trained.keras")

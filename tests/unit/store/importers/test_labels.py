@@ -6,6 +6,8 @@ from condconv_serve.domain import Label
 from condconv_serve.errors import ImportFailed
 from condconv_serve.store.importers.labels import read_labels_file
 
+pytestmark = pytest.mark.tensorflow
+
 PLAIN = [Label(0, "tench"), Label(1, "gold fish")]
 FULL = [Label(0, "tench", "n01440764"), Label(1, "gold fish", "n01443537")]
 

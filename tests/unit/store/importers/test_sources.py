@@ -3,16 +3,19 @@
 import gzip
 import sys
 import tarfile
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from condconv_serve.errors import ImportFailed
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_network, get_architecture
 from condconv_serve.store.importers import import_weights, read_source
 from tests.parity.golden_models import write_archive, write_checkpoint
 from tests.unit.store.importers.naming import official_tensors, timm_tensors
+
+pytestmark = pytest.mark.tensorflow
 
 SMALL = {"width_coefficient": 0.1, "image_size": 32}
 NAME = "efficientnet-lite0-condconv-4e"
@@ -21,7 +24,7 @@ ARCHITECTURE = get_architecture(NAME, **SMALL)
 
 @pytest.fixture(scope="module")
 def network(randomise):
-    return randomise(build_efficientnet(get_architecture(NAME, **SMALL, num_classes=3)))
+    return randomise(build_network(get_architecture(NAME, **SMALL, num_classes=3)))
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +211,7 @@ def test_truncated_checkpoints(cut, tensors, tmp_path):
     assert str(tmp_path) not in str(caught.value)
 
 
-HINTS = {
+HINTS: dict[str, Any] = {
     "other experts": (
         ("efficientnet-condconv-b0-8e", {}),
         ("efficientnet-condconv-b0-4e", {}),
@@ -245,7 +248,7 @@ HINTS = {
 @pytest.mark.parametrize(("given", "asked", "says"), HINTS.values(), ids=HINTS)
 def test_the_right_architecture_is_named(given, asked, says, tmp_path):
     width = {"width_coefficient": 0.25}
-    network = build_efficientnet(get_architecture(given[0], **width, **given[1]))
+    network = build_network(get_architecture(given[0], **width, **given[1]))
     save_file(timm_tensors(network), tmp_path / "w.safetensors")
     with pytest.raises(ImportFailed) as caught:
         import_weights(tmp_path / "w.safetensors", get_architecture(asked[0], **width, **asked[1]))

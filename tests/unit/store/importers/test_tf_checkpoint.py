@@ -6,9 +6,11 @@ import pytest
 import tensorflow as tf
 
 from condconv_serve.errors import ImportFailed
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_network, get_architecture
 from condconv_serve.store.importers import assemble, read_tf_checkpoint, translate_official
 from tests.parity.seeded import AVERAGED, official_tensors, read_tiny
+
+pytestmark = pytest.mark.tensorflow
 
 SPEC, STATISTICS = read_tiny()
 TENSORS = official_tensors(SPEC, STATISTICS)
@@ -43,7 +45,7 @@ PLACES = {
 
 @pytest.fixture(scope="module")
 def shapes():
-    model = build_efficientnet(get_architecture(SCOPE, **SPEC["override"]))
+    model = build_network(get_architecture(SCOPE, **SPEC["override"]))
     return {weight.path: tuple(weight.shape) for weight in model.weights}
 
 
@@ -206,7 +208,7 @@ def test_not_finite_is_named(shapes):
 
 
 def test_another_architecture_is_refused(shapes):
-    model = build_efficientnet(get_architecture("efficientnet-b0", **SPEC["override"]))
+    model = build_network(get_architecture("efficientnet-b0", **SPEC["override"]))
     static = {weight.path: tuple(weight.shape) for weight in model.weights}
     says = refusal(TENSORS, static)
     assert "left over" in says

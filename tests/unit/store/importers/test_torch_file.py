@@ -10,6 +10,8 @@ import pytest
 from condconv_serve.errors import ImportFailed
 from condconv_serve.store.importers.torch_file import read_torch
 
+pytestmark = pytest.mark.tensorflow
+
 torch = pytest.importorskip("torch", reason="needs PyTorch: pip install 'condconv-serve[torch]'")
 WEIGHT = np.arange(12, dtype=np.float32).reshape(3, 4)
 

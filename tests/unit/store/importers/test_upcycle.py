@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from condconv_serve.errors import ConfigurationError, ImportFailed
-from condconv_serve.nn import ARCHITECTURES, build_efficientnet, get_architecture
+from condconv_serve.nn import ARCHITECTURES, build_network, get_architecture
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import open_bundle, read_weights
 from condconv_serve.store.importers import Upcycling, import_weights
@@ -16,6 +16,8 @@ from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
 from condconv_serve.store.importers.upcycle import static_twin, upcycle
 from tests.unit.store.importers.naming import official_tensors, timm_tensors
 from tests.unit.store.samples import PLAN
+
+pytestmark = pytest.mark.tensorflow
 
 SMALL = {"width_coefficient": 0.1, "image_size": 64}
 TWINS = {"efficientnet-condconv-b0-4e": "efficientnet-b0", "efficientnet-lite0-condconv-4e": "efficientnet-lite0"}
@@ -25,7 +27,7 @@ IMAGENET = (123.675, 116.28, 103.53)
 @pytest.fixture(scope="module", params=TWINS)
 def pair(request, randomise):
     """A CondConv architecture and a static network of the same shape, with weights."""
-    static = build_efficientnet(get_architecture(TWINS[request.param], **SMALL, num_classes=6))
+    static = build_network(get_architecture(TWINS[request.param], **SMALL, num_classes=6))
     return request.param, randomise(static)
 
 
@@ -78,7 +80,7 @@ def test_experts_are_copies(pair):
     static = {variable.path: np.array(variable) for variable in network.weights}
     weights = upcycle(static, target)
     assert {path: value.shape for path, value in weights.items()} == {
-        variable.path: tuple(variable.shape) for variable in build_efficientnet(target).weights
+        variable.path: tuple(variable.shape) for variable in build_network(target).weights
     }
     for path, value in weights.items():
         if "_routing/" in path:
@@ -122,7 +124,7 @@ def test_half_precision_is_kept(pair):
 
 @pytest.mark.parametrize("architecture", TWINS)
 def test_pixels_are_normalised_as_for_the_static_network(architecture, tmp_path, randomise):
-    network = randomise(build_efficientnet(get_architecture(TWINS[architecture], **SMALL)))
+    network = randomise(build_network(get_architecture(TWINS[architecture], **SMALL)))
     found = {
         naming: upcycled(write(network, naming, tmp_path), architecture, tmp_path / naming).manifest.preprocessing.mean
         for naming in ("official", "timm")
@@ -141,7 +143,7 @@ def test_the_wrong_static_network(pair, tmp_path):
 
 def test_experts_already(tmp_path):
     target = get_architecture("efficientnet-condconv-b0-4e", **SMALL)
-    source = write(build_efficientnet(target), "timm", tmp_path)
+    source = write(build_network(target), "timm", tmp_path)
     with pytest.raises(ImportFailed, match="they have experts already: import them without --upcycle"):
         import_weights(source, target, upcycling=Upcycling())
 

@@ -75,6 +75,9 @@ class Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    files: dict[str, Any]
+    seen: list[Any]
+    closing: threading.Event
 
     def handle_error(self, *_: Any) -> None:
         """Clients that leave are no news."""
@@ -84,12 +87,13 @@ class FileServer:
     """Serves `files` by path on a port of its own; `seen` are the requests so far."""
 
     def __init__(self, *, context: ssl.SSLContext | None = None, handler: type[Handler] = Handler) -> None:
-        self._server: Any = _Server(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         if context is not None:
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self._server.files = self.files = {}
-        self._server.seen = self.seen = []
-        self._server.closing = self.closing = threading.Event()
+        self.files: dict[str, Any] = {}
+        self.seen: list[Any] = []
+        self.closing = threading.Event()
+        self._server.files, self._server.seen, self._server.closing = self.files, self.seen, self.closing
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self.scheme = "http" if context is None else "https"
 

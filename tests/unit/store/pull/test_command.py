@@ -24,6 +24,8 @@ from tests.unit.store.pull import file_server as misbehave
 from tests.unit.store.pull.conftest import NAME, packed, tiny_entry, write_catalogue
 from tests.unit.store.pull.file_server import ProxyServer
 
+pytestmark = pytest.mark.tensorflow
+
 PATH = f"/storage/{NAME}.tar.gz"
 
 

@@ -16,6 +16,8 @@ from condconv_serve.store.pull.download import Limits, download, fetch_small, mi
 from tests.unit.store.pull import file_server as misbehave
 from tests.unit.store.pull.file_server import FileServer, ProxyServer
 
+pytestmark = pytest.mark.slow
+
 CONTENT = os.urandom(3_000_000)
 OTHER = os.urandom(2_000_000)
 QUICK = Limits(pause=0.01, longest_pause=0.02, attempts=3, connect_timeout=5, stall_timeout=5)

@@ -13,6 +13,8 @@ from condconv_serve.store.pull.hub import download_from_hub
 from tests.unit.store.pull import file_server as misbehave
 from tests.unit.store.pull.file_server import FileServer, Handler
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("huggingface_hub", reason="needs the extra `hub`")
 
 CONTENT = os.urandom(3_000_000)

@@ -10,6 +10,8 @@ from condconv_serve.store.pull.published import MAX_BYTES, Checkpoint, imagenet_
 from tests.unit.store.pull.conftest import NAME, tiny_entry, write_catalogue
 from tests.unit.store.samples import DEFAULT
 
+pytestmark = pytest.mark.tensorflow
+
 URL = "https://weights.example.org/tiny.tar.gz"
 HUB = {"kind": "hub", "repository": "timm/tf_efficientnet_cc_b0_4e.in1k"}
 

@@ -31,6 +31,8 @@ from tests.unit.store.pull import file_server as misbehave
 from tests.unit.store.pull.conftest import NAME, packed, tiny_entry
 from tests.unit.store.samples import PLAN
 
+pytestmark = pytest.mark.tensorflow
+
 QUICK = Limits(pause=0.01, longest_pause=0.02, attempts=3, connect_timeout=5, stall_timeout=5)
 PATH = f"/storage/{NAME}.tar.gz"
 

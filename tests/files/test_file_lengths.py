@@ -1,0 +1,20 @@
+"""No file of the package is longer than 400 lines: what does two jobs becomes two modules."""
+
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.files
+
+PACKAGE = Path(__file__).parents[2] / "service" / "condconv_serve"
+MOST = 400
+
+
+def test_no_file_is_too_long() -> None:
+    lengths = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in sorted(PACKAGE.rglob("*.py"))}
+    assert lengths, "there is a package"
+    assert not [
+        f"{file.relative_to(PACKAGE).as_posix()} has {lines} lines, more than {MOST}: split it by what its parts do."
+        for file, lines in lengths.items()
+        if lines > MOST
+    ]
