@@ -81,9 +81,7 @@ class _OtlpTracer(Tracer):
             return super().start(parent)
         from opentelemetry import trace
 
-        context = trace.set_span_in_context(
-            trace.INVALID_SPAN
-        )  # never the parent of anything else that is instrumented
+        context = trace.set_span_in_context(trace.INVALID_SPAN)  # never the parent of other instrumented spans
         if parent is not None:
             remote = trace.SpanContext(
                 int(parent.trace_id, 16),
