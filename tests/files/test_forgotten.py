@@ -8,7 +8,6 @@ from __future__ import annotations
 import pkgutil
 import re
 from collections.abc import Iterator
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
@@ -206,25 +205,3 @@ def test_no_suffix_is_of_two_formats() -> None:
     odd = [suffix for suffixes in SUFFIXES.values() for suffix in suffixes if not re.fullmatch(r"\.[a-z]+", suffix)]
     assert not odd, f"Suffixes are a dot and small letters, not {', '.join(odd)}."
     assert len(IMAGE_SUFFIXES) == sum(map(len, SUFFIXES.values())), "A suffix in imaging/formats.py is of two formats."
-
-
-# --- an architecture
-
-
-def test_every_architecture_is_in_the_documentation() -> None:
-    from condconv_serve.nn import ARCHITECTURES, build_network, cost, outline
-
-    page = (DOCS / "models.md").read_text(encoding="utf-8").partition("## Architectures")[2].partition("\n## ")[0]
-    shown = dict(re.findall(r"^\| ([a-z0-9-]+) (\|.*\|)$", page, re.MULTILINE))
-    forgotten = []
-    for name, architecture in ARCHITECTURES.items():
-        size = cost(outline(partial(build_network, architecture)))
-        operations = "-" if size.multiply_adds is None else f"{size.multiply_adds / 1e6:.0f}M"
-        row = f"| {architecture.num_experts or '-'} | {size.parameters / 1e6:.1f}M | {operations} |"
-        if shown.get(name) != row:
-            forgotten.append(f"The table under Architectures in docs/models.md needs this row: | {name} {row}")
-    forgotten += [
-        f"{name} is no registered architecture: remove its row from docs/models.md."
-        for name in shown.keys() - ARCHITECTURES.keys() - {"architecture"}
-    ]
-    assert not forgotten, "\n".join(forgotten)
