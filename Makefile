@@ -73,8 +73,8 @@ $(UV_VENV)/bin/uv:
 serve: $(SERVED)  ## Serve the model store on http://HOST:PORT (HOST=127.0.0.1 PORT=8000 MODEL_STORE=model_store)
 	@exec $(VENV)/bin/condconv serve --host $(HOST) --port $(PORT) --model-store $(MODEL_STORE)
 
-# What floods a server or looks at the clock has the machine to itself.
-ALONE := tests/fault tests/load
+# What waits for times to pass has the machine to itself.
+ALONE := tests/fault/test_slow_clients.py
 
 test: $(TEST_VENV)/.installed  ## Run the test suite, or what ARGS selects
 ifeq ($(ARGS),)

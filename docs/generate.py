@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from condconv_serve.errors import ServiceError
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.native import AppContext, BodyLimits, create_app
 from condconv_serve.fronts.native.problems import STATUS
+from condconv_serve.runtime.tensorflow_import import import_tensorflow
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.settings import Settings
 from condconv_serve.telemetry.metrics import Metrics
@@ -57,6 +59,10 @@ def problems_table() -> str:
     while pending:
         error = pending.pop(0)
         pending[:0] = error.__subclasses__()
+        if error.slug not in STATUS:
+            raise SystemExit(
+                f"{error.__name__} has no status: add {error.slug!r} to STATUS in fronts/native/problems.py."
+            )
         if error is ServiceError or "slug" in vars(error):
             rows.append((str(STATUS[error.slug]), f"`{error.slug}`", (error.__doc__ or "").strip().splitlines()[0]))
     return table(("status", "slug", "when"), sorted(rows))
@@ -81,6 +87,19 @@ def routes_table() -> str:
         for method, operation in operations.items()
     ]
     return table(("route", "what it does"), rows)
+
+
+def architectures_table() -> str:
+    """Every registered architecture with its cost."""
+    import_tensorflow()
+    from condconv_serve.nn import ARCHITECTURES, build_network, cost, outline
+
+    rows = []
+    for name, architecture in ARCHITECTURES.items():
+        found = cost(outline(partial(build_network, architecture)))
+        multiply_adds = "" if found.multiply_adds is None else f"{found.multiply_adds / 1e6:.0f}M"
+        rows.append((name, str(architecture.num_experts or "-"), f"{found.parameters / 1e6:.1f}M", multiply_adds))
+    return table(("architecture", "experts", "parameters", "multiply-adds"), rows)
 
 
 def cli_reference() -> str:
@@ -117,6 +136,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "operations.md": {"settings": settings_table, "metrics": metrics_table},
     "api.md": {"routes": routes_table, "problems": problems_table},
     "cli.md": {"cli": cli_reference},
+    "models.md": {"architectures": architectures_table},
 }
 
 

@@ -24,8 +24,8 @@ _WHERE = {
     "save_bundle": "condconv_serve.training",
 }
 
-# By itself TensorFlow uses oneDNN only on CPUs with AVX-512 VNNI or newer instructions. On others it is nearly twice as
-# fast with it, too, and can't compute grouped convolutions without. It is read when TensorFlow is imported.
+# TensorFlow's default is oneDNN only on CPUs with AVX-512 VNNI or newer instructions. On other CPUs oneDNN makes it
+# nearly twice as fast, too, and grouped convolutions need it. TensorFlow reads this when it is imported.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 

@@ -55,7 +55,7 @@ _SECONDS_FOR_ABANDONED_ROWS = 1.0
 
 
 def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:
-    """Make an engine of a bundle. TensorFlow is imported here, so that the port opens before that."""
+    """Make an engine from a bundle. TensorFlow is imported here, so that the port opens first."""
     started = time.monotonic()
     import_tensorflow()
     from condconv_serve.runtime.loading import load_model
@@ -67,10 +67,10 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
 
 
 def load_ablation(settings: Settings, name: str, version: str) -> Ablation:
-    """Make a version of a model ready for ablations, from the store.
+    """Load a version from the store for ablations.
 
     Raises:
-        BundleError, ModelNotFound, VersionNotFound: it is damaged, or no longer in the store.
+        BundleError, ModelNotFound, VersionNotFound: the version is damaged, or no longer in the store.
     """
     from condconv_serve.runtime.ablation_engine import AblationEngine
     from condconv_serve.runtime.loading import load_network
@@ -99,7 +99,7 @@ def plan_engines(settings: Settings) -> EnginePlan:
 
 
 class ModelLoader(Protocol):
-    """Makes an engine of a bundle. A test may hand in one that needs no TensorFlow."""
+    """Makes an engine from a bundle. A test may pass one that needs no TensorFlow."""
 
     def __call__(self, bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:
         """Load a bundle as planned; the errors are those of `load_model`."""
@@ -107,19 +107,19 @@ class ModelLoader(Protocol):
 
 
 class Service:
-    """One service from settings: its models, its plane, its application."""
+    """One service, made from settings: its models, its plane, its application."""
 
     def __init__(self, settings: Settings, *, only: str | None = None, load: ModelLoader | None = None) -> None:
-        """Find and check the bundles; nothing is loaded yet.
+        """Find and check the bundles. Nothing is loaded yet.
 
         Args:
             settings: what to serve and how.
             only: name of the one model to load; all models of the store if None.
-            load: makes an engine of a bundle; `load_model` if None.
+            load: makes an engine from a bundle; `load_model` if None.
 
         Raises:
             BundleError: the store or a bundle in it is unusable.
-            ConfigurationError: the store is empty, or lacks the default model; traces are to be exported, but can't be.
+            ConfigurationError: the store is empty or lacks the default model, or traces can't be exported as asked.
         """
         self._settings = settings
         self._tracer = make_tracer(settings.otlp_endpoint)
@@ -169,7 +169,7 @@ class Service:
             max_queue_rows=settings.max_queue_rows,
             batch_timeout=self.plan.batch_timeout,
             priority_ageing=settings.priority_ageing,
-            # By then the server has waited for all answers, so nobody is left who waits for one.
+            # By then the server has waited for all answers, so nobody waits any more.
             drain_timeout=_SECONDS_FOR_ABANDONED_ROWS,
             metrics=self.metrics,
             label_of=lambda model: model.name,
@@ -187,7 +187,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
-        """Run the threads and the batcher; leaving finishes what has been admitted."""
+        """Run the threads and the batcher. Leaving the block finishes the admitted rows."""
         with self._streams, self._decoders, self._drawer, self.ablator:
             async with self._batcher:
                 yield
@@ -212,11 +212,11 @@ class Service:
         return guarded_protocol(limits, self.metrics, render=problems.render)
 
     def load(self) -> None:
-        """Load and warm up what the store wants served, then be ready.
+        """Load and warm up the versions to serve, then be ready.
 
         Raises:
             ModelNotFound: the one model to load isn't in the store.
-            BundleError: no version of the default model can be served; others that can't are only reported.
+            BundleError: no version of the default model can be served. Other broken versions are only reported.
         """
         self.follower.sync_now()
         self._loaded()
@@ -234,13 +234,13 @@ class Service:
         open_admin: bool = True,
         probes: socket.socket | None = None,
     ) -> FastAPI:
-        """The application; it loads the models in the background once it runs.
+        """The application. Once it runs, it loads the models in the background.
 
         Args:
-            on_failure: called if they can't be loaded.
-            keys: the API keys that are taken; None lets everybody in.
-            open_admin: whether everybody may also do what needs the scope `admin`, where there are no keys.
-            probes: where metrics and probes are served, until the last request has been answered; None: here.
+            on_failure: called if the models can't be loaded.
+            keys: the API keys that are accepted; None lets everybody in.
+            open_admin: whether everybody has the scope `admin` if there are no keys.
+            probes: port for metrics and probes, served until the last request is answered; None means this one.
         """
         context = AppContext(
             images=self.images,
@@ -248,7 +248,7 @@ class Service:
             metrics=self.metrics,
             limits=BodyLimits(
                 max_body_bytes=self._settings.max_body_bytes,
-                # More rows than the queue holds would be refused for ever, so they must not be told to try again.
+                # More rows than the queue holds would never be admitted, so don't tell the client to try again.
                 max_images=min(self._settings.max_images_per_request, self._settings.max_queue_rows),
                 timeout=self._settings.body_timeout,
                 total_timeout=self._settings.body_total_timeout,
@@ -270,7 +270,7 @@ class Service:
 
         async def load_and_watch() -> None:
             try:
-                # On the thread of later loads, whose place behind all others an engine's own threads inherit.
+                # On the loader's thread: an engine's own threads inherit its low priority.
                 await self.follower.sync()
                 self._loaded()
             except Exception as error:

@@ -1,4 +1,4 @@
-"""Deadlines: points on the monotonic clock, in seconds, after which nobody waits for an answer any more."""
+"""Deadlines: points on the monotonic clock (seconds). After them nobody waits for the answer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from condconv_serve.errors import DeadlineExceeded
 
 @asynccontextmanager
 async def ending_at(deadline: float) -> AsyncGenerator[None, None]:
-    """Give up what is awaited within at `deadline`; infinity is never.
+    """Stop waiting inside the block at `deadline`; infinity means never.
 
     Raises:
-        DeadlineExceeded: it was given up.
+        DeadlineExceeded: the deadline passed.
     """
     loop = asyncio.get_running_loop()
     remaining = deadline - time.monotonic()
@@ -24,4 +24,4 @@ async def ending_at(deadline: float) -> AsyncGenerator[None, None]:
         async with asyncio.timeout_at(None if remaining == math.inf else loop.time() + remaining):
             yield
     except TimeoutError as error:
-        raise DeadlineExceeded("The answer was not there by the deadline.") from error
+        raise DeadlineExceeded("The answer was not ready by the deadline.") from error

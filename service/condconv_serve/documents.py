@@ -1,4 +1,4 @@
-"""JSON documents of a known shape: read, asked for their schema version, and validated."""
+"""JSON documents of a known shape: read, checked for their schema version, and validated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parse_document(
 ) -> Document:
     """Validate a JSON document.
 
-    A newer `schema_version` is named before anything else, since a newer document may differ in any way.
+    A newer `schema_version` is reported before anything else, since a newer document may differ in any way.
 
     Args:
         raw: the document.
@@ -34,7 +34,7 @@ def parse_document(
         name: what messages call it.
         error: what to raise.
         newest: the newest schema version that `kind` describes.
-        valid: what a wrong document is not, such as `a valid catalogue`.
+        valid: completes the message `<name> is not ...`, such as `a valid catalogue`.
         hint: a sentence that ends every message.
         write_place: writes where an error is, given the place and the document.
 

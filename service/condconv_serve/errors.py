@@ -1,4 +1,4 @@
-"""Everything that can go wrong, as one tree. Nothing here knows a protocol: each front maps slugs to its own codes.
+"""Everything that can go wrong, as one tree. No protocol here: each front maps slugs to its own codes.
 
 ServiceError
 ├── RequestError
@@ -39,7 +39,7 @@ ServiceError
 ├── ImportFailed              import_failed           foreign weights don't fit an architecture
 ├── DataSetError              invalid_data_set        images to train with are missing or unusable
 ├── RemoteFailed              remote_failed           another server says no, or can't be reached
-├── DownloadFailed            download_failed         a published file can't be had, or isn't what it was
+├── DownloadFailed            download_failed         a published file can't be downloaded, or has changed
 └── ConfigurationError        invalid_configuration   a setting is impossible on this machine
 """
 
@@ -49,7 +49,7 @@ from typing import ClassVar
 
 
 class ServiceError(Exception):
-    """Base of all errors that are meant for the caller's eyes.
+    """Base of all errors that a caller may see.
 
     The message says what was wrong and what is allowed, in one or two sentences, without paths of the server.
     """
@@ -84,7 +84,7 @@ class HeadersTooLarge(RequestError):
 
 
 class RequestTimeout(RequestError):
-    """The client was too long in sending its request."""
+    """The client took too long to send its request."""
 
     slug = "request_timeout"
     title = "Request timeout"
@@ -133,7 +133,7 @@ class ModelNotFound(RequestError):
 
 
 class VersionNotFound(RequestError):
-    """The model is served, but not in that version."""
+    """The model is served, but not this version."""
 
     slug = "version_not_found"
     title = "Version not found"
@@ -220,35 +220,35 @@ class CapacityError(ServiceError):
 
 
 class RateLimited(CapacityError):
-    """The API key has had all requests that it may send in a minute."""
+    """The API key has used up its requests of this minute."""
 
     slug = "rate_limited"
     title = "Too many requests with this API key"
 
 
 class TooManyConnections(CapacityError):
-    """As many connections as allowed are open already."""
+    """The most connections that are allowed are open already."""
 
     slug = "too_many_connections"
     title = "Too many connections"
 
 
 class QueueFull(CapacityError):
-    """As many rows as allowed are waiting already."""
+    """The most rows that are allowed are waiting already."""
 
     slug = "queue_full"
     title = "Queue full"
 
 
 class AblationBusy(CapacityError):
-    """Ablations are computed one after the other, and as many as may wait are waiting."""
+    """Ablations are computed one at a time, and the queue for them is full."""
 
     slug = "ablation_busy"
     title = "Ablation busy"
 
 
 class WaitTooLong(CapacityError):
-    """So much is waiting already that the answer would come after its deadline."""
+    """So many rows are waiting that the answer would come after its deadline."""
 
     slug = "wait_too_long"
     title = "Wait too long"
@@ -276,14 +276,14 @@ class EngineStalled(CapacityError):
 
 
 class OutOfMemory(CapacityError):
-    """The engine found no memory for the row, even alone."""
+    """The engine found no memory for the row, even for the row alone."""
 
     slug = "out_of_memory"
     title = "Out of memory"
 
 
 class DeadlineExceeded(CapacityError):
-    """The row's deadline passed before it was answered."""
+    """The deadline passed before the row was answered."""
 
     slug = "deadline_exceeded"
     title = "Deadline exceeded"
@@ -325,7 +325,7 @@ class RemoteFailed(ServiceError):
 
 
 class DownloadFailed(ServiceError):
-    """A published file can't be downloaded whole, or is not the one that it was or has to be."""
+    """A published file can't be downloaded whole, or isn't the file that it should be."""
 
     slug = "download_failed"
     title = "Download failed"

@@ -1,4 +1,4 @@
-"""Files: replaced whole or not at all, so that readers see the old one or the new one; and their checksums."""
+"""Files: replaced whole or not at all, so readers see the old file or the new one; and their checksums."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def replacing(file: Path, *, alone: bool = False) -> Iterator[Path]:
 
     Args:
         file: what to replace; it need not exist.
-        alone: nobody else writes this file now, so what killed writers have left beside it is removed first.
+        alone: nobody else writes this file now, so leftovers of killed writers are removed first.
 
     Yields:
         The empty file to write to.
@@ -74,7 +74,7 @@ def flush(file: Path, *, mode: int = _MODE) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Wait until the disk knows the names in a directory, after a rename, say. Some file systems can't: then don't."""
+    """Wait until the names in a directory are on the disk, for instance after a rename, if the file system can."""
     with contextlib.suppress(OSError):
         handle = os.open(directory, os.O_RDONLY)
         try:

@@ -1,6 +1,6 @@
-"""The way of a request's images: decoded, through the plane, and given a meaning by a task.
+"""From a request's images to its answer: decode, compute, let a task say what the result means.
 
-The same for every front that takes images, and for the command line.
+All fronts that take images use it, and so does the command line.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ImagePipeline:
         Args:
             plane: computes rows.
             decoder: makes rows of images.
-            observe: told of each image's answer, for statistics; called on the event loop.
+            observe: gets each image's answer, for statistics; called on the event loop.
         """
         self.plane = plane
         self.decoder = decoder
@@ -58,7 +58,7 @@ class ImagePipeline:
 
         Args:
             images: undecoded images, at least one.
-            task: what is wanted of them.
+            task: what to answer about them.
             model: name of the model; the default one if None.
             version: its version or an alias; the alias `default`, or else the newest version, if None.
             split_key: where an alias splits traffic, equal keys get equal versions; see `ModelSource.get`.
@@ -66,10 +66,10 @@ class ImagePipeline:
             deadline: when the caller stops waiting, on the monotonic clock in seconds.
 
         Returns:
-            A result per image, in order; an image that fails carries its error and leaves the others alone.
+            One result per image, in order. A failed image has its error; the others are still answered.
 
         Raises:
-            InvalidParameter: the task can't be asked of this model.
+            InvalidParameter: the model can't do this task with these parameters.
             ModelNotFound: no such model. VersionNotFound: no such version.
             QueueFull, WaitTooLong, Draining: the images can't be taken; none was decoded.
         """
@@ -96,7 +96,7 @@ class ImagePipeline:
             return ImageResult(id=identity, filename=image.filename, error=row)
         try:
             answer = task.answer(row, model)
-        except Exception:  # a defect of ours must not take the request's other images along
+        except Exception:  # a defect of ours must not spoil the request's other images
             logger.exception("the answer of %s/%s for an image met an unexpected error", model.name, model.version)
             error = ServiceError("Something went wrong in the service; its log says what.")
             return ImageResult(id=identity, filename=image.filename, error=error)

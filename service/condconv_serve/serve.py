@@ -26,7 +26,7 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
         load: makes an engine of a bundle; `load_model` if None.
 
     Raises:
-        BundleError, ConfigurationError: what is to be served is unusable.
+        BundleError, ConfigurationError: the models or the settings can't be used.
     """
     # Timestamps of creation would double the number of series.
     disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -44,7 +44,7 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
     app = service.app(on_failure=stop, keys=keys, open_admin=is_local(listener), probes=probes)
     drain_delay = min(settings.drain_delay, settings.shutdown_timeout)
     server = DrainingServer(
-        # uvicorn takes whole seconds only by its annotation.
+        # uvicorn asks for whole seconds only in its annotation.
         config(
             app,
             service.http_protocol(),
@@ -62,17 +62,17 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
     if failures:
         raise failures[0]
     if service.follower.loading or service.ablator.busy:
-        # It may take seconds, or for ever, and the interpreter can't end while TensorFlow computes.
+        # It may take seconds or never end, and the interpreter can't end while TensorFlow computes.
         logger.info("a load that was under way is dropped")
         logging.shutdown()
         os._exit(0)
 
 
 def load_keys(settings: Settings) -> KeyRing | None:
-    """The API keys, or None if there are to be none.
+    """The API keys; None if the settings give none.
 
     Raises:
-        ConfigurationError: they are unusable, or stand both in a file and in the environment.
+        ConfigurationError: they can't be used, or are given both as a file and in the environment.
     """
     if settings.api_keys_file is not None and settings.api_keys is not None:
         raise ConfigurationError("Set CONDCONV_API_KEYS_FILE or CONDCONV_API_KEYS, not both.")
@@ -85,7 +85,7 @@ def load_keys(settings: Settings) -> KeyRing | None:
 
 def _log_access(keys: KeyRing | None, listener: socket.socket) -> None:
     if keys is not None:
-        logger.info("%d API keys are taken: %s", len(keys), ", ".join(key.name for key in keys))
+        logger.info("%d API keys are accepted: %s", len(keys), ", ".join(key.name for key in keys))
     elif is_local(listener):
         logger.info("there are no API keys, so only this machine may use the service; condconv keys new makes keys")
     else:

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, as a sentence. Knows pydantic and nothing else."""
+"""Turns pydantic's validation errors into a sentence. Knows nothing else of the project."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def describe_errors(
 
 
 def first_message(error: ValidationError) -> str:
-    """What is wrong first, without its place: for a single value, and where a place would say nothing."""
+    """The first error without its place: for a single value, and where a place would say nothing."""
     return _message(error.errors(include_url=False)[0])
 
 

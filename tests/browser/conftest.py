@@ -49,7 +49,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """One server with the embedded model, for tests that leave it as it was."""
-    with Server(max_body_bytes=BODY_LIMIT) as running:
+    with Server(real=True, max_body_bytes=BODY_LIMIT) as running:
         yield running
 
 

@@ -51,7 +51,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, randomise: Callable[..., An
             model_card="# Large\n",
         ),
     )
-    with Server(model_store=store, engine="tensorflow") as running:
+    with Server(real=True, model_store=store) as running:
         yield running
 
 

@@ -97,7 +97,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for name, version in (("tiny", 1), ("tiny", 2), ("other", 5)):
         write_tiny(store, name, version)
     keys = {"keys": [{"name": "admin", "scopes": ["admin"], "sha256": sha256(b"admin-secret").hexdigest()}]}
-    with Server(model_store=store, engine="tensorflow", default_model="tiny", api_keys=json.dumps(keys)) as running:
+    with Server(real=True, model_store=store, default_model="tiny", api_keys=json.dumps(keys)) as running:
         wait_for(lambda: running.client.post("/models/tiny/versions/1/load", headers=ADMIN).status_code == 200)
         answer = running.client.put("/models/tiny/aliases/stable", json={"version": "1"}, headers=ADMIN)
         assert answer.status_code == 200, answer.text

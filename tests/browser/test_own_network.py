@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, randomise: Callable[..., An
     model = randomise(keras.Model(pixels, layers.Dense(3)(layers.GlobalAveragePooling2D()(x))))
     store = tmp_path_factory.mktemp("store")
     save_bundle(model, store, name="own", labels=["a", "b", "c"], preprocessing=PREPROCESSING)
-    with Server(model_store=store, engine="tensorflow") as running:
+    with Server(real=True, model_store=store) as running:
         yield running
 
 

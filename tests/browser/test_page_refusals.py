@@ -90,7 +90,7 @@ def test_image_whose_connection_breaks_each_time(
 
 
 def test_server_that_still_loads_and_later_ends(visit: Callable[..., Any], photograph: Callable[..., Path]) -> None:
-    with Server(until_ready=False) as server:
+    with Server(real=True, until_ready=False) as server:
         page = visit(server, until="waiting")
         choose(page, photograph("coffee"))
         answer_to(page, lambda: page.wait_for_selector("#state[data-state=ready]", timeout=120_000))
@@ -108,7 +108,7 @@ def entry(name: str, **limits: int) -> dict[str, Any]:
 def guarded() -> Iterator[Server]:
     """A server that wants keys."""
     keys = {"keys": [entry("user"), entry("slow", requests_per_minute=6)]}
-    with Server(api_keys=json.dumps(keys)) as running:
+    with Server(real=True, api_keys=json.dumps(keys)) as running:
         yield running
 
 

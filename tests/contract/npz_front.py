@@ -6,10 +6,7 @@ import io
 import zipfile
 
 import numpy as np
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp
 
 from condconv_serve.errors import InvalidParameter, MalformedBody, ServiceError
@@ -55,6 +52,6 @@ def npz_front(gatekeeper: Gatekeeper, plane: InferencePlane, metrics: Metrics, *
         facts_of(request.scope).slug, answer = known.slug, render(known)
         return Response(answer.body, answer.status, media_type="text/plain")
 
-    route, handlers = Route("/npz", infer, methods=["POST"]), {ServiceError: failed, ValueError: failed}
-    app = Starlette(routes=[route], exception_handlers=handlers)
+    app = FastAPI(openapi_url=None, exception_handlers={ServiceError: failed, ValueError: failed})
+    app.add_api_route("/npz", infer, methods=["POST"])
     return RequestContext(app, render=render, metrics=metrics)

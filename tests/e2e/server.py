@@ -1,22 +1,25 @@
-"""The real server as a subprocess, and how the tests talk to it."""
+"""The server as a subprocess, and how the tests talk to it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
-import threading
+import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+
+from condconv_serve.files import write_whole
 
 ROOT = Path(__file__).parents[2]
 MODEL = "efficientnet-lite0-condconv-4e"
@@ -24,18 +27,8 @@ BUNDLE = ROOT / "model_store" / MODEL / "1"
 PATIENCE = 180.0
 
 
-@dataclass(frozen=True)
-class WhileLoading:
-    """What a server answered between opening its port and being ready."""
-
-    livez: httpx.Response
-    readyz: httpx.Response
-    predict: httpx.Response
-    models: httpx.Response
-
-
-def command(*arguments: str, module: str = "condconv_serve") -> list[str]:
-    return [sys.executable, "-m", module, "serve", *arguments]
+def command(*arguments: str, real: bool = True) -> list[str]:
+    return [sys.executable, "-m", "condconv_serve" if real else "tests.contract.fake_server", "serve", *arguments]
 
 
 def environment(**settings: object) -> dict[str, str]:
@@ -44,122 +37,24 @@ def environment(**settings: object) -> dict[str, str]:
     return clean | {f"CONDCONV_{name.upper()}": str(value) for name, value in settings.items()}
 
 
-class Server:
-    """A server with settings of its own, from `__enter__` until `stop` or `__exit__`; by default ready once entered."""
+class RunningServer:
+    """A server that listens, whoever has started it."""
 
-    def __init__(
-        self,
-        *,
-        until_ready: bool = True,
-        module: str = "condconv_serve",
-        variables: dict[str, str] | None = None,
-        **settings: object,
-    ) -> None:
-        self._until_ready = until_ready
-        self._module = module
-        self._variables = variables or {}
-        self._asked_to_end = False
-        # No load balancer has to notice, and TensorFlow alone is loaded sooner than OpenVINO beside it.
-        self._settings = {"drain_delay": 0, "engine": "tensorflow"} | settings
-        self._lines: list[str] = []
-        self.while_loading: WhileLoading | None = None
-        self.seconds_to_ready = float("nan")
-
-    def __enter__(self) -> Server:
-        started = time.monotonic()
-        self._process = subprocess.Popen(
-            command("--port", "0", module=self._module),
-            env=environment(**self._settings) | self._variables,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        try:
-            wait_for(lambda: self.process_ended() or "listening on http://" in self.log)
-            match = re.search(r"listening on (http://\S+)", self.log)
-            assert match, f"the server didn't start:\n{self.log}"
-            self.url = match[1]
-            self.client = new_client(self.url)
-            if not self._until_ready:
-                return self
-            self.while_loading = WhileLoading(
-                livez=self.client.get("/livez"),
-                readyz=self.client.get("/readyz"),
-                predict=self.client.post("/predict", content=b"anything"),
-                models=self.client.get("/models"),
-            )
-            wait_for(lambda: self.process_ended() or self.client.get("/readyz").status_code == 200)
-            self.seconds_to_ready = time.monotonic() - started
-            assert not self.process_ended(), self.log
-        except BaseException:
-            self._process.kill()
-            self._end()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        exit_code = self.stop()
-        if error is None:
-            assert exit_code == 0, self.log
-            assert "Traceback" not in self.log, self.log
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._lines.append(line)
+    def __init__(self, url: str, log_file: Path, *, process_id: int) -> None:
+        self.url = url
+        self.log_file = log_file
+        self.process_id = process_id
+        self.client = new_client(url)
 
     @property
     def log(self) -> str:
-        return "".join(self._lines)
+        return self.log_file.read_text(errors="replace")
 
     @property
     def address(self) -> tuple[str, int]:
         url = httpx.URL(self.url)
         assert url.port is not None
         return url.host, url.port
-
-    def process_ended(self) -> bool:
-        return self._process.poll() is not None
-
-    @property
-    def process_id(self) -> int:
-        return self._process.pid
-
-    def terminate(self) -> None:
-        self._asked_to_end = True  # a second signal would force it
-        self.send(signal.SIGTERM)
-
-    def send(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    def wait(self, seconds: float = PATIENCE) -> int:
-        """Wait until the process has ended of itself, and return its exit code."""
-        return self._process.wait(seconds)
-
-    def stop(self) -> int:
-        """Ask the server to end, and return its exit code."""
-        if not self.process_ended() and not self._asked_to_end:
-            self.terminate()
-        try:
-            self._process.wait(PATIENCE)
-        finally:
-            if not self.process_ended():
-                self._process.kill()
-            self._end()
-        return self._process.returncode
-
-    def _end(self) -> None:
-        self._process.wait()
-        self._reader.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        if hasattr(self, "client"):
-            self.client.close()
 
     def metrics(self) -> dict[str, float]:
         """Samples by name and labels, as `name{label="value"}` in the order of the labels' names."""
@@ -168,6 +63,129 @@ class Server:
             for family in text_string_to_metric_families(self.client.get("/metrics").text)
             for sample in family.samples
         }
+
+    def is_ready(self) -> bool:
+        return self.client.get("/readyz").status_code == 200
+
+    def refuses_connections(self) -> bool:
+        """Whether it listens no longer."""
+        try:
+            socket.create_connection(self.address, timeout=PATIENCE).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+
+class Server(RunningServer):
+    """A server with settings of its own, from `__enter__` until it ends; by default ready once entered.
+
+    It is the one of `tests.contract.fake_server`, which starts at once and fails on demand, unless `real` is asked for:
+    where the answers of a network count, or what only TensorFlow does. It must end with `exit_code`, and without
+    `tracebacks` in its log unless they are meant to be there.
+    """
+
+    def __init__(
+        self,
+        *,
+        real: bool = False,
+        until_ready: bool = True,
+        fault: str = "",
+        exit_code: int = 0,
+        tracebacks: bool = False,
+        variables: dict[str, str] | None = None,
+        **settings: object,
+    ) -> None:
+        self._real = real
+        self._until_ready = until_ready
+        self._first_fault = fault
+        self._exit_code = exit_code
+        self._tracebacks = tracebacks
+        self._variables = variables or {}
+        self._asked_to_end = False
+        # No load balancer has to notice, and TensorFlow alone is loaded sooner than OpenVINO beside it.
+        self._settings = {"drain_delay": 0, "engine": "tensorflow"} | settings
+
+    def __enter__(self) -> Self:
+        self._directory = tempfile.TemporaryDirectory(prefix="server-")
+        directory = Path(self._directory.name)
+        self._fault_file = directory / "fault"
+        self.fault(self._first_fault)
+        self.log_file = directory / "log"
+        with self.log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                command("--port", "0", real=self._real),
+                env=environment(**self._settings) | {"FAULT_FILE": str(self._fault_file)} | self._variables,
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            wait_for(lambda: self.process_ended() or "listening on http://" in self.log)
+            match = re.search(r"listening on (http://\S+)\s", self.log)
+            assert match, f"the server didn't start:\n{self.log}"
+            super().__init__(match[1], self.log_file, process_id=self._process.pid)
+            if self._until_ready:
+                wait_for(lambda: self.process_ended() or self.is_ready())
+                assert not self.process_ended(), self.log
+        except BaseException:
+            self._process.kill()
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            exit_code = self.stop()
+            if error is None:
+                assert exit_code == self._exit_code, self.log
+                assert self._tracebacks or "Traceback" not in self.log, self.log
+        finally:
+            self._close()
+
+    def fault(self, what: str = "") -> None:
+        """Let this go wrong from now on, if it is no real server; see `tests.contract.fake_server`."""
+        write_whole(self._fault_file, what)
+
+    @contextlib.contextmanager
+    def holding(self, what: str = "rows") -> Iterator[None]:
+        """Keep each batch that begins meanwhile in flight until the block ends."""
+        self.fault(f"hold {what}")
+        try:
+            yield
+        finally:
+            self.fault()
+
+    def process_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def terminate(self) -> None:
+        self.send(signal.SIGTERM)
+
+    def send(self, number: signal.Signals) -> None:
+        self._asked_to_end = True  # a second signal would force it
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait until the process has ended, and return its exit code."""
+        return self._process.wait(PATIENCE)
+
+    def stop(self) -> int:
+        """Ask the server to end, if nobody has yet, and return its exit code."""
+        if not self.process_ended() and not self._asked_to_end:
+            self.terminate()
+        try:
+            return self.wait()
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+    def _close(self) -> None:
+        self._process.wait()
+        self._directory.cleanup()
+        if hasattr(self, "client"):
+            self.client.close()
 
 
 def sample_name(name: str, **labels: object) -> str:

@@ -1,28 +1,24 @@
-"""Versions that come, go and change places while requests are being answered."""
+"""Versions that come, go and change places while requests are being answered.
+
+`test_real_versions.py` has what only real networks show.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 from tests import pictures
-from tests.e2e.server import BUNDLE, Server, assert_problem, new_client, sample_name, wait_for
-from tests.e2e.server import MODEL as REAL
-from tests.e2e.tiny_models import answered_by, write_tiny
+from tests.e2e.live import MODEL, Load, rewrite, served, state
+from tests.e2e.server import Server, assert_problem, sample_name, wait_for
+from tests.e2e.tiny_models import answered_by, write_fake
 
-MODEL = "tiny"
-SWAPS = int(os.environ.get("SWAPS", "5"))
-SERVER: dict[str, Any] = {"engine": "tensorflow", "store_poll_interval": 5, "log_level": "info"}
+SWAPS = 5
 
 
 @pytest.fixture(scope="module")
@@ -31,84 +27,27 @@ def photo() -> bytes:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("store")
-    write_tiny(store, MODEL, 1)
-    with Server(model_store=store, **SERVER) as running:
-        running.store = store  # type: ignore[attr-defined]
+    write_fake(store, MODEL, 1)
+    return store
+
+
+@pytest.fixture(scope="module")
+def server(store: Path) -> Iterator[Server]:
+    with Server(model_store=store, store_poll_interval=5) as running:
         yield running
 
 
-def store_of(server: Server) -> Path:
-    return server.store  # type: ignore[attr-defined]
-
-
-def served(client: httpx.Client, model: str = MODEL) -> list[str]:
-    return next((m["versions"] for m in client.get("/models").json()["models"] if m["name"] == model), [])
-
-
-def state(client: httpx.Client, version: str, model: str = MODEL) -> dict[str, str]:
-    versions = next(m["all_versions"] for m in client.get("/models").json()["models"] if m["name"] == model)
-    return next((v for v in versions if v["version"] == version), {})
-
-
-class Load:
-    """Clients that ask without pause, for single images and for several."""
-
-    def __init__(self, url: str, photo: bytes, *, query: str = "", clients: int = 4) -> None:
-        self.answers: Counter[str] = Counter()
-        self.problems: list[str] = []
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(url, photo, query, number)) for number in range(clients)
-        ]
-
-    def _ask(self, url: str, photo: bytes, query: str, number: int) -> None:
-        with new_client(url) as client:
-            while not self._stop.is_set():
-                files = [("image", (str(i), photo)) for i in range(1 + 4 * (number % 2))]
-                try:
-                    self.answers[answered_by(client.post(f"/predict?top_k=1{query}", files=files))] += 1
-                except (AssertionError, httpx.HTTPError) as error:
-                    self.problems.append(str(error) or repr(error))
-
-    @contextmanager
-    def flowing(self) -> Iterator[Load]:
-        for thread in self._threads:
-            thread.start()
-        try:
-            yield self
-        finally:
-            self._stop.set()
-            for thread in self._threads:
-                thread.join()
-        assert self.problems == []
-
-
-def resident_bytes(server: Server) -> int:
-    for line in Path(f"/proc/{server.process_id}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no VmRSS")
-
-
-def test_swaps_under_load(server: Server, photo: bytes) -> None:
+def test_swaps_under_load(server: Server, store: Path, photo: bytes) -> None:
     """New versions take over one after the other: no request fails, and each is answered by one version alone."""
-    store, (first, *_) = store_of(server), served(server.client)
-    memory = []
+    first, *_ = served(server.client)
     with Load(server.url, photo).flowing() as load:
         for version in range(int(first) + 1, int(first) + 1 + SWAPS):
-            write_tiny(store, MODEL, version)
+            write_fake(store, MODEL, version)
             wait_for(lambda version=version: served(server.client) == [str(version)])  # type: ignore[misc]
+            wait_for(lambda version=version: load.answers[str(version)] > 10)  # type: ignore[misc]
             shutil.rmtree(store / MODEL / str(version - 1))
-            memory.append(resident_bytes(server))
-    print(
-        f"\n{SWAPS} swaps, {load.answers.total()} requests, resident {memory[0] / 1e6:.0f} to {memory[-1] / 1e6:.0f} MB"
-    )
-    assert len(load.answers) >= SWAPS, "every version has answered"
-    assert load.answers.total() > 10 * SWAPS
-    if SWAPS >= 50:
-        assert memory[-1] < memory[len(memory) // 4] * 1.1, memory
     samples = server.metrics()
     wait_for(
         lambda: (
@@ -119,16 +58,16 @@ def test_swaps_under_load(server: Server, photo: bytes) -> None:
     assert len([name for name in samples if name.startswith("condconv_model_info")]) == 1
 
 
-def test_alias_flips_under_load(server: Server, photo: bytes) -> None:
-    """An alias goes back and forth 200 times; right after each answer to a change everybody gets the new version."""
-    store, client = store_of(server), server.client
+def test_alias_flips_under_load(server: Server, store: Path, photo: bytes) -> None:
+    """An alias goes back and forth 100 times; right after each answer to a change everybody gets the new version."""
+    client = server.client
     newest = int(served(client)[-1])
-    write_tiny(store, MODEL, newest + 1)
+    write_fake(store, MODEL, newest + 1)
     alias = f"/models/{MODEL}/aliases/stable"
     client.put(alias, json={"versions": {str(newest): 1, str(newest + 1): 1}})
     client.put(f"/models/{MODEL}/aliases/both", json={"versions": {str(newest): 1, str(newest + 1): 1}})
-    with Load(server.url, photo, query="&version=stable").flowing() as load:
-        for flip in range(200):
+    with Load(server.url, photo, query="&version=stable", clients=2).flowing() as load:
+        for flip in range(100):
             version = str(newest + flip % 2)
             assert client.put(alias, json={"version": version}).json()["versions"] == {version: 1}
             assert answered_by(client.post("/predict?top_k=1&version=stable", content=photo)) == version
@@ -137,10 +76,10 @@ def test_alias_flips_under_load(server: Server, photo: bytes) -> None:
         assert client.delete(f"/models/{MODEL}/aliases/{name}").status_code == 204
 
 
-def test_a_split_follows_the_key(server: Server, photo: bytes) -> None:
-    store, client = store_of(server), server.client
+def test_a_split_follows_the_key(server: Server, store: Path, photo: bytes) -> None:
+    client = server.client
     newest = int(served(client)[-1])
-    write_tiny(store, MODEL, newest + 1)
+    write_fake(store, MODEL, newest + 1)
     split = {"versions": {str(newest): 75, str(newest + 1): 25}}
     assert client.put(f"/models/{MODEL}/aliases/canary", json=split).json()["versions"] == split["versions"]
 
@@ -158,13 +97,13 @@ def test_a_split_follows_the_key(server: Server, photo: bytes) -> None:
     client.delete(f"/models/{MODEL}/aliases/canary")
 
 
-def test_the_default_alias_and_rolling_back(server: Server, photo: bytes) -> None:
-    store, client = store_of(server), server.client
+def test_the_default_alias_and_rolling_back(server: Server, store: Path, photo: bytes) -> None:
+    client = server.client
     old = int(served(client)[-1])
     new = old + 1
     alias = f"/models/{MODEL}/aliases/default"
     assert client.put(alias, json={"version": str(old)}).is_success
-    write_tiny(store, MODEL, new)
+    write_fake(store, MODEL, new)
     wait_for(lambda: str(new) in served(client))
     assert answered_by(client.post("/predict", content=photo)) == str(old)
     assert client.put(alias, json={"version": str(new)}).json() == {
@@ -181,11 +120,11 @@ def test_the_default_alias_and_rolling_back(server: Server, photo: bytes) -> Non
     assert answered_by(client.post("/predict", content=photo)) == str(new)
 
 
-def test_load_and_unload(server: Server, photo: bytes) -> None:
-    store, client = store_of(server), server.client
-    write_tiny(store, "other", 1)
+def test_load_and_unload(server: Server, store: Path, photo: bytes) -> None:
+    client = server.client
+    write_fake(store, "other", 1)
     wait_for(lambda: served(client, "other") == ["1"])
-    write_tiny(store, "other", 2)
+    write_fake(store, "other", 2)
     wait_for(lambda: served(client, "other") == ["2"])
     loaded = client.post("/models/other/versions/1/load")
     assert loaded.json() == {"version": "1", "state": "serving"}
@@ -199,9 +138,17 @@ def test_load_and_unload(server: Server, photo: bytes) -> None:
     assert_problem(client.post("/predict?model=other", content=photo), 404, "model_not_found")
     assert_problem(client.post("/models/other/versions/3/load"), 404, "version_not_found", "there are: 1, 2")
     assert_problem(client.post("/models/none/versions/3/load"), 404, "model_not_found")
-    assert_problem(client.put("/models/other/aliases/X", json={"version": "1"}), 422, "invalid_parameter", "no name")
+    assert_problem(
+        client.put("/models/other/aliases/X", json={"version": "1"}), 422, "invalid_parameter", "can't be called 'X'"
+    )
     assert_problem(client.put("/models/other/aliases/x", json={"versions": {"1": 0}}), 422, "invalid_parameter")
-    bodies: tuple[Any, ...] = ({}, {"version": "1", "versions": {"1": 1}}, {"versions": {"1": "1"}}, [], {"version": 1})
+    bodies: tuple[object, ...] = (
+        {},
+        {"version": "1", "versions": {"1": 1}},
+        {"versions": {"1": "1"}},
+        [],
+        {"version": 1},
+    )
     for body in bodies:
         assert_problem(client.put("/models/other/aliases/x", json=body), 422, "invalid_parameter")
     for content in (b"{", b"[" * 10_000, b'{"version": "\xff"}', b""):
@@ -256,16 +203,6 @@ def damage_oversized(path: Path) -> str:
     return "labels.json has 2147483648 bytes"
 
 
-def damage_architecture(path: Path) -> str:
-    rewrite(path, architecture={"name": "efficientnet-b0"})
-    return "the weights don't fit the architecture"
-
-
-def damage_unknown_architecture(path: Path) -> str:
-    rewrite(path, architecture={"name": "resnet"})
-    return "Unknown architecture 'resnet'"
-
-
 def damage_traversal(path: Path) -> str:
     files = json.loads((path / "manifest.json").read_text())["files"]
     rewrite(path, files=files | {"../../../../etc/passwd": {"size": 1, "sha256": "0" * 64}})
@@ -293,18 +230,13 @@ def damage_version(path: Path) -> str:
     return "the manifest says"
 
 
-def rewrite(path: Path, **changes: object) -> None:
-    file = path / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def test_bad_bundles_leave_the_old_one_serving(server: Server, photo: bytes, tmp_path: Path) -> None:
-    store, client = store_of(server), server.client
+def test_bad_bundles_leave_the_old_one_serving(server: Server, store: Path, photo: bytes, tmp_path: Path) -> None:
+    client = server.client
     (good,) = served(client)
     with Load(server.url, photo, clients=2).flowing() as load:
         for number, damage in enumerate(v for k, v in globals().items() if k.startswith("damage_")):
             version = str(int(good) + 1 + number)
-            path = write_tiny(tmp_path, MODEL, int(version))
+            path = write_fake(tmp_path, MODEL, int(version))
             says = damage(path)
             shutil.move(path, store / MODEL / version)
             wait_for(lambda version=version: state(client, version).get("state") == "failed")  # type: ignore[misc]
@@ -317,29 +249,5 @@ def test_bad_bundles_leave_the_old_one_serving(server: Server, photo: bytes, tmp
             shutil.move(store / MODEL / version, tmp_path / f"removed {version}")
     assert set(load.answers) == {good}
     failed = server.metrics()[sample_name("condconv_model_loads_total", model=MODEL, outcome="failed")]
-    assert failed == 20
+    assert failed == 2 * 8, "found in the store, and asked for"
     assert client.get("/readyz").status_code == 200
-
-
-def test_memory_of_an_unloaded_version_comes_back(tmp_path: Path) -> None:
-    """The project's own model, with a second copy beside it that is loaded and unloaded."""
-    for version in ("1", "2"):
-        shutil.copytree(BUNDLE, tmp_path / REAL / version)
-    rewrite(tmp_path / REAL / "2", version="2")
-    with Server(model_store=tmp_path, engine="tensorflow", served_versions=1) as server:
-        client = server.client
-
-        def cycle() -> tuple[int, int, int]:
-            before = resident_bytes(server)
-            assert client.post(f"/models/{REAL}/versions/1/load").is_success
-            loaded = resident_bytes(server)
-            assert client.post(f"/models/{REAL}/versions/1/unload").is_success
-            wait_for(lambda: state(client, "1", REAL)["state"] == "available")
-            return before, loaded, resident_bytes(server)
-
-        cycle()  # the first one also fills caches that stay
-        before, loaded, after = cycle()
-        print(f"\nresident {before / 1e6:.0f} MB, with another version {loaded / 1e6:.0f}, unloaded {after / 1e6:.0f}")
-        weights = (BUNDLE / "weights.safetensors").stat().st_size
-        assert loaded - before > weights, "in memory they are float32, in the file float16"
-        assert after - before < 0.2 * (loaded - before)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests import pictures
-from tests.e2e.server import MODEL, Server, probabilities, top, wait_for
+from tests.e2e.server import MODEL, RunningServer, probabilities, top, wait_for
 
 ESPRESSO, CUP = 967, 968
 COFFEE = pictures.photo("coffee")
@@ -95,7 +95,8 @@ def test_shape_of_the_answer(client: httpx.Client, coffee: bytes) -> None:
     assert body["model"] == {"name": MODEL, "version": "1"}
     (entry,) = body["predictions"]
     assert list(entry) == ["id", "classes", "timings_ms", "batch_size"]
-    assert (entry["id"], entry["batch_size"]) == ("0", 1)
+    assert entry["id"] == "0"
+    assert 1 <= entry["batch_size"] <= 8, "others may ask, too"
     best, second = entry["classes"]
     assert list(best) == ["index", "label", "synset", "probability"]
     assert (best["index"], best["label"], best["synset"]) == (ESPRESSO, "espresso", "n07920052")
@@ -217,7 +218,7 @@ def test_routing_is_always_there_at_its_own_address(client: httpx.Client, coffee
 @pytest.mark.parametrize(
     "given", ["a", "abc-123", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "x" * 128]
 )
-def test_request_id_is_echoed(server: Server, client: httpx.Client, coffee: bytes, given: str) -> None:
+def test_request_id_is_echoed(server: RunningServer, client: httpx.Client, coffee: bytes, given: str) -> None:
     response = client.post("/predict", content=coffee, headers={"X-Request-Id": given})
     assert response.headers["X-Request-Id"] == given
     wait_for(lambda: f"[{given}]" in server.log, seconds=10)

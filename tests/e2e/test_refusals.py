@@ -1,10 +1,9 @@
-"""What is refused, how it is said, and that nobody else suffers."""
+"""What is refused, how it is said, and that nobody else suffers. No network is needed for that."""
 
 from __future__ import annotations
 
 import base64
 import socket
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +15,6 @@ from tests import pictures
 from tests.e2e.conftest import BODY_LIMIT
 from tests.e2e.server import MODEL, Server, assert_problem, connection, new_client, sample_name, top, wait_for
 
-ESPRESSO = 967
 FORMATS = "JPEG, PNG, WebP, GIF, TIFF and BMP"
 JSON = {"content-type": "application/json"}
 FORM = {"content-type": "multipart/form-data; boundary=abc"}
@@ -24,13 +22,24 @@ COFFEE = pictures.jpeg(pictures.photo("coffee", (300, 200)))
 BASE64 = base64.b64encode(COFFEE).decode()
 
 
+@pytest.fixture
+def server(fake_server: Server) -> Server:
+    return fake_server
+
+
+@pytest.fixture(scope="module")
+def answer(fake_server: Server) -> int:
+    """The class of the photo that is sent beside what is refused."""
+    return top(fake_server.client.post("/predict", content=COFFEE))
+
+
 @pytest.fixture(autouse=True)
-def next_request_works(server: Server, client: httpx.Client) -> Iterator[None]:
+def next_request_works(client: httpx.Client, answer: int) -> Iterator[None]:
     """After each refusal the same connection serves the next one."""
     before = connection(client.get("/livez"))
     yield
     after = client.post("/predict", content=COFFEE)
-    assert top(after) == ESPRESSO
+    assert top(after) == answer
     assert connection(after) == before
 
 
@@ -63,9 +72,7 @@ def test_corrupt_image(client: httpx.Client, name: str, data: bytes) -> None:
 
 @pytest.mark.parametrize(("name", "data"), pictures.too_large().items(), ids=pictures.too_large())
 def test_too_many_pixels_in_the_header(client: httpx.Client, name: str, data: bytes) -> None:
-    started = time.monotonic()
     assert_problem(client.post("/predict", content=data), 413, "image_too_large", "50000000 are allowed")
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -105,8 +112,8 @@ def test_too_many_images_in_json(client: httpx.Client) -> None:
         ('{"images": "x"}', 422, "invalid_parameter", "images: Input should be a valid list"),
         ('{"images": {}}', 422, "invalid_parameter", "images: Input should be a valid list"),
         ('{"images": []}', 400, "missing_image", "no image"),
-        ('{"images": [1]}', 422, "invalid_parameter", "images.0: An image is base64"),
-        ('{"images": [null]}', 422, "invalid_parameter", "images.0: An image is base64"),
+        ('{"images": [1]}', 422, "invalid_parameter", "images.0: give an image as base64"),
+        ('{"images": [null]}', 422, "invalid_parameter", "images.0: give an image as base64"),
         ('{"images": [{}]}', 422, "invalid_parameter", "images.0.data: Field required"),
         ('{"images": [{"data": 1}]}', 422, "invalid_parameter", "images.0.data: Input should be a valid string"),
         ('{"images": [{"data": "", "url": ""}]}', 422, "invalid_parameter", "images.0.url: no such parameter"),
@@ -126,7 +133,7 @@ def test_too_many_images_in_json(client: httpx.Client) -> None:
             '{"images": [{"data": "", "a": 1, "b": 1, "c": 1}]}',
             422,
             "invalid_parameter",
-            "no fields but data, id, filename",
+            "the only fields are data, id, filename",
         ),
         ('{"images": ["eA=="], "top_k": ' + "1" * 5000 + "}", 400, "malformed_body", "too long a number"),
     ],
@@ -256,7 +263,9 @@ def test_hostile_host_header(client: httpx.Client) -> None:
     assert_problem(client.get("/nowhere", headers={"host": "["}), 404, "not_found")
 
 
-def test_bad_images_among_good_ones(client: httpx.Client, cat: bytes) -> None:
+def test_bad_images_among_good_ones(client: httpx.Client, cat: bytes, answer: int) -> None:
+    other = top(client.post("/predict", content=cat))
+    assert other != answer
     images = [COFFEE, b"no image", cat, COFFEE[:2000], b"", COFFEE]
     files = [("image", (f"{i}.jpg", image)) for i, image in enumerate(images)]
     response = client.post("/predict?top_k=1", files=files)
@@ -272,8 +281,7 @@ def test_bad_images_among_good_ones(client: httpx.Client, cat: bytes) -> None:
         assert (error["status"], error["slug"]) == (status, slug)
         assert set(error) == {"type", "title", "status", "detail", "slug"}
         assert set(entries[place]) == {"id", "filename"}
-    assert entries[0]["classes"][0]["index"] == entries[5]["classes"][0]["index"] == ESPRESSO
-    assert entries[2]["classes"][0]["index"] in range(281, 286)
+    assert [entries[place]["classes"][0]["index"] for place in (0, 2, 5)] == [answer, other, answer]
 
 
 def test_only_bad_images_are_still_one_entry_each(client: httpx.Client) -> None:
@@ -283,14 +291,13 @@ def test_only_bad_images_are_still_one_entry_each(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("sent", [1.0, 0.5, 0.0], ids=["whole request", "half of the body", "headers only"])
-def test_clients_that_go_away_harm_nobody(server: Server, sent: float) -> None:
+def test_clients_that_go_away_harm_nobody(server: Server, answer: int, sent: float) -> None:
     """They close the connection with the answer, or the rest of the request, outstanding."""
     head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(COFFEE)}\r\n\r\n".encode()
 
     def go_away(_: int) -> None:
         with socket.create_connection(server.address) as connected:
             connected.sendall(head + COFFEE[: int(len(COFFEE) * sent)])
-            time.sleep(0.005)
 
     def stay(other: httpx.Client) -> int:
         return top(other.post("/predict", content=COFFEE))
@@ -300,7 +307,7 @@ def test_clients_that_go_away_harm_nobody(server: Server, sent: float) -> None:
     with new_client(server.url, connections=8) as other, ThreadPoolExecutor(16) as pool:
         leaving = [pool.submit(go_away, i) for i in range(8)]
         staying = [pool.submit(stay, other) for _ in range(8)]
-        assert [future.result() for future in staying] == [ESPRESSO] * 8
+        assert [future.result() for future in staying] == [answer] * 8
         for future in leaving:
             future.result()
     wait_for(lambda: server.metrics()["condconv_queue_rows"] == 0, seconds=30)

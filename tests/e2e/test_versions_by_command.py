@@ -1,4 +1,4 @@
-"""The commands that change which versions serve, on a real server and on its store."""
+"""The commands that change which versions serve, on a server and on its store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from condconv_serve.cli import app
 from condconv_serve.store.aliases import read_aliases
 from tests import pictures
 from tests.e2e.server import Server, wait_for
-from tests.e2e.tiny_models import answered_by, write_tiny
+from tests.e2e.tiny_models import answered_by, write_fake
 
 SECRETS = {"admin": "secret-of-admin", "user": "secret-of-user"}
 
@@ -23,7 +23,7 @@ SECRETS = {"admin": "secret-of-admin", "user": "secret-of-user"}
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("store")
     for version in (1, 2):
-        write_tiny(store, "tiny", version)
+        write_fake(store, "tiny", version)
     return store
 
 
@@ -37,11 +37,8 @@ def server(store: Path) -> Iterator[Server]:
         }
         for name, secret in SECRETS.items()
     ]
-    with Server(
-        model_store=store, engine="tensorflow", api_keys=json.dumps({"keys": keys}), until_ready=False
-    ) as running:
+    with Server(model_store=store, api_keys=json.dumps({"keys": keys})) as running:
         running.client.headers["X-API-Key"] = SECRETS["user"]
-        wait_for(lambda: running.process_ended() or running.client.get("/readyz").status_code == 200)
         yield running
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,20 @@ def _weights() -> dict[str, np.ndarray]:
     return {variable.path: np.asarray(variable) for variable in network.weights}
 
 
+def write_fake(store: Path, name: str, version: int) -> Path:
+    """Write one version for a server without TensorFlow, with no weights but those that it looks at."""
+    routing = {f"block_{block}_routing/bias": np.zeros(4, np.float32) for block in (4, 5)}
+    return _write(store, name, version, routing)
+
+
 def write_tiny(store: Path, name: str, version: int) -> Path:
-    """Write one version of a tiny model into a store."""
-    weights = dict(_weights())
-    weights["logits/bias"] = np.full(CLASSES, -50, np.float32)
-    weights["logits/bias"][version % CLASSES] = 50
+    """Write one version of a tiny network, for real servers; this needs TensorFlow."""
+    return _write(store, name, version, _weights())
+
+
+def _write(store: Path, name: str, version: int, weights: Mapping[str, np.ndarray]) -> Path:
+    bias = np.full(CLASSES, -50, np.float32)
+    bias[version % CLASSES] = 50
     return write_bundle(
         store,
         NewBundle(
@@ -39,7 +49,7 @@ def write_tiny(store: Path, name: str, version: int) -> Path:
             preprocessing=PreprocessingSpec(
                 transform="pillow", image_size=32, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0)
             ),
-            weights=weights,
+            weights={**weights, "logits/bias": bias},
             labels=[Label(i, f"class {i}") for i in range(CLASSES)],
             provenance=Provenance(source="tests", method="one class for all images"),
             licence="Apache-2.0",

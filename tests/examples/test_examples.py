@@ -56,7 +56,7 @@ def test_a_network_of_ones_own_is_served(tmp_path):
     _, test = write_digits(tmp_path / "digits")
     wanted = [digit for digit in range(10) for _ in range(3)]
     images = [file for digit in range(10) for file in sorted((test / str(digit)).iterdir())[:3]]
-    with Server(model_store=store) as server:
+    with Server(real=True, model_store=store) as server:
         (model,) = server.client.get("/models").json()["models"]
         assert (model["name"], model["architecture"], model["num_experts"]) == ("digits", "keras", 4)
         described = server.client.get("/models/digits").json()

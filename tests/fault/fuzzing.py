@@ -37,7 +37,7 @@ MAX_GROWTH = 128 * 2**20
 MAX_ADDRESS_SPACE = 512 * 2**20
 """Bytes beyond those of the idle worker; against what is allocated but not touched."""
 
-INTEGERS = (
+INTEGERS: tuple[int, ...] = (
     0,
     1,
     2,

@@ -20,7 +20,7 @@ import pytest
 
 from tests.fault import fuzzing
 
-COUNT = int(os.environ.get("FUZZ_IMAGES", "4000"))
+COUNT = int(os.environ.get("FUZZ_IMAGES", "500"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 ROOT = Path(__file__).parents[2]
 SAVE = Path(os.environ.get("FUZZ_SAVE", ROOT / "build" / "fuzz_failures"))

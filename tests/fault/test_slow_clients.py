@@ -1,6 +1,6 @@
 """Clients that send or read slowly, over real sockets; others must not suffer from them.
 
-These measure time, so they run alone; `tests/unit/http/test_guard.py` has what may run beside other tests.
+They wait for times to pass, so they run alone; `tests/unit/http/test_guard.py` has what may run beside other tests.
 """
 
 from __future__ import annotations
@@ -23,17 +23,15 @@ def running() -> Iterator[Running]:
 
 def test_headers_that_trickle_in_are_cut_off(running: Running) -> None:
     """A byte now and then does not prolong the deadline."""
-    started = time.monotonic()
+    received = b""
     with running.connect() as connected, contextlib.suppress(OSError):
         connected.settimeout(PATIENCE / 8)
-        received = b""
         for byte in GET[:-2] + b"X: " + b"y" * 1000:
             connected.send(bytes([byte]))
             with contextlib.suppress(TimeoutError):
                 if received := connected.recv(65536):
                     break
-        assert_refused(received, 408, "request_timeout")
-    assert time.monotonic() - started < PATIENCE + 2
+    assert_refused(received, 408, "request_timeout")
 
 
 def test_keep_alive_outlasts_the_header_timeout(running: Running) -> None:
@@ -52,10 +50,8 @@ def test_blank_lines_keep_no_connection_open(running: Running) -> None:
     with running.connect() as connected:
         connected.sendall(GET)
         answer(connected)
-        started = time.monotonic()
         connected.sendall(b"\r\n")  # ends uvicorn's keep-alive timeout without beginning a request
-        everything(connected)
-        assert time.monotonic() - started < PATIENCE + 2
+        assert_refused(everything(connected), 408, "request_timeout")
 
 
 def test_slow_answers_are_waited_for(running: Running) -> None:
@@ -70,17 +66,16 @@ def test_slow_answers_are_waited_for(running: Running) -> None:
 
 def test_body_that_trickles_in_is_cut_off(running: Running) -> None:
     head = HEAD.replace(b"10\r\n\r\n", b"900\r\n\r\n")
-    started = time.monotonic()
+    received, sent = b"", 0
     with running.connect() as connected:
         connected.sendall(head)
         connected.settimeout(PATIENCE / 4)
-        received = b""
-        while not received and time.monotonic() - started < 10:
-            connected.send(b"x")
+        while not received and sent < 100:
+            sent += connected.send(b"x")
             with contextlib.suppress(TimeoutError):
                 received = connected.recv(65536)
     assert_refused(received, 408, "request_timeout")
-    assert PATIENCE * 3 < time.monotonic() - started < PATIENCE * 4 + 2
+    assert sent > 2 * 4, "each byte is waited for anew, so it is not the pauses that are too long"
 
 
 def test_slow_body_in_time(running: Running) -> None:
@@ -96,10 +91,8 @@ def test_rest_of_a_body_that_was_answered_early(running: Running) -> None:
     with running.connect() as connected:
         connected.sendall(HEAD.replace(b"/echo", b"/early") + b"1")
         assert answer(connected).endswith(b"early")
-        started = time.monotonic()
         connected.sendall(b"2")
-        assert everything(connected) == b""
-        assert time.monotonic() - started < PATIENCE + 2
+        assert everything(connected) == b"", "closed before the client gives up"
 
 
 def test_keep_alive_after_a_body_that_was_answered_early(running: Running) -> None:

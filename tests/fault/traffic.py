@@ -54,8 +54,11 @@ class Traffic:
         assert np.abs(np.subtract(found, self.expected[number])).max() <= TOLERANCE
 
     @contextmanager
-    def flowing(self, url: str, clients: int = 8) -> Iterator[None]:
-        """Let clients ask without pause while the block runs; afterwards every answer must have been right."""
+    def flowing(self, url: str, clients: int = 8) -> Iterator[list[tuple[int, httpx.Response]]]:
+        """Let clients ask without pause while the block runs; afterwards every answer must have been right.
+
+        Yields the answers with the numbers of their photos, to which more are added as they come.
+        """
         ended = threading.Event()
         answers: list[tuple[int, httpx.Response]] = []
 
@@ -69,7 +72,7 @@ class Traffic:
         with ThreadPoolExecutor(clients) as pool:
             futures = [pool.submit(ask, i) for i in range(clients)]
             try:
-                yield
+                yield answers
             finally:
                 ended.set()
             for future in futures:

@@ -15,7 +15,7 @@ def _no_settings_from_outside(monkeypatch):
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_every_setting_is_described(name):
     description = Settings.model_fields[name].description
-    assert description
+    assert description, f"{name} needs a description: it is the setting's documentation"
     assert description[0].isupper()
     assert description.endswith(".")
 

@@ -1,4 +1,4 @@
-"""The command `condconv`: argv -> one call. One module per group of commands."""
+"""The command `condconv`: arguments -> one call. One module per group of commands."""
 
 from condconv_serve.cli.app import app, main
 

@@ -1,4 +1,4 @@
-"""The command line as a whole: which groups there are, and the commands that belong to none."""
+"""The command line as a whole: its groups, and the commands outside of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run the command line; exits 0 for success, 1 for failure, 2 for wrong usage."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may know fewer letters than labels have
+    if isinstance(sys.stdout, io.TextIOWrapper):  # labels may have letters that a terminal doesn't know
         sys.stdout.reconfigure(errors="backslashreplace")
     app()
     sys.exit(0)
@@ -48,7 +48,9 @@ def common(
 @friendly
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port. 0 takes a free one. Default: 8000.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on. 0 takes a free one. Default: 8000.")
+    ] = None,
     model_store: Store = None,
 ) -> None:
     """Serve all models of the store over HTTP.

@@ -20,28 +20,28 @@ def bench_engine(
     model: ModelOption = None,
     engine: Annotated[
         list[str] | None,
-        typer.Option(help="Engine to measure. Can be given several times. Default: the one that would serve."),
+        typer.Option(help="Engine to measure. You can give several. Default: the one that would serve."),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option(help="Precision to measure. Can be given several times. Default: the one that would serve."),
+        typer.Option(help="Precision to measure. You can give several. Default: the one that would serve."),
     ] = None,
     streams: Annotated[
         list[int] | None,
         typer.Option(
-            min=1, max=1024, help="Streams to measure. Can be given several times. Default: as many as would serve."
+            min=1, max=1024, help="Number of streams to measure. You can give several. Default: as many as would serve."
         ),
     ] = None,
     batch_size: Annotated[
         list[int] | None,
-        typer.Option(
-            min=1, max=1024, help="Batch size to measure. Can be given several times. Default: 1, 2, 4 and 8."
-        ),
+        typer.Option(min=1, max=1024, help="Batch size to measure. You can give several. Default: 1, 2, 4 and 8."),
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.01, max=600, help="Seconds per measurement.")] = 2.0,
-    rounds: Annotated[int, typer.Option(min=1, max=100, help="How often each combination is measured, in turns.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=100, help="How often each combination is measured. They take turns.")
+    ] = 3,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the figures (.png, .svg or .pdf).")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw the results (.png, .svg or .pdf).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     model_store: Store = None,

@@ -1,4 +1,4 @@
-"""What the commands share: options, settings, and what becomes of expected errors."""
+"""What the commands share: options, settings, and how expected errors are shown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape of 
 
 
 def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Turn expected errors into a line on stderr and exit code 1."""
+    """Show expected errors as a line on stderr, and exit with 1."""
 
     @wraps(command)
     def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
@@ -45,7 +45,7 @@ def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
 
 def read_settings(**given: Any) -> Settings:
-    """Settings from the environment, with what the command line gives on top."""
+    """Settings from the environment; the command line's own come first."""
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:

@@ -23,7 +23,7 @@ _DECODING_FROM = 500
 def finetune_model(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help=r"Model to start from, NAME\[/VERSION].")],
     data: Annotated[
-        Path, typer.Option(help="Your images, in a folder per class. With --teacher any folder of images will do.")
+        Path, typer.Option(help="Your images, in a folder per class. With --teacher, any folder of images.")
     ],
     name: Annotated[str, typer.Option(help="Name of the new model.")],
     version: Annotated[
@@ -33,25 +33,28 @@ def finetune_model(
         str | None, typer.Option(metavar="NAME[/VERSION]", help="Distil: learn the answers of this model.")
     ] = None,
     temperature: Annotated[
-        float, typer.Option(help="With --teacher: how much both answers are softened before they are compared.")
+        float, typer.Option(help="With --teacher: how much both models' answers are softened before they are compared.")
     ] = 2.0,
     train: Annotated[
         Literal["all", "experts", "routing", "head"],
-        typer.Option(help="What learns: all layers; experts, routers and head; routers and head; only the head."),
+        typer.Option(
+            help="What is trained: all layers; experts, routers and head; routers and head; or only the head."
+        ),
     ] = "all",
     freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="The same as --train head.")] = False,
-    epochs: Annotated[int, typer.Option(min=1, help="How often all images are seen.")] = 10,
+    epochs: Annotated[int, typer.Option(min=1, help="How often the network sees all images.")] = 10,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 32,
     learning_rate: Annotated[
-        float, typer.Option(help="The highest learning rate. It rises at first, then falls along a cosine.")
+        float, typer.Option(help="The highest learning rate. The rate rises at first, then falls along a cosine.")
     ] = 1e-3,
-    validation_split: Annotated[float, typer.Option(help="Share of the images to hold back for validation.")] = 0.2,
+    validation_split: Annotated[float, typer.Option(help="Share of the images to keep for validation.")] = 0.2,
     validation_data: Annotated[
-        Path | None, typer.Option(help="Validate with these images instead, in a folder per class.")
+        Path | None, typer.Option(help="Validate with these images instead. They are in a folder per class.")
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels per side, if other than the bundle's.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Pixels per side. Default: as in the bundle.")] = None,
     augment: Annotated[
-        bool, typer.Option("--augment/--no-augment", help="Shift the training images and change their brightness.")
+        bool,
+        typer.Option("--augment/--no-augment", help="Shift the training images a little and change their brightness."),
     ] = True,
     mirror: Annotated[
         bool,
@@ -59,13 +62,13 @@ def finetune_model(
             "--mirror/--no-mirror", help="Mirror half of the training images. Turn it off for text or digits."
         ),
     ] = True,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything that is random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all random numbers.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an interrupted run and start again.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures of all epochs as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results of all epochs as JSON.")] = False,
     model_store: Store = None,
 ) -> None:
-    """Adapt a bundle to your own images, or distil another one into it. Writes a new bundle."""
+    """Adapt a bundle to your own images, or distil another model into it. This writes a new bundle."""
     if resume and restart:
         raise typer.BadParameter("you can continue a run or forget it, not both.", param_hint="--resume, --restart")
     if freeze_backbone and train not in ("all", "head"):
@@ -103,7 +106,7 @@ def finetune_model(
         restart=restart,
         max_pixels=settings.max_pixels,
     )
-    distils = teacher is not None and validation_data is None  # else validation knows the right classes
+    distils = teacher is not None and validation_data is None  # otherwise validation knows the right classes
     try:
         with ProgressListener(err, epochs=epochs, distils=distils) as listener:
             finished = finetune(request, store=settings.model_store, listener=listener)

@@ -58,9 +58,7 @@ def routing(
     images: Images,
     by: Annotated[
         Literal["image", "class"],
-        typer.Option(
-            help="Show each image, or the mean of each class. The class is the directory that the image lies in."
-        ),
+        typer.Option(help="Show each image, or the mean of each class. An image's class is the name of its directory."),
     ] = "image",
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Write a picture (.png, .svg or .pdf).")

@@ -71,14 +71,14 @@ def verify_models(
     ] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"] | None,
-        typer.Option(help="Also compare the answers in this precision with those in float32."),
+        typer.Option(help="Also compare the answers in this precision with the answers in float32."),
     ] = None,
     images: Annotated[
         list[str] | None, typer.Option(help="Photos to compare with. Default: four that ship with the service.")
     ] = None,
     model_store: Store = None,
 ) -> None:
-    """Check bundles: manifest, checksums, labels, and that the weights fit and compute."""
+    """Check bundles: manifest, checksums, labels, and whether the weights fit and compute an answer."""
     from condconv_serve.bootstrap import plan_engines
     from condconv_serve.offline.files import expand
     from condconv_serve.offline.verify import verify_bundle
@@ -139,8 +139,8 @@ def import_model(
     labels: Annotated[
         Path | None,
         typer.Option(
-            help="Names of the classes, in order: a JSON list of names, or of index, label and synset; or any other "
-            "file with one name per line. Numbers if absent."
+            help="Names of the classes, in order. A .json file: a list of names, or of index, label and synset. Any "
+            "other file: one name per line. Default: numbers."
         ),
     ] = None,
     transform: Annotated[Literal["official", "pillow"], typer.Option(help="How photos are cropped and resized.")] = (
@@ -150,38 +150,49 @@ def import_model(
         bool,
         typer.Option(
             "--exact-decoding/--fast-decoding",
-            help="See the very pixels of the reference evaluation, or decode large JPEGs at a fraction and round.",
+            help="Exact: the network sees exactly the pixels of the reference evaluation. Fast: large JPEGs are "
+            "decoded at a fraction of their size, and pixels are rounded.",
         ),
     ] = True,
     ema: Annotated[bool, typer.Option("--ema/--no-ema", help="Prefer averaged weights.")] = True,
     upcycle: Annotated[
-        bool, typer.Option("--upcycle", help="Make experts of a static network: each starts as a copy of its kernel.")
+        bool,
+        typer.Option(
+            "--upcycle",
+            help="Turn a static network into a CondConv network. Each expert starts as a copy of the static kernel.",
+        ),
     ] = False,
     experts: Annotated[
         int | None,
-        typer.Option(min=1, max=64, help="Experts per CondConv layer. Default: as the architecture has them."),
+        typer.Option(min=1, max=64, help="Experts per CondConv layer. Default: as in the architecture."),
     ] = None,
     upcycle_noise: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="How much upcycled experts differ, as a share of the kernel's deviation; 0 for copies."
+            min=0,
+            max=1,
+            help="How much upcycled experts differ, as a share of the kernel's standard deviation. 0 "
+            "makes plain copies.",
         ),
     ] = 0.0,
     override: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=NUMBER",
-            help="Another parameter of the architecture that differs. Can be given several times.",
+            help="Another parameter of the architecture to change. You can give several.",
         ),
     ] = None,
     mean: Annotated[
         str | None,
-        typer.Option(metavar="R,G,B", help="Mean of the pixels, 0 to 255. Default: as such networks were trained."),
+        typer.Option(
+            metavar="R,G,B", help="Mean of the pixels, 0 to 255. Default: as networks with such weights were trained."
+        ),
     ] = None,
     std: Annotated[
         str | None,
         typer.Option(
-            metavar="R,G,B", help="Standard deviation of the pixels, 0 to 255. Default: as such networks were trained."
+            metavar="R,G,B",
+            help="Standard deviation of the pixels, 0 to 255. Default: as networks with such weights were trained.",
         ),
     ] = None,
     card: Annotated[Path | None, typer.Option(help="Model card, Markdown.")] = None,
@@ -193,7 +204,7 @@ def import_model(
     url: Annotated[str | None, typer.Option(help="Where the weights were published.")] = None,
     model_store: Store = None,
 ) -> None:
-    """Make a bundle of weights from elsewhere."""
+    """Make a bundle from a file of weights."""
     if upcycle_noise and not upcycle:
         raise typer.BadParameter("only upcycled experts can differ: add --upcycle.", param_hint="--upcycle-noise")
     overrides = parse_overrides(override or []) | ({} if experts is None else {"num_experts": experts})
@@ -238,10 +249,12 @@ def profile_model(
     images: Annotated[
         list[str],
         typer.Option(
-            help="Photos like those that the service will see: files, directories or globs. Can be given several times."
+            help="Photos like those that the service will see: files, directories or globs. You can give several."
         ),
     ],
-    min_class_images: Annotated[int, typer.Option(min=1, help="Images that a class needs to get its own profile.")] = 5,
+    min_class_images: Annotated[
+        int, typer.Option(min=1, help="Number of images that a class needs for a profile of its own.")
+    ] = 5,
     model_store: Store = None,
 ) -> None:
     """Add a reference routing profile to a bundle. Drift is measured against it."""
@@ -266,7 +279,7 @@ def profile_model(
 
 
 def parse_overrides(texts: list[str]) -> dict[str, int | float]:
-    """Split `NAME=NUMBER`; whole numbers stay whole.
+    """Split `NAME=NUMBER`. Whole numbers stay whole.
 
     Raises:
         typer.BadParameter: a text is something else.

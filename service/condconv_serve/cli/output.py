@@ -1,4 +1,4 @@
-"""How commands print: lines, failures, JSON and tables, in which nothing foreign steers the terminal."""
+"""How commands print: lines, failures, JSON and tables. Text from outside can't steer the terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 out, err = Console(emoji=False), Console(stderr=True, emoji=False)
-# Those that turn the direction of what follows can make a name look like another one.
+# Characters that change the direction of text can make a name look like another one.
 _CONTROLS = "\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNPRINTABLE, _RAW_IN_JSON = re.compile(rf"[\x00-\x1f{_CONTROLS}]"), re.compile(f"[{_CONTROLS}]")
 
@@ -29,7 +29,7 @@ def printable(text: object) -> str:
 
 def _spell_out(found: re.Match[str]) -> str:
     code = ord(found[0])
-    # Python keeps the bytes of names that are no UTF-8 as U+DC80 to U+DCFF.
+    # Python keeps bytes of names that aren't UTF-8 as U+DC80 to U+DCFF.
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else found[0].encode("unicode_escape").decode()
 
 
@@ -50,7 +50,7 @@ def print_failure(what: object, why: object) -> None:
 
 
 def to_json(document: Any) -> str:
-    """JSON for people and programs alike: readable, and escaped where a terminal or an encoder would stumble."""
+    """JSON for people and programs: readable, and escaped where a terminal or an encoder could fail."""
     return _RAW_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(document, indent=2, ensure_ascii=False))
 
 
@@ -69,7 +69,7 @@ def add_row(table: Table, *cells: object | tuple[object, str]) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table; into a file or a pipe in full, since there is no width to fit it into."""
+    """Print a table. In a file or a pipe it has its full width."""
     console = out if _on_terminal() else Console(width=1_000_000, emoji=False)
     console.print(table)
 
@@ -78,7 +78,7 @@ def print_markdown(text: str) -> None:
     """Print Markdown, laid out on a terminal, and as it is elsewhere."""
     lines = text.splitlines()
     if _on_terminal():
-        # Links may be named after anything, and the parser decodes some of them.
+        # A link may have any name, and the parser decodes some of them.
         made = out.render(Markdown("\n".join(map(printable, lines)), hyperlinks=False))
         parts = ((segment.text, segment.style or "") for segment in made if not segment.control)
         shown = Text.assemble(*(("\n".join(map(printable, part.split("\n"))), style) for part, style in parts))
@@ -89,5 +89,5 @@ def print_markdown(text: str) -> None:
 
 
 def _on_terminal() -> bool:
-    # Not as rich sees it, which can be told to colour even what a program reads.
+    # Don't ask rich: it can be told to colour even what a program reads.
     return sys.stdout is not None and sys.stdout.isatty()

@@ -45,13 +45,14 @@ app = typer.Typer()
 )
 @friendly
 def pull_model(
-    checkpoint: Annotated[str, typer.Argument(metavar="NAME", help="Checkpoint of the catalogue.")],
+    checkpoint: Annotated[str, typer.Argument(metavar="NAME", help="Name of a checkpoint in the catalogue.")],
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: the name of the checkpoint.")] = None,
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
     accept_changed: Annotated[
         bool,
         typer.Option(
-            "--accept-changed", help="Download again, and accept a file that differs from the one of the first pull."
+            "--accept-changed",
+            help="Download again, and accept the file even if it differs from the one of the first pull.",
         ),
     ] = False,
     catalogue: CatalogueOption = None,
@@ -80,7 +81,7 @@ def pull_model(
             pulled = pull(request, store=settings.model_store, reporter=reporter)
     except KeyboardInterrupt:
         say(
-            "interrupted: no bundle was written; what was received is kept, and the same command goes on from there",
+            "interrupted: no bundle was written. What was received is kept; run the same command to go on from there",
             console=err,
         )
         raise typer.Exit(130) from None
@@ -128,7 +129,7 @@ def _limits(settings: Settings) -> Limits:
 
 @contextmanager
 def _reporter() -> Iterator[Reporter]:
-    """A progress bar on a terminal, a line now and then elsewhere. Both on stderr."""
+    """A progress bar on a terminal, a line now and then elsewhere; on stderr."""
     if not err.is_terminal:
         yield _Lines()
         return
@@ -147,7 +148,7 @@ def _reporter() -> Iterator[Reporter]:
 
 
 class _Bar:
-    """Appears with the first bytes, since the Hub's library shows bars of its own."""
+    """It appears with the first bytes, since the Hub's library shows its own bars."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -164,7 +165,7 @@ class _Bar:
 
 
 class _Lines:
-    """A line whenever another tenth is there, or if the size is unknown every ten seconds."""
+    """A line for every tenth of the file, or every ten seconds if its size is unknown."""
 
     def __init__(self) -> None:
         self._tenth = -1

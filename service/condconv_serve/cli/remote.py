@@ -1,4 +1,4 @@
-"""What the command line asks of a running server."""
+"""The command line's requests to a running server."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class RemoteService:
 
         Args:
             url: where it listens, such as `http://127.0.0.1:8000`.
-            api_key: one with the scope `admin`, if the server demands any.
+            api_key: a key with the scope `admin`, if the server needs keys.
 
         Raises:
-            RemoteFailed: the address is none.
+            RemoteFailed: the address is not a URL, or the key can't be a key.
         """
         api_key = (api_key or "").strip()
         if not (api_key.isascii() and api_key.isprintable()):
@@ -58,7 +58,7 @@ class RemoteService:
             self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout)
         except (httpx.InvalidURL, UnicodeError, ValueError) as error:
             raise RemoteFailed(f"{url!r} is not the address of a server: {error}.") from error
-        self._url = self._client.base_url.copy_with(userinfo=b"")  # messages tell no password
+        self._url = self._client.base_url.copy_with(userinfo=b"")  # messages must not show a password
 
     def __enter__(self) -> RemoteService:
         """Keep connections."""
@@ -108,7 +108,7 @@ class RemoteService:
             reason = str(error).rstrip(".") or type(error).__name__
             raise RemoteFailed(f"The server at {self._url} can't be reached: {reason}.") from error
         foreign = RemoteFailed(
-            f"The server at {self._url} answered {response.status_code}, but that isn't an answer of condconv-serve."
+            f"The server at {self._url} answered {response.status_code}, but this is no answer of condconv-serve."
         )
         try:
             if response.is_success:

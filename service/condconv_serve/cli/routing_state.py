@@ -25,7 +25,9 @@ app = typer.Typer()
 )
 @friendly
 def routing_state(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="States that GET /routing/state gave.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Files from GET /routing/state, one per replica.")
+    ],
     into: Annotated[
         Path | None, typer.Option("--into", metavar="FILE", help="Write the sum as a state (.npz).")
     ] = None,

@@ -1,4 +1,4 @@
-"""Commands that change which versions serve, on a running server or in the store that servers follow."""
+"""Commands that change which versions serve: on a running server, or in the store that servers follow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MaybeUrl = Annotated[
     str | None,
     typer.Option(
         "--url",
-        help="Ask this server, which loads the versions first. Default: change the store, and its servers follow.",
+        help="Ask this server; it loads the versions first. Default: change the store; servers that use it follow.",
         envvar="CONDCONV_URL",
     ),
 ]
@@ -30,7 +30,8 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Model.")]
 AliasName = Annotated[
     str,
     typer.Argument(
-        metavar="ALIAS", help="Such as stable or canary. The alias default is for requests that name no version."
+        metavar="ALIAS",
+        help="Name of the alias, such as stable or canary. Requests that name no version get the alias default.",
     ),
 ]
 Version = Annotated[str, typer.Argument(metavar="NAME/VERSION")]
@@ -40,7 +41,7 @@ LOCAL = "http://127.0.0.1:8000"
 @app.command("load", epilog="Example: [bold]condconv models load b0-8e/2[/]")
 @friendly
 def load(version: Version, url: Url = LOCAL, api_key: ApiKey = None) -> None:
-    """Make a running server load a version of its store, and keep it."""
+    """Make a running server load a version from its store, and keep it."""
     from condconv_serve.cli.remote import RemoteService
 
     with RemoteService(url, api_key=api_key) as server:
@@ -64,7 +65,9 @@ def alias(
     alias_name: AliasName,
     versions: Annotated[
         list[str],
-        typer.Argument(metavar="VERSION[=WEIGHT]...", help="The version that it points at, or several with weights."),
+        typer.Argument(
+            metavar="VERSION[=WEIGHT]...", help="The version to point at, or several with weights, such as 1=90 2=10."
+        ),
     ],
     model_store: Store = None,
     url: MaybeUrl = None,
@@ -91,7 +94,7 @@ def alias(
 def roll_back(
     name: Name, alias_name: AliasName, model_store: Store = None, url: MaybeUrl = None, api_key: ApiKey = None
 ) -> None:
-    """Point an alias back to where it pointed before. A second time undoes it."""
+    """Point an alias back to where it pointed before. A second rollback undoes the first."""
     from condconv_serve.cli.remote import RemoteService
     from condconv_serve.store import Catalog
     from condconv_serve.store import aliases as stored

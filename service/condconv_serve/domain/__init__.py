@@ -1,4 +1,4 @@
-"""The values and protocols that cross borders. Frozen, and free of protocols, TensorFlow and Pillow."""
+"""Values and interfaces that several packages share. Values are frozen; there is no HTTP, TensorFlow or Pillow here."""
 
 from condconv_serve.domain.ablation import Ablated, Ablation, Ablator
 from condconv_serve.domain.answers import Answered, Classification, ClassifiedImage, ClassScore, ImageResult, Prediction

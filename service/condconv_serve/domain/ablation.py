@@ -1,4 +1,4 @@
-"""Ablation: one image computed with other routings than its own."""
+"""Ablation: one image computed again with different routing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Ablation(Protocol):
     """Computes one image with many routings; not thread-safe."""
 
     def __call__(self, row: Row, overrides: RoutingOverrides, *, stopped: Callable[[], bool]) -> Tensors | None:
-        """Compute `V + 1` rows, the first of which is unchanged, with the weights used; None if `stopped` says so."""
+        """Compute `V + 1` rows, the unchanged one first, and the weights used. None if `stopped` returns true."""
         ...
 
     def close(self) -> None:
@@ -29,7 +29,7 @@ class Ablation(Protocol):
 class Ablated:
     """What an ablation found, and how long it waited and took (seconds).
 
-    `output` is of the variants and, before them, of the image as it is.
+    `output` holds the unchanged image first, then the variants.
     """
 
     output: Tensors
@@ -41,17 +41,20 @@ class Ablator(Protocol):
     """Computes ablations beside the ordinary traffic."""
 
     def check(self) -> None:
-        """Say whether an ablation would be taken now.
+        """Refuse now if an ablation would be refused.
 
         Raises:
-            AblationBusy: as many as allowed are waiting already.
+            AblationBusy: too many are waiting already.
         """
         ...
 
     def admit(self) -> AbstractContextManager[None]:
-        """Take a place, from before the image is decoded until the ablation is done. Errors are those of `check`."""
+        """Take a place until the block ends: from before the image is decoded until the ablation is done.
+
+        Errors are those of `check`.
+        """
         ...
 
     async def ablate(self, model: ServedModel, row: Row, overrides: RoutingOverrides, *, deadline: float) -> Ablated:
-        """Compute a row with other routings, by `deadline` on the monotonic clock. Cancelling stops it."""
+        """Compute a row with different routing, by `deadline` (monotonic clock, seconds). Cancelling stops it."""
         ...

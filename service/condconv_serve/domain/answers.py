@@ -1,4 +1,4 @@
-"""What tasks make of rows, and what becomes of the images of a request."""
+"""Answers: what a task says about one image, and the results of a whole request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Prediction:
 # Generic and frozen, hence without slots: with them Python 3.11 could not call an alias such as `ClassifiedImage`.
 @dataclass(frozen=True, kw_only=True)
 class ImageResult(Generic[Answer]):
-    """What became of one image of a request: exactly one of `prediction`, its task's answer, and `error` is set."""
+    """The result of one image: either `prediction`, its task's answer, or `error` is set."""
 
     id: str
     filename: str | None

@@ -1,4 +1,4 @@
-"""What is known of one request: the middleware, the log, the trace and all fronts share it."""
+"""The facts of one request. The middleware, the log, the trace and all fronts share them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ KeyScope = Literal["predict", "admin"]
 """What an API key may allow."""
 
 STAGES = ("decode", "queue", "inference")
-"""The stages of an image that log and trace tell of, in their order."""
+"""The stages of an image that log and trace show, in order."""
 
 
 @dataclass(slots=True, kw_only=True)
 class RequestFacts:
-    """One request, of whichever protocol. It fills up while the request is answered, so it isn't frozen.
+    """One request, of any protocol. It is filled in while the request is answered, so it isn't frozen.
 
     Attributes:
         request_id: the caller's own, or one that was made.
         trace: where the request stands in a trace.
-        key_name: of the API key that it came with.
-        grants: what that key, or an open service, allows. Nothing, until the gatekeeper says so.
+        key_name: name of its API key.
+        grants: what it may do. Empty until the gatekeeper has admitted the request.
         model: `name/version` of the model that answers.
         rows: how many images it holds.
         deadline: when its sender gives up, on the monotonic clock.
         seconds: how long each stage took, the longest time of any image.
         stages: where the time of the slowest image went.
-        slug: of the error that it was refused with.
+        slug: of its error, if it was refused.
         outcome: how it ended, in one word; None while it is being answered.
     """
 
@@ -49,7 +49,7 @@ class RequestFacts:
     outcome: str | None = None
 
     def note_answer(self, timings: Sequence[Timings]) -> None:
-        """Keep where the time of the images went; those that failed have no timings. Call it when they are done."""
+        """Note how long the images took; failed ones have no timings. Call it when all are done."""
         if not timings:
             return
         self.seconds = {stage: max(getattr(timing, stage) for timing in timings) for stage in STAGES}
@@ -57,7 +57,7 @@ class RequestFacts:
         self.stages = Stages({stage: getattr(slowest, stage) for stage in STAGES}, time.monotonic())
 
     def told(self) -> dict[str, Any]:
-        """What log and trace tell of it, as far as it is known; stages in milliseconds."""
+        """What is known so far, for log and trace; stages in milliseconds."""
         known = {
             "key": self.key_name,
             "model": self.model,

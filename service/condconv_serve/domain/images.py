@@ -1,4 +1,4 @@
-"""Images as they come in, as pixels, and as the rows that a network takes."""
+"""Images: as bytes that came in, as pixels, and as rows for a network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Pixels = NDArray[np.uint8]
 Row = NDArray[np.generic]
 """RGB on the scale 0..255, `[image_size, image_size, 3]`: a photo as the network takes it, or several `[B, ...]`.
 
-Which type it has is `Preprocessing.row_type`; engines take uint8 in any case."""
+`Preprocessing.row_type` is its dtype; engines always take uint8, too."""
 JpegCropper = Callable[[bytes, int, int, int], Pixels | None]
 """Decodes the square with the corner `left, top` and the side `side` of a JPEG; None if it can't."""
 
@@ -35,10 +35,9 @@ class Preprocessing:
     crop_padding: int = 32
     """The centre crop takes `image_size / (image_size + crop_padding)` of the short side."""
     exact_decoding: bool = False
-    """Whether the network sees the very pixels that the reference evaluation sees.
-
-    If so, large JPEGs are decoded at full size, too, instead of at a fraction that leaves enough pixels; and those of
-    `official` with TensorFlow's decoder, and its rows are not rounded to whole levels.
+    """Whether the network sees exactly the pixels of the reference evaluation. Then large JPEGs are decoded at full
+    size, not at a fraction that leaves enough pixels. With `official`, TensorFlow decodes JPEGs, and rows aren't
+    rounded to whole levels.
     """
 
     @property
@@ -57,7 +56,7 @@ class MadeRow:
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """One image as it came in: undecoded bytes and the name its sender gave it."""
+    """One image as it came in: undecoded bytes, and the names that its sender gave it."""
 
     data: bytes
     filename: str | None = None

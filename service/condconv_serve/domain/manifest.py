@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what `manifest.json` may say, checked field by field."""
+"""The manifest of a bundle: the fields of `manifest.json`, each of them checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from condconv_serve.domain.images import Preprocessing, TransformName
 
 SCHEMA_VERSION: Final = 1
 OWN_NETWORK: Final = "keras"
-"""The architecture of a bundle that brings the description of its network along, in `network.json`."""
+"""Architecture of a bundle with its own network, described in `network.json`."""
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,127}$")]
 VersionName = Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")]
@@ -31,7 +31,7 @@ class _Strict(BaseModel):
 
 
 class ArchitectureSpec(BaseModel):
-    """A registered architecture's name and those of its parameters that differ; or just the name `keras`."""
+    """Name of a registered architecture, and the parameters that differ from it; or just the name `keras`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str
@@ -85,7 +85,7 @@ class Provenance(_Strict):
 
 
 class Manifest(_Strict):
-    """`manifest.json`. Unknown fields are refused, so that a newer bundle is never half understood."""
+    """`manifest.json`. Unknown fields are refused, so a newer bundle is never half understood."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     task: Literal["classification"] = "classification"

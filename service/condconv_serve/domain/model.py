@@ -15,7 +15,7 @@ from condconv_serve.domain.tensors import OutputSpec, Tensors
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """The name of one class; `synset` is its WordNet id where it has one."""
+    """The name of one class. `synset` is its WordNet id, if it has one."""
 
     index: int
     label: str
@@ -26,7 +26,7 @@ class Label:
 class Cost:
     """What a network costs: trained parameters (batch-norm statistics left out), and multiply-adds per image.
 
-    `multiply_adds` is None where your own network holds a layer whose kernels can't be counted.
+    `multiply_adds` is None if your own network has a layer that can't be counted.
     """
 
     parameters: int
@@ -35,7 +35,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ModelInfo:
-    """What one version of a model is, whatever computes it.
+    """What one version of a model is, apart from the engine that computes it.
 
     Attributes:
         manifest: of its bundle: name, version, architecture, files, provenance, licence, measured accuracy.
@@ -45,7 +45,7 @@ class ModelInfo:
         routing: its CondConv blocks.
         cost: parameters and multiply-adds.
         model_card: Markdown.
-        routing_profile: what its routing looks like on known images; the bundle may carry it.
+        routing_profile: what its routing looks like on known images; None if the bundle has no profile.
     """
 
     manifest: Manifest
@@ -90,7 +90,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineDescription:
-    """What computes a model, and the reason why this engine was chosen."""
+    """What computes a model, and why this engine was chosen."""
 
     engine: str
     precision: str
@@ -106,7 +106,7 @@ class ServedModel:
     engine: Engine
     computed_by: EngineDescription
     crop_jpeg: JpegCropper | None = None
-    """What decodes its JPEGs, if not what decodes all other photos."""
+    """Decodes its JPEGs; None if the usual decoder does."""
 
     @property
     def name(self) -> str:
@@ -120,7 +120,7 @@ class ServedModel:
 
 
 class ModelSource(Protocol):
-    """Where the plane finds its models."""
+    """Where the inference plane finds models."""
 
     def get(self, name: str | None = None, version: str | None = None, *, key: str | None = None) -> ServedModel:
         """Return a served model.
@@ -128,7 +128,8 @@ class ModelSource(Protocol):
         Args:
             name: of the model; None means the default one.
             version: its version, or an alias; None means the alias `default`, or the newest if there is no such alias.
-            key: where an alias splits traffic, equal keys get equal versions, and no key the one with the most weight.
+            key: if an alias splits traffic, equal keys get equal versions. Without a key it is the version with the
+                most weight.
 
         Raises:
             ModelNotFound: no such model is served.
@@ -139,5 +140,5 @@ class ModelSource(Protocol):
     def lease(
         self, name: str | None = None, version: str | None = None, *, key: str | None = None
     ) -> AbstractContextManager[ServedModel]:
-        """Return the model like `get`, and keep it loaded until the block ends."""
+        """Return a model as `get` does, and keep it loaded until the block ends."""
         ...

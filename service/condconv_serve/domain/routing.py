@@ -1,4 +1,4 @@
-"""Routing: which blocks and experts a network has, the weights of images, and what is known of them."""
+"""Routing: a network's blocks and experts, images' weights, and reference profiles."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 class RoutingLayout:
     """The CondConv blocks of a network, in order of depth, and how many experts each has.
 
-    Routing weights are arrays `[..., blocks, experts]`, as wide as the block with the most experts. A block with fewer
-    is filled up with zeros: `split` cuts them off. A static network has no blocks, and its layout is false.
+    Routing weights are arrays `[..., blocks, experts]`, as wide as the block with the most experts. Blocks with fewer
+    experts are filled up with zeros; `split` cuts these off. The layout of a static network has no blocks, and is
+    false.
     """
 
     blocks: tuple[str, ...] = ()
@@ -46,7 +47,7 @@ class RoutingLayout:
 
     @cached_property
     def own(self) -> NDArray[np.bool_]:
-        """Bool `[blocks, experts]`: where there is an expert, and not just filling."""
+        """Bool `[blocks, experts]`: True for an expert, False for filling."""
         own: NDArray[np.bool_] = np.arange(self.shape[1]) < np.array(self.experts, np.int64)[:, None]
         return own.reshape(self.shape)
 
@@ -77,9 +78,9 @@ class RoutingOverrides:
     """The routing of `V` variants of one image.
 
     Attributes:
-        weights: float32 `[V, blocks, experts]`; NaN leaves what the model itself gives, seeing what was changed before.
-        uniform: bool `[V, blocks]`: whether every expert whose weight is NaN gets the mean of what the model itself
-            gives.
+        weights: float32 `[V, blocks, experts]`. NaN keeps the model's own weight, computed after the changes in earlier
+            blocks.
+        uniform: bool `[V, blocks]`. True gives every expert with NaN the mean of the block's own weights.
     """
 
     weights: NDArray[np.float32]
@@ -88,7 +89,7 @@ class RoutingOverrides:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RoutingProfile:
-    """What a model's routing looks like on known images, to compare live traffic with.
+    """A model's routing on known images, to compare live traffic with.
 
     Attributes:
         images: how many images it is made of.

@@ -1,4 +1,4 @@
-"""Named tensors: what engines return, and what tasks give a meaning."""
+"""Named tensors: engines return them, tasks say what they mean."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 Tensors = Mapping[str, NDArray[Any]]
-"""Arrays by the name of the output: of a batch, with the batch axis `[B, ...]` first, or of one row, without it."""
+"""Arrays by name of the output. Those of a batch are `[B, ...]`; those of one row have no batch axis."""
 
 LOGITS = "logits"
 """Class scores before the softmax: float32 `[classes]` per row."""
@@ -34,7 +34,7 @@ def rows_of(tensors: Tensors) -> list[Tensors]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """Where an image's time went, in seconds. `total` also holds what lies between the stages."""
+    """How long an image took, in seconds. `total` includes the time between the stages."""
 
     decode: float
     queue: float
@@ -44,7 +44,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowAnswer:
-    """What the plane says of one row: its tensors, where its time went, and how many rows its batch had."""
+    """The plane's answer for one row: tensors, timings, and the number of rows in its batch."""
 
     tensors: Tensors
     timings: Timings

@@ -1,4 +1,4 @@
-"""Where a request stands in a trace (W3C Trace Context), and where its time went."""
+"""A request's place in a trace (W3C Trace Context), and how long its stages took."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceContext:
-    """Where a request stands in a trace (W3C Trace Context): ids in lower-case hexadecimal, 32 and 16 digits."""
+    """A request's place in a trace (W3C Trace Context). Ids are lower-case hexadecimal, of 32 and 16 digits."""
 
     trace_id: str
     span_id: str
@@ -23,7 +23,7 @@ class TraceContext:
 
     @classmethod
     def parse(cls, traceparent: str | None) -> TraceContext | None:
-        """Read the header `traceparent`; None if it is absent or invalid, as the standard wants it ignored then."""
+        """Read the header `traceparent`. None if it is absent or invalid: the standard says to ignore it then."""
         match = _TRACEPARENT.fullmatch(traceparent.strip()) if traceparent else None
         if match is None:
             return None
@@ -49,7 +49,7 @@ class TraceContext:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """Where one image's time went: seconds of each stage, in order, the last of which ended at `ended` (monotonic)."""
+    """How long each stage of one image took (seconds, in order). The last one ended at `ended` (monotonic clock)."""
 
     seconds: Mapping[str, float]
     ended: float

@@ -1,4 +1,4 @@
-"""What every request has to pass, whichever front it comes to. Knows no protocol: a front reads and writes its own."""
+"""What every request passes, in every front: key, rate, readiness, deadline, priority, split key. Knows no protocol."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ API_KEY_HEADER = "X-API-Key"  # pragma: allowlist secret
 """Name of the header, or of the gRPC metadata, that holds an API key."""
 
 SPLIT_KEY_HEADER = "X-Split-Key"
-"""Name of the header, or of the gRPC metadata: equal values get equal versions, so a user stays with one of them."""
+"""Name of the header, or of the gRPC metadata. Equal values get equal versions, so a user stays with one version."""
 
 
 class Gatekeeper:
-    """Decides who may do what, and until when. One for all fronts of a service, since it counts requests by key."""
+    """Decides who may do what, and until when. All fronts of a service share one, since it counts requests by key."""
 
     def __init__(
         self,
@@ -33,9 +33,9 @@ class Gatekeeper:
 
         Args:
             readiness: says whether requests can be answered.
-            keys: the API keys that are taken; None lets everybody in.
-            open_admin: whether everybody may also do what needs the scope `admin`, where there are no keys.
-            request_timeout: the most seconds that an answer may take.
+            keys: the API keys that are accepted; None lets everybody in.
+            open_admin: whether everybody has the scope `admin` if there are no keys.
+            request_timeout: most seconds that an answer may take.
         """
         self._readiness = readiness
         self._keys = keys
@@ -49,18 +49,18 @@ class Gatekeeper:
         return self._keys is not None
 
     def admit(self, facts: RequestFacts, *, secret: str | None) -> None:
-        """Let a request in that may `predict`, and count it. Who came with it, and what that allows, goes to `facts`.
+        """Let a request in if its key has the scope `predict`, and count it.
 
-        Call it once for each request, before anything of the request is looked at.
+        Notes the key's name and scopes in `facts`. Call it once for each request, before anything else.
 
         Args:
             facts: of the request.
-            secret: the API key that it came with, if any.
+            secret: the API key of the request, if it has one.
 
         Raises:
             Unauthenticated: there is no key, or an unknown one.
             Forbidden: the key lacks the scope.
-            RateLimited: the key has had its requests of the last minute.
+            RateLimited: the key has used up its requests of the last minute.
         """
         if self._keys is None:
             facts.grants = self._open_grants
@@ -73,7 +73,7 @@ class Gatekeeper:
         self._rates.use(key)
 
     def check_ready(self) -> None:
-        """Refuse what can't be answered now.
+        """Refuse a request that can't be answered now.
 
         Raises:
             CapacityError: why it can't, and when a new try makes sense.
@@ -85,10 +85,10 @@ class Gatekeeper:
         """When a request that starts now must be answered, on the monotonic clock.
 
         Args:
-            timeout_ms: milliseconds that the caller waits; None means as long as the server lets it.
+            timeout_ms: milliseconds that the caller waits; None means the server's longest.
 
         Raises:
-            InvalidParameter: that is longer than the server lets it.
+            InvalidParameter: `timeout_ms` is longer than the server allows.
         """
         longest = self._request_timeout
         if timeout_ms is None:
@@ -101,7 +101,7 @@ class Gatekeeper:
         """The priority of a name: high, normal or low.
 
         Raises:
-            InvalidParameter: it is none of these.
+            InvalidParameter: there is no such priority.
         """
         try:
             return Priority[name.upper()]
@@ -110,15 +110,15 @@ class Gatekeeper:
             raise InvalidParameter(f"priority may be one of {names}, not {name[:100]!r}.") from error
 
     def split_key(self, facts: RequestFacts, given: str | None) -> str:
-        """What decides which version a request gets where an alias splits traffic: what the caller gave, or its id."""
+        """The key that picks a version where an alias splits traffic: the caller's own, or else the request's id."""
         return given or facts.request_id
 
 
 def demand(facts: RequestFacts, scope: KeyScope) -> None:
-    """Refuse a request that lacks a scope; one that hasn't been admitted has none.
+    """Refuse a request without a scope. A request that wasn't admitted has no scopes.
 
     Raises:
-        Forbidden: its API key lacks the scope.
+        Forbidden: the request's API key lacks the scope.
     """
     if scope not in facts.grants:
         raise Forbidden(f"This needs an API key with the scope {scope}.")

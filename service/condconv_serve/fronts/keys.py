@@ -1,4 +1,4 @@
-"""API keys: how they are made, stored, read from a file that may change, and found by their secret.
+"""API keys: made, stored, read from a file that may change, and found by their secret.
 
 A secret is 32 random bytes, so one round of SHA-256 is enough to store it: there is nothing to guess that a slow hash
 would protect.
@@ -25,7 +25,7 @@ from condconv_serve.validation import describe_errors
 logger = logging.getLogger(__name__)
 
 SECRET_PREFIX = "condconv_"  # pragma: allowlist secret
-"""Lets scanners of repositories and logs recognise a secret that got lost there."""
+"""Lets scanners recognise a secret that ended up in a repository or a log."""
 SECONDS_BETWEEN_LOOKS = 1.0
 
 ALL_SCOPES: frozenset[KeyScope] = frozenset({"predict", "admin"})
@@ -43,14 +43,14 @@ class ApiKey(BaseModel):
 
     @property
     def grants(self) -> frozenset[KeyScope]:
-        """What the key may do; `admin` implies the rest, and no scope at all suspends the key."""
+        """What the key may do. `admin` includes the rest; a key without scopes is suspended."""
         return ALL_SCOPES if "admin" in self.scopes else frozenset(self.scopes)
 
 
 class _Document(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    # Without keys everything is open, which an emptied file must not bring about.
+    # Without keys everything is open, so an empty file must not count as no keys.
     keys: tuple[ApiKey, ...] = Field(min_length=1)
 
     @field_validator("keys")
@@ -93,7 +93,7 @@ def parse_keys(text: str | bytes) -> tuple[ApiKey, ...]:
 
     Raises:
         ConfigurationError: it isn't JSON, holds no keys, or one that is incomplete or wrong. The message repeats no
-            values, since somebody may have put a secret where its hash belongs.
+            values: somebody may have put a secret in the place of its hash.
     """
     try:
         document = json.loads(text)
@@ -119,9 +119,10 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
 
 
 class KeyRing:
-    """The API keys that are in force; there is at least one.
+    """The API keys in force; at least one.
 
-    Keys of a file follow the file: when it changes, it is read again. If it can't be used then, nothing changes.
+    Keys from a file follow the file: it is read again when it changes. If the new file can't be used, the old keys stay
+    in force.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class KeyRing:
         Raises:
             ConfigurationError: the file is unusable.
         """
-        state = _state_of(file)  # before reading, so that what is written meanwhile counts as a change
+        state = _state_of(file)  # before reading, so that a write in the meantime counts as a change
         ring = cls(read_keys(file), file=file, clock=clock)
         ring._state = state
         return ring
@@ -155,7 +156,7 @@ class KeyRing:
         return iter(key for _, key in self._keys)
 
     def find(self, secret: str) -> ApiKey:
-        """The key of a secret, in a time that doesn't tell which keys there are.
+        """Find the key of a secret. How long it takes tells nothing about the keys.
 
         Raises:
             Unauthenticated: no key has this secret.
@@ -183,7 +184,7 @@ class KeyRing:
         except ConfigurationError as error:
             logger.error("the changed API keys are not used, the %d old ones stay in force: %s", len(self), error)
         else:
-            logger.info("%d API keys read anew: %s", len(self), ", ".join(key.name for key in self))
+            logger.info("%d API keys read again: %s", len(self), ", ".join(key.name for key in self))
 
 
 def _with_digests(keys: Sequence[ApiKey]) -> tuple[tuple[bytes, ApiKey], ...]:
@@ -191,7 +192,7 @@ def _with_digests(keys: Sequence[ApiKey]) -> tuple[tuple[bytes, ApiKey], ...]:
 
 
 def _state_of(file: Path) -> tuple[int, ...] | None:
-    """What changes with the file, also if another one takes its place; None if it is gone."""
+    """Changes when the file is written or replaced; None if the file is gone."""
     try:
         status = file.stat()
     except OSError:

@@ -23,7 +23,7 @@ class RateLimits:
         """Count one request of a key.
 
         Raises:
-            RateLimited: it has had its requests of the last 60 seconds.
+            RateLimited: it has used up its requests of the last 60 seconds.
         """
         limit = key.requests_per_minute
         if limit is None:

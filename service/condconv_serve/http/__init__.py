@@ -1,1 +1,1 @@
-"""Sockets and HTTP/1.1 for any front: the server, the guard of its connections, what is around every request."""
+"""Sockets and HTTP/1.1 for any front: the server, the guard of its connections, and the middleware."""

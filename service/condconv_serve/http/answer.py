@@ -1,4 +1,4 @@
-"""Errors as answers, for where no application can make one; how they look is each front's matter."""
+"""Errors as answers, for where no application can answer. Each front decides what they look like."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from condconv_serve.errors import ServiceError
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer; names of headers are in lower case, and tell the body's length and type."""
+    """A whole answer. Names of headers are in lower case; they include the body's length and type."""
 
     status: int
     headers: Sequence[tuple[bytes, bytes]]
@@ -25,4 +25,4 @@ class Answer:
 
 
 ErrorRenderer = Callable[[ServiceError], Answer]
-"""What makes an answer of an error, in the shape of one front."""
+"""Turns an error into an answer, in the shape of one front."""

@@ -1,4 +1,4 @@
-"""A request's body: how many bytes of it are read, and how long it is waited for."""
+"""A request's body: how many bytes are read, and how long we wait for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
     Raises:
         BodyTooLarge: it has more than `max_bytes`.
-        RequestTimeout: it pauses or takes too long, as `PatientBody` judges for every route.
+        RequestTimeout: it pauses or takes too long; `PatientBody` decides this for every route.
     """
     chunks: list[bytes] = []
     size = 0
@@ -34,7 +34,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 async def _discard(stream: AsyncGenerator[bytes, None], size: int, most: int) -> None:
-    """Read on without keeping it: a client that is still sending would be reset before it could read our answer."""
+    """Read on and throw away: a client that is still sending would be reset before it could read our answer."""
     try:
         async with asyncio.timeout(_DISCARD_SECONDS):
             async for chunk in stream:
@@ -46,16 +46,16 @@ async def _discard(stream: AsyncGenerator[bytes, None], size: int, most: int) ->
 
 
 class PatientBody:
-    """Receives a request's body, but doesn't wait for it for ever.
+    """Receives a request's body, but doesn't wait without end.
 
-    Once the body is complete, `receive` waits for the client to leave, for as long as that takes.
+    Once the body is complete, `receive` waits until the client leaves.
 
     Attributes:
         timed_out: whether the body was given up.
     """
 
     def __init__(self, receive: Receive, *, pause: float, total: float) -> None:
-        """Receive by `receive`; the body may pause for `pause` seconds, and take `total` seconds altogether."""
+        """Receive by `receive`; the body may pause for `pause` seconds, and take `total` seconds in all."""
         self._receive = receive
         self._pause = pause
         self._total = total
@@ -67,7 +67,7 @@ class PatientBody:
         """Return the next message.
 
         Raises:
-            RequestTimeout: the client sent nothing for too long, or takes too long altogether.
+            RequestTimeout: the client sent nothing for too long, or takes too long in all.
         """
         if self._complete:
             return await self._receive()

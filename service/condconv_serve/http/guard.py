@@ -1,6 +1,6 @@
-"""uvicorn's HTTP protocol, guarded: slow headers, stuck readers, and connections beyond the limit are cut off.
+"""uvicorn's HTTP protocol with limits: slow headers, stuck readers, and too many connections are cut off.
 
-uvicorn itself waits for headers for ever, so a few hundred silent connections could take the service down.
+uvicorn waits for headers without end, so a few hundred silent connections could take the service down.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ def guarded_protocol(limits: ConnectionLimits, metrics: Metrics, *, render: Erro
     Args:
         limits: of each connection, and of their number.
         metrics: counts what is refused.
-        render: makes the answer of what no application sees, such as malformed headers.
+        render: makes the answers that no application can give, such as for malformed headers.
 
     Raises:
-        ConfigurationError: this version of uvicorn lacks something that the guard replaces, so it would not guard.
+        ConfigurationError: this version of uvicorn lacks something that the guard replaces, so the guard would not
+            work.
     """
     check_uvicorn()
     refused: set[GuardedProtocol] = set()
@@ -55,8 +56,9 @@ def guarded_protocol(limits: ConnectionLimits, metrics: Metrics, *, render: Erro
 class GuardedProtocol(HttpToolsProtocol):
     """One connection.
 
-    While no request is being answered, a deadline runs from the first byte, and from the opening of the connection,
-    until headers are complete. How long a connection may be idle between requests is uvicorn's `timeout_keep_alive`.
+    While no request is being answered, a deadline runs until headers are complete. It starts when the connection opens,
+    and with a request's first byte. How long a connection may be idle between requests is uvicorn's
+    `timeout_keep_alive`.
 
     Every public method replaces one of uvicorn's: those of an asyncio protocol, the callbacks of the parser, and three
     of uvicorn's own. `check_uvicorn` sees that they exist.
@@ -100,7 +102,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refused.discard(self)
         super().connection_lost(exc)
         if self._running is not None and not self._running.response_complete:
-            # uvicorn tells the newest request only, which may wait behind this one.
+            # uvicorn tells only the newest request, which may wait behind this one.
             self._running.disconnected = True
             self._running.message_event.set()
 
@@ -116,7 +118,7 @@ class GuardedProtocol(HttpToolsProtocol):
             )
         if self._closing:
             return
-        if not self._answering():  # the rest of a body that was answered early is waited for no longer than headers
+        if not self._answering():  # wait for the rest of a body that was answered early no longer than for headers
             self._start_header_timer()
         self._header_bytes += len(data)
         self._parse(data)
@@ -147,7 +149,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The headers are here; from now on the application decides how long to wait."""
         if self.parser.should_upgrade():
-            return  # they will come again without the wish
+            return  # they come again without the wish
         if len(self.pipeline) >= MAX_PIPELINED:
             raise httptools.HttpParserError("too many requests before their answers")
         self._stop_header_timer()
@@ -157,7 +159,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._running = self.cycle
 
     def on_body(self, body: bytes) -> None:
-        """A part of the body is here; what else comes within a body, such as a trailer, counts as a header."""
+        """A part of the body is here. A trailer or the like within a body counts as a header."""
         self._header_bytes = 0
         super().on_body(body)
 
@@ -203,7 +205,7 @@ class GuardedProtocol(HttpToolsProtocol):
     # Parsing
 
     def _parse(self, data: bytes) -> None:
-        """Parse as uvicorn does, but go on where a request asks for another protocol: this server speaks no other.
+        """Parse as uvicorn does, but go on if a request asks for another protocol: this server speaks no other.
 
         The parser takes everything after such a request's headers for the other protocol, and uvicorn drops it. RFC
         9110 (7.8) lets a server ignore the wish; then what follows is the request's body.
@@ -289,7 +291,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._abort_later(_REFUSAL_SECONDS)
 
     def _end_message(self, error: ServiceError) -> None:
-        """Answer what can't be received any further, or let requests before it be answered."""
+        """Answer a request that can't be read any further, after the requests before it."""
         if self._is_receiving():
             self._fail(error)
             self.cycle.disconnected = True
@@ -330,7 +332,8 @@ class GuardedProtocol(HttpToolsProtocol):
             request_id,
             extra={"request_id": request_id, "status": answer.status, "outcome": error.slug},
         )
-        # What the client is still sending would reset the connection, and the answer be lost, if we closed it now.
+        # If we closed the connection now, bytes that the client still sends would reset it, and the answer would be
+        # lost.
         self._closing = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -354,7 +357,7 @@ _USED = {
 
 
 def check_uvicorn(*, protocol: type = HttpToolsProtocol, cycle: type = RequestResponseCycle) -> None:
-    """Check that what the guard replaces or sets is there: uvicorn would not look for it under any other name.
+    """Check that uvicorn has what the guard replaces or sets. Under another name uvicorn would not use it.
 
     Raises:
         ConfigurationError: something is missing.

@@ -1,4 +1,4 @@
-"""What connections may cost, and how many files they need: each connection is an open file."""
+"""Limits of connections, and of open files: each connection needs one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ MAX_PIPELINED = 1024
 """Most requests that a connection may send ahead of their answers."""
 
 REFUSED_AT_ONCE = 64
-"""Connections beyond the limit that may wait for their 503 at the same time; further ones are closed unheard."""
+"""Most connections beyond the limit that may wait for their 503. Further ones are closed at once."""
 
 _FILES_BESIDES_CONNECTIONS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectionLimits:
-    """What a connection may cost.
+    """Limits of the connections of one server.
 
     Attributes:
         header_timeout: seconds from a connection's opening, or a request's first byte, to the end of its headers.
-        write_timeout: seconds that a client may leave an answer unread.
+        write_timeout: most seconds that a client may leave an answer unread.
         max_connections: most connections at the same time.
     """
 

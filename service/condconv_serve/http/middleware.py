@@ -1,4 +1,4 @@
-"""What happens around every request: an id, a place in a trace, a limit to its body's time, a count, a log line."""
+"""What every request gets: an id, a place in a trace, a time limit for its body, a count, a log line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tracing import RequestSpan, Tracer
 
 TRACE_HEADER = "traceresponse"
-"""Tells the caller the trace and the span of its request, in the form of `traceparent`."""
+"""Header of the answer with the request's trace and span, written like `traceparent`."""
 
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 
@@ -59,7 +59,7 @@ class RequestContext:
             tracer: traces requests.
             body_timeout: seconds that a body may pause.
             body_total_timeout: seconds that a body may take.
-            draining: whether callers should open their next connection elsewhere.
+            draining: says whether callers should open their next connection elsewhere.
         """
         self._app = app
         self._render = render
@@ -90,7 +90,7 @@ class RequestContext:
                 answer = MutableHeaders(scope=message)
                 answer[REQUEST_ID_HEADER] = facts.request_id
                 answer[TRACE_HEADER] = str(facts.trace)
-                # The rest of a body that timed out would be taken for the next request.
+                # Otherwise the rest of a body that timed out would be taken for the next request.
                 if body.timed_out or self._draining():
                     answer["Connection"] = "close"
             await send(message)
@@ -122,7 +122,7 @@ class RequestContext:
         facts.outcome = facts.outcome or facts.slug or ("answered" if status else "disconnected")
         # Quoted, since a decoded path may hold line breaks and so forge lines of the log.
         path, trace, told = quote(scope["path"]), facts.trace, facts.told()
-        # Lines for people leave out what is the same in nearly all of them.
+        # Lines for people leave out what nearly all lines have in common.
         shown = {name: value for name, value in told.items() if (name, value) != ("outcome", "answered")}
         shown |= {"trace": trace.trace_id} if trace.sampled else {}
         logger.log(
@@ -168,11 +168,11 @@ _QUIET = frozenset({"/metrics", "/livez", "/readyz", "/healthz"})
 
 
 def _accept(given: str | None) -> str:
-    """Take the caller's id if it is harmless, else make one."""
+    """Take the caller's id if it is harmless, or else make one."""
     return given if given and _REQUEST_ID.match(given) else uuid.uuid4().hex
 
 
 def _route(scope: Scope) -> str:
-    """The route's template: paths that match none must not make new metric labels."""
+    """The route's template. Unknown paths share one label, so they can't make new ones."""
     route: Any = scope.get("route")
     return getattr(route, "path", None) or "unmatched"

@@ -10,14 +10,14 @@ from condconv_serve.http.scope import path_of
 
 
 class ByPrefix:
-    """ASGI application: hands each request to the front whose prefix its path has, or else to the main one.
+    """ASGI application: gives each request to the front with the path's prefix, or else to the main front.
 
-    Each front is whole: it has its own routes, its own `RequestContext`, and so its own shape of errors, also for
-    paths that it doesn't know. The main one also gets what is no request, such as the events of the server's life.
+    Each front is complete: it has its own routes, its own `RequestContext`, and its own shape of errors, even for
+    unknown paths. The main front also gets the server's start and stop events.
     """
 
     def __init__(self, main: ASGIApp, fronts: Mapping[str, ASGIApp]) -> None:
-        """Take the fronts by prefix, such as `/v2`; a prefix matches whole segments, the longest one wins."""
+        """Take the fronts by prefix, such as `/v2`. A prefix matches whole segments of a path; the longest one wins."""
         self._main = main
         self._fronts = sorted(fronts.items(), key=lambda item: -len(item[0]))
 

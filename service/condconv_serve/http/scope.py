@@ -1,4 +1,4 @@
-"""What is read from an ASGI scope, and the one place where a request's facts are kept in it."""
+"""What we read from an ASGI scope, and the one place that keeps a request's facts in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def path_of(scope: Scope) -> str:
 
 
 def keep_facts(scope: Scope, facts: RequestFacts) -> None:
-    """Keep the facts of a request; the middleware does so before any application sees it."""
+    """Keep the facts of a request. The middleware calls this before any application sees the request."""
     scope[_KEY] = facts
 
 

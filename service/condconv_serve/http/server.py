@@ -26,8 +26,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class DrainingServer(uvicorn.Server):
     """Ends in steps at the first signal, and at once at the second.
 
-    SIGTERM: not ready any more, but serving, for `drain_delay` seconds, in which load balancers notice. Then, or at
-    once on SIGINT: no new connections, and those that are there are closed when their request has been answered.
+    After SIGTERM it is not ready, but serves for `drain_delay` seconds, so that load balancers notice. Then, or at once
+    after SIGINT, it takes no new connections, and closes each open one when its request is answered.
     """
 
     def __init__(self, config: uvicorn.Config, *, on_drain: Callable[[], None], drain_delay: float) -> None:
@@ -46,7 +46,7 @@ class DrainingServer(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal ends it."""
-        for number in SIGNALS:  # before uvicorn does, so that none is missed
+        for number in SIGNALS:  # before uvicorn does, so that no signal is missed
             signal.signal(number, self.handle_exit)
         super().run(sockets)
 
@@ -56,7 +56,7 @@ class DrainingServer(uvicorn.Server):
         await super().serve(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, but take the connections that clients have already opened: they would be reset."""
+        """Stop listening, but take the connections that clients have already opened; otherwise they would be reset."""
         queues = [listener.dup() for listener in sockets or ()]
         for server in self.servers:
             server.close()
@@ -83,7 +83,7 @@ class DrainingServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take a signal; called by the interpreter."""
         if self._ending:
-            logger.warning("%s again: ending now, whatever is unanswered", signal.Signals(sig).name)
+            logger.warning("%s again: ending now, even if requests are unanswered", signal.Signals(sig).name)
             logging.shutdown()
             os._exit(128 + sig)
         self._ending = True
@@ -96,12 +96,12 @@ class DrainingServer(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._loop.call_later, delay, self.stop)
 
     def stop(self) -> None:
-        """End listening, answer what is there, and return from `run`."""
+        """Stop listening, answer the open requests, and return from `run`."""
         self.should_exit = True
 
 
 class _SideServer(uvicorn.Server):
-    """A server beside the main one, which alone looks after signals."""
+    """A second server. The main one alone handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -109,7 +109,7 @@ class _SideServer(uvicorn.Server):
 
 
 def config(app: ASGIApp, http: type[asyncio.Protocol], **options: Any) -> uvicorn.Config:
-    """How our servers run uvicorn: it writes no log of its own, and doesn't say what it is."""
+    """Uvicorn's configuration for our servers: no log of its own, no `Server` header."""
     return uvicorn.Config(app, http=http, ws="none", log_config=None, access_log=False, server_header=False, **options)
 
 
@@ -145,7 +145,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Open a port.
 
     Raises:
-        ConfigurationError: it can't be had.
+        ConfigurationError: the port can't be opened.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

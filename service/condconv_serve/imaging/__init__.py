@@ -1,4 +1,4 @@
-"""Photos on their way to the network: untrusted bytes -> RGB pixels (`decode`) -> one row (`transform`)."""
+"""From photos to rows: untrusted bytes -> RGB pixels (`decode`) -> one row (`transform`)."""
 
 from condconv_serve.imaging.decode import decode, decode_image
 from condconv_serve.imaging.decoder import ImageDecoder, model_row

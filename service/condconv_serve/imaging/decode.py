@@ -75,13 +75,13 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
             return _upright(_rgb(image), _orientation(image))
     except ImageError:
         raise
-    except Exception as error:  # Pillow's parsers raise whatever they stumble on, and none of it is ours to fix.
+    except Exception as error:  # Pillow's parsers may raise anything, and none of it is ours to fix.
         message = f"The {name} image is truncated, damaged, or of a kind that can't be read."
         raise CorruptImage(message) from error
 
 
 def upright_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None:
-    """Read width and height of a JPEG that a decoder without knowledge of EXIF and CMYK would get right.
+    """Read width and height of a JPEG, if a decoder that knows neither EXIF nor CMYK would decode it correctly.
 
     Returns:
         None for all other photos, and for damaged ones: `decode_image` knows what to do with them.
@@ -230,10 +230,10 @@ _filter_lock = threading.Lock()
 
 
 def _mute_pillow() -> None:
-    """Keep Pillow's warnings about odd files out of the log: they are the sender's affair.
+    """Keep Pillow's warnings about odd files out of the log: the sender made the file.
 
-    A standing filter, because `warnings.catch_warnings` swaps the filters of all threads. It is put back in front
-    where someone else has changed them since.
+    One filter that stays, because `warnings.catch_warnings` swaps the filters of all threads. If somebody changes the
+    filters, it is put in front again.
     """
     if _is_muted():
         return

@@ -1,4 +1,4 @@
-"""Decodes the images of requests on threads of its own, beside the event loop."""
+"""Decodes the images of requests on its own threads, beside the event loop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from condconv_serve.imaging.row import make_row
 
 
 def model_row(data: bytes, model: ServedModel, *, max_pixels: int) -> Row:
-    """Make the row that a model takes of an image file; whoever wants a model's pixels gets them here.
+    """Turn an image file into a model's row. All code that needs a model's pixels calls this.
 
     Args:
         data: a whole file, in one of `ACCEPTED_FORMATS`.
-        model: says how: its preprocessing, and its own JPEG decoder if it has one.
+        model: gives the preprocessing, and its own JPEG decoder if it has one.
         max_pixels: the most pixels that a header may announce.
 
     Raises:
@@ -34,7 +34,7 @@ def model_row(data: bytes, model: ServedModel, *, max_pixels: int) -> Row:
 
 
 class ImageDecoder:
-    """Makes rows of image files; as many at once as there are threads."""
+    """Turns image files into rows, as many at once as there are threads."""
 
     def __init__(self, threads: ThreadPoolExecutor, *, max_pixels: int) -> None:
         """Work on `threads`; images with more than `max_pixels` pixels are refused by their header."""

@@ -1,4 +1,4 @@
-"""What bytes are, and what they announce, as far as it must be known before Pillow opens them."""
+"""File formats: what the bytes are, and what must be known before Pillow opens them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIXES: Final[Mapping[FormatName, tuple[str, ...]]] = {
     "TIFF": (".tif", ".tiff"),
     "BMP": (".bmp",),
 }
-"""What files of the accepted formats are called."""
+"""Suffixes of files, by format."""
 IMAGE_SUFFIXES: Final = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 """A folder's files with these suffixes, in lower case, are taken for images."""
 
@@ -28,7 +28,7 @@ _BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 
 
 def recognise(data: bytes) -> FormatName | None:
-    """Name the accepted format that these bytes claim to be, by their signature; None if it is none of them."""
+    """Name the accepted format of these bytes by their signature; None if they have no such signature."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
     if data.startswith(_PNG_SIGNATURE):
@@ -92,7 +92,7 @@ def webp_size(data: bytes) -> tuple[int, int]:
 
 
 def first_gif_frame(data: bytes) -> bytes:
-    """Copy a GIF from its first frame on, without what comes before it and is not needed.
+    """Copy a GIF's header and its frames, without the blocks before the first frame.
 
     Of the extensions only transparency stays. The frame's disposal goes, since Pillow would fill a whole picture in
     preparation of the second frame while it only opens the file.
@@ -127,8 +127,8 @@ _PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
 def essential_png(data: bytes) -> bytes:
     """Copy the chunks of a PNG which make up its picture.
 
-    What is left behind can only do harm: text and colour profiles that inflate to a multiple of their size, and the
-    frames of an animation after its first picture. Checksums are tested here, since Pillow ignores those of pixels.
+    All other chunks can only do harm: text and colour profiles may inflate to many times their size, and an animation
+    has more frames than the first. Checksums are tested here, since Pillow ignores those of pixels.
 
     Raises:
         ValueError: a checksum is wrong, or the end is missing.

@@ -18,8 +18,8 @@ def make_row(
         data: a whole file, in one of `ACCEPTED_FORMATS`.
         preprocessing: what the network was made for.
         max_pixels: the most pixels that a header may announce.
-        crop_jpeg: decodes the centre squares of JPEGs for the exact `official` transform. Those that it can't decode,
-            lie on their side, or are CMYK are decoded like all other photos.
+        crop_jpeg: decodes the centre squares of JPEGs for the exact `official` transform. JPEGs that it can't decode,
+            that lie on their side, or that are CMYK are decoded like all other photos.
 
     Returns:
         `[image_size, image_size, 3]`, of the preprocessing's `row_type`.
@@ -31,7 +31,7 @@ def make_row(
     size, padding = preprocessing.image_size, preprocessing.crop_padding
     if crop_jpeg is not None and (shape := upright_jpeg_size(data, max_pixels=max_pixels)) is not None:
         if not data.endswith(_JPEG_END):
-            # A cropper stops below its square: only who decodes all of it notices that the rest is missing.
+            # `crop_jpeg` stops below its square. Only decoding the whole file shows that the rest is missing.
             decode_image(data, max_pixels=max_pixels)
         square = crop_jpeg(data, *centre_square(*shape, image_size=size, crop_padding=padding))
         if square is not None:

@@ -1,4 +1,4 @@
-"""Pixels -> one row: centre crop and bicubic resize, in the two ways that published weights were evaluated with."""
+"""Pixels -> one row: centre crop and bicubic resize, in the two ways in which published weights were evaluated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Photo = Pixels | Image.Image
 
 
 def transform(photo: Photo, preprocessing: Preprocessing) -> Row:
-    """Make a photo the row that the network takes.
+    """Crop and resize a photo to the network's row.
 
     Args:
         photo: an RGB image, or uint8 `[H, W, 3]`, of any size.
@@ -37,7 +37,7 @@ def transform(photo: Photo, preprocessing: Preprocessing) -> Row:
             return pillow(photo, image_size=size, crop_padding=padding)
 
 
-# A reduced photo keeps this many lines for each one that the network sees, so that the resize still has a choice.
+# A reduced photo keeps this many lines for each line of the row, so that the resize still has a choice.
 _SPARE_LINES = 1.4
 
 

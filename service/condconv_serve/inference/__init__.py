@@ -1,1 +1,1 @@
-"""The inference plane: rows in, named tensors out, whatever they mean and whoever asks."""
+"""The inference plane: rows in, named tensors out. It doesn't know what they mean, or who asks."""

@@ -1,4 +1,4 @@
-"""Ablations beside the ordinary traffic: one after the other, on a thread that comes after all others."""
+"""Ablations beside the ordinary traffic: one at a time, on a thread with the lowest priority."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
-from functools import partial
 from types import TracebackType
 
 from condconv_serve.domain import Ablated, Ablation, RoutingOverrides, Row, ServedModel
@@ -25,8 +24,13 @@ MAX_LOADED = 1
 logger = logging.getLogger(__name__)
 
 
+def yield_to_streams() -> None:
+    """Streams yield by one step, for the event loop to go first; ablations leave nearly all time to streams, too."""
+    yield_to_other_threads(3)
+
+
 class AblationQueue:
-    """Implements `condconv_serve.domain.Ablator`: computes one image with many routings, if not too many wait already.
+    """Implements `condconv_serve.domain.Ablator`: computes one image with many routings, unless too many wait.
 
     Use as a context manager; leaving it stops what is running.
     """
@@ -38,17 +42,16 @@ class AblationQueue:
         max_waiting: int = MAX_WAITING,
         max_loaded: int = MAX_LOADED,
         closing_seconds: float = 2.0,
-        prepare_thread: Callable[[], None] = partial(yield_to_other_threads, 3),
+        prepare_thread: Callable[[], None] = yield_to_streams,
     ) -> None:
-        """Prepare; nothing is loaded before it is needed.
+        """Prepare. Models are loaded when they are first needed.
 
         Args:
-            load: makes ready a model of that name and version; takes seconds.
+            load: prepares a model, by name and version; takes seconds.
             max_waiting: ablations waiting or running at once; more are refused.
             max_loaded: models kept ready.
             closing_seconds: how long leaving waits for what is running; a load can't be stopped.
-            prepare_thread: called first on the thread that computes. Streams yield by one step, for the event loop to
-                go first; ablations leave nearly all time to streams, too.
+            prepare_thread: called first on the thread that computes.
         """
         self._load = load
         self._max_waiting = max_waiting
@@ -61,20 +64,23 @@ class AblationQueue:
         self._thread = LoneThread("ablation", prepare_thread)
 
     def check(self) -> None:
-        """Say whether an ablation would be taken now.
+        """Refuse now if an ablation would be refused.
 
         Raises:
             AblationBusy: as many as allowed are waiting already.
         """
         if self._waiting >= self._max_waiting:
             raise AblationBusy(
-                f"{self._waiting} ablations are waiting already, the most that may.",
+                f"{self._waiting} ablations are waiting already, which is the limit.",
                 retry_after=self._waiting * self._seconds,
             )
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Take a place, from before the image is decoded until the ablation is done. Errors are those of `check`."""
+        """Take a place until the block ends: from before the image is decoded until the ablation is done.
+
+        Errors are those of `check`.
+        """
         self.check()
         self._waiting += 1
         try:
@@ -130,7 +136,7 @@ class AblationQueue:
         return Ablated(output=output, queue=started - asked, inference=self._seconds)
 
     def _ready(self, model: ServedModel) -> Ablation:
-        """The model's ablation, loaded if need be in place of another one. Only the one thread comes here."""
+        """The model's ablation. If it must be loaded, it may replace another one. Only the one thread calls this."""
         place = (model.name, model.version)
         if place in self._loaded:
             self._loaded.move_to_end(place)
@@ -144,7 +150,7 @@ class AblationQueue:
         return self._loaded[place]
 
     def forget(self, name: str, version: str) -> None:
-        """Release what a version that is no longer served has taken."""
+        """Release a version that is no longer served."""
 
         def drop() -> None:
             if (loaded := self._loaded.pop((name, version), None)) is not None:
@@ -160,7 +166,7 @@ class AblationQueue:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop what is running, at its next small batch; but wait no longer than that may take."""
+        """Stop the running ablation at its next small batch, and wait for that."""
         self._closing.set()
         closed = self._thread.submit(self._close_all)
         self._thread.shutdown(wait=False)

@@ -1,4 +1,4 @@
-"""The inference plane: leases a model, admits rows, batches them, runs them. Knows nothing of what they mean."""
+"""The inference plane: leases a model, admits rows, batches them, runs them. It doesn't know what they mean."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 RowBatcher = Batcher[ServedModel, Row, Tensors]
 RowSource = Callable[[], Awaitable[MadeRow]]
-"""Makes one row when it is awaited: decodes an image, say. Room for the row is admitted before that."""
+"""Makes one row when it is awaited, for instance by decoding an image. Room for the row is taken before that."""
 
 
 class InferencePlane:
     """Rows in, named tensors out: the same for every front and every task."""
 
     def __init__(self, models: ModelSource, batcher: RowBatcher, *, metrics: Metrics) -> None:
-        """Find models in `models`, compute their rows with `batcher`, and tell `metrics` what became of each row."""
+        """Find models in `models`, compute their rows with `batcher`, and count each row's result in `metrics`."""
         self._models = models
         self._batcher = batcher
         self._metrics = metrics
@@ -47,7 +47,7 @@ class InferencePlane:
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
     ) -> None:
-        """Refuse a request before its body has been read, if not even one row of it could be taken.
+        """Refuse a request before its body is read, if not even one row of it could be admitted.
 
         Raises:
             ModelNotFound, VersionNotFound: there is no such model. QueueFull, WaitTooLong, Draining: as `infer_each`.
@@ -89,11 +89,11 @@ class InferencePlane:
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
     ) -> list[RowAnswer | ServiceError]:
-        """Make and compute the rows of one request, each by itself: one that fails leaves the others alone.
+        """Make and compute the rows of one request. If a row fails, the others are still answered.
 
         Args:
             model: leased by the caller.
-            sources: make the rows, once there is room for all of them.
+            sources: make the rows when there is room for all of them.
             priority: how urgent they are.
             deadline: when the caller stops waiting, on the monotonic clock in seconds.
 
@@ -130,7 +130,7 @@ class InferencePlane:
         except ServiceError as error:
             outcomes.append(error.slug)
             return error
-        except Exception:  # a defect of ours must not take the request's other rows along
+        except Exception:  # a defect of ours must not spoil the request's other rows
             logger.exception("a row of %s/%s met an unexpected error", model.name, model.version)
             unexpected = ServiceError("Something went wrong in the service; its log says what.")
             outcomes.append(unexpected.slug)

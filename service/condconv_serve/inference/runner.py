@@ -12,7 +12,7 @@ from condconv_serve.inference.streams import StreamPool
 
 
 class BatchRunner:
-    """What the batcher calls. It holds the model until the batch is done, though all senders may have left by then."""
+    """What the batcher calls. It holds the model until the batch is done, even if all senders have left by then."""
 
     def __init__(
         self, streams: StreamPool, *, hold: Callable[[ServedModel], AbstractContextManager[ServedModel]]

@@ -1,4 +1,4 @@
-"""Streams: the threads on which batches are computed, one batch at a time each, and the watch over them."""
+"""Streams: threads that compute one batch at a time each, and the watch over them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class StreamPool:
             async with asyncio.timeout(self._stall_timeout):
                 result: Result = await asyncio.wrap_future(future)
         except TimeoutError:
-            # A thread can't be ended from outside; should it ever come back, it ends. Another one takes its number.
+            # A thread can't be ended from outside. If it ever comes back, it ends. Another thread takes its number.
             stream.close()
             stream = _Stream(stream.number)
             self._metrics.stream_stalls.inc()

@@ -25,12 +25,13 @@ def memory_limit() -> int | None:
 
 
 def calm_garbage_collection() -> None:
-    """Keep the garbage collector from holding up requests; to be called once, when everything has been imported.
+    """Keep the garbage collector from holding up requests.
 
-    It would look again and again through the 400,000 objects that TensorFlow and Keras consist of, 0.2 s each time, so
-    these are taken for permanent. Under overload it would then do so with those of some hundred waiting requests, 0.1 s
-    each time. Hardly anything old is garbage, so it looks through old objects a hundred times more rarely than usual;
-    loading and unloading, which do leave garbage behind, have it collected themselves.
+    Call it once, when everything has been imported. The collector would look through the 400,000 objects of TensorFlow
+    and Keras again and again, 0.2 s each time, so these are marked as permanent. Under overload it would do the same
+    with the objects of some hundred waiting requests, 0.1 s each time. Hardly any old object is garbage, so old objects
+    are looked through a hundred times less often than usual. Loading and unloading do leave garbage behind, and collect
+    it themselves.
     """
     gc.collect()
     gc.freeze()
@@ -39,7 +40,10 @@ def calm_garbage_collection() -> None:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system: building an engine frees several times its size, which glibc would keep."""
+    """Give freed memory back to the system.
+
+    Building an engine frees several times its size, and glibc would keep that.
+    """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Threads that know their place: who goes first, and an executor of one thread that tells whether it is at work."""
+"""Threads: which ones go first, and an executor of one thread that says whether it is busy."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ _NICENESS = 5
 
 
 def yield_to_other_threads(steps: int = 1) -> None:
-    """Let the other threads of this process go before the calling one, on Linux, the only system that can.
+    """Let the other threads of this process go before the calling one.
 
-    Those that yield by more steps come after those that yield by fewer.
-
-    For threads that compute without pause: the event loop needs little time, but soon, or else no one gets answers.
+    Only Linux can do this. Threads that yield by more steps come after those that yield by fewer. It is for threads
+    that compute without pause: the event loop needs little time, but needs it soon, or nobody gets an answer.
     """
     if sys.platform == "linux":
         niceness = os.getpriority(os.PRIO_PROCESS, 0) + steps * _NICENESS
@@ -28,10 +27,10 @@ def yield_to_other_threads(steps: int = 1) -> None:
 
 
 class LoneThread(ThreadPoolExecutor):
-    """Does one thing after the other, in the order in which they were submitted.
+    """Does one thing at a time, in the order in which they were submitted.
 
-    What it does may take for ever, a load from a file system that hangs, say, and an interpreter can't end while one of
-    its threads computes: whoever ends the process asks `busy`.
+    A thing may never end, such as a load from a file system that hangs. The interpreter can't end while a thread
+    computes, so code that ends the process asks `busy` first.
     """
 
     def __init__(self, name: str, initializer: Callable[..., object], initargs: tuple[Any, ...] = ()) -> None:
@@ -50,9 +49,9 @@ class LoneThread(ThreadPoolExecutor):
 
     @property
     def busy(self) -> bool:
-        """Whether anything is being done or waits to be."""
+        """Whether something runs or waits."""
         return bool(self._futures)
 
     def close(self) -> None:
-        """Begin nothing more; what is being done goes on."""
+        """Start nothing more. What runs already goes on."""
         self.shutdown(wait=False, cancel_futures=True)

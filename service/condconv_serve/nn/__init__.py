@@ -1,4 +1,4 @@
-"""The networks: CondConv layers, families of networks on Keras 3, and what they cost.
+"""Networks: CondConv layers, families of networks in Keras 3, and their cost.
 
 Nothing here depends on the server, so the layers can be used and trained on their own.
 """

@@ -33,7 +33,7 @@ def mix_experts(routing_weights: Tensor, experts: Tensor) -> Tensor:
 
 @keras.saving.register_keras_serializable(package="condconv")
 class PerExpertInitializer(keras.initializers.Initializer):
-    """Initialises every expert as if it were a layer of its own.
+    """Initialises every expert like a layer of its own.
 
     An ordinary initialiser would count the experts' axis as part of the receptive field and start too small.
     """
@@ -55,7 +55,7 @@ class PerExpertInitializer(keras.initializers.Initializer):
             return self.initializer.clone()
         if isinstance(config.get("seed"), int):
             return type(self.initializer).from_config({**config, "seed": config["seed"] + expert})
-        return self.initializer  # without randomness, or with a seed generator, which moves on at each call
+        return self.initializer  # without randomness, or with a seed generator, which gives new values at each call
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
@@ -63,7 +63,7 @@ class PerExpertInitializer(keras.initializers.Initializer):
 
 
 class _CondConvBase(keras.layers.Layer):
-    """What the two layers share: the spatial arguments, the mixed bias and the activation."""
+    """What the two layers share: spatial arguments, mixed bias and activation."""
 
     def __init__(
         self,
@@ -216,8 +216,8 @@ class CondConv2D(_CondConvBase):
         data_format: only "channels_last".
         activation: applied to the result.
         use_bias: whether each expert has a bias.
-        kernel_initializer: applied to each expert by itself; likewise `bias_initializer`.
-        kernel_regularizer: on the experts; likewise `bias_regularizer`, `kernel_constraint`, `bias_constraint`.
+        kernel_initializer: applied to each expert separately; so is `bias_initializer`.
+        kernel_regularizer: applied to the experts; so are `bias_regularizer`, `kernel_constraint`, `bias_constraint`.
 
     Raises:
         ValueError: an argument or an input's shape is impossible.

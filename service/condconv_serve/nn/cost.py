@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds, counted from its layers."""
+"""The cost of a network: parameters and multiply-adds, counted from its layers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from condconv_serve.nn.condconv import CondConv2D, DepthwiseCondConv2D
 def cost(model: keras.Model) -> Cost:
     """Count a functional model's cost at the input size that it was built for.
 
-    A multiply-add is two floating-point operations. Convolutions, dense layers and the mixing of CondConv kernels are
-    multiply-adds throughout; a lone product or sum (of swish, squeeze-and-excitation, residuals, biases, pooling) is
-    half a one. Batch normalisation costs nothing, since it folds into the convolutions. So counted, the networks of
-    the CondConv paper (table 3) come out at the figures published there.
+    A multiply-add is two floating-point operations. Convolutions, dense layers and the mixing of CondConv kernels
+    consist of multiply-adds. A product or a sum alone counts half (swish, squeeze-and-excitation, residuals, biases,
+    pooling). Batch normalisation costs nothing, since it folds into the convolutions. Counted like this, the networks
+    of the CondConv paper have the figures of its table 3.
 
     Raises:
         ValueError: the model's input size is open, so multiply-adds are undefined.

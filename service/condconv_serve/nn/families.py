@@ -1,4 +1,4 @@
-"""Families of networks: each brings its architectures and what builds them, and everything else finds them here."""
+"""Families of networks. Each registers its architectures and its builder here, where all other code finds them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Spec = TypeVar("Spec", bound="Architecture")
 
 
 class Architecture(Protocol):
-    """A network up to its weights, as a frozen value."""
+    """A network without its weights, as a frozen value."""
 
     @property
     def name(self) -> str:
-        """Under which it is registered."""
+        """Its name, under which it is registered."""
         ...
 
     @property
@@ -29,7 +29,7 @@ class Architecture(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """Classes that it tells apart."""
+        """Number of classes."""
         ...
 
     @property

@@ -1,7 +1,8 @@
-"""A functional Keras network as a JSON document, and back: data only, whoever wrote it.
+"""A functional Keras network as a JSON document, and back.
 
-Keras's own loader imports whatever module a document names. So a document is checked first, class by class, against
-what a network of stock layers and CondConv layers consists of; nothing else is ever looked up.
+Documents are data only, so you need not trust their author. Keras's own loader imports any module that a document
+names. So each class in a document is first checked against a list: Keras's own layers and CondConv layers. Nothing else
+is ever looked up.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ _OURS = {
     "PerExpertInitializer": "condconv_serve.nn.condconv",
 }
 _MODELS = {"Functional": "keras.src.models.functional", "Sequential": "keras"}
-# What `x + y`, `x[:, 1:]` and calls of `keras.ops` leave in a network: arithmetic without callbacks or files.
+# Operations that `x + y`, `x[:, 1:]` and calls of `keras.ops` leave in a network: arithmetic, without callbacks or
+# files.
 _OPERATION_MODULES = ("keras.src.ops.numpy", "keras.src.ops.nn", "keras.src.ops.math", "keras.src.ops.image")
 _BASES = {
     "keras.initializers": keras.initializers.Initializer,
@@ -68,20 +70,20 @@ def network_to_json(network: keras.Model) -> str:
 
 
 def network_from_json(text: str, *, image_size: int) -> keras.Model:
-    """Build the network of a document, with fresh weights.
+    """Build the network that a document describes, with fresh weights.
 
     Args:
         text: what `network_to_json` gave.
-        image_size: rows and columns of the input, where the document leaves them open.
+        image_size: rows and columns of the input, if the document leaves them open.
 
     Raises:
-        ConfigurationError: the document is damaged, or asks for something besides layers; nothing of it was executed.
+        ConfigurationError: the document is damaged, or asks for more than layers. Nothing of it was executed.
     """
     config = _parse(text)
     _fix_input_size(config, image_size)
     try:
         network = keras.saving.deserialize_keras_object(config, safe_mode=True)
-    except Exception as error:  # Keras raises whatever it stumbles on
+    except Exception as error:  # Keras may raise anything
         reason = str(error).strip().splitlines()
         raise ConfigurationError(f"Keras can't build the network: {reason[-1] if reason else error!r}") from error
     if not isinstance(network, keras.Model) or not network.built:
@@ -90,7 +92,7 @@ def network_from_json(text: str, *, image_size: int) -> keras.Model:
 
 
 def variable_shapes(text: str, *, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each variable by its path, without memory for any: a few bytes may ask for terabytes.
+    """Shape of each variable by its path. This takes no memory for them: a few bytes may ask for terabytes.
 
     Raises:
         ConfigurationError: as for `network_from_json`, or two variables have the same path.
@@ -123,7 +125,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 def _check(config: Any) -> None:
-    """Refuse everything that isn't known to be plain data or one of the layers."""
+    """Refuse everything but plain data and the known layers."""
     try:
         for item in _objects(config):
             _check_object(item)
@@ -183,7 +185,7 @@ def _refusal(item: dict[str, Any]) -> str:
         )
     return (
         f"{kind}{where} can't be stored in a bundle: a network is made of Keras's own layers for images (no Lambda, "
-        "no classes of one's own), CondConv2D and DepthwiseCondConv2D."
+        "no classes of your own), CondConv2D and DepthwiseCondConv2D."
     )
 
 

@@ -1,4 +1,4 @@
-"""Networks without values: what their variables are called and how large they are, at no cost in memory."""
+"""Networks without values: names and sizes of their variables, at no cost in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import keras
 def outline(build: Callable[[], keras.Model]) -> keras.Model:
     """Build a network whose variables have paths and shapes, but no values and no memory.
 
-    A few bytes may ask for a network of terabytes; its outline tells before it is built.
+    A few bytes may ask for a network of terabytes; the outline shows this before it is built.
     """
 
     def build_without_values() -> keras.Model:

@@ -1,1 +1,1 @@
-"""What is done with models and files without a server."""
+"""Work with models and files without a server: classify, measure, verify, profile."""

@@ -1,4 +1,4 @@
-"""`condconv bench engine` and `condconv models verify --precision`: what this machine makes of a model, measured."""
+"""`condconv bench engine` and `condconv models verify --precision`: a model measured on this machine."""
 
 from __future__ import annotations
 
@@ -70,18 +70,18 @@ def bench_engine(
     rounds: int,
     progress: Callable[[str], None],
 ) -> list[EngineFigure]:
-    """Measure a model's throughput and latency in every combination; they take turns, round by round.
+    """Measure a model's throughput and latency in every combination. They take turns, round by round.
 
     Args:
-        settings: device and threads; what is asked for here overrides the rest.
+        settings: device and threads; the arguments below come first.
         bundle: the model.
         engines: by name; empty means the one that would serve.
-        precisions: likewise.
-        streams: batches computed at once; likewise.
+        precisions: empty means the one that would serve.
+        streams: batches computed at once; empty means as many as would serve.
         batch_sizes: rows per batch.
         seconds: per measurement.
         rounds: how often each combination is measured.
-        progress: is told what happens.
+        progress: called with a line for each step.
 
     Raises:
         BundleError, ConfigurationError: the bundle is unusable, or this machine lacks what is asked for.
@@ -121,7 +121,7 @@ def bench_engine(
             rows_per_second=median(one.rows_per_second for one in results),
             latency_p50=median(one.latency_p50 for one in results),
             latency_p99=median(one.latency_p99 for one in results),
-            # Of each round, so that a busy moment of the machine hits both.
+            # Compare within each round, so that a busy moment of the machine hits both.
             speed=median(a.rows_per_second / b.rows_per_second for a, b in zip(results, first, strict=True)),
         )
         for case, results in found.items()

@@ -1,4 +1,4 @@
-"""Classifies files without a server: the same parts as behind HTTP, run once."""
+"""Classifies files without a server, with the same parts as the server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROGRESS_FROM = 8
 
 @dataclass(frozen=True, slots=True)
 class LocalAnswer:
-    """What became of all files, in order."""
+    """The results of all files, in order."""
 
     model: ServedModel
     results: tuple[ClassifiedImage, ...]
@@ -36,7 +36,7 @@ class LocalAnswer:
         return int(any(result.error is not None for result in self.results))
 
     def to_json(self, *, routing: bool) -> dict[str, Any]:
-        """The answer in the shape that HTTP gives it, and what computed it."""
+        """The answer in the shape of the HTTP answer, and the engine that computed it."""
         body = predict_response(Classification(self.model.info, self.results), routing=routing)
         return {**body.model_dump(mode="json", exclude_none=True), "computed_by": asdict(self.model.computed_by)}
 

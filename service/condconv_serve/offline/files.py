@@ -1,4 +1,4 @@
-"""Files that a person names: images, folders of images, globs."""
+"""Files named on the command line: images, folders of images, globs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from condconv_serve.imaging.formats import IMAGE_SUFFIXES
 
 
 def expand(arguments: Sequence[str]) -> list[Path]:
-    """Turn files, directories (searched with all below) and globs into files.
+    """Turn files, directories (with all below them) and globs into files.
 
     Raises:
         MissingImage: an argument stands for no file.

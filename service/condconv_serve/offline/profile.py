@@ -1,4 +1,4 @@
-"""Makes reference profiles: what a model's routing looks like on a person's own images."""
+"""Makes reference profiles: a model's routing on your own images."""
 
 from __future__ import annotations
 

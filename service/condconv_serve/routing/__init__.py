@@ -1,1 +1,1 @@
-"""Insight into routing weights."""
+"""Insight into routing weights: statistics, profiles, drift, tables and plots. NumPy only."""

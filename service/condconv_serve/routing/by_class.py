@@ -1,4 +1,4 @@
-"""Routing weights by labelled class: how differently a network routes what is different."""
+"""Routing weights by labelled class: how differently a network routes different things."""
 
 from __future__ import annotations
 

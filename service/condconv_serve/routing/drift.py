@@ -14,10 +14,11 @@ from condconv_serve.routing.tally import BINS, Counts, Floats, Tally
 BIN_SHARE = 0.1
 """Neighbouring bins are joined until each holds at least this share of the reference's images."""
 SMOOTHING = 0.5
-"""Images that each joined bin is given beforehand, so that no logarithm is infinite."""
+"""Images added to each joined bin, so that no logarithm is infinite."""
 PSI_ALERT = 0.2
-"""Drift of a block that is more than this above what chance explains is worth an alert; `docs/routing.md` says why."""
-_Z = 3.0  # deviations of a normal distribution that chance is granted
+"""A block's drift is worth an alert if it exceeds what chance explains by more than this; `docs/routing.md` says
+why."""
+_Z = 3.0  # deviations of a normal distribution that count as chance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +28,8 @@ class BlockDrift:
     Attributes:
         psi: population stability index, `sum((p - q) * ln(p / q))` over the bins of the weights' distributions.
         js: Jensen-Shannon divergence in bits, 0 to 1.
-        psi_by_chance: what the population stability index is expected to be without drift, with so few images.
-        alert_above: the population stability index from which it counts as drift.
+        psi_by_chance: the psi that is expected without drift, with this number of images.
+        alert_above: a psi above this counts as drift.
     """
 
     psi: float

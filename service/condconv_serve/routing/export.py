@@ -14,7 +14,7 @@ CSV_COLUMNS = ("image", "id", "filename", "class", "probability", "block", "expe
 
 
 def to_csv(results: Sequence[ClassifiedImage]) -> bytes:
-    """One line per image, block and expert; one line with the error's slug for an image that failed. UTF-8."""
+    """One line per image, block and expert; a failed image has one line with its error's slug. UTF-8."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(CSV_COLUMNS)

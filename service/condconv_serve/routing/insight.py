@@ -1,4 +1,4 @@
-"""What there is to say about one image's routing."""
+"""What stands out in one image's routing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from condconv_serve.routing.tally import Floats, entropy
 
 STRONGEST = 3
 MIN_LIVE_IMAGES = 5
-"""Live traffic serves as a class's profile from so many images on."""
+"""Live traffic serves as a class's profile once it has this many images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,7 +68,7 @@ def insight(
 def class_profile_of(
     index: int, *, profile: RoutingProfile | None, live: tuple[int, Floats] | None
 ) -> ClassProfile | None:
-    """What is known of a class: by the reference profile, else by live traffic if it has shown enough images.
+    """What is known about a class: from the reference profile, or else from live traffic if that has enough images.
 
     Args:
         index: the class.

@@ -18,7 +18,7 @@ from condconv_serve.routing.tally import CLASS_BYTES, EDGES, Tally
 from condconv_serve.telemetry.metrics import WEIGHT_BUCKETS, BlockRouting
 
 GAUGE_WINDOW: Window = "15m"
-"""The window of what is exported as a gauge."""
+"""The window that gauges show."""
 # The buckets' upper ends are among those of the bins.
 _LAST_BINS = [EDGES.index(bucket) - 1 for bucket in WEIGHT_BUCKETS]
 
@@ -85,7 +85,7 @@ class LiveRouting:
             return iter(list(self._models.values()))
 
     def class_profile(self, model: ModelInfo, index: int) -> ClassProfile | None:
-        """What is known of a class's routing: by the reference profile, else by live traffic."""
+        """What is known about a class's routing: from the reference profile, or else from live traffic."""
         live = self._models.get((model.name, model.version))
         return class_profile_of(
             index,
@@ -94,7 +94,7 @@ class LiveRouting:
         )
 
     def exported(self) -> Iterator[BlockRouting]:
-        """What Prometheus is told of each block."""
+        """What Prometheus gets about each block."""
         for live in self:
             totals = live.statistics.read("all", classes=False)
             recent = live.statistics.read(GAUGE_WINDOW, classes=False)

@@ -23,7 +23,7 @@ MAX_TITLE = 40
 
 
 def check_plot_path(path: Path) -> None:
-    """Say early that a picture can't be written there.
+    """Check early that a picture can be written there.
 
     Raises:
         InvalidParameter: unknown kind of file, or no such directory.
@@ -95,6 +95,6 @@ def save(figure: Figure, kind: str) -> bytes:
 
 
 def shortened(title: str) -> str:
-    """A title without what fonts can't draw, and not too wide."""
+    """A title without characters that fonts can't draw, and not too wide."""
     lines = ["".join(c if c.isprintable() else " " for c in line) for line in title.split("\n")]
     return "\n".join(line if len(line) <= MAX_TITLE else f"{line[: MAX_TITLE - 1]}…" for line in lines)

@@ -1,4 +1,4 @@
-"""Pictures of routing weights by class, in the manner of the CondConv paper's figures."""
+"""Pictures of routing weights by class, like the figures of the CondConv paper."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plot_by_class(found: RoutingByClass, path: Path) -> None:
 
 
 def draw_by_class(found: RoutingByClass) -> Figure:
-    """Mean weights by class, distribution over all images, and what tells classes apart; at three depths."""
+    """Mean weights by class, distribution over all images, and how far classes are apart, at three depths."""
     depths = depths_of(len(found.layout.blocks))
     experts = found.mean.shape[2]
     width = max(4.5, min(0.5 * experts + 1.5, 12))

@@ -1,4 +1,4 @@
-"""The routing of recent requests: a few, and for those only who sent them."""
+"""The routing of recent requests: the newest ones, each only for its sender."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class RecentRequests:
         self._requests: OrderedDict[_Place, RecentRequest] = OrderedDict()
 
     def remember(self, request: RecentRequest, *, owner: str | None) -> None:
-        """Keep a request for its owner, the name of the API key that sent it; a later one with the same id replaces it.
+        """Keep a request for its owner: the name of the API key that sent it.
 
-        What is larger than the whole memory isn't kept.
+        A later request with the same id replaces it. A request larger than the whole memory isn't kept.
         """
         request = replace(request, results=tuple(_detached(result) for result in request.results))
         if request.size > self._max_bytes:
@@ -73,7 +73,7 @@ class RecentRequests:
         """Return a request of this owner.
 
         Raises:
-            RoutingNotFound: there is none, or none of this owner, which sounds the same.
+            RoutingNotFound: there is no such request, or it has another owner; the message is the same.
         """
         with self._lock:
             request = self._requests.get((owner, request_id))
@@ -90,7 +90,7 @@ class RecentRequests:
 
 
 def _detached(result: ClassifiedImage) -> ClassifiedImage:
-    """The same without what it would keep from being freed: a whole batch's weights, or an error's frames and image."""
+    """A copy that keeps nothing else in memory: not a whole batch's weights, nor an error's frames and image."""
     if result.prediction is None:
         if result.error is not None:
             result.error.__traceback__ = result.error.__cause__ = result.error.__context__ = None

@@ -1,4 +1,4 @@
-"""A data set's routing as one HTML page that needs nothing else: pictures inside, no scripts, no requests."""
+"""A data set's routing as one HTML page. It holds its pictures, and needs no scripts and no other files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ th:first-child, td:first-child { text-align: left; }
 
 
 def check_report_path(path: Path) -> None:
-    """Say early that a report can't be written there.
+    """Check early that a report can be written there.
 
     Raises:
         InvalidParameter: not .html, or no such directory.

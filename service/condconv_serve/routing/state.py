@@ -1,4 +1,4 @@
-"""Routing statistics on their way between processes: replicas' states combine exactly."""
+"""Routing statistics to pass between processes. States of replicas add up exactly."""
 
 from __future__ import annotations
 

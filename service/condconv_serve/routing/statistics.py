@@ -23,11 +23,11 @@ _MAX_PENDING_ROWS, _MAX_PENDING_VALUES = 64, 65_536
 
 
 class RoutingStatistics:
-    """Counts images as they are answered. Thread-safe; memory is bounded whatever the traffic.
+    """Counts images as they are answered. Thread-safe; the memory has a limit, whatever the traffic.
 
     A window consists of parts, the last of which is still filling: `1m` covers the last 55 to 60 seconds, `15m` the
     last 14 to 15 minutes, `all` everything since the start or the last reset. Images are counted a few dozen at a time,
-    since that costs a fraction of counting each by itself, but none is missing from what is read.
+    since that is much cheaper. Readers still see all of them.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RoutingStatistics:
 
         Args:
             layout: whose routing is counted.
-            class_bytes: most memory for the classes of `all`; those of the other windows have as much together.
+            class_bytes: most memory for the classes of `all`; all other windows together have the same.
             clock: monotonic, in seconds.
         """
         self.layout = layout
@@ -74,7 +74,7 @@ class RoutingStatistics:
             self._pending_classes.append(predicted)
 
     def read(self, window: Window = "all", *, classes: bool = True) -> Tally:
-        """The images of a window, as a tally of the caller's own; without their classes it is much cheaper."""
+        """The images of a window, as a copy for the caller. Without classes it is much cheaper."""
         total = Tally(self.layout, self._class_bytes)
         with self._lock:
             self._count_pending()
@@ -104,7 +104,7 @@ class RoutingStatistics:
         pending = np.stack(self._pending)
         tally = Tally.of(pending, self._pending_classes, self.layout, class_bytes=self._class_bytes)
         self._pending, self._pending_classes = [], []
-        # When they came, not now: they may have been waiting for a while.
+        # Count from when they came: they may have waited for a while.
         then = self._pending_part * _SPANS["1m"][0]
         self._all.merge(tally)
         for ring in self._rings.values():

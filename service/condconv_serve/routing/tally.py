@@ -1,4 +1,4 @@
-"""Sums over routing weights that add up: over images, over spans of time, over replicas."""
+"""Sums over routing weights. They add up over images, spans of time, and replicas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EDGES: tuple[float, ...] = tuple(i / BINS for i in range(BINS + 1))
 ACTIVE = 0.5
 """A weight above this counts as active."""
 CLASS_BYTES = 32 * 2**20
-"""Memory for the classes of one tally, unless told otherwise."""
+"""Default memory for the classes of one tally."""
 _BYTES_PER_CLASS = 160  # the counters, and the dictionary's entry
 
 
@@ -48,10 +48,10 @@ def entropy(weights: ArrayLike, experts: ArrayLike) -> Floats:
 class ClassTally:
     """Images and sums of routing weights by predicted class, within a limit of memory.
 
-    While there is room every class is kept, and all is exact. Then the class that ranks lowest makes room for a new
-    one, which takes over its rank (Space-Saving; Metwally et al., ICDT 2005): whatever the traffic, a class that has
-    more than `1 / capacity` of all images is there. What was given up is counted in `dropped_classes` and
-    `dropped_images`, and is missing from the sums of a class that comes back.
+    While there is room every class is kept, and all is exact. After that the class that ranks lowest makes room for a
+    new one, which takes over its rank (Space-Saving; Metwally et al., ICDT 2005). A class with more than `1 / capacity`
+    of all images is always kept. Dropped classes and their images are counted in `dropped_classes` and
+    `dropped_images`. A class that comes back starts without them.
     """
 
     def __init__(self, shape: tuple[int, int], *, max_bytes: int = CLASS_BYTES) -> None:

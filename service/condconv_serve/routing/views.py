@@ -1,4 +1,4 @@
-"""What there is to see of live statistics, as plain values: for answers over any protocol and for the command line."""
+"""Live statistics as plain values, for answers over any protocol and for the command line."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from condconv_serve.routing.statistics import Window
 from condconv_serve.routing.tally import EDGES, Floats, Tally
 
 View = dict[str, Any]
-"""What JSON can hold: names of the fields as in the native interface, numbers, strings, lists."""
+"""A JSON object, with the field names of the native interface."""
 
 
 def blocks_view(tally: Tally, drift: Sequence[BlockDrift] = ()) -> list[View]:
-    """How each block's experts are used, and how far the block has drifted where that is known."""
+    """How each block's experts are used, and the block's drift, if known."""
     layout = tally.layout
     return [
         {
@@ -74,7 +74,7 @@ def live_view(model: ModelInfo, live: LiveModel, *, window: Window, classes: int
 
 
 def class_view(model: ModelInfo, live: LiveModel, index: int, *, window: Window) -> View:
-    """How the images are routed that were taken for class `index`, beside all images and the reference profile."""
+    """How images of the predicted class `index` are routed, beside all images and the reference profile."""
     tally = live.statistics.read(window)
     found = tally.classes.get(index)
     profile = class_profile_of(index, profile=model.routing_profile, live=None)
@@ -119,7 +119,7 @@ def expert_classes_view(
 
 
 def insight_view(prediction: Prediction, model: ModelInfo | None, *, live: LiveRouting | None) -> View:
-    """What stands out in one image's routing; without the model, or without live statistics, as far as is known."""
+    """What stands out in one image's routing. Without the model or live statistics, some fields are absent."""
     known = None
     if model is not None and live is not None:
         known = live.class_profile(model, prediction.classes[0].index)

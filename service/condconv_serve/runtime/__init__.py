@@ -1,7 +1,7 @@
-"""Turns networks into engines and serves them: inference graphs, executors, and the registry of loaded models."""
+"""Turns networks into engines: inference graphs, lowerings, TensorFlow, OpenVINO and XLA."""
 
 import sys
 
-# Whoever imports OpenVINO afterwards gets it without its telemetry, which reports every operation that is read to its
-# makers, from a fork of this process.
+# Imported after this, OpenVINO runs without its telemetry, which forks this process and reports every operation that it
+# reads to OpenVINO's makers.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

@@ -1,8 +1,8 @@
-"""Computes one image with many routings: what the network would have said without an expert.
+"""Computes one image with many routings: what would the network answer without an expert?
 
-The network is cut where a block's routing weights are first read. What depends on none of them is computed once; every
-variant starts as a copy of the image's own features at the first block that it changes, and from there on all variants
-go through each block together, as rows of small batches.
+The network is cut where a block's routing weights are first read. Everything before the first cut is computed once. A
+variant starts at the first block that it changes, with a copy of the image's features. From there all variants go
+through each block together, as rows of small batches.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class AblationEngine:
 
         Args:
             row: `[image_size, image_size, 3]`.
-            overrides: the routing of `V` variants. Blocks may have fewer experts than others; what is given beyond
-                theirs is ignored.
-            stopped: asked now and then; true ends the work, since nobody waits for the answer any more.
+            overrides: the routing of `V` variants. Blocks may have fewer experts than others; values beyond theirs are
+                ignored.
+            stopped: called now and then. If it returns true, the work ends, since nobody waits for the answer any more.
 
         Returns:
             The logits and the routing weights used, of `V + 1` rows: the image as it is, then the variants. None if
@@ -189,7 +189,7 @@ def _cuts(network: keras.Model, routing: Sequence[Any]) -> list[_Cut]:
     calls = ModelGraph(network).calls
     computed = {id(tensor): place for place, tensor in enumerate(t for call in calls for t in call.outputs)}
     blocks = sorted(range(len(routing)), key=lambda block: computed[id(routing[block])])
-    # Whatever reads a block's routing comes after it; everything else, after what it reads.
+    # A call that reads a block's routing belongs to that block; any other call, to the last block that it depends on.
     after = {id(routing[block]): place for place, block in enumerate(blocks, 1)}
     stage = {id(network.inputs[0]): -1}
     read: dict[int, dict[int, Any]] = defaultdict(dict)

@@ -1,4 +1,4 @@
-"""What this machine offers to compute on: cores, number formats, accelerators, optional engines."""
+"""What this machine can compute with: cores, number formats, accelerators, optional engines."""
 
 from __future__ import annotations
 

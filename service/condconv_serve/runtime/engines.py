@@ -1,4 +1,4 @@
-"""Builds the engine that a plan asks for, checks its answers, and falls back where that is allowed."""
+"""Builds the engine that a plan asks for, checks its answers, and falls back to TensorFlow if allowed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from condconv_serve.telemetry.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 TOLERANCE: dict[Precision, float] = {"float32": 1e-3, "bfloat16": 5e-2}
-"""How far an engine's answers may be off: the root mean square of the error, relative to that of the answers."""
+"""How far an engine's answers may be off: root mean square of the error, relative to that of the answers."""
 
 
 def build_engine(
@@ -131,7 +131,7 @@ def check_equal(found: Tensors, expected: Tensors, *, tolerance: float) -> None:
 
 
 def probe_rows(image_size: int) -> Pixels:
-    """Three rows that resemble no photo but reach every part of the network: uint8 `[3, image_size, image_size, 3]`."""
+    """Rows like no photo, but they reach every part of the network: uint8 `[3, image_size, image_size, 3]`."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (image_size, image_size, 3), dtype=np.uint8)
     ramp = np.broadcast_to(np.linspace(0, 255, image_size)[:, None, None], noise.shape).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Which layers the engines know, and what each one is: a table, so that a new layer is a new line here."""
+"""The layers that the engines know, as a table. A new layer is a new line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class LayerKind:
 
     Attributes:
         role: what lowering does with it.
-        depthwise: whether each channel is convolved by itself.
+        depthwise: whether each channel is convolved separately.
         experts: whether the kernel is mixed per example, from experts: it is called with features and routing weights.
     """
 

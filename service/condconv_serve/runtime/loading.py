@@ -1,4 +1,4 @@
-"""From a bundle to an engine that is ready to compute."""
+"""From a bundle to an engine."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     """Build a bundle's network, give it its weights, and make an engine of it as planned.
 
     Raises:
-        BundleError: the architecture is unknown, or its own network holds what a network may not; or tensors are
-            missing, left over or misshaped; they are named.
+        BundleError: the architecture is unknown, its own network holds a forbidden layer, or tensors are missing, left
+            over or misshaped; they are named.
     """
     if plan.device == "cpu":
         limit_threads(plan.threads_per_stream)
@@ -99,7 +99,7 @@ def load_network(bundle: Bundle) -> keras.Model:
 
 
 def _registered_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32]]) -> keras.Model:
-    """Build a network of ours, once the bundle's weights are known to be as large as it says."""
+    """Build a registered network, after checking that the bundle's weights are as large as it says."""
     manifest, spec = bundle.manifest, bundle.manifest.architecture
     architecture = get_architecture(spec.name, **{"num_classes": manifest.num_classes, **spec.overrides})
     _check_classes(bundle, architecture.num_classes)
@@ -110,14 +110,14 @@ def _registered_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32
 
 
 def _own_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32]]) -> keras.Model:
-    """Build the network that the bundle itself describes, once its weights are known to be as large as it says."""
+    """Build the network that the bundle describes, after checking that its weights are as large as it says."""
     manifest, text = bundle.manifest, read_network(bundle)
     name, size = f"{manifest.name}/{manifest.version}", manifest.preprocessing.image_size
     if overrides := sorted(manifest.architecture.overrides):
-        raise BundleError(f"{name}: a network of one's own has no architecture parameter {', '.join(overrides)}.")
+        raise BundleError(f"{name}: your own network has no architecture parameter {', '.join(overrides)}.")
     _check_weights(variable_shapes(text, image_size=size), weights, name=name)
     network = network_from_json(text, image_size=size)
-    network.trainable = True  # whatever was held fast when it was trained
+    network.trainable = True  # layers may have been frozen when it was trained
     shape = tuple(network.inputs[0].shape) if len(network.inputs) == 1 else None
     if shape != (None, size, size, 3):
         raise BundleError(f"{name}: the network takes {shape}, but the manifest's rows are {(None, size, size, 3)}.")

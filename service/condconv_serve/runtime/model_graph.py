@@ -1,7 +1,7 @@
-"""Who computes and who reads what in a functional Keras model.
+"""Which call of a functional Keras model computes and reads which tensor.
 
-Keras tells this by private attributes alone. They are used in this file and nowhere else, so that a new version of
-Keras can break one file only.
+Only Keras's private attributes say so. They are used in this file alone, so a new version of Keras can break only one
+file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Tensor = Any
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """One call of a layer, an operation or a model inside the model, with the symbolic tensors that it takes and gives.
+    """One call of a layer, an operation, or a model inside the model, with its symbolic inputs and outputs.
 
     A layer that is called twice has two calls.
     """

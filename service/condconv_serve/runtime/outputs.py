@@ -1,4 +1,4 @@
-"""Finds in any network what it must return to be served: logits, and the routing weights of every block."""
+"""Finds a network's outputs: logits, and the routing weights of every block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides what will run: device, precision, engine, streams and batch size. One pure function, easy to test."""
+"""Decides how models run: device, precision, engine, streams and batch size. One pure function, easy to test."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def make_plan(
             the cores, and 0.002 on accelerators, which compute a few rows no faster than many.
 
     Raises:
-        ConfigurationError: something is asked for that this machine doesn't have; says what it has.
+        ConfigurationError: this machine doesn't have what you ask for; the message says what it has.
     """
     kind = _device(machine, device)
     devices = tuple(name for k, name in machine.accelerators if k == kind) if kind != "cpu" else ("CPU:0",)

@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 def limit_threads(threads: int) -> None:
     """Give every kernel of this process that many threads; to be called before TensorFlow computes anything.
 
-    All sessions share one pool of threads, made by whoever computes first, and from then on a session's own setting
-    counts for nothing: with a larger pool each stream would hand its work over to threads that the others use too.
+    All sessions share one pool of threads. The first computation makes it, and later settings don't count. With a
+    larger pool, each stream would pass its work to threads that the others use, too.
     """
     if tf.config.threading.get_intra_op_parallelism_threads() == threads:
         return
@@ -37,8 +37,8 @@ def limit_threads(threads: int) -> None:
 def return_memory() -> None:
     """Have TensorFlow give back what it frees; to be called before it computes anything.
 
-    Otherwise its oneDNN kernels keep all memory for themselves that they ever used, as much as three copies of the
-    weights. That is faster, so it is for processes in which TensorFlow only prepares what another engine computes.
+    Otherwise its oneDNN kernels keep all memory that they ever used, as much as three copies of the weights. Keeping it
+    is faster, so call this only if TensorFlow prepares what another engine computes.
     """
     os.environ.setdefault("TF_ONEDNN_USE_SYSTEM_ALLOCATOR", "1")
 
@@ -104,4 +104,4 @@ class TensorFlowEngine:
     def close(self) -> None:
         """Release the graph and its weights."""
         self._session.close()
-        del self._session, self._compute  # whoever still holds this engine must not hold the weights
+        del self._session, self._compute  # code that still holds this engine must not hold the weights

@@ -1,4 +1,4 @@
-"""Imports TensorFlow without its start-up chatter, and without what Keras imports though nobody here needs it."""
+"""Imports TensorFlow without its start-up messages, and without packages that Keras imports but we don't need."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from condconv_serve.telemetry.metrics import Metrics
 class XlaEngine:
     """Computes batches on one or several devices; stream `i` uses device `i % len(devices)`.
 
-    Batches are padded to the next power of two, since XLA compiles each size by itself.
+    Batches are padded to the next power of two, since XLA compiles each size separately.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Photographs that ship with the service, to try it with."""
+"""Photographs that ship with the service, to try it out."""
 
 from __future__ import annotations
 

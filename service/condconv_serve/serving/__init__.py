@@ -1,1 +1,1 @@
-"""Which model is served: registry, readiness, and the store that it follows. Knows no TensorFlow."""
+"""Which models are served: registry, readiness, and following the store. Knows no TensorFlow."""

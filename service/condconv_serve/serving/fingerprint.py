@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 Fingerprint: TypeAlias = tuple[tuple[str, int, int, int], ...]
-"""Name, size, time of change (ns) and inode of each file of a bundle: it changes when the files do."""
+"""Name, size, time of change (ns) and inode of each file of a bundle. It changes when the files do."""
 
 
 def fingerprint(path: Path) -> Fingerprint:

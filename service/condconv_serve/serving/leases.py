@@ -1,4 +1,4 @@
-"""Keeps models loaded while they are in use, and releases their memory once they are not."""
+"""Keeps models loaded while they are in use, and releases their memory afterwards."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Lease:
 
 
 class Leases:
-    """Counts who uses which model. A retired model is closed when its last lease ends. Thread-safe."""
+    """Counts the users of each model. A retired model is closed when its last lease ends. Thread-safe."""
 
     def __init__(self, *, release_memory: Callable[[], None]) -> None:
         """Start with no leases; `release_memory` gives freed memory back to the system after a model was closed."""
@@ -51,8 +51,8 @@ class Leases:
     def hold(self, model: ServedModel) -> Lease:
         """Keep a model loaded.
 
-        Holding comes too late for a model that was retired before. So whoever has just looked a model up must look
-        again after holding it, unless another lease on it lasts as long.
+        This is too late if the model is retired already. So after you look a model up and hold it, look it up again,
+        unless another lease on it lasts as long.
         """
         with self._lock:
             self._holders[model] = self._holders.get(model, 0) + 1

@@ -1,4 +1,4 @@
-"""Whether requests are taken, and whether load balancers should send more."""
+"""Whether the service takes requests, and whether load balancers should send more."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ LOADING_SECONDS = 5.0
 class Readiness:
     """Loading, then ready, then draining; and not ready while the engine is broken.
 
-    While the service drains, it says that it isn't ready, so that load balancers send requests elsewhere. It still
-    answers those that come.
+    A draining service says that it isn't ready, so load balancers send requests elsewhere, but it still answers.
     """
 
     def __init__(self, engine_problem: Callable[[], tuple[str, float] | None]) -> None:

@@ -1,6 +1,6 @@
-"""Decides what to do so that what is served becomes what the store and the operator want.
+"""Decides how to get from the versions that are served to the versions that the store and the operator want.
 
-Pure: frozen values in, actions out; no clock, no disk, no threads. Whoever follows the store carries the actions out
+A pure function: frozen values in, actions out; no clock, no disk, no threads. `StoreFollower` carries the actions out
 and asks again.
 """
 
@@ -31,8 +31,8 @@ class Served:
         failed: the versions that could not be loaded, each with its files as they were then. A version can be in both:
             its files changed, the new ones failed, and the old copy is still served.
         aliases: those in force.
-        settled: the versions that were waited for in this round, each with the files that stayed the same meanwhile;
-            None where they changed.
+        settled: the versions that were waited for in this round, each with its files if they stayed the same; None if
+            they changed.
     """
 
     versions: Mapping[str, Fingerprint] = field(default_factory=dict)
@@ -48,8 +48,8 @@ class Wishes:
     Attributes:
         newest: how many of the newest versions are served in any case.
         pinned: versions to serve because somebody asked for them.
-        unwanted: versions that somebody unloaded, each with its files as they were then.
-        may_load: False while the service ends: what is served stays, and nothing more is loaded.
+        unwanted: versions that somebody unloaded, each with its files at that time.
+        may_load: False while the service ends: served versions stay, and nothing more is loaded.
     """
 
     newest: int
@@ -74,7 +74,7 @@ class WantAgain:
 
 @dataclass(frozen=True, slots=True)
 class WaitToSettle:
-    """Wait a moment and look whether these files stay as they are: they may still be being copied."""
+    """Wait a moment, and look whether these files stay the same: somebody may still be copying them."""
 
     version: str
     files: Fingerprint
@@ -90,7 +90,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class SetAliases:
-    """Put these aliases in force. `broken` are those that point at what can't be served, so they don't change."""
+    """Put these aliases in force. `broken` aliases point at versions that can't be served, so they don't change."""
 
     aliases: Mapping[str, Alias]
     broken: tuple[str, ...] = ()
@@ -112,10 +112,10 @@ def followed_models(stored: Collection[str], served: Collection[str], *, only: s
 
 
 def reconcile(stored: Stored, served: Served, wishes: Wishes) -> tuple[Action, ...]:
-    """The next actions for one model, in the order in which they are to be carried out.
+    """The next actions for one model, in order.
 
-    While something is to be loaded, that comes alone, newest version first, since all else depends on whether it works
-    out: carry it out and ask again. `SetAliases` is among the actions if and only if there is nothing to load.
+    If a version must be loaded, that is the only action, newest version first, since everything else depends on its
+    result: carry it out and ask again. `SetAliases` is among the actions exactly if there is nothing to load.
     """
     forgiven, wanted_again = _changed(served.failed, stored), _changed(wishes.unwanted, stored)
     failed, unwanted = set(served.failed) - set(forgiven), set(wishes.unwanted) - set(wanted_again)
@@ -152,12 +152,12 @@ def _next_to_load(candidates: set[str], stored: Stored, served: Served) -> Load 
             return Load(version, files)
         if settled is not None:  # settled, and changed again after that
             return WaitToSettle(version, files)
-        # It is still changing. The change that ends this starts another round.
+        # It is still changing. The last change will start another round.
     return None
 
 
 def _aliases_in_force(stored: Stored, served: Served) -> SetAliases:
-    """The store's aliases. One that can't be served goes on pointing where it did, rather than nowhere."""
+    """The store's aliases. An alias that can't be served stays where it was, rather than pointing nowhere."""
     aliases, broken = {}, []
     for name, alias in stored.aliases.items():
         if set(alias.versions) <= set(served.versions):
@@ -171,10 +171,10 @@ def _aliases_in_force(stored: Stored, served: Served) -> SetAliases:
 
 
 def _surplus(served: set[str], wanted: set[str], unwanted: set[str]) -> set[str]:
-    """The served versions to let go of.
+    """The served versions to retire.
 
-    A model's last version stays even if it is gone from the store: a directory that vanishes is more often a mishap
-    than a wish. Only unloading it on request ends it.
+    A model's last version stays even if it is gone from the store: a directory that vanishes is more often an accident
+    than a wish. It ends only if somebody unloads it.
     """
     surplus = served - wanted
     if served - surplus:

@@ -1,4 +1,4 @@
-"""The served models: takes them in once they are warm, hands them out by name, version or alias, and retires them."""
+"""The served models: adds them once they are warm, finds them by name, version or alias, and retires them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Registry(ModelSource):
     """The models that are loaded in this process.
 
-    Thread-safe: what is served is replaced as a whole, so a reader sees the state before a change or the one after it.
+    Thread-safe: the whole state is replaced at once, so a reader sees it before a change or after it.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class Registry(ModelSource):
         """Create an empty registry.
 
         Args:
-            load: makes an engine of a bundle.
+            load: makes an engine from a bundle.
             default_model: name of the model for requests that name none.
             warm_up_sizes: batch sizes that every model computes on every stream before it is served.
             streams: number of streams.
-            metrics: told of every load.
-            on_gone: called with the name and version of what has been released or replaced, on any thread.
+            metrics: counts loads.
+            on_gone: called with name and version of a model that was released or replaced, on any thread.
             release_memory: gives freed memory back to the system; called after each load and each release.
         """
         self._on_gone = on_gone
@@ -139,10 +139,10 @@ class Registry(ModelSource):
             lease = self._leases.hold(model)
             if self._models.get(model.name, {}).get(model.version) is model:
                 return lease
-            lease.release()  # it was retired in this very moment
+            lease.release()  # it has just been retired
 
     def hold(self, model: ServedModel) -> Lease:
-        """Keep a model loaded beyond a lease that the caller has on it already."""
+        """Keep a model loaded for longer than a lease that the caller already has."""
         return self._leases.hold(model)
 
     def set_aliases(self, name: str, aliases: Mapping[str, Alias]) -> None:

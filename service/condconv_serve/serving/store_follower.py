@@ -1,4 +1,4 @@
-"""Makes what is served follow the model store: carries out what `reconcile` decides, one version at a time."""
+"""Makes the served versions follow the model store: carries out what `reconcile` decides, one version at a time."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 
 class StoreFollower:
-    """Loads and retires versions as the store and the operator want it, all on one thread.
+    """Loads and retires versions as the store and the operator want, all on one thread.
 
     A version is loaded and warmed up beside the one that serves, and only then takes over. If it can't be loaded, that
     is reported, and everything else goes on.
@@ -59,17 +59,17 @@ class StoreFollower:
         sleep: Callable[[float], None] = time.sleep,
         prepare_thread: Callable[[], None] = yield_to_other_threads,
     ) -> None:
-        """Prepare; nothing is read yet.
+        """Prepare. Nothing is read yet.
 
         Args:
             store: directory of the model store.
             registry: what serves.
             ledger: remembers what came of each version, and what is wanted.
             newest: how many of the newest versions of each model are served.
-            metrics: told of loads.
+            metrics: counts loads.
             only: name of the one model to look after; all if None.
-            settle_seconds: a bundle's files must stay the same for so long before it is loaded, since somebody may
-                still be copying them. The first time the store is followed, nothing is waited for.
+            settle_seconds: a bundle's files must stay the same for this long before it is loaded, since somebody may
+                still be copying them. At the start there is no wait.
             sleep: waits for so many seconds on the loader's thread.
             prepare_thread: called on the loader's thread before anything else.
         """
@@ -83,7 +83,7 @@ class StoreFollower:
         self._sleep = sleep
         self._started = False
         self._closed = False
-        # One thread, since loading takes cores and memory from what serves; and it lets others go first.
+        # One thread, since loading takes cores and memory from the served models; it lets other threads go first.
         self._loader = LoneThread("load", prepare_thread)
 
     @property
@@ -92,14 +92,14 @@ class StoreFollower:
         return self._loader.busy
 
     def close(self) -> None:
-        """Begin no further load; one that is under way goes on, and `loading` tells of it."""
+        """Start no further load. One that runs goes on, and `loading` says so."""
         self._closed = True
         self._loader.close()
 
     async def on_loader(
         self, do: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
-        """Run something on the loader's thread, after what it does already."""
+        """Run something on the loader's thread, after its present work."""
         return await asyncio.wrap_future(self._loader.submit(do, *args, **kwargs))
 
     async def watch(self, *, interval: float, debounce: float = 0.4) -> None:
@@ -108,15 +108,15 @@ class StoreFollower:
             async for _ in changed:
                 try:
                     await self.sync()
-                except Exception:  # whatever it is, the next change gets its chance
+                except Exception:  # whatever it is, the next change gets a chance
                     logger.exception("the model store could not be followed")
 
     async def sync(self) -> None:
-        """Load what is wanted and not served, then retire what isn't wanted any more."""
+        """Load the versions that are wanted but not served, then retire those that aren't wanted any more."""
         await self.on_loader(self.sync_now)
 
     def sync_now(self) -> None:
-        """The same on the calling thread, which must be the loader's, or the only one that there is so far."""
+        """The same on the calling thread. It must be the loader's, or the only thread so far."""
         try:
             names = Catalog(self._store).models()
         except (OSError, BundleError) as error:  # the directory may be back in a moment
@@ -130,7 +130,7 @@ class StoreFollower:
         self._started = True
 
     def sync_model(self, name: str, *, also: Collection[str] = ()) -> None:
-        """Do the same for one model, on the loader's thread; the versions `also` are wanted this time, too."""
+        """Do the same for one model, on the loader's thread. The versions `also` are wanted, too, this time."""
         catalog, memory = Catalog(self._store), self._ledger.memory(name)
         aliases = self._read_aliases(name)
         settled: dict[str, Fingerprint | None] = {}

@@ -1,4 +1,4 @@
-"""What an admin may ask for: load and unload versions, change aliases, and see how each version is doing."""
+"""What an admin may do: load and unload versions, change aliases, and see the state of each version."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from condconv_serve.store.aliases import (
 
 
 class VersionAdmin:
-    """Carries out what an admin asks for, on the loader's thread, so that it never meets a load half done."""
+    """Carries out an admin's requests on the loader's thread, so they never meet a load that is half done."""
 
     def __init__(self, store: Path, registry: Registry, ledger: VersionLedger, follower: StoreFollower) -> None:
         """Wire the parts together.
@@ -40,20 +40,20 @@ class VersionAdmin:
         self._follower = follower
 
     def status(self) -> Mapping[str, list[VersionStatus]]:
-        """How every version of every model is doing; looks at the store, so it is not for the event loop."""
+        """The state of every version of every model. It reads the store, so don't call it on the event loop."""
         return self._ledger.status()
 
     async def load(self, name: str, version: str) -> VersionStatus:
-        """Load a version, and keep it whatever else there is; one that failed is tried again.
+        """Load a version and keep it, whichever other versions there are. One that failed is tried again.
 
         Raises:
-            ModelNotFound, VersionNotFound: it doesn't lie in the store.
+            ModelNotFound, VersionNotFound: it isn't in the store.
             BundleError: it can't be loaded.
         """
         return await self._follower.on_loader(self._load, name, version)
 
     async def unload(self, name: str, version: str) -> VersionStatus:
-        """Stop serving a version, until it is loaded on request or its files change.
+        """Stop serving a version until somebody loads it or its files change.
 
         Raises:
             ModelNotFound, VersionNotFound: it is neither served nor in the store.
@@ -68,7 +68,7 @@ class VersionAdmin:
 
         Raises:
             InvalidParameter: the alias's name or a weight is not allowed.
-            ModelNotFound, VersionNotFound: a version doesn't lie in the store.
+            ModelNotFound, VersionNotFound: a version isn't in the store.
             BundleError: a version can't be loaded; the alias stays as it was.
             StoreNotWritable: the store can't be written to.
         """
@@ -145,7 +145,7 @@ class VersionAdmin:
         self._follower.sync_model(name)
 
     def _demand_served(self, name: str, versions: Iterable[str]) -> None:
-        """Say why versions that were just wanted are not served.
+        """Check that versions that were just loaded are served.
 
         Raises:
             VersionNotFound: one has gone from the store meanwhile.

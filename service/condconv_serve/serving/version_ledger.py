@@ -1,4 +1,4 @@
-"""Remembers which versions of each model failed and which are wanted, and tells how each one is doing."""
+"""Remembers which versions of each model failed and which are wanted, and tells each version's state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from condconv_serve.telemetry.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a version could not be loaded, and its files as they were then."""
+    """Why a version could not be loaded, and its files at that time."""
 
     files: Fingerprint
     reason: str
@@ -25,13 +25,13 @@ class Failure:
 
 @dataclass(slots=True)
 class ModelMemory:
-    """What is remembered of one model; only the loader's thread changes it.
+    """What is remembered about one model. Only the loader's thread changes it.
 
     Attributes:
-        loaded: files of each version as they were when it was loaded last.
+        loaded: files of each version when it was last loaded.
         failed: the versions that could not be loaded.
-        pinned: versions that were asked for, served whatever else there is.
-        unwanted: versions that were unloaded on request, each with its files as they were then.
+        pinned: versions that somebody loaded; they are served in any case.
+        unwanted: versions that somebody unloaded, each with its files at that time.
         loading: the version that is being loaded now.
     """
 
@@ -48,7 +48,7 @@ class ModelMemory:
 
 
 class VersionLedger:
-    """What is remembered of each model, and how its versions are doing, which the registry has a say in too.
+    """What is remembered about each model, and the states of its versions, together with the registry.
 
     Any thread may ask. Only the loader's thread changes what `memory` returns.
     """
@@ -73,10 +73,10 @@ class VersionLedger:
         return self._memories[name]
 
     def find(self, name: str, version: str | None = None) -> None:
-        """Check that a model, or a version of it, lies in the store and is looked after.
+        """Check that a model, or a version of it, is in the store, and that this process serves it.
 
         Raises:
-            ModelNotFound, VersionNotFound: it doesn't.
+            ModelNotFound, VersionNotFound: it isn't.
         """
         if self._only not in (None, name):
             raise ModelNotFound(f"There is no model {name!r} here; there is: {self._only}.")
@@ -95,7 +95,10 @@ class VersionLedger:
             raise BundleError(failed[max(failed, key=int)].reason if failed else f"{name} could not be loaded.")
 
     def status(self) -> Mapping[str, list[VersionStatus]]:
-        """How every version of every model is doing, served or not; oldest first. Looks at the store, on any thread."""
+        """The state of every version of every model, served or not; oldest first.
+
+        It reads the store; any thread may call it.
+        """
         try:
             catalog = Catalog(self._store)
             names = (self._only,) if self._only else catalog.models()
@@ -106,7 +109,7 @@ class VersionLedger:
         return {name: self._statuses(name, lying.get(name, ())) for name in names}
 
     def status_of(self, name: str, version: str) -> VersionStatus:
-        """How one version is doing; it is taken to lie in the store if nothing else is known of it."""
+        """The state of one version. If nothing else is known, it counts as lying in the store."""
         memory = self._memories.get(name, ModelMemory())
         failure = memory.failed.get(version)
         state = state_of(
@@ -122,7 +125,7 @@ class VersionLedger:
         self._metrics.show(name, version, self.status_of(name, version).state)
 
     def show_all(self, name: str, lying: Collection[str]) -> None:
-        """Show the states of all versions of a model, of which `lying` lie in the store, and no others any more."""
+        """Show the states of a model's versions, and of no others. `lying` are those in the store."""
         now = self._statuses(name, lying)
         for status in now:
             self._metrics.show(name, status.version, status.state)

@@ -1,4 +1,4 @@
-"""How one version of a model is doing, and how metrics are told."""
+"""The state of one version of a model, and how metrics show it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ State = Literal["available", "loading", "serving", "retiring", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
-    """How one version is doing.
+    """The state of one version.
 
-    `available` means that it lies in the store, but isn't loaded. `retiring` means that it gets no new requests, but
-    still answers old ones. A version can be `serving` and have a `reason` all the same: the files that lie in the store
-    now could not be loaded, so the copy that was loaded before is still served.
+    `available`: it is in the store, but not loaded. `retiring`: it gets no new requests, but still answers old ones. A
+    version that serves can have a `reason`, too: its files changed and the new ones can't be loaded, so the old copy is
+    still served.
     """
 
     version: str
@@ -28,7 +28,7 @@ class VersionStatus:
 
 
 def state_of(*, loading: bool, serving: bool, retiring: bool, failed: bool) -> State:
-    """The one state that tells most of a version, of those that hold."""
+    """Of the states that apply, the one that says most."""
     if loading:
         return "loading"
     if serving:
@@ -39,7 +39,7 @@ def state_of(*, loading: bool, serving: bool, retiring: bool, failed: bool) -> S
 
 
 class StateMetrics:
-    """Shows the state of each version as a metric, and only of versions that there are. Thread-safe."""
+    """Shows the state of each existing version as a metric. Thread-safe."""
 
     def __init__(self, metrics: Metrics) -> None:
         """Show nothing yet."""

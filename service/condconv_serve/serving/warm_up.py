@@ -1,4 +1,4 @@
-"""Warms a model up before it is served, so that no request pays for what only the first batch of its size does."""
+"""Warms a model up before it is served: the first batch of each size is slow, and no request should wait for that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells when the model store may have changed, and nothing else."""
+"""Tells when the model store may have changed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ async def changes(
     debounce: float = 0.4,
     notifications: Callable[..., AsyncGenerator[Any, None]] = awatch,
 ) -> AsyncGenerator[None, None]:
-    """Yield soon after each change in the store, where the system tells of it, and at least every `interval` seconds.
+    """Yield soon after each change in the store, if the system reports it, and at least every `interval` seconds.
 
-    It never ends by itself. When the system stops telling of changes, only the interval is left; the log says so once.
+    It never ends. If the system stops reporting changes, only the interval is left, and the log says so once.
 
     Args:
         store: directory of the model store.
-        interval: seconds. Some file systems, network ones among them, don't tell of changes made elsewhere.
-        debounce: seconds. Changes that follow each other closely are told of together, after this long at most.
+        interval: seconds. Some file systems, such as network ones, don't report changes made elsewhere.
+        debounce: seconds. Changes in quick succession are reported together, after this long at most.
         notifications: what tells of changes: `watchfiles.awatch`, or something that is called like it.
     """
     told = False

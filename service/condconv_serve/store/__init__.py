@@ -1,6 +1,6 @@
 """Model bundles on disk: `<store>/<model>/<version>/` with a manifest, weights, labels and a model card.
 
-Data only: no pickle, no code. A bundle is checked whole before anything of it is used.
+Data only: no pickle, no code. A whole bundle is checked before any of it is used.
 """
 
 from condconv_serve.domain.manifest import OWN_NETWORK, Manifest

@@ -1,7 +1,7 @@
 """Aliases of a model's versions, such as `stable` and `canary`: `<store>/<model>/aliases.json`.
 
-An alias points at one version, or splits its traffic over several. It lies in the store, so that all replicas that
-share the store follow it.
+An alias points at one version, or splits its traffic over several. It is kept in the store, so all replicas that share
+the store follow it.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ class Alias(BaseModel):
     previous: Split | None = Field(None, description="Where it pointed before; rolling back returns there.")
 
     def choose(self, key: str | None = None) -> str:
-        """The version for a key, such as a request's id: always the same one, and each by its weight.
+        """The version for a key, such as a request's id.
 
-        A version that is given more weight keeps the keys that it had if it is the newest or the oldest one. Without a
-        key it is the one with the most weight, the newest of equals.
+        A key always gets the same version, and each version gets keys by its weight. If the newest or the oldest
+        version gets more weight, it keeps the keys that it had. Without a key it is the version with the most weight;
+        of equals the newest.
         """
         if key is None:
             return max(self.versions, key=lambda version: (self.versions[version], int(version)))
@@ -132,7 +133,7 @@ def check_alias(alias: str, versions: Mapping[str, int]) -> None:
 
 
 def roll_back(store: Path, model: str, alias: str) -> Alias:
-    """Point an alias back to where it pointed before; doing so again undoes it.
+    """Point an alias back to where it pointed before. A second rollback undoes the first.
 
     Raises:
         AliasNotFound: there is no such alias; InvalidParameter: it has always pointed there.
@@ -172,13 +173,13 @@ def find_alias(aliases: Mapping[str, Alias], model: str, alias: str) -> Alias:
 
 @contextlib.contextmanager
 def _changing(store: Path, model: str) -> Iterator[dict[str, Alias]]:
-    """Read, let the caller change, and write in one step; replicas that do so at the same time wait."""
+    """Read the aliases, let the caller change them, and write them, in one step. Other replicas wait meanwhile."""
     directory = store / model
     try:
         if not directory.is_dir():  # the lock would make it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        # A file of its own, since NFS doesn't lock directories. Some releases of filelock leave it there, others remove
-        # it with the lock: both look after those who wait, so it is never removed here.
+        # The lock is a file, since NFS doesn't lock directories. Some releases of filelock leave it there, others
+        # remove it. Both care for processes that wait, so it is never removed here.
         with FileLock(directory / _LOCK, poll_interval=0.01):
             aliases = read_aliases(store, model)
             yield aliases

@@ -1,4 +1,4 @@
-"""Unpacks archives that nobody trusts: regular files only, below one directory, within limits, all or nothing."""
+"""Unpacks untrusted archives: regular files only, below one directory, within limits, all or nothing."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
 
 
 class _Metered:
-    """A stream that gives no more than is allowed: a zip bomb is noticed before it fills the memory."""
+    """A stream that stops at a limit, so a zip bomb is noticed before it fills the memory."""
 
     def __init__(self, stream: gzip.GzipFile | io.BufferedReader, name: str) -> None:
         self._stream = stream
@@ -112,7 +112,7 @@ class _Metered:
         self.last_read = b""
 
     def allow(self, count: int) -> None:
-        """Allow that many bytes from here, beside the few that fill up a block."""
+        """Allow this many bytes from here, plus the few that fill up a block."""
         self._limit = self.tell() + count + tarfile.BLOCKSIZE
 
     def read(self, count: int = -1) -> bytes:

@@ -1,4 +1,4 @@
-"""The store as a whole: which models and versions lie there."""
+"""The store as a whole: which models and versions are in it."""
 
 from __future__ import annotations
 

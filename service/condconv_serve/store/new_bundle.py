@@ -69,7 +69,7 @@ class NewBundle:
 
 
 def check_free(store: Path, name: str, version: str) -> Path:
-    """Say early that a bundle could not be written.
+    """Check early that a bundle can be written.
 
     Returns:
         The directory that it would have.
@@ -124,7 +124,7 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
 
 
 def write_next_bundle(store: Path, new: NewBundle) -> Path:
-    """Write a bundle as `next_version`, whatever its own version is and whoever else does so at the same time.
+    """Write a bundle as `next_version`. Its own version doesn't count, and others may do the same at the same time.
 
     Raises:
         BundleError, OSError: as for `write_bundle`.

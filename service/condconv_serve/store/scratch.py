@@ -1,4 +1,4 @@
-"""Hidden directories to write in, inside the store. The next writer removes what a killed one has left."""
+"""Hidden directories inside the store, to write in. The next writer removes what a killed one left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def scratch_directory(store: Path) -> Iterator[Path]:
         scratch = Path(name)
         new = scratch / f"{_LOCK}-new"
         with _locked(new) as locked:
-            # The lock gets its name once it is held. So if it has that name and is free, its process has ended.
+            # The lock file gets its name when it is locked. So a lock file with this name that isn't locked belongs to
+            # a process that has ended.
             if locked:
                 os.replace(new, scratch / _LOCK)
             yield scratch

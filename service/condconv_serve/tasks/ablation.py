@@ -1,4 +1,4 @@
-"""Ablation: what the answer to an image would have been with other routings."""
+"""Ablation: what the answer to an image would have been with different routing."""
 
 from __future__ import annotations
 
@@ -147,12 +147,12 @@ def overrides(model: ModelInfo, variants: Sequence[Variant]) -> RoutingOverrides
 
 
 def answer(model: ModelInfo, variants: Sequence[Variant], output: Tensors) -> AblationAnswer:
-    """Compare the variants with the image as it is.
+    """Compare the variants with the unchanged image.
 
     Args:
         model: whose answers they are.
         variants: `V` of them.
-        output: logits and routing weights of `V + 1` rows, the first of which is the image as it is.
+        output: logits and routing weights of `V + 1` rows: the unchanged image, then the variants.
     """
     logits, used = output[LOGITS], output[ROUTING]
     probabilities = softmax(logits)

@@ -1,4 +1,4 @@
-"""What a task is: it says what a network's named tensors mean, one row at a time."""
+"""Tasks: they say what a network's named tensors mean, one row at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Task(Protocol[Answer_co]):
     """One task with the parameters of one request."""
 
     def check(self, model: ModelInfo) -> None:
-        """Refuse what can't be asked of this model, before any work is spent on it.
+        """Refuse parameters that don't fit this model, before any work is done.
 
         Raises:
             InvalidParameter: says what is allowed.

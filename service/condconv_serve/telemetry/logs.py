@@ -1,4 +1,4 @@
-"""Logs: one line per event, in a form for people or for programs, with the ids of the request that it is about."""
+"""Logs: one line per event, for people or for programs, with the ids of its request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _request: ContextVar[RequestFacts | None] = ContextVar("condconv_request", defau
 
 @contextlib.contextmanager
 def request_logged_as(facts: RequestFacts) -> Iterator[None]:
-    """Put a request's ids on every line that is logged within, by this task and those that it starts."""
+    """Put a request's ids on every line logged inside the block, by this task and by tasks that it starts."""
     token = _request.set(facts)
     try:
         yield
@@ -34,7 +34,7 @@ def request_logged_as(facts: RequestFacts) -> Iterator[None]:
 
 
 class ContextThreads(ThreadPoolExecutor):
-    """Threads that log with the ids of the request they work for."""
+    """Threads that log with the ids of the request that they work for."""
 
     def submit(
         self, fn: Callable[Arguments, Returned], /, *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -44,7 +44,7 @@ class ContextThreads(ThreadPoolExecutor):
 
 
 class _RequestIds(logging.Filter):
-    """Adds the request's ids to a record; `request_suffix` is empty where the message names the id itself."""
+    """Adds the request's ids to a record. `request_suffix` is empty if the message already names the id."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.request_suffix = ""
@@ -57,12 +57,12 @@ class _RequestIds(logging.Filter):
 
 
 def configure_logging(level: str, log_format: LogFormat = "auto") -> None:
-    """Log to stderr from now on, replacing what was configured before.
+    """Log to stderr. This replaces what was configured before.
 
     Args:
         level: least severe level of the service's own lines; libraries log warnings and errors.
-        log_format: one JSON object per line, colours for a person, or, for auto, colours on a terminal and plain
-            lines elsewhere.
+        log_format: `json`: one object per line. `pretty`: coloured lines for people. `auto`: coloured on a terminal,
+            plain elsewhere.
     """
     handler = _handler(log_format)
     handler.addFilter(_RequestIds())
@@ -91,7 +91,7 @@ def _handler(log_format: LogFormat) -> logging.Handler:
 
 
 def json_formatter() -> JsonFormatter:
-    """One JSON object per record: timestamp, level, logger, message, and what the record carries besides."""
+    """One JSON object per record: timestamp, level, logger, message, and the record's other fields."""
     return JsonFormatter(
         ["levelname", "name", "message"],
         rename_fields={"levelname": "level", "name": "logger"},

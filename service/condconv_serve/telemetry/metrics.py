@@ -1,6 +1,6 @@
 """Every Prometheus collector and every bucket list of the service.
 
-All live on a registry that is passed in, so that several services can stand side by side in one process.
+They live on a registry that is passed in, so one process can hold several services.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ WEIGHT_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 class Metrics:
-    """The collectors, by what they count. `docs/operations.md` says what each one answers."""
+    """The collectors. `docs/operations.md` says which question each one answers."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Register everything on `registry`, the process's own figures included.
+        """Register everything on `registry`, the figures of the process too.
 
         Raises:
             ValueError: the registry has these collectors already.
@@ -51,19 +51,20 @@ class Metrics:
         )
         self.rows = Counter(
             "condconv_rows_total",
-            "Images by outcome: answered, cancelled, or an error's slug. What becomes of the images?",
+            "Images by outcome: answered, cancelled, or an error's slug. What happens to the images?",
             ("model", "outcome"),
             registry=registry,
         )
         self.rows_accepted = Counter(
             "condconv_rows_accepted_total",
-            "Images that were admitted; each ends up in condconv_rows_total. Is any image lost?",
+            "Images that were let into the queue. Each is counted in condconv_rows_total when it is done. Is any "
+            "image lost?",
             ("model",),
             registry=registry,
         )
         self.stage_seconds = Histogram(
             "condconv_stage_seconds",
-            "Time of an image in a stage: decode, queue, inference, total. Where does the time go?",
+            "Time that an image spends in a stage: decode, queue, inference, total. Where does the time go?",
             ("stage",),
             buckets=SECONDS_BUCKETS,
             registry=registry,
@@ -83,12 +84,13 @@ class Metrics:
         )
         self.queue_rows = Gauge(
             "condconv_queue_rows",
-            "Rows admitted and not yet in a batch. Is the service saturated?",
+            "Rows that wait for a batch, rows being decoded included. Is the service saturated?",
             registry=registry,
         )
         self.predicted_wait_seconds = Gauge(
             "condconv_predicted_wait_seconds",
-            "Time until all rows in the queue have been computed, as measured lately. How long will a new one wait?",
+            "Time until all rows in the queue are computed, at the pace of the last batches. How long will a new row "
+            "wait?",
             registry=registry,
         )
         self.rows_in_flight = Gauge(
@@ -101,8 +103,8 @@ class Metrics:
         )
         self.batch_failures = Counter(
             "condconv_batch_failures_total",
-            "Batches that failed and were halved, by reason: error, out_of_memory. Are there bad images, or too little "
-            "memory?",
+            "Batches that failed and were cut in half, by reason: error, out_of_memory. Are there bad images, or too "
+            "little memory?",
             ("model", "reason"),
             registry=registry,
         )
@@ -137,7 +139,7 @@ class Metrics:
         )
         self.model_swap_seconds = Histogram(
             "condconv_model_swap_seconds",
-            "Time from finding a version to serving it: checked, loaded, warmed up. How long does a swap take?",
+            "Time from finding a version to serving it: checking, loading and warming up. How long does a swap take?",
             buckets=LOAD_SECONDS_BUCKETS,
             registry=registry,
         )
@@ -160,7 +162,7 @@ class Metrics:
         )
         self.memory_limit_bytes = Gauge(
             "condconv_memory_limit_bytes",
-            "Memory that this process may use: its container's limit, or all there is. How near is the end of it?",
+            "Memory that this process may use: its container's limit, or all of the machine's. How much is left?",
             registry=registry,
         )
         self.routing = RoutingCollector()
@@ -182,7 +184,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockRouting:
-    """What is exported of one CondConv block of a served version.
+    """What is exported about one CondConv block of a served version.
 
     Attributes:
         model: its name.
@@ -204,14 +206,14 @@ class BlockRouting:
 
 
 class RoutingCollector(Collector):
-    """Exports routing statistics that are kept elsewhere: an observation per weight and image would cost too much."""
+    """Exports routing statistics that are kept elsewhere: observing every weight here would cost too much."""
 
     def __init__(self) -> None:
         """Export nothing yet."""
         self._source: Callable[[], Iterable[BlockRouting]] = lambda: ()
 
     def set_source(self, source: Callable[[], Iterable[BlockRouting]]) -> None:
-        """Ask `source` at each scrape from now on."""
+        """Ask `source` at each scrape."""
         self._source = source
 
     def families(self) -> tuple[HistogramMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
@@ -224,15 +226,15 @@ class RoutingCollector(Collector):
             ),
             GaugeMetricFamily(
                 "condconv_routing_entropy",
-                "Mean entropy of the routing of the last 15 minutes' images, 0 (one expert) to 1 (all alike). Do "
+                "Mean routing entropy of the images of the last 15 minutes: 0 (one expert) to 1 (all alike). Do "
                 "blocks choose between their experts?",
                 labels=("model", "version", "block"),
             ),
             GaugeMetricFamily(
                 "condconv_routing_drift",
-                "Divergence of the last 15 minutes' routing from the model's reference profile, by measure: psi, js, "
-                "and psi_alert, the psi from which it is more than chance. Is the traffic still like the images that "
-                "the model is known for?",
+                "How far the routing of the last 15 minutes is from the model's reference profile, by measure: psi, "
+                "js, and psi_alert. A psi above psi_alert is more than chance. Is the traffic still like the images "
+                "of the reference profile?",
                 labels=("model", "version", "block", "measure"),
             ),
         )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
 
-# A collector that is away must hold up neither the shutdown nor, for long, the thread that exports.
+# A collector that doesn't answer must not hold up the shutdown, nor the exporting thread for long.
 _EXPORT_SECONDS = 5.0
 
 
@@ -33,11 +33,11 @@ class Tracer:
     """Starts a span per request, and exports nothing."""
 
     def start(self, parent: TraceContext | None, *, export: bool = True) -> RequestSpan:
-        """Continue the parent's trace, or start one; `export` is false for what nobody wants to look at."""
+        """Continue the parent's trace, or start one. With `export` false, such as for probes, nothing is exported."""
         return RequestSpan(TraceContext.following(parent))
 
     def close(self) -> None:
-        """Export what is left; blocks for some seconds at most."""
+        """Export what is left; blocks for a few seconds at most."""
 
 
 def make_tracer(otlp_endpoint: str | None) -> Tracer:
@@ -81,7 +81,9 @@ class _OtlpTracer(Tracer):
             return super().start(parent)
         from opentelemetry import trace
 
-        context = trace.set_span_in_context(trace.INVALID_SPAN)  # never the parent of whatever else is instrumented
+        context = trace.set_span_in_context(
+            trace.INVALID_SPAN
+        )  # never the parent of anything else that is instrumented
         if parent is not None:
             remote = trace.SpanContext(
                 int(parent.trace_id, 16),

@@ -1,4 +1,4 @@
-"""Makes new bundles by training: of your own networks, or of bundles fine-tuned or distilled on your own images."""
+"""Makes new bundles: from your own networks, or by fine-tuning or distilling bundles on your images."""
 
 from condconv_serve.training.batches import Augmentation
 from condconv_serve.training.finetune import finetune

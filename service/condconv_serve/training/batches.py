@@ -1,4 +1,4 @@
-"""Batches for training: shuffled in every epoch, slightly varied, and the same again when a run is resumed."""
+"""Batches for training: shuffled in every epoch, slightly varied, and the same after a run is resumed."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def claimed(self, options: Mapping[str, Any], *, resume: bool, restart: bool = False) -> Iterator[None]:
-        """Own the folder for the time of a run. It is removed if the run succeeds or can't begin, and kept otherwise.
+        """Own the folder until the block ends. It is removed if the run succeeds or can't begin, and kept otherwise.
 
         Args:
             options: what the run depends on; a resumed run must have the same.
@@ -60,7 +60,7 @@ class RunDirectory:
                 if changed:
                     was = ", ".join(f"{key} (was {before.get(key)!r}, is {options.get(key)!r})" for key in changed)
                     raise ConfigurationError(
-                        f"The unfinished run can't be resumed, since other things hold now: {was}."
+                        f"The unfinished run can't be resumed, since these things differ now: {was}."
                     )
             else:
                 write_whole(file, json.dumps(dict(options), indent=1), alone=True)

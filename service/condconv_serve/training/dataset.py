@@ -1,4 +1,4 @@
-"""Folders of images as rows for training: found, decoded exactly as for serving, and kept in one memory-mapped file."""
+"""Folders of images as rows for training: found, decoded exactly as for serving, and kept in a memory-mapped file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a network is right on validation images, and how well its routing tells classes apart."""
+"""How often a network is right on validation images, and how well its routing separates classes."""
 
 from __future__ import annotations
 

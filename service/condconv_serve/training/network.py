@@ -12,7 +12,7 @@ from condconv_serve.runtime.layer_kinds import is_condconv
 from condconv_serve.runtime.model_graph import ModelGraph, layers_within
 
 Part = Literal["all", "experts", "routing", "head"]
-"""What learns: everything but the batch norms; experts, routers and head; routers and head; or the head alone."""
+"""What is trained: everything but the batch norms; experts, routers and head; routers and head; or only the head."""
 
 
 def with_classes(network: keras.Model, classes: int) -> keras.Model:
@@ -27,7 +27,7 @@ def with_classes(network: keras.Model, classes: int) -> keras.Model:
     """
     output = network.output
     layer, before = _head(network)
-    # With zeros no class is preferred at first, and the first gradients reach nothing but this layer.
+    # With zeros no class is preferred at first, and the first gradients reach only this layer.
     fresh = type(layer).from_config({**layer.get_config(), "units": classes, "kernel_initializer": "zeros"})
     return keras.Model(network.inputs[0], {**output, "logits": fresh(before)}, name=network.name)
 

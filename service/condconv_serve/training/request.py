@@ -1,4 +1,4 @@
-"""What you ask of a training run, and what it reports on its progress."""
+"""What you ask of a training run, and how it reports its progress."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def save_bundle(
     Args:
         model: a functional or sequential classifier of Keras's own layers, `CondConv2D` and `DepthwiseCondConv2D`. It
             takes normalised pixels float32 `[B, image_size, image_size, 3]` and returns one logit per class (a final
-            softmax is left out); routing weights are found by themselves. Or it returns
+            softmax is left out); the routing weights are found for you. Or it returns
             `{"logits": [B, classes], "routing": {block: [B, experts]}}`.
         store: the model store, a directory; created if absent.
         name: of the model: lower-case letters, digits, `.`, `_` and `-`.
@@ -71,7 +71,7 @@ def save_bundle(
         The bundle's directory, `<store>/<name>/<version>`.
 
     Raises:
-        ConfigurationError: the model can't be served, or not be stored without code; says why and what to do.
+        ConfigurationError: the model can't be served, or can't be stored without code; says why and what to do.
         BundleError: labels, name or preprocessing don't fit, or the version exists already.
         OSError: the disk is full or not writable; nothing is left behind.
     """
@@ -158,8 +158,8 @@ def rebuild(network: keras.Model, text: str, preprocessing: Preprocessing) -> ke
             raise ConfigurationError("The network's answers are not finite.")
         if np.abs(one - other).max() > _TOLERANCE * max(1.0, float(np.abs(one).max())):
             raise ConfigurationError(
-                "Built anew from its description, the network answers otherwise; a layer of it doesn't keep all of "
-                "its state in weights and arguments."
+                "Built again from its description, the network answers differently: one of its layers keeps state "
+                "outside of its weights and arguments."
             )
     return rebuilt
 

@@ -61,7 +61,7 @@ def test_answers_of_strangers(stranger, status, body):
                 ask()
             assert (
                 str(failed.value)
-                == f"The server at {url(stranger)} answered {status}, but that isn't an answer of condconv-serve."
+                == f"The server at {url(stranger)} answered {status}, but this is no answer of condconv-serve."
             )
 
 

@@ -159,7 +159,7 @@ def test_changed_file_is_read_anew_within_a_second_but_not_more_often(
     with caplog.at_level(logging.INFO), pytest.raises(Unauthenticated):
         ring.find("secret")
     assert ring.find("other").name == "new"
-    assert "1 API keys read anew: new" in caplog.text
+    assert "1 API keys read again: new" in caplog.text
 
 
 def test_file_is_looked_at_once_a_second_and_read_only_when_changed(

@@ -9,11 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from condconv_serve.errors import QueueFull, ServiceError
@@ -55,8 +54,9 @@ def front(name: str, prefix: str, metrics: Metrics) -> ASGIApp:
     async def nowhere(request: Request, error: Exception) -> Response:
         return JSONResponse({name: "nowhere"}, 404)
 
-    routes = [Route(f"{prefix}/{path}", route) for path, route in (("who", who), ("full", full), ("broken", broken))]
-    app = Starlette(routes=routes, exception_handlers={ServiceError: refuse, 404: nowhere})
+    app = FastAPI(openapi_url=None, exception_handlers={ServiceError: refuse, 404: nowhere})
+    for path, route in (("who", who), ("full", full), ("broken", broken)):
+        app.add_api_route(f"{prefix}/{path}", route)
     app.add_middleware(RequestContext, render=render, metrics=metrics)
     return app
 

@@ -5,7 +5,7 @@ import pytest
 
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import ARCHITECTURES, build_network, get_architecture, outline
-from condconv_serve.nn.efficientnet import BlockArgs
+from condconv_serve.nn.efficientnet import FAMILY, BlockArgs
 from condconv_serve.nn.efficientnet.spec import OVERRIDABLE, round_filters
 from condconv_serve.nn.families import to_manifest
 
@@ -33,7 +33,7 @@ def test_registered_architectures(name, blocks, experts, routing):
 
 
 def test_no_other_architecture_is_registered():
-    assert len(ARCHITECTURES) == 6
+    assert len(FAMILY.architectures) == 6
     assert all(name == architecture.name for name, architecture in ARCHITECTURES.items())
 
 

@@ -17,8 +17,14 @@ def exposed(metrics):
     return {family.name for family in metrics.registry.collect()}
 
 
-def test_no_label_is_given_twice(metrics):
-    assert all(len(labels) == len(set(labels)) for _, _, labels, _ in metrics.describe())
+def test_every_metric_says_what_it_counts_and_which_question_it_answers(metrics):
+    for name, kind, labels, documentation in metrics.describe():
+        what, _, question = documentation.rpartition(". ")
+        assert what, f"{name} doesn't say what it counts, or not before its question"
+        assert question.endswith("?"), f"{name} doesn't end with the question that it answers"
+        assert name.startswith("condconv_")
+        assert name.endswith("_total") == (kind == "counter"), name
+        assert len(labels) == len(set(labels))
 
 
 def test_the_description_names_what_is_exposed(metrics):

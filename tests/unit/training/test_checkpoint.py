@@ -58,7 +58,7 @@ def test_an_interrupted_run_is_forgotten_on_demand(run):
 def test_only_the_same_run_is_resumed(run):
     interrupt(run)
     with (
-        pytest.raises(ConfigurationError, match=r"other things hold now: epochs \(was 3, is 4\)"),
+        pytest.raises(ConfigurationError, match=r"these things differ now: epochs \(was 3, is 4\)"),
         run.claimed(OPTIONS | {"epochs": 4}, resume=True),
     ):
         pass

@@ -217,7 +217,7 @@ def test_interrupted_by_hand_and_resumed_with_the_decoded_images(train, store, d
     with pytest.raises(KeyboardInterrupt):
         train(Interrupting())
     with pytest.raises(
-        ConfigurationError, match=r"can't be resumed, since other things hold now: epochs \(was 3, is 4"
+        ConfigurationError, match=r"can't be resumed, since these things differ now: epochs \(was 3, is 4"
     ):
         train(resume=True, epochs=4)
     listener = Recorder()
@@ -229,7 +229,7 @@ def test_interrupted_by_hand_and_resumed_with_the_decoded_images(train, store, d
     with pytest.raises(KeyboardInterrupt):
         train(Interrupting())
     (data / "red" / "000.png").unlink()
-    with pytest.raises(ConfigurationError, match="other things hold now: data "):
+    with pytest.raises(ConfigurationError, match="these things differ now: data "):
         train(resume=True)
     assert train(restart=True).path == store / "colours" / "2"
 

@@ -1,4 +1,4 @@
-"""`POST /routing/ablation`: what the answer would have been with other routings."""
+"""`POST /routing/ablation`: what the answer would have been with different routing."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def router(context: AppContext) -> APIRouter:
         openapi_extra=request_body(EXAMPLE, AblationQuery),
     )
     async def ablation(request: Request) -> AblationResponse:
-        """What one image's answer would have been without an expert, for each block and expert, or as `variants` say.
+        """What the answer to one image would be without an expert: each one in turn, or the `variants` that you give.
 
         A variant changes the routing of some blocks: experts switched off (weight 0), all experts alike (`uniform`), or
-        the `weights` that you give. All other blocks compute their own routing from what they then see.
+        the `weights` that you give. All other blocks compute their routing as usual, from the changed features.
 
-        Ablations are computed in float32 with TensorFlow, whichever engine serves, one after the other beside the
-        ordinary traffic; when too many wait, the answer is 429. The first ablation of a model takes some seconds more.
+        Ablations are computed with TensorFlow in float32, whichever engine serves. They run one at a time beside the
+        ordinary traffic; if too many wait, the answer is 429. The first ablation of a model takes a few seconds longer.
         """
         facts = facts_of(request.scope)
         context.gatekeeper.check_ready()
@@ -58,7 +58,7 @@ def router(context: AppContext) -> APIRouter:
         _ablator(context).check()
         parameters, images = await read_request(request, query, context.limits)
         if len(images) > 1:
-            raise TooManyImages(f"An ablation is of one image, not of {len(images)}.")
+            raise TooManyImages(f"An ablation takes one image, not {len(images)}.")
         model = context.models.get(parameters.model, parameters.version)
         facts.model, facts.rows = f"{model.name}/{model.version}", 1
         variants = _variants(model, parameters)
@@ -103,7 +103,7 @@ def _ablator(context: AppContext) -> Ablator:
 
 
 def _variants(model: ServedModel, parameters: AblationParameters) -> tuple[Variant, ...]:
-    """The variants that are asked for, with names.
+    """The variants that the request asks for, each with a name.
 
     Raises:
         InvalidParameter: there is no such block or expert, or too many variants.

@@ -11,10 +11,10 @@ from condconv_serve.fronts.native.schemas import MAX_NAME, ClassBody, JsonObject
 from condconv_serve.tasks.ablation import MAX_VARIANTS, RoutingChange, Variant
 
 MAX_CHANGES = 64
-"""Most changes of a variant."""
+"""Most changes in a variant."""
 
 MAX_ENTRIES = 1024
-"""Most blocks, and most experts or weights of a block, that are named at once."""
+"""Longest list of blocks, or of experts or weights of a block."""
 
 
 def _at_most(limit: int) -> BeforeValidator:
@@ -42,13 +42,13 @@ class ChangeBody(JsonObject):
         None, description="Give every expert the mean of the weights that the block has for this image."
     )
     weights: Annotated[list[Annotated[float, Field(ge=0, le=1)] | None] | None, _Entries] = Field(
-        None, description="A weight, 0 to 1, for each expert; null leaves the model's own."
+        None, description="A weight from 0 to 1 for each expert; null keeps the weight that the model computes."
     )
 
     @model_validator(mode="after")
     def _one_kind(self) -> ChangeBody:
         if sum(value is not None for value in (self.off, self.uniform, self.weights)) != 1:
-            raise ValueError("a change is exactly one of off, uniform and weights")
+            raise ValueError("give exactly one of off, uniform and weights")
         return self
 
     def to_domain(self) -> RoutingChange:
@@ -72,10 +72,13 @@ class ChangeBody(JsonObject):
 
 
 class RequestedVariant(JsonObject):
-    """One routing to try: changes to some blocks. The others compute their own routing from what they then see."""
+    """One routing to try: changes to some blocks.
+
+    The others compute their routing as usual, from the changed features.
+    """
 
     changes: Annotated[list[ChangeBody], _at_most(MAX_CHANGES)] = Field(
-        min_length=1, description="Applied in this order, should they be of the same block."
+        min_length=1, description="Applied in this order, if several change the same block."
     )
     name: str | None = Field(None, max_length=MAX_NAME, description="Returned with the answer.")
 
@@ -106,20 +109,20 @@ class _CommonParameters(BaseModel):
 
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
     version: str | None = Field(None, max_length=MAX_NAME, description="Its version; the newest if absent.")
-    uniform: bool = Field(True, description="Whether to try uniform routing in each of the blocks, too.")
-    routing: bool = Field(False, description="Whether to return the routing weights of each variant, too.")
+    uniform: bool = Field(True, description="Whether to try uniform routing, too, in each of the blocks.")
+    routing: bool = Field(False, description="Whether to return the routing weights of each variant.")
     timeout_ms: int | None = Field(None, ge=1, description="As for `/predict`.")
 
 
 class AblationQuery(_CommonParameters):
-    """Parameters in the query; lists are separated by commas, or JSON."""
+    """Parameters in the query. Write lists with commas, or as JSON."""
 
     blocks: str | None = Field(
-        None, description="Names of the blocks whose experts are switched off one by one; all if absent."
+        None, description="Names of the blocks whose experts are switched off one at a time; all if absent."
     )
     experts: str | None = Field(None, description="Which experts to switch off in these blocks; all if absent.")
     variants: str | None = Field(
-        None, description="Exactly these routings, as JSON, instead of experts switched off one by one."
+        None, description="Try exactly these routings, as JSON, instead of switching experts off one at a time."
     )
 
 
@@ -136,15 +139,13 @@ class AblationParameters(_CommonParameters):
 class VariantBody(BaseModel):
     """What the answer would have been."""
 
-    name: str = Field(description="The one that was given, or one such as `block_8 without expert 2`.")
+    name: str = Field(description="The name that you gave, or one such as `block_8 without expert 2`.")
     changes: list[ChangeBody]
-    probability: float = Field(description="That of the class which was the most probable one originally.")
-    difference: float = Field(description="How much that is more than originally.")
-    top: ClassBody = Field(description="The most probable class now.")
-    same_top: bool = Field(description="Whether that is the original one.")
-    routing: RoutingBody | None = Field(
-        None, description="The routing weights that were used, with what followed from the changes."
-    )
+    probability: float = Field(description="Probability of the class that is the best one with the original routing.")
+    difference: float = Field(description="How much higher that is than with the original routing.")
+    top: ClassBody = Field(description="The most probable class with this routing.")
+    same_top: bool = Field(description="Whether it is the same class as with the original routing.")
+    routing: RoutingBody | None = Field(None, description="The routing weights that were used, in all blocks.")
 
 
 class AblationTimingsBody(BaseModel):
@@ -162,7 +163,7 @@ class AblationResponse(BaseModel):
     model: ModelReference
     id: str
     filename: str | None = None
-    top: ClassBody = Field(description="The most probable class with the routing as it is.")
+    top: ClassBody = Field(description="The most probable class with the original routing.")
     routing: RoutingBody = Field(description="The routing as it is.")
-    variants: list[VariantBody] = Field(description="In the order of the request; else by block and expert.")
+    variants: list[VariantBody] = Field(description="In the order of your variants, or else by block and expert.")
     timings_ms: AblationTimingsBody

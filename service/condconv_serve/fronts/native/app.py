@@ -1,4 +1,4 @@
-"""Builds the FastAPI application from what it is given to work with."""
+"""Builds the FastAPI application from the parts of an `AppContext`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from condconv_serve.fronts.native.schemas import EncodedImage
 from condconv_serve.http.middleware import RequestContext
 
 DESCRIPTION = """
-Classifies images with CondConv-EfficientNets and shows the routing weights: which experts of each block made the
-kernels that an image was convolved with.
+Classifies images with CondConv-EfficientNets and shows their routing weights: which experts of each block made the
+kernels for this image.
 
-Errors are [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a `slug` for programs. Every answer carries
-`X-Request-Id`, the caller's own if it sent one.
+Errors are [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a `slug` for programs. Every answer has an
+`X-Request-Id`: yours if you sent one.
 """
 
 
@@ -49,7 +49,7 @@ def create_app(
         redirect_slashes=False,
         openapi_tags=[
             {"name": "predict", "description": "Images in, classes out."},
-            {"name": "routing", "description": "Which experts images are routed to, one by one and in live traffic."},
+            {"name": "routing", "description": "Which experts images are routed to: one image, and live traffic."},
             {"name": "models", "description": "What is served."},
             {"name": "health", "description": "Probes and metrics."},
         ],
@@ -75,7 +75,7 @@ def create_app(
 
 
 def create_probes_app(context: AppContext) -> FastAPI:
-    """Create the application of the metrics' own port: `/metrics` and the probes, for everybody who can reach it."""
+    """Create the application of the metrics port: `/metrics` and the probes, for everybody who can reach the port."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     problems.install(app)
     app.include_router(health.router(context))

@@ -1,4 +1,4 @@
-"""What all routes share that classify the images of a request: reading it, refusing it, waiting for it."""
+"""What all routes that classify images share: reading the request, refusing it, waiting for the answer."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
 def request_body(example: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI entry for a body with images, and for the parameters that may stand in the query instead.
+    """OpenAPI entry for a body with images, and for parameters in the query.
 
     Args:
         example: parameters that stand in the JSON example.
-        kind: the query's parameters, of which FastAPI knows nothing, since `read_query` reads them.
+        kind: the query's parameters. FastAPI doesn't know them, since `read_query` reads them.
     """
     return {
         "parameters": [
@@ -74,7 +74,7 @@ def request_body(example: dict[str, Any], kind: type[BaseModel]) -> dict[str, An
         ],
         "requestBody": {
             "required": True,
-            "description": "One raw image; a form with one or many files; or JSON with one or many images in base64.",
+            "description": "One raw image, a form with one or more files, or JSON with one or more images in base64.",
             "content": {
                 "application/json": {
                     "schema": ImagesBody.model_json_schema(ref_template="#/components/schemas/{model}"),
@@ -114,7 +114,7 @@ async def classify(request: Request, kind: type[Parameters], context: AppContext
     gatekeeper.check_ready()
     split_key = gatekeeper.split_key(facts, request.headers.get(SPLIT_KEY_HEADER))
     query = read_query(request, kind)
-    # What can't be taken at its most urgent need not be read.
+    # Refused even at the highest priority? Then the body need not be read.
     context.images.plane.check(
         query.model,
         query.version,
@@ -157,7 +157,7 @@ async def classify(request: Request, kind: type[Parameters], context: AppContext
 
 
 async def in_time(work: Awaitable[Result], request: Request) -> Result:
-    """Await what comes after `classify`, but no longer than its sender does.
+    """Await what comes after `classify`, at most until the request's deadline.
 
     Raises:
         DeadlineExceeded: it was given up.

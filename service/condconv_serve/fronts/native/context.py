@@ -1,4 +1,4 @@
-"""What the routes are given to work with."""
+"""What the routes work with, as one value."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class VersionAdmin(Protocol):
     """What the routes show of versions, and let admins change: `condconv_serve.serving.version_admin.VersionAdmin`."""
 
     def status(self) -> Mapping[str, list[VersionStatus]]:
-        """How every version of every model is doing; looks at the store, so not for the event loop."""
+        """The state of every version of every model. It reads the store, so don't call it on the event loop."""
         ...
 
     async def load(self, name: str, version: str) -> VersionStatus:

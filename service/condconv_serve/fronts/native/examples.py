@@ -1,4 +1,4 @@
-"""The image that stands in the OpenAPI examples, so that each of them runs as it is."""
+"""The image of the OpenAPI examples, so that each example runs as printed."""
 
 EXAMPLE_JPEG_BASE64 = (
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABQODxIPDRQSEBIXFRQYHjIhHhwcHj0sLiQySUBMS0dARkVQWnNiUFVtVkVGZIhlbXd7"

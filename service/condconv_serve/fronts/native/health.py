@@ -12,12 +12,12 @@ from condconv_serve.fronts.native.schemas import HealthResponse, ModelReference
 
 
 def router(context: AppContext, *, serve_metrics: bool = True) -> APIRouter:
-    """The routes of probes, and of metrics unless they are elsewhere."""
+    """The routes of probes, and of metrics unless they have a port of their own."""
     routes = APIRouter(tags=["health"])
 
     @routes.get("/livez", summary="Is the process alive?", response_model=HealthResponse)
     async def livez() -> HealthResponse:
-        """Always ok while the process can answer at all; if it can't, restart it."""
+        """Ok as long as the process can answer. If there is no answer, restart it."""
         return HealthResponse(status="ok")
 
     @routes.get(
@@ -27,7 +27,7 @@ def router(context: AppContext, *, serve_metrics: bool = True) -> APIRouter:
         responses=problem_responses("not_ready", "draining"),
     )
     async def readyz() -> HealthResponse | Response:
-        """Ok once every model has been loaded and warmed up, and until the service shuts down."""
+        """Ok from when all models are loaded and warmed up until the service shuts down."""
         return _health()
 
     @routes.get(
@@ -37,7 +37,7 @@ def router(context: AppContext, *, serve_metrics: bool = True) -> APIRouter:
         responses=problem_responses("not_ready", "draining"),
     )
     async def healthz() -> HealthResponse | Response:
-        """For a container's health check: as `/readyz`."""
+        """The same as `/readyz`, for a container's health check."""
         return _health()
 
     # Some load balancers probe with HEAD.

@@ -1,4 +1,4 @@
-"""Reads the images of a request, in each of the forms that the routes take: raw, multipart, JSON with base64."""
+"""Reads the images of a request in all forms that the routes accept: raw, multipart, JSON with base64."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from condconv_serve.fronts.native.schemas import MAX_NAME, ImagesBody
 from condconv_serve.http.body import read_body
 
 Parameters = TypeVar("Parameters", bound=BaseModel)
-# curl --data-binary sends the form type unless told otherwise; what the bytes are shows when they are decoded.
+# curl --data-binary sends the form type by default. Decoding will show what the bytes are.
 RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
 MAX_JSON_ENTRIES = 100_000
-"""Most entries of a JSON body's lists and objects; a million would hold up everybody for a second or two."""
+"""Most entries of a JSON body's lists and objects. A million would hold up everybody for a second or two."""
 _BLANKS = dict.fromkeys(map(ord, " \t\r\n\f\v"))  # for `str.translate` to leave out
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """What a request's body may hold, how long it may pause (`timeout`) and how long it may take, in seconds."""
+    """What a request's body may hold, and how long it may pause (`timeout`) and take (`total_timeout`), in seconds."""
 
     max_body_bytes: int
     max_images: int
@@ -50,7 +50,7 @@ class BodyLimits:
 def read_query(request: Request, kind: type[Parameters]) -> Parameters:
     """Read parameters from a request's query.
 
-    FastAPI could, too, but its reading of a model took a tenth of the event loop's time per request.
+    FastAPI could do it, too, but that took a tenth of the event loop's time per request.
 
     Raises:
         InvalidParameter: a parameter is unknown or impossible.
@@ -100,7 +100,7 @@ async def read_request(request: Request, query: Parameters, limits: BodyLimits) 
 async def read_json(request: Request, kind: type[Parameters], *, max_bytes: int) -> Parameters:
     """Read a JSON body that holds no images.
 
-    FastAPI's own reading has no limit, and comes before the request's API key has been looked at.
+    FastAPI's own reading has no limit, and happens before the API key is checked.
 
     Raises:
         UnsupportedBody: it is not declared as JSON. BodyTooLarge: more bytes than allowed. MalformedBody: no JSON.

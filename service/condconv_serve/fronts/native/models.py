@@ -1,4 +1,4 @@
-"""What is served, and which versions: `/models`, and what keys with the scope `admin` may change there."""
+"""`/models`: which models and versions are served, and what keys with the scope `admin` may change."""
 
 from __future__ import annotations
 
@@ -105,9 +105,10 @@ def router(context: AppContext) -> APIRouter:
         dependencies=[needs_admin],
     )
     async def load(name: ModelPath, version: VersionPath) -> VersionBody:
-        """Load a version of the store, warm it up, and serve it beside the others until it is unloaded.
+        """Load a version from the store, warm it up, and serve it beside the others until it is unloaded.
 
-        Answers once it serves, or can't. A version that failed before is tried again. Only this replica loads it.
+        The answer comes when it serves, or has failed. A version that failed before is tried again. Only this replica
+        loads it.
         """
         return version_body(await context.versions.load(name, version))
 
@@ -120,9 +121,10 @@ def router(context: AppContext) -> APIRouter:
         dependencies=[needs_admin],
     )
     async def unload(name: ModelPath, version: VersionPath) -> VersionBody:
-        """Serve a version no more; its memory is released when the requests that it has are answered.
+        """Stop serving a version.
 
-        It stays unloaded until it is loaded on request or its files change. Only this replica unloads it.
+        Its memory is released once its last request is answered. It stays unloaded until you load it or its files
+        change. Only this replica unloads it.
         """
         return version_body(await context.versions.unload(name, version))
 
@@ -152,12 +154,11 @@ def router(context: AppContext) -> APIRouter:
         openapi_extra=_ALIAS_BODY,
     )
     async def set_alias(request: Request, name: ModelPath, alias: AliasPath) -> AliasBody:
-        """Send requests that give the alias as their `version` to these versions, by weight.
+        """Requests with the alias as their `version` get one of these versions, by weight.
 
-        Which one a request gets, its header `X-Split-Key` decides, or else its id: equal keys get equal versions.
-
-        Versions that aren't loaded are loaded first; if one can't be, the alias stays as it was. It is kept in the
-        store, so all replicas that share the store follow.
+        The header `X-Split-Key` decides which one: equal keys get equal versions. Without it the request's id decides.
+        Versions that aren't loaded are loaded first; if one can't be loaded, the alias stays as it was. The alias is
+        kept in the store, so all replicas that share the store follow.
         """
         body = await read_json(request, AliasRequest, max_bytes=min(MAX_ALIAS_BYTES, context.limits.max_body_bytes))
         return alias_body(await context.versions.set_alias(name, alias, body.split()))
@@ -171,7 +172,7 @@ def router(context: AppContext) -> APIRouter:
         dependencies=[needs_admin],
     )
     async def roll_back(name: ModelPath, alias: AliasPath) -> AliasBody:
-        """Point an alias back to where it pointed before its last change; doing so again undoes it."""
+        """Point an alias back to where it pointed before its last change. A second rollback undoes the first."""
         return alias_body(await context.versions.roll_back(name, alias))
 
     @routes.delete(
@@ -182,7 +183,7 @@ def router(context: AppContext) -> APIRouter:
         dependencies=[needs_admin],
     )
     async def delete_alias(name: ModelPath, alias: AliasPath) -> None:
-        """Remove an alias; requests that still name it are answered with 404."""
+        """Remove an alias. Requests that still name it get 404."""
         await context.versions.delete_alias(name, alias)
 
     return routes

@@ -1,4 +1,4 @@
-"""The browser page: `/`, and at `/web/` the files that it is made of."""
+"""The browser page: `/`, and its files below `/web/`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
-"""Nothing from elsewhere, nothing inline: even a label with markup in it could not run."""
+"""Nothing from other servers and nothing inline, so even a label with markup in it can't run."""
 
 _TYPES = {
     ".html": "text/html; charset=utf-8",
@@ -59,9 +59,10 @@ def assets() -> dict[str, Asset]:
 
 
 def router(found: Mapping[str, Asset] | None = None) -> APIRouter:
-    """The routes of the page. They are for everybody: the page holds nothing that is secret, and asks for a key.
+    """The routes of the page.
 
-    Only names that were found at the start are answered, so no path leads out of the directory.
+    They are for everybody: the page holds no secrets, and asks for a key itself. Only names found at the start are
+    answered, so no path leads out of the directory.
     """
     files = assets() if found is None else found
     routes = APIRouter(include_in_schema=False)
@@ -80,7 +81,7 @@ def router(found: Mapping[str, Asset] | None = None) -> APIRouter:
 
 
 def _answer(request: Request, asset: Asset) -> Response:
-    # Asked for anew each time, so that a new version of the service never runs with the old one's scripts.
+    # Browsers ask each time, so a new version of the service never runs with old scripts.
     headers = {"ETag": asset.etag, "Cache-Control": "no-cache", "Content-Security-Policy": CONTENT_SECURITY_POLICY}
     known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
     if asset.etag in known or "*" in known:

@@ -24,10 +24,10 @@ def router(context: AppContext) -> APIRouter:
     async def predict(request: Request) -> PredictResponse:
         """Return the most probable classes of each image, and its routing weights if asked for.
 
-        One entry per image, in order. If one of several images can't be used, its entry holds an `error` and the
-        others are answered all the same; if a lone image can't be used, that is the response's own error.
+        One entry per image, in order. If one of several images can't be used, its entry has an `error`, and the others
+        are answered. If you send one image and it can't be used, the response is an error.
 
-        Parameters may also stand in a JSON or form body. A raw image: `curl --data-binary @photo.jpg`; files:
+        Give parameters in the query, or in a JSON or form body. A raw image: `curl --data-binary @photo.jpg`; files:
         `curl -F image=@a.jpg -F image=@b.png`.
         """
         parameters, classification = await classify(request, PredictParameters, context)

@@ -87,7 +87,7 @@ class Problem(BaseModel):
 
     type: str = Field(description="A URN that names the kind of problem.")
     title: str = Field(description="The kind of problem, in words.")
-    status: int = Field(description="The HTTP status code that goes with it.")
+    status: int = Field(description="The HTTP status code of the answer.")
     detail: str = Field(description="What was wrong this time, and what is allowed.")
     slug: str = Field(description="The kind of problem, for programs.")
     retry_after: float | None = Field(None, description="Seconds after which a new try makes sense.")
@@ -116,7 +116,7 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
 
 
 def render(error: ServiceError) -> Answer:
-    """The whole answer for an error, for where no route can answer: `condconv_serve.http` needs it."""
+    """The whole answer for an error, for `condconv_serve.http`, which answers where no route can."""
     response = problem_response(Problem.of(error))
     return Answer(response.status_code, response.raw_headers, bytes(response.body))
 
@@ -189,7 +189,7 @@ def _query_parameters(request: Request) -> str:
 
 
 NAMED = 5
-"""How many errors of a validation are described."""
+"""How many errors of a validation are described; the rest are counted."""
 
 
 def describe_validation(errors: Sequence[Any], count: int | None = None) -> str:
@@ -201,5 +201,5 @@ def describe_validation(errors: Sequence[Any], count: int | None = None) -> str:
 
 
 def _place(place: Place) -> str:
-    """Where an error is; whether in the query or in the body is told apart by the names."""
+    """Where an error is, by the names of the fields alone, without `query` or `body`."""
     return dotted([part for part in place if part not in ("query", "body", "path")])[:100]

@@ -1,4 +1,4 @@
-"""`/routing`: which experts images are routed to, one by one and in live traffic."""
+"""`/routing`: which experts images are routed to: one image, and live traffic."""
 
 from __future__ import annotations
 
@@ -53,13 +53,14 @@ def router(context: AppContext) -> APIRouter:
         openapi_extra=request_body({"top_k": 1}, TracesParameters),
     )
     async def routing(request: Request) -> RoutedResponse | Response:
-        """Like `/predict`, but with the routing weights, one per CondConv block and expert, 0 to 1, and an `insight`.
+        """Like `/predict`, but with routing weights, and with an `insight`.
 
-        That tells each block's entropy and strongest experts, and how far the image is from the mean of the model's
-        reference profile and from the mean of images taken for the same class.
+        There is one weight from 0 to 1 for each expert of each CondConv block. The insight tells each block's entropy
+        and strongest experts. It also tells how far the image is from two means: that of the model's reference profile,
+        and that of images with the same predicted class.
 
-        `format`, or else the Accept header, chooses JSON, CSV (a line per weight), NPZ (arrays for NumPy), or a picture
-        of all images side by side, PNG or SVG.
+        Choose the form with `format` or the Accept header: JSON, CSV (a line per weight), NPZ (arrays for NumPy), or a
+        picture of all images side by side (PNG or SVG).
         """
         parameters, classification = await classify(request, TracesParameters, context)
         chosen = parameters.format or accepted_format(request.headers.get("accept", ""))
@@ -78,7 +79,7 @@ def router(context: AppContext) -> APIRouter:
     async def live(query: Annotated[LiveParameters, Query()]) -> LiveResponse:
         """Mean, deviation, histogram and load of every expert, entropy of every block, and drift from the reference.
 
-        Of all images answered lately by the model, whoever sent them; images themselves are not kept.
+        They cover all images that the model answered lately, from all senders. The images are not kept.
         """
         model, found = _live(query.model, query.version)
         view = await asyncio.to_thread(live_view, model, found, window=query.window, classes=query.classes)
@@ -94,7 +95,7 @@ def router(context: AppContext) -> APIRouter:
     async def of_class(
         index: Annotated[int, Path(ge=0, examples=[285])], query: Annotated[WindowParameters, Query()]
     ) -> ClassResponse:
-        """Mean routing weights of the images that were taken for a class, beside those of all images."""
+        """Mean routing weights of the images that the model predicted to be of a class, beside those of all images."""
         model, found = _live(query.model, query.version)
         if index >= len(model.labels):
             raise RoutingNotFound(f"{model.name} has the classes 0 to {len(model.labels) - 1}, but no {index}.")
@@ -145,9 +146,9 @@ def router(context: AppContext) -> APIRouter:
         },
     )
     async def state(query: Annotated[VersionParameters, Query()]) -> Response:
-        """One version's statistics as an NPZ file, which adds up exactly with those of other replicas.
+        """One version's statistics as an NPZ file; of the default model if you name none.
 
-        `condconv routing-state a.npz b.npz` does that. The default model's if none is named. Needs the scope `admin`.
+        `condconv routing-state a.npz b.npz` adds up the files of several replicas, exactly. Needs the scope `admin`.
         """
         _, found = _live(query.model, query.version)
         return Response(
@@ -164,9 +165,9 @@ def router(context: AppContext) -> APIRouter:
         responses=_LIVE_PROBLEMS,
     )
     async def reset(query: Annotated[VersionParameters, Query()]) -> ResetResponse:
-        """Start all windows anew, of one version, of all versions of a model, or of all models.
+        """Set the statistics back to zero: of one version, of all versions of a model, or of all models.
 
-        The metrics start anew, too. Needs the scope `admin`.
+        The metrics start again from zero, too. Needs the scope `admin`.
         """
         if query.version is not None:
             chosen = [_live(query.model, query.version)[1]]
@@ -184,7 +185,7 @@ def router(context: AppContext) -> APIRouter:
             raise RoutingNotFound("This server keeps no routing statistics; CONDCONV_ROUTING_STATISTICS is off.")
         return model, context.routing.of(model)
 
-    # After /routing/state, which is no request's id.
+    # After /routing/state, so that `state` isn't taken for a request's id.
     @routes.get(
         "/routing/{request_id}",
         summary="The routing of a recent request",
@@ -195,9 +196,9 @@ def router(context: AppContext) -> APIRouter:
     async def of_request(
         request: Request, request_id: Annotated[str, Path(max_length=128, examples=[EXAMPLE_REQUEST_ID])]
     ) -> RecentResponse:
-        """What was answered to a request of your own, by its `X-Request-Id`.
+        """The answer to a recent request of yours, by its `X-Request-Id`.
 
-        Only the newest requests are kept, and each only for the API key that sent it.
+        Only the newest requests are kept, and only the API key that sent a request can read it.
         """
         if context.recent is None:
             raise RoutingNotFound("This server keeps no recent requests.")

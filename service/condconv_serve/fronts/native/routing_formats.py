@@ -1,4 +1,4 @@
-"""The forms in which `POST /routing` answers besides JSON."""
+"""The forms of `POST /routing`'s answer other than JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from condconv_serve.routing.drawer import Drawer
 from condconv_serve.routing.export import to_csv, to_npz
 
 MAX_PICTURED = 16
-"""Images that a picture may show."""
+"""Most images in a picture."""
 MEDIA_TYPES: dict[RoutingFormat, str] = {
     "json": "application/json",
     "csv": "text/csv; charset=utf-8",
@@ -38,7 +38,7 @@ _BY_TYPE: dict[str, RoutingFormat] = {
 
 
 def accepted_format(accept: str) -> RoutingFormat:
-    """The form that an Accept header likes best; JSON if it names none of ours, or likes anything as well."""
+    """The form that an Accept header prefers; JSON if it names none of ours, or takes anything."""
     best: tuple[float, RoutingFormat] = (0.0, "json")
     for part in accept.split(","):
         media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))

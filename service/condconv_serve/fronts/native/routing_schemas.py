@@ -27,23 +27,27 @@ class TracesParameters(RoutingParameters):
     """Parameters of `POST /routing`."""
 
     format: RoutingFormat | None = Field(
-        None, description="What to answer with; as the Accept header says if absent, and JSON if that says nothing."
+        None, description="The form of the answer. If absent, the Accept header chooses; without it, JSON."
     )
 
 
 class BlockInsightBody(BaseModel):
-    """What stands out in one block's routing. Distances are root mean squares of differences of weights."""
+    """What stands out in one block's routing. A distance is the root mean square of the differences of weights."""
 
     block: str
     entropy: float = Field(description="0 if one expert has all the weight, 1 if all have the same.")
     strongest: list[int] = Field(description="The experts with the largest weights, largest first; at most three.")
-    reference_distance: float | None = Field(None, description="To the mean of the model's reference profile.")
-    typical_distance: float | None = Field(None, description="What that is for the reference's own images.")
-    class_distance: float | None = Field(None, description="To the mean of images taken for the same class.")
+    reference_distance: float | None = Field(None, description="Distance to the mean of the model's reference profile.")
+    typical_distance: float | None = Field(
+        None, description="Root mean square of that distance for the reference's own images."
+    )
+    class_distance: float | None = Field(
+        None, description="Distance to the mean of images with the same predicted class."
+    )
 
 
 class ClassProfileBody(BaseModel):
-    """Which images the distances to the class are to."""
+    """Which images the class's mean is made of."""
 
     index: int
     images: int
@@ -51,19 +55,22 @@ class ClassProfileBody(BaseModel):
 
 
 class InsightBody(BaseModel):
-    """What stands out in one image's routing: by block in order, and over all blocks."""
+    """What stands out in one image's routing: in each block, in order, and over all blocks."""
 
     blocks: list[BlockInsightBody]
     reference_distance: float | None = None
     typical_distance: float | None = None
     class_distance: float | None = None
     class_profile: ClassProfileBody | None = Field(
-        None, description="Absent if neither the reference profile nor live traffic knows enough of the class."
+        None, description="Absent if neither the reference profile nor live traffic has enough images of the class."
     )
 
 
 class RoutedPredictionBody(PredictionBody):
-    """The answer for one image, with its routing and what stands out in it: `error`, or all the rest."""
+    """The answer for one image, with its routing and what stands out in it.
+
+    It has either `error` or all other fields.
+    """
 
     insight: InsightBody | None = None
 
@@ -102,7 +109,7 @@ class ExpertParameters(WindowParameters):
     """Parameters of the classes of an expert."""
 
     top: int = Field(10, ge=1, le=1000, description="How many classes to list at each end.")
-    min_images: int = Field(1, ge=1, description="Leave out classes with fewer images.")
+    min_images: int = Field(1, ge=1, description="Leave out classes with fewer images than this.")
 
 
 class VersionParameters(BaseModel):
@@ -126,8 +133,8 @@ class DriftBody(BaseModel):
 
     psi: float = Field(description="Population stability index of the weights' distributions.")
     js: float = Field(description="Jensen-Shannon divergence in bits, 0 to 1.")
-    psi_by_chance: float = Field(description="What psi would be without drift, for so few images.")
-    alert_above: float = Field(description="The psi from which it is an alert; higher while there are few images.")
+    psi_by_chance: float = Field(description="The psi that chance alone gives with this number of images.")
+    alert_above: float = Field(description="A psi above this is an alert. It is higher while there are few images.")
     alert: bool
 
 
@@ -137,7 +144,7 @@ class ExpertBody(Spread):
     expert: int
     load: float = Field(description="Share of images whose strongest expert this is; sums to 1 over the block.")
     active: float = Field(description="Share of images that give it a weight above 0.5.")
-    histogram: list[int] = Field(description="Images by weight, in the bins between `histogram_edges`.")
+    histogram: list[int] = Field(description="Images by weight; bins as in `histogram_edges`.")
 
 
 class BlockBody(BaseModel):
@@ -179,7 +186,9 @@ class LiveClassesBody(BaseModel):
     """The predicted classes of a window."""
 
     known: int = Field(description="How many classes have statistics of their own.")
-    dropped_images: int = Field(description="Images missing there, since memory was full of more frequent classes.")
+    dropped_images: int = Field(
+        description="Images of classes that were dropped, since more frequent classes filled the memory."
+    )
     most_frequent: list[CountedClass]
 
 
@@ -212,7 +221,7 @@ class ClassResponse(BaseModel):
     index: int
     label: str
     synset: str | None = None
-    images: int = Field(description="Images in the window that were taken for it.")
+    images: int = Field(description="Images in the window with this predicted class.")
     routing: RoutingBody | None = Field(None, description="Their mean routing weights; absent without images.")
     all_classes: ClassRoutingBody | None = Field(None, description="The same over all images of the window.")
     reference: ClassRoutingBody | None = Field(None, description="The class in the model's reference profile.")
@@ -225,7 +234,7 @@ class UsedClass(CountedClass):
 
 
 class ExpertResponse(BaseModel):
-    """Which classes use an expert."""
+    """Which predicted classes use an expert."""
 
     model: ModelReference
     window: Window

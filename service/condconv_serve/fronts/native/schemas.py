@@ -17,14 +17,14 @@ MAX_NAME = 1024
 
 
 class RoutingParameters(BaseModel):
-    """Parameters of a request with images: in the query, or as fields of a JSON or form body."""
+    """Parameters of a request with images. Give them in the query, or as fields of a JSON or form body."""
 
     model_config = ConfigDict(extra="forbid")
 
     top_k: int | None = Field(
         None,
         ge=1,
-        description="How many classes to return, best first; at most all. If absent: 5, or all if there are fewer.",
+        description="How many classes to return, best first. Absent: 5, or all if the model has fewer.",
     )
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
     version: str | None = Field(
@@ -35,11 +35,11 @@ class RoutingParameters(BaseModel):
     timeout_ms: int | None = Field(
         None,
         ge=1,
-        description="Milliseconds, from the end of the request's body, after which the answer is of no use any more; "
-        "the server's own limit if absent, and at most that.",
+        description="Milliseconds that you wait for the answer, counted from the end of the request's body. Later "
+        "answers become 504. At most the server's own limit, which holds if this is absent.",
     )
     priority: Literal["high", "normal", "low"] = Field(
-        "normal", description="Who goes first when rows wait; what has waited long enough moves up."
+        "normal", description="Which rows go first when many wait. Rows that have waited long move up."
     )
 
 
@@ -50,7 +50,7 @@ class PredictParameters(RoutingParameters):
 
 
 class JsonObject(BaseModel):
-    """What a JSON body holds many of: refused before pydantic would describe each of a million unknown fields."""
+    """A JSON object that a body may hold in large numbers. A million unknown fields are refused in one sentence."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,7 +58,7 @@ class JsonObject(BaseModel):
     @classmethod
     def _few_fields(cls, value: Any) -> Any:
         if isinstance(value, dict) and len(value) > len(cls.model_fields):
-            raise ValueError(f"there are no fields but {', '.join(cls.model_fields)}")
+            raise ValueError(f"the only fields are {', '.join(cls.model_fields)}")
         return value
 
 
@@ -66,7 +66,9 @@ class EncodedImage(JsonObject):
     """One image of a JSON body."""
 
     data: str = Field(description="The image file in base64; a data URL is fine too.")
-    id: str | None = Field(None, max_length=MAX_NAME, description="Returned with the answer; the position if absent.")
+    id: str | None = Field(
+        None, max_length=MAX_NAME, description="Returned with the answer. If absent: the position in the request."
+    )
     filename: str | None = Field(None, max_length=MAX_NAME, description="Returned with the answer.")
 
 
@@ -74,12 +76,12 @@ def _as_encoded_image(value: Any) -> Any:
     if isinstance(value, str):
         return {"data": value}
     if not isinstance(value, dict):
-        raise ValueError('An image is base64, or an object such as {"data": "<base64>", "id": "a"}')
+        raise ValueError('give an image as base64, or as an object such as {"data": "<base64>", "id": "a"}')
     return value
 
 
 class ImagesBody(BaseModel):
-    """The images of a JSON body; the parameters may stand beside them."""
+    """A JSON body: images, and the request's parameters beside them."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -103,11 +105,11 @@ class ClassBody(BaseModel):
 
 
 class TimingsBody(BaseModel):
-    """Where the image's time went, in milliseconds."""
+    """How long each stage of the image took, in milliseconds."""
 
     decode: float
     queue: float
-    inference: float = Field(description="Of the whole batch that the image rode in.")
+    inference: float = Field(description="Time of the whole batch that the image was in.")
     total: float
 
 
@@ -115,7 +117,7 @@ RoutingBody = dict[str, list[float]]
 
 
 class PredictionBody(BaseModel):
-    """The answer for one image: `error`, or all the rest."""
+    """The answer for one image. It has either `error` or all other fields."""
 
     id: str
     filename: str | None = None
@@ -124,7 +126,7 @@ class PredictionBody(BaseModel):
         None, description="Routing weights, 0 to 1, of every expert by CondConv block; `{}` for a static network."
     )
     timings_ms: TimingsBody | None = None
-    batch_size: int | None = Field(None, description="Rows in the batch that the image rode in.")
+    batch_size: int | None = Field(None, description="Rows in the batch that the image was in.")
     error: Problem | None = None
 
 
@@ -140,12 +142,12 @@ class VersionBody(BaseModel):
 
     version: str
     state: State = Field(
-        description="available: in the store, but not loaded. retiring: answers what it has, but gets no more. "
-        "failed: can't be loaded."
+        description="available: in the store, but not loaded. retiring: answers its last requests, and gets no new "
+        "ones. failed: can't be loaded."
     )
     reason: str | None = Field(
         None,
-        description="Why it can't be loaded; for one that serves: why its files as they are now can't be.",
+        description="Why it can't be loaded. For a version that serves: why its changed files can't be loaded.",
     )
 
 
@@ -157,7 +159,7 @@ class AliasBody(BaseModel):
 
 
 class AliasRequest(BaseModel):
-    """Where an alias is to point: at one version, or at several by weight."""
+    """Where the alias shall point: at one version, or at several by weight."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "1"}]})
 
@@ -184,7 +186,10 @@ class AliasesResponse(BaseModel):
 
 
 class ModelSummary(BaseModel):
-    """One model of the store, served or not; `architecture` and what follows are those of its newest served version."""
+    """One model of the store, served or not.
+
+    `architecture` and the fields after it describe its newest served version.
+    """
 
     name: str
     versions: list[str] = Field(description="Served versions, oldest first.")
@@ -206,7 +211,7 @@ class ModelsResponse(BaseModel):
 
 
 class ArchitectureBody(BaseModel):
-    """The network's architecture, and those of its parameters that differ from the registered ones."""
+    """The network's architecture, and its parameters that differ from the registered ones."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -245,7 +250,7 @@ class ModelResponse(BaseModel):
     architecture: ArchitectureBody
     parameters: int = Field(description="Trained parameters.")
     multiply_adds: int | None = Field(
-        description="Multiply-adds per image, kernel mixing included; null where a layer's can't be counted."
+        description="Multiply-adds per image, kernel mixing included; null if a layer of the network can't be counted."
     )
     num_classes: int
     labels_count: int
@@ -337,7 +342,7 @@ def model_response(model: ServedModel, summary: ModelSummary) -> ModelResponse:
 
 
 def prediction_body(result: ClassifiedImage, *, routing: bool) -> PredictionBody:
-    """What became of one image."""
+    """The result of one image."""
     body = PredictionBody(id=result.id, filename=result.filename)
     if result.error is not None:
         return body.model_copy(update={"error": Problem.of(result.error)})

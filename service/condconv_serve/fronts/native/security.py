@@ -1,4 +1,4 @@
-"""Who may use which route, and the headers that keep browsers from doing harm with an answer."""
+"""Who may use which route, and headers that keep browsers from misusing an answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 PRIVATE = ("/predict", "/routing")
-"""What is in a picture is nobody else's business, so no cache on the way may keep these answers."""
+"""Answers about pictures are private, so no cache on the way may keep them."""
 EXPOSED = (REQUEST_ID_HEADER, "Retry-After")
 
 _api_key = APIKeyHeader(
@@ -32,7 +32,7 @@ _bearer = HTTPBearer(scheme_name="Bearer", auto_error=False, description="The sa
 
 
 def guard(gatekeeper: Gatekeeper) -> Dependency:
-    """What stands before every route that isn't for everybody; routes for the few add `needs_admin`."""
+    """Put this before every route that isn't for everybody. Routes for admins add `needs_admin`."""
 
     async def open_to_all(request: Request) -> None:
         gatekeeper.admit(facts_of(request.scope), secret=None)
@@ -55,13 +55,13 @@ async def _check_admin(request: Request) -> None:
 
 
 needs_admin = Dependency(_check_admin)
-"""For a route behind the guard that needs the scope `admin`; without a guard nobody may use it."""
+"""For a route behind the guard that needs the scope `admin`. Without the guard nobody may use it."""
 
 
 def install(app: FastAPI, *, cors_origins: Sequence[str]) -> None:
-    """Put the headers on every answer, and let pages of other origins read them if any may.
+    """Put the headers on every answer, and let pages of other origins read it if they may.
 
-    Must come last: what is added later stands outside, and would answer without them.
+    Call this last: middleware that is added later answers without the headers.
     """
     if cors_origins:
         app.add_middleware(
@@ -76,7 +76,7 @@ def install(app: FastAPI, *, cors_origins: Sequence[str]) -> None:
 
 
 def document(openapi: dict[str, Any]) -> None:
-    """Add to an OpenAPI document what guarded routes may answer besides; doing so again changes nothing."""
+    """Add to an OpenAPI document what the guard may answer. A second call changes nothing."""
     refusals = problem_responses("unauthenticated", "forbidden", "rate_limited")
     for operations in openapi["paths"].values():
         for operation in operations.values():
@@ -89,7 +89,7 @@ def document(openapi: dict[str, Any]) -> None:
 
 
 class SecurityHeaders:
-    """ASGI middleware: the headers of `HEADERS` on every answer, and no caching of those about somebody's images."""
+    """ASGI middleware: puts `HEADERS` on every answer, and forbids caching of answers about images."""
 
     def __init__(self, app: ASGIApp) -> None:
         """Wrap an app."""

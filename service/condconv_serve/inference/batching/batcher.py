@@ -1,4 +1,4 @@
-"""Pulls batches from the queue as streams become free, runs them, and gives every row its own outcome."""
+"""Pulls a batch from the queue when a stream is free, runs it, and gives every row its own result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RowResult(Generic[Output]):
-    """What became of one row; times in seconds. `inference` is that of the whole batch."""
+    """The result of one row; times in seconds. `inference` is that of the whole batch."""
 
     output: Output
     queue: float
@@ -45,9 +45,9 @@ class RowResult(Generic[Output]):
 
 
 class Batcher(Generic[Key, Row, Output]):
-    """Batches rows of equal key and runs up to `streams` batches at once.
+    """Batches rows with the same key, and runs up to `streams` batches at once.
 
-    Use as an async context manager: leaving the block admits nothing more, finishes what waits, and returns.
+    Use it as an async context manager. Leaving the block refuses new rows, and finishes those that wait.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Batcher(Generic[Key, Row, Output]):
         label_of: Callable[[Key], str] = str,
         identity_of: Callable[[Key], Hashable] = lambda key: key,
     ) -> None:
-        """Prepare; nothing runs before the block is entered.
+        """Prepare. Nothing runs until the block is entered.
 
         Args:
             run: computes one batch and returns one output per row, in order.
@@ -74,7 +74,7 @@ class Batcher(Generic[Key, Row, Output]):
             metrics: counts batches and rows.
             batch_timeout: seconds from its first row's arrival that a small batch may wait for more rows.
             priority_ageing: seconds of waiting that make up for one step of priority.
-            drain_timeout: seconds that leaving the block may take; None is as long as it takes.
+            drain_timeout: seconds that leaving the block may take; None means no limit.
             label_of: the label of a key's rows in metrics, such as the model's name. Many keys may share one.
             identity_of: what is computed for a key, such as a model's name and version. Speed and batch limits are
                 learned for each identity on its own. It is remembered for minutes, so it should not hold weights.
@@ -103,7 +103,7 @@ class Batcher(Generic[Key, Row, Output]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish what has been admitted, as far as time allows, then end the streams."""
+        """Finish the admitted rows if there is time, then end the streams."""
         self.close()
         _, unfinished = await asyncio.wait(self._tasks, timeout=self._drain_timeout)
         for task in unfinished:
@@ -115,19 +115,19 @@ class Batcher(Generic[Key, Row, Output]):
         self._queue.close()
 
     def predicted_wait(self, priority: Priority = Priority.LOW) -> float:
-        """Seconds until what is in the queue now, and at least so urgent, has been computed."""
+        """Seconds until the rows in the queue that are at least this urgent are computed."""
         rows: Counter[Hashable] = Counter()
         for key, count in self._queue.backlog(priority).items():
             rows[self._identity_of(key)] += count
         return self._rate.wait(rows)
 
     def check(self, key: Key, rows: int, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf) -> None:
-        """Refuse early what `admit` would refuse now; takes no room, so `admit` may still refuse later.
+        """Refuse early what `admit` would refuse now.
 
-        It is cheap: made to be called before a request's body is read.
+        It takes no room, so `admit` may still refuse later. It is cheap: call it before you read a request's body.
 
         Args:
-            key: what the rows are rows of.
+            key: such as the model. A batch holds rows of one key.
             rows: how many.
             priority: how urgent they are.
             deadline: when their sender stops waiting, on the monotonic clock in seconds.
@@ -144,8 +144,8 @@ class Batcher(Generic[Key, Row, Output]):
     def admit(
         self, key: Key, rows: int, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf
     ) -> Admission[Key]:
-        """Ask for room for `rows` rows before any work is spent on them; arguments and errors are those of `check`."""
-        if rows <= self._queue.free_rows:  # or else the queue refuses them, whenever they must be done
+        """Take room for `rows` rows before you spend work on them. Arguments and errors are those of `check`."""
+        if rows <= self._queue.free_rows:  # if there is no room, the queue refuses them, whatever their deadline
             self._refuse_late(key, rows, priority, deadline)
         return self._queue.admit(key, rows, priority, retry_after=self._seconds_to_empty)
 
@@ -187,7 +187,7 @@ class Batcher(Generic[Key, Row, Output]):
             self._metrics.rows_in_flight.inc(len(batch))
             try:
                 error = await self._compute(batch)
-            except Exception as defect:  # of our own; it must not take the stream along
+            except Exception as defect:  # a defect of ours must not end the stream
                 logger.exception("a batch of %d rows was lost", len(batch))
                 error = defect
                 for row in batch:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 MAX_FAILURES = 3
-"""After so many batches in a row without a single answer, the engine counts as broken."""
+"""After this many batches in a row without an answer, the engine counts as broken."""
 COOL_DOWN_SECONDS = 10.0
 """After this long, a broken engine gets another batch. If that fails too, it counts as broken again."""
 
@@ -32,7 +32,7 @@ class EngineHealth:
         self._reason = reason
 
     def problem(self) -> tuple[str, float] | None:
-        """Why nothing should be sent to the engine now, and for how many seconds; None if it should."""
+        """Why the engine can't be used now, and for how many seconds. None if it can."""
         remaining = self._failed_at + COOL_DOWN_SECONDS - self._clock()
         if self._failures < MAX_FAILURES or remaining <= 0:
             return None

@@ -32,12 +32,12 @@ class KeyQueue(Generic[Key, Row, Result]):
     """The waiting rows of one key.
 
     Attributes:
-        turn: the number of the batch that was taken from it last; the key with the least is next among equals.
+        turn: number of the batch that was last taken from it. Among equally urgent keys the lowest is next.
         served_at: when that was, on the monotonic clock in seconds.
     """
 
     def __init__(self, turn: int) -> None:
-        """Start empty, as if its last batch had been number `turn`."""
+        """Start empty. Its last batch counts as number `turn`."""
         self.turn = turn
         self.served_at = -math.inf
         # Ordered: rows leave from the front, and from anywhere when their senders go.
@@ -54,7 +54,7 @@ class KeyQueue(Generic[Key, Row, Result]):
         return row in self._rows[row.priority]
 
     def count(self, at_least: Priority) -> int:
-        """How many rows are at least so urgent."""
+        """How many rows are at least this urgent."""
         return sum(len(rows) for priority, rows in self._rows.items() if priority <= at_least)
 
     def heads(self) -> list[QueuedRow[Key, Row, Result]]:

@@ -23,19 +23,19 @@ def urgency(priority: Priority, *, waited: float, ageing: float) -> int:
 
 
 def rank(priority: Priority, *, enqueued_at: float, ageing: float) -> float:
-    """Where a row stands among those of its key; the smallest number is first.
+    """A row's place among the rows of its key; the smallest number is first.
 
-    It ages like `urgency`, but without steps, and it does not change over time: a row of the next lower priority comes
+    It ages like `urgency`, but without steps, and it doesn't change over time: a row of the next lower priority comes
     first if it arrived `ageing` seconds earlier.
     """
     return enqueued_at + priority * ageing
 
 
 def rows_to_take(waiting: int, *, free_streams: int, max_batch_size: int) -> int:
-    """How many waiting rows a free stream takes.
+    """How many waiting rows a free stream takes: all that fit.
 
-    All that fit. But if other streams are free too, an equal share: two half batches side by side are done sooner than
-    a whole one.
+    If other streams are free too, it takes an equal share: two half batches side by side are done sooner than a whole
+    one.
 
     Args:
         waiting: rows that could be one batch, at least 1.

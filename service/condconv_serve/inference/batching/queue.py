@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class Admission(Generic[Key]):
-    """Room for some rows, granted before they are decoded; what isn't used goes back at the end of the block."""
+    """Room for some rows, taken before they are decoded. Room that isn't used goes back when the block ends."""
 
     def __init__(
         self, key: Key, rows: int, priority: Priority, give_back: Callable[[Admission[Key], int], None]
@@ -32,10 +32,10 @@ class Admission(Generic[Key]):
         self._give_back = give_back
 
     def use(self) -> None:
-        """Spend the room of one row, which from now on waits in the queue.
+        """Use the room of one row: from now on the row waits in the queue.
 
         Raises:
-            ValueError: all of it has been spent.
+            ValueError: all of it has been used.
         """
         if self._unused < 1:
             raise ValueError("More rows were put than had been admitted.")
@@ -70,8 +70,8 @@ class RowQueue(Generic[Key, Row, Result]):
             max_rows: most rows in it, admitted ones included.
             ageing: seconds of waiting that make up for one step of priority.
             batch_timeout: seconds from the first row's arrival that a batch may wait for more rows.
-            admitted_timeout: the same, while rows have been admitted that are not here yet. They are being decoded, and
-                that is a better use of the cores than a small batch, which costs more per row.
+            admitted_timeout: the same, while rows have been admitted that are not here yet. They are being decoded.
+                That is a better use of the cores than a small batch, which costs more per row.
         """
         self._max_rows = max_rows
         self._ageing = ageing
@@ -89,7 +89,7 @@ class RowQueue(Generic[Key, Row, Result]):
         return self._rows
 
     def backlog(self, at_least: Priority = Priority.LOW) -> dict[Key, int]:
-        """Rows by key that wait or have been admitted, and are at least so urgent."""
+        """Rows by key that wait or have been admitted, and are at least this urgent."""
         rows: Counter[Key] = Counter({key: waiting.count(at_least) for key, waiting in self._queues.items()})
         for (key, priority), count in self._reserved.items():
             if priority <= at_least:
@@ -102,11 +102,11 @@ class RowQueue(Generic[Key, Row, Result]):
         return 0 if self._closed else self._max_rows - self._rows
 
     def refusal(self, rows: int, *, retry_after: Callable[[], float | None] = lambda: None) -> CapacityError:
-        """The error for `rows` more rows that are not admitted now.
+        """The error for `rows` more rows that can't be admitted now.
 
         Args:
             rows: how many.
-            retry_after: seconds until there is room; asked only if it is room that is missing.
+            retry_after: says in how many seconds there is room. It is called only if the queue is full.
 
         Returns:
             `Draining` if the queue is closed, `QueueFull` if not.
@@ -139,9 +139,9 @@ class RowQueue(Generic[Key, Row, Result]):
         return Admission(key, rows, priority, self._give_back)
 
     def put(self, row: QueuedRow[Key, Row, Result], admission: Admission[Key]) -> None:
-        """Append a row that has been admitted; if its sender cancels the future, it leaves the queue."""
+        """Append an admitted row. If its sender cancels the future, the row leaves the queue."""
         admission.use()
-        if row.key not in self._queues:  # a newcomer comes before the one that was served last
+        if row.key not in self._queues:  # a new key comes before the key that was served last
             self._queues[row.key] = KeyQueue(self._turn - 1)
         self._queues[row.key].add(row)
         self._rows += 1
@@ -171,7 +171,7 @@ class RowQueue(Generic[Key, Row, Result]):
                 await self._sleep_until(look_again_at)
 
     def close(self) -> None:
-        """Admit nothing more; what has been admitted is still served, without waiting for more."""
+        """Admit nothing more. Admitted rows are still served; batches no longer wait for more rows."""
         self._closed = True
         self._wake_all()
 
@@ -198,7 +198,7 @@ class RowQueue(Generic[Key, Row, Result]):
         while len(waiting) and len(batch) < count:
             row = waiting.pop(self._ageing)
             self._rows -= 1
-            if row.future.done():  # its sender has gone in this very moment
+            if row.future.done():  # its sender has just gone
                 continue
             if row.deadline <= now:
                 row.future.set_exception(DeadlineExceeded("The deadline passed while the image waited for its turn."))
@@ -232,7 +232,7 @@ class RowQueue(Generic[Key, Row, Result]):
         self._reserved[place] -= rows
         if not self._reserved[place]:
             del self._reserved[place]
-            if self._queues:  # perhaps a batch waited for the row that doesn't come now
+            if self._queues:  # a batch may have waited for this row
                 self._wake_one()
         self._let_end()
 

@@ -11,7 +11,7 @@ SMOOTHING = 0.2
 """Weight of the newest batch in the moving average."""
 
 TRUSTED_SECONDS = 10.0
-"""An average is taken as it is for this long. After that it is halved once per this time, until another batch comes."""
+"""An average counts in full for this long. After that it is halved once per such time, until another batch comes."""
 
 KEPT_SECONDS = 60 * TRUSTED_SECONDS
 """An average this old has been halved so often that it counts as nothing, so it can be dropped."""
@@ -30,12 +30,12 @@ class RowRate:
     Two keys never share an estimate: two versions of one model may cost differently.
 
     Full batches count, since those are what runs while rows wait. Until one has been seen, any batch counts; after
-    that, faster ones do too. An average that no new batch confirms counts less and less, since it may be the very
-    reason why no rows are admitted.
+    that, faster ones do too. An average that no new batch confirms counts less and less: it may be the reason why no
+    rows are admitted.
     """
 
     def __init__(self, streams: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Know nothing yet.
+        """Start without any averages.
 
         Args:
             streams: how many batches run at the same time.
@@ -62,7 +62,7 @@ class RowRate:
             known.at = now
 
     def wait(self, rows: Mapping[Hashable, int]) -> float:
-        """Seconds that all streams together need for these numbers of rows by key; unknown keys count as nothing."""
+        """Seconds that all streams together need for so many rows of each key. Unknown keys count as nothing."""
         return sum(count * self._per_row(key) for key, count in rows.items()) / self._streams
 
     def own(self, key: Hashable, rows: int) -> float:
@@ -76,5 +76,5 @@ class RowRate:
         return known.seconds_per_row * math.exp2(-max(age - TRUSTED_SECONDS, 0.0) / TRUSTED_SECONDS)
 
     def _drop_old(self, now: float) -> None:
-        """Versions come and go; what has not been computed for long takes no room."""
+        """Drop averages that haven't been used for long: versions come and go."""
         self._averages = {k: known for k, known in self._averages.items() if now - known.at < KEPT_SECONDS}

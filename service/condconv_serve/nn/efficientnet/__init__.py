@@ -1,4 +1,4 @@
-"""EfficientNet and EfficientNet-Lite, static or CondConv: spec, build, and the block that they are made of."""
+"""EfficientNet and EfficientNet-Lite, static or CondConv: spec, builder, and their block."""
 
 from condconv_serve.nn.efficientnet.build import build_efficientnet
 from condconv_serve.nn.efficientnet.mbconv import mbconv

@@ -1,4 +1,4 @@
-"""EfficientNets as data: which stages, how wide, how deep, and which of them are CondConv.
+"""EfficientNets as data: their stages, how wide and how deep they are, and which stages are CondConv.
 
 Sources: EfficientNet (Tan & Le, ICML 2019, table 1 and section 3.3), EfficientNet-Lite (the authors' release notes),
 CondConv (Yang et al., NeurIPS 2019, section 4.1 and appendix A).
@@ -45,7 +45,7 @@ class BlockArgs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EfficientNetSpec:
-    """An EfficientNet up to its weights."""
+    """An EfficientNet without its weights."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -141,7 +141,7 @@ class EfficientNetSpec:
 OVERRIDABLE = ("num_classes", "image_size", "width_coefficient", "depth_coefficient", "dropout_rate", "num_experts")
 _WHOLE = ("num_classes", "image_size", "num_experts")
 _LEAST = {"num_classes": 1, "image_size": 32, "dropout_rate": 0, "num_experts": 1}
-# Keras follows a network from layer to layer by recursion, which ends some way above depth 6.
+# Keras follows a network by recursion, which fails somewhere above depth 6.
 _MOST = {"num_classes": 1_000_000, "image_size": 2048, "depth_coefficient": 6, "dropout_rate": 0.99, "num_experts": 64}
 
 

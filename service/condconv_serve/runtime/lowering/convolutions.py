@@ -1,4 +1,4 @@
-"""Convolutions by TensorFlow's own operations: what lowerings put into their slots, and what needs no slot.
+"""Convolutions made of TensorFlow's own operations: those for the slots of lowerings, and those that need no slot.
 
 Each function takes a `ConvCall` and returns `[B, H', W', channels]`, with the bias added, and activated.
 """
@@ -41,7 +41,7 @@ def pointwise_condconv(call: ConvCall) -> Tensor:
 def shifted_products(call: ConvCall) -> Tensor:
     """Apply one kernel per example as the Keras layer does, for any layer with experts.
 
-    A depthwise layer is a sum of shifted products, of which a compiler makes one kernel.
+    A depthwise layer is a sum of shifted products, which a compiler turns into one kernel.
     """
     y = call.layer.convolve(call.x, mix_experts(call.routing, call.kernel))
     return call.activation(y + _per_example(call.bias))
@@ -51,8 +51,8 @@ def _apply_pointwise(x: Tensor, kernels: Tensor, bias: Tensor, activation: Activ
     """Apply one kernel per example: `[B, H, W, C]` with `[B, 1, C, filters]`.
 
     Bias and activation come before the reshape, which would keep engines from fusing them into the product. Grappler
-    fuses a bias only if a factor stands before it: the factor is one, but in a way that Grappler can't see through;
-    OpenVINO, which knows the batch size, can, and drops it.
+    fuses a bias only if a factor stands before it: the factor is one, but written so that Grappler can't see it.
+    OpenVINO knows the batch size, sees it, and drops it.
     """
     _, height, width, channels = x.shape
     one = tf.cast(tf.minimum(tf.shape(x)[0], 1), x.dtype)

@@ -1,4 +1,4 @@
-"""Which layers disappear into a convolution beside them."""
+"""Which layers are fused into a convolution beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the known layers with weights or activations are lowered to: functions of tensors, holding folded weights."""
+"""Known layers as functions of tensors that hold folded weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a device may compute in its own way: a `Lowering` is a value with a slot for each such operation."""
+"""A `Lowering`: a value with a slot for each operation that a kind of device computes in its own way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Activation = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ConvCall:
-    """One convolution of a batch: all that an operation needs to compute it.
+    """One convolution of a batch, with all that is needed to compute it.
 
     Attributes:
         layer: the Keras layer, for its strides, padding, dilation rate and the like; its weights aren't read.
@@ -39,12 +39,12 @@ class ConvCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lowering:
-    """The operations that a kind of device gets; what has no slot is computed alike everywhere.
+    """The operations for a kind of device. Operations without a slot are the same everywhere.
 
     Attributes:
         pointwise_condconv: applies one 1x1 kernel per example, mixed from experts, at stride 1. Adds the bias,
             activates, and returns `[B, H, W, filters]`.
-        depthwise_condconv: applies one depthwise kernel per example, mixed from experts; likewise.
+        depthwise_condconv: the same for one depthwise kernel per example, mixed from experts.
         constants: whether weights become constants of the graph; otherwise variables, which several graphs can share.
         fold_scales: whether the product of squeeze-and-excitation moves from the activations into the kernels of the
             convolution that follows, where those are smaller.

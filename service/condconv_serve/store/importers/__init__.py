@@ -1,4 +1,4 @@
-"""Read weights from elsewhere: each module translates one way of naming and laying them out to ours."""
+"""Reads published weights. Each module translates one way of naming and laying out weights into ours."""
 
 from condconv_serve.store.importers.assembly import Translation, assemble
 from condconv_serve.store.importers.sources import Imported, Upcycling, import_weights, read_source

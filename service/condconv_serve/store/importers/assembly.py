@@ -1,4 +1,4 @@
-"""The rule all importers share: every tensor of the network is given exactly once, and nothing is left over."""
+"""The rule of all importers: every tensor of the network is given exactly once, and nothing is left over."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_NAMED = 8
 
 @dataclass(frozen=True, slots=True)
 class Translated:
-    """One imported tensor, under our network's name for it and in our layout, except for a reshape."""
+    """One imported tensor, with our network's name and in our layout, except for a reshape."""
 
     path: str
     source: str
@@ -27,7 +27,7 @@ class Translated:
 
 @dataclass(slots=True)
 class Translation:
-    """What an importer made of a set of tensors; `unknown` are the names that it could not place."""
+    """What an importer translated. `unknown` are the names that it could not place."""
 
     tensors: list[Translated] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)

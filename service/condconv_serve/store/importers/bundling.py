@@ -1,4 +1,4 @@
-"""Makes a bundle of weights from elsewhere: the use case behind `condconv models import`."""
+"""Makes a bundle from published weights: the use case of `condconv models import`."""
 
 from __future__ import annotations
 

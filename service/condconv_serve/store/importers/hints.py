@@ -1,4 +1,4 @@
-"""Guesses from a few shapes which architecture weights belong to, to help if you named another one."""
+"""Guesses the architecture of weights from a few shapes, to help if you named a wrong one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From files with weights from elsewhere to the tensors of one of our networks."""
+"""From files with published weights to the tensors of one of our networks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def import_weights(
     use_ema: bool = True,
     upcycling: Upcycling | None = None,
 ) -> Imported:
-    """Read weights from elsewhere and fit them to an architecture.
+    """Read published weights and fit them to an architecture.
 
     Args:
         source: see `read_source`.

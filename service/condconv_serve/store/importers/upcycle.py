@@ -1,11 +1,11 @@
-"""Makes a CondConv network of a static one that computes the same: every expert starts as a copy of its kernel.
+"""Turns a static network into a CondConv network with the same answers: each expert starts as a copy of its kernel.
 
 Routing starts with a zero kernel, so at first it is the same for every photo, and with the bias `-ln(N - 1)`, where the
 sigmoid is `1 / N`. The `N` weights sum to one, so the mixture of the copies is the static kernel. (Komatsuzaki et al.,
 "Sparse Upcycling", ICLR 2023, do the same to transformers.)
 
-Equal experts get equal gradients and would stay equal for ever. Noise makes them differ; as the noise of all experts of
-a kernel sums to zero, the mixture remains what it was.
+Equal experts get equal gradients and stay equal. Noise makes them differ. The noise of all experts of a kernel sums to
+zero, so the mixture stays the same.
 """
 
 from __future__ import annotations

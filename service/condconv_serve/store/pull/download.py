@@ -177,7 +177,7 @@ class _Part:
         return self._path.stat().st_size if self._path.is_file() else 0
 
     def restart(self, state: _State) -> None:
-        """Begin anew."""
+        """Start again from the beginning."""
         self._path.unlink(missing_ok=True)  # first: what is there must never be taken for a part of another file
         self._notes.write_text(state.model_dump_json(), encoding="utf-8")
         self.state = state

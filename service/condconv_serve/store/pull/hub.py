@@ -59,7 +59,7 @@ def download_from_hub(
         path = Path(hub.hf_hub_download(repository, file, **given))
     except DownloadFailed:
         raise
-    except Exception as error:  # network errors are those of whichever HTTP library it uses
+    except Exception as error:  # network errors come from the HTTP library that it uses
         raise DownloadFailed(f"{name} can't be downloaded: {_reason(error)}") from error
     _check_content(path, name)
     return path

@@ -1,4 +1,4 @@
-"""The catalogue: which checkpoints are published where, and what their bundles are to say of them."""
+"""The catalogue: where checkpoints are published, and what their bundles say about them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a published checkpoint to a bundle: the use case behind `condconv models pull`."""
+"""From a published checkpoint to a bundle: the use case of `condconv models pull`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PullRequest:
     mirror: str | None = None
     limits: Limits = field(default_factory=Limits)
     accept_changed: bool = False
-    """Download anew, and take a file that is not the one of the first pull."""
+    """Download again, and accept the file even if it differs from the one of the first pull."""
     quiet: bool = False
     """Show none of the Hub library's progress bars."""
 
@@ -64,13 +64,13 @@ class Pulled:
 def pull(request: PullRequest, *, store: Path, reporter: Reporter | None = None) -> Pulled:
     """Download a checkpoint unless the cache has it, check it, and make a bundle of it.
 
-    The SHA-256 that the file had at its first pull is remembered in the store and enforced from then on; so is one that
-    the catalogue gives. If the very bundle is there already, nothing is done. Several processes may pull at once.
+    The store remembers the SHA-256 of the first pull, and later pulls must match it; one from the catalogue must match,
+    too. If the same bundle is there already, nothing is done. Several processes may pull at once.
 
     Raises:
         InvalidParameter: impossible name or version.
         ConfigurationError: unknown architecture, or the Hub's library is missing.
-        DownloadFailed: the file can't be had, or isn't the one it has to be.
+        DownloadFailed: the file can't be downloaded, or isn't the right one.
         ImportFailed: the file doesn't fit the architecture, or its archive isn't safe.
         BundleError: another bundle has that name and version.
         OSError: a directory can't be written.
@@ -139,7 +139,7 @@ def _fetch(request: PullRequest, work: Path, checksums: Checksums, reporter: Rep
         file.unlink(missing_ok=True)
     cached = file.is_file()
     if cached and (complaint := _complaint(request, sha256_of(file), checksums)):
-        reporter.note(f"The cached file is not the right one, so it is downloaded anew: {complaint}")
+        reporter.note(f"The cached file is not the right one, so it is downloaded again: {complaint}")
         file.unlink()
     url = mirrored(source.url, request.mirror)
     download(url, file, size=request.checkpoint.size, limits=request.limits, reporter=reporter)

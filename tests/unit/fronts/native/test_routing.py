@@ -615,7 +615,7 @@ async def test_given_routings(client: httpx.AsyncClient) -> None:
             "weights: these are 1025 entries",
         ),
         ('variants=[{"changes":[' + "1," * 64 + "1]}]", "changes: these are 65 entries"),
-        ('variants=[{"changes":[],"a":1,"b":2,"c":3}]', "no fields but changes, name"),
+        ('variants=[{"changes":[],"a":1,"b":2,"c":3}]', "the only fields are changes, name"),
         ("timeout_ms=100000", "timeout_ms"),
         ("top_k=3", "no such parameter"),
     ],

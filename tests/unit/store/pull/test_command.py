@@ -105,7 +105,7 @@ def test_interrupted(command, place, server, archive, monkeypatch):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert said.splitlines()[-1].startswith("interrupted: no bundle was written; what was received is kept")
+    assert said.splitlines()[-1].startswith("interrupted: no bundle was written. What was received is kept")
     assert "Traceback" not in said
     assert not place[0].exists() or list(Catalog(place[0])) == []
     assert [path.stat().st_size for path in place[1].rglob("*.part")] == [half]

@@ -1,0 +1,160 @@
+"""The real server, whose networks are stand-ins that need no TensorFlow: it is ready after a second or two.
+
+Run as `python -m tests.contract.fake_server serve ...`. Command line, settings, store, HTTP, decoding and batching are
+the real ones. If the environment variable `FAULT_FILE` names a file, what stands in it goes wrong:
+
+    hold ANYTHING      a batch that begins now ends when the file says something else
+    slow SECONDS       every batch takes that long
+    broken             every batch raises
+    memory ROWS        larger batches find no memory
+    hold load          a model that is to be loaded now is loaded when the file says something else
+
+Pictures of the colours `POISON` and `HANG` make their batch raise or hang without a file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from condconv_serve import serve
+from condconv_serve.cli import main
+from condconv_serve.domain import (
+    LOGITS,
+    ROUTING,
+    Cost,
+    ModelInfo,
+    OutputSpec,
+    RoutingLayout,
+    Row,
+    ServedModel,
+    Tensors,
+)
+from condconv_serve.errors import BundleError, OutOfMemory
+from condconv_serve.runtime.plan import EnginePlan
+from condconv_serve.store import Bundle, read_labels, read_profile, read_weights
+from condconv_serve.telemetry.metrics import Metrics
+from tests.contract.fakes import FakeEngine, served_model
+
+POISON = (255, 0, 255)
+"""A picture of this colour makes its batch raise."""
+HANG = (0, 255, 255)
+"""A picture of this colour makes its batch hang."""
+PATCHES = 8
+"""A picture is taken for so many times so many patches of one colour each."""
+_LOOK_AGAIN = 0.005
+
+
+class PatchEngine(FakeEngine):
+    """Answers each picture by the colours of its patches, so that different photos get different answers.
+
+    What it computes with is random, but the same in every process.
+    """
+
+    def __init__(self, layout: RoutingLayout, bias: NDArray[np.float32]) -> None:
+        super().__init__()
+        random = np.random.default_rng(0)
+        features = 3 * PATCHES**2
+        self._layout, self._bias = layout, bias
+        self._logits = random.normal(0, 0.5, (features, len(bias))).astype(np.float32)
+        self._routing = random.normal(0, 0.1, (features, *layout.shape)).astype(np.float32)
+
+    def compute(self, rows: Row, stream: int) -> Tensors:
+        """Compute all rows."""
+        side = rows.shape[1] // PATCHES
+        patches = rows[:, : PATCHES * side, : PATCHES * side].reshape(-1, PATCHES, side, PATCHES, side, 3)
+        features = (patches.mean(axis=(2, 4), dtype=np.float32) / 64 - 2).reshape(len(rows), -1)
+        routing = 1 / (1 + np.exp(-np.einsum("bf,fke->bke", features, self._routing)))
+        return {LOGITS: features @ self._logits + self._bias, ROUTING: routing * self._layout.own}
+
+
+class FaultyEngine:
+    """An engine that does what the fault file says."""
+
+    def __init__(self, engine: PatchEngine, file: Path | None) -> None:
+        self._engine = engine
+        self._file = file
+
+    def __call__(self, rows: Row, stream: int = 0, /) -> Tensors:
+        """Compute, or fail."""
+        match fault(self._file).split():
+            case ["broken"]:
+                raise RuntimeError("cannot compute with /secret/path")
+            case ["slow", seconds]:
+                time.sleep(float(seconds))
+            case ["memory", most] if len(rows) > int(most):
+                raise OutOfMemory("The engine is out of memory.", retry_after=5.0)
+            case ["hold", what] if what != "load":
+                wait_while(self._file, f"hold {what}")
+        if _any_of(rows, POISON):
+            raise RuntimeError("cannot compute with /secret/path")
+        if _any_of(rows, HANG):
+            time.sleep(3600)
+        return self._engine(rows, stream)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()
+
+
+def load_fake(
+    bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None, file: Path | None = None
+) -> ServedModel:
+    """Make a stand-in of a bundle's network: its labels, blocks and the biases of its classes are the bundle's.
+
+    Raises:
+        BundleError: there are no biases.
+    """
+    wait_while(file, "hold load")
+    weights, labels, profile = read_weights(bundle), read_labels(bundle), read_profile(bundle)
+    if "logits/bias" not in weights:
+        raise BundleError(f"{bundle.manifest.name}/{bundle.manifest.version}: logits/bias is missing.")
+    layout = layout_of(weights)
+    info = ModelInfo(
+        manifest=bundle.manifest,
+        labels=labels,
+        preprocessing=bundle.manifest.preprocessing.to_domain(),
+        outputs=(OutputSpec(LOGITS, (len(labels),)), OutputSpec(ROUTING, layout.shape)),
+        routing=layout,
+        cost=Cost(parameters=sum(tensor.size for tensor in weights.values()), multiply_adds=None),
+        model_card=bundle.model_card,
+        routing_profile=profile,
+    )
+    return served_model(info, FaultyEngine(PatchEngine(layout, weights["logits/bias"]), file))
+
+
+def layout_of(weights: dict[str, NDArray[np.float32]]) -> RoutingLayout:
+    """The blocks that a bundle has weights of routing for."""
+    found = {}
+    for name, tensor in weights.items():
+        if block := re.fullmatch(r"block_(\d+)_routing/bias", name):
+            found[int(block[1])] = len(tensor)
+    return RoutingLayout.of({f"block_{number}": found[number] for number in sorted(found)})
+
+
+def fault(file: Path | None) -> str:
+    """What is to go wrong now."""
+    return file.read_text() if file else ""
+
+
+def wait_while(file: Path | None, says: str) -> None:
+    """Come back when the file says something else."""
+    while fault(file) == says:
+        time.sleep(_LOOK_AGAIN)
+
+
+def _any_of(rows: Row, colour: tuple[int, int, int]) -> bool:
+    middle = rows.shape[1] // 2
+    return bool((np.abs(rows[:, middle, middle].astype(int) - colour).max(axis=1) <= 2).any())
+
+
+if __name__ == "__main__":
+    name = os.environ.get("FAULT_FILE")
+    serve.serve = partial(serve.serve, load=partial(load_fake, file=Path(name) if name else None))
+    main()

@@ -1,0 +1,99 @@
+"""What only real networks show of versions that come and go: that they fit, take over, and give their memory back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import pictures
+from tests.e2e.live import MODEL, Load, rewrite, served, state
+from tests.e2e.server import BUNDLE, Server, assert_problem, wait_for
+from tests.e2e.server import MODEL as REAL
+from tests.e2e.tiny_models import write_tiny
+
+SWAPS = int(os.environ.get("SWAPS", "3"))
+"""With 50 or more, memory must not grow."""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("store")
+    write_tiny(store, MODEL, 1)
+    for version in ("1", "2"):
+        shutil.copytree(BUNDLE, store / REAL / version)
+    rewrite(store / REAL / "2", version="2")
+    return store
+
+
+@pytest.fixture(scope="module")
+def server(store: Path) -> Iterator[Server]:
+    with Server(real=True, model_store=store, default_model=MODEL, max_batch_size=2) as running:
+        yield running
+
+
+def resident_bytes(server: Server) -> int:
+    for line in Path(f"/proc/{server.process_id}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no VmRSS")
+
+
+def test_memory_of_an_unloaded_version_comes_back(server: Server) -> None:
+    """The project's own model, with a second copy beside it that is loaded and unloaded."""
+    client = server.client
+
+    def cycle() -> tuple[int, int, int]:
+        before = resident_bytes(server)
+        assert client.post(f"/models/{REAL}/versions/1/load").is_success
+        loaded = resident_bytes(server)
+        assert client.post(f"/models/{REAL}/versions/1/unload").is_success
+        wait_for(lambda: state(client, "1", REAL)["state"] == "available")
+        return before, loaded, resident_bytes(server)
+
+    cycle()  # the first one also fills caches that stay
+    before, loaded, after = cycle()
+    print(f"\nresident {before / 1e6:.0f} MB, with another version {loaded / 1e6:.0f}, unloaded {after / 1e6:.0f}")
+    weights = (BUNDLE / "weights.safetensors").stat().st_size
+    assert loaded - before > weights, "in memory they are float32, in the file float16"
+    assert after - before < 0.2 * (loaded - before)
+
+
+def test_swaps_under_load(server: Server, store: Path) -> None:
+    """New versions take over one after the other: no request fails, and each is answered by one version alone."""
+    (first,) = served(server.client)
+    memory = []
+    with Load(server.url, pictures.jpeg(pictures.photo("coffee", (60, 40)))).flowing() as load:
+        for version in range(int(first) + 1, int(first) + 1 + SWAPS):
+            write_tiny(store, MODEL, version)
+            wait_for(lambda version=version: served(server.client) == [str(version)])  # type: ignore[misc]
+            wait_for(lambda version=version: load.answers[str(version)] > 0)  # type: ignore[misc]
+            shutil.rmtree(store / MODEL / str(version - 1))
+            memory.append(resident_bytes(server))
+    if SWAPS >= 50:
+        assert memory[-1] < memory[len(memory) // 4] * 1.1, memory
+
+
+def test_a_version_that_fits_no_network_leaves_the_old_one_serving(server: Server, store: Path, tmp_path: Path) -> None:
+    client = server.client
+    (good,) = served(client)
+    for number, (architecture, says) in enumerate(
+        (
+            ("efficientnet-b0", "the weights don't fit the architecture"),
+            ("resnet", "Unknown architecture 'resnet'"),
+        ),
+        start=int(good) + 1,
+    ):
+        version = str(number)
+        path = write_tiny(tmp_path, MODEL, number)
+        rewrite(path, architecture={"name": architecture})
+        shutil.move(path, store / MODEL / version)
+        wait_for(lambda version=version: state(client, version).get("state") == "failed")  # type: ignore[misc]
+        assert says in state(client, version)["reason"]
+        assert_problem(client.post(f"/models/{MODEL}/versions/{version}/load"), 422, "invalid_bundle", says)
+        assert served(client) == [good]
+        shutil.move(store / MODEL / version, tmp_path / f"removed {version}")
+    assert server.is_ready()
