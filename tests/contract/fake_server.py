@@ -40,7 +40,7 @@ from condconv_serve.errors import BundleError, OutOfMemory
 from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.store import Bundle, read_labels, read_profile, read_weights
 from condconv_serve.telemetry.metrics import Metrics
-from tests.contract.fakes import served_model
+from tests.contract.fakes import FakeEngine, served_model
 
 POISON = (255, 0, 255)
 """A picture of this colour makes its batch raise."""
@@ -51,29 +51,27 @@ PATCHES = 8
 _LOOK_AGAIN = 0.005
 
 
-class PatchEngine:
+class PatchEngine(FakeEngine):
     """Answers each picture by the colours of its patches, so that different photos get different answers.
 
     What it computes with is random, but the same in every process.
     """
 
     def __init__(self, layout: RoutingLayout, bias: NDArray[np.float32]) -> None:
+        super().__init__()
         random = np.random.default_rng(0)
         features = 3 * PATCHES**2
         self._layout, self._bias = layout, bias
         self._logits = random.normal(0, 0.5, (features, len(bias))).astype(np.float32)
         self._routing = random.normal(0, 0.1, (features, *layout.shape)).astype(np.float32)
 
-    def __call__(self, rows: Row, stream: int = 0, /) -> Tensors:
+    def compute(self, rows: Row, stream: int) -> Tensors:
         """Compute all rows."""
         side = rows.shape[1] // PATCHES
         patches = rows[:, : PATCHES * side, : PATCHES * side].reshape(-1, PATCHES, side, PATCHES, side, 3)
         features = (patches.mean(axis=(2, 4), dtype=np.float32) / 64 - 2).reshape(len(rows), -1)
         routing = 1 / (1 + np.exp(-np.einsum("bf,fke->bke", features, self._routing)))
         return {LOGITS: features @ self._logits + self._bias, ROUTING: routing * self._layout.own}
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 class FaultyEngine:

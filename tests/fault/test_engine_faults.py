@@ -1,6 +1,6 @@
 """An engine that raises, hangs, or finds no memory: who isn't guilty gets the right answer all the same.
 
-`tests/unit/runtime/test_memory.py` has what TensorFlow itself says of too little memory.
+`tests/unit/runtime/test_out_of_memory.py` has what TensorFlow itself says of too little memory.
 """
 
 from __future__ import annotations

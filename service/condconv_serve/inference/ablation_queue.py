@@ -50,8 +50,7 @@ class AblationQueue:
             max_waiting: ablations waiting or running at once; more are refused.
             max_loaded: models kept ready.
             closing_seconds: how long leaving waits for what is running; a load can't be stopped.
-            prepare_thread: called first on the thread that computes. Streams yield by one step, for the event loop to
-                go first; ablations leave nearly all time to streams, too.
+            prepare_thread: called first on the thread that computes.
         """
         self._load = load
         self._max_waiting = max_waiting

@@ -9,6 +9,7 @@ import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from condconv_serve.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
 from condconv_serve.imaging import ACCEPTED_FORMATS, decode
+from condconv_serve.imaging.formats import IMAGE_SUFFIXES, SUFFIXES, FormatName
 from tests import pictures
 from tests.pictures import PNG_SIGNATURE, encode, grey, jpeg, on_white, photo, png, png_chunk, png_header, raw_tiff
 
@@ -432,3 +434,10 @@ def test_threads_dont_disturb_each_other():
     with ThreadPoolExecutor(8) as pool:
         for pixels, wanted in zip(pool.map(lambda data: decode(data, max_pixels=LIMIT), files), expected, strict=True):
             np.testing.assert_array_equal(pixels, wanted)
+
+
+def test_every_accepted_format_has_its_suffixes():
+    assert set(SUFFIXES) == set(ACCEPTED_FORMATS) == set(get_args(FormatName))
+    assert all(re.fullmatch(r"\.[a-z]+", suffix) for suffixes in SUFFIXES.values() for suffix in suffixes)
+    assert all(SUFFIXES.values())
+    assert len(IMAGE_SUFFIXES) == sum(map(len, SUFFIXES.values())), "no suffix is of two formats"

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -321,10 +320,8 @@ def test_the_command(store, data, monkeypatch):
     data = data.rename(os.fsdecode(os.fsencode(data) + b"\xe9"))
     given = command(store, data, "shown", "--freeze-backbone", "--epochs", "1")
     given.remove("--json")
-    started = time.monotonic()
     result = CliRunner().invoke(app, given)
     assert result.exit_code == 0, result.output
-    assert time.monotonic() - started < 60
     assert result.stderr.splitlines()[0] == "warning: 1 of 37 images can't be read and are left out:"
     assert "30 images to train, 6 to validate, 3 classes, 27 trained parameters" in result.stderr
     assert re.search(r"^start  validation loss 1\.099  accuracy 33\.3%  routing entropy 0\.\d+", result.stderr, re.M)

@@ -6,6 +6,8 @@ import tensorflow as tf
 from condconv_serve.errors import OutOfMemory
 from condconv_serve.runtime.tensorflow_engine import reporting_memory
 
+pytestmark = pytest.mark.tensorflow
+
 
 def test_an_allocation_that_fails() -> None:
     with pytest.raises(OutOfMemory, match="out of memory") as caught, reporting_memory():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from condconv_serve.domain import Engine, RoutingLayout
 from tests.contract.engine_suite import AblationSuite, EngineSuite, Subject
+from tests.contract.fake_server import PatchEngine
 from tests.contract.fakes import FunctionEngine, ShadeAblation, ShadeEngine, model_info
 
 LAYOUT = RoutingLayout(("block_1", "block_2"), (3, 2))
@@ -17,9 +19,16 @@ def function_engine() -> FunctionEngine:
     return FunctionEngine(lambda rows, stream: shades(rows, stream))
 
 
-@pytest.fixture(scope="module", params=[lambda: ShadeEngine(layout=LAYOUT), function_engine], ids=["shade", "function"])
+ENGINES = {
+    "shade": lambda: ShadeEngine(layout=LAYOUT),
+    "function": function_engine,
+    "patch": lambda: PatchEngine(LAYOUT, np.zeros(len(INFO.labels), np.float32)),
+}
+
+
+@pytest.fixture(scope="module", params=ENGINES)
 def engines(request: pytest.FixtureRequest) -> Subject:
-    return Subject(INFO, request.param)
+    return Subject(INFO, ENGINES[request.param], relative=1e-5)
 
 
 class TestEngines(EngineSuite):
