@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from condconv_serve.errors import BundleError, ConfigurationError, ImportFailed
-from condconv_serve.nn import build_network, get_architecture
+from condconv_serve.nn import build_efficientnet, build_network, get_architecture
 from condconv_serve.nn.families import Family, register, unregister
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import open_bundle, read_labels, read_weights
@@ -25,7 +25,7 @@ LABELS = [{"index": i, "label": f"class {i}", "synset": f"n{i:08d}"} for i in ra
 def _narrow_architecture():
     """Registers a narrow network, since a request gives an architecture by name alone."""
     lite = get_architecture("efficientnet-lite0-condconv-4e", width_coefficient=0.1, image_size=64)
-    family = Family("narrow", (dataclasses.replace(lite, name="narrow"),), build_network)
+    family = Family("narrow", (dataclasses.replace(lite, name="narrow"),), build_efficientnet)
     register(family)
     yield
     unregister(family)
