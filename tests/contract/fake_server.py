@@ -1,7 +1,8 @@
 """The real server, whose networks are stand-ins that need no TensorFlow: it is ready after a second or two.
 
-Run as `python -m tests.contract.fake_server serve ...`. Command line, settings, store, HTTP, decoding and batching are
-the real ones. If the environment variable `FAULT_FILE` names a file, what stands in it goes wrong:
+Run as `python -m tests.contract.fake_server serve ...`; `predict` and `routing` work, too. Command line, settings,
+store, HTTP, decoding and batching are the real ones. If the environment variable `FAULT_FILE` names a file, what stands
+in it goes wrong:
 
     hold ANYTHING      a batch that begins now ends when the file says something else
     slow SECONDS       every batch takes that long
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve import serve
+from condconv_serve import bootstrap
 from condconv_serve.cli import main
 from condconv_serve.domain import (
     LOGITS,
@@ -156,5 +157,5 @@ def _any_of(rows: Row, colour: tuple[int, int, int]) -> bool:
 
 if __name__ == "__main__":
     name = os.environ.get("FAULT_FILE")
-    serve.serve = partial(serve.serve, load=partial(load_fake, file=Path(name) if name else None))
+    bootstrap.load_model = partial(load_fake, file=Path(name) if name else None)
     main()

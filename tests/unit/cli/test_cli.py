@@ -575,11 +575,12 @@ def test_names_that_are_no_utf8(photos, tmp_path):
     shutil.copy(photos / "coffee.jpg", file)
     shown = f"{tmp_path}/f\\xe9/caf\\xe9.jpg"
     given = {"PYTHONIOENCODING": "utf-8:strict", "CONDCONV_MODEL_STORE": str(STORE)}
-    result = in_own_process("-m", "condconv_serve", "predict", file, "--top-k", "1", **given)
+    fake = ("-m", "tests.contract.fake_server")
+    result = in_own_process(*fake, "predict", file, "--top-k", "1", **given)
     assert (result.returncode, result.stdout.splitlines()[0]) == (0, shown), result.stderr
     report = tmp_path / "report.html"
     more = ("--by", "class", "--report", report, "--plot", tmp_path / "plot.png")
-    result = in_own_process("-m", "condconv_serve", "routing", file, photos / "cat.JPEG", *more, "--json", **given)
+    result = in_own_process(*fake, "routing", file, photos / "cat.JPEG", *more, "--json", **given)
     assert result.returncode == 0, result.stderr
     assert {entry["name"] for entry in json.loads(result.stdout)["classes"]} == {r"f\xe9", photos.name}
     assert r"f\xe9" in report.read_text(encoding="utf-8")

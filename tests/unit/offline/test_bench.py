@@ -10,6 +10,7 @@ from condconv_serve.offline.bench import CROPS, photo_rows
 from condconv_serve.runtime.devices import detect_machine
 from condconv_serve.samples import SAMPLES
 from condconv_serve.settings import Settings
+from tests.e2e.tiny_models import write_tiny
 from tests.unit.store.samples import STORE
 
 pytestmark = pytest.mark.tensorflow
@@ -77,8 +78,10 @@ def test_verify_shows_how_far_bfloat16_is_off():
     assert "same top-1" in result.stdout
 
 
-def test_a_precision_agrees_with_itself():
-    result = run(app, ["models", "verify", "--precision", "float32", "--images", str(SAMPLES[0])])
+def test_a_precision_agrees_with_itself(tmp_path):
+    write_tiny(tmp_path, "tiny", 1)
+    store = ("--model-store", str(tmp_path))
+    result = run(app, ["models", "verify", "--precision", "float32", "--images", str(SAMPLES[0]), *store])
     assert result.exit_code == 0, result.output
     assert f"on {CROPS} crops of 1 photos: same top-1 100.0%, probabilities differ by at most 0.0000" in result.stdout
 
