@@ -164,15 +164,21 @@ def everything(connected: socket.socket) -> bytes:
 
 def answer(connected: socket.socket) -> bytes:
     """One answer with a length, leaving the connection open."""
+
+    def more() -> bytes:
+        chunk = connected.recv(65536)
+        assert chunk, "closed before the whole answer came"
+        return chunk
+
     received = b""
     while b"\r\n\r\n" not in received:
-        received += connected.recv(65536)
+        received += more()
     head, _, body = received.partition(b"\r\n\r\n")
     length = next(
         int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
     )
     while len(body) < length:
-        body += connected.recv(65536)
+        body += more()
     return head + b"\r\n\r\n" + body
 
 
