@@ -9,7 +9,7 @@ import math
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable
-from functools import partial
+from functools import cache, partial
 from typing import Protocol
 
 from fastapi import FastAPI
@@ -54,15 +54,22 @@ logger = logging.getLogger(__name__)
 _SECONDS_FOR_ABANDONED_ROWS = 1.0
 
 
-def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:
-    """Make an engine from a bundle. TensorFlow is imported here, so that the port opens first."""
+@cache
+def _import_engines() -> None:
+    """Import what loads models, once; the port is open by then."""
     started = time.monotonic()
     import_tensorflow()
+    import condconv_serve.runtime.loading  # noqa: F401
+
+    calm_garbage_collection()
+    logger.info("TensorFlow imported in %.1f s", time.monotonic() - started)
+
+
+def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:
+    """Make an engine from a bundle. The first call imports TensorFlow."""
+    _import_engines()
     from condconv_serve.runtime.loading import load_model
 
-    if (seconds := time.monotonic() - started) > 0.1:
-        calm_garbage_collection()
-        logger.info("TensorFlow imported in %.1f s", seconds)
     return load_model(bundle, plan, metrics=metrics)
 
 

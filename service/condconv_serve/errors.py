@@ -58,6 +58,11 @@ class ServiceError(Exception):
     title: ClassVar[str] = "Internal error"
 
 
+def unexpected_error() -> ServiceError:
+    """What a caller may see of a defect of ours. Log the defect itself."""
+    return ServiceError("Something went wrong in the service; its log says what.")
+
+
 class RequestError(ServiceError):
     """The request as a whole can't be answered as it stands."""
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from condconv_serve.domain import Answered, ImageResult, ImageSource, MadeRow, ModelInfo, RowAnswer, ServedModel
-from condconv_serve.errors import ServiceError
+from condconv_serve.domain import Answered, ImageResult, ImageSource, ModelInfo, RowAnswer
+from condconv_serve.errors import ServiceError, unexpected_error
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.batching import Priority
 from condconv_serve.inference.plane import InferencePlane
@@ -75,7 +75,7 @@ class ImagePipeline:
         """
         with self.plane.lease(model, version, split_key=split_key) as served:
             task.check(served.info)
-            sources = [partial(self._row, image, served, deadline) for image in images]
+            sources = [partial(self.decoder.decode, image.data, served, deadline=deadline) for image in images]
             rows = await self.plane.infer_each(served, sources, priority=priority, deadline=deadline)
             return Answered(
                 served.info,
@@ -84,9 +84,6 @@ class ImagePipeline:
                     for place, (image, row) in enumerate(zip(images, rows, strict=True))
                 ),
             )
-
-    async def _row(self, image: ImageSource, model: ServedModel, deadline: float) -> MadeRow:
-        return await self.decoder.decode(image.data, model, deadline=deadline)
 
     def _result(
         self, image: ImageSource, place: int, row: RowAnswer | ServiceError, task: Task[Answer], model: ModelInfo
@@ -98,7 +95,7 @@ class ImagePipeline:
             answer = task.answer(row, model)
         except Exception:  # a defect of ours must not spoil the request's other images
             logger.exception("the answer of %s/%s for an image met an unexpected error", model.name, model.version)
-            error = ServiceError("Something went wrong in the service; its log says what.")
+            error = unexpected_error()
             return ImageResult(id=identity, filename=image.filename, error=error)
         self._observe(model, answer)
         return ImageResult(id=identity, filename=image.filename, prediction=answer)

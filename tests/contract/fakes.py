@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -95,7 +96,7 @@ def model_info(
     )
 
 
-class FakeEngine:
+class FakeEngine(ABC):
     """What all fakes note: `calls` by the rows' shape and the stream, and whether they are `closed`."""
 
     def __init__(self) -> None:
@@ -108,8 +109,9 @@ class FakeEngine:
         self.calls[rows.shape, stream] += 1
         return self.compute(rows, stream)
 
+    @abstractmethod
     def compute(self, rows: Row, stream: int) -> Tensors:
-        raise NotImplementedError
+        """The answer to rows of one batch."""
 
     def close(self) -> None:
         if self.closed.is_set():

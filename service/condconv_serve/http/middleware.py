@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from condconv_serve.domain.facts import RequestFacts
 from condconv_serve.domain.trace import TraceContext
-from condconv_serve.errors import ServiceError
+from condconv_serve.errors import ServiceError, unexpected_error
 from condconv_serve.http.answer import ErrorRenderer
 from condconv_serve.http.body import PatientBody
 from condconv_serve.http.scope import REQUEST_ID_HEADER, keep_facts, path_of
@@ -106,7 +106,7 @@ class RequestContext:
                 facts.outcome = ServiceError.slug
                 if status:  # half an answer is out, so the connection must end
                     raise
-                error = ServiceError("Something went wrong in the service; its log says what.")
+                error = unexpected_error()
                 await self._render(error).send(send_with_id)
             finally:
                 self._finish(scope, facts, span, status, time.monotonic() - started)

@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from condconv_serve.domain import MadeRow, ModelSource, Row, RowAnswer, ServedModel, Tensors, Timings
-from condconv_serve.errors import InferenceFailed, InvalidParameter, ServiceError
+from condconv_serve.domain.facts import STAGES
+from condconv_serve.errors import InferenceFailed, InvalidParameter, ServiceError, unexpected_error
 from condconv_serve.inference.batching import Admission, Batcher, Priority
 from condconv_serve.telemetry.metrics import Metrics
 
@@ -132,12 +133,12 @@ class InferencePlane:
             return error
         except Exception:  # a defect of ours must not spoil the request's other rows
             logger.exception("a row of %s/%s met an unexpected error", model.name, model.version)
-            unexpected = ServiceError("Something went wrong in the service; its log says what.")
+            unexpected = unexpected_error()
             outcomes.append(unexpected.slug)
             return unexpected
         outcomes.append("answered")
         self._metrics.version_rows.labels(model.name, model.version).inc()
-        for stage in ("decode", "queue", "inference", "total"):
+        for stage in (*STAGES, "total"):
             self._metrics.stage_seconds.labels(stage).observe(getattr(answer.timings, stage))
         return answer
 
@@ -146,7 +147,7 @@ class InferencePlane:
     ) -> RowAnswer:
         started = time.monotonic()
         made = await source()
-        found = await self._batcher.submit(model, made.row, admission, deadline=deadline)
+        found = await self._batcher.submit(made.row, admission, deadline=deadline)
         if not all(np.isfinite(values).all() for values in found.output.values()):
             raise InferenceFailed("The engine's answer for this image holds numbers that are not finite.")
         return RowAnswer(

@@ -20,7 +20,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from condconv_serve.domain import LOGITS, ROUTING, Preprocessing, RoutingOverrides, Row, Tensors
 from condconv_serve.errors import BundleError
-from condconv_serve.runtime.inference_graph import per_channel
+from condconv_serve.runtime.inference_graph import normalised
 from condconv_serve.runtime.lowering import CPU, is_stateless, lower
 from condconv_serve.runtime.model_graph import ModelGraph
 from condconv_serve.runtime.tensorflow_engine import open_session, reporting_memory
@@ -211,13 +211,12 @@ def _cuts(network: keras.Model, routing: Sequence[Any]) -> list[_Cut]:
 
 def _prefix(cut: _Cut, pixels: Any, preprocessing: Preprocessing) -> _Stage:
     """What comes before all blocks, of rows."""
-    mean, scale = per_channel(preprocessing.mean), per_channel(tuple(1 / s for s in preprocessing.std))
     cut = _Cut(cut.block, (pixels,), (pixels, *cut.outputs), cut.kept)
     convolve, stateless = _lowered([pixels], cut.outputs[1:])
 
     def compute(rows: Any) -> list[Any]:
-        normalised = (tf.cast(rows, tf.float32) - mean) * scale
-        return [normalised, *convolve([normalised])]
+        pixels = normalised(rows, preprocessing)
+        return [pixels, *convolve([pixels])]
 
     size = preprocessing.image_size
     return _Stage(

@@ -11,10 +11,10 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from condconv_serve.domain import Preprocessing
+from condconv_serve.domain import LOGITS, ROUTING, Preprocessing
 from condconv_serve.runtime.lowering import CPU, Lowering, is_stateless, lower
 
-INPUT, LOGITS, ROUTING = "rows", "logits", "routing"
+INPUT = "rows"
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -71,10 +71,8 @@ def inference_function(
 
 
 def _inference(lowered: keras.Model, preprocessing: Preprocessing) -> Callable[[Any], dict[str, Any]]:
-    mean, scale = per_channel(preprocessing.mean), per_channel(tuple(1 / s for s in preprocessing.std))
-
     def infer(rows: Any) -> dict[str, Any]:
-        outputs = lowered((tf.cast(rows, tf.float32) - mean) * scale, training=False)
+        outputs = lowered(normalised(rows, preprocessing), training=False)
         routing = [tf.cast(weights, tf.float32) for weights in outputs["routing"].values()]
         stacked = _stack(routing) if routing else tf.zeros((tf.shape(rows)[0], 0, 0))
         logits = tf.cast(outputs["logits"], tf.float32)
@@ -95,6 +93,12 @@ def _stack(routing: list[Any]) -> Any:
     )
 
 
-def per_channel(values: tuple[float, ...]) -> Any:
+def normalised(rows: Any, preprocessing: Preprocessing) -> Any:
+    """Rows as the network takes them: float32, with the mean 0 and the standard deviation 1."""
+    mean, scale = _per_channel(preprocessing.mean), _per_channel(tuple(1 / s for s in preprocessing.std))
+    return (tf.cast(rows, tf.float32) - mean) * scale
+
+
+def _per_channel(values: tuple[float, ...]) -> Any:
     """A single number if all channels have the same: broadcasting over an innermost axis of three is slow."""
     return values[0] if len(set(values)) == 1 else np.array(values, np.float32)

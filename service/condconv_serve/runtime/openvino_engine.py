@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import openvino
 
-from condconv_serve.domain import Row, Tensors
-from condconv_serve.runtime.inference_graph import LOGITS, ROUTING, InferenceGraph
+from condconv_serve.domain import LOGITS, ROUTING, Row, Tensors
+from condconv_serve.runtime.inference_graph import InferenceGraph
 from condconv_serve.runtime.plan import Precision
 from condconv_serve.telemetry.metrics import Metrics
 

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
-from condconv_serve.domain import Row, Tensors
+from condconv_serve.domain import LOGITS, ROUTING, Row, Tensors
 from condconv_serve.errors import OutOfMemory
-from condconv_serve.runtime.inference_graph import INPUT, LOGITS, ROUTING, InferenceGraph
+from condconv_serve.runtime.inference_graph import INPUT, InferenceGraph
 from condconv_serve.runtime.plan import Precision
 
 logger = logging.getLogger(__name__)

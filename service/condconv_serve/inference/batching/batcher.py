@@ -145,9 +145,8 @@ class Batcher(Generic[Key, Row, Output]):
         self, key: Key, rows: int, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf
     ) -> Admission[Key]:
         """Take room for `rows` rows before you spend work on them. Arguments and errors are those of `check`."""
-        if rows <= self._queue.free_rows:  # if there is no room, the queue refuses them, whatever their deadline
-            self._refuse_late(key, rows, priority, deadline)
-        return self._queue.admit(key, rows, priority, retry_after=self._seconds_to_empty)
+        self.check(key, rows, priority=priority, deadline=deadline)
+        return self._queue.admit(key, rows, priority)
 
     def _seconds_to_empty(self) -> float:
         return self.predicted_wait() or 1.0
@@ -164,9 +163,7 @@ class Batcher(Generic[Key, Row, Output]):
                 retry_after=ahead,
             )
 
-    async def submit(
-        self, key: Key, row: Row, admission: Admission[Key], *, deadline: float = math.inf
-    ) -> RowResult[Output]:
+    async def submit(self, row: Row, admission: Admission[Key], *, deadline: float = math.inf) -> RowResult[Output]:
         """Queue one row and wait for its outcome. Cancelling takes the row out of the queue.
 
         Raises:
@@ -175,7 +172,8 @@ class Batcher(Generic[Key, Row, Output]):
             CapacityError: the engine hung, or found no memory even for this row alone.
         """
         future: asyncio.Future[RowResult[Output]] = asyncio.get_running_loop().create_future()
-        self._queue.put(QueuedRow(key, row, future, time.monotonic(), deadline, admission.priority), admission)
+        queued = QueuedRow(admission.key, row, future, time.monotonic(), deadline, admission.priority)
+        self._queue.put(queued, admission)
         async with ending_at(deadline):
             return await future
 

@@ -118,22 +118,15 @@ class RowQueue(Generic[Key, Row, Result]):
             retry_after=retry_after(),
         )
 
-    def admit(
-        self,
-        key: Key,
-        rows: int,
-        priority: Priority = Priority.NORMAL,
-        *,
-        retry_after: Callable[[], float | None] = lambda: None,
-    ) -> Admission[Key]:
+    def admit(self, key: Key, rows: int, priority: Priority = Priority.NORMAL) -> Admission[Key]:
         """Take room for `rows` rows (at least 1), all or none.
 
         Raises:
-            QueueFull: there is not enough room for all; it carries what `retry_after` returns (seconds).
+            QueueFull: there is not enough room for all.
             Draining: the queue is closed.
         """
         if rows > self.free_rows:
-            raise self.refusal(rows, retry_after=retry_after)
+            raise self.refusal(rows)
         self._rows += rows
         self._reserved[key, priority] += rows
         return Admission(key, rows, priority, self._give_back)

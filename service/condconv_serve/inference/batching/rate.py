@@ -67,7 +67,7 @@ class RowRate:
 
     def own(self, key: Hashable, rows: int) -> float:
         """Seconds that `rows` rows of one key need once it is their turn. One stream computes each of them."""
-        return self.wait({key: self._streams * math.ceil(rows / self._streams)})
+        return math.ceil(rows / self._streams) * self._per_row(key)
 
     def _per_row(self, key: Hashable) -> float:
         if (known := self._averages.get(key)) is None:

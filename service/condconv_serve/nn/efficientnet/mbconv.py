@@ -6,7 +6,6 @@ al., section 4.1: one routing per block, from the block's input, shared by its t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -93,12 +92,9 @@ def _depthwise(x: Tensor, routing_weights: Tensor | None, args: BlockArgs) -> Te
 
 def _squeeze_and_excite(x: Tensor, filters: int, activation: str, *, name: str) -> Tensor:
     channels = x.shape[-1]
-    conv: Callable[..., Any] = layers.Conv2D
     scale = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_pool")(x)
-    scale = conv(filters, 1, activation=activation, kernel_initializer=CONV_INITIALIZER.clone(), name=f"{name}_reduce")(
-        scale
-    )
-    scale = conv(channels, 1, activation="sigmoid", kernel_initializer=CONV_INITIALIZER.clone(), name=f"{name}_expand")(
-        scale
-    )
+    for count, function, step in ((filters, activation, "reduce"), (channels, "sigmoid", "expand")):
+        initializer = CONV_INITIALIZER.clone()
+        conv = layers.Conv2D(count, 1, activation=function, kernel_initializer=initializer, name=f"{name}_{step}")
+        scale = conv(scale)
     return layers.Multiply(name=f"{name}_scale")([x, scale])

@@ -145,11 +145,11 @@ _LEAST = {"num_classes": 1, "image_size": 32, "dropout_rate": 0, "num_experts": 
 _MOST = {"num_classes": 1_000_000, "image_size": 2048, "depth_coefficient": 6, "dropout_rate": 0.99, "num_experts": 64}
 
 
-def round_filters(filters: int, coefficient: float, *, divisor: int = 8) -> int:
-    """Scale a channel count: to the nearest multiple of `divisor`, and one up if that lost more than 10 %."""
+def round_filters(filters: int, coefficient: float) -> int:
+    """Scale a channel count: to the nearest multiple of 8, and one up if that lost more than 10 %."""
     scaled = filters * coefficient
-    rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * scaled else rounded
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
 
 
 def _b0_stages(num_experts: int) -> tuple[Stage, ...]:

@@ -79,7 +79,7 @@ async def send(batcher, row, key="a", *, priority=Priority.NORMAL, seconds=math.
     """Send one row through, which has so many seconds for it."""
     deadline = time.monotonic() + seconds
     with batcher.admit(key, 1, priority=priority, deadline=deadline) as admission:
-        return await batcher.submit(key, row, admission, deadline=deadline)
+        return await batcher.submit(row, admission, deadline=deadline)
 
 
 def start(batcher, rows, key="a", **options):

@@ -263,7 +263,7 @@ async def test_an_admission_that_is_outstanding_at_the_close(used):
         leave.set()
         await settle()
         assert not life.done()
-        results = await asyncio.gather(*(batcher.submit("a", row, admission) for row in range(used)))
+        results = await asyncio.gather(*(batcher.submit(row, admission) for row in range(used)))
         assert [result.output for result in results] == [10 * row for row in range(used)]
     await life
 
@@ -273,7 +273,7 @@ async def test_leaving_in_the_moment_when_the_last_row_comes():
     async with batching(engine, streams=3) as batcher:
         await settle()
         with batcher.admit("a", 1) as admission:
-            task = asyncio.create_task(batcher.submit("a", 1, admission))
+            task = asyncio.create_task(batcher.submit(1, admission))
             await asyncio.sleep(0)
     assert (await task).output == 10
 

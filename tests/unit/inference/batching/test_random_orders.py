@@ -65,7 +65,7 @@ async def play(steps, guilty, streams, max_batch_size, max_queue_rows):
     async def request(key, count, admission, deadline):
         with admission:
             mine = [next(numbers[key]) for _ in range(count)]
-            tasks = [asyncio.create_task(batcher.submit(key, row, admission, deadline=deadline)) for row in mine]
+            tasks = [asyncio.create_task(batcher.submit(row, admission, deadline=deadline)) for row in mine]
             deadlines.update(dict.fromkeys(mine, deadline))
             engine.priorities.update(dict.fromkeys(mine, admission.priority))
             rows.update(zip(mine, tasks, strict=True))
