@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def class_view(model: ModelInfo, live: LiveModel, index: int, *, window: Window)
     """How images of the predicted class `index` are routed, beside all images and the reference profile."""
     tally = live.statistics.read(window)
     found = tally.classes.get(index)
-    profile = class_profile_of(index, profile=model.routing_profile, live=None)
+    profile = class_profile_of(index, profile=model.routing_profile)
     return {
         "model": {"name": model.name, "version": model.version},
         "window": window,
@@ -121,10 +122,10 @@ def expert_classes_view(
 def insight_view(prediction: Prediction, model: ModelInfo | None, *, live: LiveRouting | None) -> View:
     """What stands out in one image's routing. Without the model or live statistics, some fields are absent."""
     known = None
-    if model is not None and live is not None:
-        known = live.class_profile(model, prediction.classes[0].index)
-    elif model is not None:
-        known = class_profile_of(prediction.classes[0].index, profile=model.routing_profile, live=None)
+    if model is not None:
+        index = prediction.classes[0].index
+        seen = (lambda: None) if live is None else partial(live.class_of, model, index)
+        known = class_profile_of(index, profile=model.routing_profile, live=seen)
     found = insight(prediction.routing, profile=None if model is None else model.routing_profile, class_profile=known)
     return {
         "blocks": [
