@@ -14,6 +14,8 @@ from condconv_serve.serving.versions import State, VersionStatus
 from condconv_serve.store.aliases import Alias
 
 MAX_NAME = 1024
+VERSION = "Its version, or an alias. If absent: the alias `default`, or else the newest."
+"""Describes the parameter `version` of one model."""
 
 
 class RoutingParameters(BaseModel):
@@ -27,11 +29,7 @@ class RoutingParameters(BaseModel):
         description="How many classes to return, best first. Absent: 5, or all if the model has fewer.",
     )
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
-    version: str | None = Field(
-        None,
-        max_length=MAX_NAME,
-        description="Its version, or an alias. If absent: the alias `default`, or else the newest.",
-    )
+    version: str | None = Field(None, max_length=MAX_NAME, description=VERSION)
     timeout_ms: int | None = Field(
         None,
         ge=1,
