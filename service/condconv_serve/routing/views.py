@@ -14,7 +14,7 @@ from condconv_serve.routing.drift import BlockDrift
 from condconv_serve.routing.insight import Insight, class_profile_of, insight
 from condconv_serve.routing.live import LiveModel, LiveRouting
 from condconv_serve.routing.statistics import Window
-from condconv_serve.routing.tally import EDGES, Floats, Tally
+from condconv_serve.routing.tally import EDGES, Tally
 
 View = dict[str, Any]
 """A JSON object, with the field names of the native interface."""
@@ -84,11 +84,11 @@ def class_view(model: ModelInfo, live: LiveModel, index: int, *, window: Window)
         "window": window,
         **_named(model.labels, index),
         "images": 0 if found is None else found[0],
-        "routing": None if found is None else by_block(live.layout, found[1]),
-        "all_classes": {"images": tally.count, "routing": by_block(live.layout, tally.mean)} if tally.count else None,
+        "routing": None if found is None else live.layout.lists(found[1]),
+        "all_classes": {"images": tally.count, "routing": live.layout.lists(tally.mean)} if tally.count else None,
         "reference": None
         if profile is None
-        else {"images": profile.images, "routing": by_block(live.layout, profile.mean)},
+        else {"images": profile.images, "routing": live.layout.lists(profile.mean)},
     }
 
 
@@ -144,11 +144,6 @@ def insight_view(prediction: Prediction, model: ModelInfo | None, *, live: LiveR
     }
 
 
-def by_block(layout: RoutingLayout, weights: Floats) -> dict[str, list[float]]:
-    """Weights `[blocks, experts]` by block, without the filling."""
-    return {block: own.tolist() for block, own in layout.split(weights).items()}
-
-
 def _distances(found: Insight, place: int) -> View:
     return {
         name: None if (values := getattr(found, name)) is None else float(values[place])
@@ -157,16 +152,16 @@ def _distances(found: Insight, place: int) -> View:
 
 
 def _reference(layout: RoutingLayout, profile: RoutingProfile) -> View:
-    mean, deviation, load = (layout.split(values) for values in (profile.mean, profile.deviation, profile.load))
+    mean, deviation, load = (layout.lists(values) for values in (profile.mean, profile.deviation, profile.load))
     return {
         "images": profile.images,
         "blocks": [
             {
                 "block": block,
                 "entropy": float(profile.entropy[number]),
-                "mean": mean[block].tolist(),
-                "deviation": deviation[block].tolist(),
-                "load": load[block].tolist(),
+                "mean": mean[block],
+                "deviation": deviation[block],
+                "load": load[block],
             }
             for number, block in enumerate(layout.blocks)
         ],

@@ -357,10 +357,10 @@ def _answer(prediction: Prediction, *, routing: bool) -> dict[str, Any]:
         ],
         "routing": routing_body(prediction.routing) if routing else None,
         "timings_ms": TimingsBody(
-            decode=_milliseconds(timings.decode),
-            queue=_milliseconds(timings.queue),
-            inference=_milliseconds(timings.inference),
-            total=_milliseconds(timings.total),
+            decode=milliseconds(timings.decode),
+            queue=milliseconds(timings.queue),
+            inference=milliseconds(timings.inference),
+            total=milliseconds(timings.total),
         ),
         "batch_size": prediction.batch_size,
     }
@@ -368,8 +368,9 @@ def _answer(prediction: Prediction, *, routing: bool) -> dict[str, Any]:
 
 def routing_body(trace: RoutingTrace) -> RoutingBody:
     """Routing weights by block, as they are in float32."""
-    return {block: weights.tolist() for block, weights in trace.by_block().items()}
+    return trace.layout.lists(trace.weights)
 
 
-def _milliseconds(seconds: float) -> float:
+def milliseconds(seconds: float) -> float:
+    """Seconds as an answer tells them."""
     return round(seconds * 1e3, 3)
