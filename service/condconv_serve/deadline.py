@@ -18,10 +18,8 @@ async def ending_at(deadline: float) -> AsyncGenerator[None, None]:
     Raises:
         DeadlineExceeded: the deadline passed.
     """
-    loop = asyncio.get_running_loop()
-    remaining = deadline - time.monotonic()
     try:
-        async with asyncio.timeout_at(None if remaining == math.inf else loop.time() + remaining):
+        async with asyncio.timeout(None if deadline == math.inf else deadline - time.monotonic()):
             yield
     except TimeoutError as error:
         raise DeadlineExceeded("The answer was not ready by the deadline.") from error

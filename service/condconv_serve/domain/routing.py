@@ -56,6 +56,10 @@ class RoutingLayout:
         named = zip(self.blocks, self.experts, strict=True)
         return {block: weights[..., place, :count] for place, (block, count) in enumerate(named)}
 
+    def lists(self, weights: NDArray[np.generic]) -> dict[str, list[float]]:
+        """Cut an array `[blocks, experts]` into one list for each block, without the filling."""
+        return {block: own.tolist() for block, own in self.split(weights).items()}
+
     def blanked(self, weights: NDArray[np.generic]) -> NDArray[np.float64]:
         """A copy of an array `[..., blocks, experts]` with NaN in place of the filling."""
         return np.where(self.own, weights.astype(np.float64), np.nan)

@@ -13,6 +13,7 @@ from concurrent.futures import wait
 from contextlib import contextmanager
 from types import TracebackType
 
+from condconv_serve.deadline import ending_at
 from condconv_serve.domain import Ablated, Ablation, RoutingOverrides, Row, ServedModel
 from condconv_serve.errors import AblationBusy, DeadlineExceeded, InferenceFailed, ServiceError
 from condconv_serve.machine.memory import release_memory
@@ -105,12 +106,10 @@ class AblationQueue:
         gone = threading.Event()
         asked = time.monotonic()
         try:
-            async with asyncio.timeout(None if deadline == math.inf else max(deadline - asked, 0)):
+            async with ending_at(deadline):
                 return await asyncio.get_running_loop().run_in_executor(
                     self._thread, self._compute, model, row, overrides, asked, gone
                 )
-        except TimeoutError as error:
-            raise DeadlineExceeded("The ablation was not done by the deadline.") from error
         finally:
             gone.set()
 

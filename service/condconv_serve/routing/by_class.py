@@ -78,17 +78,14 @@ class RoutingByClass:
                 {
                     "name": name,
                     "images": images,
-                    "routing": self._by_block(mean),
-                    "deviation": self._by_block(deviation),
+                    "routing": self.layout.lists(mean),
+                    "deviation": self.layout.lists(deviation),
                 }
                 for name, images, mean, deviation in zip(
                     self.names, self.images.tolist(), self.mean, self.deviation, strict=True
                 )
             ],
         }
-
-    def _by_block(self, values: Floats) -> dict[str, list[float]]:
-        return {block: own.tolist() for block, own in self.layout.split(values).items()}
 
     def chosen(self, most: int) -> list[int]:
         """Places of at most so many classes, those with the most images, in the order of their names."""

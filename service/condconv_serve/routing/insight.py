@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,14 +67,14 @@ def insight(
 
 
 def class_profile_of(
-    index: int, *, profile: RoutingProfile | None, live: tuple[int, Floats] | None
+    index: int, *, profile: RoutingProfile | None, live: Callable[[], tuple[int, Floats] | None] = lambda: None
 ) -> ClassProfile | None:
     """What is known about a class: from the reference profile, or else from live traffic if that has enough images.
 
     Args:
         index: the class.
         profile: of the model.
-        live: images of the class and their mean weights.
+        live: returns images of the class and their mean weights; called only if the profile lacks the class.
     """
     if profile is not None:
         place = int(np.searchsorted(profile.classes, index))
@@ -84,9 +85,10 @@ def class_profile_of(
                 mean=profile.class_mean[place].astype(np.float64),
                 source="reference",
             )
-    if live is None or live[0] < MIN_LIVE_IMAGES:
+    seen = live()
+    if seen is None or seen[0] < MIN_LIVE_IMAGES:
         return None
-    return ClassProfile(index=index, images=live[0], mean=live[1], source="live")
+    return ClassProfile(index=index, images=seen[0], mean=seen[1], source="live")
 
 
 def _root_mean_square(values: ArrayLike, layout: RoutingLayout) -> Floats:

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from condconv_serve.domain import ModelInfo, RoutingLayout, RoutingProfile
 from condconv_serve.routing.drift import BlockDrift, DriftMeter
-from condconv_serve.routing.insight import ClassProfile, class_profile_of
 from condconv_serve.routing.statistics import RoutingStatistics, Window
-from condconv_serve.routing.tally import CLASS_BYTES, EDGES, Tally
+from condconv_serve.routing.tally import CLASS_BYTES, EDGES, Floats, Tally
 from condconv_serve.telemetry.metrics import WEIGHT_BUCKETS, BlockRouting
 
 GAUGE_WINDOW: Window = "15m"
@@ -84,14 +83,10 @@ class LiveRouting:
         with self._lock:
             return iter(list(self._models.values()))
 
-    def class_profile(self, model: ModelInfo, index: int) -> ClassProfile | None:
-        """What is known about a class's routing: from the reference profile, or else from live traffic."""
+    def class_of(self, model: ModelInfo, index: int) -> tuple[int, Floats] | None:
+        """Images of a predicted class and their mean weights; None without images."""
         live = self._models.get((model.name, model.version))
-        return class_profile_of(
-            index,
-            profile=model.routing_profile,
-            live=None if live is None else live.statistics.class_of(index),
-        )
+        return None if live is None else live.statistics.class_of(index)
 
     def exported(self) -> Iterator[BlockRouting]:
         """What Prometheus gets about each block."""

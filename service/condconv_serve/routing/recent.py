@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from condconv_serve.domain import ClassifiedImage
 from condconv_serve.errors import RoutingNotFound
@@ -17,7 +18,7 @@ _BYTES_PER_CLASS = 160
 _Place = tuple[str | None, str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class RecentRequest:
     """What was answered to one request; `at` is in seconds since the epoch."""
 
@@ -27,7 +28,7 @@ class RecentRequest:
     at: float
     results: tuple[ClassifiedImage, ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         """About how many bytes it takes."""
         return sum(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from condconv_serve.routing.drift import BlockDrift
 from condconv_serve.routing.insight import Insight, class_profile_of, insight
 from condconv_serve.routing.live import LiveModel, LiveRouting
 from condconv_serve.routing.statistics import Window
-from condconv_serve.routing.tally import EDGES, Floats, Tally
+from condconv_serve.routing.tally import EDGES, Tally
 
 View = dict[str, Any]
 """A JSON object, with the field names of the native interface."""
@@ -77,17 +78,17 @@ def class_view(model: ModelInfo, live: LiveModel, index: int, *, window: Window)
     """How images of the predicted class `index` are routed, beside all images and the reference profile."""
     tally = live.statistics.read(window)
     found = tally.classes.get(index)
-    profile = class_profile_of(index, profile=model.routing_profile, live=None)
+    profile = class_profile_of(index, profile=model.routing_profile)
     return {
         "model": {"name": model.name, "version": model.version},
         "window": window,
         **_named(model.labels, index),
         "images": 0 if found is None else found[0],
-        "routing": None if found is None else by_block(live.layout, found[1]),
-        "all_classes": {"images": tally.count, "routing": by_block(live.layout, tally.mean)} if tally.count else None,
+        "routing": None if found is None else live.layout.lists(found[1]),
+        "all_classes": {"images": tally.count, "routing": live.layout.lists(tally.mean)} if tally.count else None,
         "reference": None
         if profile is None
-        else {"images": profile.images, "routing": by_block(live.layout, profile.mean)},
+        else {"images": profile.images, "routing": live.layout.lists(profile.mean)},
     }
 
 
@@ -121,10 +122,10 @@ def expert_classes_view(
 def insight_view(prediction: Prediction, model: ModelInfo | None, *, live: LiveRouting | None) -> View:
     """What stands out in one image's routing. Without the model or live statistics, some fields are absent."""
     known = None
-    if model is not None and live is not None:
-        known = live.class_profile(model, prediction.classes[0].index)
-    elif model is not None:
-        known = class_profile_of(prediction.classes[0].index, profile=model.routing_profile, live=None)
+    if model is not None:
+        index = prediction.classes[0].index
+        seen = (lambda: None) if live is None else partial(live.class_of, model, index)
+        known = class_profile_of(index, profile=model.routing_profile, live=seen)
     found = insight(prediction.routing, profile=None if model is None else model.routing_profile, class_profile=known)
     return {
         "blocks": [
@@ -143,11 +144,6 @@ def insight_view(prediction: Prediction, model: ModelInfo | None, *, live: LiveR
     }
 
 
-def by_block(layout: RoutingLayout, weights: Floats) -> dict[str, list[float]]:
-    """Weights `[blocks, experts]` by block, without the filling."""
-    return {block: own.tolist() for block, own in layout.split(weights).items()}
-
-
 def _distances(found: Insight, place: int) -> View:
     return {
         name: None if (values := getattr(found, name)) is None else float(values[place])
@@ -156,16 +152,16 @@ def _distances(found: Insight, place: int) -> View:
 
 
 def _reference(layout: RoutingLayout, profile: RoutingProfile) -> View:
-    mean, deviation, load = (layout.split(values) for values in (profile.mean, profile.deviation, profile.load))
+    mean, deviation, load = (layout.lists(values) for values in (profile.mean, profile.deviation, profile.load))
     return {
         "images": profile.images,
         "blocks": [
             {
                 "block": block,
                 "entropy": float(profile.entropy[number]),
-                "mean": mean[block].tolist(),
-                "deviation": deviation[block].tolist(),
-                "load": load[block].tolist(),
+                "mean": mean[block],
+                "deviation": deviation[block],
+                "load": load[block],
             }
             for number, block in enumerate(layout.blocks)
         ],

@@ -9,10 +9,13 @@ import pytest
 from condconv_serve.domain import ClassScore, ImageResult, Prediction, RoutingLayout, RoutingTrace, Timings
 from condconv_serve.errors import CorruptImage, RoutingNotFound
 from condconv_serve.routing.drift import BIN_SHARE, DriftMeter, _join
+from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.routing.recent import RecentRequest, RecentRequests
+from condconv_serve.routing.statistics import RoutingStatistics
 from condconv_serve.routing.tally import BINS, Tally
-from tests.contract.fakes import even_layout, layout_of
+from condconv_serve.routing.views import insight_view
+from tests.contract.fakes import even_layout, layout_of, model_info
 
 
 def beta(count, a, b, *, seed=0, shape=(4, 3)):
@@ -123,6 +126,33 @@ def test_profile():
     assert (profile.histogram.sum(axis=-1) == 40).all()
     np.testing.assert_allclose(profile.load.sum(axis=-1), 1)
     assert profile_of(routing, classes, layout_of(routing), min_class_images=99).class_mean.shape == (0, 4, 3)
+
+
+# --- insight
+
+
+def test_statistics_are_only_asked_about_classes_that_the_profile_lacks(monkeypatch):
+    asked = []
+    monkeypatch.setattr(RoutingStatistics, "class_of", lambda self, index: asked.append(index))
+    routing = beta(20, 2, 3)
+    layout = layout_of(routing)
+    model, live = model_info(layout=layout, profile=profile_of(routing, np.full(20, 3), layout)), LiveRouting()
+    live.observe(model, routing[0], 3)
+
+    def source_of(index):
+        prediction = Prediction(
+            classes=(ClassScore(index, "label", None, 0.5),),
+            routing=RoutingTrace(layout, routing[0]),
+            timings=Timings(decode=0, queue=0, inference=0, total=0),
+            batch_size=1,
+        )
+        known = insight_view(prediction, model, live=live)["class_profile"]
+        return known and known["source"]
+
+    assert source_of(3) == "reference"
+    assert asked == []
+    assert source_of(4) is None
+    assert asked == [4]
 
 
 # --- recent requests

@@ -21,7 +21,7 @@ from condconv_serve.fronts.native.classification import PROBLEMS, request_body
 from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.images import read_query, read_request
 from condconv_serve.fronts.native.problems import problem_responses
-from condconv_serve.fronts.native.schemas import ClassBody, ModelReference, routing_body
+from condconv_serve.fronts.native.schemas import ClassBody, ModelReference, milliseconds, routing_body
 from condconv_serve.http.disconnect import unless_disconnected
 from condconv_serve.http.scope import facts_of
 from condconv_serve.tasks import ablation as task
@@ -86,10 +86,10 @@ def router(context: AppContext) -> APIRouter:
             routing=routing_body(answer.routing),
             variants=_bodies(answer, routing=parameters.routing),
             timings_ms=AblationTimingsBody(
-                decode=round(made.seconds * 1e3, 3),
-                queue=round(ablated.queue * 1e3, 3),
-                inference=round(ablated.inference * 1e3, 3),
-                total=round((time.monotonic() - started) * 1e3, 3),
+                decode=milliseconds(made.seconds),
+                queue=milliseconds(ablated.queue),
+                inference=milliseconds(ablated.inference),
+                total=milliseconds(time.monotonic() - started),
             ),
         )
 

@@ -7,7 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from condconv_serve.fronts.native.schemas import MAX_NAME, ClassBody, JsonObject, ModelReference, RoutingBody
+from condconv_serve.fronts.native.schemas import (
+    MAX_NAME,
+    VERSION,
+    ClassBody,
+    JsonObject,
+    ModelReference,
+    RoutingBody,
+)
 from condconv_serve.tasks.ablation import MAX_VARIANTS, RoutingChange, Variant
 
 MAX_CHANGES = 64
@@ -108,7 +115,7 @@ class _CommonParameters(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
-    version: str | None = Field(None, max_length=MAX_NAME, description="Its version; the newest if absent.")
+    version: str | None = Field(None, max_length=MAX_NAME, description=VERSION)
     uniform: bool = Field(True, description="Whether to try uniform routing, too, in each of the blocks.")
     routing: bool = Field(False, description="Whether to return the routing weights of each variant.")
     timeout_ms: int | None = Field(None, ge=1, description="As for `/predict`.")

@@ -53,8 +53,11 @@ def read_query(request: Request, kind: type[Parameters]) -> Parameters:
     FastAPI could do it, too, but that took a tenth of the event loop's time per request.
 
     Raises:
-        InvalidParameter: a parameter is unknown or impossible.
+        InvalidParameter: a parameter is unknown, impossible, or given more than once.
     """
+    names = Counter(name for name, _ in request.query_params.multi_items())
+    if twice := sorted(name for name in kind.model_fields if names[name] > 1):
+        raise InvalidParameter(f"{', '.join(twice)}: given more than once.")
     return _validated(kind, dict(request.query_params))
 
 
@@ -81,9 +84,6 @@ async def read_request(request: Request, query: Parameters, limits: BodyLimits) 
             f"The content type {media_type[:100]!r} can't be read; send an image (image/*, application/octet-stream), "
             "multipart/form-data, or application/json with base64."
         )
-    names = Counter(name for name, _ in request.query_params.multi_items())
-    if twice := sorted(name for name, count in names.items() if count > 1):
-        raise InvalidParameter(f"{', '.join(twice)}: given more than once.")
     body = await read_body(request, limits.max_body_bytes)
     if not body:
         raise MissingImage("The body is empty; send an image.")

@@ -14,6 +14,7 @@ from condconv_serve.fronts.native.images import read_json
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.schemas import (
     MAX_NAME,
+    VERSION,
     AliasBody,
     AliasesResponse,
     AliasRequest,
@@ -85,10 +86,7 @@ def router(context: AppContext) -> APIRouter:
         name: ModelPath,
         version: Annotated[
             str | None,
-            Query(
-                max_length=MAX_NAME,
-                description="A version or an alias. If absent: the alias `default`, or else the newest.",
-            ),
+            Query(max_length=MAX_NAME, description=VERSION),
         ] = None,
     ) -> ModelResponse:
         """Architecture, parameters, multiply-adds, preprocessing, checksums, measured accuracy and the model card."""

@@ -20,11 +20,12 @@ from condconv_serve.fronts.native.routing_schemas import (
     ExpertResponse,
     LiveParameters,
     LiveResponse,
+    ModelParameters,
     RecentResponse,
+    ResetParameters,
     ResetResponse,
     RoutedResponse,
     TracesParameters,
-    VersionParameters,
     WindowParameters,
     recent_response,
     routed_response,
@@ -145,7 +146,7 @@ def router(context: AppContext) -> APIRouter:
             **_LIVE_PROBLEMS,
         },
     )
-    async def state(query: Annotated[VersionParameters, Query()]) -> Response:
+    async def state(query: Annotated[ModelParameters, Query()]) -> Response:
         """One version's statistics as an NPZ file; of the default model if you name none.
 
         `condconv routing-state a.npz b.npz` adds up the files of several replicas, exactly. Needs the scope `admin`.
@@ -164,7 +165,7 @@ def router(context: AppContext) -> APIRouter:
         dependencies=[needs_admin],
         responses=_LIVE_PROBLEMS,
     )
-    async def reset(query: Annotated[VersionParameters, Query()]) -> ResetResponse:
+    async def reset(query: Annotated[ResetParameters, Query()]) -> ResetResponse:
         """Set the statistics back to zero: of one version, of all versions of a model, or of all models.
 
         The metrics start again from zero, too. Needs the scope `admin`.

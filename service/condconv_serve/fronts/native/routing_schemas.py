@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from condconv_serve.domain import Classification, ClassifiedImage, ModelInfo
 from condconv_serve.fronts.native.schemas import (
     MAX_NAME,
+    VERSION,
     ModelReference,
     PredictionBody,
     RoutingBody,
@@ -89,13 +90,18 @@ class RecentResponse(RoutedResponse):
     at: float
 
 
-class WindowParameters(BaseModel):
-    """Which live statistics."""
+class ModelParameters(BaseModel):
+    """Which version's statistics."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
-    version: str | None = Field(None, max_length=MAX_NAME, description="Its version; the newest if absent.")
+    version: str | None = Field(None, max_length=MAX_NAME, description=VERSION)
+
+
+class WindowParameters(ModelParameters):
+    """Which version's statistics, and since when."""
+
     window: Window = Field("15m", description="The last minute, the last 15 minutes, or all since start or reset.")
 
 
@@ -112,13 +118,15 @@ class ExpertParameters(WindowParameters):
     min_images: int = Field(1, ge=1, description="Leave out classes with fewer images than this.")
 
 
-class VersionParameters(BaseModel):
-    """Which model's statistics."""
+class ResetParameters(BaseModel):
+    """Which statistics to reset."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; all models if absent.")
-    version: str | None = Field(None, max_length=MAX_NAME, description="Its version; all of them if absent.")
+    version: str | None = Field(
+        None, max_length=MAX_NAME, description="Its version, or an alias; all versions if absent."
+    )
 
 
 class Spread(BaseModel):

@@ -14,6 +14,8 @@ from condconv_serve.serving.versions import State, VersionStatus
 from condconv_serve.store.aliases import Alias
 
 MAX_NAME = 1024
+VERSION = "Its version, or an alias. If absent: the alias `default`, or else the newest."
+"""Describes the parameter `version` of one model."""
 
 
 class RoutingParameters(BaseModel):
@@ -27,11 +29,7 @@ class RoutingParameters(BaseModel):
         description="How many classes to return, best first. Absent: 5, or all if the model has fewer.",
     )
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
-    version: str | None = Field(
-        None,
-        max_length=MAX_NAME,
-        description="Its version, or an alias. If absent: the alias `default`, or else the newest.",
-    )
+    version: str | None = Field(None, max_length=MAX_NAME, description=VERSION)
     timeout_ms: int | None = Field(
         None,
         ge=1,
@@ -359,10 +357,10 @@ def _answer(prediction: Prediction, *, routing: bool) -> dict[str, Any]:
         ],
         "routing": routing_body(prediction.routing) if routing else None,
         "timings_ms": TimingsBody(
-            decode=_milliseconds(timings.decode),
-            queue=_milliseconds(timings.queue),
-            inference=_milliseconds(timings.inference),
-            total=_milliseconds(timings.total),
+            decode=milliseconds(timings.decode),
+            queue=milliseconds(timings.queue),
+            inference=milliseconds(timings.inference),
+            total=milliseconds(timings.total),
         ),
         "batch_size": prediction.batch_size,
     }
@@ -370,8 +368,9 @@ def _answer(prediction: Prediction, *, routing: bool) -> dict[str, Any]:
 
 def routing_body(trace: RoutingTrace) -> RoutingBody:
     """Routing weights by block, as they are in float32."""
-    return {block: weights.tolist() for block, weights in trace.by_block().items()}
+    return trace.layout.lists(trace.weights)
 
 
-def _milliseconds(seconds: float) -> float:
+def milliseconds(seconds: float) -> float:
+    """Seconds as an answer tells them."""
     return round(seconds * 1e3, 3)

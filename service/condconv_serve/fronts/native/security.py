@@ -76,16 +76,17 @@ def install(app: FastAPI, *, cors_origins: Sequence[str]) -> None:
 
 
 def document(openapi: dict[str, Any]) -> None:
-    """Add to an OpenAPI document what the guard may answer. A second call changes nothing."""
+    """Add to a new OpenAPI document what the guard may answer."""
     refusals = problem_responses("unauthenticated", "forbidden", "rate_limited")
     for operations in openapi["paths"].values():
         for operation in operations.values():
             if "security" not in operation:
                 continue
             for status, refusal in refusals.items():
-                known = operation["responses"].setdefault(str(status), refusal)
-                if refusal["description"] not in known["description"]:
+                if known := operation["responses"].get(str(status)):
                     known["description"] += f", {refusal['description']}"
+                else:
+                    operation["responses"][str(status)] = refusal
 
 
 class SecurityHeaders:

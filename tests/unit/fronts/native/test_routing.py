@@ -250,6 +250,12 @@ async def test_pictures_have_limits(client: httpx.AsyncClient) -> None:
     assert_problem(response, 422, "invalid_parameter", "format")
 
 
+@pytest.mark.parametrize("route", ["/predict", "/routing", "/routing/ablation"])
+async def test_parameter_twice_is_refused_before_the_model_is_looked_up(client: httpx.AsyncClient, route: str) -> None:
+    response = await client.post(f"{route}?model=m&model=nonesuch", content=image(1))
+    assert_problem(response, 422, "invalid_parameter", "model: given more than once")
+
+
 async def test_insight(client: httpx.AsyncClient) -> None:
     body = (await client.post("/routing?model=profiled", content=image(10))).json()
     weights, mean = RANDOM[10].astype(np.float64), RANDOM.astype(np.float64).mean(axis=0)
