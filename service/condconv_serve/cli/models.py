@@ -92,15 +92,16 @@ def verify_models(
         paths = [catalog.find(model, version or None) for model, _, version in (name.partition("/") for name in names)]
     else:
         paths = list(catalog)
-    failed = 0
+    failed, plan = 0, plan_engines(settings)
     for path in paths:
         try:
-            verify_bundle(path, plan_engines(settings))
+            bundle = open_bundle(path)
+            verify_bundle(bundle, plan)
             agreement = None
             if precision is not None:
                 from condconv_serve.offline.bench import compare_precisions
 
-                agreement = compare_precisions(settings, open_bundle(path), precision=precision, images=photos)
+                agreement = compare_precisions(settings, bundle, precision=precision, images=photos)
         except ServiceError as error:
             failed += 1
             say(("bad", "bold red"), "  ", error)
