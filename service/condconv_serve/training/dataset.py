@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from condconv_serve.domain import Preprocessing, Row, can_be_label, readable
 from condconv_serve.errors import DataSetError, ServiceError
-from condconv_serve.files import write_whole
+from condconv_serve.files import FileTooLarge, read_limited, write_whole
 from condconv_serve.imaging import make_row
 from condconv_serve.imaging.formats import IMAGE_SUFFIXES
 from condconv_serve.machine.cores import available_cores
@@ -160,11 +160,12 @@ def read_rows(
 
     def decode(path: Path) -> Row | str:
         try:
-            if (length := path.stat().st_size) > _MAX_FILE_BYTES:
-                return f"it has {length} bytes; the most is {_MAX_FILE_BYTES}."
-            return make_row(path.read_bytes(), preprocessing, max_pixels=max_pixels, crop_jpeg=cropper)
+            data = read_limited(path, _MAX_FILE_BYTES)
+            return make_row(data, preprocessing, max_pixels=max_pixels, crop_jpeg=cropper)
         except ServiceError as error:
             return str(error)
+        except FileTooLarge as error:
+            return f"it has {error.size} bytes; the most is {_MAX_FILE_BYTES}."
         except OSError as error:
             return f"it can't be read: {error.strerror}."
         except MemoryError:
