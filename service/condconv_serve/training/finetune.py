@@ -58,7 +58,7 @@ def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Fi
     sources = _find_images(request, parent, teacher)
     with run.claimed(_options(request, sources), resume=request.resume, restart=request.restart):
         try:
-            material, failures = _prepare(request, sources, run, listener)
+            material = _prepare(request, sources, run, listener)
             history, best = train(request, material, run, listener)
         except (tf.errors.ResourceExhaustedError, MemoryError) as error:
             raise OutOfMemory(
@@ -77,7 +77,6 @@ def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Fi
             + ("validation data" if request.validation_data else f"{request.validation_split:.0%} held back"),
             history=history,
             best_epoch=best,
-            failures=failures,
         )
         return write_result(trained, store=store)
 
@@ -167,10 +166,8 @@ def _sha256(bundle: Bundle) -> str:
     return bundle.manifest.files["weights.safetensors"].sha256
 
 
-def _prepare(
-    request: FinetuneRequest, sources: _Sources, run: RunDirectory, listener: Listener
-) -> tuple[Material, tuple[tuple[Path, str], ...]]:
-    """Decode the images, ask the teacher, and build the network; also says which images can't be read, and why."""
+def _prepare(request: FinetuneRequest, sources: _Sources, run: RunDirectory, listener: Listener) -> Material:
+    """Decode the images, ask the teacher, and build the network."""
     parent, teacher, validation = sources.parent, sources.teacher, sources.validation
     preprocessing = parent.manifest.preprocessing.to_domain()
     own = parent.manifest.architecture.name == OWN_NETWORK
@@ -207,7 +204,7 @@ def _prepare(
     network = load_network(parent if request.image_size is None else _resized(parent, preprocessing))
     if not sources.keep_head:
         network = with_classes(network, len(sources.labels))
-    material = Material(
+    return Material(
         network=network,
         preprocessing=preprocessing,
         labels=sources.labels,
@@ -217,7 +214,6 @@ def _prepare(
         validation_classes=held_classes,
         validation_teacher=held_teacher,
     )
-    return material, rows.failures + (() if held is None else held.failures)
 
 
 def _resized(bundle: Bundle, preprocessing: Preprocessing) -> Bundle:

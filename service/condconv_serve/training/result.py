@@ -42,7 +42,6 @@ class Trained:
         dataset: what those images are.
         history: all epochs; the first one is the starting point.
         best_epoch: the position of the epoch whose weights these are.
-        failures: images that could not be read, and why.
     """
 
     name: str
@@ -54,7 +53,6 @@ class Trained:
     dataset: str
     history: Sequence[Epoch]
     best_epoch: int
-    failures: Sequence[tuple[Path, str]]
 
     @property
     def start(self) -> Evaluation:
@@ -77,7 +75,6 @@ class Finished:
     best_epoch: int
     accuracy: tuple[Accuracy, ...]
     history: Sequence[Mapping[str, Any]]
-    failures: Sequence[tuple[Path, str]]
 
 
 def write_result(trained: Trained, *, store: Path) -> Finished:
@@ -124,7 +121,6 @@ def write_result(trained: Trained, *, store: Path) -> Finished:
         best_epoch=trained.best_epoch,
         accuracy=accuracy,
         history=[epoch.to_json() for epoch in trained.history],
-        failures=trained.failures,
     )
 
 
