@@ -35,6 +35,11 @@ class Bundle:
     manifest: Manifest
 
     @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights, in hexadecimal."""
+        return self.manifest.files[WEIGHTS].sha256
+
+    @property
     def model_card(self) -> str:
         """The model card, Markdown."""
         return (self.path / MODEL_CARD).read_text(encoding="utf-8", errors="replace")

@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 from condconv_serve.domain import LOGITS, Label, Preprocessing, readable
 from condconv_serve.domain.manifest import OWN_NETWORK
 from condconv_serve.errors import ConfigurationError, DataSetError, OutOfMemory
-from condconv_serve.machine.cores import available_cores
-from condconv_serve.runtime.inference_graph import freeze
 from condconv_serve.runtime.loading import load_network
-from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
 from condconv_serve.store import Bundle, open_bundle, read_labels
 from condconv_serve.store.new_bundle import check_free, next_version
+from condconv_serve.training.answers import answers_of
 from condconv_serve.training.batches import Selection
 from condconv_serve.training.checkpoint import RunDirectory
 from condconv_serve.training.dataset import ImageFiles, Rows, find_labelled, find_unlabelled, read_rows, split
@@ -155,15 +153,11 @@ def _options(request: FinetuneRequest, sources: _Sources) -> dict[str, Any]:
         del given[name]
     return {
         **given,
-        "bundle": _sha256(sources.parent),
-        "teacher": None if sources.teacher is None else _sha256(sources.teacher),
+        "bundle": sources.parent.weights_sha256,
+        "teacher": None if sources.teacher is None else sources.teacher.weights_sha256,
         "data": sources.images.fingerprint(),
         "validation_data": None if sources.validation is None else sources.validation.fingerprint(),
     }
-
-
-def _sha256(bundle: Bundle) -> str:
-    return bundle.manifest.files["weights.safetensors"].sha256
 
 
 def _prepare(request: FinetuneRequest, sources: _Sources, run: RunDirectory, listener: Listener) -> Material:
@@ -249,16 +243,9 @@ def _answers(
     shown = decode(images, preprocessing, part)
     if shown.kept.tolist() != rows.kept.tolist():
         raise DataSetError("Images changed while they were read; start again.")
-    engine = TensorFlowEngine(freeze(load_network(teacher), preprocessing), threads_per_stream=available_cores())
-    try:
-        return np.concatenate(
-            [
-                engine(np.ascontiguousarray(shown.rows[start : start + batch_size]))[LOGITS]
-                for start in range(0, len(shown.rows), batch_size)
-            ]
-        )
-    finally:
-        engine.close()
+    rows_shown = Selection(shown.rows, np.arange(len(shown.rows)))
+    output = answers_of(load_network(teacher), preprocessing, rows_shown, batch_size=batch_size, names=[LOGITS])
+    return output[LOGITS]
 
 
 def _method(request: FinetuneRequest, sources: _Sources, images: int, best: int) -> str:
