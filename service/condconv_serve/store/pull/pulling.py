@@ -254,11 +254,9 @@ def _alone(work: Path, reporter: Reporter) -> Iterator[None]:
     """Keep other processes from pulling the same checkpoint, or wait for the one that does."""
     lock = FileLock(work.with_name(f"{work.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         reporter.note("Another process is pulling this checkpoint; waiting for it.")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
