@@ -137,8 +137,11 @@ def _fetch(request: PullRequest, work: Path, checksums: Checksums, reporter: Rep
     file = work / source.url.rpartition("/")[2]
     if request.accept_changed:
         file.unlink(missing_ok=True)
-    cached = file.is_file()
-    if cached and (complaint := _complaint(request, sha256_of(file), checksums)):
+    if file.is_file():
+        sha256 = sha256_of(file)
+        complaint = _complaint(request, sha256, checksums)
+        if complaint is None:
+            return file, sha256
         reporter.note(f"The cached file is not the right one, so it is downloaded again: {complaint}")
         file.unlink()
     url = mirrored(source.url, request.mirror)
@@ -186,6 +189,7 @@ def _bundle(
             ImportRequest(
                 source=weights,
                 archive=file,
+                source_sha256=sha256,
                 architecture=checkpoint.architecture.name,
                 overrides=checkpoint.architecture.overrides,
                 name=request.name,
