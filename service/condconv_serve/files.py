@@ -1,15 +1,51 @@
-"""Files: replaced whole or not at all, so readers see the old file or the new one; and their checksums."""
+"""Files: replaced whole or not at all, so readers see the old file or the new one; read within limits; checksums."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 _MODE = 0o644
+
+
+class FileTooLarge(OSError):
+    """A file has more bytes than its reader takes; `size` is how many."""
+
+    def __init__(self, file: Path, size: int) -> None:
+        """Say how large the file is."""
+        super().__init__(errno.EFBIG, os.strerror(errno.EFBIG), str(file))
+        self.size = size
+
+
+class NoOrdinaryFile(OSError):
+    """What was to be read is a directory, a pipe, a socket or a device."""
+
+    def __init__(self, file: Path) -> None:
+        """Say which one."""
+        super().__init__(errno.EINVAL, "it is no ordinary file", str(file))
+
+
+def read_limited(file: Path, most: int) -> bytes:
+    """Read a whole file of `most` bytes at most.
+
+    Raises:
+        NoOrdinaryFile: it is none; opening a pipe might never end.
+        FileTooLarge: it has more bytes.
+        OSError: it can't be read.
+    """
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise NoOrdinaryFile(file)
+    with file.open("rb") as handle:
+        size = os.fstat(handle.fileno()).st_size
+        if size > most:
+            raise FileTooLarge(file, size)
+        return handle.read()
 
 
 def write_whole(file: Path, content: bytes | str, *, alone: bool = False) -> None:

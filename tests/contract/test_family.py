@@ -148,7 +148,7 @@ def test_its_experts_can_be_taken_away(bundle: Path, model: ServedModel, assert_
 def test_it_is_verified_before_it_is_served(bundle: Path) -> None:
     from condconv_serve.offline.verify import verify_bundle
 
-    verify_bundle(bundle, PLAN)
+    verify_bundle(open_bundle(bundle), PLAN)
 
 
 def test_weights_that_do_not_fit_are_named(network: Any) -> None:

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from condconv_serve import files
-from condconv_serve.files import replacing, write_whole
+from condconv_serve.files import FileTooLarge, NoOrdinaryFile, read_limited, replacing, write_whole
 
 
 def test_a_file_is_made_and_replaced(tmp_path):
@@ -75,3 +75,35 @@ def test_who_is_alone_clears_what_killed_writers_have_left(tmp_path):
     assert left.exists()
     write_whole(tmp_path / "file", "new", alone=True)
     assert sorted(tmp_path.iterdir()) == [others, tmp_path / "file"]
+
+
+def test_a_file_is_read_up_to_its_limit(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"1234")
+    assert read_limited(file, 4) == b"1234"
+    with pytest.raises(FileTooLarge) as caught:
+        read_limited(file, 3)
+    assert (caught.value.size, caught.value.filename) == (4, str(file))
+    file.write_bytes(b"")
+    assert read_limited(file, 0) == b""
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "file").write_bytes(b"1234")
+    (tmp_path / "link").symlink_to("file")
+    assert read_limited(tmp_path / "link", 4) == b"1234"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_ordinary_file_is_not_read(make, tmp_path):
+    make(tmp_path / "odd")
+    with pytest.raises(NoOrdinaryFile, match="it is no ordinary file"):
+        read_limited(tmp_path / "odd", 4)
+
+
+@pytest.mark.parametrize("target", [None, "nowhere"])
+def test_a_file_that_is_not_there(target, tmp_path):
+    if target:
+        (tmp_path / "file").symlink_to(target)
+    with pytest.raises(FileNotFoundError):
+        read_limited(tmp_path / "file", 4)

@@ -79,8 +79,8 @@ def finetune_model(
     from condconv_serve.store import Catalog
 
     catalog = Catalog(settings.model_store)
-    parent, master = (None if given is None else _find(catalog, given) for given in (bundle, teacher))
-    assert parent is not None
+    parent = catalog.find_named(bundle)
+    master = None if teacher is None else catalog.find_named(teacher)
     from condconv_serve.runtime.tensorflow_import import import_tensorflow
 
     import_tensorflow()
@@ -121,12 +121,6 @@ def finetune_model(
         f"wrote {finished.path}: validation {what} {finished.best.accuracy:.1%} after epoch {finished.best_epoch}, "
         f"{finished.start.accuracy:.1%} at the start"
     )
-
-
-def _find(catalog: Any, given: str) -> Path:
-    model, _, version = given.partition("/")
-    path: Path = catalog.find(model, version or None)
-    return path
 
 
 class ProgressListener:

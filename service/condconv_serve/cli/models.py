@@ -54,8 +54,7 @@ def show_model(
     """Show a bundle's manifest and model card."""
     from condconv_serve.store import Catalog, open_bundle
 
-    model, _, version = name.partition("/")
-    bundle = open_bundle(Catalog(read_settings(model_store=model_store).model_store).find(model, version or None))
+    bundle = open_bundle(Catalog(read_settings(model_store=model_store).model_store).find_named(name))
     if as_json:
         print_json({**bundle.manifest.model_dump(mode="json"), "model_card": bundle.model_card})
         return
@@ -88,19 +87,17 @@ def verify_models(
     photos = expand(images) if images else list(SAMPLES)
     settings = read_settings(model_store=model_store)
     catalog = Catalog(settings.model_store)
-    if names:
-        paths = [catalog.find(model, version or None) for model, _, version in (name.partition("/") for name in names)]
-    else:
-        paths = list(catalog)
-    failed = 0
+    paths = [catalog.find_named(name) for name in names] if names else list(catalog)
+    failed, plan = 0, plan_engines(settings)
     for path in paths:
         try:
-            verify_bundle(path, plan_engines(settings))
+            bundle = open_bundle(path)
+            verify_bundle(bundle, plan)
             agreement = None
             if precision is not None:
                 from condconv_serve.offline.bench import compare_precisions
 
-                agreement = compare_precisions(settings, open_bundle(path), precision=precision, images=photos)
+                agreement = compare_precisions(settings, bundle, precision=precision, images=photos)
         except ServiceError as error:
             failed += 1
             say(("bad", "bold red"), "  ", error)
@@ -263,8 +260,7 @@ def profile_model(
     from condconv_serve.store import Catalog, add_profile
 
     settings = read_settings(model_store=model_store)
-    model, _, version = name.partition("/")
-    path = Catalog(settings.model_store).find(model, version or None)
+    path = Catalog(settings.model_store).find_named(name)
     made = profile_files(settings, path, expand(images), min_class_images=min_class_images, console=err)
     for file, error in made.failures:
         print_failure(file, error)

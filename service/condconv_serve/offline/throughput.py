@@ -18,7 +18,6 @@ class Throughput:
     rows_per_second: float
     latency_p50: float
     latency_p99: float
-    calls: int
 
 
 def measure(compute: Callable[[int], Any], *, callers: int, rows_per_call: int, seconds: float) -> Throughput:
@@ -62,5 +61,4 @@ def measure(compute: Callable[[int], Any], *, callers: int, rows_per_call: int, 
         rows_per_second=rate,
         latency_p50=float(np.quantile(every, 0.5)),
         latency_p99=float(np.quantile(every, 0.99)),
-        calls=len(every),
     )

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from condconv_serve.bootstrap import load_model
 from condconv_serve.domain import LOGITS
 from condconv_serve.errors import BundleError
 from condconv_serve.runtime.plan import EnginePlan
-from condconv_serve.store import open_bundle
+from condconv_serve.store import Bundle
 
 
-def verify_bundle(path: Path, plan: EnginePlan) -> None:
-    """Check a bundle as a server would before serving it, and compute one image.
+def verify_bundle(bundle: Bundle, plan: EnginePlan) -> None:
+    """Load a bundle as a server would before serving it, and compute one image.
 
     Raises:
         BundleError: says what is wrong.
     """
-    model = load_model(open_bundle(path), plan)
-    size = model.info.preprocessing.image_size
-    output = model.engine(np.zeros((1, size, size, 3), np.uint8))
+    model = load_model(bundle, plan)
+    try:
+        size = model.info.preprocessing.image_size
+        output = model.engine(np.zeros((1, size, size, 3), np.uint8))
+    finally:
+        model.engine.close()
     if not np.isfinite(output[LOGITS]).all():
         raise BundleError(f"{model.name}/{model.version}: the answer for a black image is not finite.")

@@ -106,16 +106,17 @@ class Retire:
 Action: TypeAlias = Forgive | WantAgain | WaitToSettle | Load | SetAliases | Retire
 
 
-def followed_models(stored: Collection[str], served: Collection[str], *, only: str | None = None) -> list[str]:
-    """Names of the models to reconcile: all in the store and all that are served, or just the one wanted."""
-    return [only] if only is not None else sorted({*stored, *served})
+def followed_models(stored: Collection[str], served: Collection[str]) -> list[str]:
+    """Names of the models to reconcile: all in the store and all that are served."""
+    return sorted({*stored, *served})
 
 
 def reconcile(stored: Stored, served: Served, wishes: Wishes) -> tuple[Action, ...]:
     """The next actions for one model, in order.
 
-    If a version must be loaded, that is the only action, newest version first, since everything else depends on its
-    result: carry it out and ask again. `SetAliases` is among the actions exactly if there is nothing to load.
+    `Forgive` and `WantAgain` come first. If a version must be loaded, one step towards that follows, for the newest
+    version first: `WaitToSettle` or `Load`. It is the last action, since everything else depends on its result: carry
+    it out and ask again. `SetAliases` is among the actions exactly if there is no such step.
     """
     forgiven, wanted_again = _changed(served.failed, stored), _changed(wishes.unwanted, stored)
     failed, unwanted = set(served.failed) - set(forgiven), set(wishes.unwanted) - set(wanted_again)

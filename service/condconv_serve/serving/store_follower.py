@@ -118,11 +118,12 @@ class StoreFollower:
     def sync_now(self) -> None:
         """The same on the calling thread. It must be the loader's, or the only thread so far."""
         try:
-            names = Catalog(self._store).models()
+            catalog = Catalog(self._store)
+            names = (self._only,) if self._only else catalog.models()
         except (OSError, BundleError) as error:  # the directory may be back in a moment
             logger.error("the model store can't be read, so nothing changes: %s", error)
             return
-        for name in followed_models(names, self._registry.models(), only=self._only):
+        for name in followed_models(names, self._registry.models()):
             try:
                 self.sync_model(name)
             except (OSError, BundleError) as error:  # the others may be readable
@@ -156,7 +157,7 @@ class StoreFollower:
                         self._registry.set_aliases(name, in_force)
                     case Retire(version):
                         self.retire(name, version)
-        self._ledger.show_all(name, catalog.versions(name))
+        self._ledger.show_all(name, stored.versions)
 
     def retire(self, name: str, version: str) -> None:
         """Stop serving a version, if it is served; on the loader's thread."""

@@ -110,15 +110,7 @@ class VersionLedger:
 
     def status_of(self, name: str, version: str) -> VersionStatus:
         """The state of one version. If nothing else is known, it counts as lying in the store."""
-        memory = self._memories.get(name, ModelMemory())
-        failure = memory.failed.get(version)
-        state = state_of(
-            loading=memory.loading == version,
-            serving=version in self._registry.models().get(name, {}),
-            retiring=version in self._registry.retiring().get(name, ()),
-            failed=failure is not None,
-        )
-        return VersionStatus(version, state, None if failure is None else failure.reason)
+        return next(status for status in self._statuses(name, [version]) if status.version == version)
 
     def show(self, name: str, version: str) -> None:
         """Show a version's state as a metric, after it has changed."""
@@ -132,5 +124,23 @@ class VersionLedger:
         self._metrics.keep(name, {status.version for status in now})
 
     def _statuses(self, name: str, lying: Collection[str]) -> list[VersionStatus]:
-        served, retiring = self._registry.models().get(name, {}), self._registry.retiring().get(name, ())
-        return [self.status_of(name, version) for version in sorted({*lying, *served, *retiring}, key=int)]
+        """The states of these versions, and of all that are served or retiring; oldest first."""
+        memory = self._memories.get(name, ModelMemory())
+        # In the order in which a version goes through these states, so that one that moves on meanwhile is in one.
+        loading = memory.loading
+        served = self._registry.models().get(name, {})
+        retiring = self._registry.retiring().get(name, ())
+        failed = dict(memory.failed)
+        return [
+            VersionStatus(
+                version,
+                state_of(
+                    loading=version == loading,
+                    serving=version in served,
+                    retiring=version in retiring,
+                    failed=version in failed,
+                ),
+                failed[version].reason if version in failed else None,
+            )
+            for version in sorted({*lying, *served, *retiring}, key=int)
+        ]

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapte
 from condconv_serve.documents import parse_document
 from condconv_serve.domain.manifest import VersionName
 from condconv_serve.errors import AliasNotFound, BundleError, InvalidParameter, StoreNotWritable
-from condconv_serve.files import write_whole
+from condconv_serve.files import FileTooLarge, NoOrdinaryFile, read_limited, write_whole
 
 ALIASES: Final = "aliases.json"
 DEFAULT_ALIAS: Final = "default"
@@ -80,16 +80,15 @@ def read_aliases(store: Path, model: str) -> dict[str, Alias]:
     """
     file = store / model / ALIASES
     try:
-        if file.exists() and not file.is_file():  # reading a pipe would never end
-            raise BundleError(f"{model}: {ALIASES} is no ordinary file.")
-        with file.open("rb") as handle:
-            raw = handle.read(_MAX_BYTES + 1)
+        raw = read_limited(file, _MAX_BYTES)
     except FileNotFoundError:
         return {}
+    except NoOrdinaryFile as error:
+        raise BundleError(f"{model}: {ALIASES} is no ordinary file.") from error
+    except FileTooLarge as error:
+        raise BundleError(f"{model}: {ALIASES} has more than {_MAX_BYTES} bytes.") from error
     except OSError as error:
         raise BundleError(f"{model}: {ALIASES} can't be read.") from error
-    if len(raw) > _MAX_BYTES:
-        raise BundleError(f"{model}: {ALIASES} has more than {_MAX_BYTES} bytes.")
     return parse_document(raw, _Document, name=f"{model}: {ALIASES}", error=BundleError).aliases
 
 

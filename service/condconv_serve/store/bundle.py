@@ -16,7 +16,7 @@ from condconv_serve.documents import parse_document
 from condconv_serve.domain import Label, RoutingProfile
 from condconv_serve.domain.manifest import OWN_NETWORK, SCHEMA_VERSION, FileSpec, Manifest
 from condconv_serve.errors import BundleError
-from condconv_serve.files import sha256_of
+from condconv_serve.files import FileTooLarge, read_limited, sha256_of
 from condconv_serve.store.profile import parse_profile
 from condconv_serve.validation import describe_errors
 
@@ -33,6 +33,11 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights, in hexadecimal."""
+        return self.manifest.files[WEIGHTS].sha256
 
     @property
     def model_card(self) -> str:
@@ -171,13 +176,10 @@ def _check_file(path: Path, name: str, spec: FileSpec) -> None:
 
 
 def _read_text(path: Path, name: str) -> str:
-    file = path / name
     try:
-        if not file.is_file():  # reading a pipe would never end
-            raise FileNotFoundError(name)
-        if file.stat().st_size > _MAX_TEXT_BYTES:
-            raise BundleError(f"{bundle_name(path)}: {name} has more than {_MAX_TEXT_BYTES} bytes.")
-        return file.read_text(encoding="utf-8")
+        return read_limited(path / name, _MAX_TEXT_BYTES).decode()
+    except FileTooLarge as error:
+        raise BundleError(f"{bundle_name(path)}: {name} has more than {_MAX_TEXT_BYTES} bytes.") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is missing or can't be read"
         raise BundleError(f"{bundle_name(path)}: {name} {reason}.") from error

@@ -65,6 +65,11 @@ class Catalog:
             raise VersionNotFound(f"Model {model} has no version {version!r}; there are: {', '.join(versions)}.")
         return self._root / model / (version or versions[-1])
 
+    def find_named(self, given: str) -> Path:
+        """Return the directory of the bundle `NAME[/VERSION]`, as people write it; the errors are those of `find`."""
+        model, _, version = given.partition("/")
+        return self.find(model, version or None)
+
     def __iter__(self) -> Iterator[Path]:
         """All bundles, by model and version."""
         return (self._root / model / version for model in self.models() for version in self.versions(model))

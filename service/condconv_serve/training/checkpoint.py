@@ -86,15 +86,12 @@ class RunDirectory:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold a lock that ends with the process, however it ends. Its file goes with the folder."""
-        lock = FileLock(self.path / _LOCK)
         try:
-            lock.acquire(timeout=0)
+            held = FileLock(self.path / _LOCK).acquire(timeout=0)
         except Timeout as error:
             raise ConfigurationError(f"Another process is training {self._of}.") from error
-        try:
+        with held:
             yield
-        finally:
-            lock.release()
 
     def _read_options(self, file: Path) -> dict[str, Any]:
         return parse_document(

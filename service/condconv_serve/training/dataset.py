@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from condconv_serve.domain import Preprocessing, Row, can_be_label, readable
 from condconv_serve.errors import DataSetError, ServiceError
-from condconv_serve.files import write_whole
+from condconv_serve.files import FileTooLarge, read_limited, write_whole
 from condconv_serve.imaging import make_row
 from condconv_serve.imaging.formats import IMAGE_SUFFIXES
 from condconv_serve.machine.cores import available_cores
@@ -34,8 +34,6 @@ class ImageFiles:
     files: tuple[Path, ...]
     classes: NDArray[np.int64]
     names: tuple[str, ...]
-    ignored: int
-    """Files that are no images by their suffix."""
 
     def fingerprint(self) -> str:
         """Changes when files come, go, or change their size."""
@@ -95,13 +93,11 @@ def find_labelled(directory: Path, *, names: Sequence[str] | None = None) -> Ima
         )
     files: list[Path] = []
     classes: list[int] = []
-    ignored = 0
     empty: list[str] = []
     for index, name in enumerate(names):
         if name not in folders:
             continue
-        images, others = _images(folders[name])
-        ignored += others
+        images = _images(folders[name])
         files += images
         classes += [index] * len(images)
         if not images:
@@ -110,7 +106,7 @@ def find_labelled(directory: Path, *, names: Sequence[str] | None = None) -> Ima
         raise DataSetError(f"{directory}: no image in the class {_folders(empty)}. Add some, or remove the folder.")
     if not files:
         raise DataSetError(f"{directory} holds no image of any class.")
-    return ImageFiles(tuple(files), np.array(classes, np.int64), tuple(names), ignored)
+    return ImageFiles(tuple(files), np.array(classes, np.int64), tuple(names))
 
 
 def find_unlabelled(directory: Path) -> ImageFiles:
@@ -120,10 +116,10 @@ def find_unlabelled(directory: Path) -> ImageFiles:
         DataSetError: there is no such directory, or no image in it.
     """
     _children(directory)
-    images, ignored = _images(directory)
+    images = _images(directory)
     if not images:
         raise DataSetError(f"{directory} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-    return ImageFiles(tuple(images), np.zeros(0, np.int64), (), ignored)
+    return ImageFiles(tuple(images), np.zeros(0, np.int64), ())
 
 
 def read_rows(
@@ -160,11 +156,12 @@ def read_rows(
 
     def decode(path: Path) -> Row | str:
         try:
-            if (length := path.stat().st_size) > _MAX_FILE_BYTES:
-                return f"it has {length} bytes; the most is {_MAX_FILE_BYTES}."
-            return make_row(path.read_bytes(), preprocessing, max_pixels=max_pixels, crop_jpeg=cropper)
+            data = read_limited(path, _MAX_FILE_BYTES)
+            return make_row(data, preprocessing, max_pixels=max_pixels, crop_jpeg=cropper)
         except ServiceError as error:
             return str(error)
+        except FileTooLarge as error:
+            return f"it has {error.size} bytes; the most is {_MAX_FILE_BYTES}."
         except OSError as error:
             return f"it can't be read: {error.strerror}."
         except MemoryError:
@@ -237,25 +234,18 @@ def _children(directory: Path) -> list[Path]:
         raise DataSetError(f"{directory} is no directory that can be read.") from error
 
 
-def _images(directory: Path) -> tuple[list[Path], int]:
-    """All images below a directory in a fixed order, and how many other files there are; hidden ones don't count."""
+def _images(directory: Path) -> list[Path]:
+    """All images below a directory in a fixed order; hidden ones don't count."""
     found: list[Path] = []
-    others = 0
 
     def fail(error: OSError) -> None:
         raise DataSetError(f"{error.filename} can't be read: {error.strerror}.") from error
 
     for place, folders, files in os.walk(directory, onerror=fail):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            path = Path(place) / name
-            if name.startswith("."):
-                continue
-            if _is_image(path):
-                found.append(path)
-            else:
-                others += 1
-    return found, others
+        paths = (Path(place) / name for name in sorted(files) if not name.startswith("."))
+        found += filter(_is_image, paths)
+    return found
 
 
 def _is_image(path: Path) -> bool:

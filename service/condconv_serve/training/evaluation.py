@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -41,10 +41,6 @@ class Evaluation:
     def mean_between_classes(self) -> float | None:
         """Over the blocks; None in a static network."""
         return float(np.mean(list(self.between_classes.values()))) if self.between_classes else None
-
-    def to_json(self) -> dict[str, Any]:
-        """The figures as plain values."""
-        return {key: dict(value) if isinstance(value, Mapping) else value for key, value in asdict(self).items()}
 
 
 def evaluate(

@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 from condconv_serve.domain import LOGITS, Label, Preprocessing, readable
 from condconv_serve.domain.manifest import OWN_NETWORK
 from condconv_serve.errors import ConfigurationError, DataSetError, OutOfMemory
-from condconv_serve.machine.cores import available_cores
-from condconv_serve.runtime.inference_graph import freeze
 from condconv_serve.runtime.loading import load_network
-from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
 from condconv_serve.store import Bundle, open_bundle, read_labels
 from condconv_serve.store.new_bundle import check_free, next_version
+from condconv_serve.training.answers import answers_of
 from condconv_serve.training.batches import Selection
 from condconv_serve.training.checkpoint import RunDirectory
 from condconv_serve.training.dataset import ImageFiles, Rows, find_labelled, find_unlabelled, read_rows, split
@@ -58,7 +56,7 @@ def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Fi
     sources = _find_images(request, parent, teacher)
     with run.claimed(_options(request, sources), resume=request.resume, restart=request.restart):
         try:
-            material, failures = _prepare(request, sources, run, listener)
+            material = _prepare(request, sources, run, listener)
             history, best = train(request, material, run, listener)
         except (tf.errors.ResourceExhaustedError, MemoryError) as error:
             raise OutOfMemory(
@@ -77,7 +75,6 @@ def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Fi
             + ("validation data" if request.validation_data else f"{request.validation_split:.0%} held back"),
             history=history,
             best_epoch=best,
-            failures=failures,
         )
         return write_result(trained, store=store)
 
@@ -156,21 +153,15 @@ def _options(request: FinetuneRequest, sources: _Sources) -> dict[str, Any]:
         del given[name]
     return {
         **given,
-        "bundle": _sha256(sources.parent),
-        "teacher": None if sources.teacher is None else _sha256(sources.teacher),
+        "bundle": sources.parent.weights_sha256,
+        "teacher": None if sources.teacher is None else sources.teacher.weights_sha256,
         "data": sources.images.fingerprint(),
         "validation_data": None if sources.validation is None else sources.validation.fingerprint(),
     }
 
 
-def _sha256(bundle: Bundle) -> str:
-    return bundle.manifest.files["weights.safetensors"].sha256
-
-
-def _prepare(
-    request: FinetuneRequest, sources: _Sources, run: RunDirectory, listener: Listener
-) -> tuple[Material, tuple[tuple[Path, str], ...]]:
-    """Decode the images, ask the teacher, and build the network; also says which images can't be read, and why."""
+def _prepare(request: FinetuneRequest, sources: _Sources, run: RunDirectory, listener: Listener) -> Material:
+    """Decode the images, ask the teacher, and build the network."""
     parent, teacher, validation = sources.parent, sources.teacher, sources.validation
     preprocessing = parent.manifest.preprocessing.to_domain()
     own = parent.manifest.architecture.name == OWN_NETWORK
@@ -207,7 +198,7 @@ def _prepare(
     network = load_network(parent if request.image_size is None else _resized(parent, preprocessing))
     if not sources.keep_head:
         network = with_classes(network, len(sources.labels))
-    material = Material(
+    return Material(
         network=network,
         preprocessing=preprocessing,
         labels=sources.labels,
@@ -217,7 +208,6 @@ def _prepare(
         validation_classes=held_classes,
         validation_teacher=held_teacher,
     )
-    return material, rows.failures + (() if held is None else held.failures)
 
 
 def _resized(bundle: Bundle, preprocessing: Preprocessing) -> Bundle:
@@ -253,16 +243,9 @@ def _answers(
     shown = decode(images, preprocessing, part)
     if shown.kept.tolist() != rows.kept.tolist():
         raise DataSetError("Images changed while they were read; start again.")
-    engine = TensorFlowEngine(freeze(load_network(teacher), preprocessing), threads_per_stream=available_cores())
-    try:
-        return np.concatenate(
-            [
-                engine(np.ascontiguousarray(shown.rows[start : start + batch_size]))[LOGITS]
-                for start in range(0, len(shown.rows), batch_size)
-            ]
-        )
-    finally:
-        engine.close()
+    rows_shown = Selection(shown.rows, np.arange(len(shown.rows)))
+    output = answers_of(load_network(teacher), preprocessing, rows_shown, batch_size=batch_size, names=[LOGITS])
+    return output[LOGITS]
 
 
 def _method(request: FinetuneRequest, sources: _Sources, images: int, best: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -67,12 +67,7 @@ class Epoch:
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain values."""
-        return {
-            "number": self.number,
-            "training_loss": self.training_loss,
-            "validation": self.validation.to_json(),
-            "seconds": self.seconds,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Epoch:

@@ -7,19 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
-from condconv_serve.domain import LOGITS, ROUTING, Preprocessing, Tensors
+from condconv_serve.domain import LOGITS, ROUTING, Tensors
 from condconv_serve.domain.manifest import Accuracy, Provenance
-from condconv_serve.machine.cores import available_cores
 from condconv_serve.nn import network_to_json
 from condconv_serve.routing.profile import profile_of
-from condconv_serve.runtime.inference_graph import freeze
 from condconv_serve.runtime.outputs import routing_layout
-from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
 from condconv_serve.store import OWN_NETWORK, Bundle, NewBundle, write_bundle
-from condconv_serve.training.batches import Selection
+from condconv_serve.training.answers import answers_of
 from condconv_serve.training.evaluation import Evaluation
 from condconv_serve.training.loop import Material
 from condconv_serve.training.request import Epoch
@@ -42,7 +38,6 @@ class Trained:
         dataset: what those images are.
         history: all epochs; the first one is the starting point.
         best_epoch: the position of the epoch whose weights these are.
-        failures: images that could not be read, and why.
     """
 
     name: str
@@ -54,7 +49,6 @@ class Trained:
     dataset: str
     history: Sequence[Epoch]
     best_epoch: int
-    failures: Sequence[tuple[Path, str]]
 
     @property
     def start(self) -> Evaluation:
@@ -77,7 +71,6 @@ class Finished:
     best_epoch: int
     accuracy: tuple[Accuracy, ...]
     history: Sequence[Mapping[str, Any]]
-    failures: Sequence[tuple[Path, str]]
 
 
 def write_result(trained: Trained, *, store: Path) -> Finished:
@@ -90,7 +83,7 @@ def write_result(trained: Trained, *, store: Path) -> Finished:
     parent, material = trained.parent, trained.material
     network, labels, preprocessing = material.network, material.labels, material.preprocessing
     network.trainable = True  # all layers: the next training chooses again
-    output = _serve(network, preprocessing, material.validation_images)
+    output = answers_of(network, preprocessing, material.validation_images, batch_size=_BATCH, names=[LOGITS, ROUTING])
     accuracy = (_accuracy(output, trained),) if trained.classes_known else ()
     own = parent.manifest.architecture.name == OWN_NETWORK
     text = network_to_json(network) if own else None
@@ -109,7 +102,7 @@ def write_result(trained: Trained, *, store: Path) -> Finished:
             provenance=Provenance(
                 source=f"{parent.manifest.name}/{parent.manifest.version}",
                 method=trained.method,
-                source_sha256=parent.manifest.files["weights.safetensors"].sha256,
+                source_sha256=parent.weights_sha256,
             ),
             licence=parent.manifest.licence,
             model_card=_card(trained, accuracy),
@@ -124,17 +117,7 @@ def write_result(trained: Trained, *, store: Path) -> Finished:
         best_epoch=trained.best_epoch,
         accuracy=accuracy,
         history=[epoch.to_json() for epoch in trained.history],
-        failures=trained.failures,
     )
-
-
-def _serve(network: keras.Model, preprocessing: Preprocessing, images: Selection) -> Tensors:
-    engine = TensorFlowEngine(freeze(network, preprocessing), threads_per_stream=available_cores())
-    try:
-        outputs = [engine(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
-    finally:
-        engine.close()
-    return {name: np.concatenate([output[name] for output in outputs]) for name in (LOGITS, ROUTING)}
 
 
 def _accuracy(output: Tensors, trained: Trained) -> Accuracy:

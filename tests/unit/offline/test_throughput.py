@@ -14,7 +14,6 @@ def test_rate_and_latency_follow_from_the_calls():
         time.sleep(0.02)
 
     found = measure(compute, callers=2, rows_per_call=4, seconds=0.2)
-    assert found.calls == len(calls)
     assert set(calls) == {0, 1}
     assert 0.02 <= found.latency_p50 <= found.latency_p99
     # Two callers with four rows each per call; sleeping longer than asked for only makes it slower.
@@ -24,8 +23,14 @@ def test_rate_and_latency_follow_from_the_calls():
 
 def test_callers_call_at_once():
     together = threading.Barrier(3, timeout=10)
-    found = measure(lambda _: together.wait(), callers=3, rows_per_call=1, seconds=0)
-    assert found.calls == 3  # each at least once, even without time
+    calls = []
+
+    def compute(caller):
+        together.wait()
+        calls.append(caller)
+
+    measure(compute, callers=3, rows_per_call=1, seconds=0)
+    assert sorted(calls) == [0, 1, 2]  # each at least once, even without time
 
 
 def test_a_callers_exception_ends_the_measurement():

@@ -51,6 +51,22 @@ def test_find(model, version, place, store):
     assert Catalog(store).find(model, version) == store / place
 
 
+@pytest.mark.parametrize(
+    ("given", "place"), [("apple", "apple/10"), ("apple/", "apple/10"), ("apple/9", "apple/9"), ("apple/1", "apple/1")]
+)
+def test_find_named(given, place, store):
+    assert Catalog(store).find_named(given) == store / place
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [("pear", ModelNotFound), ("/1", ModelNotFound), ("apple/2", VersionNotFound), ("apple/1/", VersionNotFound)],
+)
+def test_names_of_nothing(given, error, store):
+    with pytest.raises(error):
+        Catalog(store).find_named(given)
+
+
 @pytest.mark.parametrize("version", ["2", "11", "12", "01", "0", "../apple/1", "1/", "", "latest"])
 def test_unknown_versions(version, store):
     with pytest.raises(VersionNotFound) as caught:

@@ -29,7 +29,6 @@ def test_classes_are_folders(data):
     assert found.names == ("blue", "red")
     assert found.classes.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert [file.name for file in found.files] == [*(f"00{i}.png" for i in (0, 1, 2, 1, 2, 3)), "000.PNG"]
-    assert found.ignored == 1
     assert len(find_unlabelled(data).files) == 7
 
 

@@ -1,8 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 
 from condconv_serve.training.batches import Selection
 from condconv_serve.training.evaluation import evaluate, variance_between
+from condconv_serve.training.request import Epoch
 from tests.unit.training.samples import PREPROCESSING
 
 pytestmark = pytest.mark.tensorflow
@@ -63,4 +66,5 @@ def test_blocks_are_told_apart():
     assert found.entropy == pytest.approx({"one": 0, "two": 1})
     assert found.between_classes == pytest.approx({"one": 1, "two": 0})
     assert found.mean_entropy == pytest.approx(0.5)
-    assert found.to_json()["entropy"] == pytest.approx({"one": 0, "two": 1})
+    epoch = Epoch(number=1, training_loss=0.5, validation=found, seconds=2.0)
+    assert Epoch.from_json(json.loads(json.dumps(epoch.to_json()))) == epoch

@@ -36,13 +36,15 @@ _OFFICIAL: tuple[Channels, Channels] = ((127.0,) * 3, (128.0,) * 3)
 class ImportRequest:
     """What to import, from where, and what the bundle is to say of it.
 
-    `archive` is the published file that the source was unpacked from. `version` None is the next free one, `overrides`
+    `archive` is the published file that the source was unpacked from, and `source_sha256` the checksum of that file, or
+    of the source, if it is known already. `version` None is the next free one, `overrides`
     are parameters of the architecture, and `mean` and `std` None are those that networks of such names and kind were
     trained with.
     """
 
     source: Path
     archive: Path | None = None
+    source_sha256: str | None = None
     architecture: str
     name: str
     version: str | None = None
@@ -100,7 +102,7 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
             source=readable(Path(os.path.abspath(origin)).name),
             method=request.method or _method(architecture, request.upcycling),
             url=request.url,
-            source_sha256=sha256_of(origin) if origin.is_file() else None,
+            source_sha256=request.source_sha256 or (sha256_of(origin) if origin.is_file() else None),
         ),
         licence=request.licence,
         model_card=card,

@@ -137,8 +137,11 @@ def _fetch(request: PullRequest, work: Path, checksums: Checksums, reporter: Rep
     file = work / source.url.rpartition("/")[2]
     if request.accept_changed:
         file.unlink(missing_ok=True)
-    cached = file.is_file()
-    if cached and (complaint := _complaint(request, sha256_of(file), checksums)):
+    if file.is_file():
+        sha256 = sha256_of(file)
+        complaint = _complaint(request, sha256, checksums)
+        if complaint is None:
+            return file, sha256
         reporter.note(f"The cached file is not the right one, so it is downloaded again: {complaint}")
         file.unlink()
     url = mirrored(source.url, request.mirror)
@@ -186,6 +189,7 @@ def _bundle(
             ImportRequest(
                 source=weights,
                 archive=file,
+                source_sha256=sha256,
                 architecture=checkpoint.architecture.name,
                 overrides=checkpoint.architecture.overrides,
                 name=request.name,
@@ -254,11 +258,9 @@ def _alone(work: Path, reporter: Reporter) -> Iterator[None]:
     """Keep other processes from pulling the same checkpoint, or wait for the one that does."""
     lock = FileLock(work.with_name(f"{work.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         reporter.note("Another process is pulling this checkpoint; waiting for it.")
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()

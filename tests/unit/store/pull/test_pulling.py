@@ -20,8 +20,11 @@ from condconv_serve.errors import (
     ImportFailed,
     InvalidParameter,
 )
+from condconv_serve.files import sha256_of
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import Catalog, open_bundle, read_labels
+from condconv_serve.store.importers import bundling
+from condconv_serve.store.pull import pulling
 from condconv_serve.store.pull.checksums import Checksums
 from condconv_serve.store.pull.download import Limits
 from condconv_serve.store.pull.published import Checkpoint
@@ -187,6 +190,20 @@ class TestTwice:
         assert pulled(tiny_entry(url)).path.name == "1"
         assert pulled(tiny_entry(url), version="2").path.name == "2"
         assert len(server.seen) == 1
+
+    def test_a_file_is_hashed_once_in_each_pull(self, pulled, url, archive, monkeypatch):
+        hashed = []
+
+        def note(file):
+            hashed.append(file.name)
+            return sha256_of(file)
+
+        monkeypatch.setattr(pulling, "sha256_of", note)
+        monkeypatch.setattr(bundling, "sha256_of", note)
+        made = [pulled(tiny_entry(url), version=version).path for version in ("1", "2")]
+        assert hashed == [f"{NAME}.tar.gz"] * 2
+        first, second = (open_bundle(path).manifest.provenance.source_sha256 for path in made)
+        assert first == second == sha256(archive)
 
     def test_another_bundle_is_kept(self, pulled, url, server, place):
         path = pulled(tiny_entry(url)).path

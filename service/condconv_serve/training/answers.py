@@ -1,0 +1,31 @@
+"""A network's answers, computed by the engine that would serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import keras
+import numpy as np
+
+from condconv_serve.domain import Preprocessing, Tensors
+from condconv_serve.machine.cores import available_cores
+from condconv_serve.runtime.inference_graph import freeze
+from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
+from condconv_serve.training.batches import Selection
+
+
+def answers_of(
+    network: keras.Model, preprocessing: Preprocessing, images: Selection, *, batch_size: int, names: Iterable[str]
+) -> Tensors:
+    """Compute the outputs of these names, `[N, ...]`, in batches."""
+    engine = TensorFlowEngine(freeze(network, preprocessing), threads_per_stream=available_cores())
+    try:
+        parts: dict[str, list[Any]] = {name: [] for name in names}
+        for start in range(0, len(images), batch_size):
+            output = engine(images[start : start + batch_size])
+            for name, found in parts.items():
+                found.append(output[name])
+    finally:
+        engine.close()
+    return {name: np.concatenate(found) for name, found in parts.items()}
