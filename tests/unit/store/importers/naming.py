@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-FIRST_OF_STAGE = {0: 0, 1: 1, 2: 3, 3: 5, 4: 8, 5: 11, 6: 15}
+from tests.contract import narrow_family
+
+FIRST_OF_STAGE = {0: 0, 1: 1, 2: 3, 3: 5, 4: 8, 5: 11, 6: 15}  # of B0
 NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
 LAYERS = {
     "expand": "conv_pw",
@@ -21,15 +23,15 @@ FIRST_LAYERS = LAYERS | {"depthwise_norm": "bn1", "project": "conv_pw", "project
 OUTSIDE = {"stem": "conv_stem", "stem_norm": "bn1", "head": "conv_head", "head_norm": "bn2", "logits": "classifier"}
 
 
-def timm_name(path):
+def timm_name(path, first_of_stage=FIRST_OF_STAGE):
     layer, leaf = path.split("/")
     leaf = NORM[leaf] if layer.endswith("norm") else {"kernel": "weight", "bias": "bias"}[leaf]
     if layer in OUTSIDE:
         return f"{OUTSIDE[layer]}.{leaf}"
     _, number, kind = layer.split("_", 2)
-    stage = max(stage for stage, first in FIRST_OF_STAGE.items() if first <= int(number))
+    stage = max(stage for stage, first in first_of_stage.items() if first <= int(number))
     names = LAYERS if int(number) else FIRST_LAYERS
-    return f"blocks.{stage}.{int(number) - FIRST_OF_STAGE[stage]}.{names[kind]}.{leaf}"
+    return f"blocks.{stage}.{int(number) - first_of_stage[stage]}.{names[kind]}.{leaf}"
 
 
 def pytorch_layout(path, value):
@@ -43,7 +45,7 @@ def pytorch_layout(path, value):
 ORDER = {"expand": 0, "depthwise": 1, "project": 2}
 
 
-def official_name(path, *, conditional_from=8):
+def official_name(path, *, conditional=False):
     """Ours to the names of the published checkpoints."""
     layer, leaf = path.split("/")
     if not layer.startswith("block_"):
@@ -64,21 +66,22 @@ def official_name(path, *, conditional_from=8):
     if kind.endswith("_norm"):
         position = ORDER[kind.removesuffix("_norm")] - skipped
         return f"narrow/blocks_{number}/tpu_batch_normalization_{position}/{leaf}"
-    conditional = "cond" if int(number) >= conditional_from else ""
+    before, leaf = ("cond_", "condconv_kernel") if conditional else ("", "kernel")
     if kind == "depthwise":
-        layer = "depthwise_cond_conv2d" if conditional else "depthwise_conv2d"
-        return f"narrow/blocks_{number}/{layer}/depthwise_{conditional and 'condconv_'}kernel"
-    layer = f"{conditional and 'cond_'}conv2d_{ORDER[kind] // 2}"
-    return f"narrow/blocks_{number}/{layer}/{conditional and 'condconv_'}kernel"
+        return f"narrow/blocks_{number}/depthwise_{before}conv2d/depthwise_{leaf}"
+    return f"narrow/blocks_{number}/{before}conv2d_{ORDER[kind] // 2}/{leaf}"
 
 
-def official_tensors(network, **options):
+def official_tensors(network):
     """A network's weights as a published checkpoint has them: experts are flattened."""
-    values = {official_name(v.path, **options): np.array(v) for v in network.weights}
+    values = {official_name(v.path, conditional=len(v.shape) == 5): np.array(v) for v in network.weights}
     assert len(values) == len(network.weights)
     return {name: v.reshape(len(v), -1) if v.ndim == 5 else v for name, v in values.items()}
 
 
 def timm_tensors(network):
-    """A network's weights as a state dict of timm has them."""
-    return {timm_name(v.path): np.ascontiguousarray(pytorch_layout(v.path, np.array(v))) for v in network.weights}
+    """The weights of a network of the narrow family as a state dict of timm has them."""
+    values = {
+        timm_name(v.path, narrow_family.FIRST_OF_STAGE): pytorch_layout(v.path, np.array(v)) for v in network.weights
+    }
+    return {name: np.ascontiguousarray(value) for name, value in values.items()}

@@ -8,11 +8,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from condconv_serve.errors import BundleError, ConfigurationError, ImportFailed
-from condconv_serve.nn import build_efficientnet, build_network, get_architecture
-from condconv_serve.nn.families import Family, register, unregister
+from condconv_serve.nn import build_network
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import open_bundle, read_labels, read_weights
 from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
+from tests.contract.narrow_family import LITE_CONDCONV
 from tests.unit.store.importers.naming import official_tensors, timm_tensors
 from tests.unit.store.samples import PLAN
 
@@ -21,19 +21,9 @@ pytestmark = pytest.mark.tensorflow
 LABELS = [{"index": i, "label": f"class {i}", "synset": f"n{i:08d}"} for i in range(5)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _narrow_architecture():
-    """Registers a narrow network, since a request gives an architecture by name alone."""
-    lite = get_architecture("efficientnet-lite0-condconv-4e", width_coefficient=0.1, image_size=64)
-    family = Family("narrow", (dataclasses.replace(lite, name="narrow"),), build_efficientnet)
-    register(family)
-    yield
-    unregister(family)
-
-
 @pytest.fixture(scope="module")
-def network(_narrow_architecture, randomise):
-    return randomise(build_network(get_architecture("narrow", num_classes=5)))
+def network(narrow_family, randomise):
+    return randomise(build_network(LITE_CONDCONV.changed(num_classes=5)))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +39,12 @@ def request_for(tmp_path, tensors):
         save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, tmp_path / "w.safetensors")
         file = tmp_path / "names.json"
         file.write_text(classes if isinstance(classes, str) else json.dumps(classes))
-        given = {"source": tmp_path / "w.safetensors", "architecture": "narrow", "name": "new", "version": "4"}
+        given = {
+            "source": tmp_path / "w.safetensors",
+            "architecture": LITE_CONDCONV.name,
+            "name": "new",
+            "version": "4",
+        }
         return ImportRequest(**given | {"labels": file} | changes)
 
     return make
@@ -69,10 +64,10 @@ def test_an_imported_bundle_computes_what_the_network_computes(request_for, stor
     assert path == store / "new" / "4"
     bundle = open_bundle(path)
     assert bundle.manifest.num_classes == 5
-    assert bundle.manifest.preprocessing.image_size == 64
+    assert bundle.manifest.preprocessing.image_size == 32
     assert [dataclasses.asdict(label) for label in read_labels(bundle)] == LABELS
     model = load_model(bundle, PLAN)
-    rows = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    rows = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     assert_close(model.engine(rows)["logits"], logits(network, rows), 1e-4)
     model.engine.close()
 
@@ -116,10 +111,11 @@ def test_what_the_manifest_says(request_for, store, tmp_path):
 def test_without_labels_classes_are_numbered(request_for, store, tensors):
     logits_kernel, logits_bias = "narrow/head/dense/kernel", "narrow/head/dense/bias"
     inputs = len(tensors[logits_kernel])
-    thousand = {logits_kernel: np.ones((inputs, 1000), np.float32), logits_bias: np.ones(1000, np.float32)}
-    path = import_bundle(request_for(tensors=tensors | thousand, labels=None), store=store)
+    usual = LITE_CONDCONV.num_classes
+    head = {logits_kernel: np.ones((inputs, usual), np.float32), logits_bias: np.ones(usual, np.float32)}
+    path = import_bundle(request_for(tensors=tensors | head, labels=None), store=store)
     labels = read_labels(open_bundle(path))
-    assert (len(labels), labels[999].label, labels[999].synset) == (1000, "class 999", None)
+    assert (len(labels), labels[-1].label, labels[-1].synset) == (usual, f"class {usual - 1}", None)
     assert open_bundle(path).manifest.architecture.overrides == {}
 
 
@@ -129,7 +125,10 @@ WRONG_LABELS = {
     "none": ([], "names.json must name the classes 0, 1, 2, ... in order."),
     "a number": ([1, 2], "names.json is no list of labels (index, label, synset) or of names: "),
     "no JSON": ("tench\ngoldfish\n", "names.json is no list of labels (index, label, synset) or of names: "),
-    "of another network": (LABELS[:4], "The weights don't fit narrow: misshaped: narrow/head/dense/bias is [5], but "),
+    "of another network": (
+        LABELS[:4],
+        "The weights don't fit narrow-lite-condconv-4e: misshaped: narrow/head/dense/bias is [5], but ",
+    ),
 }
 
 
@@ -215,7 +214,7 @@ def test_an_exact_bundle_computes_exact_rows(request_for, store, network, assert
     """Rows between the levels reach the network as they are, through the whole engine."""
     model = load_model(open_bundle(import_bundle(request_for(), store=store)), PLAN)
     assert model.info.preprocessing.row_type is np.float32
-    rows = np.random.default_rng(0).uniform(-20, 280, (2, 64, 64, 3)).astype(np.float32)
+    rows = np.random.default_rng(0).uniform(-20, 280, (2, 32, 32, 3)).astype(np.float32)
     found = model.engine(rows)["logits"]
     assert_close(found, logits(network, rows), 1e-4)
     assert not np.allclose(model.engine(np.rint(rows))["logits"], found, rtol=0, atol=1e-4 * np.abs(found).max())
@@ -225,5 +224,5 @@ def test_an_exact_bundle_computes_exact_rows(request_for, store, network, assert
 def test_a_bundle_of_rounded_rows_takes_no_others(request_for, store):
     model = load_model(open_bundle(import_bundle(request_for(exact_decoding=False), store=store)), PLAN)
     with pytest.raises(TypeError, match="Cannot cast"):
-        model.engine(np.zeros((1, 64, 64, 3), np.float32))
+        model.engine(np.zeros((1, 32, 32, 3), np.float32))
     model.engine.close()
