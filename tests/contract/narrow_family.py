@@ -11,7 +11,7 @@ FIRST_OF_STAGE = {0: 0, 1: 1, 2: 3}
 
 
 def _stages(num_experts: int) -> tuple[Stage, ...]:
-    return (Stage(1, 3, 1, 1, 8, 8), Stage(2, 3, 2, 6, 8, 8), Stage(2, 5, 1, 6, 8, 16, num_experts))
+    return (Stage(1, 3, 1, 1, 8, 8), Stage(2, 5, 2, 6, 8, 8), Stage(2, 3, 1, 6, 8, 16, num_experts))
 
 
 STATIC = EfficientNetSpec(

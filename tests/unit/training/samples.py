@@ -40,7 +40,7 @@ def small_network(classes=3, *, experts=(3, 2), seed=0):
         name = f"block_{number}"
         router = layers.Dense(count, activation="sigmoid", name=f"{name}_routing")
         routing = router(layers.GlobalAveragePooling2D()(x))
-        x = CondConv2D(8, 3, count, strides=2, activation="relu", name=f"{name}_conv")(x, routing)
+        x = CondConv2D(8, 1, count, strides=2, activation="relu", name=f"{name}_conv")(x, routing)
     x = layers.Dropout(0.1)(layers.GlobalAveragePooling2D()(x))
     return keras.Model(inputs, layers.Dense(classes, name="logits")(x))
 

@@ -4,6 +4,8 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,17 +15,19 @@ from condconv_serve.cli import app
 from condconv_serve.domain.manifest import PreprocessingSpec
 from condconv_serve.errors import BundleError, ConfigurationError, DataSetError, OutOfMemory
 from condconv_serve.imaging import decode, transform
-from condconv_serve.nn import build_network, get_architecture
+from condconv_serve.nn import build_network
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import open_bundle, read_labels, read_weights, write_bundle
-from condconv_serve.training import Augmentation, FinetuneRequest, finetune
+from condconv_serve.training import Augmentation, FinetuneRequest, Finished, finetune
 from condconv_serve.training.dataset import find_labelled
+from tests.contract.narrow_family import LITE_CONDCONV
 from tests.unit.store.samples import LABELS, PLAN, new_bundle
 from tests.unit.training.samples import save_small, write_images
 
 pytestmark = pytest.mark.tensorflow
 
 COUNTS = {"blue": 12, "green": 12, "red": 12}
+EPOCHS = 10
 
 
 class Recorder:
@@ -49,6 +53,28 @@ class Recorder:
         self.epochs.append(epoch)
 
 
+GIVEN = {"name": "colours", "batch_size": 8, "learning_rate": 1e-2, "augmentation": Augmentation(mirror=False)}
+
+
+@dataclass
+class Whole:
+    """A whole run on images of which one is unreadable; it is made once, and only read."""
+
+    store: Path
+    data: Path
+    listener: Recorder
+    finished: Finished
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    directory, listener = tmp_path_factory.mktemp("whole"), Recorder()
+    store, data = directory / "store", write_images(directory / "colours", COUNTS)
+    (data / "red" / "bad.png").write_text("text")
+    request = FinetuneRequest(bundle=save_small(store), data=data, epochs=EPOCHS, **GIVEN)
+    return Whole(store, data, listener, finetune(request, store=store, listener=listener))
+
+
 @pytest.fixture
 def data(tmp_path):
     return write_images(tmp_path / "colours", COUNTS)
@@ -63,24 +89,21 @@ def store(tmp_path):
 @pytest.fixture
 def train(store, data):
     def run(listener=None, **changes):
-        given = {"bundle": store / "small" / "1", "data": data, "name": "colours", "epochs": 3, "batch_size": 8}
-        given |= {"learning_rate": 1e-2, "augmentation": Augmentation(mirror=False)}
+        given = GIVEN | {"bundle": store / "small" / "1", "data": data, "epochs": 3}
         return finetune(FinetuneRequest(**given | changes), store=store, listener=listener or Recorder())
 
     return run
 
 
-def test_a_new_bundle_for_new_classes(train, store, data):
-    listener = Recorder()
-    (data / "red" / "bad.png").write_text("text")
-    finished = train(listener, epochs=8)
+def test_a_new_bundle_for_new_classes(whole):
+    store, listener, finished = whole.store, whole.listener, whole.finished
     bundle = open_bundle(store / "colours" / "1")
     assert finished.path == bundle.path
     assert [label.label for label in read_labels(bundle)] == ["blue", "green", "red"]
-    assert listener.began == {"training": 30, "validation": 6, "classes": 3, "parameters": 3208, "first_epoch": 0}
+    assert listener.began == {"training": 30, "validation": 6, "classes": 3, "parameters": 648, "first_epoch": 0}
     assert [path.name for path, _ in listener.failures] == ["bad.png"]
-    assert listener.steps == [(epoch, step, 4) for epoch in range(1, 9) for step in range(1, 5)]
-    assert [epoch.number for epoch in listener.epochs] == list(range(9))
+    assert listener.steps == [(epoch, step, 4) for epoch in range(1, EPOCHS + 1) for step in range(1, 5)]
+    assert [epoch.number for epoch in listener.epochs] == list(range(EPOCHS + 1))
     assert finished.start.accuracy == pytest.approx(1 / 3)
     assert finished.start.loss == pytest.approx(np.log(3), rel=1e-5), "a fresh head prefers no class"
     assert finished.best.accuracy > 0.6
@@ -103,7 +126,7 @@ def test_a_new_bundle_for_new_classes(train, store, data):
     served = load_model(bundle, PLAN)
     profile = served.info.routing_profile
     assert (profile.images, profile.mean.shape) == (6, (2, 3)), "of the validation images"
-    files = [file for file in find_labelled(data).files if file.name != "bad.png"]
+    files = [file for file in find_labelled(whole.data).files if file.name != "bad.png"]
     rows = [transform(decode(f.read_bytes(), max_pixels=10**7), served.info.preprocessing) for f in files]
     guessed = served.engine(np.stack(rows))["logits"].argmax(axis=1)
     assert (guessed == np.repeat([0, 1, 2], 12)).mean() > 0.6, "the server agrees"
@@ -118,19 +141,18 @@ def test_only_what_was_chosen_changes(train, store):
     assert changed == {"logits", "block_0_routing", "block_1_routing"}
 
 
-def test_the_same_classes_keep_their_head(train, store, data):
-    train(epochs=4)
-    again = train(bundle=store / "colours" / "1", name="again", epochs=1)
-    assert again.start.accuracy == pytest.approx(open_bundle(store / "colours" / "1").manifest.accuracy[0].top1), (
+def test_the_same_classes_keep_their_head(train, whole):
+    again = train(bundle=whole.finished.path, data=whole.data, name="again", epochs=1)
+    assert again.start.accuracy == pytest.approx(open_bundle(whole.finished.path).manifest.accuracy[0].top1), (
         "same seed, same validation images, same head"
     )
     assert again.best.accuracy >= again.start.accuracy, "the start counts as an epoch"
 
 
-def test_a_registered_architecture_at_another_size(store, data, train, randomise):
-    small = {"num_classes": 3, "width_coefficient": 0.1, "depth_coefficient": 0.3}
-    architecture = {"name": "efficientnet-lite0-condconv-4e", **small}
-    network = randomise(build_network(get_architecture(architecture["name"], **small), input_size=64))
+def test_a_registered_architecture_at_another_size(store, data, train, narrow_family, randomise):
+    changes = {"num_classes": 3, "num_experts": 2}
+    architecture = {"name": LITE_CONDCONV.name, **changes}
+    network = randomise(build_network(LITE_CONDCONV.changed(**changes), input_size=64))
     weights = {variable.path: np.array(variable) for variable in network.weights}
     spec = PreprocessingSpec(transform="official", image_size=64, mean=(127.0,) * 3, std=(128.0,) * 3)
     parent = write_bundle(
@@ -150,34 +172,30 @@ def test_a_registered_architecture_at_another_size(store, data, train, randomise
     }
 
 
-def test_distilled_from_a_teacher(train, store, data, tmp_path):
-    train(epochs=8, name="teacher")
-    teacher = load_model(open_bundle(store / "teacher" / "1"), PLAN)
+def test_distilled_from_a_teacher(train, store, data, whole, tmp_path):
+    teacher = whole.finished.path
     save_small(store, name="student", labels=("blue", "green", "red"), experts=(2, 4), seed=1)
     flat = tmp_path / "flat"
     flat.mkdir()
     for number, file in enumerate(find_labelled(data).files):
         shutil.copy(file, flat / f"{number}.png")
     listener = Recorder()
-    finished = train(
-        listener, bundle=store / "student" / "1", data=flat, teacher=store / "teacher" / "1", name="taught", epochs=10
-    )
+    finished = train(listener, bundle=store / "student" / "1", data=flat, teacher=teacher, name="taught", epochs=30)
     assert finished.best.loss < 0.7 * finished.start.loss
     bundle = open_bundle(finished.path)
     assert bundle.manifest.accuracy == (), "nobody knows the classes of these images"
     assert "agreement with the teacher" in bundle.model_card
-    assert "distilled from teacher/1 on " in bundle.manifest.provenance.method
+    assert "distilled from colours/1 on " in bundle.manifest.provenance.method
     labelled = train(
         bundle=store / "student" / "1",
         data=flat,
-        teacher=store / "teacher" / "1",
+        teacher=teacher,
         validation_data=data,
         name="validated",
         epochs=1,
     )
     assert labelled.accuracy[0].images == 36
     assert labelled.accuracy[0].top1 == pytest.approx(labelled.best.accuracy)
-    teacher.engine.close()
 
 
 def test_a_teacher_of_other_classes(train, store):
@@ -213,25 +231,32 @@ class Interrupting(Recorder):
             raise KeyboardInterrupt
 
 
-def test_interrupted_by_hand_and_resumed_with_the_decoded_images(train, store, data):
+class Stopping(Recorder):
+    def starting(self, **figures):
+        super().starting(**figures)
+        raise KeyboardInterrupt
+
+
+def test_interrupted_by_hand(train, store, data):
     with pytest.raises(KeyboardInterrupt):
         train(Interrupting())
     with pytest.raises(
         ConfigurationError, match=r"can't be resumed, since these things differ now: epochs \(was 3, is 4"
     ):
         train(resume=True, epochs=4)
-    listener = Recorder()
-    finished = train(listener, resume=True)
-    assert listener.decoded == []
-    assert listener.began["first_epoch"] == 1
-    assert [epoch.number for epoch in listener.epochs] == [2, 3]
-    assert [epoch["number"] for epoch in finished.history] == [0, 1, 2, 3]
+    resumed, restarted = Stopping(), Stopping()
     with pytest.raises(KeyboardInterrupt):
-        train(Interrupting())
+        train(resumed, resume=True)
+    assert resumed.decoded == [], "the decoded images are still there"
+    assert resumed.began["first_epoch"] == 1
     (data / "red" / "000.png").unlink()
     with pytest.raises(ConfigurationError, match="these things differ now: data "):
         train(resume=True)
-    assert train(restart=True).path == store / "colours" / "2"
+    with pytest.raises(KeyboardInterrupt):
+        train(restarted, restart=True)
+    assert restarted.decoded[-1] == (35, 35)
+    assert restarted.began["first_epoch"] == 0
+    assert [path.name for path in store.iterdir() if path.name != "small"] == [".training-colours-1"]
 
 
 def test_out_of_memory(train, monkeypatch):
@@ -260,15 +285,14 @@ def test_validation_data_of_its_own(train, tmp_path):
 def command(store, data, name, *more):
     return [
         *("models", "finetune", "small", "--data", str(data), "--name", name, "--model-store", str(store)),
-        *("--epochs", "6", "--batch-size", "4", "--learning-rate", "0.01", "--json", *more),
+        *("--epochs", str(EPOCHS), "--batch-size", "8", "--learning-rate", "0.01", "--no-mirror", "--json", *more),
     ]
 
 
-def figures(text):
-    return [
-        (epoch["number"], epoch["training_loss"], epoch["validation"]["accuracy"], epoch["validation"]["loss"])
-        for epoch in json.loads(text)["epochs"]
-    ]
+def figures(epochs):
+    keys = ("accuracy", "loss")
+    told = [[e["number"], e["training_loss"], *(e["validation"][key] for key in keys)] for e in epochs]
+    return np.array(told, float)
 
 
 def environment():
@@ -276,7 +300,8 @@ def environment():
     return kept | {"TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(store, data):
+def test_a_killed_run_goes_on_as_if_nothing_had_been(store, whole):
+    data = whole.data
     base = [sys.executable, "-m", "condconv_serve"]
     process = subprocess.Popen(
         base + command(store, data, "killed"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
@@ -298,16 +323,15 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(store, data):
     assert "continue it with --resume" in refused.stderr
     resumed = run(app, command(store, data, "killed", "--resume"))
     assert resumed.exit_code == 0, resumed.output
-    after = re.search(r"resumed after epoch (\d)", resumed.stderr)
+    after = re.search(r"resumed after epoch (\d+)", resumed.stderr)
     assert after
-    assert 2 <= int(after[1]) < 6
+    assert 2 <= int(after[1]) < EPOCHS
+    trained = re.findall(rf"^epoch (\d+)/{EPOCHS} ", resumed.stderr, re.MULTILINE)
+    assert [int(number) for number in trained] == list(range(int(after[1]) + 1, EPOCHS + 1))
     assert "start" not in resumed.stderr.replace("restart", "")
-    whole = run(app, command(store, data, "whole"))
-    assert whole.exit_code == 0, whole.output
-    np.testing.assert_allclose(
-        np.array(figures(resumed.stdout), float), np.array(figures(whole.stdout), float), rtol=1e-3, atol=1e-4
-    )
-    killed, unhurt = (read_weights(open_bundle(store / name / "1")) for name in ("killed", "whole"))
+    told = json.loads(resumed.stdout)["epochs"]
+    np.testing.assert_allclose(figures(told), figures(whole.finished.history), rtol=1e-3, atol=1e-4)
+    killed, unhurt = (read_weights(open_bundle(path)) for path in (store / "killed" / "1", whole.finished.path))
     for path in unhurt:
         np.testing.assert_allclose(killed[path], unhurt[path], rtol=1e-2, atol=1e-3)
     assert not list(store.glob(".*"))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from condconv_serve.errors import ImportFailed
-from condconv_serve.nn import build_network, get_architecture
+from condconv_serve.nn import build_network, get_architecture, outline
 from condconv_serve.store.importers import assemble, translate_timm
 from tests.parity.seeded import read_tiny
 from tests.unit.store.importers.naming import pytorch_layout, timm_name
@@ -16,7 +16,7 @@ LITE, CONDCONV = "efficientnet-lite0-condconv-4e", "efficientnet-condconv-b0-4e"
 @pytest.fixture(scope="module", params=[CONDCONV, LITE, "efficientnet-b0"])
 def network(request):
     """Name, values by our path, and the state dict that timm would have for them."""
-    model = build_network(get_architecture(request.param, **OVERRIDE))
+    model = outline(lambda: build_network(get_architecture(request.param, **OVERRIDE)))
     rng = np.random.default_rng(0)
     values = {w.path: rng.standard_normal(w.shape).astype(np.float32) for w in model.weights}
     state = {timm_name(path): pytorch_layout(path, value) for path, value in values.items()}
@@ -39,7 +39,7 @@ def test_values_land_in_their_places(network):
 
 @pytest.fixture(scope="module")
 def condconv():
-    model = build_network(get_architecture(CONDCONV, **OVERRIDE))
+    model = outline(lambda: build_network(get_architecture(CONDCONV, **OVERRIDE)))
     values = {w.path: np.ones(w.shape, np.float32) for w in model.weights}
     return shapes_of(values), {timm_name(path): pytorch_layout(path, value) for path, value in values.items()}
 

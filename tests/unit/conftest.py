@@ -1,4 +1,4 @@
-"""What tests of several importers need."""
+"""What tests of several units need."""
 
 from __future__ import annotations
 
