@@ -1,4 +1,4 @@
-"""EfficientNets of five narrow blocks, static and CondConv, with and without squeeze-and-excitation."""
+"""EfficientNets of four narrow blocks, static and CondConv, with and without squeeze-and-excitation."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import replace
 from condconv_serve.nn import Family, build_efficientnet
 from condconv_serve.nn.efficientnet import EfficientNetSpec, Stage
 
-FIRST_OF_STAGE = {0: 0, 1: 1, 2: 3}
+FIRST_OF_STAGE = {0: 0, 1: 1, 2: 2}
 
 
 def _stages(num_experts: int) -> tuple[Stage, ...]:
-    return (Stage(1, 3, 1, 1, 8, 8), Stage(2, 5, 2, 6, 8, 8), Stage(2, 3, 1, 6, 8, 16, num_experts))
+    return (Stage(1, 3, 1, 1, 8, 8), Stage(1, 5, 2, 6, 8, 8), Stage(2, 3, 1, 6, 8, 16, num_experts))
 
 
 STATIC = EfficientNetSpec(

@@ -142,7 +142,7 @@ def test_only_what_was_chosen_changes(train, store):
 
 
 def test_the_same_classes_keep_their_head(train, whole):
-    again = train(bundle=whole.finished.path, data=whole.data, name="again", epochs=1)
+    again = train(bundle=whole.finished.path, data=whole.data, name="again", train="head", epochs=1)
     assert again.start.accuracy == pytest.approx(open_bundle(whole.finished.path).manifest.accuracy[0].top1), (
         "same seed, same validation images, same head"
     )
@@ -192,6 +192,7 @@ def test_distilled_from_a_teacher(train, store, data, whole, tmp_path):
         teacher=teacher,
         validation_data=data,
         name="validated",
+        train="head",
         epochs=1,
     )
     assert labelled.accuracy[0].images == 36
@@ -274,7 +275,7 @@ def test_out_of_memory(train, monkeypatch):
 def test_validation_data_of_its_own(train, tmp_path):
     own = write_images(tmp_path / "own", {"red": 2, "blue": 1}, seed=5)
     listener = Recorder()
-    finished = train(listener, validation_data=own)
+    finished = train(listener, validation_data=own, train="head", epochs=1)
     assert (listener.began["training"], listener.began["validation"]) == (36, 3)
     assert finished.accuracy[0].dataset == "own, validation data"
     write_images(own, {"yellow": 1})

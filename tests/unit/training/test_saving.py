@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -29,13 +30,32 @@ def network(experts=(4, 2), size=32):
     return keras.Model(inputs, layers.Dense(3, activation="softmax")(layers.Flatten()(x)))
 
 
+GIVEN = {"name": "own", "labels": LABELS, "preprocessing": PREPROCESSING}
+
+
+@pytest.fixture(scope="module")
+def model(randomise):
+    """A network that is only read."""
+    return randomise(network())
+
+
 @pytest.fixture
-def saved(tmp_path, randomise):
-    def save(model=None, **changes):
-        given = {"name": "own", "labels": LABELS, "preprocessing": PREPROCESSING} | changes
-        return save_bundle(randomise(network()) if model is None else model, tmp_path, **given)
+def saved(tmp_path, model):
+    def save(other=None, **changes):
+        return save_bundle(other or model, tmp_path, **GIVEN | changes)
 
     return save
+
+
+@pytest.fixture(scope="module")
+def kept(model, tmp_path_factory):
+    return save_bundle(model, tmp_path_factory.mktemp("kept"), **GIVEN)
+
+
+@pytest.fixture
+def path(kept, tmp_path):
+    """A bundle of one's own to change."""
+    return shutil.copytree(kept, tmp_path / "own" / "1")
 
 
 def test_trained_saved_and_served(saved):
@@ -116,22 +136,19 @@ def units(count):
         (lambda c: c.update(output_layers=c["output_layers"]["logits"]), "own/1: the network must return logits and"),
     ],
 )
-def test_tampered_descriptions(change, says, saved):
-    path = saved()
+def test_tampered_descriptions(change, says, path):
     change_network(path, change)
     with pytest.raises(BundleError, match=says):
         load_model(open_bundle(path), PLAN)
 
 
-def test_a_description_is_checked_like_every_file(saved):
-    path = saved()
+def test_a_description_is_checked_like_every_file(path):
     (path / "network.json").write_text("{}")
     with pytest.raises(BundleError, match=r"network\.json has 2 bytes, but the manifest says"):
         open_bundle(path)
 
 
-def test_a_description_belongs_to_a_network_of_ones_own(saved):
-    path = saved()
+def test_a_description_belongs_to_a_network_of_ones_own(path):
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["architecture"]["name"] = "efficientnet-b0"
     (path / "manifest.json").write_text(json.dumps(manifest))

@@ -149,9 +149,9 @@ def not_finite(store, directory):
     ("change", "says"),
     [
         (extra, "left over: layers/extra/vars/0."),
-        (missing, "missing: block_3_routing/bias."),
-        (misshaped, "misshaped: block_3_routing/vars/1 is [5], but block_3_routing/bias is [4]."),
-        (not_finite, "not finite: block_3_routing/vars/1."),
+        (missing, "missing: block_2_routing/bias."),
+        (misshaped, "misshaped: block_2_routing/vars/1 is [5], but block_2_routing/bias is [4]."),
+        (not_finite, "not finite: block_2_routing/vars/1."),
     ],
 )
 def test_misfits_are_named(change, says, weights_file):
@@ -162,9 +162,9 @@ def test_misfits_are_named(change, says, weights_file):
 
 def test_two_layers_of_one_name(weights_file):
     def rename(store, directory):
-        store["layers/dense_1/vars"].attrs["name"] = "block_3_routing"
+        store["layers/dense_1/vars"].attrs["name"] = "block_2_routing"
 
-    with pytest.raises(ImportFailed, match="two layers called block_3_routing"):
+    with pytest.raises(ImportFailed, match="two layers called block_2_routing"):
         read_keras(edited(weights_file, rename), max_bytes=LIMIT)
 
 

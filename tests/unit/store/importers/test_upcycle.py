@@ -116,9 +116,9 @@ def test_noise_makes_experts_differ_but_not_the_answers(pair, tmp_path, assert_c
     found, expected = rows_and_answers(bundle, network)
     assert_close(found["logits"], expected, 1e-5)
     weights = read_weights(bundle)
-    kernel = weights["block_4_expand/kernel"]
+    kernel = weights["block_3_expand/kernel"]
     mean = kernel.mean(axis=0)
-    np.testing.assert_allclose(mean, np.array(network.get_layer("block_4_expand").kernel), atol=1e-6)
+    np.testing.assert_allclose(mean, np.array(network.get_layer("block_3_expand").kernel), atol=1e-6)
     assert (kernel - mean).std() == pytest.approx(0.3 * mean.std(), rel=0.05)
     assert "differing by 0.3" in bundle.manifest.provenance.method
 
@@ -127,8 +127,8 @@ def test_noise_can_be_repeated(pair):
     architecture, network = pair
     target = get_architecture(architecture)
     static = {variable.path: np.array(variable) for variable in network.weights}
-    first, again = (upcycle(static, target, noise=0.1)["block_3_project/kernel"] for _ in range(2))
-    other = upcycle(static, target, noise=0.1, seed=1)["block_3_project/kernel"]
+    first, again = (upcycle(static, target, noise=0.1)["block_2_project/kernel"] for _ in range(2))
+    other = upcycle(static, target, noise=0.1, seed=1)["block_2_project/kernel"]
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
@@ -137,7 +137,7 @@ def test_half_precision_is_kept(pair):
     architecture, network = pair
     static = {variable.path: np.array(variable).astype(np.float16) for variable in network.weights}
     weights = upcycle(static, get_architecture(architecture), noise=0.1)
-    assert weights["block_3_project/kernel"].dtype == np.float16
+    assert weights["block_2_project/kernel"].dtype == np.float16
 
 
 def test_pixels_are_normalised_as_for_the_static_network(bundle, naming, pair):
