@@ -54,6 +54,7 @@ def photos(tmp_path_factory):
     return directory
 
 
+@pytest.mark.tensorflow
 def test_by_class(photos, tmp_path):
     plot, page = tmp_path / "plot.svg", tmp_path / "page.html"
     result = run(app, ["routing", str(photos), "--by", "class", "--plot", str(plot), "--report", str(page)])
@@ -64,6 +65,7 @@ def test_by_class(photos, tmp_path):
     assert "<td>pets</td>" in page.read_text()
 
 
+@pytest.mark.tensorflow
 def test_by_class_as_json(photos):
     result = run(app, ["routing", str(photos), "--by", "class", "--json"])
     body = json.loads(result.stdout)
@@ -72,6 +74,7 @@ def test_by_class_as_json(photos):
     assert 0 < body["blocks"][-1]["share"] <= 1
 
 
+@pytest.mark.tensorflow
 def test_by_class_with_a_broken_file(photos, tmp_path):
     shutil.copytree(photos, tmp_path / "copy")
     (tmp_path / "copy" / "pets" / "broken.jpg").write_bytes(b"nothing")
@@ -96,6 +99,7 @@ def test_what_can_not_be_written_is_said_before(photos, arguments, says, monkeyp
     assert says in result.stderr
 
 
+@pytest.mark.tensorflow
 def test_profile(photos, store):
     result = run(
         app,
@@ -113,6 +117,7 @@ def test_profile(photos, store):
     np.testing.assert_allclose(profile.class_mean[0], weights, atol=1e-5)
 
 
+@pytest.mark.tensorflow
 def test_a_profile_of_nothing(tmp_path, store):
     (tmp_path / "a.jpg").write_bytes(b"nothing")
     before = (store / MODEL / "1" / "manifest.json").read_bytes()

@@ -84,7 +84,8 @@ def test_verify_shows_how_far_bfloat16_is_off():
     assert "same top-1" in result.stdout
 
 
-def test_a_precision_agrees_with_itself():
+def test_a_precision_agrees_with_itself(monkeypatch):
+    monkeypatch.setenv("CONDCONV_ENGINE", "tensorflow")  # the quickest to build
     result = run(app, ["models", "verify", "--precision", "float32", "--images", str(SAMPLES[0])])
     assert result.exit_code == 0, result.output
     assert f"on {CROPS} crops of 1 photos: same top-1 100.0%, probabilities differ by at most 0.0000" in result.stdout
