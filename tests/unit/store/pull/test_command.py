@@ -1,4 +1,4 @@
-"""`condconv models pull` in processes of their own: what users see, and what is left when they are interrupted."""
+"""`condconv models pull`: what users see, and what is left when a process of its own is interrupted."""
 
 import contextlib
 import hashlib
@@ -19,9 +19,11 @@ from typer.testing import CliRunner
 
 from condconv_serve.cli import app
 from condconv_serve.store import Catalog, open_bundle
-from tests.parity.seeded import official_tensors, read_tiny
+from condconv_serve.store.pull.download import Silence
+from condconv_serve.store.pull.published import Checkpoint
+from condconv_serve.store.pull.pulling import PullRequest, pull
 from tests.unit.store.pull import file_server as misbehave
-from tests.unit.store.pull.conftest import NAME, packed, tiny_entry, write_catalogue
+from tests.unit.store.pull.conftest import NAME, packed, shallow_tensors, tiny_entry, write_catalogue
 from tests.unit.store.pull.file_server import ProxyServer
 
 pytestmark = pytest.mark.tensorflow
@@ -70,13 +72,14 @@ def run(command, *arguments, **environment):
     )
 
 
-def test_a_bundle_is_made(command, place, server, archive):
-    result = run(command)
-    assert result.returncode == 0, result.stderr
+def test_a_bundle_is_made(command, place, server, archive, monkeypatch):
+    monkeypatch.setenv("CONDCONV_CACHE_DIR", str(place[1]))
+    code, out, err = condconv(*command["args"][3:], "--model-store", place[0])
+    assert code == 0, err
     path = place[0] / NAME / "1"
-    assert result.stdout == f"wrote {path}\n"
+    assert out == f"wrote {path}\n"
     size = f"{len(archive) / 1e6:.1f} MB"
-    lines = result.stderr.splitlines()
+    lines = err.splitlines()
     assert lines[0] == f"0.0 of {size}"
     assert lines[-1] == f"{size[:-3]} of {size}"
     assert len(lines) <= 11
@@ -115,37 +118,38 @@ def test_interrupted(command, place, server, archive, monkeypatch):
     open_bundle(place[0] / NAME / "1")
 
 
-def test_killed_while_another_one_waits(command, place, server, archive):
+def test_killed_while_another_one_waits(command, place, url, server, archive):
     """The other one goes on where the first one was stopped."""
     half = len(archive) // 2
     server.files[PATH].behaviours = [misbehave.stalled_after(half)]
     process = subprocess.Popen(command["args"], env=command["env"])
     until_half(place, half)
-    with subprocess.Popen(command["args"], env=command["env"], text=True, stderr=subprocess.PIPE) as waiting:
-        assert "Another process is pulling this checkpoint; waiting for it." in waiting.stderr.readline()
-        process.kill()
-        process.wait(30)
-        waiting.communicate(timeout=60)
-        assert waiting.returncode == 0
+    notes = []
+
+    class Killer(Silence):
+        def note(self, text):
+            notes.append(text)
+            process.kill()
+            process.wait(30)
+
+    checkpoint = Checkpoint.model_validate_json(json.dumps(tiny_entry(url)))
+    request = PullRequest(checkpoint=checkpoint, name=NAME, version="1", cache=place[1])
+    pull(request, store=place[0], reporter=Killer())
+    assert notes == ["Another process is pulling this checkpoint; waiting for it."]
     assert [seen.headers.get("range") for seen in server.seen] == [None, f"bytes={half}-"]
     assert list(Catalog(place[0])) == [place[0] / NAME / "1"]
     open_bundle(place[0] / NAME / "1")
 
 
-def test_on_a_terminal_through_a_proxy_from_a_mirror(command, place, server, archive, tmp_path):
+def test_on_a_terminal_through_a_proxy_from_a_mirror(command, place, server, archive, tmp_path, monkeypatch, capsys):
     write_catalogue(tmp_path / "own.json", tiny_entry(f"https://storage.invalid{PATH}"))
     mirrored = server.add(f"/mirror{PATH}", archive, misbehave.announcing(len(archive) + 1))
     ours, theirs = pty.openpty()
     with ProxyServer() as proxy:
         environment = {"HTTP_PROXY": proxy.url(""), "http_proxy": proxy.url(""), "TERM": "xterm", "COLUMNS": "120"}
-        process = subprocess.Popen(
-            [*command["args"], "--name", "mine", "--version", "7"],
-            env=command["env"] | environment | {"CONDCONV_MIRROR": server.url("/mirror/")},
-            stderr=theirs,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        os.close(theirs)
+        environment |= {"CONDCONV_MIRROR": server.url("/mirror/"), "CONDCONV_CACHE_DIR": str(place[1])}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
         shown = bytearray()
 
         def read():
@@ -155,11 +159,14 @@ def test_on_a_terminal_through_a_proxy_from_a_mirror(command, place, server, arc
 
         reader = threading.Thread(target=read)
         reader.start()
-        out, _ = process.communicate(timeout=60)
+        with open(theirs, "w") as terminal, monkeypatch.context() as patched:
+            patched.setattr(sys, "stderr", terminal)
+            arguments = [*command["args"][3:], "--name", "mine", "--version", "7", "--model-store", str(place[0])]
+            app(arguments, standalone_mode=False)
         reader.join(10)
         os.close(ours)
         assert {seen.path for seen in proxy.seen} == {mirrored}
-    assert (process.returncode, out) == (0, f"wrote {place[0] / 'mine' / '7'}\n")
+    assert capsys.readouterr().out == f"wrote {place[0] / 'mine' / '7'}\n"
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert "━━━" in text
     assert f"{len(archive) / 1e6:.1f}/{len(archive) / 1e6:.1f} MB" in text
@@ -168,7 +175,7 @@ def test_on_a_terminal_through_a_proxy_from_a_mirror(command, place, server, arc
 
 def test_from_the_hub(command, place, server, tmp_path):
     """The library reads HF_ENDPOINT; the bundle says which repository it was."""
-    content = save({name: np.ascontiguousarray(value) for name, value in official_tensors(*read_tiny()).items()})
+    content = save({name: np.ascontiguousarray(value) for name, value in shallow_tensors().items()})
     sha256 = hashlib.sha256(content).hexdigest()
     server.add(
         "/timm/narrow.in1k/resolve/main/model.safetensors",
