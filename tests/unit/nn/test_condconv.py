@@ -12,13 +12,19 @@ from condconv_serve.nn.condconv import PerExpertInitializer
 pytestmark = pytest.mark.tensorflow
 
 BATCH, HEIGHT, WIDTH, CHANNELS = 3, 11, 14, 3
-GEOMETRIES = list(
-    itertools.product([1, 3, 5, (3, 5), (5, 1)], [1, 2, (1, 2)], [1, 2, (2, 1)], ["same", "valid"])
-)  # kernel_size, strides, dilation_rate, padding
+KERNEL_SIZES = [1, 3, 5, (3, 5), (5, 1)]
+STEPS = [(1, 1), (1, 2), (1, (2, 1)), (2, 1), (2, 2), (2, (2, 1)), ((1, 2), 1), ((1, 2), 2), ((1, 2), (2, 1))]
+# kernel_size, strides, dilation_rate, padding: all pairs of strides and dilations, each with every padding and with
+# two sizes of kernels, which take turns.
+GEOMETRIES = [
+    (KERNEL_SIZES[(number + 2 * valid) % 5], strides, dilation_rate, "valid" if valid else "same")
+    for number, (strides, dilation_rate) in enumerate(STEPS)
+    for valid in (False, True)
+]
 
 
 def naive(x, kernels, *, strides=(1, 1), dilation_rate=(1, 1), padding="valid", depthwise=False):
-    """One convolution per example, position by position, in float64."""
+    """One convolution per example, each position a sum over the patch below it, in float64."""
     kernel_size = kernels.shape[1:3]
     extents = [(k - 1) * d + 1 for k, d in zip(kernel_size, dilation_rate, strict=True)]
     x = x.astype(np.float64)
@@ -28,14 +34,11 @@ def naive(x, kernels, *, strides=(1, 1), dilation_rate=(1, 1), padding="valid", 
             total = max((-(-size // s) - 1) * s + extent - size, 0)
             pads.append((total // 2, total - total // 2))
         x = np.pad(x, [(0, 0), *pads, (0, 0)])
-    rows, columns = ((size - e) // s + 1 for size, s, e in zip(x.shape[1:3], strides, extents, strict=True))
-    outputs = np.zeros((len(x), rows, columns, kernels.shape[-1] * (kernels.shape[-2] if depthwise else 1)))
-    for b, i, j in np.ndindex(len(x), rows, columns):
-        top, left = i * strides[0], j * strides[1]
-        patch = x[b, top : top + extents[0] : dilation_rate[0], left : left + extents[1] : dilation_rate[1]]
-        product = "hwc,hwcm->cm" if depthwise else "hwc,hwcf->f"
-        outputs[b, i, j] = np.einsum(product, patch, kernels[b].astype(np.float64)).ravel()
-    return outputs
+    windows = np.lib.stride_tricks.sliding_window_view(x, extents, axis=(1, 2))
+    patches = windows[:, :: strides[0], :: strides[1], :, :: dilation_rate[0], :: dilation_rate[1]]
+    product = "bijchw,bhwcm->bijcm" if depthwise else "bijchw,bhwcf->bijf"
+    outputs = np.einsum(product, patches, kernels.astype(np.float64))
+    return outputs.reshape(*outputs.shape[:3], -1)
 
 
 def expected(layer, x, routing):
@@ -82,9 +85,19 @@ def test_odd_and_even_sizes(size, strides, padding, assert_close):
         assert_close(layer(x, routing), expected(layer, x, routing), 1e-5)
 
 
-@pytest.mark.parametrize("num_experts", [1, 2, 3, 4, 5, 6, 7, 8])
-@pytest.mark.parametrize("use_bias", [False, True])
-@pytest.mark.parametrize("depth_multiplier", [1, 2])
+@pytest.mark.parametrize(
+    ("num_experts", "use_bias", "depth_multiplier"),
+    [
+        (1, False, 1),
+        (2, True, 1),
+        (3, False, 2),
+        (4, True, 2),
+        (5, False, 1),
+        (6, True, 1),
+        (7, False, 2),
+        (8, True, 2),
+    ],
+)
 def test_experts_bias_and_depth_multiplier(num_experts, use_bias, depth_multiplier, assert_close):
     common = {"padding": "same", "use_bias": use_bias, "bias_initializer": "normal"}
     x, routing = examples(num_experts)
@@ -139,8 +152,7 @@ def test_mix_experts_keeps_the_kernels_shape(assert_close):
     assert_close(mix_experts(routing, experts), np.einsum("be,ehwcf->bhwcf", routing, experts), 1e-6)
 
 
-@pytest.mark.parametrize("padding", ["same", "valid"])
-@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize(("padding", "strides"), [("same", 2), ("valid", 1)])
 def test_unknown_size_and_batch(padding, strides, assert_close):
     conv = CondConv2D(4, 3, 2, strides=strides, padding=padding)
     depthwise = DepthwiseCondConv2D((3, 5), 2, dilation_rate=(2, 1), padding=padding)
@@ -156,7 +168,7 @@ def test_unknown_size_and_batch(padding, strides, assert_close):
             assert_close(y, expected(layer, x, weights), 1e-5)
 
 
-@pytest.mark.parametrize(("kernel_size", "strides", "dilation_rate", "padding"), GEOMETRIES[::7])
+@pytest.mark.parametrize(("kernel_size", "strides", "dilation_rate", "padding"), GEOMETRIES[::5])
 def test_announced_output_shape(kernel_size, strides, dilation_rate, padding):
     common = {"strides": strides, "dilation_rate": dilation_rate, "padding": padding}
     x, routing = examples(2)
@@ -342,7 +354,7 @@ def face_classifier():
 
 def test_fit_learns_from_photographs(face_classifier, faces_or_not):
     before = [weight.numpy() for weight in face_classifier.trainable_weights]
-    history = face_classifier.fit(*faces_or_not, batch_size=20, epochs=15, verbose=0).history
+    history = face_classifier.fit(*faces_or_not, batch_size=20, epochs=10, verbose=0).history
     assert history["loss"][0] > 0.4
     assert history["loss"][-1] < 0.25 * history["loss"][0]
     assert history["accuracy"][-1] > 0.9

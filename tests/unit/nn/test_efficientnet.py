@@ -1,6 +1,8 @@
 import itertools
 import math
 
+import keras
+import numpy as np
 import pytest
 
 from condconv_serve.errors import ConfigurationError
@@ -8,6 +10,7 @@ from condconv_serve.nn import ARCHITECTURES, build_network, get_architecture, ou
 from condconv_serve.nn.efficientnet import FAMILY, BlockArgs
 from condconv_serve.nn.efficientnet.spec import OVERRIDABLE, round_filters
 from condconv_serve.nn.families import to_manifest
+from tests.unit.runtime.samples import small_efficientnet
 
 pytestmark = pytest.mark.tensorflow
 
@@ -162,3 +165,15 @@ def test_every_overridable_parameter_can_be_overridden():
 def test_the_deepest_network_can_be_built():
     deepest = get_architecture("efficientnet-condconv-b0-8e", depth_coefficient=6, width_coefficient=0.05)
     assert len(outline(lambda: build_network(deepest)).weights) > 1500
+
+
+def test_saved_keras_model_computes_the_same(randomise, tmp_path):
+    model = randomise(small_efficientnet("efficientnet-condconv-b0-4e", image_size=32))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    pixels = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
+    found, expected = loaded(pixels, training=False), model(pixels, training=False)
+    np.testing.assert_array_equal(found["logits"], expected["logits"])
+    assert found["routing"].keys() == expected["routing"].keys()
+    for block, weights in expected["routing"].items():
+        np.testing.assert_array_equal(found["routing"][block], weights)

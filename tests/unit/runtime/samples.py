@@ -17,7 +17,10 @@ def small_efficientnet(name: str, *, image_size: int, **overrides: Any) -> Any:
 
 
 def two_blocks(*, image_size: int, classes: int = 7, experts: int = 3) -> Any:
-    """A network of two CondConv blocks, one depthwise and one pointwise, as a served one: quick to compile."""
+    """A network of two CondConv blocks, one depthwise and one pointwise, as a served one: quick to compile.
+
+    The second one starts with squeeze and excitation.
+    """
     pixels = keras.Input((image_size, image_size, 3))
     x = layers.Conv2D(8, 3, strides=4, padding="same", activation="relu6")(pixels)
     routing = {}
@@ -27,6 +30,9 @@ def two_blocks(*, image_size: int, classes: int = 7, experts: int = 3) -> Any:
     }.items():
         router = layers.Dense(experts, activation="sigmoid", name=f"{block}_routing")
         routing[block] = router(layers.GlobalAveragePooling2D()(x))
+        if block == "block_1":
+            scales = layers.Conv2D(8, 1, activation="sigmoid")(layers.GlobalAveragePooling2D(keepdims=True)(x))
+            x = layers.Multiply()([x, scales])
         x = layers.Activation("swish")(layers.BatchNormalization()(convolve(x, routing[block])))
     logits = layers.Dense(classes)(layers.GlobalAveragePooling2D()(x))
     return keras.Model(pixels, {"logits": logits, "routing": routing})
