@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.server import Server, sample_name
 from tests.fault.traffic import PATH, Traffic
 
-REQUESTS = 200
+REQUESTS = 100
 BATCH_SECONDS = 0.1
 """With one stream and batches of four, that is 40 rows a second."""
 
@@ -92,7 +92,7 @@ def test_urgent_requests_overtake(server: Server, traffic: Traffic) -> None:
                     (entry,) = response.json()["predictions"]
                     waits[priority].append(entry["timings_ms"]["queue"])
 
-            await asyncio.gather(*(ask("low", 8) for _ in range(14)), ask("high", 16))
+            await asyncio.gather(*(ask("low", 4) for _ in range(14)), ask("high", 8))
         return waits["low"], waits["high"]
 
     low, high = asyncio.run(crowd())
