@@ -15,6 +15,8 @@ from tests.e2e.server import new_client
 from tests.e2e.tiny_models import answered_by
 
 MODEL = "tiny"
+PAUSE = 0.02
+"""Between an answer and the client's next request, so that the server has time for its versions."""
 
 
 def served(client: httpx.Client, model: str = MODEL) -> list[str]:
@@ -27,7 +29,7 @@ def state(client: httpx.Client, version: str, model: str = MODEL) -> dict[str, s
 
 
 class Load:
-    """Clients that ask without pause, for single images and for several."""
+    """Clients that ask again and again, for single images and for several."""
 
     def __init__(self, url: str, photo: bytes, *, query: str = "", clients: int = 4) -> None:
         self.answers: Counter[str] = Counter()
@@ -39,7 +41,7 @@ class Load:
 
     def _ask(self, url: str, photo: bytes, query: str, number: int) -> None:
         with new_client(url) as client:
-            while not self._stop.is_set():
+            while not self._stop.wait(PAUSE):
                 files = [("image", (str(i), photo)) for i in range(1 + 4 * (number % 2))]
                 try:
                     self.answers[answered_by(client.post(f"/predict?top_k=1{query}", files=files))] += 1

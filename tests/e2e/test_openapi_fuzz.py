@@ -57,7 +57,7 @@ def test_whatever_is_sent(server: Server) -> None:
             operation.as_strategy(generation_mode=GenerationMode.NEGATIVE),
         )
 
-        @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         @given(case=strategy)
         def answers_as_documented(case: schemathesis.Case) -> None:
             case.call_and_validate(checks=CHECKS, timeout=60)

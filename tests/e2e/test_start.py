@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from condconv_serve.bootstrap import Service
+from condconv_serve.errors import BundleError, ConfigurationError
+from condconv_serve.settings import Settings
 from tests.e2e.server import BUNDLE, MODEL, PATIENCE, ROOT, Server, assert_problem, command, environment, wait_for
 from tests.e2e.shared import SharedServer
 
@@ -95,16 +98,22 @@ def test_port_in_use() -> None:
         assert_fails(f"127.0.0.1:{port}", "in use", arguments=("--port", str(port)))
 
 
-def test_store_is_missing(tmp_path: Path) -> None:
-    assert_fails("no directory", model_store=tmp_path / "nowhere")
-
-
-def test_store_is_empty(tmp_path: Path) -> None:
-    assert_fails("holds no bundle", "manifest.json", model_store=tmp_path)
-
-
-def test_default_model_is_missing() -> None:
-    assert_fails("nonesuch", MODEL, default_model="nonesuch")
+def test_stores_that_cannot_be_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process: `test_port_in_use` and `test_damaged_file` show how such errors end the command."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CONDCONV_{name.upper()}", raising=False)
+    shipped = BUNDLE.parents[1]
+    for error, settings, says in (
+        (BundleError, {"model_store": tmp_path / "nowhere"}, r"nowhere is no directory"),
+        (ConfigurationError, {"model_store": tmp_path}, r"holds no bundle \(.*manifest\.json\)"),
+        (
+            ConfigurationError,
+            {"model_store": shipped, "default_model": "nonesuch"},
+            f"'nonesuch' is not in the store; there are: {MODEL}",
+        ),
+    ):
+        with pytest.raises(error, match=says):
+            Service(Settings(**settings))
 
 
 def test_setting_is_impossible() -> None:

@@ -99,7 +99,7 @@ def test_gone_while_decoded(server: Server, traffic: Traffic) -> None:
 
 def test_others_get_their_answers_among_clients_that_leave(server: Server, traffic: Traffic) -> None:
     with traffic.flowing(server.url) as answers:
-        for i in range(60):
+        for i in range(30):
             connected = send(server, traffic.photos[i % 16])
             enough = len(answers) + i % 5
             wait_for(lambda enough=enough: len(answers) >= enough)  # type: ignore[misc]

@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.server import Server, sample_name
 from tests.fault.traffic import PATH, Traffic
 
-REQUESTS = 200
+REQUESTS = 100
 BATCH_SECONDS = 0.1
 """With one stream and batches of four, that is 40 rows a second."""
 

@@ -43,6 +43,7 @@ class AblationQueue:
         max_loaded: int = MAX_LOADED,
         closing_seconds: float = 2.0,
         prepare_thread: Callable[[], None] = _come_last,
+        release_memory: Callable[[], None] = release_memory,
     ) -> None:
         """Prepare. Models are loaded when they are first needed.
 
@@ -52,11 +53,13 @@ class AblationQueue:
             max_loaded: models kept ready.
             closing_seconds: how long leaving waits for what is running; a load can't be stopped.
             prepare_thread: called first on the thread that computes.
+            release_memory: gives freed memory back to the system; called after each load and each release.
         """
         self._load = load
         self._max_waiting = max_waiting
         self._max_loaded = max_loaded
         self._closing_seconds = closing_seconds
+        self._release_memory = release_memory
         self._loaded: OrderedDict[tuple[str, str], Ablation] = OrderedDict()
         self._waiting = 0
         self._seconds = 1.0
@@ -143,7 +146,7 @@ class AblationQueue:
             self._loaded.popitem(last=False)[1].close()
         started = time.monotonic()
         self._loaded[place] = self._load(*place)
-        release_memory()
+        self._release_memory()
         logger.info("%s/%s made ready for ablations in %.1f s", *place, time.monotonic() - started)
         return self._loaded[place]
 
@@ -153,7 +156,7 @@ class AblationQueue:
         def drop() -> None:
             if (loaded := self._loaded.pop((name, version), None)) is not None:
                 loaded.close()
-                release_memory()
+                self._release_memory()
 
         self._thread.submit(drop)
 

@@ -22,7 +22,7 @@ A, B = (served_model(model_info(name)) for name in "ab")
 
 
 # A thread that comes after all others may wait long on a machine at work.
-queue = partial(AblationQueue, prepare_thread=lambda: None)
+queue = partial(AblationQueue, prepare_thread=lambda: None, release_memory=lambda: None)
 
 
 async def ablated(lane, *arguments, **options):
@@ -88,13 +88,13 @@ async def test_cancelling_makes_room():
 
 
 async def test_models_take_turns_in_memory():
-    made = {}
+    made, released = {}, []
 
     def load(name, version):
         made.setdefault(name, []).append(ShadeAblation())
         return made[name][-1]
 
-    with queue(load, max_loaded=1) as lane:
+    with queue(load, max_loaded=1, release_memory=lambda: released.append(None)) as lane:
         await ablated(lane, A, ROW, ONE)
         await ablated(lane, A, ROW, ONE)
         assert len(made["a"]) == 1
@@ -102,9 +102,11 @@ async def test_models_take_turns_in_memory():
         assert made["a"][0].closed.is_set()
         await ablated(lane, A, ROW, ONE)
         assert len(made["a"]) == 2
+        assert len(released) == 3, "after each load"
         lane.forget("a", "1")
         await ablated(lane, B, ROW, ONE)
         assert made["a"][1].closed.is_set()
+        assert len(released) == 5, "after what was forgotten, too"
 
 
 async def test_errors():

@@ -124,7 +124,8 @@ async def running(
         ]
     )
     batcher: Any = Batcher(run, streams=1, max_batch_size=4, max_queue_rows=64, metrics=metrics)
-    with ThreadPoolExecutor(2) as decoders, AblationQueue(ablation_of, prepare_thread=lambda: None) as lane:
+    ablations = AblationQueue(ablation_of, prepare_thread=lambda: None, release_memory=lambda: None)
+    with ThreadPoolExecutor(2) as decoders, ablations as lane:
         plane = InferencePlane(MODELS, batcher, metrics=metrics)
         context = AppContext(
             images=ImagePipeline(plane, ImageDecoder(decoders, max_pixels=20_000), observe=observe),

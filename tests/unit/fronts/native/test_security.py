@@ -64,6 +64,10 @@ def unguarded(**options: Any) -> FastAPI:
     return app
 
 
+GUARDED, UNGUARDED = guarded(), unguarded()
+"""For all tests that leave nothing behind in it."""
+
+
 async def ask(app: FastAPI, path: str = "/models", method: str = "GET", **options: Any) -> httpx.Response:
     async with connect(app) as client:
         return await client.request(method, path, **options)
@@ -96,7 +100,7 @@ REQUESTS = [("GET", "/models"), ("GET", "/models/x"), ("POST", "/predict"), ("PO
 )
 async def test_nobody_without_a_key(method: str, path: str, headers: dict[str, str]) -> None:
     encoded = {name: value.encode() for name, value in headers.items()}
-    response = await ask(guarded(), path, method, headers=encoded, content=b"image")
+    response = await ask(GUARDED, path, method, headers=encoded, content=b"image")
     assert (response.status_code, response.json()["slug"]) == (401, "unauthenticated")
     assert response.headers["www-authenticate"] == "Bearer"
     assert response.headers["content-type"] == "application/problem+json"
@@ -105,7 +109,7 @@ async def test_nobody_without_a_key(method: str, path: str, headers: dict[str, s
 
 
 async def test_key_in_the_query_does_not_count() -> None:
-    assert (await ask(guarded(), f"/models?X-API-Key={USER}&api_key={USER}")).status_code == 401
+    assert (await ask(GUARDED, f"/models?X-API-Key={USER}&api_key={USER}")).status_code == 401
 
 
 @pytest.mark.parametrize("secret", [USER, ADMIN])
@@ -113,27 +117,27 @@ async def test_key_in_the_query_does_not_count() -> None:
 @pytest.mark.parametrize(("method", "path"), REQUESTS)
 async def test_key_lets_in_and_admin_implies_predict(method: str, path: str, scheme: str, secret: str) -> None:
     headers = {"X-API-Key": secret} if scheme == "X-API-Key" else {"Authorization": f"{scheme} {secret}"}
-    response = await ask(guarded(), path, method, headers=headers, content=b"image")
+    response = await ask(GUARDED, path, method, headers=headers, content=b"image")
     assert response.status_code in (200, 404, 500)
     if method == "POST":
         assert response.json()["detail"] == "It got through."
 
 
 async def test_own_header_comes_before_one_that_a_proxy_may_want() -> None:
-    assert (await ask(guarded(), headers={"X-API-Key": USER, "Authorization": "Basic eDp5"})).status_code == 200
-    assert (await ask(guarded(), headers={"X-API-Key": "wrong", **bearer(USER)})).status_code == 401
+    assert (await ask(GUARDED, headers={"X-API-Key": USER, "Authorization": "Basic eDp5"})).status_code == 200
+    assert (await ask(GUARDED, headers={"X-API-Key": "wrong", **bearer(USER)})).status_code == 401
 
 
 async def test_who_may_not_come_in_learns_nothing_of_what_is_wrong_with_the_request() -> None:
-    response = await ask(guarded(), "/predict?nonsense=1", "POST")
+    response = await ask(GUARDED, "/predict?nonsense=1", "POST")
     assert (response.status_code, response.json()["slug"]) == (401, "unauthenticated")
-    response = await ask(guarded(), "/predict?nonsense=1", "POST", headers=bearer(USER))
+    response = await ask(GUARDED, "/predict?nonsense=1", "POST", headers=bearer(USER))
     assert (response.status_code, response.json()["slug"]) == (422, "invalid_parameter")
 
 
 @pytest.mark.parametrize(("method", "path"), REQUESTS)
 async def test_key_without_scopes_is_suspended(method: str, path: str) -> None:
-    response = await ask(guarded(), path, method, headers=bearer(SUSPENDED))
+    response = await ask(GUARDED, path, method, headers=bearer(SUSPENDED))
     assert (response.status_code, response.json()["slug"]) == (403, "forbidden")
     assert "scope predict" in response.json()["detail"]
     assert "www-authenticate" not in response.headers
@@ -141,14 +145,14 @@ async def test_key_without_scopes_is_suspended(method: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", [*OPEN, "/docs", "/redoc", "/openapi.json", "/static-offline-docs/swagger-ui.css"])
 async def test_what_is_for_everybody(path: str) -> None:
-    assert (await ask(guarded(), path)).status_code == 200
+    assert (await ask(GUARDED, path)).status_code == 200
 
 
 async def test_without_keys_everything_is_open() -> None:
     for method, path in REQUESTS:
-        response = await ask(unguarded(), path, method, content=b"image")
+        response = await ask(UNGUARDED, path, method, content=b"image")
         assert response.status_code in (200, 404, 500)
-    document = unguarded().openapi()
+    document = UNGUARDED.openapi()
     assert "securitySchemes" not in document["components"]
     assert not any("security" in operation for operation in operations(document).values())
 
@@ -229,8 +233,8 @@ CHANGES = [
 @pytest.mark.parametrize(("method", "path"), CHANGES)
 async def test_only_admins_change_which_versions_serve(method: str, path: str) -> None:
     body = {"json": {"version": "1"}} if method == "PUT" else {}
-    assert (await ask(guarded(), path, method, headers=bearer(USER), **body)).status_code == 403
-    assert (await ask(guarded(), path, method, headers=bearer(ADMIN), **body)).json()["slug"] == "model_not_found"
+    assert (await ask(GUARDED, path, method, headers=bearer(USER), **body)).status_code == 403
+    assert (await ask(GUARDED, path, method, headers=bearer(ADMIN), **body)).json()["slug"] == "model_not_found"
 
 
 @pytest.mark.parametrize(("method", "path"), CHANGES)
@@ -249,7 +253,7 @@ async def test_route_for_admins_that_lacks_the_guard_is_closed() -> None:
 
 
 async def test_name_of_the_key_is_there_for_the_log() -> None:
-    app, scopes = guarded(), []
+    app, scopes = GUARDED, []
 
     async def spying(scope: Any, receive: Any, send: Any) -> None:
         scopes.append(scope)
@@ -264,7 +268,7 @@ async def test_name_of_the_key_is_there_for_the_log() -> None:
 async def test_no_secret_gets_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, logger="condconv_serve"):
         for secret in (USER, SUSPENDED, "wrong-secret"):
-            await ask(guarded(), headers=bearer(secret))
+            await ask(GUARDED, headers=bearer(secret))
     assert "GET /models" in caplog.text
     assert "secret" not in caplog.text
 
@@ -274,7 +278,7 @@ async def test_no_secret_gets_into_the_log(caplog: pytest.LogCaptureFixture) -> 
 )
 @pytest.mark.parametrize("secret", ["", USER])
 async def test_headers_on_every_answer(method: str, path: str, secret: str) -> None:
-    response = await ask(guarded(), path, method, headers=bearer(secret), content=b"x")
+    response = await ask(GUARDED, path, method, headers=bearer(secret), content=b"x")
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["x-frame-options"] == "DENY"
     assert response.headers["referrer-policy"] == "no-referrer"
@@ -286,12 +290,12 @@ async def test_headers_on_every_answer(method: str, path: str, secret: str) -> N
     [("/routing/abc", True), ("/routing", True), ("/predictions", False), ("/routings/x", False)],
 )
 async def test_what_is_about_images_is_not_cached(path: str, private: bool) -> None:
-    assert ("cache-control" in (await ask(unguarded(), path)).headers) is private
+    assert ("cache-control" in (await ask(UNGUARDED, path)).headers) is private
 
 
 @pytest.mark.parametrize(("path", "private"), [("/serving/routing/abc", True), ("/serving/models", False)])
 async def test_what_is_about_images_is_not_cached_under_a_prefix_either(path: str, private: bool) -> None:
-    transport = httpx.ASGITransport(unguarded(), root_path="/serving")
+    transport = httpx.ASGITransport(UNGUARDED, root_path="/serving")
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         response = await client.get(path)
     assert response.json().get("slug") != "not_found"
@@ -314,7 +318,7 @@ PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-He
 
 async def test_other_origins_are_not_let_in_by_default() -> None:
     for method, headers in (("GET", {}), ("OPTIONS", PREFLIGHT)):
-        response = await ask(unguarded(), "/models", method, headers={"Origin": "https://a.org", **headers})
+        response = await ask(UNGUARDED, "/models", method, headers={"Origin": "https://a.org", **headers})
         assert not [name for name in response.headers if name.startswith("access-control")]
 
 
@@ -352,7 +356,7 @@ async def test_metrics_that_are_elsewhere_are_not_here() -> None:
 
 @pytest.mark.parametrize("path", ["%2e%2e/core.py", "..%2fcore.py", "%2e%2e%2fcore.py", "/%2e%2e/core.py"])
 async def test_files_beside_the_documentation_page_can_not_be_had(path: str) -> None:
-    response = await ask(unguarded(), f"/static-offline-docs/{path}")
+    response = await ask(UNGUARDED, f"/static-offline-docs/{path}")
     assert (response.status_code, response.json()["slug"]) == (404, "not_found")
 
 
@@ -401,7 +405,7 @@ NASTY: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("nasty", NASTY, ids=lambda nasty: nasty["path"][:40])
 async def test_refusals_tell_nothing_of_the_inside(nasty: dict[str, Any]) -> None:
-    response = await ask(unguarded(), **nasty)
+    response = await ask(UNGUARDED, **nasty)
     assert 400 <= response.status_code < 500
     assert response.headers["content-type"] == "application/problem+json"
     assert list(secrets_of(response)) == []
