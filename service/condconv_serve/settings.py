@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PREFIX = "CONDCONV_"
+OTHER_VARIABLES = ("URL", "API_KEY", "IMAGE", "CPUS", "MEMORY", "GPU_MEMORY")
+"""Variables with the prefix that are no settings: options of commands, and what docker-compose.yml reads."""
+
+_SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT)(_\w+)?$|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
+_SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://")
 
 _ORIGIN = re.compile(r"^(\*|https?://[a-z0-9.\-\[\]:]+)$")
 
@@ -31,7 +41,7 @@ Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
 class Settings(BaseSettings):
     """Everything an operator can set. Each field's description is its documentation."""
 
-    model_config = SettingsConfigDict(env_prefix="CONDCONV_", env_nested_delimiter="__", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", frozen=True)
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -209,3 +219,23 @@ class Settings(BaseSettings):
     max_download_bytes: int = Field(
         2 * 2**30, ge=1024, description="Most bytes of a downloaded checkpoint. Larger ones are refused."
     )
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> Iterator[tuple[str, str | None]]:
+    """Find variables that look like settings, but are none: one letter is enough to leave a server open.
+
+    Yields:
+        The variable's name, and that of the nearest setting; None if none is like it.
+    """
+    known = [name.upper() for name in (*Settings.model_fields, *OTHER_VARIABLES)]
+    for name, value in environment.items():
+        prefix, own = name[: len(PREFIX)].upper(), name[len(PREFIX) :].upper()
+        if prefix != PREFIX or own in known or _SERVICE_LINK.search(name) or is_service_link(value):
+            continue
+        nearest = get_close_matches(own, known, n=1)
+        yield name, PREFIX + nearest[0] if nearest else None
+
+
+def is_service_link(value: str) -> bool:
+    """Whether Kubernetes has set a variable: it does for each Service, and one called `condconv` sets CONDCONV_PORT."""
+    return _SERVICE_LINK_URL.match(value) is not None

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from condconv_serve.settings import Settings
+from condconv_serve.settings import Settings, unknown_variables
 
 
 @pytest.fixture(autouse=True)
@@ -79,8 +79,44 @@ def test_what_is_given_comes_before_the_environment(monkeypatch):
 
 def test_only_the_prefix_counts(monkeypatch):
     monkeypatch.setenv("PORT", "9000")
-    monkeypatch.setenv("CONDCONV_NO_SUCH_SETTING", "1")
     assert Settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("CONDCONV_API_KEY_FILE", "CONDCONV_API_KEYS_FILE"),
+        ("CONDCONV_APIKEYS", "CONDCONV_API_KEYS"),
+        ("condconv_max_batchsize", "CONDCONV_MAX_BATCH_SIZE"),
+        ("CONDCONV_METRIC_PORT", "CONDCONV_METRICS_PORT"),
+        ("CONDCONV_API_KEYS__FILE", "CONDCONV_API_KEYS_FILE"),
+        ("CONDCONV_ZZZ", None),
+        ("CONDCONV_", None),
+    ],
+)
+def test_unknown_variables_are_found_with_the_nearest_setting(name, nearest):
+    environment = {"PATH": "/bin", "MY_CONDCONV_PORT": "1", name: "1"}
+    assert list(unknown_variables(environment)) == [(name, nearest)]
+
+
+def test_every_setting_and_what_others_read_is_known():
+    names = [f"CONDCONV_{name.upper()}" for name in Settings.model_fields]
+    others = ["CONDCONV_URL", "CONDCONV_API_KEY", "CONDCONV_IMAGE", "CONDCONV_CPUS", "CONDCONV_MEMORY", "condconv_port"]
+    assert list(unknown_variables(dict.fromkeys([*names, *others], "1"))) == []
+
+
+def test_what_kubernetes_sets_for_services_is_no_setting():
+    links = {
+        "CONDCONV_SERVICE_HOST": "10.0.0.1",
+        "CONDCONV_SERVICE_PORT": "80",
+        "CONDCONV_SERVICE_PORT_HTTP": "80",
+        "CONDCONV_CANARY_SERVICE_HOST": "10.0.0.1",
+        "CONDCONV_CANARY_PORT": "tcp://10.0.0.1:80",
+        "CONDCONV_PORT_8000_TCP": "tcp://10.0.0.1:80",
+        "CONDCONV_PORT_8000_TCP_ADDR": "10.0.0.1",
+    }
+    assert list(unknown_variables(links)) == []
+    assert [name for name, _ in unknown_variables({"CONDCONV_CANARY_PORT": "8001"})] == ["CONDCONV_CANARY_PORT"]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from condconv_serve.cli.output import print_failure
 from condconv_serve.errors import ServiceError
-from condconv_serve.settings import Settings
+from condconv_serve.settings import PREFIX, Settings, is_service_link, unknown_variables
 from condconv_serve.validation import wanted_values
 
 Arguments = ParamSpec("Arguments")
@@ -45,13 +45,25 @@ def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
 
 
 def read_settings(**given: Any) -> Settings:
-    """Settings from the environment; the command line's own come first."""
+    """Settings from the environment; the command line's own come first. Wrong and unknown ones end the command."""
+    problems = []
+    for name, nearest in unknown_variables():
+        meant = f" Did you mean {nearest}?" if nearest else ""
+        problems.append(f"{name}: there is no such setting.{meant}")
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        for name, wanted in wanted_values(error):
-            print_failure("error", f"CONDCONV_{name.upper()}: {wanted}")
-        raise typer.Exit(2) from error
+        problems += [f"{PREFIX}{name.upper()}: {wanted}" for name, wanted in wanted_values(error)]
+        if any(is_service_link(str(item["input"])) for item in error.errors()):
+            problems.append(
+                "Kubernetes sets such variables for a Service whose name begins with condconv: set enableServiceLinks: "
+                "false in the pod's spec."
+            )
+    if problems:
+        for problem in problems:
+            print_failure("error", problem)
+        raise typer.Exit(2)
+    return settings
 
 
 def configure_log(settings: Settings) -> None:

@@ -8,20 +8,25 @@ import gc
 import os
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
+from condconv_serve.machine.cgroups import PROCESS, control_groups
+
 _RARER = 100
 
 
-def memory_limit() -> int | None:
-    """Bytes of memory that this process may use: its container's limit, or all there is; None if that isn't known."""
+def memory_limit(process: Path = PROCESS) -> int | None:
+    """Bytes of memory that a process may use: the least limit of its control groups, or all memory there is.
+
+    None if that isn't known.
+    """
     if not hasattr(os, "sysconf"):
         return None
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # control groups of version 2 and 1
-        # No such file, or "max", is no limit. Version 1 says so with a number beyond all memory.
-        with contextlib.suppress(OSError, ValueError):
-            return min(memory, int((_CGROUP / name).read_text()))
-    return memory
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for group in control_groups("memory", process):
+        for name in ("memory.max", "memory.limit_in_bytes"):  # versions 2 and 1
+            # No such file, or "max", is no limit. Version 1 says so with a number beyond all memory.
+            with contextlib.suppress(OSError, ValueError):
+                limits.append(int((group / name).read_text()))
+    return min(limits)
 
 
 def calm_garbage_collection() -> None:

@@ -1,6 +1,7 @@
 import pytest
 
 from condconv_serve.machine import cores as cores_module
+from tests.unit.machine.processes import GROUPS, MOUNTS, write_process
 
 
 @pytest.mark.parametrize(
@@ -16,20 +17,17 @@ from condconv_serve.machine import cores as cores_module
     ],
 )
 def test_container_limits_count(files, cores, tmp_path, monkeypatch):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(cores_module, "_CGROUP", tmp_path)
+    process = write_process(tmp_path, files=files, groups=GROUPS, mounts=MOUNTS)
     monkeypatch.setattr(cores_module, "_CPU_DIRECTORY", tmp_path)
     monkeypatch.setattr(cores_module.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    assert cores_module.available_cores() == cores
+    assert cores_module.available_cores(process) == cores
 
 
 def test_siblings_count_once(tmp_path, monkeypatch):
     for cpu, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
         (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
         (tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(siblings)
-    monkeypatch.setattr(cores_module, "_CGROUP", tmp_path)
+    process = write_process(tmp_path, files={})
     monkeypatch.setattr(cores_module, "_CPU_DIRECTORY", tmp_path)
     monkeypatch.setattr(cores_module.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    assert cores_module.available_cores() == 2
+    assert cores_module.available_cores(process) == 2

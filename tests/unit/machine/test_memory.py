@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from condconv_serve.machine import memory
+from tests.unit.machine.processes import GROUPS, MOUNTS, write_process
 
 # As many objects as some hundred waiting requests have, each of which lives for a while; and cycles, which only the
 # collector can find.
@@ -36,13 +37,10 @@ print(len(full), sum(cycle() is None for cycle in cycles) > 500)
         ({"memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
     ],
 )
-def test_the_containers_memory_is_all_there_is(files, limit, tmp_path, monkeypatch):
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+def test_the_containers_memory_is_all_there_is(files, limit, tmp_path):
+    process = write_process(tmp_path, files=files, groups=GROUPS, mounts=MOUNTS)
     pages = memory.os.sysconf("SC_PHYS_PAGES") * memory.os.sysconf("SC_PAGE_SIZE")
-    assert memory.memory_limit() == (limit or pages)
+    assert memory.memory_limit(process) == (limit or pages)
 
 
 def test_requests_that_wait_are_not_searched_for_garbage_again_and_again():

@@ -109,7 +109,7 @@ def problem_response(problem: Problem, headers: dict[str, str] | None = None) ->
     """Return a problem as a response."""
     headers = HEADERS.get(problem.slug, {}) | (headers or {})
     if problem.retry_after is not None:
-        headers["Retry-After"] = str(math.ceil(problem.retry_after))
+        headers["Retry-After"] = str(max(math.ceil(problem.retry_after), 1))
     return JSONResponse(
         problem.model_dump(exclude_none=True), status_code=problem.status, headers=headers, media_type=MEDIA_TYPE
     )

@@ -134,7 +134,7 @@ class Batcher(Generic[Key, Row, Output]):
 
         Raises:
             QueueFull: there is not enough room for all.
-            WaitTooLong: they would not be computed before their deadline.
+            WaitTooLong: rows are ahead of them, so they would not be computed before their deadline.
             Draining: the batcher is closed.
         """
         if rows > self._queue.free_rows:
@@ -152,7 +152,7 @@ class Batcher(Generic[Key, Row, Output]):
         return self.predicted_wait() or 1.0
 
     def _refuse_late(self, key: Key, rows: int, priority: Priority, deadline: float) -> None:
-        if deadline == math.inf:
+        if deadline == math.inf or self._queue.is_idle:  # estimates may be wrong, and only a batch can put them right
             return
         ahead = self.predicted_wait(priority)
         wait = ahead + self._rate.own(self._identity_of(key), rows)
@@ -160,7 +160,7 @@ class Batcher(Generic[Key, Row, Output]):
         if wait > remaining:
             raise WaitTooLong(
                 f"The answer would take about {wait:.2g} s, but must be there in {max(remaining, 0):.2g} s.",
-                retry_after=ahead,
+                retry_after=ahead or 1.0,
             )
 
     async def submit(self, row: Row, admission: Admission[Key], *, deadline: float = math.inf) -> RowResult[Output]:

@@ -101,6 +101,11 @@ class RowQueue(Generic[Key, Row, Result]):
         """How many more rows would be admitted now; none once the queue is closed."""
         return 0 if self._closed else self._max_rows - self._rows
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is queued or admitted, and a stream waits for work."""
+        return not self._rows and bool(self._idle)
+
     def refusal(self, rows: int, *, retry_after: Callable[[], float | None] = lambda: None) -> CapacityError:
         """The error for `rows` more rows that can't be admitted now.
 

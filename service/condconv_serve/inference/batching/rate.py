@@ -4,62 +4,70 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-
-SMOOTHING = 0.2
-"""Weight of the newest batch in the moving average."""
+from statistics import median_low
 
 TRUSTED_SECONDS = 10.0
-"""An average counts in full for this long. After that it is halved once per such time, until another batch comes."""
+"""An estimate counts in full for this long. After that it is halved once per such time, until another batch comes."""
 
 KEPT_SECONDS = 60 * TRUSTED_SECONDS
-"""An average this old has been halved so often that it counts as nothing, so it can be dropped."""
+"""An estimate this old has been halved so often that it counts as nothing, so it can be dropped."""
 
 
 @dataclass(slots=True)
-class _Average:
-    seconds_per_row: float
+class _Estimate:
+    recent: deque[float]
     from_full_batches: bool
     at: float
 
+    @property
+    def seconds_per_row(self) -> float:
+        return median_low(self.recent)
+
 
 class RowRate:
-    """Seconds that one stream needs per row of a key, as an exponentially weighted moving average.
+    """Seconds that one stream needs per row of a key: the lower median of its last batches.
+
+    So a batch that was held up in each stream, by a stopped process say, doesn't move the estimate.
 
     Two keys never share an estimate: two versions of one model may cost differently.
 
     Full batches count, since those are what runs while rows wait. Until one has been seen, any batch counts; after
-    that, faster ones do too. An average that no new batch confirms counts less and less: it may be the reason why no
+    that, faster ones do too. An estimate that no new batch confirms counts less and less: it may be the reason why no
     rows are admitted.
     """
 
     def __init__(self, streams: int, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start without any averages.
+        """Start without any estimates.
 
         Args:
             streams: how many batches run at the same time.
             clock: monotonic, in seconds.
         """
         self._streams = streams
+        # A stopped process holds up a batch in each stream. Those must not be the most.
+        self._remembered = 2 * streams + 3
         self._clock = clock
-        self._averages: dict[Hashable, _Average] = {}
+        self._estimates: dict[Hashable, _Estimate] = {}
 
     def __len__(self) -> int:
-        """How many keys have an average."""
-        return len(self._averages)
+        """How many keys have an estimate."""
+        return len(self._estimates)
 
     def note(self, key: Hashable, *, rows: int, seconds: float, full: bool) -> None:
         """Learn from a batch of `rows` rows that took `seconds`; `full` if it could not have been larger."""
         found, now = seconds / rows, self._clock()
-        known = self._averages.get(key)
+        known = self._estimates.get(key)
         if known is None:
             self._drop_old(now)
-        if known is None or (full and not known.from_full_batches):
-            self._averages[key] = _Average(found, full, now)
-        elif full or not known.from_full_batches or found < known.seconds_per_row:
-            known.seconds_per_row += SMOOTHING * (found - known.seconds_per_row)
-            known.at = now
+            known = self._estimates[key] = _Estimate(deque(maxlen=self._remembered), full, now)
+        elif not full and known.from_full_batches and found >= known.seconds_per_row:
+            return
+        known.recent.append(found)
+        known.from_full_batches |= full
+        known.at = now
 
     def wait(self, rows: Mapping[Hashable, int]) -> float:
         """Seconds that all streams together need for so many rows of each key. Unknown keys count as nothing."""
@@ -70,11 +78,11 @@ class RowRate:
         return math.ceil(rows / self._streams) * self._per_row(key)
 
     def _per_row(self, key: Hashable) -> float:
-        if (known := self._averages.get(key)) is None:
+        if (known := self._estimates.get(key)) is None:
             return 0.0
         age = self._clock() - known.at - known.seconds_per_row
         return known.seconds_per_row * math.exp2(-max(age - TRUSTED_SECONDS, 0.0) / TRUSTED_SECONDS)
 
     def _drop_old(self, now: float) -> None:
-        """Drop averages that haven't been used for long: versions come and go."""
-        self._averages = {k: known for k, known in self._averages.items() if now - known.at < KEPT_SECONDS}
+        """Drop estimates that haven't been used for long: versions come and go."""
+        self._estimates = {k: known for k, known in self._estimates.items() if now - known.at < KEPT_SECONDS}

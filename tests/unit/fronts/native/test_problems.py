@@ -40,8 +40,8 @@ def test_problem_of_every_error(error: type[ServiceError]) -> None:
     assert problem.retry_after is None
 
 
-@pytest.mark.parametrize(("seconds", "header"), [(None, None), (0.0, "0"), (0.01, "1"), (1.0, "1"), (1.2, "2")])
-def test_retry_after_is_rounded_up(seconds: float | None, header: str | None) -> None:
+@pytest.mark.parametrize(("seconds", "header"), [(None, None), (0.0, "1"), (0.01, "1"), (1.0, "1"), (1.2, "2")])
+def test_retry_after_is_rounded_up_to_a_second_at_least(seconds: float | None, header: str | None) -> None:
     response = problem_response(Problem.of(QueueFull("Full.", retry_after=seconds)))
     assert response.headers.get("Retry-After") == header
     assert response.media_type == "application/problem+json"

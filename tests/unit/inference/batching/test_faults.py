@@ -125,10 +125,22 @@ async def test_what_would_come_too_late_is_refused_at_once():
 async def test_a_request_larger_than_its_deadline_allows_is_refused():
     async with batching(Paced(0.1), max_batch_size=2) as batcher:
         await asyncio.gather(*start(batcher, range(4)))
-        with pytest.raises(WaitTooLong):
-            batcher.admit("a", 40, deadline=time.monotonic() + 1)
-        with batcher.admit("a", 4, deadline=time.monotonic() + 1):
-            pass
+        with batcher.admit("b", 1):
+            with pytest.raises(WaitTooLong):
+                batcher.admit("a", 40, deadline=time.monotonic() + 1)
+            with batcher.admit("a", 4, deadline=time.monotonic() + 1):
+                pass
+
+
+async def test_an_idle_batcher_admits_whatever_the_estimate_says():
+    """It may be wrong, and if everything were refused, nothing could put it right."""
+    engine = Paced(0.3)
+    async with batching(engine, max_batch_size=2) as batcher:
+        await asyncio.gather(*start(batcher, range(2)))
+        engine.seconds = 0.001
+        assert (await send(batcher, 1, seconds=0.1)).output == 10
+        with batcher.admit("b", 1), pytest.raises(WaitTooLong):  # it is not the estimate that has changed
+            batcher.admit("a", 20, deadline=time.monotonic() + 0.001)
 
 
 class TwoVersions:
@@ -158,10 +170,11 @@ async def test_versions_of_one_model_have_an_estimate_and_a_limit_each_but_share
                 waits.append(batcher.predicted_wait())
         assert waits[1] > 4 * waits[0] > 0
         between = sum(waits) / 2
-        with pytest.raises(WaitTooLong):
-            batcher.admit(two, 8, deadline=time.monotonic() + between)
-        with batcher.admit(one, 8, deadline=time.monotonic() + between):
-            pass
+        with batcher.admit(("b", "1"), 1):
+            with pytest.raises(WaitTooLong):
+                batcher.admit(two, 8, deadline=time.monotonic() + between)
+            with batcher.admit(one, 8, deadline=time.monotonic() + between):
+                pass
         engine.sizes["1"].clear()
         engine.sizes["2"].clear()
         await asyncio.gather(*start(batcher, range(8), one), *start(batcher, range(8), two))
@@ -173,10 +186,11 @@ async def test_versions_of_one_model_have_an_estimate_and_a_limit_each_but_share
 async def test_keys_of_equal_identity_share_what_is_learned():
     async with batching(Paced(0.05), max_batch_size=2, identity_of=lambda key: key.lower()) as batcher:
         await asyncio.gather(*start(batcher, range(2), "a"))
-        with pytest.raises(WaitTooLong):
-            batcher.admit("A", 20, deadline=time.monotonic() + 0.1)
-        with batcher.admit("b", 20, deadline=time.monotonic() + 0.1):
-            pass
+        with batcher.admit("c", 1):
+            with pytest.raises(WaitTooLong):
+                batcher.admit("A", 20, deadline=time.monotonic() + 0.1)
+            with batcher.admit("b", 20, deadline=time.monotonic() + 0.1):
+                pass
 
 
 async def test_an_early_check_refuses_what_would_not_be_admitted_and_takes_no_room():
@@ -190,9 +204,10 @@ async def test_an_early_check_refuses_what_would_not_be_admitted_and_takes_no_ro
                 with pytest.raises(QueueFull) as caught:
                     ask("a", 1, deadline=time.monotonic() + 0.001)
                 assert caught.value.retry_after == batcher.predicted_wait() > 0.15, "8 rows at 40 rows per second"
-        for ask in (batcher.check, batcher.admit):
-            with pytest.raises(WaitTooLong):
-                ask("a", 8, deadline=time.monotonic() + 0.1)
+        with batcher.admit("b", 1):
+            for ask in (batcher.check, batcher.admit):
+                with pytest.raises(WaitTooLong):
+                    ask("a", 7, deadline=time.monotonic() + 0.1)
         assert batcher.read("condconv_queue_rows") == 0
         batcher.close()
         for ask in (batcher.check, batcher.admit):

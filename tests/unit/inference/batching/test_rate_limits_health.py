@@ -2,7 +2,7 @@ import pytest
 
 from condconv_serve.inference.batching.health import COOL_DOWN_SECONDS, MAX_FAILURES, EngineHealth
 from condconv_serve.inference.batching.limits import RECOVERY_SECONDS, BatchLimits
-from condconv_serve.inference.batching.rate import KEPT_SECONDS, SMOOTHING, TRUSTED_SECONDS, RowRate
+from condconv_serve.inference.batching.rate import KEPT_SECONDS, TRUSTED_SECONDS, RowRate
 
 
 class Clock:
@@ -35,16 +35,37 @@ def test_a_lone_row_is_not_split_among_streams():
 
 def test_full_batches_count_and_others_only_until_there_is_one():
     rate = RowRate(streams=1)
-    rate.note("a", rows=1, seconds=1.0, full=False)
-    rate.note("a", rows=1, seconds=2.0, full=False)
-    assert rate.wait({"a": 1}) == pytest.approx(1 + SMOOTHING)
-    rate.note("a", rows=4, seconds=0.4, full=True)
+    for seconds in (1.0, 2.0, 3.0):
+        rate.note("a", rows=1, seconds=seconds, full=False)
+    assert rate.wait({"a": 1}) == pytest.approx(2)
+    for _ in range(5):
+        rate.note("a", rows=4, seconds=0.4, full=True)
     assert rate.wait({"a": 1}) == pytest.approx(0.1)
-    rate.note("a", rows=1, seconds=9.0, full=False)
+    for _ in range(5):
+        rate.note("a", rows=1, seconds=9.0, full=False)
     assert rate.wait({"a": 1}) == pytest.approx(0.1)
-    for _ in range(50):
+    for _ in range(5):
         rate.note("a", rows=4, seconds=1.2, full=True)
-    assert rate.wait({"a": 1}) == pytest.approx(0.3, rel=1e-3)
+    assert rate.wait({"a": 1}) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("before", [1, 5, 20])
+@pytest.mark.parametrize("streams", [1, 2, 16])
+def test_a_stopped_process_does_not_change_the_estimate(streams, before):
+    """It holds up one batch in each stream."""
+    rate = RowRate(streams=streams)
+    for _ in range(before * streams):
+        rate.note("a", rows=4, seconds=0.4, full=True)
+    for _ in range(streams):
+        rate.note("a", rows=4, seconds=24.0, full=True)
+    assert rate.own("a", 1) == pytest.approx(0.1)
+
+
+def test_a_first_batch_that_was_held_up_is_outvoted_by_the_second():
+    rate = RowRate(streams=1)
+    rate.note("a", rows=1, seconds=6.0, full=False)
+    rate.note("a", rows=1, seconds=0.1, full=False)
+    assert rate.wait({"a": 1}) == pytest.approx(0.1)
 
 
 def test_faster_batches_count_too():

@@ -1,0 +1,32 @@
+"""A process that is stopped for a while, as a suspended machine or a debugger does it, and then goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from tests import pictures
+from tests.e2e.server import MODEL, Server, new_client, sample_name, wait_for
+
+IN_FLIGHT = sample_name("condconv_rows_in_flight")
+STOPPED_SECONDS = 1.5
+BATCHES = sample_name("condconv_batch_size_count", model=MODEL)
+
+
+def test_one_hiccup_does_not_make_an_idle_server_refuse() -> None:
+    """The first batch seems to take as long as the process was stopped. Nobody who asks afterwards may pay for it."""
+    photo = pictures.jpeg(pictures.photo("coffee", (60, 40)))
+    with Server(streams=1) as server, new_client(server.url) as other, ThreadPoolExecutor(1) as pool:
+        with server.holding():
+            held = pool.submit(other.post, "/predict", content=photo)
+            wait_for(lambda: server.metrics()[IN_FLIGHT] == 1)
+            os.kill(server.process_id, signal.SIGSTOP)
+            time.sleep(STOPPED_SECONDS)
+        os.kill(server.process_id, signal.SIGCONT)
+        timings = held.result().json()["predictions"][0]["timings_ms"]
+        assert timings["inference"] > 1000 * STOPPED_SECONDS
+        answers = [server.client.post("/predict?timeout_ms=1000", content=photo) for _ in range(20)]
+        assert {answer.status_code for answer in answers} == {200}
+        assert server.metrics()[BATCHES] == 21
