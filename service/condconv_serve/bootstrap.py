@@ -45,7 +45,7 @@ from condconv_serve.serving.version_admin import VersionAdmin
 from condconv_serve.serving.version_ledger import VersionLedger
 from condconv_serve.settings import Settings
 from condconv_serve.store import Bundle, Catalog, open_bundle
-from condconv_serve.telemetry.logs import ContextThreads
+from condconv_serve.telemetry.logs import ContextThreads, count_lost_lines
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tracing import make_tracer
 
@@ -144,6 +144,7 @@ class Service:
         self.metrics = Metrics(CollectorRegistry())
         self.metrics.streams.set(self.plan.streams)
         self.metrics.max_queue_rows.set(settings.max_queue_rows)
+        count_lost_lines(self.metrics.log_lines_lost.inc)
         self.metrics.memory_limit_bytes.set(memory_limit() or math.inf)
         self.registry = Registry(
             partial(load or load_model, plan=self.plan, metrics=self.metrics),

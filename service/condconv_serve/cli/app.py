@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -25,10 +26,19 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run the command line; exits 0 for success, 1 for failure, 2 for wrong usage."""
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # labels may have letters that a terminal doesn't know
         sys.stdout.reconfigure(errors="backslashreplace")
     app()
     sys.exit(0)
+
+
+def _open_closed_streams() -> None:
+    """Open standard streams that were closed (`2>&-`): a socket could get their numbers, and so what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # The lowest free number is the one that is missing.
+            setattr(sys, name, open(os.open(os.devnull, os.O_RDWR), "r" if number == 0 else "w"))  # noqa: SIM115
 
 
 def _version(value: bool) -> None:
@@ -58,7 +68,7 @@ def serve(
     Every other setting is an environment variable CONDCONV_<NAME>; docs/operations.md lists them.
     """
     settings = read_settings(host=host, port=port, model_store=model_store)
-    configure_log(settings)
+    configure_log(settings, on_thread=True)
     from condconv_serve.serve import serve as run
 
     run(settings)

@@ -66,8 +66,8 @@ def read_settings(**given: Any) -> Settings:
     return settings
 
 
-def configure_log(settings: Settings) -> None:
-    """Log as the settings say."""
+def configure_log(settings: Settings, *, on_thread: bool = False) -> None:
+    """Log as the settings say; for a server on a thread of its own."""
     from condconv_serve.telemetry.logs import configure_logging
 
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, on_thread=on_thread)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from functools import partial
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TextIO, TypeVar
 
 from pythonjsonlogger.json import JsonFormatter
 
 from condconv_serve.domain.facts import RequestFacts
+from condconv_serve.telemetry.log_thread import LogThread
 
 LogFormat = Literal["auto", "json", "pretty"]
 Arguments = ParamSpec("Arguments")
@@ -56,33 +57,42 @@ class _RequestIds(logging.Filter):
         return True
 
 
-def configure_logging(level: str, log_format: LogFormat = "auto") -> None:
+def configure_logging(level: str, log_format: LogFormat = "auto", *, on_thread: bool = False) -> None:
     """Log to stderr. This replaces what was configured before.
 
     Args:
         level: least severe level of the service's own lines; libraries log warnings and errors.
         log_format: `json`: one object per line. `pretty`: coloured lines for people. `auto`: coloured on a terminal,
             plain elsewhere.
+        on_thread: write on a thread of its own, so that nobody waits if nobody reads. See `count_lost_lines`.
     """
-    handler = _handler(log_format)
+    make_handler = partial(_handler, log_format)
+    handler = LogThread(make_handler) if on_thread else make_handler(sys.stderr)
     handler.addFilter(_RequestIds())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("condconv_serve").setLevel(level.upper())
 
 
-def _handler(log_format: LogFormat) -> logging.Handler:
-    terminal = sys.stderr.isatty()
+def count_lost_lines(count: Callable[[], object]) -> None:
+    """Call `count` for each line that the log loses from now on, if it is written on a thread of its own."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogThread):
+            handler.count_lost = count
+
+
+def _handler(log_format: LogFormat, stream: TextIO) -> logging.Handler:
+    terminal = stream.isatty()
     if log_format == "pretty" or (log_format == "auto" and terminal):
         from rich.console import Console
         from rich.logging import RichHandler
 
-        console = Console(stderr=True, emoji=False, force_terminal=True, width=None if terminal else 200)
+        console = Console(file=stream, emoji=False, force_terminal=True, width=None if terminal else 200)
         handler: logging.Handler = RichHandler(
             console=console, show_path=False, log_time_format="%X", omit_repeated_times=False
         )
         handler.setFormatter(logging.Formatter("%(message)s%(request_suffix)s"))
         return handler
-    handler = logging.StreamHandler()
+    handler = logging.StreamHandler(stream)
     if log_format == "json":
         handler.setFormatter(json_formatter())
     else:

@@ -165,6 +165,11 @@ class Metrics:
             "Memory that this process may use: its container's limit, or all of the machine's. How much is left?",
             registry=registry,
         )
+        self.log_lines_lost = Counter(
+            "condconv_log_lines_lost_total",
+            "Lines of the log that were dropped, since nobody read it fast enough or at all. Is the log complete?",
+            registry=registry,
+        )
         self.routing = RoutingCollector()
         registry.register(self.routing)
 
