@@ -30,7 +30,7 @@ from condconv_serve.inference.plane import InferencePlane, RowBatcher
 from condconv_serve.inference.runner import BatchRunner
 from condconv_serve.inference.streams import StreamPool
 from condconv_serve.machine.cores import available_cores
-from condconv_serve.machine.memory import calm_garbage_collection, memory_limit
+from condconv_serve.machine.memory import calm_garbage_collection, garbage_collection_paused, memory_limit
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.drawer import Drawer
 from condconv_serve.routing.live import LiveRouting
@@ -58,9 +58,9 @@ _SECONDS_FOR_ABANDONED_ROWS = 1.0
 def _import_engines() -> None:
     """Import what loads models, once; the port is open by then."""
     started = time.monotonic()
-    import_tensorflow()
-    import condconv_serve.runtime.loading  # noqa: F401
-
+    with garbage_collection_paused():
+        import_tensorflow()
+        import condconv_serve.runtime.loading  # noqa: F401
     calm_garbage_collection()
     logger.info("TensorFlow imported in %.1f s", time.monotonic() - started)
 

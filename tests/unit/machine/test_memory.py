@@ -1,3 +1,4 @@
+import gc
 import subprocess
 import sys
 
@@ -46,3 +47,20 @@ def test_the_containers_memory_is_all_there_is(files, limit, tmp_path):
 def test_requests_that_wait_are_not_searched_for_garbage_again_and_again():
     said = subprocess.run([sys.executable, "-c", WAITS_AND_GOES], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["0", "True"]
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_collection_goes_on_after_a_pause_if_it_went_before(enabled):
+    def pause_and_fail():
+        with memory.garbage_collection_paused():
+            assert not gc.isenabled()
+            raise KeyError
+
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        with pytest.raises(KeyError):
+            pause_and_fail()
+        assert gc.isenabled() is enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
