@@ -20,6 +20,7 @@ from condconv_serve.errors import ConfigurationError
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import KeyRing
 from condconv_serve.fronts.native import AppContext, BodyLimits, create_app, create_probes_app, problems
+from condconv_serve.http.body import OpenBodies
 from condconv_serve.http.guard import guarded_protocol
 from condconv_serve.http.limits import ConnectionLimits
 from condconv_serve.http.server import serving_beside
@@ -191,6 +192,9 @@ class Service:
         self.ablator = AblationQueue(partial(load_ablation, settings))
         self._drawer = Drawer()
         self.readiness = Readiness(self._batcher.health.problem)
+        self.bodies = OpenBodies()
+        self._ends_at: float | None = None
+        self._looking: set[asyncio.Task[None]] = set()
         self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
 
     @contextlib.asynccontextmanager
@@ -199,7 +203,19 @@ class Service:
         with self._streams, self._decoders, self._drawer, self.ablator:
             async with self._batcher:
                 yield
-        await asyncio.to_thread(self._tracer.close)
+        left = math.inf if self._ends_at is None else self._ends_at - time.monotonic()
+        await asyncio.to_thread(self._tracer.close, left)
+
+    def drain(self) -> None:
+        """Be ready no more; the process is about to end, within the time for a shutdown."""
+        self._ends_at = time.monotonic() + self._settings.shutdown_timeout
+        self.readiness.drain()
+
+    def look_again(self) -> None:
+        """Look at the model store now rather than at the next change; called on the event loop."""
+        looking = asyncio.get_running_loop().create_task(self.follower.sync())
+        self._looking.add(looking)
+        looking.add_done_callback(self._looking.discard)
 
     def _observe(self, model: ModelInfo, answer: Prediction) -> None:
         if self.routing is not None:
@@ -274,6 +290,7 @@ class Service:
             recent=None if self.routing is None else RecentRequests(),
             ablator=self.ablator,
             drawer=self._drawer,
+            bodies=self.bodies,
         )
 
         async def load_and_watch() -> None:

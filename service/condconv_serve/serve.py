@@ -41,6 +41,12 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
         failures.append(error)
         server.stop()
 
+    def look_again() -> None:
+        logger.info("SIGHUP: looking at the API keys and the model store again")
+        if keys is not None:
+            keys.read_again()
+        service.look_again()
+
     app = service.app(on_failure=stop, keys=keys, open_admin=is_local(listener), probes=probes)
     drain_delay = min(settings.drain_delay, settings.shutdown_timeout)
     server = DrainingServer(
@@ -51,8 +57,10 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
             timeout_graceful_shutdown=settings.shutdown_timeout - drain_delay,
             timeout_keep_alive=settings.keep_alive_timeout,
         ),
-        on_drain=service.readiness.drain,
+        on_drain=service.drain,
         drain_delay=drain_delay,
+        on_hangup=look_again,
+        on_last_answers=service.bodies.give_up,
     )
     logger.info("listening on %s", url(listener))
     if probes is not None:

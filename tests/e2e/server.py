@@ -167,6 +167,10 @@ class Server(RunningServer):
         self._asked_to_end = True  # a second signal would force it
         self._process.send_signal(number)
 
+    def tell(self, number: signal.Signals) -> None:
+        """Send a signal that does not end the process."""
+        self._process.send_signal(number)
+
     def wait(self) -> int:
         """Wait until the process has ended, and return its exit code."""
         return self._process.wait(PATIENCE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
+from condconv_serve.http.server import REPEAT_SECONDS
 from tests import pictures
 from tests.e2e.server import MODEL, Server, new_client, probabilities, sample_name, wait_for
 from tests.fault.traffic import PATH, TOLERANCE, Traffic
@@ -185,6 +187,7 @@ def test_a_second_signal_forces_the_end(traffic: Traffic) -> None:
         server.terminate()
         wait_for(server.refuses_connections)
         assert not server.process_ended(), "it waits for the answer"
+        time.sleep(REPEAT_SECONDS)
         server.send(signal.SIGTERM)
         assert server.wait() == 128 + signal.SIGTERM
         connected.close()

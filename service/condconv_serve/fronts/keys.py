@@ -142,7 +142,7 @@ class KeyRing:
         Raises:
             ConfigurationError: the file is unusable.
         """
-        state = _state_of(file)  # before reading, so that a write in the meantime counts as a change
+        state = _state_of(file)  # before reading, as below
         ring = cls(read_keys(file), file=file, clock=clock)
         ring._state = state
         return ring
@@ -171,20 +171,25 @@ class KeyRing:
             raise Unauthenticated("This API key is unknown.")
         return found
 
-    def _follow_file(self) -> None:
-        if self._file is None or self._clock() - self._looked < SECONDS_BETWEEN_LOOKS:
+    def read_again(self) -> None:
+        """Read the file again, changed or not; without one, nothing happens."""
+        if self._file is None:
             return
         self._looked = self._clock()
-        state = _state_of(self._file)
-        if state == self._state:
-            return
-        self._state = state
+        self._state = _state_of(self._file)  # before reading, so that a write in the meantime counts as a change
         try:
             self._keys = _with_digests(read_keys(self._file))
         except ConfigurationError as error:
             logger.error("the changed API keys are not used, the %d old ones stay in force: %s", len(self), error)
         else:
             logger.info("%d API keys read again: %s", len(self), ", ".join(key.name for key in self))
+
+    def _follow_file(self) -> None:
+        if self._file is None or self._clock() - self._looked < SECONDS_BETWEEN_LOOKS:
+            return
+        self._looked = self._clock()
+        if _state_of(self._file) != self._state:
+            self.read_again()
 
 
 def _with_digests(keys: Sequence[ApiKey]) -> tuple[tuple[bytes, ApiKey], ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive
 
-from condconv_serve.errors import BodyTooLarge, RequestTimeout
+from condconv_serve.errors import BodyTooLarge, Draining, RequestTimeout
 
 _DISCARD_FACTOR = 4
 _DISCARD_SECONDS = 10.0
@@ -19,7 +20,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
     Raises:
         BodyTooLarge: it has more than `max_bytes`.
-        RequestTimeout: it pauses or takes too long; `PatientBody` decides this for every route.
+        RequestTimeout, Draining: as `PatientBody.receive`, which decides this for every route.
     """
     chunks: list[bytes] = []
     size = 0
@@ -41,8 +42,34 @@ async def _discard(stream: AsyncGenerator[bytes, None], size: int, most: int) ->
                 size += len(chunk)
                 if size > most:
                     return
-    except (TimeoutError, RequestTimeout, ClientDisconnect):
+    except (TimeoutError, RequestTimeout, Draining, ClientDisconnect):
         return
+
+
+class OpenBodies:
+    """The bodies that are being received, so that all can be given up at the end of the service."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._waits: set[asyncio.Timeout] = set()
+        self.given_up = False
+
+    def give_up(self) -> None:
+        """Wait for no body any more; called on the event loop."""
+        self.given_up = True
+        now = asyncio.get_running_loop().time()
+        for wait in self._waits:
+            wait.reschedule(now)
+
+    @asynccontextmanager
+    async def waiting_until(self, when: float) -> AsyncGenerator[None, None]:
+        """Raise `TimeoutError` at that time of the event loop, or when bodies are given up."""
+        async with asyncio.timeout_at(min(when, 0) if self.given_up else when) as wait:
+            self._waits.add(wait)
+            try:
+                yield
+            finally:
+                self._waits.discard(wait)
 
 
 class PatientBody:
@@ -54,9 +81,10 @@ class PatientBody:
         timed_out: whether the body was given up.
     """
 
-    def __init__(self, receive: Receive, *, pause: float, total: float) -> None:
+    def __init__(self, receive: Receive, *, pause: float, total: float, bodies: OpenBodies) -> None:
         """Receive by `receive`; the body may pause for `pause` seconds, and take `total` seconds in all."""
         self._receive = receive
+        self._bodies = bodies
         self._pause = pause
         self._total = total
         self._end: float | None = None
@@ -68,16 +96,21 @@ class PatientBody:
 
         Raises:
             RequestTimeout: the client sent nothing for too long, or takes too long in all.
+            Draining: the service ends before the body has.
         """
         if self._complete:
             return await self._receive()
         now = asyncio.get_running_loop().time()
         self._end = self._end or now + self._total
         try:
-            async with asyncio.timeout_at(min(now + self._pause, self._end)):
+            async with self._bodies.waiting_until(min(now + self._pause, self._end)):
                 message = await self._receive()
         except TimeoutError as error:
             self.timed_out = True
+            if self._bodies.given_up:
+                raise Draining(
+                    "The service is shutting down, and the body is still incomplete.", retry_after=1.0
+                ) from error
             late = asyncio.get_running_loop().time() >= self._end
             raise RequestTimeout(
                 f"The body did not arrive within {self._total:g} seconds."

@@ -18,7 +18,7 @@ from condconv_serve.domain.facts import RequestFacts
 from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import ServiceError, unexpected_error
 from condconv_serve.http.answer import ErrorRenderer
-from condconv_serve.http.body import PatientBody
+from condconv_serve.http.body import OpenBodies, PatientBody
 from condconv_serve.http.scope import REQUEST_ID_HEADER, keep_facts, path_of
 from condconv_serve.telemetry.logs import request_logged_as
 from condconv_serve.telemetry.metrics import Metrics
@@ -49,6 +49,7 @@ class RequestContext:
         body_timeout: float = 30.0,
         body_total_timeout: float = 300.0,
         draining: Callable[[], bool] = lambda: False,
+        bodies: OpenBodies | None = None,
     ) -> None:
         """Wrap a front.
 
@@ -60,6 +61,7 @@ class RequestContext:
             body_timeout: seconds that a body may pause.
             body_total_timeout: seconds that a body may take.
             draining: says whether callers should open their next connection elsewhere.
+            bodies: keeps the bodies that are being received; several fronts may share it.
         """
         self._app = app
         self._render = render
@@ -68,6 +70,7 @@ class RequestContext:
         self._body_timeout = body_timeout
         self._body_total_timeout = body_total_timeout
         self._draining = draining
+        self._bodies = bodies or OpenBodies()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; other kinds of connections pass."""
@@ -80,7 +83,7 @@ class RequestContext:
         span = self._tracer.start(parent, export=path_of(scope) not in _QUIET)
         facts = RequestFacts(request_id=_accept(headers.get(REQUEST_ID_HEADER)), trace=span.context)
         keep_facts(scope, facts)
-        body = PatientBody(receive, pause=self._body_timeout, total=self._body_total_timeout)
+        body = PatientBody(receive, pause=self._body_timeout, total=self._body_total_timeout, bodies=self._bodies)
         status = 0
 
         async def send_with_id(message: Message) -> None:

@@ -9,6 +9,9 @@ import logging
 import os
 import signal
 import socket
+import sys
+import termios
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -20,34 +23,61 @@ from condconv_serve.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
+IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+"""Others use them to open log files anew, say. They would end the process with no word and no answers."""
+
+REPEAT_SECONDS = 1.0
+"""The same signal within this time is the first one once more: a shell and a process manager both pass it on."""
+
+LAST_ANSWERS_SECONDS = 1.0
+"""How long before the end of all waiting what can't be finished is answered."""
 
 
 class DrainingServer(uvicorn.Server):
     """Ends in steps at the first signal, and at once at the second.
 
-    After SIGTERM it is not ready, but serves for `drain_delay` seconds, so that load balancers notice. Then, or at once
-    after SIGINT, it takes no new connections, and closes each open one when its request is answered.
+    After SIGTERM or SIGQUIT it is not ready, but serves for `drain_delay` seconds, so that load balancers notice. Then,
+    or at once after SIGINT, it takes no new connections, and closes each open one when its request is answered.
+
+    At SIGHUP it looks again at what it was started with, unless its terminal has gone: then it ends.
     """
 
-    def __init__(self, config: uvicorn.Config, *, on_drain: Callable[[], None], drain_delay: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        *,
+        on_drain: Callable[[], None],
+        drain_delay: float,
+        on_hangup: Callable[[], None] = lambda: None,
+        on_last_answers: Callable[[], None] = lambda: None,
+    ) -> None:
         """Prepare.
 
         Args:
             config: of uvicorn.
             on_drain: called at the first signal.
             drain_delay: seconds from SIGTERM to the end of listening.
+            on_hangup: called on the loop at SIGHUP.
+            on_last_answers: called on the loop when the time for open requests is all but over: what waits for a client
+                must be answered now.
         """
         super().__init__(config)
         self._on_drain = on_drain
         self._drain_delay = drain_delay
+        self._on_hangup = on_hangup
+        self._on_last_answers = on_last_answers
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ending = False
+        self._first_signal: tuple[int, float] | None = None
+        self._on_terminal = sys.stdin is not None and sys.stdin.isatty()
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal ends it."""
-        for number in SIGNALS:  # before uvicorn does, so that no signal is missed
+        for number in ENDING:  # before uvicorn does, so that no signal is missed
             signal.signal(number, self.handle_exit)
+        for number in IGNORED:
+            signal.signal(number, self._ignore)
+        signal.signal(signal.SIGHUP, self._hang_up)
         super().run(sockets)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -57,6 +87,10 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, but take the connections that clients have already opened; otherwise they would be reset."""
+        time_left = self.config.timeout_graceful_shutdown
+        if time_left is not None:
+            before = min(LAST_ANSWERS_SECONDS, time_left / 2)
+            asyncio.get_running_loop().call_later(time_left - before, self._on_last_answers)
         queues = [listener.dup() for listener in sockets or ()]
         for server in self.servers:
             server.close()
@@ -81,23 +115,44 @@ class DrainingServer(uvicorn.Server):
         return protocol
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take a signal; called by the interpreter."""
-        if self._ending:
-            logger.warning("%s again: ending now, even if requests are unanswered", signal.Signals(sig).name)
+        """Take a signal that ends the server; called by the interpreter."""
+        name, now = signal.Signals(sig).name, time.monotonic()
+        if self._first_signal is not None:
+            first, at = self._first_signal
+            if sig == first and now - at < REPEAT_SECONDS:
+                return
+            logger.warning("%s again: ending now, even if requests are unanswered", name)
             logging.shutdown()
             os._exit(128 + sig)
-        self._ending = True
+        self._first_signal = sig, now
         self._on_drain()
-        delay = self._drain_delay if sig == signal.SIGTERM and self.started else 0.0
+        delay = self._drain_delay if sig != signal.SIGINT and self.started else 0.0
         if self._loop is None or delay <= 0:
             self.stop()
         else:
-            logger.info("%s: no longer ready; listening ends in %g s", signal.Signals(sig).name, delay)
+            logger.info("%s: no longer ready; listening ends in %g s", name, delay)
             self._loop.call_soon_threadsafe(self._loop.call_later, delay, self.stop)
+
+    def _hang_up(self, sig: int, frame: FrameType | None) -> None:
+        if self._on_terminal and _has_gone(sys.stdin.fileno()):
+            self.handle_exit(sig, frame)
+        elif self._loop is not None and self._first_signal is None:
+            self._loop.call_soon_threadsafe(self._on_hangup)
+
+    def _ignore(self, sig: int, _: FrameType | None) -> None:
+        logger.info("%s is ignored", signal.Signals(sig).name)
 
     def stop(self) -> None:
         """Stop listening, answer the open requests, and return from `run`."""
         self.should_exit = True
+
+
+def _has_gone(terminal: int) -> bool:
+    try:
+        termios.tcgetattr(terminal)
+    except termios.error:
+        return True
+    return False
 
 
 class _SideServer(uvicorn.Server):

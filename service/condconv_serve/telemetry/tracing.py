@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
 
 # A collector that doesn't answer must not hold up the shutdown, nor the exporting thread for long.
-_EXPORT_SECONDS = 5.0
+EXPORT_SECONDS = 5.0
 
 
 class RequestSpan:
@@ -36,8 +37,8 @@ class Tracer:
         """Continue the parent's trace, or start one. With `export` false, such as for probes, nothing is exported."""
         return RequestSpan(TraceContext.following(parent))
 
-    def close(self) -> None:
-        """Export what is left; blocks for a few seconds at most."""
+    def close(self, seconds: float = EXPORT_SECONDS) -> None:
+        """Export what is left; blocks for so many seconds at most, and never for more than `EXPORT_SECONDS`."""
 
 
 def make_tracer(otlp_endpoint: str | None) -> Tracer:
@@ -73,7 +74,7 @@ class _OtlpTracer(Tracer):
         # What OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say comes before our own.
         resource = Resource.create().merge(ours).merge(OTELResourceDetector().detect())
         self._provider: TracerProvider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(url, timeout=_EXPORT_SECONDS)))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(url, timeout=EXPORT_SECONDS)))
         self._tracer = self._provider.get_tracer("condconv-serve", __version__)
 
     def start(self, parent: TraceContext | None, *, export: bool = True) -> RequestSpan:
@@ -92,9 +93,11 @@ class _OtlpTracer(Tracer):
             context = trace.set_span_in_context(trace.NonRecordingSpan(remote))
         return _OtlpSpan(self._tracer, self._tracer.start_span("request", context, kind=trace.SpanKind.SERVER))
 
-    def close(self) -> None:
-        self._provider.force_flush(int(_EXPORT_SECONDS * 1e3))
-        self._provider.shutdown()
+    def close(self, seconds: float = EXPORT_SECONDS) -> None:
+        # The exporter's own limits hold for each of its tries, so it is left behind when the time is over.
+        closing = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        closing.start()
+        closing.join(max(min(seconds, EXPORT_SECONDS), 0))
 
 
 class _OtlpSpan(RequestSpan):

@@ -1,6 +1,7 @@
 """`DrainingServer` behind the guard as a process of its own: `python -m tests.unit.http.draining_server SECONDS`.
 
-It says `draining` at the first signal, and drains for that many seconds. `/slow` takes half a second.
+It says `draining` at the first signal, and drains for that many seconds; it says `hangup` at SIGHUP. `/slow` takes half
+a second, and `/echo` answers its body. What is open ends after two seconds more.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from condconv_serve.errors import ServiceError
+from condconv_serve.http.body import OpenBodies
 from condconv_serve.http.guard import guarded_protocol
 from condconv_serve.http.limits import ConnectionLimits
+from condconv_serve.http.middleware import RequestContext
 from condconv_serve.http.server import DrainingServer, config, listen, url
 from condconv_serve.telemetry.metrics import Metrics
-from tests.unit.http.guarded import render
+from tests.unit.http.guarded import echo, refuse, render
 
 
 async def ok(_: Request) -> Response:
@@ -32,14 +36,25 @@ async def slow(_: Request) -> Response:
 
 def main(drain_delay: float) -> None:
     limits = ConnectionLimits(header_timeout=10, write_timeout=10, max_connections=20)
-    protocol = guarded_protocol(limits, Metrics(CollectorRegistry()), render=render)
+    metrics = Metrics(CollectorRegistry())
+    protocol = guarded_protocol(limits, metrics, render=render)
     listener = listen("127.0.0.1", 0)
-    print(url(listener), flush=True)
+    bodies = OpenBodies()
+    routes = [Route("/ok", ok), Route("/slow", slow), Route("/echo", echo, methods=["POST"])]
+    app = RequestContext(
+        Starlette(routes=routes, exception_handlers={ServiceError: refuse}),
+        render=render,
+        metrics=metrics,
+        bodies=bodies,
+    )
     server = DrainingServer(
-        config(Starlette(routes=[Route("/ok", ok), Route("/slow", slow)]), protocol, timeout_graceful_shutdown=5),
+        config(app, protocol, timeout_graceful_shutdown=2),
         on_drain=lambda: print("draining", flush=True),
         drain_delay=drain_delay,
+        on_hangup=lambda: print("hangup", flush=True),
+        on_last_answers=bodies.give_up,
     )
+    print(url(listener), flush=True)
     server.run(sockets=[listener])
     print("ended", flush=True)
 

@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from condconv_serve.errors import (
+    Draining,
     HeadersTooLarge,
     MalformedRequest,
     RequestTimeout,
@@ -38,7 +39,7 @@ PATIENCE = 0.4
 LIMITS = {"header_timeout": PATIENCE, "write_timeout": PATIENCE, "max_connections": 20}
 HEAD = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 GET = b"GET /ok HTTP/1.1\r\nHost: x\r\n\r\n"
-STATUS = {RequestTimeout: 408, MalformedRequest: 400, HeadersTooLarge: 431, TooManyConnections: 503}
+STATUS = {RequestTimeout: 408, MalformedRequest: 400, HeadersTooLarge: 431, TooManyConnections: 503, Draining: 503}
 
 gone = threading.Event()
 """The client of `/until_gone` has left."""
@@ -75,6 +76,17 @@ class Running:
         return connected
 
 
+async def echo(request: Request) -> Response:
+    return PlainTextResponse(await read_body(request, 1000))
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    facts_of(request.scope).slug = error.slug
+    answer = render(error)
+    return Response(answer.body, answer.status, {k.decode(): v.decode() for k, v in answer.headers})
+
+
 def application(metrics: Metrics) -> RequestContext:
     gone.clear()
 
@@ -94,17 +106,8 @@ def application(metrics: Metrics) -> RequestContext:
     async def large(_: Request) -> Response:
         return PlainTextResponse("x" * 20_000_000)
 
-    async def echo(request: Request) -> Response:
-        return PlainTextResponse(await read_body(request, 1000))
-
     async def early(_: Request) -> Response:
         return PlainTextResponse("early")
-
-    async def refuse(request: Request, error: Exception) -> Response:
-        assert isinstance(error, ServiceError)
-        facts_of(request.scope).slug = error.slug
-        answer = render(error)
-        return Response(answer.body, answer.status, {k.decode(): v.decode() for k, v in answer.headers})
 
     app = Starlette(
         routes=[

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from condconv_serve.errors import BodyTooLarge, RequestTimeout
-from condconv_serve.http.body import PatientBody, read_body
+from condconv_serve.errors import BodyTooLarge, Draining, RequestTimeout
+from condconv_serve.http.body import OpenBodies, PatientBody, read_body
 from tests.unit.http.sender import Sender
 
 
@@ -53,13 +53,13 @@ def arriving(*chunks: tuple[float, bytes]) -> Any:
 
 
 async def test_a_body_may_pause_now_and_then() -> None:
-    body = PatientBody(arriving((0.01, b"a"), (0.01, b"b"), (0, b"last")), pause=30, total=60)
+    body = PatientBody(arriving((0.01, b"a"), (0.01, b"b"), (0, b"last")), pause=30, total=60, bodies=OpenBodies())
     assert [(await body.receive())["body"] for _ in range(3)] == [b"a", b"b", b"last"]
     assert not body.timed_out
 
 
 async def test_a_body_that_pauses_for_too_long() -> None:
-    body = PatientBody(arriving((0, b"a")), pause=0.05, total=60)
+    body = PatientBody(arriving((0, b"a")), pause=0.05, total=60, bodies=OpenBodies())
     await body.receive()
     with pytest.raises(RequestTimeout, match=r"nothing more of it came for 0\.05 seconds"):
         await body.receive()
@@ -67,7 +67,7 @@ async def test_a_body_that_pauses_for_too_long() -> None:
 
 
 async def test_a_body_that_takes_too_long_although_it_never_pauses() -> None:
-    body = PatientBody(arriving(*[(0.01, b"a")] * 1000), pause=30, total=0.1)
+    body = PatientBody(arriving(*[(0.01, b"a")] * 1000), pause=30, total=0.1, bodies=OpenBodies())
 
     async def receive_all() -> None:
         while (await body.receive())["more_body"]:
@@ -79,7 +79,32 @@ async def test_a_body_that_takes_too_long_although_it_never_pauses() -> None:
 
 
 async def test_after_its_body_a_client_may_wait_for_ever() -> None:
-    body = PatientBody(arriving((0, b"last"), (0.2, b"last")), pause=0.05, total=0.05)
+    body = PatientBody(arriving((0, b"last"), (0.2, b"last")), pause=0.05, total=0.05, bodies=OpenBodies())
     await body.receive()
     await body.receive()
     assert not body.timed_out
+
+
+async def test_bodies_that_are_open_at_the_end_of_the_service_are_given_up() -> None:
+    bodies = OpenBodies()
+    waiting = PatientBody(arriving((0, b"a")), pause=30, total=60, bodies=bodies)
+    later = PatientBody(arriving((0.01, b"a")), pause=30, total=60, bodies=bodies)
+    complete = PatientBody(arriving((0, b"last"), (0.05, b"last")), pause=30, total=60, bodies=bodies)
+    await waiting.receive()
+    await complete.receive()
+    asyncio.get_running_loop().call_later(0.01, bodies.give_up)
+    with pytest.raises(Draining, match="shutting down, and the body is still incomplete"):
+        await waiting.receive()
+    with pytest.raises(Draining):
+        await later.receive()
+    assert waiting.timed_out, "its connection must be closed"
+    await complete.receive()
+    assert not complete.timed_out, "its request is answered"
+
+
+async def test_a_client_whose_too_large_body_is_still_coming_at_the_end_is_told_so() -> None:
+    bodies = OpenBodies()
+    body = PatientBody(arriving((0, bytes(101))), pause=30, total=60, bodies=bodies)
+    asyncio.get_running_loop().call_later(0.01, bodies.give_up)
+    with pytest.raises(BodyTooLarge):
+        await read_body(Request({"type": "http", "method": "POST", "path": "/", "headers": []}, body.receive), 100)

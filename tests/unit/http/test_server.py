@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +17,7 @@ import httpx
 import pytest
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.http.server import is_local, listen, url
+from condconv_serve.http.server import REPEAT_SECONDS, is_local, listen, url
 
 
 class Server:
@@ -29,9 +31,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(drain_delay: float) -> Iterator[Server]:
+def serving(drain_delay: float, *, stdin: int = subprocess.DEVNULL) -> Iterator[Server]:
     command = [sys.executable, "-m", "tests.unit.http.draining_server", str(drain_delay)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as process:
+    root = Path(__file__).parents[3]
+    with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True, cwd=root) as process:
         try:
             server = Server(process)
             assert httpx.get(f"{server.url}/ok", trust_env=False).text == "ok"
@@ -61,13 +64,79 @@ def test_sigint_ends_it_once_what_it_has_is_answered() -> None:
         assert server.process.wait(10) == 0
 
 
-def test_a_second_signal_ends_it_at_once() -> None:
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(second: signal.Signals) -> None:
     with serving(drain_delay=60) as server:
         server.process.send_signal(signal.SIGTERM)
         assert server.line() == "draining"
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(10) == 128 + signal.SIGTERM
+        if second == signal.SIGTERM:
+            time.sleep(REPEAT_SECONDS)
+        server.process.send_signal(second)
+        assert server.process.wait(10) == 128 + second
         assert server.line() == ""
+
+
+def test_the_same_signal_within_a_second_is_the_first_one() -> None:
+    """A shell and a process manager may both pass it on."""
+    with serving(drain_delay=0.5) as server:
+        server.process.send_signal(signal.SIGTERM)
+        assert server.line() == "draining"
+        server.process.send_signal(signal.SIGTERM)
+        assert server.line() == "ended"
+        assert server.process.wait(10) == 0
+
+
+def test_sigquit_drains_too() -> None:
+    with serving(drain_delay=0.5) as server:
+        server.process.send_signal(signal.SIGQUIT)
+        assert server.line() == "draining"
+        assert httpx.get(f"{server.url}/ok", trust_env=False).text == "ok"
+        assert server.line() == "ended"
+        assert server.process.wait(10) == 0
+
+
+def test_signals_that_mean_nothing_here_end_nothing() -> None:
+    with serving(drain_delay=0) as server:
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            server.process.send_signal(number)
+            assert httpx.get(f"{server.url}/ok", trust_env=False).text == "ok"
+        server.process.send_signal(signal.SIGHUP)
+        assert server.line() == "hangup"
+        server.process.terminate()
+        assert (server.line(), server.line()) == ("draining", "ended")
+        assert server.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_the_end_of_its_terminal_is_its_own(gone: bool) -> None:
+    ours, theirs = os.openpty()
+    with serving(drain_delay=0, stdin=theirs) as server:
+        os.close(theirs)
+        if gone:
+            os.close(ours)
+        server.process.send_signal(signal.SIGHUP)
+        if gone:
+            assert (server.line(), server.line()) == ("draining", "ended")
+            assert server.process.wait(10) == 0
+        else:
+            assert server.line() == "hangup"
+            os.close(ours)
+
+
+def test_a_body_that_is_incomplete_at_the_end_is_answered() -> None:
+    with serving(drain_delay=0) as server:
+        address = httpx.URL(server.url)
+        with socket.create_connection((address.host, address.port or 0), timeout=10) as connected:
+            connected.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n123")
+            time.sleep(0.2)
+            server.process.terminate()
+            received = b""
+            while more := connected.recv(65536):
+                received += more
+        assert received.startswith(b"HTTP/1.1 503 ")
+        assert b"draining" in received
+        assert b"connection: close" in received.lower()
+        assert server.process.wait(10) == 0
 
 
 def test_a_port_that_is_taken() -> None:

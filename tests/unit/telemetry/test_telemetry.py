@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from condconv_serve.http.middleware import RequestContext
 from condconv_serve.http.scope import facts_of
 from condconv_serve.telemetry.logs import ContextThreads, configure_logging, request_logged_as
 from condconv_serve.telemetry.metrics import Metrics
-from condconv_serve.telemetry.tracing import Tracer, make_tracer
+from condconv_serve.telemetry.tracing import EXPORT_SECONDS, Tracer, make_tracer
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = f"00-{TRACE}-{SPAN}-01"
@@ -305,6 +306,17 @@ async def test_stages_are_children_that_follow_each_other() -> None:
     assert stages[0].end_time_unix_nano == stages[1].start_time_unix_nano
     assert stages[1].end_time_unix_nano == stages[2].start_time_unix_nano
     assert stages[2].end_time_unix_nano <= spans["POST /predict"].end_time_unix_nano
+
+
+async def test_the_end_does_not_wait_for_a_collector_for_longer_than_it_has() -> None:
+    """A collector that takes the connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        tracer = make_tracer(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        await post("/predict", tracer)
+        closing = threading.Thread(target=tracer.close, args=(0.1,), daemon=True)
+        closing.start()
+        closing.join(EXPORT_SECONDS / 2)
+        assert not closing.is_alive()
 
 
 def test_an_endpoint_without_opentelemetry_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

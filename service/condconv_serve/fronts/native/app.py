@@ -68,6 +68,7 @@ def create_app(
         body_timeout=context.limits.timeout,
         body_total_timeout=context.limits.total_timeout,
         draining=lambda: context.readiness.draining,
+        bodies=context.bodies,
     )
     security.install(app, cors_origins=cors_origins)
     _document_problems(app)

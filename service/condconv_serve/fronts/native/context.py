@@ -9,6 +9,7 @@ from typing import Protocol
 from condconv_serve.domain import Ablator, ModelSource, ServedModel
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.native.images import BodyLimits
+from condconv_serve.http.body import OpenBodies
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.drawer import Drawer
 from condconv_serve.routing.live import LiveRouting
@@ -75,6 +76,7 @@ class AppContext:
         recent: keeps recent requests; None if none are kept.
         ablator: computes ablations; None if there are none.
         drawer: draws pictures; whoever makes it closes it.
+        bodies: those that are being received; whoever ends the service gives them up.
     """
 
     images: ImagePipeline
@@ -89,3 +91,4 @@ class AppContext:
     ablator: Ablator | None = None
     drawer: Drawer = field(default_factory=Drawer)
     tracer: Tracer = field(default_factory=Tracer)
+    bodies: OpenBodies = field(default_factory=OpenBodies)

@@ -146,7 +146,13 @@ def router(context: AppContext) -> APIRouter:
         response_model=AliasBody,
         response_model_exclude_none=True,
         responses=problem_responses(
-            *_CHANGING, "malformed_body", "body_too_large", "unsupported_body", "request_timeout", "store_not_writable"
+            *_CHANGING,
+            "malformed_body",
+            "body_too_large",
+            "unsupported_body",
+            "request_timeout",
+            "draining",
+            "store_not_writable",
         ),
         dependencies=[needs_admin],
         openapi_extra=_ALIAS_BODY,

@@ -1,0 +1,58 @@
+"""What signals do to a server besides ending it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+from condconv_serve.fronts.keys import new_key
+from tests.e2e.live import MODEL
+from tests.e2e.server import Server, wait_for
+from tests.e2e.tiny_models import write_tiny
+
+READ_AGAIN = "1 API keys read again"
+NO_STORE = "the model store can't be read"
+
+
+def write_keys(file: Path, name: str) -> None:
+    _, key = new_key(name)
+    file.write_text(json.dumps({"keys": [key.model_dump(exclude_none=True)]}))
+
+
+def test_sighup_looks_at_keys_and_store_again(tmp_path: Path) -> None:
+    """Nobody asks with a key meanwhile, and what was tried in vain is tried anew."""
+    keys, store = tmp_path / "keys.json", tmp_path / "store"
+    write_keys(keys, "first")
+    write_tiny(store, MODEL, 1)
+    with Server(model_store=store, api_keys_file=keys) as server:
+        write_keys(keys, "second")
+        server.tell(signal.SIGHUP)
+        wait_for(lambda: f"{READ_AGAIN}: second" in server.log)
+        shutil.move(store, tmp_path / "away")
+        seen = server.log.count(NO_STORE)
+        server.tell(signal.SIGHUP)
+        wait_for(lambda: server.log.count(NO_STORE) > seen)
+        assert server.log.count("SIGHUP: looking at the API keys and the model store again") == 2
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            server.tell(number)
+            wait_for(lambda number=number: f"{number.name} is ignored" in server.log)  # type: ignore[misc]
+        assert server.is_ready()
+
+
+def test_a_body_that_is_incomplete_when_the_time_is_over_is_answered() -> None:
+    with Server(shutdown_timeout=2) as server:
+        with socket.create_connection(server.address, timeout=60) as connected:
+            connected.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n123")
+            wait_for(lambda: server.metrics().get("condconv_queue_rows") is not None)
+            server.terminate()
+            received = b""
+            while more := connected.recv(65536):
+                received += more
+        head, _, body = received.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in head.lower()
+        assert json.loads(body)["slug"] == "draining"
+        assert server.wait() == 0
