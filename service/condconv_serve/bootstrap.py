@@ -39,6 +39,7 @@ from condconv_serve.routing.recent import RecentRequests
 from condconv_serve.runtime.devices import detect_machine
 from condconv_serve.runtime.plan import EnginePlan, make_plan
 from condconv_serve.runtime.tensorflow_import import import_tensorflow
+from condconv_serve.serving.open_store import open_store
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.serving.registry import Registry
 from condconv_serve.serving.store_follower import StoreFollower
@@ -79,11 +80,13 @@ def load_ablation(settings: Settings, name: str, version: str) -> Ablation:
 
     Raises:
         BundleError, ModelNotFound, VersionNotFound: the version is damaged, or no longer in the store.
+        StoreUnavailable: the store can't be read.
     """
     from condconv_serve.runtime.ablation_engine import AblationEngine
     from condconv_serve.runtime.loading import load_network
 
-    bundle = open_bundle(Catalog(settings.model_store).find(name, version))
+    with open_store(settings.model_store) as catalog:
+        bundle = open_bundle(catalog.find(name, version))
     return AblationEngine(load_network(bundle), bundle.manifest.preprocessing.to_domain())
 
 

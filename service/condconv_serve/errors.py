@@ -30,6 +30,7 @@ ServiceError
 │   ├── AblationBusy          ablation_busy           as many ablations as may wait are waiting
 │   ├── WaitTooLong           wait_too_long           the answer would come after its deadline
 │   ├── NotReady              not_ready               still loading, or unable to serve
+│   ├── StoreUnavailable      store_unavailable       the model store can't be read now
 │   ├── Draining              draining                shutting down
 │   ├── EngineStalled         engine_stalled          a batch hangs in the engine
 │   ├── OutOfMemory           out_of_memory           no memory even for a row alone
@@ -264,6 +265,13 @@ class NotReady(CapacityError):
 
     slug = "not_ready"
     title = "Not ready"
+
+
+class StoreUnavailable(CapacityError):
+    """The model store can't be read now. What is loaded is served all the same."""
+
+    slug = "store_unavailable"
+    title = "Model store unavailable"
 
 
 class Draining(CapacityError):

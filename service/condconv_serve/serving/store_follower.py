@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from condconv_serve.errors import BundleError, ServiceError
+from condconv_serve.errors import BundleError, ServiceError, StoreUnavailable
 from condconv_serve.machine.threads import LoneThread, yield_to_other_threads
 from condconv_serve.serving.fingerprint import Fingerprint, fingerprint
+from condconv_serve.serving.open_store import open_store
 from condconv_serve.serving.reconcile import (
     Forgive,
     Load,
@@ -27,7 +28,7 @@ from condconv_serve.serving.reconcile import (
     reconcile,
 )
 from condconv_serve.serving.registry import Registry
-from condconv_serve.serving.version_ledger import Failure, VersionLedger
+from condconv_serve.serving.version_ledger import Failure, ModelMemory, VersionLedger
 from condconv_serve.serving.watch import changes
 from condconv_serve.store import Catalog, open_bundle
 from condconv_serve.store.aliases import Alias, read_aliases
@@ -126,13 +127,17 @@ class StoreFollower:
         for name in followed_models(names, self._registry.models()):
             try:
                 self.sync_model(name)
-            except (OSError, BundleError) as error:  # the others may be readable
+            except (StoreUnavailable, BundleError) as error:  # the others may be readable
                 logger.error("%s can't be read in the model store, so nothing changes of it: %s", name, error)
         self._started = True
 
     def sync_model(self, name: str, *, also: Collection[str] = ()) -> None:
         """Do the same for one model, on the loader's thread. The versions `also` are wanted, too, this time."""
-        catalog, memory = Catalog(self._store), self._ledger.memory(name)
+        memory = self._ledger.memory(name)
+        with open_store(self._store) as catalog:
+            self._sync_model(catalog, name, memory, also)
+
+    def _sync_model(self, catalog: Catalog, name: str, memory: ModelMemory, also: Collection[str]) -> None:
         aliases = self._read_aliases(name)
         settled: dict[str, Fingerprint | None] = {}
         more = True

@@ -49,6 +49,7 @@ class VersionAdmin:
         Raises:
             ModelNotFound, VersionNotFound: it isn't in the store.
             BundleError: it can't be loaded.
+            StoreUnavailable: the store can't be read; this holds for all that an admin may do.
         """
         return await self._follower.on_loader(self._load, name, version)
 

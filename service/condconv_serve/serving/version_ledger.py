@@ -9,6 +9,7 @@ from pathlib import Path
 
 from condconv_serve.errors import BundleError, ModelNotFound
 from condconv_serve.serving.fingerprint import Fingerprint
+from condconv_serve.serving.open_store import open_store
 from condconv_serve.serving.registry import Registry
 from condconv_serve.serving.versions import StateMetrics, VersionStatus, state_of
 from condconv_serve.store import Catalog
@@ -77,10 +78,12 @@ class VersionLedger:
 
         Raises:
             ModelNotFound, VersionNotFound: it isn't.
+            StoreUnavailable: the store can't be read.
         """
         if self._only not in (None, name):
             raise ModelNotFound(f"There is no model {name!r} here; there is: {self._only}.")
-        Catalog(self._store).find(name, version)
+        with open_store(self._store) as catalog:
+            catalog.find(name, version)
 
     def demand(self, name: str) -> None:
         """Check that a model is served.

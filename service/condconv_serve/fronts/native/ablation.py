@@ -39,7 +39,7 @@ def router(context: AppContext) -> APIRouter:
         summary="Switch experts off",
         response_model=AblationResponse,
         response_model_exclude_none=True,
-        responses={**PROBLEMS, **problem_responses("ablation_busy", "queue_full")},
+        responses={**PROBLEMS, **problem_responses("ablation_busy", "queue_full", "store_unavailable")},
         openapi_extra=request_body(EXAMPLE, AblationQuery),
     )
     async def ablation(request: Request) -> AblationResponse:

@@ -38,7 +38,7 @@ MAX_ALIAS_BYTES = 64 * 1024
 """Most bytes of a request that changes an alias."""
 
 _NOT_FOUND = ("model_not_found", "version_not_found")
-_CHANGING = (*_NOT_FOUND, "invalid_parameter", "invalid_bundle")
+_CHANGING = (*_NOT_FOUND, "invalid_parameter", "invalid_bundle", "store_unavailable")
 
 _ALIAS_BODY = {
     "requestBody": {
@@ -115,7 +115,7 @@ def router(context: AppContext) -> APIRouter:
         summary="Unload a version",
         response_model=VersionBody,
         response_model_exclude_none=True,
-        responses=problem_responses(*_NOT_FOUND, "invalid_parameter", "version_in_use"),
+        responses=problem_responses(*_NOT_FOUND, "invalid_parameter", "version_in_use", "store_unavailable"),
         dependencies=[needs_admin],
     )
     async def unload(name: ModelPath, version: VersionPath) -> VersionBody:
@@ -183,7 +183,9 @@ def router(context: AppContext) -> APIRouter:
         "/models/{name}/aliases/{alias}",
         summary="Remove an alias",
         status_code=HTTP_204_NO_CONTENT,
-        responses=problem_responses("model_not_found", "alias_not_found", "invalid_parameter", "store_not_writable"),
+        responses=problem_responses(
+            "model_not_found", "alias_not_found", "invalid_parameter", "store_not_writable", "store_unavailable"
+        ),
         dependencies=[needs_admin],
     )
     async def delete_alias(name: ModelPath, alias: AliasPath) -> None:
