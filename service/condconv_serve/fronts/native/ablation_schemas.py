@@ -13,7 +13,9 @@ from condconv_serve.fronts.native.schemas import (
     ClassBody,
     JsonObject,
     ModelReference,
+    NoBoolean,
     RoutingBody,
+    Whole,
 )
 from condconv_serve.tasks.ablation import MAX_VARIANTS, RoutingChange, Variant
 
@@ -42,13 +44,13 @@ class ChangeBody(JsonObject):
     """A change to one block's routing."""
 
     block: str = Field(max_length=MAX_NAME, description="Name of the block, or `all`.")
-    off: Annotated[list[int] | None, _Entries] = Field(
+    off: Annotated[list[Whole] | None, _Entries] = Field(
         None, min_length=1, description="Experts whose weight becomes 0."
     )
     uniform: Literal[True] | None = Field(
         None, description="Give every expert the mean of the weights that the block has for this image."
     )
-    weights: Annotated[list[Annotated[float, Field(ge=0, le=1)] | None] | None, _Entries] = Field(
+    weights: Annotated[list[Annotated[float, Field(ge=0, le=1), NoBoolean] | None] | None, _Entries] = Field(
         None, description="A weight from 0 to 1 for each expert; null keeps the weight that the model computes."
     )
 
@@ -137,7 +139,7 @@ class AblationParameters(_CommonParameters):
     """All parameters of an ablation, from the query or from fields of a JSON or form body."""
 
     blocks: Annotated[list[str] | None, _Entries, BeforeValidator(_list)] = Field(None, min_length=1)
-    experts: Annotated[list[int] | None, _Entries, BeforeValidator(_list)] = Field(None, min_length=1)
+    experts: Annotated[list[Whole] | None, _Entries, BeforeValidator(_list)] = Field(None, min_length=1)
     variants: Annotated[list[RequestedVariant] | None, _at_most(MAX_VARIANTS), BeforeValidator(_json)] = Field(
         None, min_length=1
     )

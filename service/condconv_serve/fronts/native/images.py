@@ -6,15 +6,13 @@ import base64
 import binascii
 import json
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
 from condconv_serve.domain import ImageSource
 from condconv_serve.errors import (
@@ -25,16 +23,24 @@ from condconv_serve.errors import (
     TooManyImages,
     UnsupportedBody,
 )
+from condconv_serve.fronts.native.forms import read_parts
 from condconv_serve.fronts.native.problems import NAMED, describe_validation
 from condconv_serve.fronts.native.schemas import MAX_NAME, ImagesBody
 from condconv_serve.http.body import read_body
 
 Parameters = TypeVar("Parameters", bound=BaseModel)
 # curl --data-binary sends the form type by default. Decoding will show what the bytes are.
-RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})
+FORM_TYPE = "application/x-www-form-urlencoded"
+RAW_TYPES = frozenset({"", "application/octet-stream", FORM_TYPE})
 MAX_JSON_ENTRIES = 100_000
 """Most entries of a JSON body's lists and objects. A million would hold up everybody for a second or two."""
-_BLANKS = dict.fromkeys(map(ord, " \t\r\n\f\v"))  # for `str.translate` to leave out
+MAX_FIELDS = 64
+"""Most text fields of a form."""
+MAX_FIELD_BYTES = 64 * 1024
+"""Most bytes of a text field."""
+# For `str.translate`: blanks and byte-order marks go, and the alphabet for URLs (RFC 4648) becomes the other one.
+_BASE64 = dict.fromkeys(map(ord, " \t\r\n\f\v\ufeff")) | str.maketrans("-_", "+/")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +96,13 @@ async def read_request(request: Request, query: Parameters, limits: BodyLimits) 
     if media_type == "application/json":
         fields, images = _parse_json(body, limits)
     elif media_type == "multipart/form-data":
-        fields, images = await _parse_multipart(request.headers, body, limits)
+        fields, images = _parse_multipart(request.headers["content-type"], body, limits)
     else:
+        if media_type == FORM_TYPE and not any(byte in body for byte in b"\0\r\n") and not body.isascii():
+            raise MalformedBody(
+                "The body has neither line breaks nor NUL bytes, so it is no whole picture: curl -d strips them. Send "
+                "the file with --data-binary @photo.jpg."
+            )
         fields, images = {}, [ImageSource(body)]
     _check_images(images, limits)
     return _merge(query, fields), images
@@ -111,7 +122,7 @@ async def read_json(request: Request, kind: type[Parameters], *, max_bytes: int)
         raise UnsupportedBody(f"The content type {media_type[:100]!r} can't be read; send application/json.")
     body = await read_body(request, max_bytes)
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate_json(body.removeprefix(_BYTE_ORDER_MARK))
     except ValidationError as error:
         errors = error.errors(include_url=False)
         if errors[0]["type"] == "json_invalid":
@@ -151,66 +162,46 @@ def _parse_json(body: bytes, limits: BodyLimits) -> tuple[dict[str, Any], list[I
 
 
 def _decode_base64(text: str, position: int) -> bytes:
+    text = text.lstrip("\ufeff")
     if text[:5].lower() == "data:":
         text = text.partition(",")[2]
         if text.count("%") > MAX_JSON_ENTRIES:
             raise BodyTooLarge(f"Image {position} has more than {MAX_JSON_ENTRIES} percent-encoded characters.")
         text = unquote(text)
+    text = text.translate(_BASE64).rstrip("=")
     try:
-        return base64.b64decode(text.translate(_BLANKS), validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise MalformedBody(f"Image {position} is not valid base64: {error}.") from error
 
 
-class _InMemoryParser(MultiPartParser):
-    """The whole body is in memory already, so its parts stay there too: no temporary files."""
-
-    spool_max_size = 2**62
-    complete = False
-
-    def on_end(self) -> None:
-        """Note that the closing boundary was there."""
-        self.complete = True
-
-
-async def _parse_multipart(
-    headers: Headers, body: bytes, limits: BodyLimits
-) -> tuple[dict[str, Any], list[ImageSource]]:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-        if not parser.complete:
-            raise MultiPartException("It ends before its closing boundary.")
-
-    parser = _InMemoryParser(headers, stream(), max_files=limits.max_images + 1, max_fields=64, max_part_size=64 * 1024)
-    try:
-        form = await parser.parse()
-    except (MultiPartException, ValueError, KeyError, IndexError) as error:
-        message = getattr(error, "message", str(error))
-        if message.startswith("Too many files"):
-            _check_count(limits.max_images + 1, limits)
-        raise MalformedBody(f"The multipart body can't be parsed: {message.rstrip('.')}.") from error
+def _parse_multipart(content_type: str, body: bytes, limits: BodyLimits) -> tuple[dict[str, Any], list[ImageSource]]:
+    parts = read_parts(content_type, body, most=limits.max_images + MAX_FIELDS)
+    files = [part for part in parts if part.is_file and not part.is_unused]
+    texts = [part for part in parts if not part.is_file]
+    _check_count(len(files), limits)
+    if len(texts) > MAX_FIELDS:
+        raise MalformedBody(f"The form has more than {MAX_FIELDS} text fields, the most that is allowed.")
     fields: dict[str, Any] = {}
-    images: list[ImageSource] = []
-    try:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                images.append(ImageSource(await value.read(), _file_name(value)))
-            elif name in fields:
-                raise InvalidParameter(f"{name[:100]!r} is given more than once.")
-            else:
-                fields[name] = value
-    finally:
-        await form.close()
-    return fields, images
+    for part in texts:
+        if len(part.data) > MAX_FIELD_BYTES or b"\0" in part.data:
+            raise MissingImage(
+                f"The form's part {part.name[:100]!r} is a text field, too long or with bytes that no text has. If it "
+                f"is a picture, send it as a file: curl -F image=@photo.jpg does, with the @."
+            )
+        if part.name in fields:
+            raise InvalidParameter(f"{part.name[:100]!r} is given more than once.")
+        fields[part.name] = part.text()
+    return fields, [ImageSource(bytes(part.data), _file_name(part.filename)) for part in files]
 
 
-def _file_name(file: UploadFile) -> str | None:
-    if file.filename is None:
+def _file_name(name: str | None) -> str | None:
+    if not name:
         return None
-    if len(file.filename) > MAX_NAME:
-        raise InvalidParameter(f"A file's name may have at most {MAX_NAME} characters, not {len(file.filename)}.")
+    if len(name) > MAX_NAME:
+        raise InvalidParameter(f"A file's name may have at most {MAX_NAME} characters, not {len(name)}.")
     # Some of the encodings that a form may declare can spell what no answer can be encoded with.
-    return file.filename.encode(errors="replace").decode()
+    return name.encode(errors="replace").decode()
 
 
 def _check_images(images: Sequence[ImageSource], limits: BodyLimits) -> None:

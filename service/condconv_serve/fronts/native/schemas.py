@@ -18,19 +18,30 @@ VERSION = "Its version, or an alias. If absent: the alias `default`, or else the
 """Describes the parameter `version` of one model."""
 
 
+def _no_boolean(value: Any) -> Any:
+    """JSON's true and false would pass for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number")
+    return value
+
+
+NoBoolean = BeforeValidator(_no_boolean)
+Whole = Annotated[int, NoBoolean]
+
+
 class RoutingParameters(BaseModel):
     """Parameters of a request with images. Give them in the query, or as fields of a JSON or form body."""
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: int | None = Field(
+    top_k: Whole | None = Field(
         None,
         ge=1,
         description="How many classes to return, best first. Absent: 5, or all if the model has fewer.",
     )
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
     version: str | None = Field(None, max_length=MAX_NAME, description=VERSION)
-    timeout_ms: int | None = Field(
+    timeout_ms: Whole | None = Field(
         None,
         ge=1,
         description="Milliseconds that you wait for the answer, counted from the end of the request's body. Later "

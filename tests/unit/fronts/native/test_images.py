@@ -23,6 +23,7 @@ from condconv_serve.fronts.native.schemas import PredictParameters
 from tests.unit.http.sender import Sender
 
 LIMITS = BodyLimits(max_body_bytes=100_000, max_images=3)
+URL_ENCODED = "application/x-www-form-urlencoded"
 JSON, FORM = "application/json", "multipart/form-data; boundary=abc"
 
 
@@ -67,10 +68,64 @@ async def test_form_files_and_fields() -> None:
     assert parameters == PredictParameters(top_k=2)
 
 
-@pytest.mark.parametrize("text", ["data:image/png;base64,eA==", "DATA:;base64,eA%3D%3D", "eA =\n="])
+@pytest.mark.parametrize(
+    "text",
+    ["data:image/png;base64,eA==", "DATA:;base64,eA%3D%3D", "eA =\n=", "eA", "eA=", "\ufeffeA==", "\ufeffdata:,eA"],
+)
 async def test_spellings_of_base64(text: str) -> None:
     _, (image,) = await read(json.dumps({"images": [text]}).encode(), JSON)
     assert image.data == b"x"
+
+
+async def test_base64_for_urls() -> None:
+    data = bytes(range(256))
+    texts = [base64.urlsafe_b64encode(data).decode(), base64.urlsafe_b64encode(data).decode().rstrip("=")]
+    assert "-" in texts[0], "one of the two letters that differ"
+    _, images = await read(json.dumps({"images": texts}).encode(), JSON)
+    assert [image.data for image in images] == [data, data]
+
+
+async def test_json_may_begin_with_a_byte_order_mark() -> None:
+    _, (image,) = await read(b'\xef\xbb\xbf{"images": ["eA=="]}', JSON)
+    assert image.data == b"x"
+
+
+@pytest.mark.parametrize(
+    ("headers", "name"),
+    [
+        ('name="image"\r\nContent-Type: image/jpeg', None),
+        ('name="image"\r\ncontent-type: IMAGE/JPEG; q=1', None),
+        ('name="image"\r\nContent-Type: application/octet-stream', None),
+        ("name=\"image\"; filename*=UTF-8''caf%C3%A9.jpg", "café.jpg"),
+        ('name="image"; filename=""', None),
+        ('name="image"; filename="a b.jpg"\r\nContent-Type: text/plain', "a b.jpg"),
+    ],
+)
+async def test_a_form_part_is_a_file_however_its_client_says_so(headers: str, name: str | None) -> None:
+    _, images = await read(form((headers, b"\xff\xd8\0")), FORM)
+    assert images == [ImageSource(b"\xff\xd8\0", name)]
+
+
+@pytest.mark.parametrize("charset", ["idna", "undefined", "rot13", "base64", "nonesuch", ""])
+async def test_charsets_that_are_none_of_text_harm_nobody(charset: str) -> None:
+    named = form(('name="image"; filename*=' + charset + "''%ff%2e.jpg", b"x"), ('name="model"', b"\xff.."))
+    parameters, (image,) = await read(named, f"{FORM}; charset={charset}")
+    assert (image.data, parameters.model) == (b"x", "ÿ..")
+
+
+async def test_a_file_input_in_which_nothing_was_chosen_is_no_image() -> None:
+    unused = ('name="second"; filename=""\r\nContent-Type: application/octet-stream', b"")
+    _, images = await read(form(('name="first"; filename="a.jpg"', b"x"), unused), FORM)
+    assert images == [ImageSource(b"x", "a.jpg")]
+    with pytest.raises(MissingImage, match="holds no image"):
+        await read(form(unused), FORM)
+
+
+@pytest.mark.parametrize("field", ["top_k", "timeout_ms"])
+async def test_true_is_no_number(field: str) -> None:
+    body = json.dumps({"images": ["eA=="], field: True}).encode()
+    with pytest.raises(InvalidParameter, match=f"{field}: Input should be a number"):
+        await read(body, JSON)
 
 
 async def test_data_url_that_would_take_seconds_to_decode() -> None:
@@ -126,7 +181,7 @@ async def test_form_with_large_file_stays_in_memory(monkeypatch: pytest.MonkeyPa
         (b"", FORM, MissingImage, "empty"),
         (b'{"images": ["a"]', JSON, MalformedBody, "not valid JSON"),
         (b'{"images": ["!"]}', JSON, MalformedBody, "Image 0 is not valid base64"),
-        (b'{"images": ["eA==", "eA"]}', JSON, MalformedBody, "Image 1 is not valid base64"),
+        (b'{"images": ["eA==", "e"]}', JSON, MalformedBody, "Image 1 is not valid base64"),
         # Counted before the base64 is looked at.
         (b'{"images": ["!", "!", "!", "!"]}', JSON, TooManyImages, "more than 3"),
         (form(*[('name="i"; filename="a"', b"x")] * 4), FORM, TooManyImages, "more than 3"),
@@ -135,6 +190,19 @@ async def test_form_with_large_file_stays_in_memory(monkeypatch: pytest.MonkeyPa
         (form((f'name="i"; filename="{"a" * 1025}"', b"x")), FORM, InvalidParameter, "at most 1024 characters"),
         (form(('name="i"', b"x")), FORM, MissingImage, "must be files"),
         (form(('name="i"; filename="a"', b"x"))[:-9], FORM, MalformedBody, "closing boundary"),
+        (form(('name="image"', b"\xff\xd8\0")), FORM, MissingImage, "part 'image' is a text field.*curl -F image=@"),
+        (form(('name="image"', b"x" * 70_000)), FORM, MissingImage, "part 'image' is a text field, too long"),
+        (form(*[(f'name="{n}"', b"1") for n in range(66)]), FORM, MalformedBody, "more than 64 text fields"),
+        (form(("", b"x")), FORM, MalformedBody, "must give its name"),
+        (form(('name="i"', b"x")), "multipart/form-data", MalformedBody, "names no boundary"),
+        (b"no form", FORM, MalformedBody, "can't be parsed"),
+        # What curl -d leaves of a file.
+        (
+            b"\xff\xd8\xff\xe0JFIF" + bytes(range(128, 256)),
+            URL_ENCODED,
+            MalformedBody,
+            "Send the file with --data-binary",
+        ),
     ],
 )
 async def test_refusals(body: bytes, content_type: str, error: type[ServiceError], says: str) -> None:
