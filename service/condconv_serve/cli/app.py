@@ -57,7 +57,7 @@ def common(
 @app.command(epilog="Example: [bold]condconv serve --port 9000 --model-store ./models[/]")
 @friendly
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; :: is every one. Default: 127.0.0.1.")] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port to listen on. 0 takes a free one. Default: 8000.")
     ] = None,

@@ -197,13 +197,14 @@ def is_local(listener: socket.socket) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a port.
+    """Open a port; at `::` for IPv4 as well, whatever the system's default is.
 
     Raises:
         ConfigurationError: the port can't be opened.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=both)
     except OSError as error:
         raise ConfigurationError(f"Can't listen on {host}:{port}: {error.strerror}.") from error

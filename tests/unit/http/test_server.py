@@ -139,6 +139,15 @@ def test_a_body_that_is_incomplete_at_the_end_is_answered() -> None:
         assert server.process.wait(10) == 0
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_all_addresses_are_those_of_both_protocols() -> None:
+    with listen("::", 0) as listener:
+        port = listener.getsockname()[1]
+        assert (url(listener), is_local(listener)) == (f"http://[::]:{port}", False)
+        for address in ("127.0.0.1", "::1"):
+            socket.create_connection((address, port), timeout=10).close()
+
+
 def test_a_port_that_is_taken() -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
