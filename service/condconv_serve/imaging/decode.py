@@ -20,6 +20,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from condconv_serve.domain import Pixels
 from condconv_serve.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
+from condconv_serve.imaging.foreign import identify
 from condconv_serve.imaging.formats import (
     ACCEPTED_FORMATS,
     FormatName,
@@ -63,9 +64,7 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
     """
     name = recognise(data)
     if name is None:
-        accepted = f"{', '.join(ACCEPTED_FORMATS[:-1])} and {ACCEPTED_FORMATS[-1]}"
-        what = "These bytes are no image of an accepted format" if data else "The image is empty"
-        raise UnsupportedImage(f"{what}; {accepted} are accepted.")
+        raise UnsupportedImage(_refusal(data))
     _mute_pillow()
     try:
         with _open(name, data, max_pixels) as image:
@@ -78,6 +77,16 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
     except Exception as error:  # Pillow's parsers may raise anything, and none of it is ours to fix.
         message = f"The {name} image is truncated, damaged, or of a kind that can't be read."
         raise CorruptImage(message) from error
+
+
+def _refusal(data: bytes) -> str:
+    accepted = f"{', '.join(ACCEPTED_FORMATS[:-1])} and {ACCEPTED_FORMATS[-1]} are accepted"
+    if not data:
+        return f"The image is empty; {accepted}."
+    if (known := identify(data)) is not None:
+        what, advice = known
+        return f"This is {what}. {advice} {accepted}."
+    return f"These bytes are no image of an accepted format; {accepted}."
 
 
 def upright_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None:
