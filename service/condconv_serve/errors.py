@@ -240,7 +240,7 @@ class TooManyConnections(CapacityError):
 
 
 class QueueFull(CapacityError):
-    """The most rows that are allowed are waiting already."""
+    """The most images that are allowed are waiting already."""
 
     slug = "queue_full"
     title = "Queue full"
@@ -254,7 +254,7 @@ class AblationBusy(CapacityError):
 
 
 class WaitTooLong(CapacityError):
-    """So many rows are waiting that the answer would come after its deadline."""
+    """So many images are waiting that the answer would come after its deadline."""
 
     slug = "wait_too_long"
     title = "Wait too long"
@@ -289,21 +289,21 @@ class EngineStalled(CapacityError):
 
 
 class OutOfMemory(CapacityError):
-    """The engine found no memory for the row, even for the row alone."""
+    """The engine found no memory for the image, even for the image alone."""
 
     slug = "out_of_memory"
     title = "Out of memory"
 
 
 class DeadlineExceeded(CapacityError):
-    """The deadline passed before the row was answered."""
+    """The deadline passed before the image was answered."""
 
     slug = "deadline_exceeded"
     title = "Deadline exceeded"
 
 
 class InferenceFailed(ServiceError):
-    """The engine could not compute this row."""
+    """The engine could not compute this image."""
 
     slug = "inference_failed"
     title = "Inference failed"

@@ -180,7 +180,7 @@ def test_countdown_until_the_next_try(
             "slug": "queue_full",
             "title": "Queue full",
             "status": 429,
-            "detail": "256 rows are waiting.",
+            "detail": "256 images are waiting.",
             "retry_after": 2.5,
         }
         route.fulfill(

@@ -92,7 +92,7 @@ def test_full_queue_refuses_some_and_serves_the_others(narrow: Server, coffee: b
     refused = [response for response in responses if response.status_code != 200]
     assert len(refused) == requests - 3
     for response in refused:
-        assert_problem(response, 429, "queue_full", "of 2 rows are waiting")
+        assert_problem(response, 429, "queue_full", "of 2 images are waiting")
         assert int(response.headers["retry-after"]) == math.ceil(response.json()["retry_after"]) >= 1
     for response in (response for response in responses if response.status_code == 200):
         assert np.abs(np.subtract(probabilities(response), alone)).max() <= 1e-4

@@ -48,7 +48,7 @@ class RoutingParameters(BaseModel):
         "answers become 504. At most the server's own limit, which holds if this is absent.",
     )
     priority: Literal["high", "normal", "low"] = Field(
-        "normal", description="Which rows go first when many wait. Rows that have waited long move up."
+        "normal", description="Which images go first when many wait. Images that have waited long move up."
     )
 
 

@@ -209,7 +209,7 @@ class Batcher(Generic[Key, Row, Output]):
         try:
             outputs = await self._run(key, [row.row for row in batch])
             if len(outputs) != len(batch):
-                raise InferenceFailed(f"The engine answered {len(outputs)} of {len(batch)} rows.")
+                raise InferenceFailed(f"The engine answered {len(outputs)} of {len(batch)} images.")
         except (OutOfMemory, MemoryError):
             return await self._after_out_of_memory(batch)
         except CapacityError as error:  # no row is guilty

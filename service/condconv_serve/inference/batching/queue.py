@@ -119,7 +119,7 @@ class RowQueue(Generic[Key, Row, Result]):
         if self._closed:
             return Draining("The service is shutting down and takes no new work.", retry_after=1.0)
         return QueueFull(
-            f"{self._rows} of {self._max_rows} rows are waiting already, so {rows} more don't fit.",
+            f"{self._rows} of {self._max_rows} images are waiting already, so {rows} more don't fit.",
             retry_after=retry_after(),
         )
 

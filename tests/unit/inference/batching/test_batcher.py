@@ -190,10 +190,10 @@ async def test_an_engine_that_answers_too_few_or_too_many_rows(answers, caplog):
     async with batching(run) as batcher:
         outcomes = await asyncio.gather(*start(batcher, range(3)), return_exceptions=True)
     assert calls == [3, 1, 2, 1, 1]
-    assert [str(outcome) for outcome in outcomes[:2]] == ["The engine answered 0 of 1 rows."] * 2
+    assert [str(outcome) for outcome in outcomes[:2]] == ["The engine answered 0 of 1 images."] * 2
     assert all(isinstance(outcome, InferenceFailed) for outcome in outcomes[:2])
     assert outcomes[2].output == 7
-    assert f"answered {answers} of 3 rows" in caplog.text
+    assert f"answered {answers} of 3 images" in caplog.text
 
 
 async def test_errors_meant_for_the_caller_are_passed_on():

@@ -52,7 +52,7 @@ async def test_admitted_rows_take_room_before_they_are_put(held):
     with queue.admit("a", held):
         assert len(queue) == 1 + held
         room = 3 - held
-        with pytest.raises(QueueFull, match=rf"^{1 + held} of 4 rows are waiting already, so {room + 1} more don't"):
+        with pytest.raises(QueueFull, match=rf"^{1 + held} of 4 images are waiting already, so {room + 1} more don't"):
             queue.admit("a", room + 1)
         assert len(queue) == 1 + held, "a refused admission takes nothing"
         with queue.admit("a", room):
