@@ -4,7 +4,9 @@ import http.client
 import os
 import sys
 
-connection = http.client.HTTPConnection("127.0.0.1", int(os.environ.get("CONDCONV_PORT", "8000")), timeout=4)
+# The metrics port has connections left when clients have taken all of the other one.
+port = os.environ.get("CONDCONV_METRICS_PORT") or os.environ.get("CONDCONV_PORT", "8000")
+connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=4)
 try:
     connection.request("GET", "/healthz")
     answer = connection.getresponse()
