@@ -8,15 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
 import httptools
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from condconv_serve.errors import (
-    ConfigurationError,
     HeadersTooLarge,
     MalformedRequest,
     RequestTimeout,
@@ -26,6 +25,7 @@ from condconv_serve.errors import (
 from condconv_serve.http.answer import ErrorRenderer
 from condconv_serve.http.limits import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE, ConnectionLimits
 from condconv_serve.http.scope import REQUEST_ID_HEADER
+from condconv_serve.http.uvicorn_members import check_uvicorn
 from condconv_serve.telemetry.metrics import Metrics
 
 logger = logging.getLogger("condconv_serve.access")
@@ -47,10 +47,22 @@ def guarded_protocol(limits: ConnectionLimits, metrics: Metrics, *, render: Erro
         ConfigurationError: this version of uvicorn lacks something that the guard replaces, so the guard would not
             work.
     """
-    check_uvicorn()
-    refused: set[GuardedProtocol] = set()
-    made = partial(GuardedProtocol, limits=limits, metrics=metrics, render=render, refused=refused)
+    check_uvicorn(GuardedProtocol)
+    made = partial(GuardedProtocol, limits=limits, metrics=metrics, render=render, others=_Connections())
     return cast(type[asyncio.Protocol], made)
+
+
+@dataclass(slots=True)
+class _Connections:
+    """A server's connections of two kinds.
+
+    Attributes:
+        refused: those beyond the limit, which wait for their 503.
+        idle: those whose last request has been answered, and on which nothing has come since; idle longest first.
+    """
+
+    refused: set[GuardedProtocol] = field(default_factory=set)
+    idle: dict[GuardedProtocol, None] = field(default_factory=dict)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -70,15 +82,16 @@ class GuardedProtocol(HttpToolsProtocol):
         limits: ConnectionLimits,
         metrics: Metrics,
         render: ErrorRenderer,
-        refused: set[GuardedProtocol],
+        others: _Connections,
         **kwargs: Any,
     ) -> None:
-        """Prepare for one connection. A server's connections share `refused`; the other arguments are uvicorn's."""
+        """Prepare for one connection. A server's connections share `others`; the other arguments are uvicorn's."""
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._metrics = metrics
         self._render = render
-        self._refused = refused
+        self._refused = others.refused
+        self._idle = others.idle
         self._header_timer: asyncio.TimerHandle | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
@@ -90,6 +103,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline, or refuse."""
         super().connection_made(transport)
+        if len(self.connections) > self._limits.max_connections and self._idle:
+            self._make_room()
         if len(self.connections) > self._limits.max_connections:
             self._refuse()
         else:
@@ -100,6 +115,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_header_timer()
         self._stop_abort_timer()
         self._refused.discard(self)
+        self._idle.pop(self, None)
         super().connection_lost(exc)
         if self._running is not None and not self._running.response_complete:
             # uvicorn tells only the newest request, which may wait behind this one.
@@ -108,6 +124,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what comes, unless the connection is ending."""
+        self._idle.pop(self, None)
         if self in self._refused:
             self._refused.discard(self)
             self._fail(
@@ -176,6 +193,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
+            self._idle[self] = None
 
     # What uvicorn tells
 
@@ -185,6 +203,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             self._abort_later(self._limits.write_timeout)
+        elif not self._closing and not self._answering() and not self.cycle.more_body:
+            self._idle[self] = None
 
     def timeout_keep_alive_handler(self) -> None:
         """An idle connection ends."""
@@ -279,6 +299,12 @@ class GuardedProtocol(HttpToolsProtocol):
 
     # Refusals
 
+    def _make_room(self) -> None:
+        """Close the connection that is idle longest: whoever keeps connections for later must not keep others out."""
+        longest = next(iter(self._idle))
+        self.connections.discard(longest)
+        longest._close()
+
     def _refuse(self) -> None:
         """Answer once a request comes, since a client that is still sending would not read an earlier answer."""
         self.connections.discard(self)
@@ -343,36 +369,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _close(self) -> None:
         self._closing = True
+        self._idle.pop(self, None)
         if not self.transport.is_closing():
             self.transport.close()
         # Closing waits for the client to read what has been written.
         self._abort_later(self._limits.write_timeout)
-
-
-_USED = {
-    # Methods are looked for in the class, attributes among those that its constructor sets.
-    HttpToolsProtocol: ("_unset_keepalive_if_required", "cycle", "pipeline", "parser", "timeout_keep_alive_task"),
-    RequestResponseCycle: ("disconnected", "keep_alive", "message_event", "more_body", "response_complete"),
-}
-
-
-def check_uvicorn(*, protocol: type = HttpToolsProtocol, cycle: type = RequestResponseCycle) -> None:
-    """Check that uvicorn has what the guard replaces or sets. Under another name uvicorn would not use it.
-
-    Raises:
-        ConfigurationError: something is missing.
-    """
-    replaced = [name for name in vars(GuardedProtocol) if not name.startswith("_")]
-    needed = [(protocol, name) for name in (*replaced, *_USED[HttpToolsProtocol])]
-    needed += [(cycle, name) for name in _USED[RequestResponseCycle]]
-    missing = [name for owner, name in needed if name not in {*dir(owner), *_set_by_constructor(owner)}]
-    if missing:
-        raise ConfigurationError(
-            f"uvicorn {uvicorn.__version__} lacks {', '.join(missing)}, so slow and silent clients could not be cut "
-            "off; install a version that condconv-serve allows: pip install --upgrade condconv-serve."
-        )
-
-
-def _set_by_constructor(owner: type) -> tuple[str, ...]:
-    code: Any = getattr(vars(owner).get("__init__"), "__code__", None)
-    return code.co_names if code else ()

@@ -13,8 +13,9 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.http.guard import check_uvicorn
+from condconv_serve.http.guard import GuardedProtocol
 from condconv_serve.http.limits import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE
+from condconv_serve.http.uvicorn_members import check_uvicorn
 from tests.unit.http.guarded import (
     GET,
     HEAD,
@@ -195,6 +196,40 @@ def test_connections_beyond_the_limit_are_told() -> None:
         assert httpx.get(f"{running.url}/ok", trust_env=False).status_code == 200
 
 
+def test_idle_connections_make_room_the_one_that_is_idle_longest_first() -> None:
+    with serving(header_timeout=30.0, max_connections=3) as running, contextlib.ExitStack() as stack:
+        first, second, busy = (stack.enter_context(running.connect()) for _ in range(3))
+        for connected in (first, second, first):  # the second one is idle longest
+            connected.sendall(GET)
+            assert answer(connected).endswith(b"ok")
+        busy.sendall(GET[:20])
+        wait_for(lambda: running.connections() == 3, seconds=10)
+        third, fourth, fifth = (stack.enter_context(running.connect()) for _ in range(3))
+        for connected, closed in ((third, second), (fourth, first)):
+            connected.sendall(GET[:20])
+            assert everything(closed) == b""
+        fifth.sendall(GET)
+        assert_refused(everything(fifth), 503, "too_many_connections")
+        assert running.rejected("too_many_connections") == 1
+        for connected in (busy, third, fourth):
+            connected.sendall(GET[20:])
+            assert answer(connected).endswith(b"ok")
+
+
+def test_a_connection_is_not_idle_while_its_next_request_comes_or_its_body() -> None:
+    with serving(header_timeout=30.0, max_connections=2) as running, contextlib.ExitStack() as stack:
+        begun, early = (stack.enter_context(running.connect()) for _ in range(2))
+        begun.sendall(GET)
+        answer(begun)
+        begun.sendall(GET[:20])
+        early.sendall(HEAD.replace(b"/echo", b"/early") + b"1")
+        assert answer(early).endswith(b"early")
+        wait_for(lambda: running.connections() == 2, seconds=10)
+        assert httpx.get(f"{running.url}/ok", trust_env=False).status_code == 503
+        begun.sendall(GET[20:])
+        assert answer(begun).endswith(b"ok")
+
+
 def test_a_flood_of_connections_beyond_the_limit_is_closed() -> None:
     with serving(header_timeout=30.0, max_connections=1) as running, contextlib.ExitStack() as stack:
         first = stack.enter_context(running.connect())
@@ -207,7 +242,7 @@ def test_a_flood_of_connections_beyond_the_limit_is_closed() -> None:
 
 
 def test_this_uvicorn_has_all_that_the_guard_replaces() -> None:
-    check_uvicorn()
+    check_uvicorn(GuardedProtocol)
 
 
 def without(name: str) -> type:
@@ -226,16 +261,16 @@ def set_nowhere(self: object) -> None:
 )
 def test_a_uvicorn_without_a_method_that_the_guard_replaces_is_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=rf"^uvicorn {uvicorn.__version__} lacks {name}, so slow and silent"):
-        check_uvicorn(protocol=without(name))
+        check_uvicorn(GuardedProtocol, protocol=without(name))
 
 
 def test_a_uvicorn_that_keeps_an_attribute_elsewhere_is_refused() -> None:
     other = without("__init__")
     other.__init__ = set_nowhere  # type: ignore[misc]
     with pytest.raises(ConfigurationError, match=r"lacks pipeline, so"):
-        check_uvicorn(protocol=other)
+        check_uvicorn(GuardedProtocol, protocol=other)
     with pytest.raises(ConfigurationError, match="lacks disconnected, keep_alive"):
-        check_uvicorn(cycle=object)
+        check_uvicorn(GuardedProtocol, cycle=object)
 
 
 def test_the_check_comes_before_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
