@@ -185,7 +185,7 @@ def _parse_multipart(content_type: str, body: bytes, limits: BodyLimits) -> tupl
     fields: dict[str, Any] = {}
     for part in texts:
         if len(part.data) > MAX_FIELD_BYTES or b"\0" in part.data:
-            raise MissingImage(
+            raise MalformedBody(
                 f"The form's part {part.name[:100]!r} is a text field, too long or with bytes that no text has. If it "
                 f"is a picture, send it as a file: curl -F image=@photo.jpg does, with the @."
             )
