@@ -52,9 +52,6 @@ class Store:
         self.gone(place)
         (self.path / place).mkdir()
 
-    def rubbish(self, place: str) -> None:
-        self.a_file(place)
-
     def undo(self, place: str) -> None:
         target = self.path / place
         if target.is_dir():
@@ -87,11 +84,11 @@ def server(store: Store) -> Iterator[Server]:
         ("gone", MODEL),
         ("a_file", MODEL),
         ("gone", f"{MODEL}/2"),
-        ("rubbish", f"{MODEL}/2/{MANIFEST}"),
+        ("a_file", f"{MODEL}/2/{MANIFEST}"),
         ("a_directory", f"{MODEL}/2/{MANIFEST}"),
-        ("rubbish", f"{MODEL}/2/{WEIGHTS}"),
+        ("a_file", f"{MODEL}/2/{WEIGHTS}"),
         ("a_directory", f"{MODEL}/2/{WEIGHTS}"),
-        ("rubbish", f"{MODEL}/{ALIASES}"),
+        ("a_file", f"{MODEL}/{ALIASES}"),
         ("a_directory", f"{MODEL}/{ALIASES}"),
     ],
 )

@@ -64,7 +64,7 @@ class OpenBodies:
     @asynccontextmanager
     async def waiting_until(self, when: float) -> AsyncGenerator[None, None]:
         """Raise `TimeoutError` at that time of the event loop, or when bodies are given up."""
-        async with asyncio.timeout_at(min(when, 0) if self.given_up else when) as wait:
+        async with asyncio.timeout_at(0 if self.given_up else when) as wait:
             self._waits.add(wait)
             try:
                 yield

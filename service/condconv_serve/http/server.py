@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import sys
-import termios
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from types import FrameType
@@ -23,8 +22,15 @@ from condconv_serve.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT)
-IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
+
+def _signals(*names: str) -> tuple[signal.Signals, ...]:
+    """Those of these signals that the system has; Windows has few."""
+    return tuple(signal.Signals[name] for name in names if name in signal.Signals.__members__)
+
+
+ENDING = _signals("SIGINT", "SIGTERM", "SIGQUIT")
+HANGUP = _signals("SIGHUP")
+IGNORED = _signals("SIGUSR1", "SIGUSR2")
 """Others use them to open log files anew, say. They would end the process with no word and no answers."""
 
 REPEAT_SECONDS = 1.0
@@ -77,7 +83,8 @@ class DrainingServer(uvicorn.Server):
             signal.signal(number, self.handle_exit)
         for number in IGNORED:
             signal.signal(number, self._ignore)
-        signal.signal(signal.SIGHUP, self._hang_up)
+        for number in HANGUP:
+            signal.signal(number, self._hang_up)
         super().run(sockets)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -134,7 +141,7 @@ class DrainingServer(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._loop.call_later, delay, self.stop)
 
     def _hang_up(self, sig: int, frame: FrameType | None) -> None:
-        if self._on_terminal and _has_gone(sys.stdin.fileno()):
+        if self._on_terminal and not sys.stdin.isatty():  # as it is no longer one, it has gone
             self.handle_exit(sig, frame)
         elif self._loop is not None and self._first_signal is None:
             self._loop.call_soon_threadsafe(self._on_hangup)
@@ -145,14 +152,6 @@ class DrainingServer(uvicorn.Server):
     def stop(self) -> None:
         """Stop listening, answer the open requests, and return from `run`."""
         self.should_exit = True
-
-
-def _has_gone(terminal: int) -> bool:
-    try:
-        termios.tcgetattr(terminal)
-    except termios.error:
-        return True
-    return False
 
 
 class _SideServer(uvicorn.Server):

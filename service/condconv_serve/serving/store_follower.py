@@ -119,10 +119,9 @@ class StoreFollower:
     def sync_now(self) -> None:
         """The same on the calling thread. It must be the loader's, or the only thread so far."""
         try:
-            catalog = Catalog(self._store)
-            names = (self._only,) if self._only else catalog.models()
-        except (OSError, BundleError) as error:  # the directory may be back in a moment
-            logger.error("the model store can't be read, so nothing changes: %s", error)
+            with open_store(self._store) as catalog:
+                names = (self._only,) if self._only else catalog.models()
+        except StoreUnavailable:  # it may be back in a moment; until then nothing changes
             return
         for name in followed_models(names, self._registry.models()):
             try:

@@ -21,10 +21,7 @@ class _Estimate:
     recent: deque[float]
     from_full_batches: bool
     at: float
-
-    @property
-    def seconds_per_row(self) -> float:
-        return median_low(self.recent)
+    seconds_per_row: float = 0.0
 
 
 class RowRate:
@@ -66,6 +63,7 @@ class RowRate:
         elif not full and known.from_full_batches and found >= known.seconds_per_row:
             return
         known.recent.append(found)
+        known.seconds_per_row = median_low(known.recent)  # per batch, since every request asks for it
         known.from_full_batches |= full
         known.at = now
 
