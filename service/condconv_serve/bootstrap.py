@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import Protocol
 
 from fastapi import FastAPI
@@ -248,6 +249,19 @@ class Service:
         self.follower.sync_now()
         self._loaded()
 
+    def load_only(self, bundle: Path) -> ServedModel:
+        """Load and warm up one version, and nothing else: enough for work without a server.
+
+        Args:
+            bundle: its directory.
+
+        Raises:
+            BundleError: it is damaged, or doesn't fit.
+        """
+        model = self.registry.load(open_bundle(bundle))
+        self.readiness.loaded()
+        return model
+
     def _loaded(self) -> None:
         self.ledger.demand(self._default_model)
         self.readiness.loaded()
@@ -319,6 +333,23 @@ class Service:
         return create_app(
             context, lifespan=lifespan, cors_origins=self._settings.cors_origins, serve_metrics=probes is None
         )
+
+
+def find_bundle(settings: Settings, catalog: Catalog, given: str | None) -> Path:
+    """Find the version that a command means.
+
+    Args:
+        settings: say which model is the default.
+        catalog: the store.
+        given: `NAME[/VERSION]`; the default model if None.
+
+    Returns:
+        The bundle's directory.
+
+    Raises:
+        ConfigurationError: as `find_default`. Other errors are those of `Catalog.find_named`.
+    """
+    return catalog.find_named(find_default(settings, catalog) if given is None else given)
 
 
 def find_default(settings: Settings, catalog: Catalog) -> str:

@@ -12,7 +12,7 @@ import typer
 from condconv_serve import __version__
 from condconv_serve.cli import bench, finetune, images, keys, models, pull, routing_state, versions
 from condconv_serve.cli.common import Store, configure_log, friendly, read_settings
-from condconv_serve.cli.output import say
+from condconv_serve.cli.output import flush, say
 
 app = typer.Typer(
     name="condconv",
@@ -25,11 +25,14 @@ app = typer.Typer(
 
 
 def main() -> NoReturn:
-    """Run the command line; exits 0 for success, 1 for failure, 2 for wrong usage."""
+    """Run the command line; exits 0 for success, 1 for failure, 2 for wrong usage, 130 after Ctrl-C."""
     _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # labels may have letters that a terminal doesn't know
         sys.stdout.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        app()
+    finally:
+        flush()
     sys.exit(0)
 
 

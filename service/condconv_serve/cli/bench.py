@@ -47,7 +47,7 @@ def bench_engine(
     model_store: Store = None,
 ) -> None:
     """Measure throughput and latency by engine, precision, streams and batch size."""
-    from condconv_serve.bootstrap import find_default
+    from condconv_serve.bootstrap import find_bundle
     from condconv_serve.offline import bench
     from condconv_serve.routing.plot import check_plot_path
     from condconv_serve.store import Catalog, open_bundle
@@ -55,10 +55,9 @@ def bench_engine(
     if plot is not None:
         check_plot_path(plot)
     settings = read_settings(model_store=model_store)
-    catalog = Catalog(settings.model_store)
     figures = bench.bench_engine(
         settings,
-        open_bundle(catalog.find(model or find_default(settings, catalog))),
+        open_bundle(find_bundle(settings, Catalog(settings.model_store), model)),
         engines=engine or [],
         precisions=precision or [],
         streams=streams or [],

@@ -10,25 +10,44 @@ from typing import Annotated, Any, ParamSpec
 import typer
 from pydantic import ValidationError
 
-from condconv_serve.cli.output import print_failure
+from condconv_serve.cli.output import note, print_failure
 from condconv_serve.errors import ServiceError
 from condconv_serve.settings import PREFIX, Settings, is_service_link, unknown_variables
 from condconv_serve.validation import wanted_values
 
 Arguments = ParamSpec("Arguments")
 
+INTERRUPTED = 130
+"""Exit code of a command that is ended by Ctrl-C, as the shell shows it."""
+
 Store = Annotated[
     Path | None, typer.Option("--model-store", help="Directory with the bundles.", envvar="CONDCONV_MODEL_STORE")
 ]
+MODEL_FORM = "NAME[/VERSION]"
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Model to use. Default: the default model of the store.")
+    str | None,
+    typer.Option(
+        "--model",
+        metavar=MODEL_FORM,
+        help="Model to use; a version may be an alias. Without one: what a server answers with. Default: the default "
+        "model of the store.",
+    ),
 ]
-Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Files, directories, or globs.")]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar=MODEL_FORM, help="Model. A version may be an alias. Without one: what a server answers with."
+    ),
+]
+Images = Annotated[
+    list[str],
+    typer.Argument(metavar="IMAGE...", help="Files, directories, globs, or - for an image from standard input."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape of the HTTP answer.")]
 
 
 def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Show expected errors as a line on stderr, and exit with 1."""
+    """Show expected errors as a line on stderr, and exit with 1; after Ctrl-C exit with 130."""
 
     @wraps(command)
     def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
@@ -40,6 +59,9 @@ def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
         except OSError as error:  # a full disk, say
             print_failure("error", f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
             raise typer.Exit(1) from error
+        except KeyboardInterrupt:
+            note("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
 
     return wrapped
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from condconv_serve.cli.common import friendly
-from condconv_serve.cli.output import err, print_json, say
+from condconv_serve.cli.output import err, print_json, say, write
 
 app = typer.Typer(help="Make API keys.", no_args_is_help=True)
 
@@ -29,6 +29,6 @@ def make_key(
 
     secret, key = new_key(name, scopes=scope or ["predict"], requests_per_minute=requests_per_minute)
     say("The secret. It can't be shown again, so give it to the user now:", console=err)
-    print(secret, flush=True)
+    write(f"{secret}\n")
     say('The entry to add to "keys" in the keys file:', console=err)
     print_json(key.model_dump(exclude_none=True))

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from condconv_serve.cli.common import Json, Store, friendly, read_settings
-from condconv_serve.cli.output import add_row, err, print_failure, print_json, print_markdown, print_table, say
+from condconv_serve.cli.common import MODEL_FORM, Json, ModelName, Store, friendly, read_settings
+from condconv_serve.cli.output import add_row, err, note, print_failure, print_json, print_markdown, print_table, say
 from condconv_serve.errors import ServiceError
 
 FEW_IMAGES = 200
@@ -48,9 +48,7 @@ def list_models(model_store: Store = None) -> None:
 
 @app.command("show", epilog="Example: [bold]condconv models show efficientnet-lite0-condconv-4e[/]")
 @friendly
-def show_model(
-    name: Annotated[str, typer.Argument(metavar="NAME[/VERSION]")], as_json: Json = False, model_store: Store = None
-) -> None:
+def show_model(name: ModelName, as_json: Json = False, model_store: Store = None) -> None:
     """Show a bundle's manifest and model card."""
     from condconv_serve.store import Catalog, open_bundle
 
@@ -66,7 +64,8 @@ def show_model(
 @friendly
 def verify_models(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME[/VERSION]]...", help="Bundles to check. Default: all.")
+        list[str] | None,
+        typer.Argument(metavar=f"[{MODEL_FORM}]...", help="Bundles to check; a version may be an alias. Default: all."),
     ] = None,
     precision: Annotated[
         Literal["float32", "bfloat16"] | None,
@@ -84,7 +83,7 @@ def verify_models(
     from condconv_serve.samples import SAMPLES
     from condconv_serve.store import Catalog, open_bundle
 
-    photos = expand(images) if images else list(SAMPLES)
+    photos = expand(images, note=note) if images else list(SAMPLES)
     settings = read_settings(model_store=model_store)
     catalog = Catalog(settings.model_store)
     paths = [catalog.find_named(name) for name in names] if names else list(catalog)
@@ -242,7 +241,7 @@ def import_model(
 )
 @friendly
 def profile_model(
-    name: Annotated[str, typer.Argument(metavar="NAME[/VERSION]")],
+    name: ModelName,
     images: Annotated[
         list[str],
         typer.Option(
@@ -261,7 +260,7 @@ def profile_model(
 
     settings = read_settings(model_store=model_store)
     path = Catalog(settings.model_store).find_named(name)
-    made = profile_files(settings, path, expand(images), min_class_images=min_class_images, console=err)
+    made = profile_files(settings, path, expand(images, note=note), min_class_images=min_class_images, console=err)
     for file, error in made.failures:
         print_failure(file, error)
     bundle = add_profile(path, made.profile)

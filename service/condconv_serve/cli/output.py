@@ -1,11 +1,16 @@
-"""How commands print: lines, failures, JSON and tables. Text from outside can't steer the terminal."""
+"""How commands print: lines, failures, JSON and tables. Text from outside can't steer the terminal.
+
+What is printed is flushed at once. If its reader has gone, as with `| head`, the command ends without a word.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.highlighter import JSONHighlighter
@@ -13,7 +18,19 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
-out, err = Console(emoji=False), Console(stderr=True, emoji=False)
+BROKEN_PIPE = 141
+"""Exit code of a command that is ended by SIGPIPE, as the shell shows it."""
+
+
+class PipeConsole(Console):
+    """A console whose reader may go away."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """End as other commands do."""
+        _end_for_lack_of_readers()
+
+
+out, err = PipeConsole(emoji=False), PipeConsole(stderr=True, emoji=False)
 # Characters that change the direction of text can make a name look like another one.
 _CONTROLS = "\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNPRINTABLE, _RAW_IN_JSON = re.compile(rf"[\x00-\x1f{_CONTROLS}]"), re.compile(f"[{_CONTROLS}]")
@@ -49,17 +66,48 @@ def print_failure(what: object, why: object) -> None:
     say((f"{what}:", "bold red"), " ", why, console=err)
 
 
-def to_json(document: Any) -> str:
+def note(text: object) -> None:
+    """Print a remark on stderr."""
+    say(text, console=err)
+
+
+def to_json(document: Any, *, indent: int | None = 2) -> str:
     """JSON for people and programs: readable, and escaped where a terminal or an encoder could fail."""
-    return _RAW_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(document, indent=2, ensure_ascii=False))
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    return _RAW_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def print_json(document: Any) -> None:
     """Print a document as JSON on stdout, coloured on a terminal."""
+    write_json(to_json(document) + "\n")
+
+
+def write_json(text: str) -> None:
+    """Write a piece of JSON to stdout, coloured on a terminal."""
     if _on_terminal():
-        out.print(JSONHighlighter()(Text(to_json(document))), soft_wrap=True)
+        out.print(JSONHighlighter()(Text(text)), soft_wrap=True, end="")
     else:
-        print(to_json(document))
+        write(text)
+
+
+def write(text: str) -> None:
+    """Write text to stdout as it is."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        _end_for_lack_of_readers()
+
+
+def flush() -> None:
+    """Make sure that all that was printed is written, before Python does it when nobody can handle its failure."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_for_lack_of_readers()
+    except OSError as error:
+        _discard_what_is_left()
+        print_failure("error", f"{error.strerror}: standard output")
+        raise SystemExit(1) from error
 
 
 def add_row(table: Table, *cells: object | tuple[object, str]) -> None:
@@ -70,7 +118,7 @@ def add_row(table: Table, *cells: object | tuple[object, str]) -> None:
 
 def print_table(table: Table) -> None:
     """Print a table. In a file or a pipe it has its full width."""
-    console = out if _on_terminal() else Console(width=1_000_000, emoji=False)
+    console = out if _on_terminal() else PipeConsole(width=1_000_000, emoji=False)
     console.print(table)
 
 
@@ -89,5 +137,30 @@ def print_markdown(text: str) -> None:
 
 
 def _on_terminal() -> bool:
+    """Whether somebody looks at stdout."""
     # Don't ask rich: it can be told to colour even what a program reads.
     return sys.stdout is not None and sys.stdout.isatty()
+
+
+def into_file() -> bool:
+    """Whether stdout is a file, so that a progress bar on stderr can't be in its way."""
+    try:
+        return stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode)
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _end_for_lack_of_readers() -> NoReturn:
+    _discard_what_is_left()
+    raise SystemExit(BROKEN_PIPE)
+
+
+def _discard_what_is_left() -> None:
+    """Python writes what is left in its buffers when it ends; a failure then is a message of its own."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -1,96 +1,84 @@
-"""Classifies files without a server, with the same parts as the server."""
+"""Classifies images without a server, with the same parts as the server."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import Protocol
 
 from condconv_serve.bootstrap import Service
-from condconv_serve.domain import Classification, ClassifiedImage, ImageSource, ServedModel, readable
+from condconv_serve.domain import ClassifiedImage, ImageSource, ServedModel
 from condconv_serve.errors import ServiceError
-from condconv_serve.fronts.native.schemas import predict_response
-from condconv_serve.offline.files import read_image
+from condconv_serve.offline.files import LocalImage
 from condconv_serve.settings import Settings
 from condconv_serve.tasks.classification import Classify
 
-PROGRESS_FROM = 8
-"""With fewer images than this a progress bar would only flicker."""
+
+class Listener(Protocol):
+    """Gets results as they come, in the order of the images."""
+
+    def started(self, model: ServedModel) -> None:
+        """The model is loaded."""
+
+    def result(self, result: ClassifiedImage) -> None:
+        """An image has its classes, or its own error."""
 
 
-@dataclass(frozen=True, slots=True)
-class LocalAnswer:
-    """The results of all files, in order."""
+def classify_images(
+    settings: Settings, images: Iterable[LocalImage], listener: Listener, *, bundle: Path, top_k: int | None = None
+) -> None:
+    """Classify images with one version of a model.
 
-    model: ServedModel
-    results: tuple[ClassifiedImage, ...]
-
-    @property
-    def exit_code(self) -> int:
-        """1 if any image failed."""
-        return int(any(result.error is not None for result in self.results))
-
-    def to_json(self, *, routing: bool) -> dict[str, Any]:
-        """The answer in the shape of the HTTP answer, and the engine that computed it."""
-        body = predict_response(Classification(self.model.info, self.results), routing=routing)
-        return {**body.model_dump(mode="json", exclude_none=True), "computed_by": asdict(self.model.computed_by)}
-
-
-def classify_files(
-    settings: Settings, files: Sequence[Path], *, model: str | None, top_k: int | None, console: Console
-) -> LocalAnswer:
-    """Classify files with the models of the store.
+    Ctrl-C ends it with a KeyboardInterrupt between two calls of the listener, never during one.
 
     Args:
         settings: as for a server.
-        files: images.
-        model: name of the model; the default one if None.
+        images: what to classify; a few are read ahead, however many there are.
+        listener: gets each result once all before it are there; nothing is kept here.
+        bundle: directory of the version.
         top_k: classes per image; 5, or all if there are fewer, if None.
-        console: where a progress bar goes if there are many.
 
     Raises:
         ServiceError: the store or the model is unusable, or `top_k` impossible; an image's own error is in its result.
     """
-    service = Service(settings, only=model)
-    service.load()
-    served, classify = service.registry.get(model), Classify(top_k)
-    progress = Progress(
-        TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
-    )
-
-    async def run() -> tuple[ClassifiedImage, ...]:
-        task = progress.add_task("", total=len(files))
-        # Enough to keep decoders and streams busy without reading all files at once.
-        room = asyncio.Semaphore(4 * service.plan.max_batch_size)
-
-        async def one(file: Path) -> ClassifiedImage:
-            async with room:
-                result = await _classify_file(service, file, settings, classify, model=model)
-            progress.advance(task)
-            return result
-
-        async with service.running():
-            return tuple(await asyncio.gather(*(one(file) for file in files)))
-
-    if len(files) < PROGRESS_FROM:
-        return LocalAnswer(served, asyncio.run(run()))
-    with progress:
-        return LocalAnswer(served, asyncio.run(run()))
+    service = Service(settings, only=bundle.parent.name)
+    model, classify = service.load_only(bundle), Classify(top_k)
+    classify.check(model.info)
+    asyncio.run(_classify_all(service, model, images, classify, listener, settings))
 
 
-async def _classify_file(
-    service: Service, file: Path, settings: Settings, task: Classify, *, model: str | None
-) -> ClassifiedImage:
-    name = readable(file)
-    try:
-        data = await asyncio.to_thread(read_image, file, settings.max_body_bytes)
-    except ServiceError as error:
-        return ClassifiedImage(id=name, filename=name, error=error)
-    source = ImageSource(data, filename=name, id=name)
-    answer = await service.images.run([source], task, model=model)
-    return answer.results[0]
+async def _classify_all(
+    service: Service,
+    model: ServedModel,
+    images: Iterable[LocalImage],
+    task: Classify,
+    listener: Listener,
+    settings: Settings,
+) -> None:
+    async def classify(image: LocalImage) -> ClassifiedImage:
+        try:
+            data = await asyncio.to_thread(image.read, settings.max_body_bytes)
+        except ServiceError as error:
+            return ClassifiedImage(id=image.name, filename=image.name, error=error)
+        source = ImageSource(data, filename=image.name, id=image.name)
+        answer = await service.images.run([source], task, model=model.name, version=model.version)
+        return answer.results[0]
+
+    # Keeps decoders and streams busy.
+    ahead = min(4 * service.plan.max_batch_size * service.plan.streams, settings.max_queue_rows)
+    coming: deque[asyncio.Task[ClassifiedImage]] = deque()
+    async with service.running():
+        listener.started(model)
+        try:
+            for image in images:
+                if len(coming) == ahead:
+                    listener.result(await coming.popleft())
+                coming.append(asyncio.create_task(classify(image)))
+            while coming:
+                listener.result(await coming.popleft())
+        finally:
+            for one in coming:
+                one.cancel()
+            await asyncio.gather(*coming, return_exceptions=True)

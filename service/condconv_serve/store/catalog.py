@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from condconv_serve.domain.manifest import ModelName, VersionName
-from condconv_serve.errors import BundleError, ModelNotFound, VersionNotFound
+from condconv_serve.errors import BundleError, InvalidParameter, ModelNotFound, VersionNotFound
+from condconv_serve.store.aliases import DEFAULT_ALIAS, read_aliases
 from condconv_serve.store.bundle import MANIFEST
 
 logger = logging.getLogger(__name__)
@@ -59,16 +60,40 @@ class Catalog:
         """
         versions = self.versions(model)
         if not versions:
-            known = ", ".join(self.models()) or "none"
-            raise ModelNotFound(f"There is no model {model!r} in the store; there are: {known}.")
+            raise ModelNotFound(f"There is no model {model!r} in the store; there are: {self._known()}.")
         if version is not None and version not in versions:
             raise VersionNotFound(f"Model {model} has no version {version!r}; there are: {', '.join(versions)}.")
         return self._root / model / (version or versions[-1])
 
     def find_named(self, given: str) -> Path:
-        """Return the directory of the bundle `NAME[/VERSION]`, as people write it; the errors are those of `find`."""
-        model, _, version = given.partition("/")
-        return self.find(model, version or None)
+        """Return the directory of the bundle `NAME[/VERSION]`, as people write it.
+
+        The version may be an alias. Without one it is what a server answers with: the alias `default`, or else the
+        newest version. Of an alias that splits traffic it is the version with the most weight.
+
+        Raises:
+            InvalidParameter: it is of another form.
+            ModelNotFound, VersionNotFound: as `find`.
+            BundleError: the model's aliases can't be read.
+        """
+        model, slash, version = given.partition("/")
+        if not model or (slash and not version) or "/" in version:
+            raise InvalidParameter(
+                f"{given!r} is no model. Write NAME, NAME/VERSION or NAME/ALIAS; there are: {self._known()}."
+            )
+        versions = self.versions(model)
+        if not versions or version in versions:  # an alias can't be called like a version
+            return self.find(model, version or None)
+        aliases = read_aliases(self._root, model)
+        if alias := aliases.get(version or DEFAULT_ALIAS):
+            return self.find(model, alias.choose())
+        if version:
+            known = ", ".join((*versions, *sorted(aliases)))
+            raise VersionNotFound(f"Model {model} has no version {version!r}; there are: {known}.")
+        return self.find(model)
+
+    def _known(self) -> str:
+        return ", ".join(self.models()) or "none"
 
     def __iter__(self) -> Iterator[Path]:
         """All bundles, by model and version."""

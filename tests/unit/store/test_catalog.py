@@ -1,7 +1,8 @@
 import pytest
 
-from condconv_serve.errors import BundleError, ModelNotFound, VersionNotFound
+from condconv_serve.errors import BundleError, InvalidParameter, ModelNotFound, VersionNotFound
 from condconv_serve.store import Catalog, write_bundle
+from condconv_serve.store.aliases import set_alias
 from tests.unit.store.samples import new_bundle
 
 
@@ -52,15 +53,40 @@ def test_find(model, version, place, store):
 
 
 @pytest.mark.parametrize(
-    ("given", "place"), [("apple", "apple/10"), ("apple/", "apple/10"), ("apple/9", "apple/9"), ("apple/1", "apple/1")]
+    ("given", "place"),
+    [("apple", "apple/10"), ("apple/10", "apple/10"), ("apple/9", "apple/9"), ("apple/1", "apple/1")],
 )
 def test_find_named(given, place, store):
     assert Catalog(store).find_named(given) == store / place
 
 
+def test_a_name_means_what_a_server_answers_with(store):
+    set_alias(store, "apple", "stable", {"1": 10, "9": 90})
+    assert Catalog(store).find_named("apple/stable") == store / "apple" / "9"
+    assert Catalog(store).find_named("apple") == store / "apple" / "10"
+    set_alias(store, "apple", "default", {"1": 1})
+    assert Catalog(store).find_named("apple") == Catalog(store).find_named("apple/default") == store / "apple" / "1"
+    with pytest.raises(VersionNotFound, match=r"no version 'canary'; there are: 1, 9, 10, default, stable\."):
+        Catalog(store).find_named("apple/canary")
+    set_alias(store, "apple", "default", {"77": 1})
+    with pytest.raises(VersionNotFound, match="no version '77'"):
+        Catalog(store).find_named("apple")
+    (store / "apple" / "aliases.json").write_text("{")
+    with pytest.raises(BundleError, match=r"apple: aliases\.json is not valid JSON"):
+        Catalog(store).find_named("apple")
+    assert Catalog(store).find_named("apple/9") == store / "apple" / "9"
+
+
 @pytest.mark.parametrize(
     ("given", "error"),
-    [("pear", ModelNotFound), ("/1", ModelNotFound), ("apple/2", VersionNotFound), ("apple/1/", VersionNotFound)],
+    [
+        ("pear", ModelNotFound),
+        ("", InvalidParameter),
+        ("/1", InvalidParameter),
+        ("apple/", InvalidParameter),
+        ("apple/1/", InvalidParameter),
+        ("apple/2", VersionNotFound),
+    ],
 )
 def test_names_of_nothing(given, error, store):
     with pytest.raises(error):

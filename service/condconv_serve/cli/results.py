@@ -1,0 +1,111 @@
+"""Prints the results of images as they come: for people, as one JSON document, or as a line of JSON each."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from condconv_serve.cli.output import note, print_failure, to_json, write_json
+from condconv_serve.domain import Classification, ClassifiedImage, Prediction, ServedModel
+
+
+class Results(Protocol):
+    """Prints results; see `condconv_serve.offline.classify.Listener` for the first two."""
+
+    def started(self, model: ServedModel) -> None:
+        """The model is loaded."""
+
+    def result(self, result: ClassifiedImage) -> None:
+        """Print a result."""
+
+    def ended(self, *, interrupted: bool) -> None:
+        """Print what comes after the last result; nothing if not even the model was loaded."""
+
+
+class TextResults:
+    """For people: on stderr what answers and what failed, on stdout the answers."""
+
+    def __init__(self, show: Callable[[str, Prediction], None]) -> None:
+        """Print each answer with `show`, which gets the image's name and the answer."""
+        self._show = show
+
+    def started(self, model: ServedModel) -> None:
+        """Say which model answers, and what computes it."""
+        by = model.computed_by
+        note(f"{model.name}/{model.version}, computed by {by.engine} in {by.precision} on {by.device}: {by.reason}")
+
+    def result(self, result: ClassifiedImage) -> None:
+        """Print an answer or a failure."""
+        name = result.filename or result.id
+        if result.prediction is None:
+            print_failure(name, result.error)
+        else:
+            self._show(name, result.prediction)
+
+    def ended(self, *, interrupted: bool) -> None:
+        """Nothing: each answer stands for itself."""
+
+
+class JsonResults:
+    """One document in the shape of the HTTP answer. It is whole in the end, and after Ctrl-C."""
+
+    def __init__(self, *, routing: bool) -> None:
+        """Print with or without routing weights."""
+        self._routing = routing
+        self._begun = False
+        self._count = 0
+
+    def started(self, model: ServedModel) -> None:
+        """Print everything but the results."""
+        self._begun, self._model = True, model
+        head = to_json({"model": name_of(model), "computed_by": asdict(model.computed_by)})
+        write_json(head.removesuffix("\n}") + ',\n  "predictions": [')
+
+    def result(self, result: ClassifiedImage) -> None:
+        """Print an entry."""
+        entry = textwrap.indent(to_json(entry_of(self._model, result, routing=self._routing)), "    ")
+        write_json((",\n" if self._count else "\n") + entry)
+        self._count += 1
+
+    def ended(self, *, interrupted: bool) -> None:
+        """Close the document."""
+        if self._begun:
+            write_json(
+                ("\n  ]" if self._count else "]") + (',\n  "interrupted": true' if interrupted else "") + "\n}\n"
+            )
+
+
+class JsonLines:
+    """An object on a line of its own for each image."""
+
+    def __init__(self, *, routing: bool) -> None:
+        """Print with or without routing weights."""
+        self._routing = routing
+
+    def started(self, model: ServedModel) -> None:
+        """Remember the model: each line names it."""
+        self._model = model
+
+    def result(self, result: ClassifiedImage) -> None:
+        """Print a line."""
+        line = {"model": name_of(self._model), **entry_of(self._model, result, routing=self._routing)}
+        write_json(to_json(line, indent=None) + "\n")
+
+    def ended(self, *, interrupted: bool) -> None:
+        """Nothing: each line stands for itself."""
+
+
+def name_of(model: ServedModel) -> dict[str, str]:
+    """Name and version, as answers have them."""
+    return {"name": model.name, "version": model.version}
+
+
+def entry_of(model: ServedModel, result: ClassifiedImage, *, routing: bool) -> dict[str, Any]:
+    """A result as the HTTP answer has it."""
+    from condconv_serve.fronts.native.schemas import predict_response
+
+    body = predict_response(Classification(model.info, (result,)), routing=routing)
+    entry: dict[str, Any] = body.predictions[0].model_dump(mode="json", exclude_none=True)
+    return entry
