@@ -15,6 +15,7 @@ from typing import Protocol
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
 
 from condconv_serve.domain import Ablation, ModelInfo, Prediction, ServedModel
 from condconv_serve.errors import ConfigurationError
@@ -24,6 +25,7 @@ from condconv_serve.fronts.native import AppContext, BodyLimits, create_app, cre
 from condconv_serve.http.body import OpenBodies
 from condconv_serve.http.guard import guarded_protocol
 from condconv_serve.http.limits import ConnectionLimits
+from condconv_serve.http.prefixes import RootPath, check_root_path
 from condconv_serve.http.server import serving_beside
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.ablation_queue import AblationQueue
@@ -274,7 +276,7 @@ class Service:
         keys: KeyRing | None = None,
         open_admin: bool = True,
         probes: socket.socket | None = None,
-    ) -> FastAPI:
+    ) -> ASGIApp:
         """The application. Once it runs, it loads the models in the background.
 
         Args:
@@ -282,6 +284,9 @@ class Service:
             keys: the API keys that are accepted; None lets everybody in.
             open_admin: whether everybody has the scope `admin` if there are no keys.
             probes: port for metrics and probes, served until the last request is answered; None means this one.
+
+        Raises:
+            ConfigurationError: the root path begins as a route does.
         """
         context = AppContext(
             images=self.images,
@@ -323,16 +328,30 @@ class Service:
 
         @contextlib.asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-            async with serving_beside(create_probes_app(context), probes, self.http_protocol()), self.running():
+            side = self._under_root_path(create_probes_app(context))
+            async with serving_beside(side, probes, self.http_protocol()), self.running():
                 watching = asyncio.create_task(load_and_watch())
                 yield
                 watching.cancel()
                 await asyncio.gather(watching, return_exceptions=True)
                 self.follower.close()
 
-        return create_app(
-            context, lifespan=lifespan, cors_origins=self._settings.cors_origins, serve_metrics=probes is None
+        return self._under_root_path(
+            create_app(
+                context,
+                lifespan=lifespan,
+                cors_origins=self._settings.cors_origins,
+                serve_metrics=probes is None,
+                root_path=self._settings.root_path,
+            )
         )
+
+    def _under_root_path(self, app: FastAPI) -> ASGIApp:
+        root_path = self._settings.root_path
+        if not root_path:
+            return app
+        check_root_path(root_path, app.routes)
+        return RootPath(app, root_path)
 
 
 def find_bundle(settings: Settings, catalog: Catalog, given: str | None) -> Path:

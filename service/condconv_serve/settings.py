@@ -20,6 +20,7 @@ OTHER_VARIABLES = ("URL", "API_KEY", "IMAGE", "CPUS", "MEMORY", "GPU_MEMORY")
 _SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT)(_\w+)?$|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 _SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://")
 
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
 _ORIGIN = re.compile(r"^(\*|https?://[a-z0-9.\-\[\]:]+)$")
 
 
@@ -34,7 +35,18 @@ def _origins(value: Any) -> Any:
     return value
 
 
+def _root_path(value: Any) -> Any:
+    """Refuse a prefix that no proxy puts before a path."""
+    if isinstance(value, str) and value and not _ROOT_PATH.fullmatch(value):
+        raise ValueError(
+            "A path prefix looks like /classify or /team/classify, with a slash before each part and none at the end. "
+            "Parts have letters, digits, and . _ ~ -. Leave it empty for none"
+        )
+    return value
+
+
 CountOrAuto = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
+PathPrefix = Annotated[str, BeforeValidator(_root_path)]
 Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
 
 
@@ -47,6 +59,11 @@ class Settings(BaseSettings):
         "127.0.0.1", min_length=1, description="Address to listen on. `::` is every address, of IPv4 too."
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    root_path: PathPrefix = Field(
+        "",
+        description="Path prefix under which a proxy shows the server, such as /classify. The proxy may take it off "
+        "or not. Without the prefix, requests are answered, too. Default: none.",
+    )
     metrics_port: int | None = Field(
         None,
         ge=0,

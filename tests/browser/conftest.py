@@ -62,7 +62,12 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
     contexts, wrong = [], []
 
     def open_page(
-        server: Server, *, until: str | None = "ready", permissions: list[str] | None = None, **options: Any
+        server: Server,
+        *,
+        until: str | None = "ready",
+        permissions: list[str] | None = None,
+        path: str = "/",
+        **options: Any,
     ) -> Any:
         context = browser.new_context(**{"viewport": DESKTOP, "permissions": permissions or []} | options)
         context.set_default_timeout(20_000)
@@ -76,7 +81,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
                 None if request.url.startswith((f"{server.url}/", "blob:", "data:")) else wrong.append(request.url)
             ),
         )
-        page.goto(f"{server.url}/")
+        page.goto(server.url + path)
         if until:
             page.wait_for_selector(f"#state[data-state={until}]")
         return page

@@ -65,6 +65,8 @@ def test_defaults_need_no_environment():
         ("log_level", "debug", "debug"),
         ("log_format", "json", "json"),
         ("otlp_endpoint", "https://collector:4318/v1/traces", "https://collector:4318/v1/traces"),
+        ("root_path", "/team/classify-2", "/team/classify-2"),
+        ("root_path", "", ""),
     ],
 )
 def test_the_environment_sets(name, text, value, monkeypatch):
@@ -156,6 +158,18 @@ def test_what_kubernetes_sets_for_services_is_no_setting():
         ("log_level", "loud"),
         ("log_format", "xml"),
         ("otlp_endpoint", "collector:4318"),
+        ("root_path", "/"),
+        ("root_path", "classify"),
+        ("root_path", "/classify/"),
+        ("root_path", "//classify"),
+        ("root_path", "/a//b"),
+        ("root_path", "/a/../b"),
+        ("root_path", "/a b"),
+        ("root_path", "/a%20b"),
+        ("root_path", "/a?b"),
+        ("root_path", '/"><script>'),
+        ("root_path", "/ä"),
+        ("root_path", "https://example.org/classify"),
     ],
 )
 def test_impossible_values_are_refused(name, text, monkeypatch):

@@ -1,11 +1,13 @@
-"""Several applications on one HTTP server, told apart by the beginning of the path."""
+"""Beginnings of paths: several applications on one HTTP server, and the prefix under which a proxy shows them all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from condconv_serve.errors import ConfigurationError
 from condconv_serve.http.scope import path_of
 
 
@@ -33,3 +35,47 @@ class ByPrefix:
             if path == prefix or path.startswith(f"{prefix}/"):
                 return front
         return self._main
+
+
+class RootPath:
+    """ASGI application: another one as it is reached under a prefix, whether or not a proxy takes the prefix off.
+
+    The application sees what ASGI asks for: the prefix as `root_path`, and a `path` that begins with it. So all that it
+    answers, and all that is logged, is the same whichever way a request came.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        """Wrap an application; `root_path` looks like `/classify`."""
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; other kinds of connections pass."""
+        if scope["type"] == "http":
+            scope = {**scope, "root_path": self._root_path, "path": self._whole(scope["path"])}
+            if raw_path := scope.get("raw_path"):
+                scope["raw_path"] = self._whole(raw_path.decode("latin-1")).encode("latin-1")
+        await self._app(scope, receive, send)
+
+    def _whole(self, path: str) -> str:
+        if path == self._root_path:
+            return f"{path}/"
+        return path if path.startswith(f"{self._root_path}/") else self._root_path + path
+
+
+def check_root_path(root_path: str, routes: Iterable[BaseRoute]) -> None:
+    """Refuse a prefix that begins as a route does: whether a proxy has taken it off couldn't be told.
+
+    Args:
+        root_path: the prefix.
+        routes: of the application.
+
+    Raises:
+        ConfigurationError: the prefix's first part is, or may be, the first part of a route.
+    """
+    first = "/" + root_path.split("/")[1]
+    scopes = [{"type": "http", "method": "GET", "path": path} for path in (first, f"{first}/x")]
+    if any(route.matches(scope)[0] is not Match.NONE for route in routes for scope in scopes):
+        raise ConfigurationError(
+            f"The root path {root_path} begins with {first}, a path of the server's own. Choose another prefix."
+        )

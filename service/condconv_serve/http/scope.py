@@ -14,7 +14,13 @@ _KEY = "condconv_serve.facts"
 def path_of(scope: Scope) -> str:
     """The path of a request, without the prefix under which the whole server is reached."""
     path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", ""))
+    return path.removeprefix(root_path_of(scope))
+
+
+def root_path_of(scope: Scope) -> str:
+    """The prefix under which the whole server is reached, such as `/classify`; empty without one."""
+    root_path: str = scope.get("root_path", "")
+    return root_path
 
 
 def keep_facts(scope: Scope, facts: RequestFacts) -> None:

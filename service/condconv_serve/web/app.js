@@ -251,6 +251,9 @@ addEventListener("drop", (event) => {
   take(event.dataTransfer.files);
 });
 
+// Links within the page would otherwise lead away from `/prefix` to `/prefix/`, which is the page's base.
+if (`${location.pathname}/` === new URL(document.baseURI).pathname) history.replaceState(null, "", document.baseURI + location.search + location.hash);
+
 setInterval(() => selected && countDown(selected), 500);
 live.start();
 begin();

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import pytest
@@ -15,12 +16,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from condconv_serve.errors import QueueFull, ServiceError
+from condconv_serve.domain import Classification
+from condconv_serve.errors import ConfigurationError, InferenceFailed, QueueFull, ServiceError
 from condconv_serve.http.answer import Answer, ErrorRenderer
 from condconv_serve.http.middleware import RequestContext
-from condconv_serve.http.prefixes import ByPrefix
+from condconv_serve.http.prefixes import ByPrefix, RootPath, check_root_path
 from condconv_serve.http.scope import facts_of
 from condconv_serve.telemetry.metrics import Metrics
+from tests.unit.fronts.native.application import application
 
 
 def rendered(shape: str) -> ErrorRenderer:
@@ -122,3 +125,56 @@ async def test_under_a_path_prefix_of_the_whole_server() -> None:
         await app({"type": "http", "path": path, "root_path": "/serving"}, nothing, nothing)
     await app({"type": "lifespan"}, nothing, nothing)
     assert called == ["second", "main", "main"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "seen"),
+    [
+        ("/team/app/v2/who", "/team/app/v2/who"),
+        ("/v2/who", "/team/app/v2/who"),
+        ("/", "/team/app/"),
+        ("/team/app", "/team/app/"),
+        ("/team/app/", "/team/app/"),
+        ("/team/application", "/team/app/team/application"),
+        ("/team", "/team/app/team"),
+        ("/a%2Fb", "/team/app/a%2Fb"),
+    ],
+)
+async def test_root_path_is_seen_whether_or_not_a_proxy_takes_it_off(asked: str, seen: str) -> None:
+    scopes: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+
+    nothing: Any = None
+    given = {"type": "http", "path": unquote(asked), "raw_path": asked.encode()}
+    await RootPath(app, "/team/app")(given, nothing, nothing)
+    (scope,) = scopes
+    assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/team/app", unquote(seen), seen.encode())
+    assert given["path"] == unquote(asked), "others may keep the scope"
+
+
+async def test_fronts_are_told_apart_under_a_root_path(metrics: Metrics) -> None:
+    app = RootPath(ByPrefix(front("main", "", metrics), {"/v2": front("second", "/v2", metrics)}), "/classify")
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for path, name in (("/who", "main"), ("/v2/who", "second")):
+            for asked in (path, f"/classify{path}"):
+                response = await client.get(asked)
+                assert (response.status_code, response.json()) == (200, name)
+    for route in ("/who", "/v2/who"):
+        labels = {"route": route, "method": "GET", "code": "200"}
+        assert metrics.registry.get_sample_value("condconv_requests_total", labels) == 2
+
+
+@pytest.mark.parametrize("first", ["models", "predict", "web", "docs", "openapi.json", "static-offline-docs", "livez"])
+def test_root_path_that_could_be_a_route_is_refused(first: str) -> None:
+    app, _ = application(no_answer)
+    for root_path in (f"/{first}", f"/{first}/mine"):
+        with pytest.raises(ConfigurationError, match=f"begins with /{first}, a path of the server's own"):
+            check_root_path(root_path, app.routes)
+    check_root_path(f"/{first}s2", app.routes)
+    check_root_path(f"/mine/{first}", app.routes)
+
+
+async def no_answer() -> Classification:
+    raise InferenceFailed("Not needed here.")

@@ -30,6 +30,7 @@ def create_app(
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]],
     cors_origins: Sequence[str] = (),
     serve_metrics: bool = True,
+    root_path: str = "",
 ) -> FastAPI:
     """Create the application.
 
@@ -38,6 +39,8 @@ def create_app(
         lifespan: runs around the application's life.
         cors_origins: origins whose pages may read the answers; `*` is any.
         serve_metrics: whether `/metrics` is here, rather than on a port of its own.
+        root_path: the prefix under which it is reached, as page and OpenAPI document tell it; whoever serves the
+            application sees to it that requests have it (`condconv_serve.http.prefixes.RootPath`).
     """
     for slug in problems.STATUS:
         context.metrics.rejected.labels(slug)  # zero from the start, so that the first error counts as an increase
@@ -47,6 +50,7 @@ def create_app(
         description=DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        servers=[{"url": root_path}] if root_path else None,
         openapi_tags=[
             {"name": "predict", "description": "Images in, classes out."},
             {"name": "routing", "description": "Which experts images are routed to: one image, and live traffic."},
@@ -59,7 +63,7 @@ def create_app(
     for module in (predict, routing, ablation, models):
         app.include_router(module.router(context), dependencies=[guard])
     app.include_router(health.router(context, serve_metrics=serve_metrics))
-    app.include_router(page.router())
+    app.include_router(page.router(root_path))
     app.add_middleware(
         RequestContext,
         render=problems.render,

@@ -16,7 +16,7 @@ from starlette.routing import Match
 
 from condconv_serve.errors import CapacityError, InvalidParameter, ServiceError
 from condconv_serve.http.answer import Answer
-from condconv_serve.http.scope import facts_of
+from condconv_serve.http.scope import facts_of, root_path_of
 from condconv_serve.validation import Place, describe_errors, dotted
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def install(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         detail, headers = str(error.detail), dict(error.headers or {})
         if error.status_code == 404:
-            detail = f"There is nothing at {request.url.path}; /docs lists what there is."
+            detail = f"There is nothing at {request.url.path}; {root_path_of(request.scope)}/docs lists what there is."
         elif error.status_code == 405:
             headers["Allow"] = ", ".join(_allowed_methods(request))
             detail = f"{request.url.path} doesn't take {request.method}; it takes {headers['Allow']}."
