@@ -18,7 +18,6 @@ from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from condconv_serve.domain import Ablation, ModelInfo, Prediction, ServedModel
-from condconv_serve.errors import ConfigurationError
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import KeyRing
 from condconv_serve.fronts.native import AppContext, BodyLimits, create_app, create_probes_app, problems
@@ -42,6 +41,7 @@ from condconv_serve.routing.recent import RecentRequests
 from condconv_serve.runtime.devices import detect_machine
 from condconv_serve.runtime.plan import EnginePlan, make_plan
 from condconv_serve.runtime.tensorflow_import import import_tensorflow
+from condconv_serve.serving.default_model import DefaultModel
 from condconv_serve.serving.open_store import open_store
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.serving.registry import Registry
@@ -49,7 +49,8 @@ from condconv_serve.serving.store_follower import StoreFollower
 from condconv_serve.serving.version_admin import VersionAdmin
 from condconv_serve.serving.version_ledger import VersionLedger
 from condconv_serve.settings import Settings
-from condconv_serve.store import Bundle, Catalog, open_bundle
+from condconv_serve.store import Bundle, open_bundle
+from condconv_serve.store.default import check_store
 from condconv_serve.telemetry.logs import ContextThreads, count_lost_lines
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tracing import make_tracer
@@ -132,12 +133,14 @@ class Service:
             load: makes an engine from a bundle; `load_model` if None.
 
         Raises:
-            BundleError: the store or a bundle in it is unusable.
-            ConfigurationError: the store is empty or lacks the default model, or traces can't be exported as asked.
+            BundleError: there is no such store.
+            ConfigurationError: the store is empty or lacks the model that is set as the default, or traces can't be
+                exported as asked.
         """
         self._settings = settings
         self._tracer = make_tracer(settings.otlp_endpoint)
-        self._default_model = only or find_default(settings, Catalog(settings.model_store))
+        if only is None:
+            check_store(settings.model_store, default_model=settings.default_model)
         self.plan = plan_engines(settings)
         logger.info(
             "engine: %s (%s) on %s in %s, %d streams, batches of up to %d rows",
@@ -155,13 +158,16 @@ class Service:
         self.metrics.memory_limit_bytes.set(memory_limit() or math.inf)
         self.registry = Registry(
             partial(load or load_model, plan=self.plan, metrics=self.metrics),
-            default_model=self._default_model,
+            default_model=only,
             warm_up_sizes=range(1, self.plan.max_batch_size + 1),
             streams=self.plan.streams,
             metrics=self.metrics,
             on_gone=self._forget,
         )
         self.ledger = VersionLedger(settings.model_store, self.registry, metrics=self.metrics, only=only)
+        self._default = DefaultModel(
+            settings.model_store, self.registry, metrics=self.metrics, asked=settings.default_model
+        )
         self.follower = StoreFollower(
             settings.model_store,
             self.registry,
@@ -169,6 +175,7 @@ class Service:
             newest=1 if only else settings.served_versions,
             metrics=self.metrics,
             only=only,
+            follow_default=self._default.look if only is None else lambda models: None,
         )
         self.versions = VersionAdmin(settings.model_store, self.registry, self.ledger, self.follower)
         self.routing = LiveRouting() if settings.routing_statistics else None
@@ -265,7 +272,8 @@ class Service:
         return model
 
     def _loaded(self) -> None:
-        self.ledger.demand(self._default_model)
+        if self.registry.default_model is not None:
+            self.ledger.demand(self.registry.default_model)
         self.readiness.loaded()
         logger.info("ready")
 
@@ -352,38 +360,3 @@ class Service:
             return app
         check_root_path(root_path, app.routes)
         return RootPath(app, root_path)
-
-
-def find_bundle(settings: Settings, catalog: Catalog, given: str | None) -> Path:
-    """Find the version that a command means.
-
-    Args:
-        settings: say which model is the default.
-        catalog: the store.
-        given: `NAME[/VERSION]`; the default model if None.
-
-    Returns:
-        The bundle's directory.
-
-    Raises:
-        ConfigurationError: as `find_default`. Other errors are those of `Catalog.find_named`.
-    """
-    return catalog.find_named(find_default(settings, catalog) if given is None else given)
-
-
-def find_default(settings: Settings, catalog: Catalog) -> str:
-    """The model for requests that name none.
-
-    Raises:
-        ConfigurationError: the store is empty, or lacks the default model.
-    """
-    names = catalog.models()
-    if not names:
-        raise ConfigurationError(
-            f"The model store {settings.model_store} holds no bundle (<model>/<version>/manifest.json)."
-        )
-    if settings.default_model is not None and settings.default_model not in names:
-        raise ConfigurationError(
-            f"The default model {settings.default_model!r} is not in the store; there are: {', '.join(names)}."
-        )
-    return settings.default_model or names[0]

@@ -1,16 +1,47 @@
-"""JSON documents of a known shape: read, checked for their schema version, and validated."""
+"""JSON documents of a known shape: read within limits, checked for their schema version, and validated."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from condconv_serve.files import FileTooLarge, NoOrdinaryFile, read_limited
 from condconv_serve.validation import Place, describe_errors, dotted
 
 Document = TypeVar("Document", bound=BaseModel)
+_MAX_BYTES = 2**20
+
+
+def read_document(file: Path, kind: type[Document], *, name: str, error: type[Exception]) -> Document | None:
+    """Read and validate a JSON document of a megabyte at most.
+
+    Args:
+        file: where it is.
+        kind: its shape.
+        name: what messages call it.
+        error: what to raise.
+
+    Returns:
+        The document; None if there is no such file.
+
+    Raises:
+        Exception: it can't be read or is no such document, as an `error`; says why.
+    """
+    try:
+        raw = read_limited(file, _MAX_BYTES)
+    except FileNotFoundError:
+        return None
+    except NoOrdinaryFile as reason:
+        raise error(f"{name} is no ordinary file.") from reason
+    except FileTooLarge as reason:
+        raise error(f"{name} has more than {_MAX_BYTES} bytes.") from reason
+    except OSError as reason:
+        raise error(f"{name} can't be read.") from reason
+    return parse_document(raw, kind, name=name, error=error)
 
 
 def parse_document(

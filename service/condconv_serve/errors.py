@@ -30,6 +30,7 @@ ServiceError
 │   ├── AblationBusy          ablation_busy           as many ablations as may wait are waiting
 │   ├── WaitTooLong           wait_too_long           the answer would come after its deadline
 │   ├── NotReady              not_ready               still loading, or unable to serve
+│   ├── NoDefaultModel        no_default_model        no model was named, and there is no default one
 │   ├── StoreUnavailable      store_unavailable       the model store can't be read now
 │   ├── Draining              draining                shutting down
 │   ├── EngineStalled         engine_stalled          a batch hangs in the engine
@@ -265,6 +266,13 @@ class NotReady(CapacityError):
 
     slug = "not_ready"
     title = "Not ready"
+
+
+class NoDefaultModel(CapacityError):
+    """The request names no model, and the service has no default one."""
+
+    slug = "no_default_model"
+    title = "No default model"
 
 
 class StoreUnavailable(CapacityError):

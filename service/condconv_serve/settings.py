@@ -86,7 +86,9 @@ class Settings(BaseSettings):
     )
     model_store: Path = Field(Path("model_store"), description="Directory with the model bundles.")
     default_model: str | None = Field(
-        None, description="Model for requests that name no model. Unset: the first one by name."
+        None,
+        description="Model for requests that name no model. It goes before the one that the store names "
+        "(`condconv models default`).",
     )
     served_versions: int = Field(
         1,

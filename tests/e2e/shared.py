@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from condconv_serve.samples import SAMPLES
+from condconv_serve.store.default import set_default
 from tests.e2e.server import BUNDLE, MODEL, PATIENCE, RunningServer, Server, new_client, wait_for
 
 OFFICIAL = f"{MODEL}-official"
@@ -108,6 +109,7 @@ def _write_store(store: Path) -> Path:
         manifest = json.loads((other / "manifest.json").read_text())
         manifest["name"], manifest["preprocessing"]["transform"] = OFFICIAL, "official"
         (other / "manifest.json").write_text(json.dumps(manifest))
+        set_default(store, MODEL)
     return store
 
 

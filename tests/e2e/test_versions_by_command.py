@@ -103,3 +103,34 @@ def test_in_the_store(server: Server, store: Path) -> None:
         assert run(*arguments, **given).exit_code == 1
     assert run("unalias", "tiny", "canary", **given).exit_code == 0
     wait_for(lambda: server.client.post("/predict?version=canary", content=photo).status_code == 404)
+
+
+def test_the_default_model(server: Server, store: Path) -> None:
+    """A model that comes later and sorts first changes nothing; a new default is followed at once."""
+    given = {"CONDCONV_MODEL_STORE": str(store)}
+    photo = pictures.jpeg(pictures.photo("coffee", (60, 40)))
+
+    def answering() -> str:
+        return str(server.client.post("/predict", content=photo).json()["model"]["name"])
+
+    write_fake(store, "another", 1)
+    shown = run("default", **given)
+    assert (shown.exit_code, shown.output.split(", ")[0]) == (0, "the default model is tiny")
+    wait_for(lambda: server.client.post("/predict?model=another", content=photo).status_code == 200)
+    assert answering() == "tiny"
+    refused = run("default", "none", **given)
+    assert (refused.exit_code, "there are: another, tiny." in refused.output) == (1, True)
+    assert run("default", "another", **given).output.startswith("the default model is another, since")
+    wait_for(lambda: answering() == "another")
+    (chosen,) = [model for model in server.client.get("/models").json()["models"] if model["default"]]
+    assert chosen["name"] == "another"
+    assert "the default model is another, since default.json in the model store says so; it was tiny" in server.log
+    assert 'condconv_default_model{model="another"} 1.0' in server.client.get("/metrics").text
+    overruled = run("default", "tiny", **given, CONDCONV_DEFAULT_MODEL="another")
+    assert "the default model is another, since CONDCONV_DEFAULT_MODEL says so" in overruled.output
+    assert "The store names tiny now, but a setting goes before it." in overruled.output
+    wait_for(lambda: answering() == "tiny")
+    (store / "default.json").unlink()
+    unset = run("default", **given)
+    assert (unset.exit_code, "condconv models default NAME" in unset.output) == (1, True)
+    assert run("default", "tiny", **given).exit_code == 0

@@ -47,17 +47,19 @@ def bench_engine(
     model_store: Store = None,
 ) -> None:
     """Measure throughput and latency by engine, precision, streams and batch size."""
-    from condconv_serve.bootstrap import find_bundle
     from condconv_serve.offline import bench
+    from condconv_serve.offline.bundles import find_bundle
     from condconv_serve.routing.plot import check_plot_path
     from condconv_serve.store import Catalog, open_bundle
 
     if plot is not None:
         check_plot_path(plot)
     settings = read_settings(model_store=model_store)
+    bundle = open_bundle(find_bundle(settings, Catalog(settings.model_store), model))
+    say(f"measuring {bundle.manifest.name}/{bundle.manifest.version}", console=err)
     figures = bench.bench_engine(
         settings,
-        open_bundle(find_bundle(settings, Catalog(settings.model_store), model)),
+        bundle,
         engines=engine or [],
         precisions=precision or [],
         streams=streams or [],

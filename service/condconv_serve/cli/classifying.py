@@ -34,7 +34,7 @@ def classify(
     Raises:
         ServiceError: an argument, the store or the model is unusable.
     """
-    from condconv_serve.bootstrap import find_bundle
+    from condconv_serve.offline.bundles import find_bundle
     from condconv_serve.offline.classify import classify_images
     from condconv_serve.offline.files import find_images
     from condconv_serve.store import Catalog

@@ -19,15 +19,18 @@ app = typer.Typer(help="Look after the bundles in the model store.", no_args_is_
 @app.command("list")
 @friendly
 def list_models(model_store: Store = None) -> None:
-    """List the bundles of the store."""
+    """List the bundles of the store, and its default model."""
     from condconv_serve.errors import BundleError
     from condconv_serve.store import Catalog
     from condconv_serve.store.bundle import read_manifest
+    from condconv_serve.store.default import find_default
 
     table = Table(box=None, header_style="bold")
     for column in ("model", "version", "architecture", "classes", "size", "licence"):
         table.add_column(column, overflow="fold")
-    for path in Catalog(read_settings(model_store=model_store).model_store):
+    store = read_settings(model_store=model_store).model_store
+    catalog = Catalog(store)
+    for path in catalog:
         try:
             manifest = read_manifest(path)
         except BundleError as error:
@@ -44,6 +47,9 @@ def list_models(model_store: Store = None) -> None:
             manifest.licence,
         )
     print_table(table)
+    if catalog.models():
+        found = find_default(store, catalog.models())
+        say(f"Default model: {found.name}." if found.name else found.reason, console=err)
 
 
 @app.command("show", epilog="Example: [bold]condconv models show efficientnet-lite0-condconv-4e[/]")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from condconv_serve.cli.common import Store, friendly, read_settings
-from condconv_serve.cli.output import say
+from condconv_serve.cli.output import err, say
 from condconv_serve.errors import InvalidParameter
 
 app = typer.Typer()
@@ -147,6 +147,27 @@ def aliases(name: Name, model_store: Store = None, url: MaybeUrl = None, api_key
         _print_alias(name, alias_name, versions)
     if not found:
         say(f"{name} has no aliases")
+
+
+@app.command("default", epilog="Example: [bold]condconv models default b0-8e[/]")
+@friendly
+def default(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="The new default model. Default: show the present one.")
+    ] = None,
+    model_store: Store = None,
+) -> None:
+    """Show or set the default model, for requests that name none. Servers that use the store follow."""
+    from condconv_serve.offline.bundles import default_model
+    from condconv_serve.store.default import set_default
+
+    settings = read_settings(model_store=model_store)
+    if name is not None:
+        set_default(settings.model_store, name)
+    found = default_model(settings)
+    say(f"the default model is {found.demand()}, since {found.reason}")
+    if name not in (None, found.name):
+        say(f"The store names {name} now, but a setting goes before it.", console=err)
 
 
 def _split(version: str) -> tuple[str, str]:

@@ -132,6 +132,7 @@ class ModelSource(Protocol):
                 most weight.
 
         Raises:
+            NoDefaultModel: no model was named, and there is no default one.
             ModelNotFound: no such model is served.
             VersionNotFound: the model is not served in this version.
         """

@@ -15,6 +15,7 @@ from condconv_serve.serving.leases import Lease, Leases
 from condconv_serve.serving.warm_up import warm_up
 from condconv_serve.store import Bundle
 from condconv_serve.store.aliases import DEFAULT_ALIAS, Alias
+from condconv_serve.store.default import Default
 from condconv_serve.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class Registry(ModelSource):
         self,
         load: Callable[[Bundle], ServedModel],
         *,
-        default_model: str,
+        default_model: str | None = None,
         warm_up_sizes: Iterable[int],
         streams: int,
         metrics: Metrics,
@@ -41,7 +42,7 @@ class Registry(ModelSource):
 
         Args:
             load: makes an engine from a bundle.
-            default_model: name of the model for requests that name none.
+            default_model: name of the model for requests that name none, until `set_default` says otherwise.
             warm_up_sizes: batch sizes that every model computes on every stream before it is served.
             streams: number of streams.
             metrics: counts loads.
@@ -51,7 +52,7 @@ class Registry(ModelSource):
         self._on_gone = on_gone
         self._release_memory = release_memory
         self._load = load
-        self._default = default_model
+        self._default = Default(name=default_model, reason="The service is still looking for its default model.")
         self._warm_up_sizes = tuple(warm_up_sizes)
         self._streams = streams
         self._metrics = metrics
@@ -119,7 +120,7 @@ class Registry(ModelSource):
 
     def get(self, name: str | None = None, version: str | None = None, *, key: str | None = None) -> ServedModel:
         """See `condconv_serve.domain.ModelSource.get`."""
-        name = name or self._default
+        name = name or self._default.demand()
         versions = self._models.get(name)
         if not versions:
             raise ModelNotFound(f"Model {name!r} is not served; served are: {', '.join(self._models) or 'none'}.")
@@ -158,10 +159,14 @@ class Registry(ModelSource):
         """All served models, by name and version."""
         return self._models
 
+    def set_default(self, default: Default) -> None:
+        """Say which model gets the requests that name none, or why there is none."""
+        self._default = default
+
     @property
-    def default_model(self) -> str:
+    def default_model(self) -> str | None:
         """Name of the model for requests that name none."""
-        return self._default
+        return self._default.name
 
     def _after_release(self, model: ServedModel) -> None:
         if model.version not in self._models.get(model.name, {}):

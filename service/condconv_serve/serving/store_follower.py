@@ -56,6 +56,7 @@ class StoreFollower:
         newest: int,
         metrics: Metrics,
         only: str | None = None,
+        follow_default: Callable[[Collection[str]], None] = lambda models: None,
         settle_seconds: float = 0.5,
         sleep: Callable[[float], None] = time.sleep,
         prepare_thread: Callable[[], None] = yield_to_other_threads,
@@ -69,6 +70,7 @@ class StoreFollower:
             newest: how many of the newest versions of each model are served.
             metrics: counts loads.
             only: name of the one model to look after; all if None.
+            follow_default: finds the default model among those of the store.
             settle_seconds: a bundle's files must stay the same for this long before it is loaded, since somebody may
                 still be copying them. At the start there is no wait.
             sleep: waits for so many seconds on the loader's thread.
@@ -80,6 +82,7 @@ class StoreFollower:
         self._newest = newest
         self._metrics = metrics
         self._only = only
+        self._follow_default = follow_default
         self._settle_seconds = settle_seconds
         self._sleep = sleep
         self._started = False
@@ -123,6 +126,7 @@ class StoreFollower:
                 names = (self._only,) if self._only else catalog.models()
         except StoreUnavailable:  # it may be back in a moment; until then nothing changes
             return
+        self._follow_default(names)
         for name in followed_models(names, self._registry.models()):
             try:
                 self.sync_model(name)

@@ -17,17 +17,16 @@ from typing import Annotated, Final, Literal
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
-from condconv_serve.documents import parse_document
+from condconv_serve.documents import read_document
 from condconv_serve.domain.manifest import VersionName
 from condconv_serve.errors import AliasNotFound, BundleError, InvalidParameter, StoreNotWritable
-from condconv_serve.files import FileTooLarge, NoOrdinaryFile, read_limited, write_whole
+from condconv_serve.files import write_whole
 
 ALIASES: Final = "aliases.json"
 DEFAULT_ALIAS: Final = "default"
 """If a model has an alias of this name, requests that name no version follow it."""
 
 _LOCK = ".aliases.lock"
-_MAX_BYTES = 2**20
 
 AliasName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9._-]{0,63}$")]
 """Starts with a letter, so that no alias looks like a version."""
@@ -78,18 +77,8 @@ def read_aliases(store: Path, model: str) -> dict[str, Alias]:
     Raises:
         BundleError: the file can't be read or is no such document.
     """
-    file = store / model / ALIASES
-    try:
-        raw = read_limited(file, _MAX_BYTES)
-    except FileNotFoundError:
-        return {}
-    except NoOrdinaryFile as error:
-        raise BundleError(f"{model}: {ALIASES} is no ordinary file.") from error
-    except FileTooLarge as error:
-        raise BundleError(f"{model}: {ALIASES} has more than {_MAX_BYTES} bytes.") from error
-    except OSError as error:
-        raise BundleError(f"{model}: {ALIASES} can't be read.") from error
-    return parse_document(raw, _Document, name=f"{model}: {ALIASES}", error=BundleError).aliases
+    document = read_document(store / model / ALIASES, _Document, name=f"{model}: {ALIASES}", error=BundleError)
+    return {} if document is None else document.aliases
 
 
 def set_alias(store: Path, model: str, alias: str, versions: Mapping[str, int]) -> Alias:

@@ -40,6 +40,8 @@ from condconv_serve.store.bundle import (
     open_bundle,
     read_labels,
 )
+from condconv_serve.store.catalog import Catalog
+from condconv_serve.store.default import keep_default
 from condconv_serve.store.profile import profile_name, serialise_profile
 from condconv_serve.store.scratch import scratch_directory
 from condconv_serve.validation import describe_errors, first_message
@@ -82,6 +84,8 @@ def check_free(store: Path, name: str, version: str) -> Path:
             allowed.validate_python(value)
         except ValidationError as error:
             raise BundleError(f"{what}: {first_message(error)}, not {value!r}.") from error
+    if name.endswith(".json"):
+        raise BundleError(f"name: the model store keeps files of its own under names such as {name!r}.")
     target = store / name / version
     if target.exists():
         raise BundleError(f"{bundle_name(target)} exists already; choose another version.")
@@ -90,6 +94,8 @@ def check_free(store: Path, name: str, version: str) -> Path:
 
 def write_bundle(store: Path, new: NewBundle) -> Path:
     """Write a bundle beside its place, check it, then move it there: a reader never sees half of one.
+
+    The first model of a store becomes its default one.
 
     Returns:
         The bundle's directory, `<store>/<name>/<version>`.
@@ -108,6 +114,7 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
             path.mkdir(parents=True)
             _write_files(path, new, manifest)
             read_labels(open_bundle(path))
+            before = Catalog(store).models()
             try:
                 os.rename(path, target)
                 sync_directory(target.parent)
@@ -115,6 +122,7 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 raise BundleError(f"{bundle_name(target)} exists already; choose another version.") from error
+            keep_default(store, new.name, before=before)
     except BaseException:
         for directory in created:
             with contextlib.suppress(OSError):  # somebody else has put something there

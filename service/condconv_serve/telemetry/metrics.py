@@ -143,6 +143,19 @@ class Metrics:
             ("model", "version", "state"),
             registry=registry,
         )
+        self.default_model = Gauge(
+            "condconv_default_model",
+            "1 for the model that requests get which name none. Do all replicas agree on it?",
+            ("model",),
+            registry=registry,
+        )
+        self.store_unfollowed = Gauge(
+            "condconv_store_unfollowed",
+            "1 for a file of the model store that is not followed: it is gone or damaged, or names what can't be "
+            "served. Would a restart change which model or version answers?",
+            ("file",),
+            registry=registry,
+        )
         self.model_swap_seconds = Histogram(
             "condconv_model_swap_seconds",
             "Time from finding a version to serving it: checking, loading and warming up. How long does a swap take?",

@@ -346,7 +346,7 @@ class TestModels:
     def test_list(self, store):
         rewrite(store / LONG / "10", schema_version=9)
         code, out, err = condconv("models", "list", "--model-store", store)
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, f"Default model: {LONG}.\n")
         header, good, bad = (line.split() for line in out.splitlines())
         assert header == ["model", "version", "architecture", "classes", "size", "licence"]
         assert good == [LONG, "2", MODEL, "3", "0.0", "MB", "MIT"]

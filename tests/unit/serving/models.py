@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry
 
+from condconv_serve.serving.default_model import DefaultModel
 from condconv_serve.serving.registry import Registry
 from condconv_serve.serving.store_follower import StoreFollower
 from condconv_serve.serving.version_admin import VersionAdmin
@@ -15,7 +16,7 @@ from tests.unit.store.samples import new_bundle
 class Place:
     """A store, what serves it, and what keeps the two equal. `pauses` are the seconds that were waited."""
 
-    def __init__(self, path, *, newest=1, only=None):
+    def __init__(self, path, *, newest=1, only=None, default="pear", asked=None):
         self.path = path
         self.metrics = Metrics(CollectorRegistry())
         self.broken = set()
@@ -23,13 +24,14 @@ class Place:
         self.while_waiting = lambda: None
         self.registry = Registry(
             self._load,
-            default_model="pear",
+            default_model=default,
             warm_up_sizes=(1,),
             streams=1,
             metrics=self.metrics,
             release_memory=lambda: None,
         )
         self.ledger = VersionLedger(path, self.registry, metrics=self.metrics, only=only)
+        self.default = DefaultModel(path, self.registry, metrics=self.metrics, asked=asked)
         self.follower = StoreFollower(
             path,
             self.registry,
@@ -37,6 +39,7 @@ class Place:
             newest=newest,
             metrics=self.metrics,
             only=only,
+            follow_default=self.default.look,
             settle_seconds=0.5,
             sleep=self._sleep,
             prepare_thread=lambda: None,

@@ -178,6 +178,7 @@ async def test_changes_are_seen_without_being_asked_for(place):
 
 
 async def test_watching_goes_on_whatever_happens(place, monkeypatch, caplog):
+    place.add("pear", "2")
     models, failures = Catalog.models, [RuntimeError("a defect")]
 
     def fail_once(self):
@@ -187,7 +188,6 @@ async def test_watching_goes_on_whatever_happens(place, monkeypatch, caplog):
 
     monkeypatch.setattr(Catalog, "models", fail_once)
     watching = asyncio.create_task(place.follower.watch(interval=0.01, debounce=0.001))
-    place.add("pear", "2")
     await until(lambda: place.served() == ["2"])
     assert "the model store could not be followed" in caplog.text
     watching.cancel()

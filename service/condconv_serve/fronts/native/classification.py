@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 PROBLEMS = problem_responses(
     "malformed_body",
     "missing_image",
+    "no_default_model",
     "model_not_found",
     "version_not_found",
     "body_too_large",

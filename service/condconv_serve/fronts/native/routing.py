@@ -38,7 +38,9 @@ from condconv_serve.routing.live import LiveModel
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.views import class_view, expert_classes_view, live_view
 
-_LIVE_PROBLEMS = problem_responses("model_not_found", "version_not_found", "routing_not_found", "invalid_parameter")
+_LIVE_PROBLEMS = problem_responses(
+    "no_default_model", "model_not_found", "version_not_found", "routing_not_found", "invalid_parameter"
+)
 
 
 def router(context: AppContext) -> APIRouter:

@@ -1,0 +1,138 @@
+"""Which model gets the requests that name none, while the server runs and after a restart."""
+
+import shutil
+
+import pytest
+
+from condconv_serve.errors import NoDefaultModel
+from condconv_serve.store.default import set_default
+from tests.unit.serving.models import Place
+
+
+@pytest.fixture
+def place(tmp_path):
+    place = Place(tmp_path, default=None)
+    place.add("pear", "1")
+    place.follower.sync_now()
+    yield place
+    place.follower.close()
+
+
+def restarted(place, **options):
+    """Another replica of the same store, started now."""
+    other = Place(place.path, default=None, **options)
+    other.follower.sync_now()
+    return other
+
+
+def default_of(place):
+    try:
+        return place.registry.get().name
+    except NoDefaultModel:
+        return None
+
+
+def unfollowed(place):
+    return place.metrics.registry.get_sample_value("condconv_store_unfollowed", {"file": "default.json"})
+
+
+def shown(place):
+    return [
+        sample.labels["model"]
+        for metric in place.metrics.registry.collect()
+        if metric.name == "condconv_default_model"
+        for sample in metric.samples
+    ]
+
+
+def test_an_added_model_changes_nothing_for_old_and_new_replicas(place, caplog):
+    caplog.set_level("INFO")
+    place.add("apple", "1")
+    place.follower.sync_now()
+    assert place.served("apple") == ["1"]
+    assert default_of(place) == default_of(restarted(place)) == "pear"
+    assert "the default model is pear, since default.json in the model store says so" in caplog.text
+    assert (shown(place), unfollowed(place)) == (["pear"], 0)
+
+
+def test_another_default_is_followed_without_a_restart(place, caplog):
+    caplog.set_level("INFO")
+    place.add("apple", "1")
+    set_default(place.path, "apple")
+    place.follower.sync_now()
+    assert default_of(place) == default_of(restarted(place)) == "apple"
+    assert "the default model is apple, since default.json in the model store says so; it was pear" in caplog.text
+    assert shown(place) == ["apple"]
+
+
+def test_what_an_operator_asks_for_goes_first(place):
+    place.add("apple", "1")
+    other = restarted(place, asked="apple")
+    set_default(place.path, "pear")
+    other.follower.sync_now()
+    assert default_of(other) == "apple"
+
+
+def cut(place):
+    (place.path / "default.json").write_text('{"schema_version": 1, "mod')
+
+
+def remove(place):
+    (place.path / "default.json").unlink()
+
+
+def point_at_nothing(place):
+    (place.path / "default.json").write_text('{"model": "plum"}')
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (cut, "default.json is not valid JSON"),
+        (remove, "No default model is set, and the model store holds: apple, pear."),
+        (point_at_nothing, "The default model plum is not in the model store; there are: apple, pear."),
+    ],
+)
+def test_what_can_not_be_followed_changes_nothing_until_a_restart(damage, says, place, caplog):
+    place.add("apple", "1")
+    place.follower.sync_now()
+    damage(place)
+    for _ in range(3):
+        place.follower.sync_now()
+    assert (default_of(place), unfollowed(place), shown(place)) == ("pear", 1, ["pear"])
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("the default model is still pear, but would not be after a restart: ")
+    assert says in line
+    other = restarted(place)
+    with pytest.raises(NoDefaultModel) as refused:
+        other.registry.get()
+    assert says in str(refused.value)
+    assert refused.value.retry_after
+    assert other.registry.get("apple").name == "apple", "named models are served"
+    assert (unfollowed(other), shown(other)) == (1, [])
+    set_default(place.path, "apple")
+    for each in (place, other):
+        each.follower.sync_now()
+        assert (default_of(each), unfollowed(each), shown(each)) == ("apple", 0, ["apple"])
+
+
+def test_a_copied_model_does_not_take_over_nor_push_out(place):
+    """Nothing stored the default, since nobody imported."""
+    (place.path / "default.json").unlink()
+    only = restarted(place)
+    assert (default_of(only), unfollowed(only)) == ("pear", 0)
+    place.add("apple", "1")
+    (place.path / "default.json").unlink()
+    only.follower.sync_now()
+    assert (default_of(only), unfollowed(only)) == ("pear", 1)
+    assert default_of(restarted(place)) is None
+    shutil.rmtree(place.path / "pear")
+    only.follower.sync_now()
+    assert (default_of(only), unfollowed(only)) == ("pear", 1), "it is served from memory"
+
+
+def test_a_broken_other_model_leaves_the_default_alone(place):
+    (place.add("apple", "1") / "weights.safetensors").write_bytes(b"nothing")
+    other = restarted(place)
+    assert default_of(other) == "pear"
+    assert other.states("apple") == {"1": "failed"}
