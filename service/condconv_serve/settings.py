@@ -237,6 +237,13 @@ class Settings(BaseSettings):
         description="Directory for downloads. Unset: condconv-serve in your cache directory; for the Hugging Face "
         "Hub, its own cache.",
     )
+    connect_timeout: float = Field(
+        1.5,
+        gt=0,
+        le=600,
+        description="Seconds in which a download must be connected with its server or proxy, looking up the name "
+        "included.",
+    )
     max_download_bytes: int = Field(
         2 * 2**30, ge=1024, description="Most bytes of a downloaded checkpoint. Larger ones are refused."
     )

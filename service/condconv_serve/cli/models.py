@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from condconv_serve.cli.common import MODEL_FORM, Json, ModelName, Store, friendly, read_settings
-from condconv_serve.cli.output import add_row, err, note, print_failure, print_json, print_markdown, print_table, say
+from condconv_serve.cli.output import err, note, print_failure, print_json, print_markdown, say
+from condconv_serve.cli.tables import Cell, print_listing
 from condconv_serve.errors import ServiceError
 
 FEW_IMAGES = 200
@@ -25,31 +25,30 @@ def list_models(model_store: Store = None) -> None:
     from condconv_serve.store.bundle import read_manifest
     from condconv_serve.store.default import find_default
 
-    table = Table(box=None, header_style="bold")
-    for column in ("model", "version", "architecture", "classes", "size", "licence"):
-        table.add_column(column, overflow="fold")
     store = read_settings(model_store=model_store).model_store
     catalog = Catalog(store)
+    rows: list[tuple[Cell, ...]] = []
     for path in catalog:
         try:
             manifest = read_manifest(path)
         except BundleError as error:
-            add_row(table, path.parent.name, path.name, (error, "red"))
+            rows.append((path.parent.name, path.name, (error, "red")))
             continue
         size = sum(file.size for file in manifest.files.values())
-        add_row(
-            table,
-            manifest.name,
-            manifest.version,
-            manifest.architecture.name,
-            manifest.num_classes,
-            f"{size / 1e6:.1f} MB",
-            manifest.licence,
+        rows.append(
+            (
+                manifest.name,
+                manifest.version,
+                manifest.architecture.name,
+                manifest.num_classes,
+                f"{size / 1e6:.1f} MB",
+                manifest.licence,
+            )
         )
-    print_table(table)
+    print_listing(("model", "version", "architecture", "classes", "size", "licence"), rows)
     if catalog.models():
         found = find_default(store, catalog.models())
-        say(f"Default model: {found.name}." if found.name else found.reason, console=err)
+        note(f"Default model: {found.name}." if found.name else found.reason)
 
 
 @app.command("show", epilog="Example: [bold]condconv models show efficientnet-lite0-condconv-4e[/]")

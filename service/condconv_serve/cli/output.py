@@ -84,7 +84,7 @@ def print_json(document: Any) -> None:
 
 def write_json(text: str) -> None:
     """Write a piece of JSON to stdout, coloured on a terminal."""
-    if _on_terminal():
+    if on_terminal():
         out.print(JSONHighlighter()(Text(text)), soft_wrap=True, end="")
     else:
         write(text)
@@ -118,14 +118,14 @@ def add_row(table: Table, *cells: object | tuple[object, str]) -> None:
 
 def print_table(table: Table) -> None:
     """Print a table. In a file or a pipe it has its full width."""
-    console = out if _on_terminal() else PipeConsole(width=1_000_000, emoji=False)
+    console = out if on_terminal() else PipeConsole(width=1_000_000, emoji=False)
     console.print(table)
 
 
 def print_markdown(text: str) -> None:
     """Print Markdown, laid out on a terminal, and as it is elsewhere."""
     lines = text.splitlines()
-    if _on_terminal():
+    if on_terminal():
         # A link may have any name, and the parser decodes some of them.
         made = out.render(Markdown("\n".join(map(printable, lines)), hyperlinks=False))
         parts = ((segment.text, segment.style or "") for segment in made if not segment.control)
@@ -136,7 +136,7 @@ def print_markdown(text: str) -> None:
             say(line)
 
 
-def _on_terminal() -> bool:
+def on_terminal() -> bool:
     """Whether somebody looks at stdout."""
     # Don't ask rich: it can be told to colour even what a program reads.
     return sys.stdout is not None and sys.stdout.isatty()

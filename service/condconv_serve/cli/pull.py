@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,15 +18,16 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
-from rich.table import Table
 
-from condconv_serve.cli.common import Json, Store, friendly, read_settings
-from condconv_serve.cli.output import add_row, err, print_json, print_table, say
+from condconv_serve.cli.common import INTERRUPTED, Json, Store, friendly, read_settings
+from condconv_serve.cli.output import err, note, print_failure, print_json, say
+from condconv_serve.cli.tables import print_listing
 from condconv_serve.settings import Settings
 
 if TYPE_CHECKING:
     from condconv_serve.store.pull.download import Limits, Reporter
     from condconv_serve.store.pull.published import Catalogue, Checkpoint
+    from condconv_serve.store.pull.reach import Unreachable
 
 CatalogueOption = Annotated[
     str | None,
@@ -48,6 +50,15 @@ def pull_model(
     checkpoint: Annotated[str, typer.Argument(metavar="NAME", help="Name of a checkpoint in the catalogue.")],
     name: Annotated[str | None, typer.Option(help="Name of the model. Default: the name of the checkpoint.")] = None,
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
+    file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="The checkpoint's file, if you have downloaded it yourself. No network is needed then.",
+        ),
+    ] = None,
     accept_changed: Annotated[
         bool,
         typer.Option(
@@ -60,11 +71,11 @@ def pull_model(
 ) -> None:
     """Download a published checkpoint and make a bundle of it."""
     from condconv_serve.runtime.tensorflow_import import import_tensorflow
+    from condconv_serve.store.pull.pulling import PullRequest, pull
+    from condconv_serve.store.pull.reach import Unreachable
 
     settings = read_settings(model_store=model_store, catalogue=catalogue)
     found = _read(settings).find(checkpoint)
-    import_tensorflow()
-    from condconv_serve.store.pull.pulling import PullRequest, pull
 
     request = PullRequest(
         checkpoint=found,
@@ -75,16 +86,19 @@ def pull_model(
         limits=_limits(settings),
         accept_changed=accept_changed,
         quiet=not err.is_terminal,
+        file=file,
+        shipped=settings.catalogue is None,
     )
     try:
         with _reporter() as reporter:
-            pulled = pull(request, store=settings.model_store, reporter=reporter)
+            pulled = pull(request, store=settings.model_store, reporter=reporter, prepare=import_tensorflow)
+    except Unreachable as error:
+        print_failure("error", error)
+        _advise(error, found, settings)
+        raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        say(
-            "interrupted: no bundle was written. What was received is kept; run the same command to go on from there",
-            console=err,
-        )
-        raise typer.Exit(130) from None
+        note("interrupted: no bundle was written. What was received is kept; run the same command to go on from there")
+        raise typer.Exit(INTERRUPTED) from None
     say(f"wrote {pulled.path}" if pulled.new else f"{pulled.path} is there already")
 
 
@@ -96,12 +110,25 @@ def list_catalogue(as_json: Json = False, catalogue: CatalogueOption = None) -> 
     if as_json:
         print_json(found.model_dump(mode="json", exclude_none=True))
         return
-    table = Table(box=None, header_style="bold")
-    for column in ("name", "architecture", "published top-1", "licence", "size", "from"):
-        table.add_column(column, overflow="fold")
-    for checkpoint in found.checkpoints:
-        add_row(table, *_row(checkpoint))
-    print_table(table)
+    columns = ("name", "architecture", "published top-1", "licence", "size", "from")
+    print_listing(columns, [_row(checkpoint) for checkpoint in found.checkpoints])
+
+
+def _advise(error: Unreachable, checkpoint: Checkpoint, settings: Settings) -> None:
+    """Say what can be done without a way to the network."""
+    hub = checkpoint.source.kind == "hub"
+    mirror = "HF_ENDPOINT" if hub else "CONDCONV_MIRROR"
+    note("What you can do:")
+    if error.proxy is not None:
+        note("- The proxy comes from HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: correct it. NO_PROXY names what needs none.")
+    else:
+        note("- Behind a proxy: set HTTPS_PROXY to its address, such as http://proxy.example.org:3128.")
+    if settings.mirror is not None and not hub:
+        note(f"- CONDCONV_MIRROR is {settings.mirror}: correct it.")
+    else:
+        note(f"- With a mirror that you can reach: set {mirror} to its address.")
+    note(f"- Without a network: download {checkpoint.source.address} elsewhere, bring it here, and run")
+    note(f"  condconv models pull {checkpoint.name} --file {checkpoint.source.address.rpartition('/')[2]}")
 
 
 def _row(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -124,7 +151,7 @@ def _read(settings: Settings) -> Catalogue:
 def _limits(settings: Settings) -> Limits:
     from condconv_serve.store.pull.download import Limits
 
-    return Limits(max_bytes=settings.max_download_bytes)
+    return Limits(max_bytes=settings.max_download_bytes, connect_timeout=settings.connect_timeout)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ CARD = "# Card\n\n<http://a.b/%1b%5b31mRED%1b]0;x%07> [text](http://hidden)\n\n-
 
 def test_a_card_on_a_terminal(monkeypatch):
     file = StringIO()
-    monkeypatch.setattr(output, "_on_terminal", lambda: True)
+    monkeypatch.setattr(output, "on_terminal", lambda: True)
     monkeypatch.setattr(output, "out", Console(file=file, width=200, force_terminal=True, color_system=None))
     print_markdown(CARD)
     shown = file.getvalue()

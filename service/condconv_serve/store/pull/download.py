@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from condconv_serve import __version__
 from condconv_serve.errors import ConfigurationError, DownloadFailed
+from condconv_serve.store.pull.reach import check_reachable, unreachable
 from condconv_serve.store.pull.responses import (
     meaning_of,
     number,
@@ -33,6 +34,8 @@ _TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CONTENT_RANGE: Final = re.compile(r"^bytes (?P<first>\d+)-\d+/(?P<total>\d+|\*)$")
 _UNSATISFIED_RANGE: Final = re.compile(r"^bytes \*/(?P<total>\d+)$")
+_LATER_CONNECT_TIMEOUT: Final = 10.0
+"""For connections after the first, such as those that a redirect leads to."""
 _GAIN: Final = 64 * 2**10
 """After this many new bytes a broken connection counts as a first failure again, since there is progress."""
 
@@ -42,7 +45,8 @@ class Limits:
     """How much is downloaded, and how patiently. Times in seconds."""
 
     max_bytes: int = 2 * 2**30
-    connect_timeout: float = 10.0
+    connect_timeout: float = 1.5
+    """In which there must be a connection to the first server, name lookup included. It is not tried again."""
     stall_timeout: float = 30.0
     """If fewer than `stall_bytes` come in this time, another connection is tried."""
     stall_bytes: int = 4 * 2**10
@@ -92,6 +96,7 @@ def download(
         `target`.
 
     Raises:
+        Unreachable: there is no way to the server.
         DownloadFailed: says what the server or the network did, and what is kept.
         OSError: the directory can't be written.
     """
@@ -101,7 +106,8 @@ def download(
         return target
     part = _Part(target)
     with _client(url, limits) as client:
-        _until_whole(_Attempt(client, url, part, size, limits, reporter))
+        proxy = _check_reachable(client, url, limits)
+        _until_whole(_Attempt(client, url, proxy, part, size, limits, reporter))
     part.finish(target)
     return target
 
@@ -110,21 +116,35 @@ def fetch_small(url: str, *, max_bytes: int, limits: Limits) -> bytes:
     """Fetch a small document in one go.
 
     Raises:
+        Unreachable: there is no way to the server.
         DownloadFailed: there is no answer, none with status 200, or a larger one.
     """
     name = shown(url)
     body = bytearray()
     try:
-        with _client(url, limits) as client, client.stream("GET", url) as response:
-            if response.status_code != 200:
-                raise DownloadFailed(f"{name} answers with status {response.status_code}.")
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > max_bytes:
-                    raise DownloadFailed(f"{name} has more than {max_bytes} bytes, the most allowed.")
+        with _client(url, limits) as client:
+            _check_reachable(client, url, limits)
+            with client.stream("GET", url) as response:
+                if response.status_code != 200:
+                    raise DownloadFailed(f"{name} answers with status {response.status_code}.")
+                for chunk in response.iter_bytes():
+                    body += chunk
+                    if len(body) > max_bytes:
+                        raise DownloadFailed(f"{name} has more than {max_bytes} bytes, the most allowed.")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise DownloadFailed(f"{name} can't be read: {reason_of(error)}.") from error
     return bytes(body)
+
+
+def reach(url: str, limits: Limits) -> None:
+    """Find out whether there is a way to a server.
+
+    Raises:
+        Unreachable: there is none.
+        DownloadFailed: no request can be made to this URL.
+    """
+    with _client(url, limits) as client:
+        _check_reachable(client, url, limits)
 
 
 def is_disk_full(error: object) -> bool:
@@ -149,9 +169,10 @@ def shown(url: str) -> str:
 class _Interrupted(Exception):
     """An attempt failed, but another one may not."""
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, unconnected: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.unconnected = unconnected
 
 
 class _State(BaseModel):
@@ -201,6 +222,7 @@ class _Attempt:
 
     client: httpx.Client
     url: str
+    proxy: str | None
     part: _Part
     size: int | None
     limits: Limits
@@ -222,7 +244,8 @@ class _Attempt:
         except httpx.HTTPError as error:
             if isinstance(origin_of(error), ssl.SSLCertVerificationError):  # won't get better
                 raise DownloadFailed(f"{shown(self.url)} can't be downloaded: {reason_of(error)}.") from error
-            raise _Interrupted(reason_of(error)) from error
+            unconnected = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError))
+            raise _Interrupted(reason_of(error), unconnected=unconnected) from error
 
     def _range(self) -> dict[str, str]:
         have = self.part.size
@@ -318,12 +341,15 @@ class _Attempt:
 
 
 def _until_whole(attempt: _Attempt) -> None:
-    limits, failures = attempt.limits, 0
+    limits, failures, connected = attempt.limits, 0, False
     while True:
         before = attempt.part.size
         try:
             return attempt()
         except _Interrupted as interruption:
+            connected = connected or not interruption.unconnected
+            if not connected:  # patience is for what has worked before
+                raise unreachable(str(interruption), url=shown(attempt.url), proxy=attempt.proxy) from interruption
             have = attempt.part.size
             failures = 1 if have - before >= _GAIN else failures + 1
             if failures >= limits.attempts:
@@ -339,6 +365,13 @@ def _until_whole(attempt: _Attempt) -> None:
             time.sleep(pause)
 
 
+def _check_reachable(client: httpx.Client, url: str, limits: Limits) -> str | None:
+    try:
+        return check_reachable(client, url, seconds=limits.connect_timeout)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise DownloadFailed(f"{shown(url)} can't be downloaded: {reason_of(error)}.") from error
+
+
 def _client(url: str, limits: Limits) -> httpx.Client:
     secure = urlsplit(url).scheme == "https"
 
@@ -350,7 +383,7 @@ def _client(url: str, limits: Limits) -> httpx.Client:
         return httpx.Client(
             follow_redirects=True,
             max_redirects=10,
-            timeout=httpx.Timeout(limits.stall_timeout, connect=limits.connect_timeout),
+            timeout=httpx.Timeout(limits.stall_timeout, connect=_LATER_CONNECT_TIMEOUT),
             # The bytes of the file itself, so that a range of them means what it says.
             headers={"Accept-Encoding": "identity", "User-Agent": f"condconv-serve/{__version__}"},
             event_hooks={"request": [check]},

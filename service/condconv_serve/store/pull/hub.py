@@ -9,6 +9,8 @@ from typing import Any
 from condconv_serve import __version__
 from condconv_serve.errors import ConfigurationError, DownloadFailed
 from condconv_serve.files import sha256_of
+from condconv_serve.store.pull.download import Limits, reach
+from condconv_serve.store.pull.reach import Unreachable
 
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
@@ -18,7 +20,7 @@ def download_from_hub(
     file: str,
     *,
     revision: str,
-    max_bytes: int,
+    limits: Limits,
     cache: Path | None = None,
     anew: bool = False,
     quiet: bool = False,
@@ -29,7 +31,7 @@ def download_from_hub(
         repository: `owner/name`.
         file: path in the repository.
         revision: branch, tag or commit.
-        max_bytes: the most that the file may have.
+        limits: the most bytes that the file may have, and the time for a connection.
         cache: the library's cache directory; its own default if None.
         anew: whether to download it even if the cache has it.
         quiet: whether to show no progress bar.
@@ -39,6 +41,7 @@ def download_from_hub(
 
     Raises:
         ConfigurationError: the library is not installed.
+        Unreachable: there is no way to the Hub, and the cache doesn't have the file.
         DownloadFailed: the Hub doesn't give the file, or not the one whose checksum it names, or it is too large.
     """
     hub = _library()
@@ -52,10 +55,18 @@ def download_from_hub(
     }
     if quiet:
         hub.utils.disable_progress_bars()
+    if not hub.constants.HF_HUB_OFFLINE:
+        try:
+            reach(hub.hf_hub_url(repository, file, revision=revision), limits)
+        except Unreachable:
+            kept = hub.try_to_load_from_cache(repository, file, cache_dir=cache, revision=revision)
+            if anew or not isinstance(kept, str):
+                raise
+            given["local_files_only"] = True  # else it would try for long
     try:
         offer = hub.hf_hub_download(repository, file, **given, dry_run=True)
-        if offer.file_size is not None and offer.file_size > max_bytes:
-            raise DownloadFailed(f"{name} has {offer.file_size} bytes; the most allowed is {max_bytes}.")
+        if offer.file_size is not None and offer.file_size > limits.max_bytes:
+            raise DownloadFailed(f"{name} has {offer.file_size} bytes; the most allowed is {limits.max_bytes}.")
         path = Path(hub.hf_hub_download(repository, file, **given))
     except DownloadFailed:
         raise

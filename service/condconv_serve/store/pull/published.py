@@ -57,6 +57,11 @@ class UrlSource(_Strict):
         """Where the weights were published."""
         return self.url
 
+    @property
+    def address(self) -> str:
+        """URL of the file itself."""
+        return self.url
+
 
 class HubSource(_Strict):
     """A safetensors file on the Hugging Face Hub."""
@@ -75,6 +80,11 @@ class HubSource(_Strict):
     def page(self) -> str:
         """Where the weights were published."""
         return f"https://huggingface.co/{self.repository}"
+
+    @property
+    def address(self) -> str:
+        """URL of the file itself."""
+        return f"{self.page}/resolve/{self.revision}/{self.file}"
 
 
 class Checkpoint(_Strict):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
 from filelock import FileLock, Timeout
@@ -18,16 +19,16 @@ from condconv_serve.domain import Label
 from condconv_serve.domain.manifest import Accuracy, ModelName, VersionName
 from condconv_serve.errors import BundleError, DownloadFailed, ImportFailed, InvalidParameter
 from condconv_serve.files import sha256_of
-from condconv_serve.nn import Architecture, get_architecture
 from condconv_serve.store.archive import extract_tar
 from condconv_serve.store.bundle import read_manifest
-from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
-from condconv_serve.store.importers.sources import sole_checkpoint
 from condconv_serve.store.pull.checksums import Checksums
 from condconv_serve.store.pull.download import Limits, Reporter, Silence, download, is_disk_full, mirrored, shown
 from condconv_serve.store.pull.hub import download_from_hub
 from condconv_serve.store.pull.published import Checkpoint, HubSource, UrlSource, imagenet_labels
 from condconv_serve.validation import first_message
+
+if TYPE_CHECKING:
+    from condconv_serve.nn import Architecture
 
 MAX_MEMBERS = 1000
 """The most files that an archive may hold. Published ones hold five."""
@@ -51,6 +52,10 @@ class PullRequest:
     """Download again, and accept the file even if it differs from the one of the first pull."""
     quiet: bool = False
     """Show none of the Hub library's progress bars."""
+    file: Path | None = None
+    """The checkpoint's file, if somebody has downloaded it already."""
+    shipped: bool = False
+    """It is in the catalogue that comes with this program, so its architecture exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +66,28 @@ class Pulled:
     new: bool
 
 
-def pull(request: PullRequest, *, store: Path, reporter: Reporter | None = None) -> Pulled:
+def pull(
+    request: PullRequest,
+    *,
+    store: Path,
+    reporter: Reporter | None = None,
+    prepare: Callable[[], None] = lambda: None,
+) -> Pulled:
     """Download a checkpoint unless the cache has it, check it, and make a bundle of it.
 
     The store remembers the SHA-256 of the first pull, and later pulls must match it; one from the catalogue must match,
     too. If the same bundle is there already, nothing is done. Several processes may pull at once.
 
+    Args:
+        request: what to pull.
+        store: directory of the model store.
+        reporter: is told how the download gets on.
+        prepare: called before anything imports TensorFlow. That takes seconds, so it comes as late as it can.
+
     Raises:
         InvalidParameter: impossible name or version.
         ConfigurationError: unknown architecture, or the Hub's library is missing.
+        Unreachable: there is no way to the file's server.
         DownloadFailed: the file can't be downloaded, or isn't the right one.
         ImportFailed: the file doesn't fit the architecture, or its archive isn't safe.
         BundleError: another bundle has that name and version.
@@ -78,7 +96,8 @@ def pull(request: PullRequest, *, store: Path, reporter: Reporter | None = None)
     _check_place(request)
     reporter = reporter or Silence()
     checkpoint = request.checkpoint
-    architecture = get_architecture(checkpoint.architecture.name, **checkpoint.architecture.overrides)
+    if not request.shipped:  # refuse what can't be before anything is downloaded
+        _architecture(checkpoint, prepare)
     checksums = Checksums(store)
     cache = request.cache or platformdirs.user_cache_path("condconv-serve")
     work = cache / "downloads" / hashlib.sha256(checkpoint.source.key.encode()).hexdigest()[:16]
@@ -87,9 +106,17 @@ def pull(request: PullRequest, *, store: Path, reporter: Reporter | None = None)
         if (path := _existing(request, store, checksums)) is not None:
             return Pulled(path, new=False)
         file, sha256 = _fetch(request, work, checksums, reporter)
+        architecture = _architecture(checkpoint, prepare)
         path = _bundle(request, architecture, file, sha256, store=store, scratch=work / "unpacked")
         checksums.remember(checkpoint.source.key, sha256=sha256, size=file.stat().st_size)
     return Pulled(path, new=True)
+
+
+def _architecture(checkpoint: Checkpoint, prepare: Callable[[], None]) -> Architecture:
+    prepare()
+    from condconv_serve.nn import get_architecture
+
+    return get_architecture(checkpoint.architecture.name, **checkpoint.architecture.overrides)
 
 
 def _check_place(request: PullRequest) -> None:
@@ -119,12 +146,17 @@ def _existing(request: PullRequest, store: Path, checksums: Checksums) -> Path |
 def _fetch(request: PullRequest, work: Path, checksums: Checksums, reporter: Reporter) -> tuple[Path, str]:
     """The checkpoint's file and its SHA-256, which is the right one."""
     source = request.checkpoint.source
+    if request.file is not None:
+        sha256 = sha256_of(request.file)
+        if complaint := _complaint(request, sha256, checksums):
+            raise DownloadFailed(f"{request.file}: {complaint}")
+        return request.file, sha256
     if isinstance(source, HubSource):
         file = download_from_hub(
             source.repository,
             source.file,
             revision=source.revision,
-            max_bytes=request.limits.max_bytes,
+            limits=request.limits,
             cache=request.cache / "hub" if request.cache else None,
             anew=request.accept_changed,
             quiet=request.quiet,
@@ -171,6 +203,8 @@ def _complaint(request: PullRequest, sha256: str, checksums: Checksums) -> str |
 def _bundle(
     request: PullRequest, architecture: Architecture, file: Path, sha256: str, *, store: Path, scratch: Path
 ) -> Path:
+    from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
+
     checkpoint = request.checkpoint
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed pull has left
     scratch.mkdir()
@@ -178,7 +212,8 @@ def _bundle(
         try:
             weights = _readable(file, scratch / "archive", 2 * request.limits.max_bytes)
         except ImportFailed as error:
-            if not is_disk_full(error.__cause__) and isinstance(checkpoint.source, UrlSource):
+            own = request.file is None and isinstance(checkpoint.source, UrlSource)
+            if own and not is_disk_full(error.__cause__):
                 file.unlink()  # else the next pull would take it from the cache
             raise
         labels, accuracy, card = scratch / "labels.json", scratch / "accuracy.json", scratch / "card.md"
@@ -218,6 +253,8 @@ def _readable(file: Path, directory: Path, max_bytes: int) -> Path:
                 return file
         except (SafetensorError, OSError) as error:
             raise ImportFailed(f"{file.name} can't be read as safetensors: {error}.") from error
+    from condconv_serve.store.importers.sources import sole_checkpoint
+
     extract_tar(file, directory, max_bytes=max_bytes, max_members=MAX_MEMBERS)
     return sole_checkpoint(directory, file.name)
 

@@ -18,13 +18,14 @@ from safetensors.numpy import save
 from typer.testing import CliRunner
 
 from condconv_serve.cli import app
+from condconv_serve.runtime import tensorflow_import
 from condconv_serve.store import Catalog, open_bundle
 from condconv_serve.store.pull.download import Silence
 from condconv_serve.store.pull.published import Checkpoint
 from condconv_serve.store.pull.pulling import PullRequest, pull
 from tests.unit.store.pull import file_server as misbehave
 from tests.unit.store.pull.conftest import NAME, packed, shallow_tensors, tiny_entry, write_catalogue
-from tests.unit.store.pull.file_server import ProxyServer
+from tests.unit.store.pull.file_server import FileServer, ProxyServer
 
 pytestmark = pytest.mark.tensorflow
 
@@ -212,6 +213,89 @@ def test_failures_are_one_line(behaviour, says, command, place, server, monkeypa
     assert last.startswith("error: ")
     assert says in last
     assert not place[0].exists() or list(Catalog(place[0])) == []
+
+
+class TestWithoutANetwork:
+    """TensorFlow's import would take longer than all else, so nothing must ask for it."""
+
+    @pytest.fixture(autouse=True)
+    def _no_tensorflow(self, monkeypatch, place):
+        def fail():
+            raise AssertionError("TensorFlow was imported, though there is no file yet")
+
+        monkeypatch.setattr(tensorflow_import, "import_tensorflow", fail)
+        monkeypatch.setenv("CONDCONV_CACHE_DIR", str(place[1]))
+        monkeypatch.setenv("CONDCONV_MODEL_STORE", str(place[0]))
+
+    @pytest.fixture
+    def nobody(self):
+        """An address where nobody listens."""
+        with FileServer() as gone:
+            return gone.url("")
+
+    def test_what_can_be_done(self, nobody, monkeypatch):
+        monkeypatch.setenv("CONDCONV_MIRROR", nobody)
+        code, out, err = condconv("models", "pull", "efficientnet-condconv-b0-8e")
+        assert (code, out) == (1, "")
+        failure, *advice = err.splitlines()
+        assert failure == "error: 127.0.0.1 can't be reached: connection refused."
+        url = "https://storage.googleapis.com/cloud-tpu-checkpoints/efficientnet/condconv/efficientnet-condconv-b0-8e"
+        assert advice == [
+            "What you can do:",
+            "- Behind a proxy: set HTTPS_PROXY to its address, such as http://proxy.example.org:3128.",
+            f"- CONDCONV_MIRROR is {nobody}: correct it.",
+            f"- Without a network: download {url}.tar.gz elsewhere, bring it here, and run",
+            "  condconv models pull efficientnet-condconv-b0-8e --file efficientnet-condconv-b0-8e.tar.gz",
+        ]
+
+    def test_a_wrong_proxy(self, nobody, monkeypatch):
+        monkeypatch.setenv("HTTPS_PROXY", nobody)
+        code, _, err = condconv("models", "pull", "efficientnet-condconv-b0-8e")
+        assert code == 1
+        assert f"The proxy {nobody[7:]} can't be used to reach storage.googleapis.com: connection refused." in err
+        assert "- The proxy comes from HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: correct it." in err
+        assert "- With a mirror that you can reach: set CONDCONV_MIRROR to its address." in err
+
+    def test_the_file_is_not_there(self, server, monkeypatch):
+        monkeypatch.setenv("CONDCONV_MIRROR", server.url(""))
+        code, _, err = condconv("models", "pull", "efficientnet-condconv-b0-8e")
+        assert code == 1
+        assert "status 404: there is no such file." in err
+
+    def test_a_catalogue_that_cannot_be_fetched(self, nobody):
+        code, out, err = condconv("models", "catalogue", "--catalogue", f"{nobody}/catalogue.json")
+        assert (code, out, err) == (1, "", "error: 127.0.0.1 can't be reached: connection refused.\n")
+
+
+class TestAFileThatIsThere:
+    def test_it_becomes_the_bundle_of_the_catalogue(self, command, place, url, server, archive, tmp_path):
+        (tmp_path / "brought.tar.gz").write_bytes(archive)
+        given = ["--file", tmp_path / "brought.tar.gz", "--model-store", place[0]]
+        assert condconv(*command["args"][3:], *given)[:2] == (0, f"wrote {place[0] / NAME / '1'}\n")
+        assert server.seen == []
+        assert open_bundle(place[0] / NAME / "1").manifest.provenance.url == url
+
+    @pytest.mark.parametrize("name", ["broken.tar.gz", "broken.safetensors"])
+    def test_one_that_is_none_is_left_alone(self, name, command, place, server, tmp_path):
+        (tmp_path / name).write_bytes(b"no checkpoint")
+        code, out, err = condconv(*command["args"][3:], "--file", tmp_path / name, "--model-store", place[0])
+        assert (code, out) == (1, "")
+        assert name in err
+        assert (tmp_path / name).read_bytes() == b"no checkpoint"
+        assert server.seen == []
+
+    def test_one_with_another_checksum(self, command, place, url, archive, tmp_path):
+        write_catalogue(tmp_path / "own.json", tiny_entry(url, sha256="0" * 64))
+        (tmp_path / "brought.tar.gz").write_bytes(archive)
+        given = ["--file", tmp_path / "brought.tar.gz", "--model-store", place[0]]
+        code, _, err = condconv(*command["args"][3:], *given)
+        assert code == 1
+        assert f"but the catalogue says {'0' * 64}." in err
+
+    def test_none(self, command):
+        code, _, err = condconv(*command["args"][3:], "--file", "absent.tar.gz")
+        assert code == 2
+        assert "absent.tar.gz" in err
 
 
 class TestWithoutDownloading:

@@ -1,18 +1,25 @@
 """The downloader against a real server that breaks, lies, changes its mind, and stalls."""
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
+from dataclasses import replace
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 import trustme
 
 from condconv_serve.errors import DownloadFailed
 from condconv_serve.store.pull.download import Limits, download, fetch_small, mirrored, shown
+from condconv_serve.store.pull.reach import Unreachable, check_reachable
 from tests.unit.store.pull import file_server as misbehave
 from tests.unit.store.pull.file_server import FileServer, ProxyServer
 
@@ -286,13 +293,86 @@ class TestPatience:
     def test_nobody_listens(self, target):
         with FileServer() as gone:
             url = gone.url("/w")
-        with pytest.raises(DownloadFailed, match=r"can't be downloaded: .*refused.*Given up after 3 attempts"):
+        with pytest.raises(Unreachable, match=r"^127\.0\.0\.1 can't be reached: connection refused\.$") as caught:
             download(url, target, limits=QUICK)
+        assert caught.value.proxy is None
         assert left(target) == ["weights.tar.gz.part.json"]
 
     def test_a_name_that_does_not_exist(self, target):
-        with pytest.raises(DownloadFailed, match=r"http://nowhere\.invalid/w can't be downloaded"):
+        with pytest.raises(Unreachable, match=r"^nowhere\.invalid can't be reached: its name can't be looked up"):
             download("http://user:secret@nowhere.invalid/w?token=secret", target, limits=QUICK)
+
+    def test_a_server_that_lets_nobody_in(self, target):
+        """Its queue of connections is full, so packets are dropped as they are in many networks without a way out."""
+        with full_queue() as address, pytest.raises(Unreachable, match=r"no connection in 0\.3 seconds\.$"):
+            download(f"http://{address}/w", target, limits=replace(QUICK, connect_timeout=0.3))
+
+    def test_a_lookup_that_hangs(self, target, monkeypatch):
+        released = threading.Event()
+
+        def hang(*_, **__):
+            released.wait(60)
+            raise socket.gaierror(socket.EAI_AGAIN, "too late")
+
+        monkeypatch.setattr(socket, "getaddrinfo", hang)
+        began = time.monotonic()
+        with pytest.raises(Unreachable, match=r"no connection in 0\.3 seconds"):
+            download("https://example.org/w", target, limits=replace(QUICK, connect_timeout=0.3))
+        assert time.monotonic() - began < 3
+        released.set()
+
+    def test_one_address_of_two_leads_nowhere(self, server, target, monkeypatch):
+        """As where IPv6 is announced, but dropped."""
+        found = urlsplit(server.add("/w", CONTENT))
+        lookup = socket.getaddrinfo
+
+        def both(host, port, *more, **options):
+            dropped = lookup(*dead.rsplit(":", 1), *more, **options)
+            return dropped + lookup(found.hostname, found.port, *more, **options)
+
+        with full_queue() as dead, monkeypatch.context() as patched, httpx.Client() as client:
+            patched.setattr(socket, "getaddrinfo", both)
+            assert check_reachable(client, "http://example.org/w", seconds=5) is None
+
+
+@pytest.fixture
+def proxied(monkeypatch):
+    """Make requests go through a proxy."""
+
+    def through(address):
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://{address}")
+        monkeypatch.delenv("no_proxy", raising=False)
+
+    return through
+
+
+class TestThroughAProxy:
+    def test_that_is_not_there(self, target, proxied):
+        with FileServer() as gone:
+            address = urlsplit(gone.url("/")).netloc
+        proxied(address)
+        with pytest.raises(Unreachable) as caught:
+            download("https://example.org/w", target, limits=QUICK)
+        assert str(caught.value) == f"The proxy {address} can't be used to reach example.org: connection refused."
+        assert caught.value.proxy == address
+
+    def test_that_is_none(self, server, target, proxied):
+        """A web server that knows no CONNECT."""
+        proxied(urlsplit(server.url("/")).netloc)
+        with pytest.raises(Unreachable, match=r"^The proxy 127\.0\.0\.1:\d+ can't be used to reach example\.org: 501"):
+            download("https://example.org/w", target, limits=replace(QUICK, pause=10))
+
+
+@contextlib.contextmanager
+def full_queue():
+    """A listening socket that lets nobody in any more."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listening, contextlib.ExitStack() as waiting:
+        for _ in range(3):
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listening.getsockname())
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
 class TestEncrypted:

@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
 from condconv_serve.errors import ConfigurationError
+from condconv_serve.store.pull.download import Limits
 from condconv_serve.store.pull.hub import download_from_hub
 from tests.unit.store.pull import file_server as misbehave
 from tests.unit.store.pull.file_server import FileServer, Handler
@@ -51,13 +53,14 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from condconv_serve.errors import DownloadFailed
+from condconv_serve.store.pull.download import Limits
 from condconv_serve.store.pull.hub import download_from_hub
 for line in sys.stdin:
     given = json.loads(line)
-    cache = Path(given.pop("cache"))
+    cache, limits = Path(given.pop("cache")), Limits(max_bytes=given.pop("max_bytes"))
     try:
         said = download_from_hub(
-            "timm/narrow.in1k", "model.safetensors", revision="main", cache=cache, quiet=True, **given
+            "timm/narrow.in1k", "model.safetensors", revision="main", cache=cache, limits=limits, quiet=True, **given
         )
     except DownloadFailed as error:
         said = error
@@ -181,7 +184,21 @@ def test_without_a_network(hub, download, offline):
     assert hub.seen == []
 
 
+def test_no_way_to_the_hub(hub, download, tmp_path):
+    """What the cache has is taken, and the rest is refused before the library tries again and again."""
+    with FileServer() as gone:
+        pass
+    with process_of_its_own(gone) as cut_off:
+        began = time.monotonic()
+        assert download(cut_off) == "127.0.0.1 can't be reached: connection refused."
+        path = download()
+        assert download(cut_off) == path
+        assert download(cut_off, anew=True) == "127.0.0.1 can't be reached: connection refused."
+        assert time.monotonic() - began < 20
+        cut_off.stdin.close()
+
+
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'condconv-serve\[hub\]'"):
-        download_from_hub("a/b", "c.safetensors", revision="main", max_bytes=1)
+        download_from_hub("a/b", "c.safetensors", revision="main", limits=Limits())

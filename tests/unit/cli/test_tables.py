@@ -1,0 +1,64 @@
+"""Tables of long names: a line per row for programs, paragraphs where a terminal is too narrow."""
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from condconv_serve.cli import output, tables
+from condconv_serve.cli.tables import print_listing
+
+COLUMNS = ("model", "architecture", "top-1", "from")
+ROWS = [
+    ("first", "a" * 30, "77.8%", f"https://example.org/{'b' * 90}"),
+    ("\x1b[2Jsecond", "c" * 30, ("78.3%", "red"), "https://example.org/d"),
+    ("third", ("the manifest is damaged", "red")),
+]
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a terminal of so many columns shows."""
+
+    def run(width):
+        file = StringIO()
+        console = Console(file=file, width=width, force_terminal=True, color_system=None, emoji=False)
+        for module in (output, tables):
+            monkeypatch.setattr(module, "on_terminal", lambda: True)
+            monkeypatch.setattr(module, "out", console)
+        monkeypatch.setattr(tables, "say", lambda *parts: output.say(*parts, console=console))
+        print_listing(COLUMNS, ROWS)
+        return file.getvalue().splitlines()
+
+    return run
+
+
+def test_a_narrow_terminal(shown):
+    assert shown(80) == [
+        "first",
+        f"  architecture {'a' * 30}, top-1 77.8%",
+        f"  from https://example.org/{'b' * 90}",
+        "\\x1b[2Jsecond",
+        f"  architecture {'c' * 30}, top-1 78.3%",
+        "  from https://example.org/d",
+        "third",
+        "  the manifest is damaged",
+    ]
+    assert shown(120)[3:5] == [
+        "\\x1b[2Jsecond",
+        f"  architecture {'c' * 30}, top-1 78.3%, from https://example.org/d",
+    ]
+
+
+def test_a_wide_terminal(shown):
+    header, *rows = shown(200)
+    assert header.split() == list(COLUMNS)
+    assert [row.split()[0] for row in rows] == ["first", "\\x1b[2Jsecond", "third"]
+
+
+def test_what_a_program_reads(capsys):
+    print_listing(COLUMNS, ROWS)
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == list(COLUMNS)
+    assert rows[0].split() == [str(cell) for cell in ROWS[0]]
+    assert len(rows) == 3
