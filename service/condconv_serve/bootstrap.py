@@ -33,15 +33,17 @@ from condconv_serve.inference.plane import InferencePlane, RowBatcher
 from condconv_serve.inference.runner import BatchRunner
 from condconv_serve.inference.streams import StreamPool
 from condconv_serve.machine.cores import available_cores
-from condconv_serve.machine.memory import calm_garbage_collection, garbage_collection_paused, memory_limit
+from condconv_serve.machine.memory import calm_garbage_collection, garbage_collection_paused, memory_left, memory_limit
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.drawer import Drawer
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.recent import RecentRequests
 from condconv_serve.runtime.devices import detect_machine
+from condconv_serve.runtime.load_memory import IMPORT_BYTES, ablation_bytes, load_bytes
 from condconv_serve.runtime.plan import EnginePlan, make_plan
 from condconv_serve.runtime.tensorflow_import import import_tensorflow
 from condconv_serve.serving.default_model import DefaultModel
+from condconv_serve.serving.memory_check import MemoryCheck
 from condconv_serve.serving.open_store import open_store
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.serving.registry import Registry
@@ -61,7 +63,7 @@ _SECONDS_FOR_ABANDONED_ROWS = 1.0
 
 
 @cache
-def _import_engines() -> None:
+def import_engines() -> None:
     """Import what loads models, once; the port is open by then."""
     started = time.monotonic()
     with garbage_collection_paused():
@@ -73,16 +75,17 @@ def _import_engines() -> None:
 
 def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:
     """Make an engine from a bundle. The first call imports TensorFlow."""
-    _import_engines()
+    import_engines()
     from condconv_serve.runtime.loading import load_model
 
     return load_model(bundle, plan, metrics=metrics)
 
 
-def load_ablation(settings: Settings, name: str, version: str) -> Ablation:
-    """Load a version from the store for ablations.
+def load_ablation(settings: Settings, memory: MemoryCheck, name: str, version: str) -> Ablation:
+    """Load a version from the store for ablations, if there is memory for it.
 
     Raises:
+        TooLittleMemory: there isn't.
         BundleError, ModelNotFound, VersionNotFound: the version is damaged, or no longer in the store.
         StoreUnavailable: the store can't be read.
     """
@@ -91,7 +94,8 @@ def load_ablation(settings: Settings, name: str, version: str) -> Ablation:
 
     with open_store(settings.model_store) as catalog:
         bundle = open_bundle(catalog.find(name, version))
-    return AblationEngine(load_network(bundle), bundle.manifest.preprocessing.to_domain())
+    with memory.loading(bundle):
+        return AblationEngine(load_network(bundle), bundle.manifest.preprocessing.to_domain())
 
 
 def plan_engines(settings: Settings) -> EnginePlan:
@@ -164,6 +168,12 @@ class Service:
             metrics=self.metrics,
             on_gone=self._forget,
         )
+        memory = MemoryCheck(
+            partial(load_bytes, plan=self.plan),
+            prepare=import_engines if load is None else lambda: None,
+            prepare_bytes=IMPORT_BYTES if load is None else 0,
+            left=memory_left if settings.check_memory else lambda: None,
+        )
         self.ledger = VersionLedger(settings.model_store, self.registry, metrics=self.metrics, only=only)
         self._default = DefaultModel(
             settings.model_store, self.registry, metrics=self.metrics, asked=settings.default_model
@@ -174,6 +184,7 @@ class Service:
             self.ledger,
             newest=1 if only else settings.served_versions,
             metrics=self.metrics,
+            memory=memory,
             only=only,
             follow_default=self._default.look if only is None else lambda models: None,
         )
@@ -202,7 +213,7 @@ class Service:
             ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
             observe=self._observe,
         )
-        self.ablator = AblationQueue(partial(load_ablation, settings))
+        self.ablator = AblationQueue(partial(load_ablation, settings, MemoryCheck(ablation_bytes, left=memory.left)))
         self._drawer = Drawer()
         self.readiness = Readiness(self._batcher.health.problem)
         self.bodies = OpenBodies()

@@ -35,6 +35,7 @@ ServiceError
 │   ├── Draining              draining                shutting down
 │   ├── EngineStalled         engine_stalled          a batch hangs in the engine
 │   ├── OutOfMemory           out_of_memory           no memory even for a row alone
+│   ├── TooLittleMemory       too_little_memory       a model needs more memory to load than is left
 │   └── DeadlineExceeded      deadline_exceeded       the answer was not there in time
 ├── InferenceFailed           inference_failed        the engine could not compute a row
 ├── BundleError               invalid_bundle          a bundle is missing, damaged or doesn't fit
@@ -301,6 +302,18 @@ class OutOfMemory(CapacityError):
 
     slug = "out_of_memory"
     title = "Out of memory"
+
+
+class TooLittleMemory(CapacityError):
+    """A model needs more memory to load than is left, or found too little while it was loaded."""
+
+    slug = "too_little_memory"
+    title = "Too little memory"
+
+    def __init__(self, message: str, *, needs: int = 0, retry_after: float | None = None) -> None:
+        """Keep the message, how many bytes it needs, and when to try again (seconds)."""
+        super().__init__(message, retry_after=retry_after)
+        self.needs = needs
 
 
 class DeadlineExceeded(CapacityError):

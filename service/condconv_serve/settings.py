@@ -104,6 +104,11 @@ class Settings(BaseSettings):
         description="Seconds between looks at the model store. Local file systems report changes at once; network "
         "file systems don't.",
     )
+    check_memory: bool = Field(
+        True,
+        description="Whether a version is refused when loading it would take more memory than is left: its estimated "
+        "need against the least limit of the process's control groups, and what the machine has.",
+    )
     device: Literal["auto", "cpu", "gpu", "tpu"] = Field(
         "auto",
         description="Where models are computed. auto: on all accelerators of one kind if there are any, else "

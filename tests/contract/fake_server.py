@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -157,5 +157,6 @@ def _any_of(rows: Row, colour: tuple[int, int, int]) -> bool:
 
 if __name__ == "__main__":
     name = os.environ.get("FAULT_FILE")
+    bootstrap.import_engines = cache(lambda: None)
     bootstrap.load_model = partial(load_fake, file=Path(name) if name else None)
     main()

@@ -10,9 +10,10 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from condconv_serve.errors import BundleError, ServiceError, StoreUnavailable
+from condconv_serve.errors import BundleError, ServiceError, StoreUnavailable, TooLittleMemory
 from condconv_serve.machine.threads import LoneThread, yield_to_other_threads
 from condconv_serve.serving.fingerprint import Fingerprint, fingerprint
+from condconv_serve.serving.memory_check import MemoryCheck
 from condconv_serve.serving.open_store import open_store
 from condconv_serve.serving.reconcile import (
     Forgive,
@@ -55,6 +56,7 @@ class StoreFollower:
         *,
         newest: int,
         metrics: Metrics,
+        memory: MemoryCheck,
         only: str | None = None,
         follow_default: Callable[[Collection[str]], None] = lambda models: None,
         settle_seconds: float = 0.5,
@@ -69,6 +71,7 @@ class StoreFollower:
             ledger: remembers what came of each version, and what is wanted.
             newest: how many of the newest versions of each model are served.
             metrics: counts loads.
+            memory: says whether there is enough for another version.
             only: name of the one model to look after; all if None.
             follow_default: finds the default model among those of the store.
             settle_seconds: a bundle's files must stay the same for this long before it is loaded, since somebody may
@@ -81,6 +84,7 @@ class StoreFollower:
         self._ledger = ledger
         self._newest = newest
         self._metrics = metrics
+        self._memory = memory
         self._only = only
         self._follow_default = follow_default
         self._settle_seconds = settle_seconds
@@ -127,7 +131,9 @@ class StoreFollower:
         except StoreUnavailable:  # it may be back in a moment; until then nothing changes
             return
         self._follow_default(names)
-        for name in followed_models(names, self._registry.models()):
+        default = self._registry.default_model
+        # Requests need the default model most, so no other one may take the memory that it needs.
+        for name in sorted(followed_models(names, self._registry.models()), key=lambda name: name != default):
             try:
                 self.sync_model(name)
             except (StoreUnavailable, BundleError) as error:  # the others may be readable
@@ -142,6 +148,9 @@ class StoreFollower:
 
     def _sync_model(self, catalog: Catalog, name: str, memory: ModelMemory, also: Collection[str]) -> None:
         aliases = self._read_aliases(name)
+        for version in memory.lacking_memory():
+            if self._memory.fits(memory.failed[version].needs or 0):
+                del memory.failed[version]
         settled: dict[str, Fingerprint | None] = {}
         more = True
         while more:
@@ -175,6 +184,9 @@ class StoreFollower:
         def released() -> None:
             self._metrics.model_loads.labels(name, "unloaded").inc()
             self._ledger.show(name, version)
+            if self._ledger.lacks_memory and not self._closed:
+                with contextlib.suppress(RuntimeError):  # it has been closed just now
+                    self._loader.submit(self.sync_now)
 
         logger.info("model %s version %s is retired", name, version)
         self._ledger.memory(name).loaded.pop(version, None)
@@ -221,11 +233,14 @@ class StoreFollower:
         try:
             bundle = open_bundle(self._store / name / version)
             logger.info("%s/%s: bundle checked in %.1f s", name, version, time.monotonic() - started)
-            self._registry.load(bundle)
+            with self._memory.loading(bundle):
+                self._registry.load(bundle)
         except Exception as error:
             known = isinstance(error, ServiceError)
             memory.failed[version] = Failure(
-                files, str(error) if known else "It could not be loaded; the log says why."
+                files,
+                str(error) if known else "It could not be loaded; the log says why.",
+                needs=error.needs if isinstance(error, TooLittleMemory) else None,
             )
             self._metrics.model_loads.labels(name, "failed").inc()
             logger.error("model %s version %s can't be served: %s", name, version, error, exc_info=not known)

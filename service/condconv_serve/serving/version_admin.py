@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from condconv_serve.errors import BundleError, ServiceError, VersionInUse
+from condconv_serve.errors import BundleError, ServiceError, TooLittleMemory, VersionInUse
 from condconv_serve.serving.fingerprint import fingerprint
+from condconv_serve.serving.memory_check import RETRY_SECONDS
 from condconv_serve.serving.registry import Registry
 from condconv_serve.serving.store_follower import StoreFollower
 from condconv_serve.serving.version_ledger import VersionLedger
@@ -49,6 +50,7 @@ class VersionAdmin:
         Raises:
             ModelNotFound, VersionNotFound: it isn't in the store.
             BundleError: it can't be loaded.
+            TooLittleMemory: it needs more memory than is left.
             StoreUnavailable: the store can't be read; this holds for all that an admin may do.
         """
         return await self._follower.on_loader(self._load, name, version)
@@ -151,12 +153,15 @@ class VersionAdmin:
         Raises:
             VersionNotFound: one has gone from the store meanwhile.
             BundleError: one can't be loaded, or its files are still changing.
+            TooLittleMemory: one needs more memory than is left.
         """
         served = self._registry.models().get(name, {})
         for version in versions:
             if version in served:
                 continue
             failed = self._ledger.memory(name).failed.get(version)
+            if failed is not None and failed.needs is not None:
+                raise TooLittleMemory(failed.reason, needs=failed.needs, retry_after=RETRY_SECONDS)
             if failed is not None:
                 raise BundleError(failed.reason)
             self._ledger.find(name, version)

@@ -18,10 +18,14 @@ from condconv_serve.telemetry.metrics import Metrics
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a version could not be loaded, and its files at that time."""
+    """Why a version could not be loaded, and its files at that time.
+
+    `needs` are the bytes of memory that it lacked; None if memory wasn't the reason.
+    """
 
     files: Fingerprint
     reason: str
+    needs: int | None = None
 
 
 @dataclass(slots=True)
@@ -41,6 +45,10 @@ class ModelMemory:
     pinned: set[str] = field(default_factory=set)
     unwanted: dict[str, Fingerprint] = field(default_factory=dict)
     loading: str | None = None
+
+    def lacking_memory(self) -> list[str]:
+        """The versions that could not be loaded for lack of memory."""
+        return [version for version, failure in self.failed.items() if failure.needs is not None]
 
     def want_again(self, version: str) -> None:
         """Give a version that failed or was unloaded another chance."""
@@ -84,6 +92,11 @@ class VersionLedger:
             raise ModelNotFound(f"There is no model {name!r} here; there is: {self._only}.")
         with open_store(self._store) as catalog:
             catalog.find(name, version)
+
+    @property
+    def lacks_memory(self) -> bool:
+        """Whether a version waits for memory."""
+        return any(memory.lacking_memory() for memory in list(self._memories.values()))
 
     def demand(self, name: str) -> None:
         """Check that a model is served.

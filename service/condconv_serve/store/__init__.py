@@ -5,7 +5,15 @@ Data only: no pickle, no code. A whole bundle is checked before any of it is use
 
 from condconv_serve.domain.manifest import OWN_NETWORK, Manifest
 from condconv_serve.store.amend import add_profile
-from condconv_serve.store.bundle import Bundle, open_bundle, read_labels, read_network, read_profile, read_weights
+from condconv_serve.store.bundle import (
+    Bundle,
+    count_weights,
+    open_bundle,
+    read_labels,
+    read_network,
+    read_profile,
+    read_weights,
+)
 from condconv_serve.store.catalog import Catalog
 from condconv_serve.store.new_bundle import NewBundle, write_bundle
 
@@ -16,6 +24,7 @@ __all__ = [
     "Manifest",
     "NewBundle",
     "add_profile",
+    "count_weights",
     "open_bundle",
     "read_labels",
     "read_network",

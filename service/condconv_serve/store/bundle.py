@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from condconv_serve.documents import parse_document
@@ -104,6 +105,19 @@ def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
         if not np.isfinite(weights[name]).all():
             raise BundleError(f"{bundle_name(bundle.path)}: {name} holds numbers that are not finite.")
     return weights
+
+
+def count_weights(bundle: Bundle) -> int:
+    """The number of weights, without reading them.
+
+    Raises:
+        BundleError: the file is no safetensors file.
+    """
+    try:
+        with safe_open(bundle.path / WEIGHTS, "numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
+    except (OSError, SafetensorError, ValueError) as error:
+        raise BundleError(f"{bundle_name(bundle.path)}: {WEIGHTS} can't be read ({error}).") from error
 
 
 def is_floating(value: NDArray[Any]) -> bool:

@@ -6,7 +6,7 @@ import pytest
 from condconv_serve.machine.cgroups import control_groups
 from condconv_serve.machine.cores import available_cores
 from condconv_serve.machine.memory import memory_limit
-from tests.unit.machine.processes import write_process
+from tests.unit.machine.processes import group_within_a_limited_one, write_process
 
 SERVICE = "0::/system.slice/condconv.service\n"
 VERSION_1 = ("/ {}/memory cgroup rw,memory", "/ {}/cpu,cpuacct cgroup rw,cpu,cpuacct")
@@ -71,36 +71,14 @@ def test_version_1_nests_too(tmp_path):
     assert available_cores(process) == 1
 
 
-@pytest.fixture
-def nested_groups():
-    """Two real control groups, the second one in the first, which has the file that limits memory; yields both."""
-    for group in control_groups("memory"):
-        outer, inner = group / "condconv-test", group / "condconv-test" / "inner"
-        try:
-            outer.mkdir()
-        except OSError:
-            continue
-        try:
-            if any((outer / name).exists() for name in ("memory.max", "memory.limit_in_bytes")):
-                inner.mkdir()
-                yield outer, inner
-                inner.rmdir()
-                return
-        finally:
-            outer.rmdir()
-    pytest.skip("nobody may make a control group with a limit of memory here")
-
-
-def test_a_real_group_within_a_limited_one(nested_groups):
-    outer, inner = nested_groups
+def test_a_real_group_within_a_limited_one():
     limit = 1 << 30
-    name = "memory.max" if (outer / "memory.max").exists() else "memory.limit_in_bytes"
-    (outer / name).write_text(str(limit))
     script = (
         "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid()))\n"
         "from condconv_serve.machine.memory import memory_limit; print(memory_limit())"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", script, inner / "cgroup.procs"], capture_output=True, text=True, check=True
-    )
+    with group_within_a_limited_one(limit) as inner:
+        said = subprocess.run(
+            [sys.executable, "-c", script, inner / "cgroup.procs"], capture_output=True, text=True, check=True
+        )
     assert int(said.stdout) == limit

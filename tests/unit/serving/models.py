@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry
 
 from condconv_serve.serving.default_model import DefaultModel
+from condconv_serve.serving.memory_check import MemoryCheck
 from condconv_serve.serving.registry import Registry
 from condconv_serve.serving.store_follower import StoreFollower
 from condconv_serve.serving.version_admin import VersionAdmin
@@ -14,12 +15,19 @@ from tests.unit.store.samples import new_bundle
 
 
 class Place:
-    """A store, what serves it, and what keeps the two equal. `pauses` are the seconds that were waited."""
+    """A store, what serves it, and what keeps the two equal.
+
+    `pauses` are the seconds that were waited. A load needs `needs[version]` bytes, and `left` bytes are left.
+    """
 
     def __init__(self, path, *, newest=1, only=None, default="pear", asked=None):
+        self.needs = {}
+        self.left = 100
+        self.on_release = lambda: None
         self.path = path
         self.metrics = Metrics(CollectorRegistry())
         self.broken = set()
+        self.greedy = set()
         self.pauses = []
         self.while_waiting = lambda: None
         self.registry = Registry(
@@ -28,7 +36,7 @@ class Place:
             warm_up_sizes=(1,),
             streams=1,
             metrics=self.metrics,
-            release_memory=lambda: None,
+            release_memory=lambda: self.on_release(),
         )
         self.ledger = VersionLedger(path, self.registry, metrics=self.metrics, only=only)
         self.default = DefaultModel(path, self.registry, metrics=self.metrics, asked=asked)
@@ -38,6 +46,9 @@ class Place:
             self.ledger,
             newest=newest,
             metrics=self.metrics,
+            memory=MemoryCheck(
+                lambda bundle: self.needs.get(bundle.manifest.version, 0), left=lambda: self.left, use=lambda: None
+            ),
             only=only,
             follow_default=self.default.look,
             settle_seconds=0.5,
@@ -47,6 +58,8 @@ class Place:
         self.admin = VersionAdmin(path, self.registry, self.ledger, self.follower)
 
     def _load(self, bundle):
+        if bundle.manifest.version in self.greedy:
+            raise MemoryError
         if bundle.manifest.version in self.broken:
             raise RuntimeError("/secret/place is broken")
         return load_shades(bundle)

@@ -38,7 +38,7 @@ MAX_ALIAS_BYTES = 64 * 1024
 """Most bytes of a request that changes an alias."""
 
 _NOT_FOUND = ("model_not_found", "version_not_found")
-_CHANGING = (*_NOT_FOUND, "invalid_parameter", "invalid_bundle", "store_unavailable")
+_CHANGING = (*_NOT_FOUND, "invalid_parameter", "invalid_bundle", "too_little_memory", "store_unavailable")
 
 _ALIAS_BODY = {
     "requestBody": {

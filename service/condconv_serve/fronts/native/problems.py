@@ -54,6 +54,7 @@ STATUS = {
     "draining": 503,
     "engine_stalled": 503,
     "out_of_memory": 503,
+    "too_little_memory": 503,
     "deadline_exceeded": 504,
     "inference_failed": 500,
     "invalid_bundle": 422,
