@@ -15,21 +15,22 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import SAMPLEFORMAT, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from condconv_serve.domain import Pixels
 from condconv_serve.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
-from condconv_serve.imaging.foreign import identify
+from condconv_serve.imaging.foreign import identify, unread_kind
 from condconv_serve.imaging.formats import (
     ACCEPTED_FORMATS,
     FormatName,
-    check_jpeg_scans,
-    essential_png,
     first_gif_frame,
     recognise,
     webp_size,
 )
+from condconv_serve.imaging.jpeg import check_jpeg_kind, whole_jpeg
+from condconv_serve.imaging.png import check_png_rows, essential_png
+from condconv_serve.imaging.tiff import check_tiff_parts, open_tiff, tiff_number
 
 # `decode` has an exact limit of its own; Pillow's is one for the whole process, and vague (it warns, then raises at
 # twice as much).
@@ -70,8 +71,11 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
         with _open(name, data, max_pixels) as image:
             if sufficient_side is not None and isinstance(image, JpegImageFile):
                 _reduce(image, sufficient_side)
+            frame = image.tile[0].extents if isinstance(image, GifImageFile) else None
             image.load()
-            return _upright(_rgb(image), _orientation(image))
+            if isinstance(image, PngImageFile):
+                check_png_rows(image, data)
+            return _upright(_only(frame, _rgb(image)), _orientation(image))
     except ImageError:
         raise
     except Exception as error:  # Pillow's parsers may raise anything, and none of it is ours to fix.
@@ -111,8 +115,8 @@ def upright_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None
         return None
 
 
-_PNG_BIT_DEPTH = 24
-"""Where a PNG's header has it."""
+_PNG_BIT_DEPTH, _BMP_BIT_DEPTH = 24, 28
+"""Where the headers have it."""
 
 
 def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
@@ -123,8 +127,12 @@ def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
     """
     match name:
         case "JPEG":
-            check_jpeg_scans(data)
+            check_jpeg_kind(data)
             image: ImageFile = JpegImageFile(io.BytesIO(data))
+            _check_size(image.size, max_pixels)
+            whole = whole_jpeg(data)
+            image.fp = io.BytesIO(whole)
+            image.decodermaxblock = len(whole)  # what is coded arithmetically can't be decoded piece by piece
         case "PNG":
             image = PngImageFile(io.BytesIO(essential_png(data)))
             key = image.info.get("transparency")
@@ -137,13 +145,26 @@ def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
         case "GIF":
             image = GifImageFile(io.BytesIO(first_gif_frame(data)))
         case "TIFF":
-            image = tiff = TiffImageFile(io.BytesIO(data))
+            image = tiff = open_tiff(data)
             # A tile may be larger than the picture, and is decoded as a whole.
-            _check_size((_tiff_tag(tiff, Base.TileWidth, 1), _tiff_tag(tiff, Base.TileLength, 1)), max_pixels)
+            tile = tiff_number(tiff.tag_v2, Base.TileWidth, 1), tiff_number(tiff.tag_v2, Base.TileLength, 1)
+            _check_size(tile, max_pixels)
+            _check_size(image.size, max_pixels)
+            check_tiff_parts(tiff.tag_v2)
         case "BMP":
-            image = BmpImageFile(io.BytesIO(data))
+            image = _open_bmp(data)
     _check_size(image.size, max_pixels)
     return image
+
+
+def _open_bmp(data: bytes) -> BmpImageFile:
+    try:
+        return BmpImageFile(io.BytesIO(data))
+    except OSError as error:
+        # Pillow says it of layouts of colours, depths and compressions: those of printers, for example.
+        if str(error).startswith("Unsupported BMP") and data[_BMP_BIT_DEPTH]:
+            raise unread_kind("a BMP image of a rare kind") from error
+        raise
 
 
 def _check_size(size: tuple[int, int], max_pixels: int) -> None:
@@ -174,14 +195,25 @@ def _rgb(image: ImageFile) -> Image.Image:
     return canvas.convert("RGB")
 
 
+def _only(frame: tuple[int, int, int, int] | None, photo: Image.Image) -> Image.Image:
+    """Make white what lies around a GIF's frame: Pillow makes it whatever colour comes first in the palette."""
+    if frame is None or frame == (0, 0, *photo.size):
+        return photo
+    screen = Image.new("RGB", photo.size, "white")
+    screen.paste(photo.crop(frame), frame[:2])
+    return screen
+
+
 def _deep_grey(image: ImageFile) -> Image.Image:
     """Scale 16-bit, 32-bit and float grey to 8 bits; Pillow's own conversion would clip it."""
     levels = np.asarray(image)
     inverted = False
     low, high = 0.0, 65535.0
     if isinstance(image, TiffImageFile):
-        inverted = _tiff_tag(image, Base.PhotometricInterpretation, 1) == 0
-        high = 2.0 ** _tiff_tag(image, Base.BitsPerSample, 16) - 1
+        inverted = tiff_number(image.tag_v2, Base.PhotometricInterpretation, 1) == 0
+        high = 2.0 ** tiff_number(image.tag_v2, Base.BitsPerSample, 16) - 1
+        if high >= 2**31 and tiff_number(image.tag_v2, SAMPLEFORMAT, 1) == 1:
+            levels = levels.view(np.uint32)  # Pillow has no unsigned mode
     if levels.dtype.itemsize == 2:
         table = np.rint(np.clip(np.arange(65536) * (255 / high), 0, 255)).astype(np.uint8)
         grey = table[levels]
@@ -197,12 +229,6 @@ def _deep_grey(image: ImageFile) -> Image.Image:
     if isinstance(key := image.info.get("transparency"), int):
         grey[levels == key] = 255
     return Image.fromarray(255 - grey if inverted else grey)
-
-
-def _tiff_tag(image: TiffImageFile, tag: Base, default: int) -> int:
-    """Look up a tag that holds a number; of several numbers, the first."""
-    value = image.tag_v2.get(tag, default)
-    return int(value[0] if isinstance(value, tuple) else value)
 
 
 _TURNS = {

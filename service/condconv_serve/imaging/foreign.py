@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from condconv_serve.errors import UnsupportedImage
+
 _CONVERT = "Convert it to JPEG or PNG first."
 _FRAME = "Take a frame out of it first."
 _UNPACK = "Unpack it first."
 _EXPORT = "Export it as JPEG or PNG."
+
+RAW_PHOTO: Final = "a raw photo of a camera (DNG, NEF or the like)"
 
 _SIGNATURES: Final = (
     (b"\xff\x0a", "a JPEG XL image", _CONVERT),
@@ -16,6 +20,7 @@ _SIGNATURES: Final = (
     (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image", _CONVERT),
     (b"\xff\x4f\xff\x51", "a JPEG 2000 image", _CONVERT),
     (b"II\xbc\x01", "a JPEG XR image", _CONVERT),
+    (b"II*\0\x10\0\0\0CR\2", "a raw photo of a camera (CR2)", _EXPORT),
     (b"8BPS", "a Photoshop document (PSD)", _EXPORT),
     (b"%PDF-", "a PDF document", "Export its page as PNG."),
     (b"%!PS", "a PostScript document", "Export its page as PNG."),
@@ -70,6 +75,11 @@ def identify(data: bytes) -> tuple[str, str] | None:
     if re.match(rb"P[1-6]\s", data):
         return "a Netpbm image (PBM, PGM or PPM)", _CONVERT
     return _text(data[:_TEXT_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip())
+
+
+def unread_kind(what: str) -> UnsupportedImage:
+    """Make the error for a file of an accepted format, but of a kind that isn't read, say `a float64 TIFF`."""
+    return UnsupportedImage(f"This is {what}, a kind that isn't read. {_CONVERT}")
 
 
 def _media(data: bytes) -> tuple[str, str]:

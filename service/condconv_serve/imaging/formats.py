@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import struct
-import zlib
 from collections.abc import Mapping
 from typing import Final, Literal
+
+from condconv_serve.imaging.png import SIGNATURE as PNG_SIGNATURE
 
 FormatName = Literal["JPEG", "PNG", "WebP", "GIF", "TIFF", "BMP"]
 ACCEPTED_FORMATS: tuple[FormatName, ...] = ("JPEG", "PNG", "WebP", "GIF", "TIFF", "BMP")
@@ -22,7 +22,6 @@ SUFFIXES: Final[Mapping[FormatName, tuple[str, ...]]] = {
 IMAGE_SUFFIXES: Final = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 """A folder's files with these suffixes, in lower case, are taken for images."""
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 
@@ -31,7 +30,7 @@ def recognise(data: bytes) -> FormatName | None:
     """Name the accepted format of these bytes by their signature; None if they have no such signature."""
     if data.startswith(b"\xff\xd8\xff"):
         return "JPEG"
-    if data.startswith(_PNG_SIGNATURE):
+    if data.startswith(PNG_SIGNATURE):
         return "PNG"
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
@@ -43,32 +42,6 @@ def recognise(data: bytes) -> FormatName | None:
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_SIZES:
         return "BMP"
     return None
-
-
-# Progressive encoders write about ten scans, the most elaborate ones some thirty.
-_MAX_JPEG_SCANS = 64
-# Inside a scan, 0xff is followed by zero or a restart marker; anything else ends it.
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
-
-
-def check_jpeg_scans(data: bytes) -> None:
-    """Refuse a JPEG that is made of absurdly many scans.
-
-    Each one makes the decoder walk over the whole picture, however few bytes it has: a megabyte of them would keep a
-    core busy for minutes.
-
-    Raises:
-        ValueError: there are too many.
-    """
-    scans, position = 0, 2
-    while (marker := _JPEG_MARKER.search(data, position)) and data[marker.start() + 1] != _EOI:
-        code, position = data[marker.start() + 1], marker.end()
-        if code not in (_TEM, _SOI):
-            position += int.from_bytes(data[position : position + 2])
-        scans += code == _SOS
-        if scans > _MAX_JPEG_SCANS:
-            raise ValueError("too many scans")
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
@@ -119,32 +92,3 @@ def first_gif_frame(data: bytes) -> bytes:
             position += 1 + data[position]
         position += 1
     return head + control + data[position:]
-
-
-_PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"}
-
-
-def essential_png(data: bytes) -> bytes:
-    """Copy the chunks of a PNG which make up its picture.
-
-    All other chunks can only do harm: text and colour profiles may inflate to many times their size, and an animation
-    has more frames than the first. Checksums are tested here, since Pillow ignores those of pixels.
-
-    Raises:
-        ValueError: a checksum is wrong, or the end is missing.
-        struct.error: a chunk is truncated.
-    """
-    kept = [_PNG_SIGNATURE]
-    position = len(_PNG_SIGNATURE)
-    view = memoryview(data)
-    name = b""
-    while name != b"IEND":
-        length, name = struct.unpack_from(">I4s", data, position)
-        (checksum,) = struct.unpack_from(">I", data, position + 8 + length)
-        end = position + 12 + length
-        if name in _PNG_CHUNKS:
-            if zlib.crc32(view[position + 4 : end - 4]) != checksum:
-                raise ValueError("wrong checksum in a PNG chunk")
-            kept.append(data[position:end])
-        position = end
-    return b"".join(kept)

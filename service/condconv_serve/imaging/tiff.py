@@ -1,0 +1,174 @@
+"""TIFF, of which there are endless kinds: those that Pillow reads right, and names for the others."""
+
+from __future__ import annotations
+
+import functools
+import io
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from PIL import Image
+from PIL.ExifTags import Base
+from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2, TiffImageFile
+
+from condconv_serve.imaging.foreign import RAW_PHOTO, unread_kind
+
+_SUB_DIRECTORIES, _DNG_VERSION = 330, 50706
+_PLANAR, _SAMPLE_FORMAT = 284, 339
+_SEPARATE = 2
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _YCBCR, _LAB = 0, 1, 6, 8
+_OPTIONAL_CODECS: Final = ("lzma", "zstd", "webp")
+_COLOURS: Final[Mapping[int, str]] = {
+    0: "grey, white is zero",
+    1: "grey",
+    2: "RGB",
+    3: "palette",
+    4: "mask",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "Lab",
+    9: "ICC Lab",
+    10: "ITU Lab",
+    32803: "mosaic of a sensor",
+    32844: "logarithmic luminance",
+    32845: "LogLuv",
+    34892: "linear raw",
+}
+_NUMBERS: Final[Mapping[int, str]] = {
+    1: "integers",
+    2: "signed integers",
+    3: "floats",
+    4: "undefined numbers",
+    5: "complex integers",
+    6: "complex floats",
+}
+# libtiff gives numbers in the machine's byte order. Pillow knows that for some modes only.
+_NATIVE: Final[Mapping[str, str]] = {
+    "I;16S": "I;16NS",
+    "I;16BS": "I;16NS",
+    "I;32S": "I;32NS",
+    "I;32BS": "I;32NS",
+    "F;32F": "F;32NF",
+    "F;32BF": "F;32NF",
+}
+
+
+class _LibtiffImageFile(TiffImageFile):
+    """Reads all files through libtiff, as Pillow does with compressed ones.
+
+    Pillow's own reader takes uncompressed planes of 16 bits for 8 bits, and doesn't notice that a strip is too short.
+    """
+
+    @property
+    def use_load_libtiff(self) -> bool:
+        return True
+
+    @use_load_libtiff.setter
+    def use_load_libtiff(self, value: bool) -> None:
+        """Pillow sets it for compressed files."""
+
+
+def open_tiff(data: bytes) -> TiffImageFile:
+    """Read the first directory of a TIFF; no pixel yet.
+
+    Raises:
+        UnsupportedImage: this kind isn't read.
+        Exception: whatever Pillow raises for a damaged file.
+    """
+    try:
+        image = _LibtiffImageFile(io.BytesIO(data))
+    except SyntaxError as error:
+        if (kind := _unread(_tags(data))) is not None:
+            raise unread_kind(kind) from error
+        raise
+    if (kind := _misread(image.tag_v2)) is not None:
+        raise unread_kind(kind)
+    tile = image.tile[0]
+    if isinstance(tile.args, tuple):
+        raw_mode, *rest = tile.args
+        image.tile = [tile._replace(args=(_NATIVE.get(raw_mode, raw_mode), *rest))]
+    return image
+
+
+def tiff_number(tags: Mapping[int, Any], tag: Base | int, default: int) -> int:
+    """Look up a tag that holds a number; of several numbers, the first."""
+    value = tags.get(tag, default)
+    return int(value[0] if isinstance(value, tuple) else value)
+
+
+def check_tiff_parts(tags: Mapping[int, Any]) -> None:
+    """Refuse a TIFF some of whose strips or tiles have no place: libtiff would take the file's beginning for them.
+
+    Raises:
+        ValueError: parts are missing.
+        Exception: the tags contradict each other.
+    """
+    width, height = tags[Base.ImageWidth], tags[Base.ImageLength]
+    if Base.TileOffsets in tags:
+        offsets = tags[Base.TileOffsets]
+        parts = math.ceil(width / tags[Base.TileWidth]) * math.ceil(height / tags[Base.TileLength])
+    else:
+        offsets = tags[Base.StripOffsets]
+        parts = math.ceil(height / (tiff_number(tags, Base.RowsPerStrip, height) or height))
+    if tiff_number(tags, _PLANAR, 1) == _SEPARATE:
+        parts *= tiff_number(tags, Base.SamplesPerPixel, 1)
+    if len(offsets) < parts or not all(offsets[:parts]):
+        raise ValueError("strips or tiles are missing")
+
+
+def _tags(data: bytes) -> ImageFileDirectory_v2:
+    """Read the first directory, whatever it holds."""
+    file = io.BytesIO(data)
+    header_size = 16 if b"+" in data[2:4] else 8
+    tags = ImageFileDirectory_v2(file.read(header_size))
+    file.seek(tags.next)
+    tags.load(file)
+    return tags
+
+
+def _unread(tags: Mapping[int, Any]) -> str | None:
+    """Name a kind that Pillow can't open; None if it looks rather like damage."""
+    if not {Base.ImageWidth, Base.ImageLength} <= tags.keys():
+        return None
+    compression = tiff_number(tags, Base.Compression, 1)
+    return _kind(tags) if compression in COMPRESSION_INFO else f"a TIFF image with compression {compression}"
+
+
+def _misread(tags: ImageFileDirectory_v2) -> str | None:
+    """Name a kind that Pillow opens, but whose picture it gets wrong, or that is only a preview."""
+    if _DNG_VERSION in tags or (tags.get(Base.NewSubfileType) == 1 and _SUB_DIRECTORIES in tags):
+        return RAW_PHOTO
+    compression = COMPRESSION_INFO[tiff_number(tags, Base.Compression, 1)]
+    if compression in _OPTIONAL_CODECS and not _has_codec(compression):
+        return f"a TIFF image with {compression} compression"
+    colour = tiff_number(tags, Base.PhotometricInterpretation, 0)
+    if tiff_number(tags, Base.BitsPerSample, 1) == 8 and tiff_number(tags, _SAMPLE_FORMAT, 1) != 1:
+        return _kind(tags)
+    if tiff_number(tags, _PLANAR, 1) == _SEPARATE:
+        alpha = colour in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) and any(tags.get(Base.ExtraSamples, ()))
+        if alpha or colour == _LAB or (colour == _YCBCR and compression == "jpeg"):
+            return f"{_kind(tags)} in planes"
+    return None
+
+
+def _kind(tags: Mapping[int, Any]) -> str | None:
+    colour = _COLOURS.get(tiff_number(tags, Base.PhotometricInterpretation, 0))
+    numbers = _NUMBERS.get(tiff_number(tags, _SAMPLE_FORMAT, 1))
+    bits = tiff_number(tags, Base.BitsPerSample, 1)
+    samples = tiff_number(tags, Base.SamplesPerPixel, 1)
+    if colour is None or numbers is None or not 1 <= bits <= 128 or not 1 <= samples <= 1000:
+        return None
+    order = "big-endian " if getattr(tags, "prefix", b"II") == b"MM" else ""
+    reversed_bits = ", bits reversed" if tiff_number(tags, Base.FillOrder, 1) == 2 else ""
+    return f"a {order}TIFF image ({colour}, {samples} x {bits}-bit {numbers}{reversed_bits})"
+
+
+@functools.cache
+def _has_codec(compression: str) -> bool:
+    """Say whether Pillow's libtiff was built with an optional codec: it won't tell, so try."""
+    try:
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), "TIFF", compression=compression)
+    except Exception:
+        return False
+    return True
