@@ -194,7 +194,7 @@ class ImageError(ServiceError):
 
 
 class UnsupportedImage(ImageError):
-    """The bytes are no image of an accepted format."""
+    """The bytes are no image of an accepted format, or of a kind of it that isn't read."""
 
     slug = "unsupported_image"
     title = "Unsupported image format"
