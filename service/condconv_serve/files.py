@@ -64,15 +64,16 @@ def write_whole(file: Path, content: bytes | str, *, alone: bool = False) -> Non
 
 
 @contextlib.contextmanager
-def replacing(file: Path, *, alone: bool = False) -> Iterator[Path]:
+def replacing(file: Path, *, alone: bool = False, mode: int = _MODE) -> Iterator[Path]:
     """Write a hidden file beside another one, which it replaces in the end. If anything fails, it is removed.
 
-    The new file has the permissions of the old one, or 0644. It is on the disk before it takes its place, so a power
-    cut leaves one of the two.
+    The new file has the permissions of the old one. It is on the disk before it takes its place, so a power cut leaves
+    one of the two.
 
     Args:
         file: what to replace; it need not exist.
         alone: nobody else writes this file now, so leftovers of killed writers are removed first.
+        mode: permissions if there is no old file.
 
     Yields:
         The empty file to write to.
@@ -89,7 +90,7 @@ def replacing(file: Path, *, alone: bool = False) -> Iterator[Path]:
     scratch = Path(name)
     try:
         yield scratch
-        flush(scratch, mode=file.stat().st_mode & 0o777 if file.exists() else _MODE)
+        flush(scratch, mode=file.stat().st_mode & 0o777 if file.exists() else mode)
         os.replace(scratch, file)
     except BaseException:
         with contextlib.suppress(OSError):

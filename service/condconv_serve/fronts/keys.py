@@ -105,6 +105,11 @@ def parse_keys(text: str | bytes) -> tuple[ApiKey, ...]:
         raise ConfigurationError(f"The API keys are not valid: {_describe(error)}.") from error
 
 
+def write_keys(keys: Sequence[ApiKey]) -> str:
+    """Keys as the JSON that `parse_keys` reads."""
+    return json.dumps({"keys": [key.model_dump(exclude_none=True) for key in keys]}, indent=2) + "\n"
+
+
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
     """Read keys from a file.
 

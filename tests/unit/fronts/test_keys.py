@@ -7,6 +7,8 @@ import hmac
 import json
 import logging
 import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from condconv_serve.cli import app
 from condconv_serve.errors import ConfigurationError, Unauthenticated
 from condconv_serve.fronts import keys
 from condconv_serve.fronts.keys import ApiKey, KeyRing, new_key, parse_keys, read_keys
+from condconv_serve.fronts.keys_file import add_key
 from condconv_serve.serve import load_keys
 from condconv_serve.settings import Settings
 
@@ -275,6 +278,76 @@ class TestCommand:
         result = CliRunner().invoke(app, ["keys", "new", "--name", "ci"])
         stored = json.loads(result.stdout.partition("\n")[2])
         assert (stored["scopes"], "requests_per_minute" in stored) == (["predict"], False)
+
+    def test_a_key_is_added_to_a_file(self, tmp_path: Path) -> None:
+        file = tmp_path / "keys.json"
+        first = CliRunner().invoke(app, ["keys", "new", "--name", "first", "--add-to", str(file)])
+        assert first.exit_code == 0, first.stderr
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert f"Start the server with CONDCONV_API_KEYS_FILE={file}." in first.stderr
+        clock = Clock()
+        ring = KeyRing.from_file(file, clock=clock)
+        assert ring.find(first.stdout.strip()).name == "first", "stdout is the secret and nothing else"
+        file.chmod(0o640)
+        second = CliRunner().invoke(app, ["keys", "new", "--name", "second", "--scope", "admin", "--add-to", str(file)])
+        assert "SIGHUP" in second.stderr
+        assert stat.S_IMODE(file.stat().st_mode) == 0o640
+        clock.now += 2
+        assert ring.find(second.stdout.strip()).scopes == ("admin",)
+        assert [key.name for key in ring] == ["first", "second"]
+        assert first.stdout.strip() not in file.read_text()
+
+    def test_a_link_stays_a_link(self, tmp_path: Path) -> None:
+        (tmp_path / "real.json").write_text(document(entry()))
+        (tmp_path / "link.json").symlink_to("real.json")
+        CliRunner().invoke(app, ["keys", "new", "--name", "new", "--add-to", str(tmp_path / "link.json")])
+        assert (tmp_path / "link.json").is_symlink()
+        assert [key.name for key in read_keys(tmp_path / "real.json")] == ["ci", "new"]
+
+    @pytest.mark.parametrize("text", ["", "\n", '{"keys": []}'])
+    def test_a_file_without_keys_yet(self, text: str, tmp_path: Path) -> None:
+        (tmp_path / "keys.json").write_text(text)
+        result = CliRunner().invoke(app, ["keys", "new", "--name", "ci", "--add-to", str(tmp_path / "keys.json")])
+        assert result.exit_code == 0
+        assert [key.name for key in read_keys(tmp_path / "keys.json")] == ["ci"]
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            (document(entry()), "has a key named 'ci' already. Choose another name"),
+            ("{", "is no keys file, so no key can be added to it: The API keys are not valid JSON."),
+            ('{"other": 1}', "is no keys file"),
+            (document(entry(name="other", sha256="secret")), "is no keys file"),
+        ],
+    )
+    def test_files_that_take_no_key(self, text: str, says: str, tmp_path: Path) -> None:
+        (tmp_path / "keys.json").write_text(text)
+        result = CliRunner().invoke(app, ["keys", "new", "--name", "ci", "--add-to", str(tmp_path / "keys.json")])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert says in result.stderr
+        assert (tmp_path / "keys.json").read_text() == text
+
+    @pytest.mark.parametrize(
+        ("place", "says"), [("absent/keys.json", "there is no directory"), (".", "is no ordinary file")]
+    )
+    def test_places_that_take_no_key(self, place: str, says: str, tmp_path: Path) -> None:
+        result = CliRunner().invoke(app, ["keys", "new", "--name", "ci", "--add-to", str(tmp_path / place)])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert says in result.stderr
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+    def test_somebody_elses_file_stays_theirs(self, tmp_path: Path) -> None:
+        (tmp_path / "keys.json").write_text(document(entry()))
+        os.chown(tmp_path / "keys.json", 1234, 5678)
+        add_key(tmp_path / "keys.json", new_key("new")[1])
+        status = (tmp_path / "keys.json").stat()
+        assert (status.st_uid, status.st_gid) == (1234, 5678)
+
+    def test_many_at_once(self, tmp_path: Path) -> None:
+        names = [f"key-{number}" for number in range(20)]
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda name: add_key(tmp_path / "keys.json", new_key(name)[1]), names))
+        assert sorted(key.name for key in read_keys(tmp_path / "keys.json")) == sorted(names)
 
     @pytest.mark.parametrize(
         ("arguments", "code"),
