@@ -23,7 +23,7 @@ from condconv_serve.fronts.keys import KeyRing
 from condconv_serve.fronts.native import AppContext, BodyLimits, create_app, create_probes_app, problems
 from condconv_serve.http.body import OpenBodies
 from condconv_serve.http.guard import guarded_protocol
-from condconv_serve.http.limits import ConnectionLimits
+from condconv_serve.http.limits import LINGER_BYTES, ConnectionLimits
 from condconv_serve.http.prefixes import RootPath, check_root_path
 from condconv_serve.http.server import serving_beside
 from condconv_serve.imaging import ImageDecoder
@@ -256,6 +256,7 @@ class Service:
             header_timeout=self._settings.header_timeout,
             write_timeout=self._settings.body_timeout,
             max_connections=self._settings.max_connections,
+            linger_bytes=max(LINGER_BYTES, 2 * self._settings.max_body_bytes),
         )
         return guarded_protocol(limits, self.metrics, render=problems.render)
 

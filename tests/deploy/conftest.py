@@ -15,28 +15,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.debian import need
 from tests.deploy.commands import ROOT, client, docker, run
 
 PACKAGES = {"dockerd": "docker.io", "docker-compose": "docker-compose", "debootstrap": "debootstrap"}
 CPU_IMAGE = "condconv-serve:cpu"
 
 
-def _install() -> None:
-    missing = [package for command, package in PACKAGES.items() if shutil.which(command) is None]
-    if not missing:
-        return
-    if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        pytest.skip(f"{', '.join(missing)} not installed, and only root could on a Debian system")
-    environment = {"DEBIAN_FRONTEND": "noninteractive"}
-    run("apt-get", "update", "-qq", env=environment)
-    run("apt-get", "install", "-qq", "-y", "--no-install-recommends", *missing, "iptables", "ca-certificates",
-        env=environment)  # fmt: skip
-
-
 @pytest.fixture(scope="session")
 def engine() -> Iterator[None]:
     """A Docker engine: the one that the environment names or that runs, or one of our own."""
-    _install()
+    need(PACKAGES, beside=("iptables", "ca-certificates"))
     if subprocess.run([client(), "info"], capture_output=True, check=False).returncode == 0:
         yield
         return

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from condconv_serve.errors import ServiceError
 
@@ -17,6 +18,12 @@ class Answer:
     status: int
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
+
+    def encode(self, extra_headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+        """The answer in HTTP/1.1, as the last one on its connection."""
+        headers = (*extra_headers, *self.headers, (b"connection", b"close"))
+        lines = [name + b": " + value + b"\r\n" for name, value in headers]
+        return b"".join([STATUS_LINE[self.status], *lines, b"\r\n", self.body])
 
     async def send(self, send: Send) -> None:
         """Send it by ASGI."""

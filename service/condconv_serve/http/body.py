@@ -6,44 +6,33 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from condconv_serve.errors import BodyTooLarge, Draining, RequestTimeout
-
-_DISCARD_FACTOR = 4
-_DISCARD_SECONDS = 10.0
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """Read a body into memory.
 
+    A body that is declared to be too long isn't asked for. If one turns out to be, the guard reads the rest of it after
+    the answer.
+
     Raises:
         BodyTooLarge: it has more than `max_bytes`.
         RequestTimeout, Draining: as `PatientBody.receive`, which decides this for every route.
     """
+    too_large = BodyTooLarge(f"The body has more than {max_bytes} bytes, the most that is allowed.")
+    if int(request.headers.get("content-length", 0)) > max_bytes:
+        raise too_large
     chunks: list[bytes] = []
     size = 0
-    stream = request.stream()
-    async for chunk in stream:
+    async for chunk in request.stream():
         size += len(chunk)
         if size > max_bytes:
-            await _discard(stream, size, max_bytes * _DISCARD_FACTOR)
-            raise BodyTooLarge(f"The body has more than {max_bytes} bytes, the most that is allowed.")
+            raise too_large
         chunks.append(chunk)
     return b"".join(chunks)
-
-
-async def _discard(stream: AsyncGenerator[bytes, None], size: int, most: int) -> None:
-    """Read on and throw away: a client that is still sending would be reset before it could read our answer."""
-    try:
-        async with asyncio.timeout(_DISCARD_SECONDS):
-            async for chunk in stream:
-                size += len(chunk)
-                if size > most:
-                    return
-    except (TimeoutError, RequestTimeout, Draining, ClientDisconnect):
-        return
 
 
 class OpenBodies:
@@ -78,6 +67,7 @@ class PatientBody:
     Once the body is complete, `receive` waits until the client leaves.
 
     Attributes:
+        asked_for: whether any of it was to be received.
         timed_out: whether the body was given up.
     """
 
@@ -89,6 +79,7 @@ class PatientBody:
         self._total = total
         self._end: float | None = None
         self._complete = False
+        self.asked_for = False
         self.timed_out = False
 
     async def receive(self) -> Message:
@@ -98,6 +89,7 @@ class PatientBody:
             RequestTimeout: the client sent nothing for too long, or takes too long in all.
             Draining: the service ends before the body has.
         """
+        self.asked_for = True
         if self._complete:
             return await self._receive()
         now = asyncio.get_running_loop().time()

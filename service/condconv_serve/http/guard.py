@@ -1,6 +1,7 @@
 """uvicorn's HTTP protocol with limits: slow headers, stuck readers, and too many connections are cut off.
 
-uvicorn waits for headers without end, so a few hundred silent connections could take the service down.
+uvicorn waits for headers without end, so a few hundred silent connections could take the service down. And it closes
+connections while clients are still sending, which takes their answers away.
 """
 
 from __future__ import annotations
@@ -8,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from condconv_serve.errors import (
     HeadersTooLarge,
@@ -23,14 +23,17 @@ from condconv_serve.errors import (
     TooManyConnections,
 )
 from condconv_serve.http.answer import ErrorRenderer
+from condconv_serve.http.connections import Connections
 from condconv_serve.http.limits import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE, ConnectionLimits
+from condconv_serve.http.lingering import Leftovers, LingeringTransport
 from condconv_serve.http.scope import REQUEST_ID_HEADER
+from condconv_serve.http.timer import Timer
+from condconv_serve.http.upgrade import without_wish
 from condconv_serve.http.uvicorn_members import check_uvicorn
 from condconv_serve.telemetry.metrics import Metrics
 
 logger = logging.getLogger("condconv_serve.access")
 
-_UPGRADE_HEADERS = frozenset({b"upgrade", b"http2-settings"})
 _REFUSAL_SECONDS = 1.0
 _LAST_CALL_SECONDS = 0.3
 
@@ -48,21 +51,8 @@ def guarded_protocol(limits: ConnectionLimits, metrics: Metrics, *, render: Erro
             work.
     """
     check_uvicorn(GuardedProtocol)
-    made = partial(GuardedProtocol, limits=limits, metrics=metrics, render=render, others=_Connections())
+    made = partial(GuardedProtocol, limits=limits, metrics=metrics, render=render, others=Connections())
     return cast(type[asyncio.Protocol], made)
-
-
-@dataclass(slots=True)
-class _Connections:
-    """A server's connections of two kinds.
-
-    Attributes:
-        refused: those beyond the limit, which wait for their 503.
-        idle: those whose last request has been answered, and on which nothing has come since; idle longest first.
-    """
-
-    refused: set[GuardedProtocol] = field(default_factory=set)
-    idle: dict[GuardedProtocol, None] = field(default_factory=dict)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -70,7 +60,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     While no request is being answered, a deadline runs until headers are complete. It starts when the connection opens,
     and with a request's first byte. How long a connection may be idle between requests is uvicorn's
-    `timeout_keep_alive`.
+    `timeout_keep_alive`. If a request is answered before its body is here, the rest is read and thrown away.
 
     Every public method replaces one of uvicorn's: those of an asyncio protocol, the callbacks of the parser, and three
     of uvicorn's own. `check_uvicorn` sees that they exist.
@@ -82,7 +72,7 @@ class GuardedProtocol(HttpToolsProtocol):
         limits: ConnectionLimits,
         metrics: Metrics,
         render: ErrorRenderer,
-        others: _Connections,
+        others: Connections[GuardedProtocol],
         **kwargs: Any,
     ) -> None:
         """Prepare for one connection. A server's connections share `others`; the other arguments are uvicorn's."""
@@ -90,11 +80,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._metrics = metrics
         self._render = render
-        self._refused = others.refused
-        self._idle = others.idle
-        self._header_timer: asyncio.TimerHandle | None = None
-        self._abort_timer: asyncio.TimerHandle | None = None
+        self._others = others
+        self._leftovers = Leftovers(
+            limits, self.loop, gauge=metrics.lingering_connections, is_sent=self._is_sent, on_end=self._leave
+        )
+        self._header_timer = Timer(self.loop, self._headers_are_late)
+        self._abort_timer = Timer(self.loop, lambda: self.transport.abort())
         self._header_bytes = 0
+        self._receiving = False
         self._running: RequestResponseCycle | None = None
         self._closing = False
 
@@ -102,8 +95,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline, or refuse."""
-        super().connection_made(transport)
-        if len(self.connections) > self._limits.max_connections and self._idle:
+        self._wire = LingeringTransport(transport, lingers=self._lingers)
+        super().connection_made(self._wire)
+        if len(self.connections) > self._limits.max_connections:
             self._make_room()
         if len(self.connections) > self._limits.max_connections:
             self._refuse()
@@ -112,11 +106,11 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all clocks, and tell the request that is being answered."""
-        self._stop_header_timer()
-        self._stop_abort_timer()
-        self._refused.discard(self)
-        self._idle.pop(self, None)
         super().connection_lost(exc)
+        self._header_timer.stop()
+        self._abort_timer.stop()
+        self._stop_lingering()
+        self._others.discard(self)
         if self._running is not None and not self._running.response_complete:
             # uvicorn tells only the newest request, which may wait behind this one.
             self._running.disconnected = True
@@ -124,18 +118,20 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what comes, unless the connection is ending."""
-        self._idle.pop(self, None)
-        if self in self._refused:
-            self._refused.discard(self)
+        self._others.idle.pop(self, None)
+        if self._leftovers.reading:
+            self._leftovers.add(len(data))
+        if self._closing:
+            return
+        if self in self._others.refused:
             self._fail(
                 TooManyConnections(
                     f"All {self._limits.max_connections} connections that are allowed are in use.",
                     retry_after=_REFUSAL_SECONDS,
                 )
             )
-        if self._closing:
             return
-        if not self._answering():  # wait for the rest of a body that was answered early no longer than for headers
+        if not self._answering() and not self._leftovers.reading:
             self._start_header_timer()
         self._header_bytes += len(data)
         self._parse(data)
@@ -147,13 +143,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client reads slower than we write."""
         super().pause_writing()
-        self._abort_later(self._limits.write_timeout)
+        self._abort_timer.start(self._limits.write_timeout)
 
     def resume_writing(self) -> None:
         """The client has read something."""
         super().resume_writing()
         if not self.transport.is_closing():
-            self._stop_abort_timer()
+            self._abort_timer.stop()
 
     # What the parser tells
 
@@ -169,8 +165,11 @@ class GuardedProtocol(HttpToolsProtocol):
             return  # they come again without the wish
         if len(self.pipeline) >= MAX_PIPELINED:
             raise httptools.HttpParserError("too many requests before their answers")
-        self._stop_header_timer()
+        self._header_timer.stop()
         self._header_bytes = 0
+        self._receiving = True
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # RFC 9110, 10.1.1
         super().on_headers_complete()
         if not self.pipeline:
             self._running = self.cycle
@@ -184,8 +183,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """The request is complete; the next one may take its time."""
         if self.parser.should_upgrade():
             return
-        self._stop_header_timer()
+        self._header_timer.stop()
         self._header_bytes = 0
+        self._receiving = False
+        self._stop_lingering()
         super().on_message_complete()
         if not self._answering() and not self._closing and not self.transport.is_closing():
             # It was answered before its body had come, which stopped the clock of idle connections.
@@ -193,7 +194,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
-            self._idle[self] = None
+            self._others.idle[self] = None
 
     # What uvicorn tells
 
@@ -202,9 +203,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._running = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
         if self.transport.is_closing():
-            self._abort_later(self._limits.write_timeout)
-        elif not self._closing and not self._answering() and not self.cycle.more_body:
-            self._idle[self] = None
+            if not self._leftovers.reading:
+                self._abort_timer.start(self._limits.write_timeout)
+        elif not self._closing and not self._answering():
+            if self._receiving:
+                self._unset_keepalive_if_required()
+                self._linger()
+            else:
+                self._others.idle[self] = None
 
     def timeout_keep_alive_handler(self) -> None:
         """An idle connection ends."""
@@ -212,23 +218,31 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server is about to end; a request that is on its way already is still answered."""
+        self._leftovers.hurry()
+        if (time_left := self.config.timeout_graceful_shutdown) is not None:
+            self.loop.call_later(max(time_left - _LAST_CALL_SECONDS, 0), self._abort_if_answered)
         if self._answering():
             super().shutdown()
         else:
             self.loop.call_later(_LAST_CALL_SECONDS, self._end)
 
     def _end(self) -> None:
-        super().shutdown()
+        if self._answering() or self._leftovers.reading:
+            super().shutdown()
+        else:
+            self._close()
+
+    def _abort_if_answered(self) -> None:
+        """Wait no longer, when the server's time is all but over: uvicorn would log an error."""
         if self.transport.is_closing():
-            self._abort_later(self._limits.write_timeout)
+            self.transport.abort()
 
     # Parsing
 
     def _parse(self, data: bytes) -> None:
         """Parse as uvicorn does, but go on if a request asks for another protocol: this server speaks no other.
 
-        The parser takes everything after such a request's headers for the other protocol, and uvicorn drops it. RFC
-        9110 (7.8) lets a server ignore the wish; then what follows is the request's body.
+        The parser takes everything after such a request's headers for the other protocol, and uvicorn drops it.
         """
         self._unset_keepalive_if_required()
         rest = memoryview(data)
@@ -239,24 +253,15 @@ class GuardedProtocol(HttpToolsProtocol):
                     return
                 except httptools.HttpParserUpgrade as upgrade:
                     rest = rest[upgrade.args[0] :]
-                    self._repeat_without_upgrade()
+                    head = without_wish(self.parser, self.url, self.headers)
+                    self.parser = httptools.HttpRequestParser(self)
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+                    self.parser.feed_data(head)
         except httptools.HttpParserError:
             if self._is_receiving():
                 self._end_message(MalformedRequest("The body is not encoded as the headers say."))
             else:
                 self._end_message(MalformedRequest("This is no valid HTTP/1.1 request."))
-
-    def _repeat_without_upgrade(self) -> None:
-        """Give the headers to a new parser, which then expects the body that they announce."""
-        method = self.parser.get_method()
-        if method == b"CONNECT":
-            raise httptools.HttpParserError("a tunnel")
-        version = self.parser.get_http_version().encode()
-        headers = [(name, value) for name, value in self.headers if name not in _UPGRADE_HEADERS]
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
-        lines = [method + b" " + self.url + b" HTTP/" + version, *(name + b": " + value for name, value in headers)]
-        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
@@ -268,16 +273,10 @@ class GuardedProtocol(HttpToolsProtocol):
     # Deadlines
 
     def _start_header_timer(self) -> None:
-        if self._header_timer is None and not self._closing:
-            self._header_timer = self.loop.call_later(self._limits.header_timeout, self._headers_are_late)
-
-    def _stop_header_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
+        if not self._header_timer.running and not self._closing:
+            self._header_timer.start(self._limits.header_timeout)
 
     def _headers_are_late(self) -> None:
-        self._header_timer = None
         if self._answering():  # pipelined behind a request that we are slow with ourselves
             self._start_header_timer()
             return
@@ -288,37 +287,73 @@ class GuardedProtocol(HttpToolsProtocol):
             self._metrics.rejected.labels(error.slug).inc()
             self._close()
 
-    def _abort_later(self, seconds: float) -> None:
-        self._stop_abort_timer()
-        self._abort_timer = self.loop.call_later(seconds, self.transport.abort)
+    # Bytes after their answer
 
-    def _stop_abort_timer(self) -> None:
-        if self._abort_timer is not None:
-            self._abort_timer.cancel()
-            self._abort_timer = None
+    def _lingers(self) -> bool:
+        """Whether the client may be sending, when the connection is to be closed; then read on."""
+        if not (self._closing or self._receiving or self.pipeline or self._header_bytes):
+            return False
+        self._closing = True
+        self._header_timer.stop()
+        self._abort_timer.stop()
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        self._linger()
+        return True
+
+    def _linger(self) -> None:
+        self._leftovers.begin()
+        if self not in self._others.refused:
+            self._others.lingering.setdefault(self)
+
+    def _stop_lingering(self) -> None:
+        self._leftovers.stop()
+        self._others.lingering.pop(self, None)
+
+    def _is_sent(self) -> bool:
+        return not self.transport.get_write_buffer_size()
+
+    def _leave(self) -> None:
+        """Wait no longer for leftovers, nor for a client that doesn't read its answer."""
+        self._stop_lingering()
+        if self._is_sent():
+            self._close()
+        else:
+            self.transport.abort()
 
     # Refusals
 
     def _make_room(self) -> None:
-        """Close the connection that is idle longest: whoever keeps connections for later must not keep others out."""
-        longest = next(iter(self._idle))
-        self.connections.discard(longest)
-        longest._close()
+        """Close another connection: whoever keeps connections for later must not keep others out."""
+        other = self._others.least_needed()
+        if other is not None:
+            self.connections.discard(other)
+            if other._leftovers.reading:
+                other._leave()
+            else:
+                other._close()
 
     def _refuse(self) -> None:
         """Answer once a request comes, since a client that is still sending would not read an earlier answer."""
         self.connections.discard(self)
-        if len(self._refused) >= REFUSED_AT_ONCE:
-            self._metrics.rejected.labels(TooManyConnections.slug).inc()
-            self._closing = True
-            self.transport.abort()
-            return
-        self._refused.add(self)
-        self._abort_later(_REFUSAL_SECONDS)
+        refused = self._others.refused
+        if len(refused) >= REFUSED_AT_ONCE:
+            answered = next((other for other in refused if other._closing), None)
+            if answered is None:
+                self._metrics.rejected.labels(TooManyConnections.slug).inc()
+                self._closing = True
+                self.transport.abort()
+                return
+            del refused[answered]
+            answered._leave()
+        refused[self] = None
+        self._abort_timer.start(_REFUSAL_SECONDS)
 
     def _end_message(self, error: ServiceError) -> None:
         """Answer a request that can't be read any further, after the requests before it."""
-        if self._is_receiving():
+        if self._leftovers.reading:  # what they belong to has its answer
+            self.transport.close()
+        elif self._is_receiving():
             self._fail(error)
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -328,7 +363,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _reject(self, error: ServiceError) -> None:
         """Take nothing more from this client; a request before still gets its answer."""
         if self._answering():
-            self._stop_header_timer()
+            self._header_timer.stop()
             self.cycle.keep_alive = False
             self._closing = True
         else:
@@ -336,20 +371,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _fail(self, error: ServiceError) -> None:
         """Answer with an error outside of any application, and end the connection."""
-        self._stop_header_timer()
+        self._header_timer.stop()
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
         request_id = uuid.uuid4().hex
         answer = self._render(error)
-        headers = [
-            *self.server_state.default_headers,
-            *answer.headers,
-            (REQUEST_ID_HEADER.lower().encode(), request_id.encode()),
-            (b"connection", b"close"),
-        ]
-        lines = [name + b": " + value + b"\r\n" for name, value in headers]
-        self.transport.write(b"".join([STATUS_LINE[answer.status], *lines, b"\r\n", answer.body]))
+        headers = [*self.server_state.default_headers, (REQUEST_ID_HEADER.lower().encode(), request_id.encode())]
+        self.transport.write(answer.encode(headers))
         self._metrics.rejected.labels(error.slug).inc()
         logger.info(
             "connection ended with %d: %s [%s]",
@@ -358,19 +387,12 @@ class GuardedProtocol(HttpToolsProtocol):
             request_id,
             extra={"request_id": request_id, "status": answer.status, "outcome": error.slug},
         )
-        # If we closed the connection now, bytes that the client still sends would reset it, and the answer would be
-        # lost.
         self._closing = True
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-            self._abort_later(_REFUSAL_SECONDS)
-        else:
-            self._close()
+        self.transport.close()
 
     def _close(self) -> None:
         self._closing = True
-        self._idle.pop(self, None)
-        if not self.transport.is_closing():
-            self.transport.close()
+        self._others.idle.pop(self, None)
+        self._wire.end()
         # Closing waits for the client to read what has been written.
-        self._abort_later(self._limits.write_timeout)
+        self._abort_timer.start(self._limits.write_timeout)

@@ -17,6 +17,11 @@ MAX_PIPELINED = 1024
 REFUSED_AT_ONCE = 64
 """Most connections beyond the limit that may wait for their 503. Further ones are closed at once."""
 
+LINGER_PAUSE = 5.0
+LINGER_TIMEOUT = 30.0
+LINGER_BYTES = 256 * 2**20
+"""How long and how much is read after an answer: nginx' `lingering_timeout` and `lingering_time`, and bytes."""
+
 _FILES_BESIDES_CONNECTIONS = 256
 
 
@@ -28,11 +33,17 @@ class ConnectionLimits:
         header_timeout: seconds from a connection's opening, or a request's first byte, to the end of its headers.
         write_timeout: most seconds that a client may leave an answer unread.
         max_connections: most connections at the same time.
+        linger_pause: most seconds that a client may pause while it sends the rest of a body that has been answered.
+        linger_timeout: most seconds that it may take for that rest.
+        linger_bytes: most bytes of it.
     """
 
     header_timeout: float
     write_timeout: float
     max_connections: int
+    linger_pause: float = LINGER_PAUSE
+    linger_timeout: float = LINGER_TIMEOUT
+    linger_bytes: int = LINGER_BYTES
 
 
 def allow_open_files(max_connections: int) -> None:

@@ -93,8 +93,10 @@ class RequestContext:
                 answer = MutableHeaders(scope=message)
                 answer[REQUEST_ID_HEADER] = facts.request_id
                 answer[TRACE_HEADER] = str(facts.trace)
-                # Otherwise the rest of a body that timed out would be taken for the next request.
-                if body.timed_out or self._draining():
+                # Whoever waits for our 100 may send the body all the same or not at all, and the rest of a body that
+                # timed out may never come: nobody could tell where the next request begins.
+                unasked = headers.get("expect", "").lower() == "100-continue" and not body.asked_for
+                if body.timed_out or unasked or self._draining():
                     answer["Connection"] = "close"
             await send(message)
 

@@ -11,7 +11,10 @@ from condconv_serve.errors import ConfigurationError
 
 _USED = {
     # Methods are looked for in the class, attributes among those that its constructor sets.
-    HttpToolsProtocol: ("_unset_keepalive_if_required", "cycle", "pipeline", "parser", "timeout_keep_alive_task"),
+    HttpToolsProtocol: (
+        *("_unset_keepalive_if_required", "cycle", "expect_100_continue", "flow", "parser", "pipeline"),
+        "timeout_keep_alive_task",
+    ),
     RequestResponseCycle: ("disconnected", "keep_alive", "message_event", "more_body", "response_complete"),
 }
 

@@ -81,6 +81,12 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        self.lingering_connections = Gauge(
+            "condconv_lingering_connections",
+            "Connections whose answer was given before the whole request had come, and whose rest is read and thrown "
+            "away. Do callers send much that is refused?",
+            registry=registry,
+        )
         self.batch_size = Histogram(
             "condconv_batch_size",
             "Rows per batch. Does batching work, and is there room?",

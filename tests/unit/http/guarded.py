@@ -20,6 +20,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from condconv_serve.errors import (
+    BodyTooLarge,
     Draining,
     HeadersTooLarge,
     MalformedRequest,
@@ -36,10 +37,17 @@ from condconv_serve.http.scope import facts_of
 from condconv_serve.telemetry.metrics import Metrics
 
 PATIENCE = 0.4
-LIMITS = {"header_timeout": PATIENCE, "write_timeout": PATIENCE, "max_connections": 20}
+LIMITS = {"header_timeout": PATIENCE, "write_timeout": PATIENCE, "linger_pause": PATIENCE, "max_connections": 20}
 HEAD = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 GET = b"GET /ok HTTP/1.1\r\nHost: x\r\n\r\n"
-STATUS = {RequestTimeout: 408, MalformedRequest: 400, HeadersTooLarge: 431, TooManyConnections: 503, Draining: 503}
+STATUS: dict[type[ServiceError], int] = {
+    RequestTimeout: 408,
+    MalformedRequest: 400,
+    HeadersTooLarge: 431,
+    BodyTooLarge: 413,
+    TooManyConnections: 503,
+    Draining: 503,
+}
 
 gone = threading.Event()
 """The client of `/until_gone` has left."""
@@ -66,6 +74,9 @@ class Running:
 
     def rejected(self, slug: str) -> float:
         return self.metrics.registry.get_sample_value("condconv_rejected_total", {"reason": slug}) or 0.0
+
+    def lingering(self) -> float | None:
+        return self.metrics.registry.get_sample_value("condconv_lingering_connections")
 
     def connections(self) -> int:
         return len(self.server.server_state.connections)
@@ -124,8 +135,8 @@ def application(metrics: Metrics) -> RequestContext:
 
 
 @contextlib.contextmanager
-def serving(**limits: Any) -> Iterator[Running]:
-    """Serve in a thread; `limits` in place of those of `LIMITS`."""
+def serving(*, options: dict[str, Any] | None = None, **limits: Any) -> Iterator[Running]:
+    """Serve in a thread; `limits` in place of those of `LIMITS`, and options of uvicorn."""
     metrics = Metrics(CollectorRegistry())
     protocol = guarded_protocol(ConnectionLimits(**(LIMITS | limits)), metrics, render=render)
     listener = socket.create_server(("127.0.0.1", 0))
@@ -136,7 +147,7 @@ def serving(**limits: Any) -> Iterator[Running]:
             ws="none",
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=2,
+            **({"timeout_graceful_shutdown": 2} | (options or {})),
         )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

@@ -1,0 +1,33 @@
+"""A server's connections that wait for something, and which of them makes room for a new one."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Connection = TypeVar("Connection", bound=asyncio.Protocol)
+
+
+@dataclass(slots=True)
+class Connections(Generic[Connection]):
+    """Connections by what they wait for, those that have waited longest first.
+
+    Attributes:
+        refused: those beyond the limit, which wait for their 503, or have it.
+        idle: those whose last request has been answered, and on which nothing has come since.
+        lingering: those with an answer whose request's body is still coming.
+    """
+
+    refused: dict[Connection, None] = field(default_factory=dict)
+    idle: dict[Connection, None] = field(default_factory=dict)
+    lingering: dict[Connection, None] = field(default_factory=dict)
+
+    def discard(self, connection: Connection) -> None:
+        """It waits for nothing any more."""
+        for waiting in (self.refused, self.idle, self.lingering):
+            waiting.pop(connection, None)
+
+    def least_needed(self) -> Connection | None:
+        """The connection that makes room; None if all are needed."""
+        return next(iter(self.idle), None) or next(iter(self.lingering), None)
