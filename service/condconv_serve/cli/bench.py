@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from condconv_serve.cli.common import ModelOption, Store, friendly, read_settings
+from condconv_serve.cli.common import ModelOption, Store, ThemeOption, command_line, friendly, read_settings
 from condconv_serve.cli.output import add_row, err, print_json, print_table, say
 
 app = typer.Typer(help="Measure how fast this machine runs a model.", no_args_is_help=True)
@@ -43,13 +43,15 @@ def bench_engine(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the results (.png, .svg or .pdf).")
     ] = None,
+    theme: ThemeOption = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     model_store: Store = None,
 ) -> None:
     """Measure throughput and latency by engine, precision, streams and batch size."""
     from condconv_serve.offline import bench
     from condconv_serve.offline.bundles import find_bundle
-    from condconv_serve.routing.plot import check_plot_path
+    from condconv_serve.routing.picture import check_plot_path, look_of
+    from condconv_serve.routing.provenance import Provenance
     from condconv_serve.store import Catalog, open_bundle
 
     if plot is not None:
@@ -91,5 +93,6 @@ def bench_engine(
             )
         print_table(table)
     if plot is not None:
-        bench.plot_engine(figures, plot)
+        look = look_of(plot, theme=theme, made_by=Provenance.of(bundle.manifest, command_line()))
+        bench.plot_engine(figures, plot, look)
         say(f"wrote {plot}", console=err)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, Any, Literal, ParamSpec
 
 import typer
 from pydantic import ValidationError
@@ -44,6 +45,16 @@ Images = Annotated[
     typer.Argument(metavar="IMAGE...", help="Files, directories, globs, or - for an image from standard input."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape of the HTTP answer.")]
+
+ThemeOption = Annotated[
+    Literal["auto", "light", "dark"],
+    typer.Option("--theme", help="Colours of pictures. auto: an .svg or a page turns dark where its viewer is dark."),
+]
+
+
+def command_line() -> list[str]:
+    """What was typed, in parts, to say what made a file."""
+    return ["condconv", *sys.argv[1:]]
 
 
 def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from condconv_serve.cli.classifying import classify
-from condconv_serve.cli.common import Images, Json, ModelOption, Store, friendly
-from condconv_serve.cli.output import add_row, err, print_failure, print_json, print_table, say
-from condconv_serve.cli.results import JsonLines, JsonResults, Results, TextResults, name_of
-from condconv_serve.domain import ClassifiedImage, Prediction, ServedModel
+from condconv_serve.cli.common import Images, Json, ModelOption, Store, ThemeOption, friendly
+from condconv_serve.cli.output import say
+from condconv_serve.cli.results import JsonLines, JsonResults, Results, TextResults
+from condconv_serve.domain import Prediction
 from condconv_serve.errors import InvalidParameter
 
 app = typer.Typer()
@@ -40,7 +39,7 @@ def predict(
 
 @app.command(
     epilog="Example: [bold]condconv routing photo.jpg --plot routing.png[/], or "
-    "[bold]condconv routing photos/ --by class --plot classes.png --report classes.html[/]"
+    "[bold]condconv routing photos/ --by class --plot classes.svg --report classes.html --data classes.csv[/]"
 )
 @friendly
 def routing(
@@ -55,30 +54,33 @@ def routing(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="With --by class: write a page (.html).")
     ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="FILE", help="Write the figures (.csv or .npz). You can give several."),
+    ] = None,
+    theme: ThemeOption = "auto",
+    narrow: Annotated[
+        bool, typer.Option("--narrow", help="In the picture, put everything below each other, as for phones.")
+    ] = False,
     as_json: Json = False,
     as_lines: Lines = False,
     model: ModelOption = None,
     model_store: Store = None,
 ) -> None:
     """Show which experts images are routed to, without a server. Results appear as they come."""
-    from condconv_serve.routing.plot import check_plot_path
-    from condconv_serve.routing.report import check_report_path
+    from condconv_serve.cli.routing_output import ClassResults, Kept, Wanted, print_routing
 
-    if plot is not None:
-        check_plot_path(plot)
-    if report is not None:
-        check_report_path(report)
-        if by != "class":
-            raise InvalidParameter("A report compares classes: add --by class.")
+    wanted = Wanted(plot=plot, report=report, data=tuple(data or ()), theme=theme, narrow=narrow)
+    wanted.check(by)
     if as_lines and by == "class":
         raise InvalidParameter("Lines of JSON are for images: use --json for classes.")
     results: Results
     if by == "class":
-        results = _Classes(plot=plot, report=report, as_json=as_json)
+        results = ClassResults(wanted, as_json=as_json)
     else:
-        results = _as_json(as_json, as_lines, routing=True) or TextResults(_print_routing)
-        if plot is not None:
-            results = _Plotted(results, plot)
+        results = _as_json(as_json, as_lines, routing=True) or TextResults(print_routing)
+        if plot is not None or data:
+            results = Kept(results, wanted)
     raise typer.Exit(classify(images, results, model=model, model_store=model_store, top_k=1))
 
 
@@ -94,93 +96,3 @@ def _print_classes(name: str, prediction: Prediction) -> None:
     say((name, "bold"))
     for scored in prediction.classes:
         say(f"  {scored.probability:7.2%}  {scored.label}")
-
-
-class _Plotted:
-    """Draws the images of other results once all are there."""
-
-    def __init__(self, results: Results, plot: Path) -> None:
-        self._results = results
-        self._plot = plot
-        self._found: list[tuple[str, Prediction]] = []
-
-    def started(self, model: ServedModel) -> None:
-        self._results.started(model)
-
-    def result(self, result: ClassifiedImage) -> None:
-        self._results.result(result)
-        if result.prediction is not None:
-            self._found.append((result.filename or result.id, result.prediction))
-
-    def ended(self, *, interrupted: bool) -> None:
-        from condconv_serve.routing.plot import plot_routing
-
-        self._results.ended(interrupted=interrupted)
-        if self._found:
-            traces = [
-                (f"{name}\n{prediction.classes[0].label}", prediction.routing) for name, prediction in self._found
-            ]
-            plot_routing(traces, self._plot)
-            say(f"wrote {self._plot}", console=err)
-
-
-class _Classes:
-    """Shows classes once all images are there, or those that are there after Ctrl-C."""
-
-    def __init__(self, *, plot: Path | None, report: Path | None, as_json: bool) -> None:
-        self._plot = plot
-        self._report = report
-        self._as_json = as_json
-        self._found: list[tuple[str, Prediction]] = []
-        self._failures = 0
-
-    def started(self, model: ServedModel) -> None:
-        self._model = model
-
-    def result(self, result: ClassifiedImage) -> None:
-        name = result.filename or result.id
-        if result.prediction is None:
-            print_failure(name, result.error)
-            self._failures += 1
-        else:
-            self._found.append((name, result.prediction))
-
-    def ended(self, *, interrupted: bool) -> None:
-        if self._found:
-            self._show()
-
-    def _show(self) -> None:
-        from condconv_serve.routing.by_class import by_class
-        from condconv_serve.routing.plot_classes import plot_by_class
-        from condconv_serve.routing.report import write_report
-
-        found = by_class([(Path(name).absolute().parent.name, answer.routing) for name, answer in self._found])
-        name = f"{self._model.name}/{self._model.version}"
-        if self._as_json:
-            print_json(found.to_json(model=name_of(self._model)))
-        else:
-            say((name, "italic"))
-            table = Table("block", "between classes", "within a class", "share between", "entropy")
-            columns = (found.between, found.within, found.explained, found.overall.entropy_mean)
-            for block, between, within, share, entropy in zip(found.layout.blocks, *columns, strict=True):
-                add_row(table, block, f"{between:.3f}", f"{within:.3f}", f"{share:.0%}", f"{entropy:.3f}")
-            print_table(table)
-            say(f"{len(self._found)} images of {len(found.names)} classes")
-        if self._plot is not None:
-            plot_by_class(found, self._plot)
-            say(f"wrote {self._plot}", console=err)
-        if self._report is not None:
-            write_report(found, self._report, model=name, failures=self._failures)
-            say(f"wrote {self._report}", console=err)
-
-
-def _print_routing(name: str, prediction: Prediction) -> None:
-    best = prediction.classes[0]
-    if not prediction.routing.layout:
-        say(f"{name}: {best.label}; a static network has no routing.")
-        return
-    say((f"{name}: {best.label} ({best.probability:.1%})", "italic"))
-    table = Table("block", *(f"expert {i}" for i in range(prediction.routing.weights.shape[1])))
-    for block, weights in prediction.routing.by_block().items():
-        add_row(table, block, *((f" {w:.3f} ", f"on rgb({int(40 + 180 * w)},60,60)") for w in weights))
-    print_table(table)

@@ -11,13 +11,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from condconv_serve.bootstrap import plan_engines
 from condconv_serve.domain import Engine, Preprocessing, Row
 from condconv_serve.errors import BundleError, ServiceError
 from condconv_serve.imaging import decode, transform
 from condconv_serve.offline.throughput import Throughput, measure
+from condconv_serve.routing.picture import Look, dress, new_figure, save
 from condconv_serve.runtime.tensorflow_import import import_tensorflow
 from condconv_serve.samples import SAMPLES
 from condconv_serve.settings import Settings
@@ -176,19 +176,20 @@ def photo_rows(files: Sequence[Path], preprocessing: Preprocessing, *, max_pixel
     return rows
 
 
-def plot_engine(figures: Sequence[EngineFigure], path: Path) -> None:
+def plot_engine(figures: Sequence[EngineFigure], path: Path, look: Look) -> None:
     """Draw throughput, and latency, over the batch size: one line for each engine, precision and number of streams."""
     lines: dict[str, list[EngineFigure]] = {}
     for figure in figures:
         case = figure.case
         label = f"{case.engine} {case.precision}, {case.streams} stream{'s' if case.streams > 1 else ''}"
         lines.setdefault(label, []).append(figure)
-    picture = Figure(figsize=(10, 4.2), layout="constrained", dpi=110)
+    picture = new_figure(10, 4.4, look)
     throughput, latency = picture.subplots(1, 2)
-    for label, found in lines.items():
-        sizes = [figure.case.batch_size for figure in found]
-        throughput.plot(sizes, [figure.rows_per_second for figure in found], marker="o", label=label)
-        latency.plot(sizes, [figure.latency_p50 * 1e3 for figure in found], marker="o", label=label)
+    for number, (label, found) in enumerate(lines.items()):
+        sizes, colours = [figure.case.batch_size for figure in found], look.colours.lines
+        line = {"color": colours[number % len(colours)], "marker": "os^Dv"[number // len(colours) % 5], "label": label}
+        throughput.plot(sizes, [figure.rows_per_second for figure in found], **line)
+        latency.plot(sizes, [figure.latency_p50 * 1e3 for figure in found], **line)
     for axis, title in ((throughput, "images per second"), (latency, "milliseconds per batch (median)")):
         axis.set_xscale("log", base=2)
         ticks = sorted({figure.case.batch_size for figure in figures})
@@ -197,9 +198,11 @@ def plot_engine(figures: Sequence[EngineFigure], path: Path) -> None:
         axis.set_ylim(bottom=0)
         axis.set_xlabel("batch size (images)")
         axis.set_title(title)
-        axis.grid(alpha=0.3)
+        axis.grid(color=look.colours.line)
     throughput.legend(fontsize=8)
-    picture.savefig(path)
+    for axis in (throughput, latency):
+        dress(axis, look)
+    path.write_bytes(save(picture, look))
 
 
 def _builder(bundle: Bundle, plan: EnginePlan) -> tuple[Callable[[EnginePlan], Engine], Preprocessing]:

@@ -8,15 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
 from condconv_serve.domain import RoutingTrace
+from condconv_serve.routing.provenance import Provenance
 
 Traces = Sequence[tuple[str, RoutingTrace]]
 """A title and the routing weights of each image."""
 
 
-def _draw(traces: Traces, kind: str) -> bytes:
-    from condconv_serve.routing.plot import draw_routing  # matplotlib takes a while to import
+def _draw(traces: Traces, kind: str, made_by: Provenance) -> bytes:
+    from condconv_serve.routing.picture import Look  # matplotlib takes a while to import
+    from condconv_serve.routing.plot import draw_routing
 
-    return draw_routing(traces, kind)
+    return draw_routing(traces, Look(kind=kind, made_by=made_by))
 
 
 class Drawer:
@@ -25,14 +27,23 @@ class Drawer:
     Use as a context manager; leaving it begins no further picture, and waits for none.
     """
 
-    def __init__(self, draw: Callable[[Traces, str], bytes] = _draw) -> None:
+    def __init__(self, draw: Callable[[Traces, str, Provenance], bytes] = _draw) -> None:
         """Prepare; the thread starts with the first picture."""
         self._draw = draw
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drawing")
 
-    async def draw(self, traces: Traces, kind: str) -> bytes:
-        """Draw one heat map per image; arguments and errors are those of `condconv_serve.routing.plot.draw_routing`."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._draw, traces, kind)
+    async def draw(self, traces: Traces, kind: str, made_by: Provenance) -> bytes:
+        """Draw one heat map per image, as `condconv_serve.routing.plot.draw_routing` does.
+
+        Args:
+            traces: at least one image's.
+            kind: of file: png or svg.
+            made_by: what made it.
+
+        Raises:
+            InvalidParameter: a static network's empty routing.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._draw, traces, kind, made_by)
 
     def __enter__(self) -> Drawer:
         """Draw."""

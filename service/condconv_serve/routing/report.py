@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+import numpy as np
 
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.routing.by_class import RoutingByClass
-from condconv_serve.routing.plot_classes import MAX_CLASSES, draw_depth, draw_distribution, draw_means
+from condconv_serve.routing.palette import DARK, LIGHT, ThemeName
+from condconv_serve.routing.picture import Look, dark_style, dress, new_figure
+from condconv_serve.routing.plot_classes import (
+    MAX_CLASSES,
+    depths_of,
+    draw_depth,
+    draw_distribution,
+    draw_map,
+    map_size,
+)
+from condconv_serve.routing.provenance import Provenance
 
 MAX_ROWS = 1000
 _STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }
-body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-figure { margin: 1rem 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; background: white; }
+:root { color-scheme: %(scheme)s; font: 16px/1.5 system-ui, sans-serif; }
+body { max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: %(ink)s; background: %(surface)s; }
+figure { margin: 1rem 0; overflow-x: auto; } figure svg { max-width: 100%%; height: auto; }
+.maps { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: start; } .maps figure { max-width: 100%%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .wide { overflow-x: auto; }
-th, td { padding: 0.15rem 0.6rem; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
+td { white-space: nowrap; } th, td { padding: 0.15rem 0.6rem; text-align: right; border-bottom: 1px solid %(line)s; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: %(surface)s; }
+footer { margin-top: 2rem; color: %(soft)s; font-size: 0.85rem; overflow-wrap: anywhere; }
+@media (max-width: 30rem) { th, td { padding: 0.15rem 0.35rem; font-size: 0.85rem; } }
 """
 
 
@@ -37,69 +50,99 @@ def check_report_path(path: Path) -> None:
         raise InvalidParameter(f"{path}: there is no directory {path.parent}.")
 
 
-def write_report(found: RoutingByClass, path: Path, *, model: str, failures: int = 0) -> None:
+def write_report(
+    found: RoutingByClass, path: Path, made_by: Provenance, *, failures: int = 0, theme: ThemeName = "auto"
+) -> None:
     """Write the page.
 
     Args:
         found: what to tell of.
         path: where to.
-        model: name and version of the model.
+        made_by: what made it.
         failures: images that could not be used.
+        theme: `auto` follows the browser.
 
     Raises:
         InvalidParameter: not .html, or no such directory.
     """
     check_report_path(path)
-    path.write_text(report(found, model=model, failures=failures), encoding="utf-8")
+    path.write_text(report(found, made_by, failures=failures, theme=theme), encoding="utf-8")
 
 
-def report(found: RoutingByClass, *, model: str, failures: int = 0) -> str:
+def report(found: RoutingByClass, made_by: Provenance, *, failures: int = 0, theme: ThemeName = "auto") -> str:
     """The page's HTML."""
+    look = Look(kind="svg", theme=theme, narrow=True)
     count, classes = found.overall.count, len(found.names)
-    title = f"Routing of {escape(model)}"
+    title = f"Routing of {escape(f'{made_by.model}/{made_by.version}')}"
     left_out = f" {failures} more could not be used." if failures else ""
-    shown = f" Shown are the {MAX_CLASSES} with the most images." if classes > MAX_CLASSES else ""
+    shown = (
+        f" Shown are the {MAX_CLASSES} with the most images; the table below and the data have the others."
+        if classes > MAX_CLASSES
+        else ""
+    )
+    names, width, height = map_size(found)
+    maps = "".join(
+        _figure((names + width, height), [_map(found, block, look)], look) for block in range(len(found.layout.blocks))
+    )
     sections = [
         f"<h1>{title}</h1><p>{count} images of {classes} classes; a class is the directory that an image lies in."
         f"{left_out}</p>",
-        "<h2>By depth</h2><p>How far apart the classes are in each block, and the images of one class. The share is "
-        "that of the variance which lies between classes.</p>",
-        _figure((7, 3), [lambda axis: draw_depth(axis, found)]),
+        *(f"<p><strong>{escape(remark)}</strong></p>" for remark in found.remarks()),
+        f"<h2>By depth</h2><p>{_explained(found)}</p>",
+        f'<div class="maps">{_figure((4.8, 3.4), [lambda axis: draw_depth(axis, found, look)], look)}'
+        f"{_figure((4.4, 3.4), [_distribution(found, look)], look)}</div>",
         _blocks(found),
-        f"<h2>Mean weights by class</h2><p>Bars are means, lines standard deviations over a class's images.{shown} "
-        "Beside it the distribution over all images and experts of the block.</p>",
+        f"<h2>Classes and experts</h2><p>Mean routing weights, 0 to 1; in brackets the number of images.{shown}</p>",
+        f'<div class="maps">{maps}</div>',
+        _classes(found),
+        f"<footer>{escape(made_by.line())}<br>SHA-256 of the weights: {escape(made_by.weights_sha256)}; "
+        f"{escape(made_by.made)}</footer>",
     ]
-    sections += [
-        f"<h3>{escape(name)}</h3>{_figure((11, 3), [_means(found, block), _distribution(found, block)])}"
-        for block, name in enumerate(found.layout.blocks)
-    ]
-    sections.append(_classes(found))
+    body = "\n".join(sections)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<style>{_STYLE}</style></head><body><main>\n" + "\n".join(sections) + "\n</main></body></html>\n"
+        f"<style>{_style(theme)}</style>{dark_style(body) if look.adapts else ''}</head><body><main>\n{body}\n"
+        "</main></body></html>\n"
     )
 
 
-def _means(found: RoutingByClass, block: int) -> Any:
-    def draw(axis: Any) -> None:
-        draw_means(axis, found, block)
-        if len(found.names) > 1:
-            axis.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-
-    return draw
-
-
-def _distribution(found: RoutingByClass, block: int) -> Any:
-    return lambda axis: draw_distribution(axis, found, block)
+def _style(theme: ThemeName) -> str:
+    roles = ("ink", "soft", "line", "surface")
+    if theme == "auto":
+        return _STYLE % {
+            "scheme": "light dark",
+            **{role: f"light-dark({getattr(LIGHT, role)}, {getattr(DARK, role)})" for role in roles},
+        }
+    colours = DARK if theme == "dark" else LIGHT
+    return _STYLE % {"scheme": theme, **{role: getattr(colours, role) for role in roles}}
 
 
-def _figure(size: tuple[float, float], drawings: Sequence[Any]) -> str:
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(1, len(drawings), squeeze=False, width_ratios=(2, 1)[: len(drawings)])
+def _explained(found: RoutingByClass) -> str:
+    effect = found.effect
+    return (
+        "The share is how much of a block's variance lies between the classes, corrected for chance (epsilon "
+        "squared): 0 if classes make no difference, 1 if all images of a class are routed alike. A bar is the 95 % "
+        "interval; p is how often chance alone gives so much. Not corrected, chance alone would give "
+        f"{effect.chance:.0%}: there are {found.overall.count} images of {len(found.names)} classes."
+    )
+
+
+def _map(found: RoutingByClass, block: int, look: Look) -> Callable[[Any], Any]:
+    return lambda axis: draw_map(axis, found, block, look)
+
+
+def _distribution(found: RoutingByClass, look: Look) -> Callable[[Any], Any]:
+    return lambda axis: draw_distribution(axis, found, depths_of(len(found.layout.blocks)), look)
+
+
+def _figure(size: tuple[float, float], drawings: Sequence[Callable[[Any], Any]], look: Look) -> str:
+    figure = new_figure(*size, look)
+    axes = figure.subplots(1, len(drawings), squeeze=False)
     for axis, draw in zip(axes[0], drawings, strict=True):
         draw(axis)
+        dress(axis, look)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = text.getvalue()
@@ -107,22 +150,26 @@ def _figure(size: tuple[float, float], drawings: Sequence[Any]) -> str:
 
 
 def _blocks(found: RoutingByClass) -> str:
+    effect = found.effect
     rows = [
-        (name, *(f"{v:.3f}" for v in (between, within)), f"{share:.0%}", f"{entropy:.3f}", load)
-        for name, between, within, share, entropy, load in zip(
-            found.layout.blocks,
-            found.between,
-            found.within,
-            found.explained,
-            found.overall.entropy_mean,
-            (
-                ", ".join(f"{share:.0%}" for share in block[:experts])
-                for block, experts in zip(found.overall.load, found.layout.experts, strict=True)
-            ),
-            strict=True,
+        (
+            name,
+            percent(effect.share[place]),
+            f"{percent(effect.low[place])} to {percent(effect.high[place])}",
+            probability(effect.p[place]),
+            percent(effect.raw[place]),
+            decimals(effect.between[place]),
+            decimals(effect.within[place]),
+            decimals(found.overall.entropy_mean[place]),
+            ", ".join(f"{share:.0%}" for share in found.overall.load[place, : found.layout.experts[place]]),
         )
+        for place, name in enumerate(found.layout.blocks)
     ]
-    return _table(("block", "between", "within", "share", "entropy", "load by expert"), rows)
+    header = (
+        "block", "share between classes", "95 % interval", "p", "not corrected", "deviation between", "within",
+        "entropy", "load by expert",
+    )  # fmt: skip
+    return _table(header, rows)
 
 
 def _classes(found: RoutingByClass) -> str:
@@ -135,6 +182,21 @@ def _classes(found: RoutingByClass) -> str:
     more = f"<p>The first {MAX_ROWS} of {len(found.names)} classes.</p>" if len(found.names) > MAX_ROWS else ""
     header = ("class", "images", *(f"expert {expert}" for expert in range(experts)))
     return f"<h2>Classes in {escape(found.layout.blocks[last])}</h2>{more}{_table(header, rows)}"
+
+
+def percent(share: float) -> str:
+    """A share for people; a dash where there is none."""
+    return "–" if np.isnan(share) else f"{share + 0:.0%}".replace("-0%", "0%")  # noqa: RUF001
+
+
+def decimals(value: float) -> str:
+    """A figure for people; a dash where there is none."""
+    return "–" if np.isnan(value) else f"{value:.3f}"  # noqa: RUF001
+
+
+def probability(p: float) -> str:
+    """A p-value for people; a dash where there is none."""
+    return "< 0.001" if p < 0.001 else decimals(p)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -23,8 +23,8 @@ class Evaluation:
         loss: the training's loss: cross-entropy to the labels, or divergence from the teacher, in nats.
         accuracy: share of images with the right class, or the teacher's.
         entropy: by block, how evenly routing weights are spread over the experts: 1 is evenly, 0 is all on one.
-        between_classes: by block, the share of the routing weights' variance that lies between classes; 0 if all
-            classes are routed alike. Chance alone gives about `(classes - 1) / images`.
+        between_classes: by block, the share of the routing weights' variance that lies between classes, corrected for
+            chance: 0 on average if all classes are routed alike, so it may be below 0.
     """
 
     loss: float
@@ -86,16 +86,20 @@ def evaluate(
 
 
 def variance_between(weights: NDArray[Any], classes: NDArray[np.int64]) -> float:
-    """Share of the variance of `weights` `[N, experts]` that lies between the means of the classes `[N]` (eta²)."""
+    """Share of the variance of `weights` `[N, experts]` that lies between the classes `[N]`, corrected for chance.
+
+    It is epsilon squared, as in `condconv_serve.routing.effect_size`; 0 where nothing varies, or every class has one
+    image only.
+    """
     values = weights.astype(np.float64)
     total = float(((values - values.mean(axis=0)) ** 2).sum())
-    if total < 1e-12:
+    found = np.unique(classes)
+    if total < 1e-12 or len(found) == len(classes):
         return 0.0
-    between = 0.0
-    for index in np.unique(classes):
-        chosen = values[classes == index]
-        between += len(chosen) * float(((chosen.mean(axis=0) - values.mean(axis=0)) ** 2).sum())
-    return between / total
+    within = sum(
+        float(((values[classes == index] - values[classes == index].mean(axis=0)) ** 2).sum()) for index in found
+    )
+    return 1 - within / (len(classes) - len(found)) * (len(classes) - 1) / total
 
 
 def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

@@ -170,7 +170,7 @@ def _card(trained: Trained, accuracy: Sequence[Accuracy]) -> str:
     if best.entropy:
         lines += [
             f"| routing entropy (1: all experts alike) | {start.mean_entropy:.3f} | {best.mean_entropy:.3f} |",
-            f"| variance of routing between classes | {start.mean_between_classes:.1%} | "
+            f"| variance of routing between classes, corrected for chance | {start.mean_between_classes:.1%} | "
             f"{best.mean_between_classes:.1%} |",
         ]
     lines += ["", f"Licence of the weights that it started from: {parent.manifest.licence}.", ""]

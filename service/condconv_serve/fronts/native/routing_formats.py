@@ -10,6 +10,7 @@ from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.native.routing_schemas import RoutingFormat
 from condconv_serve.routing.drawer import Drawer
 from condconv_serve.routing.export import to_csv, to_npz
+from condconv_serve.routing.provenance import Provenance
 
 MAX_PICTURED = 16
 """Most images in a picture."""
@@ -70,7 +71,8 @@ async def exported(classification: Classification, form: RoutingFormat, drawer: 
     if form == "csv":
         return to_csv(results)
     if form == "npz":
-        return await asyncio.to_thread(to_npz, results, model.routing)
+        made_by = Provenance.of(model.manifest, "POST /routing")
+        return await asyncio.to_thread(to_npz, results, model.routing, made_by=made_by)
     if len(results) > MAX_PICTURED:
         raise InvalidParameter(
             f"A picture shows at most {MAX_PICTURED} images, not {len(results)}; json, csv and npz hold any number."
@@ -82,7 +84,7 @@ async def exported(classification: Classification, form: RoutingFormat, drawer: 
     ]
     if not traces:
         raise next(r.error for r in results if r.error is not None)
-    return await drawer.draw(traces, form)
+    return await drawer.draw(traces, form, Provenance.of(model.manifest, "POST /routing"))
 
 
 def _title(result: ClassifiedImage, prediction: Prediction) -> str:

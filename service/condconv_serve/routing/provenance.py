@@ -1,0 +1,62 @@
+"""What made a picture or a table: the model, its checksum, when, and with which command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from shlex import join
+
+from condconv_serve import __version__
+from condconv_serve.domain import Manifest
+
+MAX_COMMAND = 2000
+"""Characters; a shell may have put in thousands of files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Where figures come from.
+
+    Attributes:
+        model: its name.
+        version: its version.
+        weights_sha256: the checksum of its weights, as in the manifest; empty if it has none.
+        made: when, ISO 8601 in UTC.
+        software: name and version of this program.
+        command: what was asked: a command line, or a route.
+    """
+
+    model: str
+    version: str
+    weights_sha256: str
+    made: str
+    software: str
+    command: str
+
+    @classmethod
+    def of(cls, manifest: Manifest, command: str | Sequence[str], *, now: datetime | None = None) -> Provenance:
+        """Say what makes something from a model right now; a command in parts is quoted for a shell."""
+        said = command if isinstance(command, str) else join(command)
+        if len(said) > MAX_COMMAND:
+            said = f"{said[: MAX_COMMAND - 1]}…"
+        weights = manifest.files.get("weights.safetensors")
+        return cls(
+            model=manifest.name,
+            version=manifest.version,
+            weights_sha256=weights.sha256 if weights else "",
+            made=(now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            software=f"condconv-serve {__version__}",
+            command=said,
+        )
+
+    def to_json(self) -> dict[str, str]:
+        """All of it by name."""
+        return asdict(self)
+
+    def line(self) -> str:
+        """In short, for people."""
+        return (
+            f"{self.model}/{self.version}, weights {self.weights_sha256[:12]}, {self.made[:10]}, {self.software}: "
+            f"{self.command}"
+        )
