@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -52,9 +53,9 @@ ThemeOption = Annotated[
 ]
 
 
-def command_line() -> list[str]:
-    """What was typed, in parts, to say what made a file."""
-    return ["condconv", *sys.argv[1:]]
+def command_line() -> str:
+    """What was typed, to say what made a file."""
+    return shlex.join(["condconv", *sys.argv[1:]])
 
 
 def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from shlex import join
 
 from rich.table import Table
 
@@ -164,7 +163,7 @@ def _predictions(results: list[ClassifiedImage]) -> list[tuple[str, Prediction]]
 
 
 def _made_by(model: ServedModel, *, interrupted: bool) -> Provenance:
-    command = join(command_line())
+    command = command_line()
     return Provenance.of(model.info.manifest, f"{command} # interrupted" if interrupted else command)
 
 

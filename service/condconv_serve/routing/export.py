@@ -32,19 +32,19 @@ def to_csv(results: Sequence[ClassifiedImage]) -> bytes:
     return text.getvalue().encode()
 
 
-def to_npz(results: Sequence[ClassifiedImage], layout: RoutingLayout, *, made_by: Provenance | None = None) -> bytes:
+def to_npz(results: Sequence[ClassifiedImage], layout: RoutingLayout, *, made_by: Provenance) -> bytes:
     """All images in one file of arrays.
 
     Args:
         results: `N` images.
         layout: of the network.
-        made_by: what made it; None leaves that out.
+        made_by: what made it.
 
     Returns:
         An NPZ file without pickles: `routing` float32 `[N, blocks, experts]`, NaN for an image that failed and where a
         block has fewer experts than another; `blocks`;
         `ids`, `filenames` and `errors` (slugs; empty if all is well) `[N]`; `classes` (-1 for one that failed) and
-        `probabilities` `[N]` of the most probable class; and `made_by`, a JSON object, if it is known.
+        `probabilities` `[N]` of the most probable class; and `made_by`, a JSON object.
     """
     routing = np.full((len(results), *layout.shape), np.nan, np.float32)
     classes, probabilities = np.full(len(results), -1, np.int64), np.full(len(results), np.nan)
@@ -63,6 +63,6 @@ def to_npz(results: Sequence[ClassifiedImage], layout: RoutingLayout, *, made_by
         classes=classes,
         probabilities=probabilities,
         errors=np.array([result.error.slug if result.error else "" for result in results], dtype=np.str_),
-        **({} if made_by is None else {"made_by": np.array(json.dumps(made_by.to_json()))}),
+        made_by=np.array(json.dumps(made_by.to_json())),
     )
     return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -42,10 +41,15 @@ class Theme:
         return (self.bar, self.decode, self.inference, self.good, self.queue, self.soft, self.bad)
 
     @property
+    def levels(self) -> list[str]:
+        """The colours of the scale for weights from 0 to 1."""
+        blended = LinearSegmentedColormap.from_list("weights", self.sequential)
+        return [to_hex(blended(place / (LEVELS - 1))) for place in range(LEVELS)]
+
+    @property
     def scale(self) -> ListedColormap:
         """The scale for weights from 0 to 1."""
-        blended = LinearSegmentedColormap.from_list("weights", self.sequential)
-        return ListedColormap([to_hex(blended(place / (LEVELS - 1))) for place in range(LEVELS)])
+        return ListedColormap(self.levels)
 
     def on(self, value: float) -> str:
         """The colour of text on a cell of a value from 0 to 1, with a contrast of at least 4.5."""
@@ -123,8 +127,7 @@ def theme_of(name: ThemeName, *, adapts: bool) -> Theme:
 def dark_counterparts() -> dict[str, str]:
     """For each colour of a picture of both themes, what it is in dark surroundings."""
     pairs = {getattr(_BOTH, role): getattr(DARK, role) for role in ROLES}
-    scales: Sequence[Sequence[str]] = (LIGHT.scale.colors, DARK.scale.colors)
-    pairs |= dict(zip(*scales, strict=True))
+    pairs |= dict(zip(LIGHT.levels, DARK.levels, strict=True))
     return pairs | {both: dark for (_, dark), both in _ON_CELLS.items()}
 
 

@@ -111,8 +111,8 @@ def save(figure: Figure, look: Look) -> bytes:
 
 def _metadata(look: Look) -> dict[str, Any]:
     made = look.made_by
-    said = "" if made is None else f"{made.line()} (weights' SHA-256: {made.weights_sha256}; {made.made})"
-    said = printable(said) or None
+    line = "" if made is None else f"{made.line()} (weights' SHA-256: {made.weights_sha256}; {made.made})"
+    said = printable(line) or None
     match look.kind:
         case "png":
             return {"Software": None if made is None else made.software, **({"Description": said} if said else {})}

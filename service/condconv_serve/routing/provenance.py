@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from shlex import join
 
 from condconv_serve import __version__
 from condconv_serve.domain import Manifest
@@ -35,19 +33,18 @@ class Provenance:
     command: str
 
     @classmethod
-    def of(cls, manifest: Manifest, command: str | Sequence[str], *, now: datetime | None = None) -> Provenance:
-        """Say what makes something from a model right now; a command in parts is quoted for a shell."""
-        said = command if isinstance(command, str) else join(command)
-        if len(said) > MAX_COMMAND:
-            said = f"{said[: MAX_COMMAND - 1]}…"
+    def of(cls, manifest: Manifest, command: str) -> Provenance:
+        """Say what makes something from a model right now."""
+        if len(command) > MAX_COMMAND:
+            command = f"{command[: MAX_COMMAND - 1]}…"
         weights = manifest.files.get("weights.safetensors")
         return cls(
             model=manifest.name,
             version=manifest.version,
             weights_sha256=weights.sha256 if weights else "",
-            made=(now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            made=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             software=f"condconv-serve {__version__}",
-            command=said,
+            command=command,
         )
 
     def to_json(self) -> dict[str, str]:

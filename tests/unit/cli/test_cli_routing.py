@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,14 +56,42 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.tensorflow
-def test_by_class(photos, tmp_path):
-    plot, page = tmp_path / "plot.svg", tmp_path / "page.html"
-    result = run(app, ["routing", str(photos), "--by", "class", "--plot", str(plot), "--report", str(page)])
+def test_by_class(photos, store, tmp_path, monkeypatch):
+    plot, page, table, arrays = (tmp_path / name for name in ("plot.svg", "page.html", "data.csv", "data.npz"))
+    files = ["--plot", str(plot), "--report", str(page), "--data", str(table), "--data", str(arrays)]
+    arguments = ["routing", str(photos), "--by", "class", *files]
+    monkeypatch.setattr("sys.argv", ["condconv", *arguments])
+    result = run(app, arguments)
     assert result.exit_code == 0, result.output
     assert "4 images of 2 classes" in result.stdout
-    assert "block_5" in result.stdout
+    assert "chance alone would give 33%" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
     assert "drinks (2)" in plot.read_text()
     assert "<td>pets</td>" in page.read_text()
+    checksum = open_bundle(store / MODEL / "1").weights_sha256
+    command = f"condconv routing {photos} --by class"
+    with np.load(arrays) as found:
+        made_by = json.loads(str(found["made_by"]))
+        assert (made_by["model"], made_by["weights_sha256"]) == (MODEL, checksum)
+        assert made_by["command"].startswith(command)
+        assert [Path(str(file)).name for file in found["files"]] == ["a.jpg", "b.jpg"] * 2
+    for text in (plot.read_text(), page.read_text(), table.read_text()):
+        assert checksum in text
+        assert command in text
+
+
+@pytest.mark.tensorflow
+def test_figures_of_images(photos, tmp_path):
+    table, arrays = tmp_path / "data.csv", tmp_path / "data.npz"
+    result = run(app, ["routing", str(photos), "--data", str(table), "--data", str(arrays), "--json"])
+    assert result.exit_code == 0, result.output
+    weights = [list(entry["routing"].values()) for entry in json.loads(result.stdout)["predictions"]]
+    with np.load(arrays) as found:
+        np.testing.assert_allclose(found["routing"], weights, atol=1e-6)
+        assert json.loads(str(found["made_by"]))["model"] == MODEL
+    rows = [line for line in table.read_text().splitlines() if not line.startswith("# ")]
+    assert rows[0].startswith("image,id,filename,class")
+    assert len(rows) == 1 + np.size(weights)
 
 
 @pytest.mark.tensorflow
@@ -71,7 +100,8 @@ def test_by_class_as_json(photos):
     body = json.loads(result.stdout)
     assert [(c["name"], c["images"]) for c in body["classes"]] == [("drinks", 2), ("pets", 2)]
     assert body["model"] == {"name": MODEL, "version": "1"}
-    assert 0 < body["blocks"][-1]["share"] <= 1
+    assert body["chance"] == pytest.approx(1 / 3)
+    assert body["blocks"][-1]["share"] <= body["blocks"][-1]["raw_share"] <= 1
 
 
 @pytest.mark.tensorflow
@@ -90,6 +120,7 @@ def test_by_class_with_a_broken_file(photos, tmp_path):
         (["--report", "x.html"], "add --by class"),
         (["--by", "class", "--report", "x.pdf"], "a report is written as .html"),
         (["--by", "class", "--plot", "x.txt"], "a plot is written as"),
+        (["--data", "x.xlsx"], "figures are written as .csv or .npz"),
     ],
 )
 def test_what_can_not_be_written_is_said_before(photos, arguments, says, monkeypatch):

@@ -47,6 +47,8 @@ def test_the_engine_is_measured_by_batch_size_and_streams(tmp_path):
         assert figure["rows_per_second"] == pytest.approx(expected, rel=0.9)
     assert figures[0]["speed"] == 1
     assert "images per second" in picture.read_text()
+    assert "prefers-color-scheme: dark" in picture.read_text()
+    assert "condconv-serve" in picture.read_text()
 
 
 def test_the_table_names_what_was_measured():

@@ -207,11 +207,15 @@ async def test_every_form_holds_the_models_own_weights(client: httpx.AsyncClient
     assert arrays["blocks"].tolist() == list(BLOCKS)
     assert arrays["classes"].tolist() == [7, -1, 0]
     assert arrays["errors"].tolist() == ["", "unsupported_image", ""]
+    made_by = json.loads(str(arrays["made_by"]))
+    assert (made_by["model"], made_by["command"]) == ("m", "POST /routing")
 
     response = await client.post("/routing?format=svg", files=form(*shades))
     for number in RANDOM[[7, 200]].ravel():
         assert f"<!-- {number:.2f} -->" in response.text
     assert "shade None" not in response.text
+    assert "condconv-serve" in response.text[: response.text.index("<defs>")]
+    assert "prefers-color-scheme: dark" in response.text
 
 
 @pytest.mark.parametrize(
