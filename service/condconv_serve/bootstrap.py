@@ -48,6 +48,7 @@ from condconv_serve.serving.open_store import open_store
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.serving.registry import Registry
 from condconv_serve.serving.store_follower import StoreFollower
+from condconv_serve.serving.store_health import StoreHealth
 from condconv_serve.serving.version_admin import VersionAdmin
 from condconv_serve.serving.version_ledger import VersionLedger
 from condconv_serve.settings import Settings
@@ -143,8 +144,7 @@ class Service:
         """
         self._settings = settings
         self._tracer = make_tracer(settings.otlp_endpoint)
-        if only is None:
-            check_store(settings.model_store, default_model=settings.default_model)
+        self._at_start = (only,) if only else check_store(settings.model_store, default_model=settings.default_model)
         self.plan = plan_engines(settings)
         logger.info(
             "engine: %s (%s) on %s in %s, %d streams, batches of up to %d rows",
@@ -175,18 +175,26 @@ class Service:
             left=memory_left if settings.check_memory else lambda: None,
         )
         self.ledger = VersionLedger(settings.model_store, self.registry, metrics=self.metrics, only=only)
-        self._default = DefaultModel(
-            settings.model_store, self.registry, metrics=self.metrics, asked=settings.default_model
+        self.store_health = StoreHealth(
+            self.registry, metrics=self.metrics, at_start=self._at_start, ready_models=settings.ready_models
+        )
+        default = DefaultModel(
+            settings.model_store,
+            self.registry,
+            self.store_health,
+            metrics=self.metrics,
+            asked=settings.default_model,
         )
         self.follower = StoreFollower(
             settings.model_store,
             self.registry,
             self.ledger,
             newest=1 if only else settings.served_versions,
+            health=self.store_health,
             metrics=self.metrics,
             memory=memory,
             only=only,
-            follow_default=self._default.look if only is None else lambda models: None,
+            follow_default=default.look if only is None else lambda models: None,
         )
         self.versions = VersionAdmin(settings.model_store, self.registry, self.ledger, self.follower)
         self.routing = LiveRouting() if settings.routing_statistics else None
@@ -215,7 +223,12 @@ class Service:
         )
         self.ablator = AblationQueue(partial(load_ablation, settings, MemoryCheck(ablation_bytes, left=memory.left)))
         self._drawer = Drawer()
-        self.readiness = Readiness(self._batcher.health.problem)
+        self.readiness = Readiness(
+            self._batcher.health.problem,
+            models_trouble=self.store_health.unready,
+            any_served=lambda: bool(self.registry.models()),
+            problems=self.store_health.problems,
+        )
         self.bodies = OpenBodies()
         self._ends_at: float | None = None
         self._looking: set[asyncio.Task[None]] = set()
@@ -265,7 +278,7 @@ class Service:
 
         Raises:
             ModelNotFound: the one model to load isn't in the store.
-            BundleError: no version of the default model can be served. Other broken versions are only reported.
+            BundleError: no model can be served. Broken versions beside those that serve are only reported.
         """
         self.follower.sync_now()
         self._loaded()
@@ -284,10 +297,9 @@ class Service:
         return model
 
     def _loaded(self) -> None:
-        if self.registry.default_model is not None:
-            self.ledger.demand(self.registry.default_model)
+        if not self.registry.models():
+            self.ledger.demand(self.registry.default_model or self._at_start[0])
         self.readiness.loaded()
-        logger.info("ready")
 
     def app(
         self,

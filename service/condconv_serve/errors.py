@@ -30,6 +30,7 @@ ServiceError
 │   ├── AblationBusy          ablation_busy           as many ablations as may wait are waiting
 │   ├── WaitTooLong           wait_too_long           the answer would come after its deadline
 │   ├── NotReady              not_ready               still loading, or unable to serve
+│   ├── ModelUnavailable      model_unavailable       in the store, but can't be served now: loading, or broken
 │   ├── NoDefaultModel        no_default_model        no model was named, and there is no default one
 │   ├── StoreUnavailable      store_unavailable       the model store can't be read now
 │   ├── Draining              draining                shutting down
@@ -267,6 +268,13 @@ class NotReady(CapacityError):
 
     slug = "not_ready"
     title = "Not ready"
+
+
+class ModelUnavailable(CapacityError):
+    """The model or version is in the model store, but can't be served now: it is still loading, or broken."""
+
+    slug = "model_unavailable"
+    title = "Model unavailable"
 
 
 class NoDefaultModel(CapacityError):

@@ -21,6 +21,7 @@ _SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT)(_\w+)?$|PORT_\d+_(TCP|UDP|SCTP)
 _SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://")
 
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
+_MODEL_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,127}$")
 _ORIGIN = re.compile(r"^(\*|https?://[a-z0-9.\-\[\]:]+)$")
 
 
@@ -45,8 +46,19 @@ def _root_path(value: Any) -> Any:
     return value
 
 
+def _names(value: Any) -> Any:
+    """Take names of models separated by commas; none means unset."""
+    if isinstance(value, str):
+        value = tuple(name for part in value.split(",") if (name := part.strip())) or None
+    for name in value or ():
+        if not isinstance(name, str) or not _MODEL_NAME.match(name):
+            raise ValueError("Names of models have lower-case letters, digits, '.', '_' and '-'")
+    return value
+
+
 CountOrAuto = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
 PathPrefix = Annotated[str, BeforeValidator(_root_path)]
+Names = Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_names)]
 Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
 
 
@@ -89,6 +101,11 @@ class Settings(BaseSettings):
         None,
         description="Model for requests that name no model. It goes before the one that the store names "
         "(`condconv models default`).",
+    )
+    ready_models: Names = Field(
+        None,
+        description="Models that the service needs to be ready, separated by commas, whether they are in the store yet "
+        "or not. Unset: all that are in the store at the start, and the default model that it names.",
     )
     served_versions: int = Field(
         1,

@@ -135,6 +135,7 @@ class ModelSource(Protocol):
             NoDefaultModel: no model was named, and there is no default one.
             ModelNotFound: no such model is served.
             VersionNotFound: the model is not served in this version.
+            ModelUnavailable: model or version are there, but can't be served now.
         """
         ...
 

@@ -8,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from condconv_serve.serving.registry import Registry
+from condconv_serve.serving.store_health import StoreHealth
 from condconv_serve.store.default import DEFAULT_MODEL, Default, find_default
 from condconv_serve.telemetry.metrics import Metrics
 
@@ -21,20 +22,23 @@ class DefaultModel:
     that comes or goes. A log line and a metric tell of these.
     """
 
-    def __init__(self, store: Path, registry: Registry, *, metrics: Metrics, asked: str | None = None) -> None:
+    def __init__(
+        self, store: Path, registry: Registry, health: StoreHealth, *, metrics: Metrics, asked: str | None = None
+    ) -> None:
         """Prepare. Nothing is read yet.
 
         Args:
             store: directory of the model store.
             registry: what serves.
+            health: is told what can't be followed.
             metrics: shows which model is the default one.
             asked: the default model, whatever the store says; the store says it if None.
         """
         self._store = store
         self._registry = registry
+        self._health = health
         self._metrics = metrics
         self._asked = asked
-        self._told = ""
 
     def look(self, models: Collection[str]) -> None:
         """Follow the store, which holds `models`."""
@@ -46,27 +50,23 @@ class DefaultModel:
             was = "" if before is None else f"; it was {before}"
             logger.info("the default model is %s, since %s%s", found.name, found.reason, was)
             self._show(found.name, before)
-        elif not followed and before is None:
+        elif before is None:
             self._registry.set_default(found)
-            self._tell("requests that name no model are refused: %s", found.reason)
-        elif not followed:
-            what = found.reason if found.name is None else f"{DEFAULT_MODEL} is not there."
-            self._tell(f"the default model is still {before}, but would not be after a restart: %s", what)
-        if followed:
-            self._told = ""
-        self._metrics.store_unfollowed.labels(DEFAULT_MODEL).set(int(not followed))
+        self._health.tell(DEFAULT_MODEL, None if followed else _problem(found, before))
 
     def _find(self, models: Collection[str]) -> Default:
         if self._asked is not None:
             return Default(name=self._asked, reason="a setting says so", chosen=True)
         return find_default(self._store, models)
 
-    def _tell(self, message: str, reason: str) -> None:
-        if reason != self._told:
-            logger.warning(message, reason)
-            self._told = reason
-
     def _show(self, name: str | None, before: str | None) -> None:
         with contextlib.suppress(KeyError):
             self._metrics.default_model.remove(str(before))
         self._metrics.default_model.labels(name).set(1)
+
+
+def _problem(found: Default, before: str | None) -> str:
+    if before is None:
+        return found.reason
+    what = found.reason if found.name is None else f"{DEFAULT_MODEL} is gone from the model store."
+    return f"{what} The default model is still {before}, but not after a restart."

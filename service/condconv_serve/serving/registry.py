@@ -12,12 +12,14 @@ from condconv_serve.domain import ModelSource, ServedModel
 from condconv_serve.errors import ModelNotFound, VersionNotFound
 from condconv_serve.machine.memory import release_memory
 from condconv_serve.serving.leases import Lease, Leases
+from condconv_serve.serving.unserved import Trouble, Unserved
 from condconv_serve.serving.warm_up import warm_up
 from condconv_serve.store import Bundle
 from condconv_serve.store.aliases import DEFAULT_ALIAS, Alias
 from condconv_serve.store.default import Default
 from condconv_serve.telemetry.metrics import Metrics
 
+_NOTHING = Unserved()
 logger = logging.getLogger(__name__)
 
 
@@ -59,6 +61,7 @@ class Registry(ModelSource):
         self._lock = threading.Lock()
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._aliases: dict[str, Mapping[str, Alias]] = {}
+        self._unserved: dict[str, Unserved] = {}
         self._leases = Leases(release_memory=release_memory)
 
     def load(self, bundle: Bundle) -> ServedModel:
@@ -121,12 +124,14 @@ class Registry(ModelSource):
     def get(self, name: str | None = None, version: str | None = None, *, key: str | None = None) -> ServedModel:
         """See `condconv_serve.domain.ModelSource.get`."""
         name = name or self._default.demand()
-        versions = self._models.get(name)
-        if not versions:
-            raise ModelNotFound(f"Model {name!r} is not served; served are: {', '.join(self._models) or 'none'}.")
-        aliases = self._aliases.get(name, {})
+        version = version or None
+        versions, aliases = self._models.get(name, {}), self._aliases.get(name, {})
         if alias := aliases.get(version or DEFAULT_ALIAS):
             version = alias.choose(key)
+        elif version not in versions and (trouble := self._unserved.get(name, _NOTHING).of(version)):
+            raise trouble.error()
+        if not versions:
+            raise ModelNotFound(f"Model {name!r} is not served; served are: {', '.join(self._models) or 'none'}.")
         version = version or max(versions, key=int)
         if version not in versions:
             known = ", ".join([*sorted(versions, key=int), *sorted(aliases)])
@@ -155,6 +160,24 @@ class Registry(ModelSource):
         """The aliases of a model that are in force, by name."""
         return self._aliases.get(name, {})
 
+    def set_unserved(self, name: str, unserved: Unserved | None) -> None:
+        """Say what of a model lies in the store but can't be answered; None if it has gone from the store."""
+        with self._lock:
+            others = {known: its for known, its in self._unserved.items() if known != name}
+            self._unserved = others if unserved is None else {**others, name: unserved}
+
+    def unserved(self) -> Mapping[str, Unserved]:
+        """What can't be answered of each model that lies in the store."""
+        return self._unserved
+
+    def trouble(self, name: str) -> Trouble | None:
+        """Why a model can't be answered by name, or by one of its aliases; None if it can, or isn't there."""
+        return self._unserved.get(name, _NOTHING).trouble()
+
+    def knows(self, name: str) -> bool:
+        """Whether a model is served, or was in the store when somebody last looked."""
+        return name in self._models or name in self._unserved
+
     def models(self) -> Mapping[str, Mapping[str, ServedModel]]:
         """All served models, by name and version."""
         return self._models
@@ -162,6 +185,10 @@ class Registry(ModelSource):
     def set_default(self, default: Default) -> None:
         """Say which model gets the requests that name none, or why there is none."""
         self._default = default
+
+    def default_trouble(self) -> Trouble | None:
+        """Why there is no default model, if the store names one that can't be used; None if it names none."""
+        return Trouble(self._default.reason) if self._default.broken else None
 
     @property
     def default_model(self) -> str | None:

@@ -7,11 +7,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from condconv_serve.errors import BundleError, ServiceError, StoreUnavailable, TooLittleMemory
 from condconv_serve.machine.threads import LoneThread, yield_to_other_threads
+from condconv_serve.serving.alias_follower import AliasFollower
 from condconv_serve.serving.fingerprint import Fingerprint, fingerprint
 from condconv_serve.serving.memory_check import MemoryCheck
 from condconv_serve.serving.open_store import open_store
@@ -29,10 +31,11 @@ from condconv_serve.serving.reconcile import (
     reconcile,
 )
 from condconv_serve.serving.registry import Registry
+from condconv_serve.serving.store_health import StoreHealth
+from condconv_serve.serving.unserved import Trouble, Unserved, still_loading, unreadable, version_loading
 from condconv_serve.serving.version_ledger import Failure, ModelMemory, VersionLedger
 from condconv_serve.serving.watch import changes
 from condconv_serve.store import Catalog, open_bundle
-from condconv_serve.store.aliases import Alias, read_aliases
 from condconv_serve.telemetry.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -55,6 +58,7 @@ class StoreFollower:
         ledger: VersionLedger,
         *,
         newest: int,
+        health: StoreHealth,
         metrics: Metrics,
         memory: MemoryCheck,
         only: str | None = None,
@@ -70,6 +74,7 @@ class StoreFollower:
             registry: what serves.
             ledger: remembers what came of each version, and what is wanted.
             newest: how many of the newest versions of each model are served.
+            health: is told what can't be followed, and says what is loaded first.
             metrics: counts loads.
             memory: says whether there is enough for another version.
             only: name of the one model to look after; all if None.
@@ -83,6 +88,9 @@ class StoreFollower:
         self._registry = registry
         self._ledger = ledger
         self._newest = newest
+        self._health = health
+        self._aliases = AliasFollower(store, registry, health)
+        self._followed: set[str] = set()
         self._metrics = metrics
         self._memory = memory
         self._only = only
@@ -131,14 +139,35 @@ class StoreFollower:
         except StoreUnavailable:  # it may be back in a moment; until then nothing changes
             return
         self._follow_default(names)
-        default = self._registry.default_model
-        # Requests need the default model most, so no other one may take the memory that it needs.
-        for name in sorted(followed_models(names, self._registry.models()), key=lambda name: name != default):
+        followed = followed_models(names, self._registry.models())
+        for gone in set(self._registry.unserved()) - set(followed):
+            self._forget(gone)
+        for name in set(followed) - self._followed:
+            self._begin(name)
+        for name in sorted(followed, key=self._urgency):
             try:
                 self.sync_model(name)
             except (StoreUnavailable, BundleError) as error:  # the others may be readable
                 logger.error("%s can't be read in the model store, so nothing changes of it: %s", name, error)
+                if name not in self._followed:
+                    self._registry.set_unserved(name, unreadable(name))
         self._started = True
+        self._health.report()
+
+    def _urgency(self, name: str) -> tuple[bool, bool]:
+        """The default model comes first, so that no other one takes the memory that it needs, then the needed ones."""
+        return name != self._registry.default_model, not self._health.needs(name)
+
+    def _begin(self, name: str) -> None:
+        """Say that a model is there, before it is loaded."""
+        with contextlib.suppress(StoreUnavailable), open_store(self._store) as catalog:
+            self._registry.set_unserved(name, still_loading(name, catalog.versions(name)))
+
+    def _forget(self, name: str) -> None:
+        """Forget a model that has gone and was never served."""
+        self._registry.set_unserved(name, None)
+        self._aliases.forget(name)
+        self._followed.discard(name)
 
     def sync_model(self, name: str, *, also: Collection[str] = ()) -> None:
         """Do the same for one model, on the loader's thread. The versions `also` are wanted, too, this time."""
@@ -147,14 +176,16 @@ class StoreFollower:
             self._sync_model(catalog, name, memory, also)
 
     def _sync_model(self, catalog: Catalog, name: str, memory: ModelMemory, also: Collection[str]) -> None:
-        aliases = self._read_aliases(name)
+        read = self._aliases.read(name)
+        if name not in self._followed:
+            self._registry.set_unserved(name, still_loading(name, catalog.versions(name)))
         for version in memory.lacking_memory():
             if self._memory.fits(memory.failed[version].needs or 0):
                 del memory.failed[version]
         settled: dict[str, Fingerprint | None] = {}
         more = True
         while more:
-            stored = Stored(versions=self._files(catalog, name), aliases=aliases)
+            stored = Stored(versions=self._files(catalog, name), aliases=read.aliases)
             for action in reconcile(stored, self._served(name, settled), self._wishes(name, also)):
                 match action:
                     case Forgive(version):
@@ -162,19 +193,36 @@ class StoreFollower:
                     case WantAgain(version):
                         del memory.unwanted[version]
                     case WaitToSettle(version, files):
+                        self._show_loading(name, version)
                         settled[version] = files if self._stays(name, version, files) else None
                     case Load(version, files):
+                        self._show_loading(name, version)
                         self._load(name, version, files)
                     case SetAliases(in_force, broken):
                         more = False
-                        for alias in broken:
-                            logger.error(
-                                "alias %s of %s points at what can't be served, so it stays as it was", alias, name
-                            )
-                        self._registry.set_aliases(name, in_force)
+                        missing = self._missing(name, stored, settled)
+                        self._aliases.put_in_force(name, in_force, read, broken=broken, missing=missing)
                     case Retire(version):
                         self.retire(name, version)
+        self._followed.add(name)
         self._ledger.show_all(name, stored.versions)
+
+    def _show_loading(self, name: str, version: str) -> None:
+        if version not in self._registry.models().get(name, {}):
+            now = self._registry.unserved().get(name, Unserved())
+            versions = {**now.versions, version: version_loading(name, version)}
+            self._registry.set_unserved(name, replace(now, versions=versions))
+
+    def _missing(self, name: str, stored: Stored, settled: Mapping[str, Fingerprint | None]) -> Mapping[str, Trouble]:
+        """The versions of the store that failed or are still being copied, and why they aren't served."""
+        absent = set(stored.versions) - set(self._registry.models().get(name, {}))
+        failed = self._ledger.memory(name).failed
+        return {
+            version: Trouble(f"Version {version} of {name} can't be served: {failed[version].reason}")
+            if version in failed
+            else version_loading(name, version)
+            for version in absent & {*failed, *(v for v, files in settled.items() if files is None)}
+        }
 
     def retire(self, name: str, version: str) -> None:
         """Stop serving a version, if it is served; on the loader's thread."""
@@ -213,13 +261,6 @@ class StoreFollower:
 
     def _files(self, catalog: Catalog, name: str) -> Mapping[str, Fingerprint]:
         return {version: fingerprint(self._store / name / version) for version in catalog.versions(name)}
-
-    def _read_aliases(self, name: str) -> Mapping[str, Alias]:
-        try:
-            return read_aliases(self._store, name)
-        except BundleError as error:
-            logger.error("%s; the aliases stay as they were", error)
-            return self._registry.aliases(name)
 
     def _stays(self, name: str, version: str, files: Fingerprint) -> bool:
         if self._started:

@@ -18,6 +18,7 @@ from condconv_serve.store.aliases import (
     delete_alias,
     find_alias,
     read_aliases,
+    restore_aliases,
     roll_back,
     set_alias,
 )
@@ -131,12 +132,14 @@ class VersionAdmin:
             self._ledger.memory(name).want_again(version)
         self._follower.sync_model(name, also=versions)
         self._demand_served(name, versions)
+        restore_aliases(self._store, name, self._registry.aliases(name))
         changed = set_alias(self._store, name, alias, versions)
         self._follower.sync_model(name)
         return changed
 
     def _roll_back(self, name: str, alias: str) -> Alias:
         self._ledger.find(name)
+        restore_aliases(self._store, name, self._registry.aliases(name))
         now = find_alias(read_aliases(self._store, name), name, alias)
         if now.previous is None:
             return roll_back(self._store, name, alias)  # which says so
@@ -144,6 +147,7 @@ class VersionAdmin:
 
     def _delete_alias(self, name: str, alias: str) -> None:
         self._ledger.find(name)
+        restore_aliases(self._store, name, self._registry.aliases(name))
         delete_alias(self._store, name, alias)
         self._follower.sync_model(name)
 

@@ -77,8 +77,17 @@ def read_aliases(store: Path, model: str) -> dict[str, Alias]:
     Raises:
         BundleError: the file can't be read or is no such document.
     """
+    return find_aliases(store, model) or {}
+
+
+def find_aliases(store: Path, model: str) -> dict[str, Alias] | None:
+    """All aliases of a model, by name; None if there is no file of them.
+
+    Raises:
+        BundleError: the file can't be read or is no such document.
+    """
     document = read_document(store / model / ALIASES, _Document, name=f"{model}: {ALIASES}", error=BundleError)
-    return {} if document is None else document.aliases
+    return None if document is None else document.aliases
 
 
 def set_alias(store: Path, model: str, alias: str, versions: Mapping[str, int]) -> Alias:
@@ -97,6 +106,17 @@ def set_alias(store: Path, model: str, alias: str, versions: Mapping[str, int]) 
         elif before.versions != dict(versions):
             aliases[alias] = Alias(versions=dict(versions), previous=before.versions)
         return aliases[alias]
+
+
+def restore_aliases(store: Path, model: str, aliases: Mapping[str, Alias]) -> None:
+    """Write the aliases of a model whose file has gone; if it is there, nothing happens.
+
+    Raises:
+        StoreNotWritable: nothing can be written there.
+    """
+    if aliases and not (store / model / ALIASES).exists():
+        with _changing(store, model) as stored:
+            stored.update(aliases)
 
 
 def check_alias(alias: str, versions: Mapping[str, int]) -> None:

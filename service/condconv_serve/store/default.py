@@ -43,11 +43,13 @@ class Default:
         name: of the model; None if there is none.
         reason: why it is this one; if there is none, a sentence that says what to do.
         chosen: whether somebody chose it. Otherwise it is the only one.
+        broken: whether there is none because what somebody chose can't be read, or isn't there.
     """
 
     name: str | None
     reason: str
     chosen: bool = False
+    broken: bool = False
 
     def demand(self) -> str:
         """The model's name.
@@ -82,12 +84,14 @@ def find_default(store: Path, models: Collection[str]) -> Default:
     try:
         named = read_default(store)
     except BundleError as error:
-        return Default(name=None, reason=f"{error} {how}")
+        return Default(name=None, reason=f"{error} {how}", broken=True)
     if named in models:
         return Default(name=named, reason=f"{DEFAULT_MODEL} in the model store says so", chosen=True)
     if named is not None:
         return Default(
-            name=None, reason=f"The default model {named} is not in the model store; there are: {known}. {how}"
+            name=None,
+            reason=f"The default model {named} is not in the model store; there are: {known}. {how}",
+            broken=True,
         )
     if len(models) == 1:
         (only,) = models

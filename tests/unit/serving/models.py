@@ -6,6 +6,7 @@ from condconv_serve.serving.default_model import DefaultModel
 from condconv_serve.serving.memory_check import MemoryCheck
 from condconv_serve.serving.registry import Registry
 from condconv_serve.serving.store_follower import StoreFollower
+from condconv_serve.serving.store_health import StoreHealth
 from condconv_serve.serving.version_admin import VersionAdmin
 from condconv_serve.serving.version_ledger import VersionLedger
 from condconv_serve.store import write_bundle
@@ -20,7 +21,7 @@ class Place:
     `pauses` are the seconds that were waited. A load needs `needs[version]` bytes, and `left` bytes are left.
     """
 
-    def __init__(self, path, *, newest=1, only=None, default="pear", asked=None):
+    def __init__(self, path, *, newest=1, only=None, default="pear", asked=None, at_start=("pear",), ready_models=None):
         self.needs = {}
         self.left = 100
         self.on_release = lambda: None
@@ -29,7 +30,7 @@ class Place:
         self.broken = set()
         self.greedy = set()
         self.pauses = []
-        self.while_waiting = lambda: None
+        self.while_waiting = self.while_loading = lambda: None
         self.registry = Registry(
             self._load,
             default_model=default,
@@ -39,12 +40,14 @@ class Place:
             release_memory=lambda: self.on_release(),
         )
         self.ledger = VersionLedger(path, self.registry, metrics=self.metrics, only=only)
-        self.default = DefaultModel(path, self.registry, metrics=self.metrics, asked=asked)
+        self.health = StoreHealth(self.registry, metrics=self.metrics, at_start=at_start, ready_models=ready_models)
+        self.default = DefaultModel(path, self.registry, self.health, metrics=self.metrics, asked=asked)
         self.follower = StoreFollower(
             path,
             self.registry,
             self.ledger,
             newest=newest,
+            health=self.health,
             metrics=self.metrics,
             memory=MemoryCheck(
                 lambda bundle: self.needs.get(bundle.manifest.version, 0), left=lambda: self.left, use=lambda: None
@@ -60,6 +63,7 @@ class Place:
     def _load(self, bundle):
         if bundle.manifest.version in self.greedy:
             raise MemoryError
+        self.while_loading()
         if bundle.manifest.version in self.broken:
             raise RuntimeError("/secret/place is broken")
         return load_shades(bundle)

@@ -101,15 +101,18 @@ def test_what_can_not_be_followed_changes_nothing_until_a_restart(damage, says, 
         place.follower.sync_now()
     assert (default_of(place), unfollowed(place), shown(place)) == ("pear", 1, ["pear"])
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("the default model is still pear, but would not be after a restart: ")
     assert says in line
+    assert line.endswith("The default model is still pear, but not after a restart.")
+    assert (place.health.unready(), place.health.problems()) == (None, [line])
     other = restarted(place)
     with pytest.raises(NoDefaultModel) as refused:
         other.registry.get()
     assert says in str(refused.value)
     assert refused.value.retry_after
     assert other.registry.get("apple").name == "apple", "named models are served"
-    assert (unfollowed(other), shown(other)) == (1, [])
+    assert (unfollowed(other), shown(other), other.health.problems()) == (1, [], [str(refused.value)])
+    unready = other.health.unready()
+    assert (unready is None) if damage is remove else (unready.reason == str(refused.value)), "nobody chose one yet"
     set_default(place.path, "apple")
     for each in (place, other):
         each.follower.sync_now()

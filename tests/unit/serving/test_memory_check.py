@@ -99,7 +99,7 @@ def test_new_files_of_a_served_version_that_do_not_fit_leave_the_old_copy(place)
 
 def test_the_default_model_comes_first_at_the_start(tmp_path):
     place = Place(tmp_path)
-    for name in ("apple", "pear"):
+    for name in ("pear", "apple"):
         place.add(name, "1")
     order = []
     registry_load = place.registry.load

@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 PROBLEMS = problem_responses(
     "malformed_body",
     "missing_image",
+    "model_unavailable",
     "no_default_model",
     "model_not_found",
     "version_not_found",

@@ -15,7 +15,9 @@ def router(context: AppContext, *, serve_metrics: bool = True) -> APIRouter:
     """The routes of probes, and of metrics unless they have a port of their own."""
     routes = APIRouter(tags=["health"])
 
-    @routes.get("/livez", summary="Is the process alive?", response_model=HealthResponse)
+    @routes.get(
+        "/livez", summary="Is the process alive?", response_model=HealthResponse, response_model_exclude_none=True
+    )
     async def livez() -> HealthResponse:
         """Ok as long as the process can answer. If there is no answer, restart it."""
         return HealthResponse(status="ok")
@@ -24,16 +26,21 @@ def router(context: AppContext, *, serve_metrics: bool = True) -> APIRouter:
         "/readyz",
         summary="Does the service take requests?",
         response_model=HealthResponse,
+        response_model_exclude_none=True,
         responses=problem_responses("not_ready", "draining"),
     )
     async def readyz() -> HealthResponse | Response:
-        """Ok from when all models are loaded and warmed up until the service shuts down."""
+        """Ok from when the models that readiness needs are loaded and warmed up until the service shuts down.
+
+        `problems` lists what is wrong all the same, such as a model that readiness doesn't need.
+        """
         return _health()
 
     @routes.get(
         "/healthz",
         summary="Is all well?",
         response_model=HealthResponse,
+        response_model_exclude_none=True,
         responses=problem_responses("not_ready", "draining"),
     )
     async def healthz() -> HealthResponse | Response:
@@ -42,7 +49,14 @@ def router(context: AppContext, *, serve_metrics: bool = True) -> APIRouter:
 
     # Some load balancers probe with HEAD.
     for path, probe in (("/livez", livez), ("/readyz", readyz), ("/healthz", healthz)):
-        routes.add_api_route(path, probe, methods=["HEAD"], response_model=HealthResponse, include_in_schema=False)
+        routes.add_api_route(
+            path,
+            probe,
+            methods=["HEAD"],
+            response_model=HealthResponse,
+            response_model_exclude_none=True,
+            include_in_schema=False,
+        )
 
     def _health() -> HealthResponse | Response:
         if reason := context.readiness.unready():
@@ -51,6 +65,7 @@ def router(context: AppContext, *, serve_metrics: bool = True) -> APIRouter:
         return HealthResponse(
             status="ok",
             models=[ModelReference(name=n, version=v) for n, versions in served.items() for v in versions],
+            problems=context.readiness.problems() or None,
         )
 
     if not serve_metrics:

@@ -80,7 +80,7 @@ def router(context: AppContext) -> APIRouter:
         summary="Describe a model",
         response_model=ModelResponse,
         response_model_exclude_none=True,
-        responses=problem_responses(*_NOT_FOUND, "invalid_parameter"),
+        responses=problem_responses(*_NOT_FOUND, "model_unavailable", "invalid_parameter"),
     )
     async def describe_model(
         name: ModelPath,
@@ -131,14 +131,16 @@ def router(context: AppContext) -> APIRouter:
         summary="List a model's aliases",
         response_model=AliasesResponse,
         response_model_exclude_none=True,
-        responses=problem_responses("model_not_found", "invalid_parameter"),
+        responses=problem_responses("model_not_found", "model_unavailable", "invalid_parameter"),
     )
     async def list_aliases(name: ModelPath) -> AliasesResponse:
         """The aliases that are in force."""
-        if name not in context.models.models():
+        aliases = context.models.aliases(name)
+        if not aliases:
             context.models.get(name, None)
+        if name not in context.models.models():
             raise ModelNotFound(f"Model {name!r} is not served.")
-        return AliasesResponse(aliases={k: alias_body(v) for k, v in context.models.aliases(name).items()})
+        return AliasesResponse(aliases={k: alias_body(v) for k, v in aliases.items()})
 
     @routes.put(
         "/models/{name}/aliases/{alias}",

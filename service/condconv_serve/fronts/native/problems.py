@@ -49,6 +49,7 @@ STATUS = {
     "ablation_busy": 429,
     "wait_too_long": 429,
     "not_ready": 503,
+    "model_unavailable": 503,
     "no_default_model": 503,
     "store_unavailable": 503,
     "draining": 503,

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from condconv_serve.domain import ModelInfo
-from condconv_serve.errors import ModelNotFound, RoutingNotFound, VersionNotFound
+from condconv_serve.errors import ModelNotFound, ModelUnavailable, RoutingNotFound, VersionNotFound
 from condconv_serve.fronts.native.classification import PROBLEMS, classify, in_time, request_body
 from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.examples import EXAMPLE_REQUEST_ID
@@ -39,7 +39,12 @@ from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.views import class_view, expert_classes_view, live_view
 
 _LIVE_PROBLEMS = problem_responses(
-    "no_default_model", "model_not_found", "version_not_found", "routing_not_found", "invalid_parameter"
+    "model_unavailable",
+    "no_default_model",
+    "model_not_found",
+    "version_not_found",
+    "routing_not_found",
+    "invalid_parameter",
 )
 
 
@@ -168,7 +173,9 @@ def router(context: AppContext) -> APIRouter:
         responses=_LIVE_PROBLEMS,
     )
     async def reset(query: Annotated[ResetParameters, Query()]) -> ResetResponse:
-        """Set the statistics back to zero: of one version, of all versions of a model, or of all models.
+        """Set the statistics back to zero: of all models, of all versions of a model, or of one version.
+
+        A version without a model is one of the default model.
 
         The metrics start again from zero, too. Needs the scope `admin`.
         """
@@ -208,7 +215,7 @@ def router(context: AppContext) -> APIRouter:
         found = context.recent.find(request_id, owner=facts_of(request.scope).key_name)
         try:
             model = context.models.get(found.model, found.version).info
-        except (ModelNotFound, VersionNotFound):  # no longer served
+        except (ModelNotFound, ModelUnavailable, VersionNotFound):  # no longer served
             model = None
         return recent_response(found, model, live=context.routing)
 

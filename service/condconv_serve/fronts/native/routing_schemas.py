@@ -123,9 +123,13 @@ class ResetParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; all models if absent.")
+    model: str | None = Field(
+        None, max_length=MAX_NAME, description="Name of the model; all models if a version is absent, too."
+    )
     version: str | None = Field(
-        None, max_length=MAX_NAME, description="Its version, or an alias; all versions if absent."
+        None,
+        max_length=MAX_NAME,
+        description="Its version, or an alias; all versions if absent. Without a model, one of the default model.",
     )
 
 

@@ -280,6 +280,7 @@ class HealthResponse(BaseModel):
 
     status: str = Field(description="ok, or why not.")
     models: list[ModelReference] = []
+    problems: list[str] | None = Field(None, description="What is wrong, though the service is ready.")
 
 
 def predict_response(classification: Classification, *, routing: bool) -> PredictResponse:
