@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from condconv_serve import __version__
-from condconv_serve.cli import bench, finetune, images, keys, models, pull, routing_state, versions
+from condconv_serve.cli import bench, evaluate, finetune, images, keys, models, pull, routing_state, versions
 from condconv_serve.cli.common import Store, configure_log, friendly, read_settings
 from condconv_serve.cli.output import flush, say
 
@@ -78,7 +78,7 @@ def serve(
 
 
 app.add_typer(images.app)
-for group in (finetune, pull, versions):
+for group in (finetune, evaluate, pull, versions):
     models.app.add_typer(group.app)
 app.add_typer(routing_state.app)
 app.add_typer(models.app, name="models")

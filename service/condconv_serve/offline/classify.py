@@ -1,4 +1,4 @@
-"""Classifies images without a server, with the same parts as the server."""
+"""Answers about images without a server, with the same parts as the server."""
 
 from __future__ import annotations
 
@@ -6,76 +6,109 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from condconv_serve.bootstrap import Service
-from condconv_serve.domain import ClassifiedImage, ImageSource, ServedModel
+from condconv_serve.domain import ClassifiedImage, ImageResult, ImageSource, ServedModel
 from condconv_serve.errors import ServiceError
 from condconv_serve.offline.files import LocalImage
 from condconv_serve.settings import Settings
 from condconv_serve.tasks.classification import Classify
+from condconv_serve.tasks.task import Task
+
+Answer = TypeVar("Answer")
+Result_contra = TypeVar("Result_contra", contravariant=True)
 
 
-class Listener(Protocol):
+class Listener(Protocol[Result_contra]):
     """Gets results as they come, in the order of the images."""
 
     def started(self, model: ServedModel) -> None:
         """The model is loaded."""
 
-    def result(self, result: ClassifiedImage) -> None:
-        """An image has its classes, or its own error."""
+    def result(self, result: Result_contra, /) -> None:
+        """An image has its answer, or its own error."""
 
 
 def classify_images(
-    settings: Settings, images: Iterable[LocalImage], listener: Listener, *, bundle: Path, top_k: int | None = None
+    settings: Settings,
+    images: Iterable[LocalImage],
+    listener: Listener[ClassifiedImage],
+    *,
+    bundle: Path,
+    top_k: int | None = None,
 ) -> None:
     """Classify images with one version of a model.
+
+    Args:
+        settings: as for a server.
+        images: what to classify.
+        listener: gets each result.
+        bundle: directory of the version.
+        top_k: classes per image; 5, or all if there are fewer, if None.
+
+    Raises:
+        ServiceError: as `answer_images`.
+    """
+    task = Classify(top_k)
+    answer_images(settings, ((image, task) for image in images), listener, bundle=bundle)
+
+
+def answer_images(
+    settings: Settings,
+    images: Iterable[tuple[LocalImage, Task[Answer]]],
+    listener: Listener[ImageResult[Answer]],
+    *,
+    bundle: Path,
+) -> None:
+    """Do a task for each image with one version of a model.
 
     Ctrl-C ends it with a KeyboardInterrupt between two calls of the listener, never during one.
 
     Args:
         settings: as for a server.
-        images: what to classify; a few are read ahead, however many there are.
+        images: what to answer about; a few are read ahead, however many there are.
         listener: gets each result once all before it are there; nothing is kept here.
         bundle: directory of the version.
-        top_k: classes per image; 5, or all if there are fewer, if None.
 
     Raises:
-        ServiceError: the store or the model is unusable, or `top_k` impossible; an image's own error is in its result.
+        ServiceError: the store or the model is unusable, or a task impossible; an image's own error is in its result.
     """
     service = Service(settings, only=bundle.parent.name)
-    model, classify = service.load_only(bundle), Classify(top_k)
-    classify.check(model.info)
-    asyncio.run(_classify_all(service, model, images, classify, listener, settings))
+    model = service.load_only(bundle)
+    asyncio.run(_answer_all(service, model, images, listener, settings))
 
 
-async def _classify_all(
+async def _answer_all(
     service: Service,
     model: ServedModel,
-    images: Iterable[LocalImage],
-    task: Classify,
-    listener: Listener,
+    images: Iterable[tuple[LocalImage, Task[Answer]]],
+    listener: Listener[ImageResult[Answer]],
     settings: Settings,
 ) -> None:
-    async def classify(image: LocalImage) -> ClassifiedImage:
+    async def answer(image: LocalImage, task: Task[Answer]) -> ImageResult[Answer]:
         try:
             data = await asyncio.to_thread(image.read, settings.max_body_bytes)
         except ServiceError as error:
-            return ClassifiedImage(id=image.name, filename=image.name, error=error)
+            return ImageResult(id=image.name, filename=image.name, error=error)
         source = ImageSource(data, filename=image.name, id=image.name)
-        answer = await service.images.run([source], task, model=model.name, version=model.version)
-        return answer.results[0]
+        answered = await service.images.run([source], task, model=model.name, version=model.version)
+        return answered.results[0]
 
     # Keeps decoders and streams busy.
     ahead = min(4 * service.plan.max_batch_size * service.plan.streams, settings.max_queue_rows)
-    coming: deque[asyncio.Task[ClassifiedImage]] = deque()
+    coming: deque[asyncio.Task[ImageResult[Answer]]] = deque()
     async with service.running():
-        listener.started(model)
+        started = False
         try:
-            for image in images:
+            for image, task in images:
+                task.check(model.info)
+                if not started:
+                    listener.started(model)
+                    started = True
                 if len(coming) == ahead:
                     listener.result(await coming.popleft())
-                coming.append(asyncio.create_task(classify(image)))
+                coming.append(asyncio.create_task(answer(image, task)))
             while coming:
                 listener.result(await coming.popleft())
         finally:

@@ -1,0 +1,189 @@
+"""The command that evaluates a model on labelled images, and how it shows what it found."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from condconv_serve.cli.common import INTERRUPTED, ModelName, Store, ThemeOption, command_line, friendly, read_settings
+from condconv_serve.cli.output import add_row, err, note, print_failure, print_table, say, to_json, write_json
+
+if TYPE_CHECKING:
+    from condconv_serve.offline.evaluate import Evaluation
+    from condconv_serve.routing.palette import ThemeName
+    from condconv_serve.tasks.quality import Quality, Share
+
+MAX_CLASSES = 20
+"""With more classes than this only those with the least recall are listed."""
+MAX_CONFUSED = 10
+MAX_FAILURES = 8
+_LINES_FROM = 100
+"""With fewer images than this lines about progress would be in the way."""
+_NUMBERS = re.compile(r"\[\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\s+\]")
+
+app = typer.Typer()
+
+
+@app.command(
+    "evaluate",
+    epilog="Example: [bold]condconv models evaluate efficientnet-lite0-condconv-4e photos/ --plot quality.png[/]",
+)
+@friendly
+def evaluate_model(
+    bundle: ModelName,
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Your images, in a folder per class. A folder is called by the class's label, WordNet id or index.",
+        ),
+    ],
+    skip_unknown: Annotated[
+        bool, typer.Option("--skip-unknown", help="Leave out folders that are no class of the model.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw calibration and confusions (.png, .svg or .pdf)."),
+    ] = None,
+    theme: ThemeOption = "auto",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all figures as JSON, the whole matrix of confusions among them.")
+    ] = False,
+    model_store: Store = None,
+) -> None:
+    """Measure how often a model is right on your own labelled images, where it errs, and whether it knows."""
+    from condconv_serve.offline.evaluate import prepare, run
+    from condconv_serve.routing.picture import check_plot_path
+    from condconv_serve.store import Catalog
+
+    if plot is not None:
+        check_plot_path(plot)
+    settings = read_settings(model_store=model_store)
+    evaluation = prepare(Catalog(settings.model_store).find_named(bundle), directory, skip_unknown=skip_unknown)
+    for text in evaluation.data.notes:
+        note(text)
+    interrupted = False
+    try:
+        with _Shown(evaluation.total) as shown:
+            run(settings, evaluation, progress=shown.update)
+    except KeyboardInterrupt:
+        interrupted = True
+        note(f"interrupted after {evaluation.done} of {evaluation.total} images, which were taken at random")
+        if not evaluation.done:
+            raise typer.Exit(INTERRUPTED) from None
+    _print_failures(evaluation)
+    quality = evaluation.finish()
+    if as_json:
+        document = evaluation.to_json(quality) | ({"interrupted": True} if interrupted else {})
+        write_json(_NUMBERS.sub(_on_one_line, to_json(document)) + "\n")
+    else:
+        _print_quality(evaluation, quality)
+    if plot is not None:
+        _plot(evaluation, quality, plot, theme)
+    raise typer.Exit(INTERRUPTED if interrupted else int(bool(evaluation.failures)))
+
+
+def _plot(evaluation: Evaluation, quality: Quality, plot: Path, theme: ThemeName) -> None:
+    from condconv_serve.offline.plot_quality import plot_quality
+    from condconv_serve.routing.picture import look_of
+    from condconv_serve.routing.provenance import Provenance
+
+    look = look_of(plot, theme=theme, made_by=Provenance.of(evaluation.manifest, command_line()))
+    title = f"{evaluation.manifest.name}/{evaluation.manifest.version}"
+    plot_quality(quality, evaluation.labels, plot, look, title=title)
+    note(f"wrote {plot}")
+
+
+class _Shown:
+    """Shows how far it is: a bar on a terminal, a line for every tenth elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[right]}"))
+        self._progress = Progress(
+            *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
+        )
+        self._task = self._progress.add_task("", total=total, right="")
+        self._tenth = 0
+
+    def __enter__(self) -> _Shown:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, evaluation: Evaluation) -> None:
+        """Show what is done."""
+        judged = evaluation.done - len(evaluation.failures)
+        right = f"top-1 {evaluation.hits / judged:.1%}" if judged else ""
+        self._progress.update(self._task, completed=evaluation.done, right=right)
+        tenth = 10 * evaluation.done // evaluation.total
+        if not err.is_terminal and tenth > self._tenth and evaluation.total >= _LINES_FROM:
+            self._tenth = tenth
+            note(f"{evaluation.done} of {evaluation.total} images, {right}")
+
+
+def _print_failures(evaluation: Evaluation) -> None:
+    for name, reason in evaluation.failures[:MAX_FAILURES]:
+        print_failure(name, reason)
+    if len(evaluation.failures) > MAX_FAILURES:
+        note(f"and {len(evaluation.failures) - MAX_FAILURES} more that can't be read; --json names them all")
+
+
+def _print_quality(evaluation: Evaluation, quality: Quality) -> None:
+    name = f"{evaluation.manifest.name}/{evaluation.manifest.version}"
+    left_out = f", {len(evaluation.failures)} more left out" if evaluation.failures else ""
+    with_images = sum(found.images > 0 for found in quality.classes)
+    say((name, "bold"), f": {quality.images} images of {with_images} classes{left_out}")
+    say(f"  top-1              {_with_interval(quality.top1)}")
+    if quality.top5 is not None:
+        say(f"  top-5              {_with_interval(quality.top5)}")
+    say(f"  mean recall        {quality.mean_recall:6.1%}  over the classes, each with the same weight")
+    say(f"  mean confidence    {quality.confidence:6.1%}")
+    say(f"  calibration error  {quality.calibration_error:6.1%}  (ECE, {len(quality.bins)} bins)")
+    say(f"  cross-entropy      {quality.loss:6.3f}")
+    _print_classes(evaluation, quality)
+    _print_confused(evaluation, quality)
+
+
+def _with_interval(share: Share) -> str:
+    return f"{share.value:6.1%}  (95 % interval {share.low:.1%} to {share.high:.1%})"
+
+
+def _print_classes(evaluation: Evaluation, quality: Quality) -> None:
+    tested = [found for found in quality.classes if found.recall is not None]
+    shown = tested
+    if len(tested) > MAX_CLASSES:
+        worst = sorted(tested, key=lambda found: (found.recall or 0.0, -found.images))[:MAX_CLASSES]
+        shown = sorted(worst, key=lambda found: (found.recall or 0.0, found.index))
+        say("")
+        say(f"The {MAX_CLASSES} classes with the least recall; --json has all {len(tested)}:")
+    table = Table(box=None, header_style="bold")
+    table.add_column("class", overflow="fold")
+    for column in ("images", "recall", "precision"):
+        table.add_column(column, justify="right")
+    for found in shown:
+        precision = "-" if found.precision is None else f"{found.precision:.1%}"
+        label = evaluation.labels[found.index].label
+        add_row(table, label, found.images, f"{found.recall or 0.0:.1%}", precision)
+    print_table(table)
+
+
+def _print_confused(evaluation: Evaluation, quality: Quality) -> None:
+    confused = quality.most_confused(MAX_CONFUSED)
+    if not confused:
+        return
+    images = {found.index: found.images for found in quality.classes}
+    say(("most confused", "bold"))
+    for truth, predicted, count in confused:
+        right, wrong = evaluation.labels[truth].label, evaluation.labels[predicted].label
+        say(f"  {right} taken for {wrong}: {count} of {images[truth]}")
+
+
+def _on_one_line(found: re.Match[str]) -> str:
+    return f"[{' '.join(found[1].split())}]"
