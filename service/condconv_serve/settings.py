@@ -204,8 +204,8 @@ class Settings(BaseSettings):
         ge=1,
         le=1_000_000,
         description="Most connections at the same time. For a further one, the one that is idle longest is closed, or "
-        "one that sends on after its answer. If there is none, it gets 503, or is closed at once when many wait for "
-        "their 503.",
+        "one that sends on after its answer, or one that sends no request. If there is none, it gets 503, or is closed "
+        "at once when many wait for their 503.",
     )
     request_timeout: float = Field(
         30.0,

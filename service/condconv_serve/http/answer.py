@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +11,9 @@ from starlette.types import Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from condconv_serve.errors import ServiceError
+from condconv_serve.http.scope import REQUEST_ID_HEADER
+
+logger = logging.getLogger("condconv_serve.access")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +24,6 @@ class Answer:
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
 
-    def encode(self, extra_headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
-        """The answer in HTTP/1.1, as the last one on its connection."""
-        headers = (*extra_headers, *self.headers, (b"connection", b"close"))
-        lines = [name + b": " + value + b"\r\n" for name, value in headers]
-        return b"".join([STATUS_LINE[self.status], *lines, b"\r\n", self.body])
-
     async def send(self, send: Send) -> None:
         """Send it by ASGI."""
         await send({"type": "http.response.start", "status": self.status, "headers": list(self.headers)})
@@ -33,3 +32,25 @@ class Answer:
 
 ErrorRenderer = Callable[[ServiceError], Answer]
 """Turns an error into an answer, in the shape of one front."""
+
+
+def last_answer(error: ServiceError, render: ErrorRenderer, *, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """An error in HTTP/1.1, as the last answer on its connection, for where no middleware gives it an id and logs it.
+
+    Args:
+        error: what was wrong.
+        render: makes the answer.
+        headers: more headers, besides the answer's own.
+    """
+    request_id = uuid.uuid4().hex
+    answer = render(error)
+    logger.info(
+        "connection ended with %d: %s [%s]",
+        answer.status,
+        error,
+        request_id,
+        extra={"request_id": request_id, "status": answer.status, "outcome": error.slug},
+    )
+    own = ((REQUEST_ID_HEADER.lower().encode(), request_id.encode()), (b"connection", b"close"))
+    lines = [name + b": " + value + b"\r\n" for name, value in (*headers, *answer.headers, *own)]
+    return b"".join([STATUS_LINE[answer.status], *lines, b"\r\n", answer.body])

@@ -7,8 +7,6 @@ connections while clients are still sending, which takes their answers away.
 from __future__ import annotations
 
 import asyncio
-import logging
-import uuid
 from functools import partial
 from typing import Any, cast
 
@@ -16,23 +14,21 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from condconv_serve.errors import (
+    Draining,
     HeadersTooLarge,
     MalformedRequest,
     RequestTimeout,
     ServiceError,
     TooManyConnections,
 )
-from condconv_serve.http.answer import ErrorRenderer
+from condconv_serve.http.answer import ErrorRenderer, last_answer
 from condconv_serve.http.connections import Connections
 from condconv_serve.http.limits import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE, ConnectionLimits
 from condconv_serve.http.lingering import Leftovers, LingeringTransport
-from condconv_serve.http.scope import REQUEST_ID_HEADER
 from condconv_serve.http.timer import Timer
 from condconv_serve.http.upgrade import without_wish
 from condconv_serve.http.uvicorn_members import check_uvicorn
 from condconv_serve.telemetry.metrics import Metrics
-
-logger = logging.getLogger("condconv_serve.access")
 
 _REFUSAL_SECONDS = 1.0
 _LAST_CALL_SECONDS = 0.3
@@ -107,7 +103,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all clocks, and tell the request that is being answered."""
         super().connection_lost(exc)
-        self._header_timer.stop()
+        self._stop_header_timer()
         self._abort_timer.stop()
         self._stop_lingering()
         self._others.discard(self)
@@ -165,7 +161,7 @@ class GuardedProtocol(HttpToolsProtocol):
             return  # they come again without the wish
         if len(self.pipeline) >= MAX_PIPELINED:
             raise httptools.HttpParserError("too many requests before their answers")
-        self._header_timer.stop()
+        self._stop_header_timer()
         self._header_bytes = 0
         self._receiving = True
         if self.parser.get_http_version() == "1.0":
@@ -183,7 +179,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """The request is complete; the next one may take its time."""
         if self.parser.should_upgrade():
             return
-        self._header_timer.stop()
+        self._stop_header_timer()
         self._header_bytes = 0
         self._receiving = False
         self._stop_lingering()
@@ -229,6 +225,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def _end(self) -> None:
         if self._answering() or self._leftovers.reading:
             super().shutdown()
+        elif self._header_bytes and not self._closing:
+            self._fail(Draining("The service is shutting down, and the headers are still incomplete.", retry_after=1.0))
         else:
             self._close()
 
@@ -275,8 +273,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def _start_header_timer(self) -> None:
         if not self._header_timer.running and not self._closing:
             self._header_timer.start(self._limits.header_timeout)
+            self._others.heads[self] = self.loop.time()
+
+    def _stop_header_timer(self) -> None:
+        self._header_timer.stop()
+        self._others.heads.pop(self, None)
 
     def _headers_are_late(self) -> None:
+        self._others.heads.pop(self, None)
         if self._answering():  # pipelined behind a request that we are slow with ourselves
             self._start_header_timer()
             return
@@ -294,7 +298,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if not (self._closing or self._receiving or self.pipeline or self._header_bytes):
             return False
         self._closing = True
-        self._header_timer.stop()
+        self._stop_header_timer()
         self._abort_timer.stop()
         self._unset_keepalive_if_required()
         self.flow.resume_reading()
@@ -325,8 +329,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _make_room(self) -> None:
         """Close another connection: whoever keeps connections for later must not keep others out."""
-        other = self._others.least_needed()
-        if other is not None:
+        before = self.loop.time() - self._limits.head_grace
+        heads = (other for other, since in self._others.heads.items() if since <= before and not other._answering())
+        if other := self._others.least_needed(heads):
             self.connections.discard(other)
             if other._leftovers.reading:
                 other._leave()
@@ -363,7 +368,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _reject(self, error: ServiceError) -> None:
         """Take nothing more from this client; a request before still gets its answer."""
         if self._answering():
-            self._header_timer.stop()
+            self._stop_header_timer()
             self.cycle.keep_alive = False
             self._closing = True
         else:
@@ -371,28 +376,19 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _fail(self, error: ServiceError) -> None:
         """Answer with an error outside of any application, and end the connection."""
-        self._header_timer.stop()
+        self._stop_header_timer()
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
-        request_id = uuid.uuid4().hex
-        answer = self._render(error)
-        headers = [*self.server_state.default_headers, (REQUEST_ID_HEADER.lower().encode(), request_id.encode())]
-        self.transport.write(answer.encode(headers))
+        self.transport.write(last_answer(error, self._render, headers=self.server_state.default_headers))
         self._metrics.rejected.labels(error.slug).inc()
-        logger.info(
-            "connection ended with %d: %s [%s]",
-            answer.status,
-            error,
-            request_id,
-            extra={"request_id": request_id, "status": answer.status, "outcome": error.slug},
-        )
         self._closing = True
         self.transport.close()
 
     def _close(self) -> None:
         self._closing = True
         self._others.idle.pop(self, None)
+        self._stop_header_timer()
         self._wire.end()
         # Closing waits for the client to read what has been written.
         self._abort_timer.start(self._limits.write_timeout)

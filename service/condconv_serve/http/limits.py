@@ -33,6 +33,7 @@ class ConnectionLimits:
         header_timeout: seconds from a connection's opening, or a request's first byte, to the end of its headers.
         write_timeout: most seconds that a client may leave an answer unread.
         max_connections: most connections at the same time.
+        head_grace: seconds that a connection without a whole request's headers is safe from making room for others.
         linger_pause: most seconds that a client may pause while it sends the rest of a body that has been answered.
         linger_timeout: most seconds that it may take for that rest.
         linger_bytes: most bytes of it.
@@ -41,6 +42,7 @@ class ConnectionLimits:
     header_timeout: float
     write_timeout: float
     max_connections: int
+    head_grace: float = 1.0
     linger_pause: float = LINGER_PAUSE
     linger_timeout: float = LINGER_TIMEOUT
     linger_bytes: int = LINGER_BYTES

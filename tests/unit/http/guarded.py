@@ -37,7 +37,13 @@ from condconv_serve.http.scope import facts_of
 from condconv_serve.telemetry.metrics import Metrics
 
 PATIENCE = 0.4
-LIMITS = {"header_timeout": PATIENCE, "write_timeout": PATIENCE, "linger_pause": PATIENCE, "max_connections": 20}
+LIMITS = {
+    "header_timeout": PATIENCE,
+    "write_timeout": PATIENCE,
+    "linger_pause": PATIENCE,
+    "head_grace": 60.0,
+    "max_connections": 20,
+}
 HEAD = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 GET = b"GET /ok HTTP/1.1\r\nHost: x\r\n\r\n"
 STATUS: dict[type[ServiceError], int] = {

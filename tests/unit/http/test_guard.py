@@ -227,6 +227,28 @@ def test_a_connection_is_not_idle_while_its_next_request_comes() -> None:
         assert answer(begun).endswith(b"ok")
 
 
+def test_connections_that_send_no_request_make_room_after_a_while() -> None:
+    """Whoever opens as many as are allowed must not keep others out for the time that headers may take."""
+    with (
+        serving(max_connections=4, header_timeout=30.0, head_grace=PATIENCE) as running,
+        contextlib.ExitStack() as stack,
+    ):
+        useless = [stack.enter_context(running.connect()) for _ in range(3)]
+        busy = stack.enter_context(running.connect())
+        useless[0].sendall(GET[:20])
+        busy.sendall(GET.replace(b"/ok", b"/until_gone") + GET[:20])
+        wait_for(lambda: running.connections() == 4)
+        assert httpx.get(f"{running.url}/ok", trust_env=False).status_code == 503, "they might still send one"
+        time.sleep(PATIENCE)
+        others = [stack.enter_context(running.connect()) for _ in range(3)]
+        for other in others:
+            other.sendall(GET.replace(b"/ok", b"/slow"))
+        for other in others:
+            assert answer(other).endswith(b"slow")
+        assert [everything(connected) for connected in useless] == [b""] * 3
+        assert not gone.is_set()
+
+
 def test_a_flood_of_connections_beyond_the_limit_is_closed() -> None:
     with serving(header_timeout=30.0, max_connections=1) as running, contextlib.ExitStack() as stack:
         first = stack.enter_context(running.connect())

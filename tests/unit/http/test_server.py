@@ -131,6 +131,21 @@ def test_a_body_that_is_incomplete_at_the_end_is_answered() -> None:
         assert server.process.wait(10) == 0
 
 
+def test_headers_that_are_incomplete_at_the_end_are_answered() -> None:
+    with serving(drain_delay=0) as server:
+        address = httpx.URL(server.url)
+        with socket.create_connection((address.host, address.port or 0), timeout=10) as connected:
+            connected.sendall(b"POST /echo HTTP/1.1\r\nHost: ")
+            time.sleep(0.2)
+            server.process.terminate()
+            received = b""
+            while more := connected.recv(65536):
+                received += more
+        assert received.startswith(b"HTTP/1.1 503 ")
+        assert b"draining" in received
+        assert server.process.wait(10) == 0
+
+
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 def test_all_addresses_are_those_of_both_protocols() -> None:
     with listen("::", 0) as listener:
