@@ -355,7 +355,7 @@ ROWS: dict[str, list[Panel]] = {
         ),
         table(
             "States",
-            "Which versions serve, load, wait or failed?",
+            "Which versions serve, load, wait or failed, and which serve from memory alone (stale)?",
             f"count by (model, version, state) (condconv_model_version_state{{{IMAGES}}} == 1)",
             columns=("model", "version", "state"),
         ),

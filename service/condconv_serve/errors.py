@@ -344,6 +344,11 @@ class BundleError(ServiceError):
     slug = "invalid_bundle"
     title = "Invalid model bundle"
 
+    def __init__(self, message: str, *, incomplete: bool = False) -> None:
+        """Keep the message, and whether more may come: what is there looks like half a copy."""
+        super().__init__(message)
+        self.incomplete = incomplete
+
 
 class ImportFailed(ServiceError):
     """Foreign weights don't fit the architecture: some are missing, left over or misshaped."""

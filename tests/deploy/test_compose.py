@@ -233,7 +233,7 @@ def test_a_broken_version_and_bad_requests_are_told_and_nothing_else(project):
     manifest = hidden / "manifest.json"
     manifest.write_text(re.sub(r'"version": *"1"', '"version": "2"', manifest.read_text()))
     weights = hidden / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
+    weights.write_bytes(weights.read_bytes()[:-1000] + bytes(1000))
     for path in (hidden, *hidden.iterdir()):
         path.chmod(0o755 if path.is_dir() else 0o644)
     hidden.rename(broken)

@@ -68,7 +68,8 @@ def check_answers(server: Server, store: Path) -> None:
     for name, method, place in asked:
         response = client.request(method, place, content=PHOTO if method == "POST" else None)
         assert_problem(response, 503, "model_unavailable", reasons[name])
-        assert response.headers["retry-after"] == "30"
+        # A file that is too short may still be being copied.
+        assert response.headers["retry-after"] == {"cut": "30", "broken": "5"}[name]
         assert store.name not in response.text
     for place in ("/predict?model=none", "/predict?model=broken&version=7", "/predict?model=cut&version=7"):
         assert client.post(place, content=PHOTO).status_code == 404, place

@@ -230,6 +230,10 @@ def damage_version(path: Path) -> str:
     return "the manifest says"
 
 
+LIKE_A_COPY = (damage_truncated, damage_json)
+"""What may be half a copy: the rest may come."""
+
+
 def test_bad_bundles_leave_the_old_one_serving(server: Server, store: Path, photo: bytes, tmp_path: Path) -> None:
     client = server.client
     (good,) = served(client)
@@ -239,7 +243,8 @@ def test_bad_bundles_leave_the_old_one_serving(server: Server, store: Path, phot
             path = write_fake(tmp_path, MODEL, int(version))
             says = damage(path)
             shutil.move(path, store / MODEL / version)
-            wait_for(lambda version=version: state(client, version).get("state") == "failed")  # type: ignore[misc]
+            expected = "incomplete" if damage in LIKE_A_COPY else "failed"
+            wait_for(lambda version=version, expected=expected: state(client, version).get("state") == expected)  # type: ignore[misc]
             reason = state(client, version)["reason"]
             assert says in reason, reason
             assert str(store) not in reason
@@ -249,5 +254,5 @@ def test_bad_bundles_leave_the_old_one_serving(server: Server, store: Path, phot
             shutil.move(store / MODEL / version, tmp_path / f"removed {version}")
     assert set(load.answers) == {good}
     failed = server.metrics()[sample_name("condconv_model_loads_total", model=MODEL, outcome="failed")]
-    assert failed == 2 * 8, "found in the store, and asked for"
+    assert failed == 2 * (8 - len(LIKE_A_COPY)), "found in the store, and asked for"
     assert client.get("/readyz").status_code == 200

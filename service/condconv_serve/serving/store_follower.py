@@ -31,7 +31,9 @@ from condconv_serve.serving.reconcile import (
     reconcile,
 )
 from condconv_serve.serving.registry import Registry
+from condconv_serve.serving.stale_versions import StaleVersions
 from condconv_serve.serving.store_health import StoreHealth
+from condconv_serve.serving.stored_files import marks
 from condconv_serve.serving.unserved import Trouble, Unserved, still_loading, unreadable, version_loading
 from condconv_serve.serving.version_ledger import Failure, ModelMemory, VersionLedger
 from condconv_serve.serving.watch import changes
@@ -64,6 +66,8 @@ class StoreFollower:
         only: str | None = None,
         follow_default: Callable[[Collection[str]], None] = lambda models: None,
         settle_seconds: float = 0.5,
+        stalled_seconds: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
         prepare_thread: Callable[[], None] = yield_to_other_threads,
     ) -> None:
@@ -81,6 +85,8 @@ class StoreFollower:
             follow_default: finds the default model among those of the store.
             settle_seconds: a bundle's files must stay the same for this long before it is loaded, since somebody may
                 still be copying them. At the start there is no wait.
+            stalled_seconds: if half a copy stays the same for this long, nobody waits for the rest any more.
+            clock: tells the time in seconds.
             sleep: waits for so many seconds on the loader's thread.
             prepare_thread: called on the loader's thread before anything else.
         """
@@ -96,7 +102,10 @@ class StoreFollower:
         self._only = only
         self._follow_default = follow_default
         self._settle_seconds = settle_seconds
+        self._stalled_seconds = stalled_seconds
+        self._clock = clock
         self._sleep = sleep
+        self._stale = StaleVersions(store, registry, ledger)
         self._started = False
         self._closed = False
         # One thread, since loading takes cores and memory from the served models; it lets other threads go first.
@@ -136,7 +145,9 @@ class StoreFollower:
         try:
             with open_store(self._store) as catalog:
                 names = (self._only,) if self._only else catalog.models()
-        except StoreUnavailable:  # it may be back in a moment; until then nothing changes
+        except StoreUnavailable as error:  # it may be back in a moment; until then nothing changes
+            for name in self._registry.models():
+                self._stale.nothing_readable(name, str(error))
             return
         self._follow_default(names)
         followed = followed_models(names, self._registry.models())
@@ -151,6 +162,7 @@ class StoreFollower:
                 logger.error("%s can't be read in the model store, so nothing changes of it: %s", name, error)
                 if name not in self._followed:
                     self._registry.set_unserved(name, unreadable(name))
+                self._stale.nothing_readable(name, f"{name} can't be read in the model store.")
         self._started = True
         self._health.report()
 
@@ -205,6 +217,8 @@ class StoreFollower:
                     case Retire(version):
                         self.retire(name, version)
         self._followed.add(name)
+        self._give_up_on_copies(name, stored)
+        self._stale.look(name, stored.versions)
         self._ledger.show_all(name, stored.versions)
 
     def _show_loading(self, name: str, version: str) -> None:
@@ -218,9 +232,7 @@ class StoreFollower:
         absent = set(stored.versions) - set(self._registry.models().get(name, {}))
         failed = self._ledger.memory(name).failed
         return {
-            version: Trouble(f"Version {version} of {name} can't be served: {failed[version].reason}")
-            if version in failed
-            else version_loading(name, version)
+            version: failed[version].trouble(name, version) if version in failed else version_loading(name, version)
             for version in absent & {*failed, *(v for v, files in settled.items() if files is None)}
         }
 
@@ -238,8 +250,20 @@ class StoreFollower:
 
         logger.info("model %s version %s is retired", name, version)
         self._ledger.memory(name).loaded.pop(version, None)
+        self._stale.retired(name, version)
         self._registry.unload(name, version, done=released)
         self._ledger.show(name, version)
+
+    def _give_up_on_copies(self, name: str, stored: Stored) -> None:
+        """A version whose files are incomplete, and stay so, has failed."""
+        memory, now = self._ledger.memory(name), self._clock()
+        for version, failure in list(memory.failed.items()):
+            since = failure.arriving_since
+            if since is None or stored.versions.get(version) != failure.files or now - since < self._stalled_seconds:
+                continue
+            reason = f"{failure.reason} Nothing has changed for {now - since:.0f} s."
+            memory.failed[version] = replace(failure, reason=reason, arriving_since=None)
+            self._tell_failure(name, version, reason)
 
     def _served(self, name: str, settled: Mapping[str, Fingerprint | None]) -> Served:
         memory = self._ledger.memory(name)
@@ -260,7 +284,9 @@ class StoreFollower:
         )
 
     def _files(self, catalog: Catalog, name: str) -> Mapping[str, Fingerprint]:
-        return {version: fingerprint(self._store / name / version) for version in catalog.versions(name)}
+        # Without its manifest a version isn't in the catalogue. If it serves, its files are damaged rather than gone.
+        damaged = {v for v in self._registry.models().get(name, {}) if (self._store / name / v).is_dir()}
+        return {version: fingerprint(self._store / name / version) for version in {*catalog.versions(name), *damaged}}
 
     def _stays(self, name: str, version: str, files: Fingerprint) -> bool:
         if self._started:
@@ -271,24 +297,36 @@ class StoreFollower:
         memory, started = self._ledger.memory(name), time.monotonic()
         memory.loading = version
         self._ledger.show(name, version)
+        path = self._store / name / version
         try:
-            bundle = open_bundle(self._store / name / version)
+            found = marks(path)
+            bundle = open_bundle(path)
             logger.info("%s/%s: bundle checked in %.1f s", name, version, time.monotonic() - started)
             with self._memory.loading(bundle):
                 self._registry.load(bundle)
         except Exception as error:
             known = isinstance(error, ServiceError)
+            reason = str(error) if known else "It could not be loaded; the log says why."
+            arriving = isinstance(error, BundleError) and error.incomplete
             memory.failed[version] = Failure(
                 files,
-                str(error) if known else "It could not be loaded; the log says why.",
+                reason,
                 needs=error.needs if isinstance(error, TooLittleMemory) else None,
+                arriving_since=self._clock() if arriving else None,
             )
-            self._metrics.model_loads.labels(name, "failed").inc()
-            logger.error("model %s version %s can't be served: %s", name, version, error, exc_info=not known)
+            if arriving:
+                logger.info("model %s version %s is incomplete: %s", name, version, reason)
+            else:
+                self._tell_failure(name, version, error, exc_info=not known)
         else:
             memory.want_again(version)
             memory.loaded[version] = files
+            self._stale.loaded(name, version, found)
             self._metrics.model_loads.labels(name, "loaded").inc()
             self._metrics.model_swap_seconds.observe(time.monotonic() - started)
         finally:
             memory.loading = None
+
+    def _tell_failure(self, name: str, version: str, reason: object, *, exc_info: bool = False) -> None:
+        self._metrics.model_loads.labels(name, "failed").inc()
+        logger.error("model %s version %s can't be served: %s", name, version, reason, exc_info=exc_info)

@@ -11,6 +11,7 @@ from condconv_serve.errors import BundleError, ModelNotFound
 from condconv_serve.serving.fingerprint import Fingerprint
 from condconv_serve.serving.open_store import open_store
 from condconv_serve.serving.registry import Registry
+from condconv_serve.serving.unserved import BROKEN_SECONDS, LOADING_SECONDS, Trouble
 from condconv_serve.serving.versions import StateMetrics, VersionStatus, state_of
 from condconv_serve.store import Catalog
 from condconv_serve.telemetry.metrics import Metrics
@@ -20,12 +21,19 @@ from condconv_serve.telemetry.metrics import Metrics
 class Failure:
     """Why a version could not be loaded, and its files at that time.
 
-    `needs` are the bytes of memory that it lacked; None if memory wasn't the reason.
+    `needs` are the bytes of memory that it lacked; None if memory wasn't the reason. `arriving_since` is when its files
+    were first seen as they are, on the monotonic clock, if somebody may still be copying them; else None.
     """
 
     files: Fingerprint
     reason: str
     needs: int | None = None
+    arriving_since: float | None = None
+
+    def trouble(self, name: str, version: str) -> Trouble:
+        """What whoever asks for the version is told. More files may come in a moment, or more memory in a while."""
+        seconds = BROKEN_SECONDS if self.arriving_since is None else LOADING_SECONDS
+        return Trouble(f"Version {version} of {name} can't be served: {self.reason}", seconds)
 
 
 @dataclass(slots=True)
@@ -37,6 +45,7 @@ class ModelMemory:
         failed: the versions that could not be loaded.
         pinned: versions that somebody loaded; they are served in any case.
         unwanted: versions that somebody unloaded, each with its files at that time.
+        stale: served versions that could not be loaded anew as they lie in the store, each with the reason.
         loading: the version that is being loaded now.
     """
 
@@ -44,6 +53,7 @@ class ModelMemory:
     failed: dict[str, Failure] = field(default_factory=dict)
     pinned: set[str] = field(default_factory=set)
     unwanted: dict[str, Fingerprint] = field(default_factory=dict)
+    stale: dict[str, str] = field(default_factory=dict)
     loading: str | None = None
 
     def lacking_memory(self) -> list[str]:
@@ -146,17 +156,19 @@ class VersionLedger:
         loading = memory.loading
         served = self._registry.models().get(name, {})
         retiring = self._registry.retiring().get(name, ())
-        failed = dict(memory.failed)
+        failed, stale = dict(memory.failed), dict(memory.stale)
         return [
             VersionStatus(
                 version,
                 state_of(
                     loading=version == loading,
+                    stale=version in served and version in stale,
                     serving=version in served,
                     retiring=version in retiring,
+                    incomplete=version in failed and failed[version].arriving_since is not None,
                     failed=version in failed,
                 ),
-                failed[version].reason if version in failed else None,
+                failed[version].reason if version in failed else stale.get(version),
             )
             for version in sorted({*lying, *served, *retiring}, key=int)
         ]

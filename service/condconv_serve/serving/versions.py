@@ -10,16 +10,16 @@ from typing import Literal, get_args
 
 from condconv_serve.telemetry.metrics import Metrics
 
-State = Literal["available", "loading", "serving", "retiring", "failed"]
+State = Literal["available", "loading", "serving", "stale", "retiring", "incomplete", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class VersionStatus:
     """The state of one version.
 
-    `available`: it is in the store, but not loaded. `retiring`: it gets no new requests, but still answers old ones. A
-    version that serves can have a `reason`, too: its files changed and the new ones can't be loaded, so the old copy is
-    still served.
+    `available`: it is in the store, but not loaded. `retiring`: it gets no new requests, but still answers old ones.
+    `incomplete`: its files are still being copied. `stale`: it serves from memory, but its files are gone or can't be
+    loaded, so it would not be there after a restart.
     """
 
     version: str
@@ -27,14 +27,18 @@ class VersionStatus:
     reason: str | None = None
 
 
-def state_of(*, loading: bool, serving: bool, retiring: bool, failed: bool) -> State:
+def state_of(*, loading: bool, stale: bool, serving: bool, retiring: bool, incomplete: bool, failed: bool) -> State:
     """Of the states that apply, the one that says most."""
     if loading:
         return "loading"
+    if stale:
+        return "stale"
     if serving:
         return "serving"
     if retiring:
         return "retiring"
+    if incomplete:
+        return "incomplete"
     return "failed" if failed else "available"
 
 

@@ -7,6 +7,7 @@ from condconv_serve.domain.manifest import OWN_NETWORK, Manifest
 from condconv_serve.store.amend import add_profile
 from condconv_serve.store.bundle import (
     Bundle,
+    bundle_name,
     count_weights,
     open_bundle,
     read_labels,
@@ -24,6 +25,7 @@ __all__ = [
     "Manifest",
     "NewBundle",
     "add_profile",
+    "bundle_name",
     "count_weights",
     "open_bundle",
     "read_labels",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,8 @@ def open_bundle(path: Path) -> Bundle:
     """Check a bundle's manifest and files.
 
     Raises:
-        BundleError: says which file or field is wrong and how.
+        BundleError: says which file or field is wrong and how. It is `incomplete` if files are missing or shorter than
+            they should be, as long as somebody copies them.
     """
     bundle = Bundle(path, read_manifest(path))
     manifest = bundle.manifest
@@ -66,7 +69,9 @@ def open_bundle(path: Path) -> Bundle:
             "which is another place in the store."
         )
     for name, spec in manifest.files.items():
-        _check_file(path, name, spec)
+        _check_size(path, name, spec)
+    for name, spec in manifest.files.items():
+        _check_content(path, name, spec)
     return bundle
 
 
@@ -77,9 +82,12 @@ def read_manifest(path: Path) -> Manifest:
         BundleError: it is missing, too new, or names the fields that are wrong.
     """
     raw = _read_text(path, MANIFEST)
-    return parse_document(
-        raw, Manifest, name=f"{bundle_name(path)}: {MANIFEST}", error=BundleError, newest=SCHEMA_VERSION
-    )
+    try:
+        return parse_document(
+            raw, Manifest, name=f"{bundle_name(path)}: {MANIFEST}", error=BundleError, newest=SCHEMA_VERSION
+        )
+    except BundleError as error:
+        raise BundleError(str(error), incomplete=not _is_json(raw)) from error
 
 
 def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
@@ -174,15 +182,23 @@ def bundle_name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
 
 
-def _check_file(path: Path, name: str, spec: FileSpec) -> None:
+def _check_size(path: Path, name: str, spec: FileSpec) -> None:
     file = path / name
     if file.is_symlink() or not file.is_file():
-        raise BundleError(f"{bundle_name(path)}: {name} is missing or no ordinary file.")
+        raise BundleError(
+            f"{bundle_name(path)}: {name} is missing or no ordinary file.", incomplete=not os.path.lexists(file)
+        )
     size = file.stat().st_size
     if size != spec.size:
-        raise BundleError(f"{bundle_name(path)}: {name} has {size} bytes, but the manifest says {spec.size}.")
+        raise BundleError(
+            f"{bundle_name(path)}: {name} has {size} bytes, but the manifest says {spec.size}.",
+            incomplete=size < spec.size,
+        )
+
+
+def _check_content(path: Path, name: str, spec: FileSpec) -> None:
     try:
-        digest = sha256_of(file)
+        digest = sha256_of(path / name)
     except OSError as error:
         raise BundleError(f"{bundle_name(path)}: {name} can't be read.") from error
     if digest != spec.sha256:
@@ -196,4 +212,13 @@ def _read_text(path: Path, name: str) -> str:
         raise BundleError(f"{bundle_name(path)}: {name} has more than {_MAX_TEXT_BYTES} bytes.") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is missing or can't be read"
-        raise BundleError(f"{bundle_name(path)}: {name} {reason}.") from error
+        cut = isinstance(error, FileNotFoundError) or getattr(error, "reason", "") == "unexpected end of data"
+        raise BundleError(f"{bundle_name(path)}: {name} {reason}.", incomplete=cut) from error
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -145,7 +145,9 @@ class Metrics:
         )
         self.model_version_state = Gauge(
             "condconv_model_version_state",
-            "1 for a version's state: available, loading, serving, retiring, failed. Which versions serve?",
+            "1 for a version's state: available, loading, serving, stale (serves from memory, but its files are gone "
+            "or broken), retiring, incomplete (its files are still being copied), failed. Which versions serve, and "
+            "would they after a restart?",
             ("model", "version", "state"),
             registry=registry,
         )

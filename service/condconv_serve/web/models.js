@@ -3,7 +3,7 @@
 import { askJson } from "./api.js";
 import { byId, make } from "./dom.js";
 
-const STATES = { available: "not loaded", loading: "loading", retiring: "retiring", failed: "failed" };
+const STATES = { available: "not loaded", loading: "loading", retiring: "retiring", incomplete: "incomplete", failed: "failed" };
 
 export class Models {
   #models = [];
@@ -53,7 +53,7 @@ export class Models {
     for (const [name, alias] of aliases)
       if (name !== "default") options.push(make("option", { value: name }, `${name} (${split(alias)})`));
     for (const { version, state } of all.toReversed()) {
-      const served = state === "serving";
+      const served = state === "serving" || state === "stale";
       options.push(make("option", { value: version, disabled: !served }, served ? version : `${version} (${STATES[state] ?? state})`));
     }
     this.#version.replaceChildren(...(model ? options : []));

@@ -18,12 +18,14 @@ from tests.unit.store.samples import new_bundle
 class Place:
     """A store, what serves it, and what keeps the two equal.
 
-    `pauses` are the seconds that were waited. A load needs `needs[version]` bytes, and `left` bytes are left.
+    `pauses` are the seconds that were waited, `now` is the time in seconds. A load needs `needs[version]` bytes, and
+    `left` bytes are left.
     """
 
     def __init__(self, path, *, newest=1, only=None, default="pear", asked=None, at_start=("pear",), ready_models=None):
         self.needs = {}
         self.left = 100
+        self.now = 1000.0
         self.on_release = lambda: None
         self.path = path
         self.metrics = Metrics(CollectorRegistry())
@@ -55,6 +57,8 @@ class Place:
             only=only,
             follow_default=self.default.look,
             settle_seconds=0.5,
+            stalled_seconds=120.0,
+            clock=lambda: self.now,
             sleep=self._sleep,
             prepare_thread=lambda: None,
         )

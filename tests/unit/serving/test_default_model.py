@@ -138,4 +138,4 @@ def test_a_broken_other_model_leaves_the_default_alone(place):
     (place.add("apple", "1") / "weights.safetensors").write_bytes(b"nothing")
     other = restarted(place)
     assert default_of(other) == "pear"
-    assert other.states("apple") == {"1": "failed"}
+    assert other.states("apple") == {"1": "incomplete"}

@@ -2,10 +2,12 @@ import asyncio
 import os
 import shutil
 import threading
+from typing import get_args
 
 import pytest
 
 from condconv_serve.errors import BundleError, ModelNotFound
+from condconv_serve.serving.versions import State
 from condconv_serve.store import Catalog
 from condconv_serve.store.aliases import set_alias
 from tests.unit.serving.models import Place
@@ -59,6 +61,11 @@ def test_a_model_that_can_not_be_read_leaves_the_others_alone(place, monkeypatch
     assert place.served() == ["1"], "as before"
     assert set(place.registry.models()) == {"apple", "pear"}
     assert "Permission denied" in caplog.text
+    assert place.states() == {"1": "stale"}
+    assert place.reason("1") == "pear can't be read in the model store."
+    monkeypatch.undo()
+    place.follower.sync_now()
+    assert place.states() == {"1": "serving"}
 
 
 def test_a_broken_version_leaves_the_old_one_serving(place):
@@ -97,7 +104,7 @@ def test_a_served_version_that_changes_is_loaded_anew(place):
     rewrite(place.path / "pear" / "1", licence=7)
     place.follower.sync_now()
     assert place.registry.get("pear") is after
-    assert place.states() == {"1": "serving"}
+    assert place.states() == {"1": "stale"}
     assert "licence" in place.reason("1")
 
 
@@ -111,10 +118,11 @@ def test_a_version_that_vanishes_is_retired_unless_it_is_the_last(place):
     shutil.rmtree(place.path / "pear")
     place.follower.sync_now()
     assert place.served() == ["1"]
+    assert place.states() == {"1": "stale"}
     shutil.rmtree(place.path)
     place.follower.sync_now()
     assert place.served() == ["1"]
-    assert place.states() == {"1": "serving"}
+    assert place.states() == {"1": "stale"}
 
 
 def test_an_alias_changed_in_the_store_to_what_cannot_be_served(place):
@@ -133,7 +141,7 @@ def test_states_as_metrics(place):
     def shown(version):
         return [
             state
-            for state in ("available", "loading", "serving", "retiring", "failed")
+            for state in get_args(State)
             if place.metrics.registry.get_sample_value(
                 "condconv_model_version_state", {"model": "pear", "version": version, "state": state}
             )

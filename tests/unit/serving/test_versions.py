@@ -6,10 +6,12 @@ from prometheus_client import CollectorRegistry
 from condconv_serve.serving.versions import StateMetrics, state_of
 from condconv_serve.telemetry.metrics import Metrics
 
+ORDER = ("loading", "stale", "serving", "retiring", "incomplete", "failed")
 
-@pytest.mark.parametrize(("loading", "serving", "retiring", "failed"), list(product([False, True], repeat=4)))
-def test_the_first_state_that_holds_is_shown(loading, serving, retiring, failed):
-    holds = {"loading": loading, "serving": serving, "retiring": retiring, "failed": failed}
+
+@pytest.mark.parametrize("holding", list(product([False, True], repeat=len(ORDER))))
+def test_the_first_state_that_holds_is_shown(holding):
+    holds = dict(zip(ORDER, holding, strict=True))
     assert state_of(**holds) == next((state for state, is_so in holds.items() if is_so), "available")
 
 

@@ -151,12 +151,13 @@ class VersionBody(BaseModel):
 
     version: str
     state: State = Field(
-        description="available: in the store, but not loaded. retiring: answers its last requests, and gets no new "
-        "ones. failed: can't be loaded."
+        description="available: in the store, but not loaded. stale: serves from memory, but its files are gone or "
+        "can't be loaded, so it would not be there after a restart. retiring: answers its last requests, and gets no "
+        "new ones. incomplete: its files are still being copied. failed: can't be loaded."
     )
     reason: str | None = Field(
         None,
-        description="Why it can't be loaded. For a version that serves: why its changed files can't be loaded.",
+        description="Why it can't be loaded. For a version that serves: why its files can't be loaded anew.",
     )
 
 
