@@ -52,7 +52,7 @@ COPY requirements ./requirements
 
 FROM tools AS cpu-packages
 COPY deploy/docker/slim.py /opt/tools/
-# Any of those with a file in requirements/.
+# Any of those with a file in requirements/: heif adds photos in HEIC, for example.
 ARG EXTRAS=cpu,telemetry
 RUN IFS=,; for name in base ${EXTRAS}; do set -- "$@" --requirement "requirements/${name}.txt"; done \
     && /opt/tools/bin/pip --python /opt/venv/bin/python3 install --require-hashes "$@" \

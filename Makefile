@@ -5,7 +5,7 @@ OLDEST_PYTHON ?= python3.11
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL_STORE ?= model_store
-# Any of those with a file in requirements/: cpu or gpu, hub, openvino, telemetry.
+# Any of those with a file in requirements/: cpu or gpu, heif, hub, openvino, telemetry.
 EXTRAS ?= cpu,hub
 # PyTorch's builds without CUDA; elsewhere than on PyPI.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -94,7 +94,7 @@ test-quick: $(TEST_VENV)/.installed  ## Run the tests that need no TensorFlow (1
 $(LOWEST_VENV)/.installed: pyproject.toml | $(UV_VENV)/bin/uv
 	@$(OLDEST_PYTHON) -m venv --clear $(LOWEST_VENV)
 	@$(UV_VENV)/bin/uv --no-config pip install --quiet --python $(LOWEST_VENV)/bin/python --resolution lowest-direct \
-		--editable '.[hub,telemetry]' --group quick
+		--editable '.[heif,hub,telemetry]' --group quick
 	@touch $@
 
 test-lowest: $(LOWEST_VENV)/.installed  ## The quick tests with the lowest versions that pyproject.toml allows (2 minutes)

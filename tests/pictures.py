@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import pillow_heif
 import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
@@ -169,6 +170,39 @@ def raw_tiff(samples: NDArray[Any], tags: dict[int, int | Sequence[int]], payloa
     return tiff(payload, basic | tags)
 
 
+def avif(pixels: NDArray[Any] | Image.Image, **options: Any) -> bytes:
+    """Write an AVIF of quality 95 without chroma subsampling, quickly."""
+    return encode(pixels, "AVIF", **{"quality": 95, "subsampling": "4:4:4", "speed": 10} | options)
+
+
+def heic(image: Image.Image, **options: Any) -> bytes:
+    """Write a HEIC of quality 95 without chroma subsampling, quickly."""
+    file = io.BytesIO()
+    quick = {"quality": 95, "chroma": 444, "enc_params": {"preset": "ultrafast"}}
+    pillow_heif.from_pillow(image).save(file, **quick | options)
+    return file.getvalue()
+
+
+def box(name: bytes, *content: bytes) -> bytes:
+    """Write a box of the ISO base media format."""
+    body = b"".join(content)
+    return struct.pack(">I4s", 8 + len(body), name) + body
+
+
+def media_type(*brands: bytes) -> bytes:
+    """Write the box with which such a file begins; the first brand is the major one."""
+    return box(b"ftyp", brands[0], bytes(4), *brands)
+
+
+def large_item(brand: bytes, kind: bytes, side: int) -> bytes:
+    """Write a file of one item whose header announces `side x side` pixels."""
+    size = box(b"ispe", bytes(4), struct.pack(">II", side, side))
+    main = box(b"pitm", bytes(4), struct.pack(">H", 1))
+    entry = box(b"infe", b"\2\0\0\0", struct.pack(">HH4s", 1, 0, kind), b"\0")
+    kinds = box(b"iinf", bytes(4), struct.pack(">H", 1), entry)
+    return media_type(brand, b"mif1") + box(b"meta", bytes(4), main, kinds, box(b"iprp", box(b"ipco", size)))
+
+
 def accepted(pixels: Pixels) -> dict[str, bytes]:
     """Write one RGB picture in every accepted format and mode (some lose colour, depth, or parts to white)."""
     image = Image.fromarray(pixels)
@@ -222,6 +256,14 @@ def accepted(pixels: Pixels) -> dict[str, bytes]:
         "bmp": encode(pixels, "BMP"),
         "bmp_palette": encode(palette, "BMP"),
         "bmp_1bit": encode(bilevel, "BMP"),
+        "avif": avif(image),
+        "avif_grey": avif(levels),
+        "avif_alpha": avif(rgba),
+        "avif_animated": avif(image, save_all=True, append_images=[other]),
+        "heic": heic(image),
+        "heic_grey": heic(image.convert("L")),
+        "heic_alpha": heic(rgba),
+        "heic_tiles": heic(image, tile_size=64),
     }
 
 
@@ -242,8 +284,7 @@ def unsupported() -> dict[str, bytes]:
         "ppm": encode(image, "PPM"),
         "tga": encode(image, "TGA"),
         "jpeg2000": encode(image, "JPEG2000"),
-        "avif_header": b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf",
-        "heic_header": b"\0\0\0\x18ftypheic\0\0\0\0heicmif1",
+        "mp4": media_type(b"isom", b"mp41") + bytes(64),
         "wav": b"RIFF\x24\0\0\0WAVEfmt ",
         "one_byte": b"\xff",
         "zeros": bytes(4096),
@@ -278,6 +319,8 @@ def too_large(side: int = 60_000) -> dict[str, bytes]:
         "tiff": raw_tiff(np.zeros((1, 1), np.uint8), {TIFF_WIDTH: side, TIFF_LENGTH: side}),
         "tiff_tile": tiff_tile_bomb(side // 16 * 16),
         "bmp": bitmap + struct.pack("<IiiHHIIiiII", 40, side, side, 1, 24, 0, 0, 0, 0, 0, 0),
+        "avif": large_item(b"avif", b"av01", side),
+        "heic": large_item(b"heic", b"hvc1", side),
     }
 
 
@@ -310,7 +353,7 @@ def corrupt() -> dict[str, bytes]:
     """Write files of accepted formats which are truncated, damaged, or contradict themselves."""
     pixels = photo(size=(48, 36))
     files = accepted(pixels)
-    names = ("jpeg", "jpeg_progressive", "png", "webp", "gif", "tiff", "tiff_lzw", "bmp")
+    names = ("jpeg", "jpeg_progressive", "png", "webp", "gif", "tiff", "tiff_lzw", "bmp", "avif", "heic")
     halves = {f"half_{name}": files[name][: len(files[name]) // 2] for name in names}
     headers = {f"header_of_{name}": files[name][:20] for name in names}
     wrong_checksum = bytearray(files["png"])
@@ -331,4 +374,6 @@ def corrupt() -> dict[str, bytes]:
         "tiff_signature_only": b"II*\0\x08\0\0\0",
         "tiff_own_successor": b"II*\0\x08\0\0\0\0\0\x08\0\0\0",
         "webp_signature_only": b"RIFF\x04\0\0\0WEBP",
+        "avif_signature_only": media_type(b"avif", b"mif1"),
+        "heic_header_only": large_item(b"heic", b"hvc1", 16),
     }

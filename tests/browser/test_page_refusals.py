@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 FILES = {
     "text": (
         lambda: b"This is no image.",
-        ("Unsupported image format", "JPEG, PNG, WebP, GIF, TIFF and BMP", "Save it as JPEG"),
+        ("Unsupported image format", "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and HEIC", "Save it as JPEG"),
     ),
     "half": (lambda: pictures.corrupt()["half_jpeg"], ("Corrupt image", "incomplete or damaged")),
     "empty": (lambda: b"", ("No image in the request", "The file is empty")),

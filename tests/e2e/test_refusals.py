@@ -15,7 +15,7 @@ from tests import pictures
 from tests.e2e.conftest import BODY_LIMIT
 from tests.e2e.server import MODEL, Server, assert_problem, connection, new_client, sample_name, top, wait_for
 
-FORMATS = "JPEG, PNG, WebP, GIF, TIFF and BMP"
+FORMATS = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and HEIC"
 JSON = {"content-type": "application/json"}
 FORM = {"content-type": "multipart/form-data; boundary=abc"}
 COFFEE = pictures.jpeg(pictures.photo("coffee", (300, 200)))

@@ -19,17 +19,19 @@ from PIL.TiffImagePlugin import SAMPLEFORMAT, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from condconv_serve.domain import Pixels
-from condconv_serve.errors import CorruptImage, ImageError, ImageTooLarge, UnsupportedImage
-from condconv_serve.imaging.foreign import identify, unread_kind
+from condconv_serve.errors import CorruptImage, ImageError, ImageTooLarge
+from condconv_serve.imaging.foreign import unread_kind
 from condconv_serve.imaging.formats import (
-    ACCEPTED_FORMATS,
     FormatName,
     first_gif_frame,
     recognise,
     webp_size,
 )
+from condconv_serve.imaging.heif import open_avif, open_heic
 from condconv_serve.imaging.jpeg import check_jpeg_kind, whole_jpeg
+from condconv_serve.imaging.limits import check_size
 from condconv_serve.imaging.png import check_png_rows, essential_png
+from condconv_serve.imaging.refusal import accepted_formats, refusal
 from condconv_serve.imaging.tiff import check_tiff_parts, open_tiff, tiff_number
 
 # `decode` has an exact limit of its own; Pillow's is one for the whole process, and vague (it warns, then raises at
@@ -64,8 +66,8 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
         CorruptImage: the format is accepted, but the data is truncated, damaged, or of a kind that can't be read.
     """
     name = recognise(data)
-    if name is None:
-        raise UnsupportedImage(_refusal(data))
+    if name is None or name not in accepted_formats():
+        raise refusal(name, data)
     _mute_pillow()
     try:
         with _open(name, data, max_pixels) as image:
@@ -81,16 +83,6 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
     except Exception as error:  # Pillow's parsers may raise anything, and none of it is ours to fix.
         message = f"The {name} image is truncated, damaged, or of a kind that can't be read."
         raise CorruptImage(message) from error
-
-
-def _refusal(data: bytes) -> str:
-    accepted = f"{', '.join(ACCEPTED_FORMATS[:-1])} and {ACCEPTED_FORMATS[-1]} are accepted"
-    if not data:
-        return f"The image is empty; {accepted}."
-    if (known := identify(data)) is not None:
-        what, advice = known
-        return f"This is {what}. {advice} {accepted}."
-    return f"These bytes are no image of an accepted format; {accepted}."
 
 
 def upright_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None:
@@ -129,7 +121,7 @@ def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
         case "JPEG":
             check_jpeg_kind(data)
             image: ImageFile = JpegImageFile(io.BytesIO(data))
-            _check_size(image.size, max_pixels)
+            check_size(image.size, max_pixels)
             whole = whole_jpeg(data)
             image.fp = io.BytesIO(whole)
             image.decodermaxblock = len(whole)  # what is coded arithmetically can't be decoded piece by piece
@@ -140,7 +132,7 @@ def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
                 image.info["transparency"] = key * 255 // (2 ** data[_PNG_BIT_DEPTH] - 1)
         case "WebP":
             # This reader allocates the picture while it opens the file.
-            _check_size(webp_size(data), max_pixels)
+            check_size(webp_size(data), max_pixels)
             image = WebPImageFile(io.BytesIO(data))
         case "GIF":
             image = GifImageFile(io.BytesIO(first_gif_frame(data)))
@@ -148,12 +140,16 @@ def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
             image = tiff = open_tiff(data)
             # A tile may be larger than the picture, and is decoded as a whole.
             tile = tiff_number(tiff.tag_v2, Base.TileWidth, 1), tiff_number(tiff.tag_v2, Base.TileLength, 1)
-            _check_size(tile, max_pixels)
-            _check_size(image.size, max_pixels)
+            check_size(tile, max_pixels)
+            check_size(image.size, max_pixels)
             check_tiff_parts(tiff.tag_v2)
         case "BMP":
             image = _open_bmp(data)
-    _check_size(image.size, max_pixels)
+        case "AVIF":
+            image = open_avif(data, max_pixels)
+        case "HEIC":
+            image = open_heic(data, max_pixels)
+    check_size(image.size, max_pixels)
     return image
 
 
@@ -165,13 +161,6 @@ def _open_bmp(data: bytes) -> BmpImageFile:
         if str(error).startswith("Unsupported BMP") and data[_BMP_BIT_DEPTH]:
             raise unread_kind("a BMP image of a rare kind") from error
         raise
-
-
-def _check_size(size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        message = f"The image has {width} x {height} pixels, {width * height} in all; {max_pixels} are allowed."
-        raise ImageTooLarge(message)
 
 
 def _reduce(image: JpegImageFile, sufficient_side: int) -> None:

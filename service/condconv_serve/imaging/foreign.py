@@ -12,7 +12,7 @@ _FRAME = "Take a frame out of it first."
 _UNPACK = "Unpack it first."
 _EXPORT = "Export it as JPEG or PNG."
 
-RAW_PHOTO: Final = "a raw photo of a camera (DNG, NEF or the like)"
+RAW_PHOTO: Final = "a raw photo of a camera (DNG, NEF, CR2 or the like)"
 
 _SIGNATURES: Final = (
     (b"\xff\x0a", "a JPEG XL image", _CONVERT),
@@ -20,7 +20,6 @@ _SIGNATURES: Final = (
     (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image", _CONVERT),
     (b"\xff\x4f\xff\x51", "a JPEG 2000 image", _CONVERT),
     (b"II\xbc\x01", "a JPEG XR image", _CONVERT),
-    (b"II*\0\x10\0\0\0CR\2", "a raw photo of a camera (CR2)", _EXPORT),
     (b"8BPS", "a Photoshop document (PSD)", _EXPORT),
     (b"%PDF-", "a PDF document", "Export its page as PNG."),
     (b"%!PS", "a PostScript document", "Export its page as PNG."),
@@ -44,14 +43,6 @@ _SIGNATURES: Final = (
     (b"\x28\xb5\x2f\xfd", "a Zstandard archive", _UNPACK),
     (b"version https://git-lfs.", "a Git LFS pointer, which stands for a file", "Fetch the file with `git lfs pull`."),
 )
-_BRANDS: Final = (
-    ((b"avif", b"avis"), "an AVIF image", _CONVERT),
-    ((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"), "a HEIC photo, as phones take them",
-     _CONVERT),
-    ((b"crx ",), "a raw photo of a camera (CR3)", _EXPORT),
-)  # fmt: skip
-"""Brands of the ISO base media file format (ISO/IEC 14496-12), in the order in which they are looked for."""
-
 _TEXT_BYTES = 1024
 """How much of a text tells its kind."""
 
@@ -64,8 +55,10 @@ def identify(data: bytes) -> tuple[str, str] | None:
     for signature, what, advice in _SIGNATURES:
         if data.startswith(signature):
             return what, advice
+    if data[4:12] == b"ftypcrx ":
+        return "a raw photo of a camera (CR3)", _EXPORT
     if data[4:8] == b"ftyp":
-        return _media(data)
+        return "a video (MP4 or QuickTime)", _FRAME
     if data[:4] == b"RIFF" and data[8:12] == b"AVI ":
         return "a video (AVI)", _FRAME
     if data[128:132] == b"DICM":
@@ -80,15 +73,6 @@ def identify(data: bytes) -> tuple[str, str] | None:
 def unread_kind(what: str) -> UnsupportedImage:
     """Make the error for a file of an accepted format, but of a kind that isn't read, say `a float64 TIFF`."""
     return UnsupportedImage(f"This is {what}, a kind that isn't read. {_CONVERT}")
-
-
-def _media(data: bytes) -> tuple[str, str]:
-    """A file of the ISO base media format: what its brands say, the major one first."""
-    brands = {data[8:12]} | {data[i : i + 4] for i in range(16, min(int.from_bytes(data[:4]), 256), 4)}
-    for known, what, advice in _BRANDS:
-        if brands.intersection(known):
-            return what, advice
-    return "a video (MP4 or QuickTime)", _FRAME
 
 
 def _text(start: bytes) -> tuple[str, str] | None:

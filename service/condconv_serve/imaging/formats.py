@@ -8,8 +8,9 @@ from typing import Final, Literal
 
 from condconv_serve.imaging.png import SIGNATURE as PNG_SIGNATURE
 
-FormatName = Literal["JPEG", "PNG", "WebP", "GIF", "TIFF", "BMP"]
-ACCEPTED_FORMATS: tuple[FormatName, ...] = ("JPEG", "PNG", "WebP", "GIF", "TIFF", "BMP")
+FormatName = Literal["JPEG", "PNG", "WebP", "GIF", "TIFF", "BMP", "AVIF", "HEIC"]
+ACCEPTED_FORMATS: tuple[FormatName, ...] = ("JPEG", "PNG", "WebP", "GIF", "TIFF", "BMP", "AVIF", "HEIC")
+"""The last two only if their readers are installed: `accepted_formats()` tells."""
 SUFFIXES: Final[Mapping[FormatName, tuple[str, ...]]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -17,12 +18,19 @@ SUFFIXES: Final[Mapping[FormatName, tuple[str, ...]]] = {
     "GIF": (".gif",),
     "TIFF": (".tif", ".tiff"),
     "BMP": (".bmp",),
+    "AVIF": (".avif",),
+    "HEIC": (".heic", ".heif", ".hif"),
 }
 """Suffixes of files, by format."""
 IMAGE_SUFFIXES: Final = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 """A folder's files with these suffixes, in lower case, are taken for images."""
 
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# In this order: both name the container's own brands, mif1 and msf1, beside that of what is in it.
+_BRANDS: Final[Mapping[FormatName, tuple[bytes, ...]]] = {
+    "AVIF": (b"avif", b"avis"),
+    "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"),
+}
 _BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 
 
@@ -41,7 +49,15 @@ def recognise(data: bytes) -> FormatName | None:
     # Two letters are too weak a signature ("BMW is a car"): the header's size must be one that exists, too.
     if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADER_SIZES:
         return "BMP"
+    if data[4:8] == b"ftyp":
+        brands = media_brands(data)
+        return next((name for name, known in _BRANDS.items() if not brands.isdisjoint(known)), None)
     return None
+
+
+def media_brands(data: bytes) -> set[bytes]:
+    """Say what a file of the ISO base media format is: its major brand, and those that it is compatible with."""
+    return {data[8:12]} | {data[i : i + 4] for i in range(16, min(int.from_bytes(data[:4]), 256), 4)}
 
 
 def webp_size(data: bytes) -> tuple[int, int]:

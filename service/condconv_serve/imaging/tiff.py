@@ -14,6 +14,8 @@ from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2, TiffIma
 
 from condconv_serve.imaging.foreign import RAW_PHOTO, unread_kind
 
+_CR2: Final = b"CR\2"
+"""What follows the header in raw photos of Canon's."""
 _SUB_DIRECTORIES, _DNG_VERSION = 330, 50706
 _PLANAR, _SAMPLE_FORMAT = 284, 339
 _SEPARATE = 2
@@ -76,6 +78,8 @@ def open_tiff(data: bytes) -> TiffImageFile:
         UnsupportedImage: this kind isn't read.
         Exception: whatever Pillow raises for a damaged file.
     """
+    if data[8:11] == _CR2:
+        raise unread_kind(RAW_PHOTO)
     try:
         image = _LibtiffImageFile(io.BytesIO(data))
     except SyntaxError as error:

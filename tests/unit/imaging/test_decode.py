@@ -30,6 +30,7 @@ LIMIT = 1_000_000
 EXACT = ["png", "png_16bit_rgb", "png_animated", "webp_lossless", "webp_animated"]
 EXACT += ["tiff", "tiff_lzw", "tiff_deflate", "tiff_cmyk", "tiff_pages", "bmp"]
 LOSSY = ["jpeg", "jpeg_progressive", "jpeg_cmyk", "jpeg_ycck", "mpo", "tiff_jpeg", "webp"]
+LOSSY += ["avif", "avif_animated", "heic", "heic_tiles"]
 GREY = ["png_grey", "png_16bit_grey", "tiff_grey", "tiff_16bit_grey", "tiff_16bit_grey_lzw", "tiff_float"]
 PALETTE = ["png_palette", "gif", "gif_animated", "tiff_palette", "bmp_palette"]
 ALPHA = ["png_rgba", "png_16bit_rgba", "webp_alpha", "tiff_rgba"]
@@ -202,6 +203,7 @@ def test_levels_without_a_range_are_stretched(samples, expected):
         ("WEBP", {"lossless": True}, 0),
         ("TIFF", {}, 0),
         ("TIFF", {"compression": "tiff_lzw"}, 0),
+        ("AVIF", {"quality": 95, "subsampling": "4:4:4", "speed": 10}, 2.5),
     ],
 )
 def test_all_orientations_give_the_same_upright_picture(file_format, options, tolerance, orientation):
@@ -250,6 +252,8 @@ def no_pixels(monkeypatch):
     monkeypatch.setattr(Image.core, "new", fail)
     monkeypatch.setattr(Image.core, "fill", fail)
     monkeypatch.setattr("PIL.WebPImagePlugin._webp.WebPAnimDecoder", fail)
+    monkeypatch.setattr("PIL.AvifImagePlugin._avif.AvifDecoder", fail)
+    monkeypatch.setattr("pillow_heif.HeifImageFile", fail)
 
 
 @pytest.mark.usefixtures("no_pixels")

@@ -25,12 +25,6 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12
 FORM = b'--abc\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n' + JPEG
 
 
-def box(*brands: bytes) -> bytes:
-    """The beginning of a file of the ISO base media format."""
-    body = b"ftyp" + brands[0] + bytes(4) + b"".join(brands)
-    return (len(body) + 4).to_bytes(4) + body + bytes(64)
-
-
 def saved(kind: str) -> bytes:
     file = io.BytesIO()
     Image.fromarray(PHOTO).save(file, kind)
@@ -60,12 +54,9 @@ def array() -> bytes:
 
 
 KNOWN = {
-    "HEIC photo": box(b"heic", b"mif1", b"heic"),
-    "HEIC photo, as phones": box(b"mif1", b"mif1", b"heic"),
-    "AVIF": box(b"mif1", b"avif", b"mif1", b"miaf"),
-    "CR3": box(b"crx ", b"crx ", b"isom"),
-    "MP4 or QuickTime": box(b"isom", b"isom", b"mp41"),
-    "MP4 or QuickTime)": box(b"qt  "),
+    "CR3": pictures.media_type(b"crx ", b"crx ", b"isom"),
+    "MP4 or QuickTime": pictures.media_type(b"isom", b"isom", b"mp41"),
+    "MP4 or QuickTime)": pictures.media_type(b"qt  "),
     "JPEG XL": b"\xff\x0a" + bytes(40),
     "JPEG XL image": b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40),
     "JPEG 2000": saved("JPEG2000"),
@@ -103,7 +94,7 @@ def test_files_of_other_kinds_are_called_by_their_name(says: str) -> None:
     message = str(refused.value)
     assert message.startswith("This is ")
     assert says in message
-    assert message.endswith(" JPEG, PNG, WebP, GIF, TIFF and BMP are accepted.")
+    assert message.endswith(" JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF and HEIC are accepted.")
 
 
 @pytest.mark.parametrize("data", [bytes(4096), b"\xff", b"BMW is a car", b"/9j/ is how it begins: no!", b"P7 photo"])

@@ -182,10 +182,18 @@ def test_unknown_compressions_are_unsupported(compression):
         decode(data, max_pixels=10**6)
 
 
-@pytest.mark.parametrize("tags", [{50706: 1}, {254: 1, 330: 8}])
-def test_raw_photos_are_named_rather_than_answered_from_their_preview(tags):
+@pytest.mark.parametrize(
+    "data",
+    [
+        pictures.raw_tiff(GREY[..., 0], {50706: 1}),
+        pictures.raw_tiff(GREY[..., 0], {254: 1, 330: 8}),
+        b"II*\0\x10\0\0\0CR\2\0" + bytes(40),
+    ],
+    ids=["DNG", "preview", "CR2"],
+)
+def test_raw_photos_are_named_rather_than_answered_from_their_preview(data):
     with pytest.raises(UnsupportedImage, match="a raw photo of a camera"):
-        decode(pictures.raw_tiff(GREY[..., 0], tags), max_pixels=10**6)
+        decode(data, max_pixels=10**6)
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])

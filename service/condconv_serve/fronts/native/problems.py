@@ -82,8 +82,8 @@ class Problem(BaseModel):
                 "type": "urn:condconv-serve:problem:unsupported_image",
                 "title": "Unsupported image format",
                 "status": 415,
-                "detail": "These bytes are no image of an accepted format; JPEG, PNG, WebP, GIF, TIFF and BMP "
-                "are accepted.",
+                "detail": "These bytes are no image of an accepted format; JPEG, PNG, WebP, GIF, TIFF, BMP, "
+                "AVIF and HEIC are accepted.",
                 "slug": "unsupported_image",
             }
         }
