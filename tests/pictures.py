@@ -99,7 +99,8 @@ def ycck_jpeg(pixels: Pixels) -> bytes:
     ycc = np.asarray(Image.fromarray(255 - pixels).convert("YCbCr"))
     black = np.full(pixels.shape[:2], 255, np.uint8)
     # Pillow writes CMYK inverted and unconverted, so inverting first stores exactly these four channels.
-    file = jpeg(Image.fromarray(255 - np.dstack([ycc, black]), mode="CMYK"))
+    inverted = 255 - np.dstack([ycc, black])
+    file = jpeg(Image.frombytes("CMYK", (pixels.shape[1], pixels.shape[0]), inverted.tobytes()))
     marker = file.index(b"Adobe")
     return file[: marker + 11] + b"\x02" + file[marker + 12 :]
 

@@ -86,12 +86,11 @@ def open_tiff(data: bytes) -> TiffImageFile:
         if (kind := _unread(_tags(data))) is not None:
             raise unread_kind(kind) from error
         raise
-    if (kind := _misread(image.tag_v2)) is not None:
-        raise unread_kind(kind)
     tile = image.tile[0]
-    if isinstance(tile.args, tuple):
-        raw_mode, *rest = tile.args
-        image.tile = [tile._replace(args=(_NATIVE.get(raw_mode, raw_mode), *rest))]
+    raw_mode, *rest = tile.args if isinstance(tile.args, tuple) else ("",)
+    if (kind := _misread(image.tag_v2, raw_mode)) is not None:
+        raise unread_kind(kind)
+    image.tile = [tile._replace(args=(_NATIVE.get(raw_mode, raw_mode), *rest))]
     return image
 
 
@@ -139,7 +138,7 @@ def _unread(tags: Mapping[int, Any]) -> str | None:
     return _kind(tags) if compression in COMPRESSION_INFO else f"a TIFF image with compression {compression}"
 
 
-def _misread(tags: ImageFileDirectory_v2) -> str | None:
+def _misread(tags: ImageFileDirectory_v2, raw_mode: str) -> str | None:
     """Name a kind that Pillow opens, but whose picture it gets wrong, or that is only a preview."""
     if _DNG_VERSION in tags or (tags.get(Base.NewSubfileType) == 1 and _SUB_DIRECTORIES in tags):
         return RAW_PHOTO
@@ -151,7 +150,8 @@ def _misread(tags: ImageFileDirectory_v2) -> str | None:
         return _kind(tags)
     if tiff_number(tags, _PLANAR, 1) == _SEPARATE:
         alpha = colour in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) and any(tags.get(Base.ExtraSamples, ()))
-        if alpha or colour == _LAB or (colour == _YCBCR and compression == "jpeg"):
+        ignored = "X" in raw_mode  # channels that mean nothing; Pillow 13 leaves them out by itself
+        if alpha or ignored or colour == _LAB or (colour == _YCBCR and compression == "jpeg"):
             return f"{_kind(tags)} in planes"
     return None
 
