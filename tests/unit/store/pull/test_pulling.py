@@ -154,7 +154,7 @@ class TestABundle:
     def test_leaves_nothing_beside_itself(self, made):
         bundle, _ = made
         store = bundle.path.parents[1]
-        assert {name.partition("/")[0] for name in files(store)} == {"narrow", "checksums.json"}
+        assert {name.partition("/")[0] for name in files(store)} == {"narrow", "checksums.json", "default.json"}
         assert list(Catalog(store)) == [bundle.path]
         assert [name.rpartition("/")[2] for name in files(store.parent / "cache")] == [f"{NAME}.tar.gz"]
 
