@@ -78,7 +78,7 @@ def check_answers(server: Server, store: Path) -> None:
 def check_readiness(server: Server) -> None:
     response = server.client.get("/readyz")
     assert_problem(response, 503, "not_ready", "broken/1: labels.json has 2 bytes")
-    assert response.headers["retry-after"] == "30"
+    assert response.headers["retry-after"] == "5"
     metrics = server.metrics()
     assert metrics["condconv_ready"] == 0
     assert metrics[sample_name("condconv_store_unfollowed", file="cut/aliases.json")] == 1
