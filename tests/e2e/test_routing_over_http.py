@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from condconv_serve.samples import SAMPLES
 from tests.e2e.server import MODEL, RunningServer, Server, assert_problem, new_client, top
 
 BLOCKS = [f"block_{i}" for i in range(8, 16)]
@@ -44,7 +45,16 @@ def test_every_form_tells_the_same(client: httpx.Client, coffee: bytes, cat: byt
 def test_the_shipped_model_has_a_reference(client: httpx.Client, coffee: bytes) -> None:
     insight = client.post("/routing", content=coffee).json()["predictions"][0]["insight"]
     assert 0 < insight["reference_distance"] < 1
-    assert 0.1 < insight["typical_distance"] < 0.3
+    assert 0.1 < insight["typical_distance"] < insight["unusual_above"] < 0.4
+    assert insight["reference_images"] == 250
+    for photo in SAMPLES:  # they are like those that the model was made for
+        assert (
+            client.post("/routing", content=photo.read_bytes()).json()["predictions"][0]["insight"]["unusual"] is False
+        )
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8))
+    noise.save(file := io.BytesIO(), "PNG")
+    found = client.post("/routing", content=file.getvalue()).json()["predictions"][0]["insight"]
+    assert found["unusual"] is True
     body = client.get("/routing").json()
     assert body["reference"]["images"] == 250
     assert [block["block"] for block in body["reference"]["blocks"]] == BLOCKS

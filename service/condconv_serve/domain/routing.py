@@ -102,6 +102,9 @@ class RoutingProfile:
         histogram: int64 `[blocks, experts, bins]`, images by weight, in equal bins from 0 to 1.
         load: float32 `[blocks, experts]`, the share of images whose strongest expert this is.
         entropy: float32 `[blocks]`, the mean entropy, 0 to 1.
+        typical_distance: float32 `[blocks + 1]`, how far from the mean of the others half of the images are at most:
+            the root mean square of the differences of weights; the last one is over all blocks.
+        unusual_above: float32 `[blocks + 1]`, the same of all but one in twenty images.
         classes: int64 `[K]`, ascending: the predicted classes with enough images for a profile of their own.
         class_images: int64 `[K]`, how many images each had.
         class_mean: float32 `[K, blocks, experts]`, their mean routing weights.
@@ -113,6 +116,8 @@ class RoutingProfile:
     histogram: NDArray[np.int64]
     load: NDArray[np.float32]
     entropy: NDArray[np.float32]
+    typical_distance: NDArray[np.float32]
+    unusual_above: NDArray[np.float32]
     classes: NDArray[np.int64]
     class_images: NDArray[np.int64]
     class_mean: NDArray[np.float32]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -64,6 +65,8 @@ def profile_files(
     failures: list[tuple[Path, ServiceError]] = []
     progress = Progress(TextColumn("profiling"), BarColumn(), MofNCompleteColumn(), console=console)
 
+    weights: list[NDArray[np.generic]] = []
+
     def count(stream: int) -> Tally:
         tally = Tally(layout, class_bytes=_UNLIMITED)
         for chunk in chunks[stream :: plan.streams]:
@@ -72,6 +75,7 @@ def profile_files(
                 output = model.engine(np.stack(rows), stream)
                 classes = output[LOGITS].argmax(axis=1)
                 tally.merge(Tally.of(output[ROUTING], classes, layout, class_bytes=_UNLIMITED))
+                weights.append(output[ROUTING])
             progress.advance(task, len(chunk))
         return tally
 
@@ -83,7 +87,8 @@ def profile_files(
     if not total.count:
         raise MissingImage(f"None of the {len(files)} files could be used; the first one: {failures[0][1]}")
     return ProfiledFiles(
-        profile_from(total, min_class_images=min_class_images), tuple(sorted(failures, key=lambda failure: failure[0]))
+        profile_from(total, np.concatenate(weights), min_class_images=min_class_images),
+        tuple(sorted(failures, key=lambda failure: failure[0])),
     )
 
 

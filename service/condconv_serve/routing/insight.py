@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from condconv_serve.domain import RoutingLayout, RoutingProfile, RoutingTrace
+from condconv_serve.domain import RoutingProfile, RoutingTrace
+from condconv_serve.routing.profile import UNUSUAL_SHARE, root_mean_square
 from condconv_serve.routing.tally import Floats, entropy
 
 STRONGEST = 3
 MIN_LIVE_IMAGES = 5
 """Live traffic serves as a class's profile once it has this many images."""
+MIN_REFERENCE_IMAGES = round(1 / UNUSUAL_SHARE)
+"""Fewer images can't tell what is farther away than all but `UNUSUAL_SHARE` of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,7 +37,9 @@ class Insight:
         entropy: `[blocks]`, see `condconv_serve.routing.tally.entropy`.
         strongest: by block, the experts with the largest weights, largest first.
         reference_distance: `[blocks + 1]`, distance to the reference profile's mean; the last one is over all blocks.
-        typical_distance: `[blocks + 1]`, what that distance was for the reference's own images (root mean square).
+        typical_distance: `[blocks + 1]`, half of the reference's own images are nearer to the mean of the others.
+        unusual_above: `[blocks + 1]`, all but one in twenty of them are.
+        reference_images: how many the reference has.
         class_distance: `[blocks + 1]`, distance to the predicted class's mean.
         class_profile: which one that is.
     """
@@ -44,8 +48,19 @@ class Insight:
     strongest: tuple[tuple[int, ...], ...]
     reference_distance: Floats | None = None
     typical_distance: Floats | None = None
+    unusual_above: Floats | None = None
+    reference_images: int | None = None
     class_distance: Floats | None = None
     class_profile: ClassProfile | None = None
+
+    @property
+    def unusual(self) -> bool | None:
+        """Whether the image is unlike the reference's; None without a reference that can tell."""
+        if self.reference_distance is None or self.unusual_above is None or self.reference_images is None:
+            return None
+        if self.reference_images < MIN_REFERENCE_IMAGES:
+            return None
+        return bool(self.reference_distance[-1] > self.unusual_above[-1])
 
 
 def insight(
@@ -59,9 +74,11 @@ def insight(
         strongest=tuple(
             tuple(places[: min(count, STRONGEST)]) for places, count in zip(order.tolist(), layout.experts, strict=True)
         ),
-        reference_distance=None if profile is None else _root_mean_square(values - profile.mean, layout),
-        typical_distance=None if profile is None else _root_mean_square(profile.deviation, layout),
-        class_distance=None if class_profile is None else _root_mean_square(values - class_profile.mean, layout),
+        reference_distance=None if profile is None else root_mean_square(values - profile.mean, layout),
+        typical_distance=None if profile is None else profile.typical_distance.astype(np.float64),
+        unusual_above=None if profile is None else profile.unusual_above.astype(np.float64),
+        reference_images=None if profile is None else profile.images,
+        class_distance=None if class_profile is None else root_mean_square(values - class_profile.mean, layout),
         class_profile=class_profile,
     )
 
@@ -89,10 +106,3 @@ def class_profile_of(
     if seen is None or seen[0] < MIN_LIVE_IMAGES:
         return None
     return ClassProfile(index=index, images=seen[0], mean=seen[1], source="live")
-
-
-def _root_mean_square(values: ArrayLike, layout: RoutingLayout) -> Floats:
-    """Of each block's experts, and of all."""
-    squares = (np.asarray(values, np.float64) ** 2).sum(axis=1)
-    result: Floats = np.sqrt(np.append(squares, squares.sum()) / np.maximum([*layout.experts, sum(layout.experts)], 1))
-    return result

@@ -138,6 +138,8 @@ def insight_view(prediction: Prediction, model: ModelInfo | None, *, live: LiveR
             for number, block in enumerate(prediction.routing.layout.blocks)
         ],
         **_distances(found, -1),
+        "unusual": found.unusual,
+        "reference_images": found.reference_images,
         "class_profile": None
         if known is None
         else {"index": known.index, "images": known.images, "source": known.source},
@@ -147,7 +149,7 @@ def insight_view(prediction: Prediction, model: ModelInfo | None, *, live: LiveR
 def _distances(found: Insight, place: int) -> View:
     return {
         name: None if (values := getattr(found, name)) is None else float(values[place])
-        for name in ("reference_distance", "typical_distance", "class_distance")
+        for name in ("reference_distance", "typical_distance", "unusual_above", "class_distance")
     }
 
 

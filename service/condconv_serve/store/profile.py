@@ -68,6 +68,8 @@ def _problem(tensors: dict[str, NDArray[Any]]) -> str | None:
         "histogram": (blocks, experts, tensors["histogram"].shape[2]),
         "load": (blocks, experts),
         "entropy": (blocks,),
+        "typical_distance": (blocks + 1,),
+        "unusual_above": (blocks + 1,),
         "classes": (number,),
         "class_images": (number,),
         "class_mean": (number, blocks, experts),

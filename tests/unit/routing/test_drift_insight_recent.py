@@ -9,6 +9,7 @@ import pytest
 from condconv_serve.domain import ClassScore, ImageResult, Prediction, RoutingLayout, RoutingTrace, Timings
 from condconv_serve.errors import CorruptImage, RoutingNotFound
 from condconv_serve.routing.drift import BIN_SHARE, DriftMeter, _join
+from condconv_serve.routing.insight import MIN_REFERENCE_IMAGES, insight
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.routing.recent import RecentRequest, RecentRequests
@@ -126,6 +127,26 @@ def test_profile():
     assert (profile.histogram.sum(axis=-1) == 40).all()
     np.testing.assert_allclose(profile.load.sum(axis=-1), 1)
     assert profile_of(routing, classes, layout_of(routing), min_class_images=99).class_mean.shape == (0, 4, 3)
+
+
+@pytest.mark.parametrize("images", [1, 2, 19, 20, 250])
+def test_one_in_twenty_of_a_references_own_images_is_unusual(images):
+    routing = beta(images, 2, 3)
+    layout = layout_of(routing)
+    profile = profile_of(routing, np.zeros(images, int), layout)
+    # Each image against a profile of all others, as a new image is.
+    found = []
+    for left_out in range(min(images, 200)):
+        rest = np.delete(routing, left_out, axis=0)
+        other = profile_of(rest, np.zeros(len(rest), int), layout)
+        limits = replace(profile, mean=other.mean)
+        found.append(insight(RoutingTrace(layout, routing[left_out]), profile=limits))
+    if images < MIN_REFERENCE_IMAGES:
+        assert {one.unusual for one in found} == {None}, "too few to tell"
+        return
+    assert np.mean([one.unusual for one in found]) == pytest.approx(0.05, abs=0.03)
+    distances = np.stack([one.reference_distance for one in found])
+    assert (distances < profile.typical_distance).mean(axis=0) == pytest.approx(0.5, abs=0.1)
 
 
 # --- insight

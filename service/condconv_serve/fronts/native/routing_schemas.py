@@ -40,7 +40,10 @@ class BlockInsightBody(BaseModel):
     strongest: list[int] = Field(description="The experts with the largest weights, largest first; at most three.")
     reference_distance: float | None = Field(None, description="Distance to the mean of the model's reference profile.")
     typical_distance: float | None = Field(
-        None, description="Root mean square of that distance for the reference's own images."
+        None, description="That distance for the reference's own images, from the mean of the others: the median."
+    )
+    unusual_above: float | None = Field(
+        None, description="One in twenty of the reference's own images is farther from the others than this."
     )
     class_distance: float | None = Field(
         None, description="Distance to the mean of images with the same predicted class."
@@ -61,6 +64,13 @@ class InsightBody(BaseModel):
     blocks: list[BlockInsightBody]
     reference_distance: float | None = None
     typical_distance: float | None = None
+    unusual_above: float | None = None
+    unusual: bool | None = Field(
+        None,
+        description="Whether `reference_distance` is above `unusual_above`. Absent without a reference profile of at "
+        "least 20 images.",
+    )
+    reference_images: int | None = Field(None, description="How many images the reference profile was made of.")
     class_distance: float | None = None
     class_profile: ClassProfileBody | None = Field(
         None, description="Absent if neither the reference profile nor live traffic has enough images of the class."

@@ -276,7 +276,12 @@ async def test_insight(client: httpx.AsyncClient) -> None:
             np.sqrt(np.mean((weights[number] - mine[number]) ** 2)), abs=1e-6
         )
     assert found["reference_distance"] == pytest.approx(np.sqrt(np.mean((weights - mean) ** 2)), abs=1e-6)
-    assert found["typical_distance"] == pytest.approx(np.sqrt(np.mean(RANDOM.var(axis=0))), abs=1e-6)
+    others = (RANDOM.sum(axis=0, dtype=np.float64) - RANDOM) / (len(RANDOM) - 1)
+    own = np.sqrt(np.mean((RANDOM - others) ** 2, axis=(1, 2)))
+    assert found["typical_distance"] == pytest.approx(np.median(own), abs=1e-6)
+    assert found["unusual_above"] == pytest.approx(np.quantile(own, 0.95), abs=1e-6)
+    assert found["unusual"] == (found["reference_distance"] > found["unusual_above"])
+    assert found["reference_images"] == len(RANDOM)
     assert found["class_profile"] == {"index": 2, "images": 32, "source": "reference"}
 
 
