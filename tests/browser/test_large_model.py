@@ -45,7 +45,10 @@ def server(tmp_path_factory: pytest.TempPathFactory, randomise: Callable[..., An
                 transform="pillow", image_size=32, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0)
             ),
             weights={variable.path: np.asarray(variable) for variable in network.weights},
-            labels=[Label(i, f"class {i} with a rather long name, as there are") for i in range(CLASSES)],
+            labels=[
+                Label(i, f"class {i} with a rather long name: Donaudampfschifffahrtsgesellschaftskapitänsmütze")
+                for i in range(CLASSES)
+            ],
             provenance=Provenance(source="tests", method="random"),
             licence="Apache-2.0",
             model_card="# Large\n",

@@ -44,7 +44,7 @@ def test_each_block_has_its_own_experts(
     routing = sample(page, "coffee")["predictions"][0]["routing"]
     assert {block: len(weights) for block, weights in routing.items()} == EXPERTS
     assert cells(page) == [[f"{weight:.2f}" for weight in weights] for weights in routing.values()]
-    assert page.inner_text("#routing-summary").startswith("3 blocks with 2 to 5 experts each.")
+    assert page.inner_text("#routing-summary").startswith("Each of 3 blocks holds 2 to 5 experts: sets of filters")
 
     page.focus("#map tbody tr:nth-child(2) td:nth-child(2)")
     for key, place in (("End", "second, expert 4"), ("ArrowUp", "first, expert 1"), ("Control+End", "third, expert 2")):

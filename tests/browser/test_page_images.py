@@ -61,6 +61,96 @@ def test_heat_map_is_what_the_service_answers_to_others(server: Server, visit: C
         assert shown == pytest.approx(expected, abs=ROUNDED)
 
 
+FIRST_SCREENS = {"desktop": (1280, 800), "laptop": (1366, 768)}
+
+
+@pytest.mark.parametrize("screen", FIRST_SCREENS)
+def test_answer_and_experts_are_on_the_first_screen(server: Server, visit: Callable[..., Any], screen: str) -> None:
+    width, height = FIRST_SCREENS[screen]
+    page = visit(server, viewport={"width": width, "height": height})
+    large = page.locator("#drop").bounding_box()["height"]
+    sample(page, "coffee")
+    assert page.locator("#drop").bounding_box()["height"] < large / 3
+    assert page.evaluate("scrollY") == 0
+    for part in ("#answer-title", "#classes li:nth-child(5)", "#routing-title", "#map tbody tr:last-child"):
+        box = page.locator(part).bounding_box()
+        assert box["y"] + box["height"] <= height, part
+    page.locator("#map td[tabindex]").first.click()
+    page.wait_for_selector(".outcome")
+    assert page.evaluate("scrollY") == 0, "what is seen already doesn't move"
+    page.click("#clear")
+    assert page.locator("#drop").bounding_box()["height"] == large
+
+
+@pytest.mark.parametrize("screen", [(390, 844), (360, 640)])
+def test_panel_of_a_tapped_expert_comes_into_view(
+    server: Server, visit: Callable[..., Any], screen: tuple[int, int]
+) -> None:
+    viewport = {"width": screen[0], "height": screen[1]}
+    page = visit(server, viewport=viewport, has_touch=True, is_mobile=True, reduced_motion="reduce")
+    sample(page, "coffee")
+    top = page.locator("#classes li").first.bounding_box()
+    assert top["y"] < screen[1], "the answer is on the first screen"
+    page.locator("#map td[tabindex]").first.tap()
+    assert page.evaluate("document.activeElement.id") == "expert"
+    page.wait_for_selector(".outcome")
+    page.wait_for_function(
+        "() => { const box = document.querySelector('.outcome').getBoundingClientRect();"
+        " return box.top >= 0 && box.bottom <= innerHeight; }"
+    )
+
+
+def test_words_for_strangers(server: Server, visit: Callable[..., Any]) -> None:
+    page = visit(server)
+    insight = sample(page, "coffee")["predictions"][0]["insight"]
+    words = page.inner_text("#routing-summary")
+    assert "Each of 8 blocks holds 4 experts: sets of filters, which it mixes anew for every image." in words
+    times = insight["reference_distance"] / insight["typical_distance"]
+    usual = f"Mixed within the usual range of the 250 reference photos: {times:.1f} times their typical distance."
+    assert usual in words, "the sample isn't unusual"
+    note = page.inner_text("#map-note")
+    assert "Each weight goes from 0 to 1 on its own" in note
+    assert "experts come in pairs, 0 with 1, 2 with 3: the weights of a pair sum to 1" in note
+
+    def unlike(route: Any) -> None:
+        answer = route.fetch()
+        body = answer.json()
+        (prediction,) = body["predictions"]
+        far = 2.04 * prediction["insight"]["typical_distance"]
+        prediction["insight"] |= {"reference_distance": far, "unusual": True}
+        prediction["routing"]["block_8"] = [0.1, 0.2, 0.3, 0.4]
+        route.fulfill(response=answer, json=body)
+
+    page.route("**/routing?*top_k*", unlike)
+    page.click("#clear")
+    sample(page, "rocket")
+    words = page.inner_text("#routing-summary")
+    assert "Mixed unlike most of the 250 reference photos: 2.0 times their typical distance." in words
+    assert page.inner_text("#map-note").endswith("A block's weights needn't sum to 1."), "no pairs, so none are told of"
+
+
+def test_words_are_explained(server: Server, visit: Callable[..., Any]) -> None:
+    page = visit(server)
+    sample(page, "coffee")
+    page.wait_for_selector("#drift td")
+    tooltip = page.locator("#tooltip")
+    for name, says in (
+        ("typical distance", "Half of them are nearer"),
+        ("entropy", "0 if one expert has all the weight"),
+        ("PSI", "0 is no difference"),
+        ("JS", "1 if they have nothing in common"),
+    ):
+        word = page.locator(".term", has_text=name).first
+        word.hover()
+        assert says in tooltip.inner_text()
+        page.mouse.move(0, 0)
+        assert tooltip.is_hidden()
+        word.focus()
+        assert says in tooltip.inner_text()
+        page.keyboard.press("Escape")
+        assert tooltip.is_hidden()
+
+
 def test_more_classes(server: Server, visit: Callable[..., Any]) -> None:
     page = visit(server)
     sample(page, "coffee")
@@ -218,6 +308,12 @@ def test_expert_switched_off(server: Server, visit: Callable[..., Any]) -> None:
 def test_every_expert_switched_off(server: Server, visit: Callable[..., Any]) -> None:
     page = visit(server)
     sample(page, "coffee")
+
+    def places() -> list[list[float]]:
+        boxes = [cell.bounding_box() for cell in page.locator("#map tbody tr:first-child td[tabindex]").all()]
+        return [[box["x"], box["width"]] for box in boxes]
+
+    before = places()
     page.select_option("#view", "effect")
     assert {text for row in cells(page) for text in row} == {"\N{EN DASH}"}
     page.click("#ablate-all")
@@ -227,6 +323,7 @@ def test_every_expert_switched_off(server: Server, visit: Callable[..., Any]) ->
     shown = [value for row in numbers(cells(page)) for value in row]
     assert shown == pytest.approx(list(expected.values()), abs=0.11)
     assert "32 of 32 tried" in page.inner_text("#map-note")
+    assert places() == before, "columns stay where they are"
 
 
 def test_ablation_that_has_to_wait(server: Server, visit: Callable[..., Any]) -> None:

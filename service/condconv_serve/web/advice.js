@@ -19,7 +19,7 @@ const ADVICE = {
   request_timeout: "The upload was too slow. Try a smaller image, or a better connection.",
   body_too_large: "Save it smaller, or as a JPEG: the model looks at a few hundred pixels per side anyway.",
   image_too_large: "Scale it down: the model looks at a few hundred pixels per side anyway.",
-  unsupported_image: "Save it as JPEG, PNG or WebP and try again.",
+  unsupported_image: "Save it as JPEG, PNG or WebP, and choose that.",
   unsupported_body: "Choose an image file.",
   corrupt_image: "The file is incomplete or damaged. Open it elsewhere to see if it is whole, and copy or save it anew.",
   missing_image: "The file is empty. Choose another one.",
@@ -39,6 +39,9 @@ export const adviceByHand = (problem) => (isPassing(problem) || isOutage(problem
 /** Refusals that concern the server as a whole: everything waits until it is back. */
 export const isOutage = (problem) =>
   ["unreachable", "not_ready", "draining"].includes(problem.slug) || [502, 503, 504].includes(problem.status) && problem.slug === "http_error";
+
+/** Whether the same image may be answered another time; otherwise another try would be refused as well. */
+export const canPass = ({ status, slug }) => (status === 0 ? slug !== "not_readable" : [408, 429].includes(status) || status >= 500);
 
 /** Refusals after which a later try makes sense by itself. */
 export const isPassing = (problem) =>

@@ -1,6 +1,6 @@
 // The answer for one image: classes, timings, or what was refused and what to do about it.
 
-import { advice } from "./advice.js";
+import { advice, canPass } from "./advice.js";
 import { byId, count, make, milliseconds, percent } from "./dom.js";
 
 const [FEW, MORE] = [5, 20];
@@ -94,12 +94,8 @@ function drawProblem(item, on) {
     problem.detail ? make("p", {}, problem.detail) : null,
     make("p", { class: "advice" }, advice(problem)),
     item.state === "later" ? make("p", { class: "countdown" }) : null,
-    make(
-      "p",
-      {},
-      problem.slug === "unauthenticated" ? make("button", { type: "button", class: "primary", on: { click: on.key } }, "Enter a key") : null,
-      problem.slug === "unauthenticated" ? null : make("button", { type: "button", on: { click: () => on.again(item) } }, item.state === "later" ? "Try now" : "Try again"),
-    ),
+    problem.slug === "unauthenticated" ? make("p", {}, make("button", { type: "button", class: "primary", on: { click: on.key } }, "Enter a key")) : null,
+    canPass(problem) ? make("p", {}, make("button", { type: "button", on: { click: () => on.again(item) } }, item.state === "later" ? "Try now" : "Try again")) : null,
   ];
   box.replaceChildren(...parts.filter(Boolean));
   countDown(item);

@@ -3,7 +3,7 @@
 import { showAnswer, countDown } from "./answer.js";
 import { advice, isOutage } from "./advice.js";
 import { ask, askJson, Problem } from "./api.js";
-import { announce, byId, make, percent } from "./dom.js";
+import { announce, byId, make, percent, scrolling } from "./dom.js";
 import { Experts } from "./experts.js";
 import { Images } from "./images.js";
 import { KeyDialog } from "./key.js";
@@ -114,6 +114,9 @@ function take(files) {
   if (!found.length) return;
   const [first] = images.add(found);
   select(first);
+  // A picture may be dropped or pasted anywhere on the page.
+  const { top } = byId("answer").getBoundingClientRect();
+  if (top < 0 || top > innerHeight * 0.6) byId("answer").scrollIntoView({ behavior: scrolling() });
   announce(found.length === 1 ? `${first.name} is being classified` : `${found.length} images are being classified`);
 }
 
@@ -141,11 +144,18 @@ function showSelected() {
   experts.show(done ? selected : null, done ? images.items.filter(comparable) : []);
 }
 
+// Refused ones come first: among many they would be overlooked.
+const inOrder = () => images.items.toSorted((a, b) => (b.state === "failed") - (a.state === "failed"));
+
 function showGallery() {
-  byId("gallery-section").hidden = !images.items.length;
+  const { items } = images;
+  byId("gallery-section").hidden = !items.length;
+  byId("intake").classList.toggle("small", items.length > 0);
+  const failed = items.filter(({ state }) => state === "failed").length;
+  byId("gallery-note").textContent = failed && items.length > 1 ? `${failed} of ${items.length} refused` : "";
   const box = byId("gallery");
   const known = new Map([...box.children].map((entry) => [entry.item, entry]));
-  const entries = images.items.map((item) => {
+  const entries = inOrder().map((item) => {
     const entry = known.get(item) ?? newEntry(item);
     const [button] = entry.children;
     entry.dataset.state = item.state;
@@ -153,7 +163,10 @@ function showGallery() {
     button.querySelector(".said").textContent = said(item);
     return entry;
   });
-  if (entries.length !== box.children.length || entries.some((entry, i) => entry !== box.children[i])) box.replaceChildren(...entries);
+  if (entries.length === box.children.length && entries.every((entry, i) => entry === box.children[i])) return;
+  const focused = box.contains(document.activeElement) ? document.activeElement : null;
+  box.replaceChildren(...entries);
+  if (focused?.isConnected) focused.focus({ preventScroll: true });
 }
 
 const said = (item) =>
@@ -180,9 +193,9 @@ function newEntry(item) {
 }
 
 function drop(item) {
-  const at = images.items.indexOf(item);
+  const at = inOrder().indexOf(item);
   images.remove(item);
-  if (item === selected) select(images.items[Math.min(at, images.items.length - 1)] ?? null);
+  if (item === selected) select(inOrder()[Math.min(at, images.items.length - 1)] ?? null);
   else {
     showGallery();
     showSelected();

@@ -20,6 +20,23 @@ export const announce = (text) => {
   byId("announcer").textContent = text;
 };
 
+const ROOM = 16; // pixels between what was scrolled to and the edge of the window
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+
+/** How to scroll: not as a motion for people who don't want that. */
+export const scrolling = () => (calm.matches ? "auto" : "smooth");
+
+/** Scroll as little as it takes to see `atLeast` pixels of an element, or all of it. Returns whether that was needed. */
+export function reveal(element, { atLeast }) {
+  const { top, height } = element.getBoundingClientRect();
+  const bottom = top + Math.min(height, atLeast);
+  if (top >= 0 && bottom <= innerHeight) return false;
+  const toBeginning = top - ROOM;
+  const down = bottom + ROOM - innerHeight;
+  scrollBy({ top: top < 0 ? toBeginning : Math.min(toBeginning, down), behavior: scrolling() });
+  return true;
+}
+
 export const percent = (share) => {
   const value = share * 100;
   if (value > 0 && value < 0.1) return "< 0.1 %";

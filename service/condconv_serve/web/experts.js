@@ -1,17 +1,26 @@
 // The experts of one image: heat map, comparisons, and what if one weren't there.
 
 import { ablateAll, ablateBlock, ablateExpert, uniform, withoutExpert } from "./ablation.js";
-import { adviceByHand } from "./advice.js";
+import { adviceByHand, canPass } from "./advice.js";
 import { askJson } from "./api.js";
-import { announce, blockName, byId, count, make, percent, points, signed, sumOf } from "./dom.js";
+import { announce, blockName, byId, count, make, percent, points, reveal, signed, sumOf } from "./dom.js";
 import { HeatMap, legend } from "./heatmap.js";
+import { ENTROPY, explanation, summary } from "./words.js";
+
+// One scale for all differences, of weights and of probabilities, so that a colour always means the same. Small ones
+// would hardly be seen if it were even.
+const place = (difference) => 0.5 + (Math.sign(difference) * Math.sqrt(Math.abs(difference))) / 2;
+const WEIGHTS = ["\u22121", "\u22120.25", "0", "+0.25", "+1"];
+const POINTS = ["\u2212100", "\u221225", "0", "+25", "+100"];
+
+const [BEGINNING, OUTCOME] = [192, 360]; // pixels of the panel that must be seen: beside the map, and below it
 
 const HINT = "Choose an expert, by click or with arrow keys and Enter, to see what the answer would have been without it.";
 
 export class Experts {
   #map = new HeatMap(byId("map"), {
     label: "Routing weights, blocks by experts. Enter switches an expert off.",
-    onChoose: (row, column) => this.#choose(row, column),
+    onChoose: (row, column, byPointer) => this.#choose(row, column, byPointer),
   });
   #view = byId("view");
   #item = null;
@@ -88,8 +97,9 @@ export class Experts {
   #draw() {
     const item = this.#item;
     const blocks = this.#blocks;
-    byId("routing-summary").textContent = summary(item);
+    byId("routing-summary").replaceChildren(...summary(item));
     byId("ablate-all").hidden = true;
+    byId("routing").classList.toggle("static", !blocks.length);
     if (!blocks.length) {
       this.#map.clear();
       byId("legend").replaceChildren();
@@ -118,12 +128,14 @@ export class Experts {
       describe: (r, c) => `${shown.rows[r]}, expert ${c}: weight ${this.#weight(item, r, c).toFixed(4)}${live ? `, on average ${live[r][c].toFixed(3)}` : ""}`,
       side: entropies && {
         title: "entropy",
+        help: ENTROPY,
         value: (r) => entropies[r].entropy,
         describe: (r) => `entropy ${entropies[r].entropy.toFixed(3)}, strongest ${entropies[r].strongest.join(", ")}`,
       },
     });
-    byId("legend").replaceChildren(...legend("sequential", "0", "1"));
-    byId("map-note").textContent = "Each row's experts are mixed with these weights into the kernels of the block. Entropy: 0 if one expert has all the weight, 1 if all have the same.";
+    byId("legend").replaceChildren(...legend("sequential", ["0", "0.5", "1"]));
+    const alike = this.#others.filter((other) => other.routing);
+    byId("map-note").textContent = explanation([item, ...alike].map(({ routing }) => routing));
   }
 
   #drawDifferences(shown, view) {
@@ -134,18 +146,17 @@ export class Experts {
     const difference = (r, c) => this.#weight(item, r, c) - means[r][c];
     const squares = means.map((row, r) => row.reduce((sum, _mean, c) => sum + difference(r, c) ** 2, 0));
     const each = squares.map((sum, r) => Math.sqrt(sum / shown.columns[r]));
-    const widest = Math.max(0.05, ...this.#blocks.flatMap((_, r) => means[r].map((_mean, c) => Math.abs(difference(r, c)))));
     const name = other ? other.name : view === "live" ? "live traffic" : "the reference";
     this.#map.show({
       ...shown,
       scale: "diverging",
       value: difference,
-      place: (value) => 0.5 + value / (2 * widest),
+      place,
       text: (value) => signed(value, 2),
       describe: (r, c) => `${shown.rows[r]}, expert ${c}: ${signed(difference(r, c), 3)}; here ${this.#weight(item, r, c).toFixed(3)}, ${name} ${means[r][c].toFixed(3)}`,
       side: null,
     });
-    byId("legend").replaceChildren(...legend("diverging", `\u2212${widest.toFixed(2)}`, `+${widest.toFixed(2)}`));
+    byId("legend").replaceChildren(...legend("diverging", WEIGHTS));
     const total = Math.sqrt(sumOf(squares) / sumOf(shown.columns));
     const most = each.indexOf(Math.max(...each));
     byId("map-note").textContent = `Weights of ${item.name} less those of ${name}. Root mean square ${total.toFixed(3)}; largest in ${shown.rows[most]} (${each[most].toFixed(3)}).`;
@@ -156,12 +167,11 @@ export class Experts {
     const blocks = this.#blocks;
     const effect = (r, c) => item.effects.get(withoutExpert(blocks[r], c));
     const known = blocks.flatMap((_, r) => Array.from({ length: shown.columns[r] }, (_cell, c) => effect(r, c))).filter(Boolean);
-    const widest = Math.max(0.01, ...known.map(({ difference }) => Math.abs(difference)));
     this.#map.show({
       ...shown,
       scale: "diverging",
       value: (r, c) => effect(r, c)?.difference ?? null,
-      place: (value) => 0.5 + value / (2 * widest),
+      place,
       text: (value) => signed(value * 100, 1),
       describe: (r, c) => {
         const found = effect(r, c);
@@ -171,15 +181,15 @@ export class Experts {
       },
       side: null,
     });
-    byId("legend").replaceChildren(...legend("diverging", `\u2212${(widest * 100).toFixed(1)}`, `+${(widest * 100).toFixed(1)} points`));
+    byId("legend").replaceChildren(...legend("diverging", POINTS));
     const all = sumOf(shown.columns);
     const button = byId("ablate-all");
     button.hidden = known.length === all;
     button.textContent = this.#busy === "all" ? "Stop" : `Switch off each of the ${all}`;
     const changed = known.filter((one) => !one.sameTop).length;
     byId("map-note").textContent = known.length
-      ? `Change of the probability of ${known[0].before.label} without an expert. ${known.length} of ${all} tried; ${changed || "none"} would change the answer.`
-      : "Change of the top class's probability without an expert. Choose single ones, or try them all.";
+      ? `Change of the probability of ${known[0].before.label} without an expert, in points of a hundred. ${known.length} of ${all} tried; ${changed || "none"} would change the answer.`
+      : "Change of the top class's probability without an expert, in points of a hundred. Choose single ones, or try them all.";
   }
 
   async #tryAll() {
@@ -216,7 +226,8 @@ export class Experts {
     this.#drawExpert();
   }
 
-  async #choose(row, column) {
+  /** Show what the answer would be without an expert; `byPointer` if it was clicked or tapped. */
+  async #choose(row, column, byPointer = false) {
     const item = this.#item;
     item.chosen = [row, column];
     this.#map.mark(item.chosen);
@@ -224,11 +235,25 @@ export class Experts {
     this.#listClasses(item, block, column);
     if (item.effects.has(withoutExpert(block, column))) {
       this.#drawExpert();
+      this.#showPanel(byPointer);
       this.#announceEffect(item, row, column);
       return;
     }
-    await this.#compute(item, () => ablateExpert(item, block, column, this.#options()));
-    if (item === this.#item && item.chosen?.[0] === row && item.chosen[1] === column) this.#announceEffect(item, row, column);
+    const computing = this.#compute(item, () => ablateExpert(item, block, column, this.#options()));
+    const shown = this.#showPanel(byPointer);
+    await computing;
+    if (item !== this.#item || item.chosen?.[0] !== row || item.chosen[1] !== column) return;
+    if (shown) this.#showPanel(); // it has grown
+    this.#announceEffect(item, row, column);
+  }
+
+  /** Bring the panel into view if it isn't. Who has pointed at an expert goes on there; a keyboard stays in the grid. */
+  #showPanel(take = false) {
+    const panel = byId("expert");
+    const beside = panel.getBoundingClientRect().left >= byId("map").getBoundingClientRect().right;
+    const moved = reveal(panel, { atLeast: beside ? BEGINNING : OUTCOME });
+    if (moved && take) panel.focus({ preventScroll: true });
+    return moved;
   }
 
   #options() {
@@ -297,7 +322,7 @@ export class Experts {
     const body = byId("expert-body");
     if (!item.chosen || !this.#blocks.length) {
       title.textContent = "What if it weren't there?";
-      body.replaceChildren(make("p", {}, this.#blocks.length ? HINT : "There are no experts to switch off."));
+      body.replaceChildren(make("p", {}, HINT));
       return;
     }
     if (keep && body.querySelector(".problem")) return;
@@ -321,7 +346,7 @@ export class Experts {
           ? make("div", { class: "progress" }, make("span", { class: "spinner", "aria-hidden": "true" }), make("span", {}, "Computing; the first time for a model takes some seconds."))
           : null,
         problem ? make("div", { class: "problem" }, make("h4", {}, problem.title), make("p", {}, problem.detail), make("p", {}, adviceByHand(problem))) : null,
-        problem && !effect ? make("button", { type: "button", on: { click: () => this.#choose(row, expert) } }, "Try again") : null,
+        problem && !effect && canPass(problem) ? make("button", { type: "button", on: { click: () => this.#choose(row, expert) } }, "Try again") : null,
         alike || this.#busy ? null : make("button", { type: "button", class: "quiet", on: { click: () => this.#makeAlike(block) } }, `Make all experts of ${blockName(block)} alike`),
         users?.most.length ? classList("Classes that use it most", users.most) : null,
         users?.least.length ? classList("and least", users.least) : null,
@@ -355,10 +380,10 @@ function outcome(title, { before, probability, difference, top, sameTop }) {
       "ul",
       { class: "classes small" },
       line(`${before.label}, as it is`, percent(before.probability), before.probability, "before"),
-      line(before.label, `${percent(probability)} (${points(difference)})`, probability, "after"),
+      line(before.label, percent(probability), probability, "after"),
       sameTop ? null : line(`now first: ${top.label}`, percent(top.probability), top.probability, "changed"),
     ),
-    make("p", { class: sameTop ? "note" : "note strong" }, sameTop ? "The answer stays the same." : "The answer changes."),
+    make("p", { class: sameTop ? "note" : "note strong" }, `${points(difference)}. ${sameTop ? "The answer stays the same." : "The answer changes."}`),
   );
 }
 
@@ -369,18 +394,3 @@ const classList = (title, classes) =>
     make("h4", {}, title),
     make("ol", { class: "plain" }, ...classes.map(({ label, mean, images }) => make("li", {}, `${label} `, make("span", { class: "soft" }, `${mean.toFixed(2)} in ${count(images, "image")}`)))),
   );
-
-function summary(item) {
-  const blocks = Object.keys(item.routing);
-  if (!blocks.length) return "This is a static network: every image gets the same kernels, there are no experts.";
-  const experts = blocks.map((block) => item.routing[block].length);
-  const [fewest, most] = [Math.min(...experts), Math.max(...experts)];
-  const parts = [`${count(blocks.length, "block")} with ${fewest < most ? `${fewest} to ` : ""}${count(most, "expert")} each.`];
-  const { reference_distance: distance, typical_distance: typical, class_distance: toClass, class_profile: profile } = item.insight ?? {};
-  if (distance !== undefined && typical) {
-    const times = distance / typical;
-    parts.push(times > 1.5 ? `Unusual: ${times.toFixed(1)} times as far from the reference profile as its own images are.` : `Usual: ${times.toFixed(1)} times the typical distance from the reference profile.`);
-  }
-  if (toClass !== undefined && profile) parts.push(`${toClass.toFixed(3)} from the mean of ${count(profile.images, "image")} of the same class.`);
-  return parts.join(" ");
-}

@@ -3,9 +3,11 @@
 // A table's cells are cheap enough: 40 blocks of 64 experts are built once and only recoloured afterwards.
 
 import { gradient, paint } from "./colours.js";
-import { byId, make } from "./dom.js";
+import { make } from "./dom.js";
+import { hideTooltip, showTooltip, term } from "./tooltip.js";
 
 const ROOM_FOR_NUMBERS = 10; // experts; with more the cells get small and hold no text
+const LONGEST_NAME = 14; // letters of a row's name that are shown
 
 export class HeatMap {
   #box;
@@ -18,7 +20,9 @@ export class HeatMap {
   #shown = null;
   #chosen = null;
 
-  /** Live in `box`; `label` names the grid, `onChoose(row, column)` is called on click, Enter and Space. */
+  /**
+   * Live in `box`; `label` names the grid, `onChoose(row, column, byPointer)` is called on click, Enter and Space.
+   */
   constructor(box, { label, onChoose = null }) {
     this.#box = box;
     this.#label = label;
@@ -43,8 +47,8 @@ export class HeatMap {
    * @param {(value: number) => string} shown.text of a value in its cell
    * @param {(row: number, column: number) => string} shown.describe a cell in words, its place included
    * @param {"sequential" | "diverging"} shown.scale
-   * @param {{title: string, value: (row: number) => number | null, describe: (row: number) => string} | null} shown.side
-   *   another figure of each row, 0 to 1
+   * @param {{title: string, help: string, value: (row: number) => number | null, describe: (row: number) => string} |
+   *   null} shown.side another figure of each row, 0 to 1, and what it is
    */
   show(shown) {
     const shape = JSON.stringify([shown.rows, shown.columns, Boolean(shown.side)]);
@@ -100,11 +104,12 @@ export class HeatMap {
     this.#chosen = null;
     const head = make("tr", {}, make("th", { scope: "col", class: "corner" }, make("span", { class: "unseen" }, "block")));
     for (let c = 0; c < most; c += 1) head.append(make("th", { scope: "col", "aria-label": `expert ${c}` }, String(c)));
-    if (side) head.append(make("th", { scope: "col", class: "side" }, side.title));
+    // Without another figure its column stays, so that the experts keep their places.
+    head.append(side ? make("th", { scope: "col", class: "side" }, term(side.title, side.help)) : make("td", { class: "side" }));
     this.#sideCells = [];
     this.#cells = rows.map(() => []);
     const body = rows.map((name, r) => {
-      const line = make("tr", {}, make("th", { scope: "row" }, name));
+      const line = make("tr", {}, make("th", { scope: "row", title: name.length > LONGEST_NAME ? name : null }, name));
       for (let c = 0; c < columns[r]; c += 1) {
         const cell = make("td", { tabindex: r + c === 0 ? 0 : -1, role: "gridcell", "aria-selected": "false" });
         cell.place = [r, c];
@@ -112,18 +117,22 @@ export class HeatMap {
         line.append(cell);
       }
       if (columns[r] < most) line.append(make("td", { class: "absent", colspan: most - columns[r] }));
-      if (side) {
-        const cell = make("td", { role: "gridcell", class: "side" }, make("span", { class: "side-bar" }));
-        this.#sideCells.push(cell);
-        line.append(cell);
-      }
+      const cell = make("td", { role: "gridcell", class: "side" }, side ? make("span", { class: "side-bar" }) : null);
+      if (side) this.#sideCells.push(cell);
+      line.append(cell);
       return line;
     });
     const kind = most <= ROOM_FOR_NUMBERS ? "roomy" : "dense";
+    const name = Math.min(Math.max(...rows.map(({ length }) => length)), LONGEST_NAME);
     this.#box.replaceChildren(
       make(
         "table",
-        { role: "grid", class: `heat ${kind}${this.#onChoose ? " choosable" : ""}`, "aria-label": this.#label },
+        {
+          role: "grid",
+          class: `heat ${kind}${this.#onChoose ? " choosable" : ""}${side ? " sided" : ""}`,
+          "aria-label": this.#label,
+          style: { "--experts": most, "--name": name },
+        },
         make("thead", {}, head),
         make("tbody", {}, body),
       ),
@@ -134,7 +143,7 @@ export class HeatMap {
     const cell = event.target.closest("td[tabindex]");
     if (!cell) return;
     this.#moveTo(cell);
-    this.#onChoose?.(...cell.place);
+    this.#onChoose?.(...cell.place, true);
   }
 
   #key(event) {
@@ -173,6 +182,7 @@ export class HeatMap {
   }
 
   #point(target, focused) {
+    if (target.closest?.(".term")) return;
     const cell = target.closest?.("td");
     if (!cell?.hasAttribute("aria-label")) return hideTooltip();
     if (focused && !cell.matches(":focus-visible")) return;
@@ -180,30 +190,8 @@ export class HeatMap {
   }
 }
 
-/** What the colours mean: the scale between two ends. */
-export function legend(scale, low, high) {
-  return [
-    make("span", {}, low),
-    make("span", { class: "ramp", style: { "background-image": gradient(scale) }, "aria-hidden": "true" }),
-    make("span", {}, high),
-  ];
-}
-
-function showTooltip(cell, text) {
-  const tooltip = byId("tooltip");
-  tooltip.textContent = text;
-  tooltip.hidden = false;
-  const at = cell.getBoundingClientRect();
-  const { width, height } = tooltip.getBoundingClientRect();
-  const page = document.documentElement;
-  const left = Math.min(Math.max(at.left + at.width / 2 - width / 2, 8), page.clientWidth - width - 8);
-  const above = at.top - height - 8;
-  tooltip.style.left = `${left}px`;
-  tooltip.style.top = `${above > 8 ? above : at.bottom + 8}px`;
-}
-
-function hideTooltip() {
-  byId("tooltip").hidden = true;
-}
-
-addEventListener("scroll", hideTooltip, { capture: true, passive: true });
+/** What the colours mean: a scale with values at equal distances below it. */
+export const legend = (scale, values) => [
+  make("span", { class: "ramp", style: { "background-image": gradient(scale) }, "aria-hidden": "true" }),
+  make("span", { class: "ticks" }, ...values.map((value) => make("span", {}, value))),
+];

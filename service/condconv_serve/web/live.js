@@ -6,10 +6,17 @@ import { blockName, byId, count, make, milliseconds, percent } from "./dom.js";
 import { HeatMap } from "./heatmap.js";
 import { Poll } from "./polling.js";
 import { gain, quantile, read } from "./prometheus.js";
+import { term } from "./tooltip.js";
+import { ENTROPY } from "./words.js";
 
 const METRICS_SECONDS = 3;
 const ROUTING_SECONDS = 6;
 const LATELY_SECONDS = 15;
+const HEADS = [
+  ["PSI", "population stability index: how differently this block's weights are spread now and in the reference photos. 0 is no difference. It grows without end."],
+  ["alert above", "few images differ by chance alone. A PSI above this is more than chance, and more than a small shift."],
+  ["JS", "Jensen-Shannon divergence, another measure of the same difference: 0 if the weights are spread alike, 1 if they have nothing in common."],
+];
 const NAMES = { load: "Expert load", mean: "Mean weights", deviation: "Deviation of weights", active: "Active experts" };
 
 export class Live {
@@ -180,6 +187,7 @@ export class Live {
       },
       side: {
         title: "entropy",
+        help: ENTROPY,
         value: (r) => answer.blocks[r].entropy.mean,
         describe: (r) => `mean entropy ${answer.blocks[r].entropy.mean.toFixed(3)}`,
       },
@@ -204,7 +212,7 @@ export class Live {
         "table",
         { class: "drift" },
         make("caption", { class: "unseen" }, "Drift by block: population stability index, the index from which it is an alert, Jensen-Shannon divergence"),
-        make("thead", {}, make("tr", {}, ...["block", "PSI", "alert above", "JS"].map((title) => make("th", { scope: "col" }, title)))),
+        make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "block"), ...HEADS.map((head) => make("th", { scope: "col" }, term(...head))))),
         make(
           "tbody",
           {},
