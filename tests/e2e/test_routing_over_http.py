@@ -51,10 +51,6 @@ def test_the_shipped_model_has_a_reference(client: httpx.Client, coffee: bytes) 
         assert (
             client.post("/routing", content=photo.read_bytes()).json()["predictions"][0]["insight"]["unusual"] is False
         )
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8))
-    noise.save(file := io.BytesIO(), "PNG")
-    found = client.post("/routing", content=file.getvalue()).json()["predictions"][0]["insight"]
-    assert found["unusual"] is True
     body = client.get("/routing").json()
     assert body["reference"]["images"] == 250
     assert [block["block"] for block in body["reference"]["blocks"]] == BLOCKS
