@@ -23,7 +23,7 @@ from condconv_serve.store.catalog import Catalog
 logger = logging.getLogger(__name__)
 
 DEFAULT_MODEL: Final = "default.json"
-_LOCK = ".default.lock"
+_LOCK = ".default.lock"  # it stays, like that of the aliases
 RETRY_SECONDS = 5.0
 HOW_TO_SET: Final = "condconv models default NAME"
 
