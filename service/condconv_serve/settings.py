@@ -21,15 +21,21 @@ _SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT)(_\w+)?$|PORT_\d+_(TCP|UDP|SCTP)
 _SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://")
 
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+")
-_MODEL_NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,127}$")
+_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _ORIGIN = re.compile(r"^(\*|https?://[a-z0-9.\-\[\]:]+)$")
 
 
+def _listed(value: Any) -> Any:
+    """Take a JSON list, or a list separated by commas."""
+    if not isinstance(value, str):
+        return value
+    parts = json.loads(value) if value.lstrip().startswith("[") else [part.strip() for part in value.split(",")]
+    return [part for part in parts if part != ""]
+
+
 def _origins(value: Any) -> Any:
-    """Take a JSON list, or a list separated by commas. Refuse what no browser sends as its origin."""
-    if isinstance(value, str):
-        value = json.loads(value) if value.lstrip().startswith("[") else [part.strip() for part in value.split(",")]
-        value = [origin for origin in value if origin != ""]
+    """Take a list as `_listed` does. Refuse what no browser sends as its origin."""
+    value = _listed(value)
     for origin in value if isinstance(value, (list, tuple)) else [value]:
         if not isinstance(origin, str) or not _ORIGIN.match(origin):
             raise ValueError("Origins look like https://example.org or http://localhost:3000, with no slash at the end")
@@ -47,11 +53,10 @@ def _root_path(value: Any) -> Any:
 
 
 def _names(value: Any) -> Any:
-    """Take names of models separated by commas; none means unset."""
-    if isinstance(value, str):
-        value = tuple(name for part in value.split(",") if (name := part.strip())) or None
-    for name in value or ():
-        if not isinstance(name, str) or not _MODEL_NAME.match(name):
+    """Take a list as `_listed` does; an empty one means unset. Refuse what no model is called."""
+    value = _listed(value) or None
+    for name in value if isinstance(value, (list, tuple)) else [value] if value else ():
+        if not isinstance(name, str) or not _MODEL_NAME.fullmatch(name):
             raise ValueError("Names of models have lower-case letters, digits, '.', '_' and '-'")
     return value
 
