@@ -28,7 +28,7 @@ from condconv_serve.imaging.formats import (
     webp_size,
 )
 from condconv_serve.imaging.heif import open_avif, open_heic
-from condconv_serve.imaging.jpeg import check_jpeg_kind, whole_jpeg
+from condconv_serve.imaging.jpeg import check_jpeg_kind, is_lossless_jpeg, whole_jpeg
 from condconv_serve.imaging.limits import check_size
 from condconv_serve.imaging.png import check_png_rows, essential_png
 from condconv_serve.imaging.refusal import accepted_formats, refusal
@@ -71,7 +71,7 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
     _mute_pillow()
     try:
         with _open(name, data, max_pixels) as image:
-            if sufficient_side is not None and isinstance(image, JpegImageFile):
+            if sufficient_side is not None and isinstance(image, JpegImageFile) and not is_lossless_jpeg(data):
                 _reduce(image, sufficient_side)
             frame = image.tile[0].extents if isinstance(image, GifImageFile) else None
             image.load()

@@ -20,8 +20,9 @@ _AFTER_SCAN: Final = (_EOI, _SOI, 0xDC, *range(0xE0, 0xF0), 0xFE)
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL: Final = (0xC0, 0xC1)
 _PROGRESSIVE: Final = (0xC2, 0xCA)
-_READ: Final = (*_SEQUENTIAL, *_PROGRESSIVE, 0xC3, 0xC9)
-"""The kinds of frames that are read. 0xc3 is lossless; 0xc9 and 0xca are arithmetically coded, not by Huffman."""
+_LOSSLESS: Final = 0xC3
+_READ: Final = (*_SEQUENTIAL, *_PROGRESSIVE, _LOSSLESS, 0xC9)
+"""The kinds of frames that are read. 0xc9 and 0xca are coded arithmetically, the others by Huffman."""
 
 _MAX_SCANS = 64
 """Progressive encoders write about ten scans, the most elaborate ones some thirty."""
@@ -45,13 +46,18 @@ def check_jpeg_kind(data: bytes) -> None:
     Raises:
         UnsupportedImage: its samples don't have 8 bits, or it was made by a rare process.
     """
-    frame = next((segment for segment in _segments(data) if segment.code in _FRAMES), None)
+    frame = _frame(data)
     if frame is None:
         return
     if frame.code not in _READ:
         raise unread_kind("a hierarchical or otherwise rare JPEG image")
     if frame.content and 8 < frame.content[0] <= 16:
         raise unread_kind(f"a JPEG image with {frame.content[0]} bits per sample")
+
+
+def is_lossless_jpeg(data: bytes) -> bool:
+    """Say whether it is made of pixels, not of frequencies, so that it can't be decoded at a fraction of its size."""
+    return (frame := _frame(data)) is not None and frame.code == _LOSSLESS
 
 
 def whole_jpeg(data: bytes) -> bytes:
@@ -98,6 +104,10 @@ def whole_jpeg(data: bytes) -> bytes:
     if any(any(coefficients) for coefficients in missing_bits.values()):
         raise ValueError("a scan is missing")
     return data
+
+
+def _frame(data: bytes) -> _Segment | None:
+    return next((segment for segment in _segments(data) if segment.code in _FRAMES), None)
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:

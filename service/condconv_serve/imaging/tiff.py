@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import io
 import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from PIL import Image
+from PIL import Image, _imaging
 from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2, TiffImageFile
 
@@ -54,6 +56,20 @@ _NATIVE: Final[Mapping[str, str]] = {
     "F;32F": "F;32NF",
     "F;32BF": "F;32NF",
 }
+
+
+def _mute_libtiff() -> None:
+    """Keep its complaints about damaged files off the standard error of the process, where it writes them itself.
+
+    A decoding thread would wait there for as long as nobody reads. In builds that hide libtiff nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        pillow = ctypes.CDLL(_imaging.__file__)
+        pillow.TIFFSetErrorHandler(None)
+        pillow.TIFFSetWarningHandler(None)
+
+
+_mute_libtiff()
 
 
 class _LibtiffImageFile(TiffImageFile):

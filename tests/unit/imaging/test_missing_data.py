@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import zlib
@@ -16,7 +17,8 @@ from tests import pictures
 from tests.pictures import PNG_SIGNATURE, encode, jpeg, photo, png_chunk
 
 LIMIT = 10**6
-PHOTO = photo("cat", (300, 200))
+SIZE = (150, 100)
+PHOTO = photo("cat", SIZE)
 END = b"\xff\xd9"
 JPEGS = {
     "plain": jpeg(PHOTO),
@@ -47,7 +49,7 @@ def test_a_cut_jpeg_is_refused_whatever_fills_the_gap(name, filling, share):
     whole = JPEGS[name]
     kept = whole[: int(share * len(whole))]
     data = kept + FILLINGS[filling](kept, len(whole) - len(kept))
-    for sufficient_side in (None, 50):
+    for sufficient_side in (None, 40):
         with pytest.raises(CorruptImage):
             decode(data, max_pixels=LIMIT, sufficient_side=sufficient_side)
 
@@ -129,6 +131,35 @@ def as_pillow_reads(data):
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
+LOSSLESS = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/wwALCAAMABABAREA/8QAFgABAQEAAAAAAAAAAAAAAAAABQEI/9oACAEBAAEAAM/oIIIIIIIIIIIIIIVBBBBB"
+    "BBBBBBBBBCoIIIIIIIIIIIIIIVBBBBBBBBBBBBBBCoIIIIIIIIIIIIIIVBBBBBBBBBBBBBBCoIIIIIIIIIIIIIIVBBBBBBBBBBBBBBCoIIIIIIII"
+    "IIIIIIVBBBBBBBBBBBBBBCoIIIIIIIIIIIIIIVBBBBBBBBBBBBBBD//Z"
+)
+"""Made by libjpeg-turbo 3: a level is 16 times its column and once its row."""
+
+ARITHMETIC = base64.b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsLEBYQERMUFRUVDA8XGBYU"
+    "GBIUFRT/yQALCAAoADABAREA/8wABgAQEAX/2gAIAQEAAD8A/wDtrJDYc2U/QltgFMUsPToz/KKhZepBa33iER1ciX1KG4sNvq7LnjHQ2/APX+zI"
+    "QvP7+IhgOJ7pPATMga4Pqf0M4ViV0+1VbNFyi1Izb//Z"
+)
+"""Made by jpegtran: a level is 5 times its column."""
+
+
+@pytest.mark.parametrize("sufficient_side", [None, 6])
+def test_a_lossless_jpeg_is_read(sufficient_side):
+    row, column = np.mgrid[:12, :16]
+    pixels = decode(LOSSLESS, max_pixels=LIMIT, sufficient_side=sufficient_side)
+    np.testing.assert_array_equal(pixels[..., 0], 16 * column + row)
+
+
+@pytest.mark.parametrize("comment", range(65_200, 65_500, 25))
+def test_an_arithmetic_jpeg_is_read_wherever_the_blocks_end_in_which_files_are_read(comment):
+    data = ARITHMETIC[:2] + b"\xff\xfe" + struct.pack(">H", comment) + bytes(comment - 2) + ARITHMETIC[2:]
+    pixels = decode(data, max_pixels=LIMIT)
+    assert np.abs(pixels[..., 0] - 5.0 * np.arange(48)).max() <= 3
+
+
 @pytest.mark.parametrize(("code", "depth", "says"), [(0xC1, 12, "12 bits per sample"), (0xC5, 8, "hierarchical")])
 def test_rare_kinds_of_jpeg_are_unsupported(code, depth, says):
     data = JPEGS["plain"]
@@ -142,7 +173,7 @@ def rows_of(pixels):
     return [b"\0" + row.tobytes() for row in pixels]
 
 
-def png_of(raw, *, interlaced=0, size=(300, 200), colour=2):
+def png_of(raw, *, interlaced=0, size=SIZE, colour=2):
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, colour, 0, 0, interlaced))
     half = len(raw) // 2
     packed = zlib.compressobj()

@@ -122,6 +122,8 @@ def test_what_follows_the_end_does_not_matter():
         (b"", UnsupportedImage),
         (jpeg(PHOTO)[:300], CorruptImage),
         (jpeg(PHOTO)[:300] + b"\xff\xd9", CorruptImage),
+        (jpeg(PHOTO)[:9000] + bytes(50_000), CorruptImage),
+        (jpeg(PHOTO)[:9000] + b"The quick brown fox. " * 2000, CorruptImage),
         (b"\xff\xd8\xff" + bytes(100) + b"\xff\xd9", CorruptImage),
     ],
 )
