@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.debian import need
+from tests.debian import ENVIRONMENT, need
 from tests.e2e.server import wait_for
 
 CONFIG = """
@@ -59,7 +59,7 @@ class Proxy:
 @contextmanager
 def proxy(upstream: tuple[str, int], servers: Mapping[str, str]) -> Iterator[Proxy]:
     """Run nginx in front of an address, with the directives of each server's location by its name."""
-    need({"nginx": "nginx-light"})
+    need({"nginx": "nginx"})
     with tempfile.TemporaryDirectory(prefix="nginx-") as directory:  # short enough for a socket's name
         listening = [SERVER.format(directory=directory, name=name, directives=d) for name, d in servers.items()]
         file = Path(directory) / "nginx.conf"
@@ -72,7 +72,7 @@ def proxy(upstream: tuple[str, int], servers: Mapping[str, str]) -> Iterator[Pro
             )
         )
         log = Path(directory) / "log"
-        process = subprocess.Popen(["nginx", "-c", file, "-e", log], stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(["nginx", "-c", file, "-e", log], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
         try:
             wait_for(lambda: process.poll() is not None or (Path(directory) / "pid").exists())
             assert process.poll() is None, log.read_text()

@@ -193,10 +193,10 @@ def test_lingering_connections_make_room_the_longest_first() -> None:
             assert answer(connected).endswith(b"early")
         wait_for(lambda: running.lingering() == running.connections() == 3)
         others = [stack.enter_context(running.connect()) for _ in range(2)]
+        wait_for(lambda: (running.lingering(), running.connections()) == (1, 3))
         for other in others:
             other.sendall(GET)
             assert answer(other).endswith(b"ok")
-        wait_for(lambda: (running.lingering(), running.connections()) == (1, 3))
         kept.sendall(bytes(SIZE) + GET)
         assert answer(kept).endswith(b"ok"), "the last one was not needed"
         assert httpx.get(f"{running.url}/ok", trust_env=False).status_code == 200, "idle ones come first"
