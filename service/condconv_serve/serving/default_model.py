@@ -7,6 +7,7 @@ import logging
 from collections.abc import Collection
 from pathlib import Path
 
+from condconv_serve.errors import ServiceError
 from condconv_serve.serving.registry import Registry
 from condconv_serve.serving.store_health import StoreHealth
 from condconv_serve.store.default import DEFAULT_MODEL, Default, find_default
@@ -18,8 +19,8 @@ logger = logging.getLogger(__name__)
 class DefaultModel:
     """Tells the registry which model is the default one, each time that it looks.
 
-    Once there is one, only somebody's choice of another one changes it: not a file that is damaged or gone, nor a model
-    that comes or goes. A log line and a metric tell of these.
+    Once there is one, only somebody's choice of another one changes it, as soon as that one is served: not a file that
+    is damaged or gone, nor a model that comes or goes. A log line and a metric tell of these.
     """
 
     def __init__(
@@ -44,29 +45,41 @@ class DefaultModel:
         """Follow the store, which holds `models`."""
         found = self._find(models)
         before = self._registry.default_model
-        followed = found.name is not None and (before is None or found.chosen or found.name == before)
-        if followed and found.name != before:
+        problem = self._problem(found, before)
+        if problem is None and found.name != before:
             self._registry.set_default(found)
             was = "" if before is None else f"; it was {before}"
             logger.info("the default model is %s, since %s%s", found.name, found.reason, was)
             self._show(found.name, before)
         elif before is None:
             self._registry.set_default(found)
-        self._health.tell(DEFAULT_MODEL, None if followed else _problem(found, before))
+        self._health.tell(DEFAULT_MODEL, problem)
 
     def _find(self, models: Collection[str]) -> Default:
         if self._asked is not None:
             return Default(name=self._asked, reason="a setting says so", chosen=True)
         return find_default(self._store, models)
 
+    def _problem(self, found: Default, before: str | None) -> str | None:
+        """Why what was found isn't followed; None if it is."""
+        if before is None:
+            return found.reason if found.name is None else None
+        if found.name == before:
+            return None
+        if found.name is None:
+            why = found.reason
+        elif not found.chosen:
+            why = f"{DEFAULT_MODEL} is gone from the model store."
+        else:
+            try:
+                self._registry.get(found.name)
+            except ServiceError as error:
+                why = f"The new default model can't be served: {error}"
+            else:
+                return None
+        return f"{why} The default model is still {before}, but not after a restart."
+
     def _show(self, name: str | None, before: str | None) -> None:
         with contextlib.suppress(KeyError):
             self._metrics.default_model.remove(str(before))
         self._metrics.default_model.labels(name).set(1)
-
-
-def _problem(found: Default, before: str | None) -> str:
-    if before is None:
-        return found.reason
-    what = found.reason if found.name is None else f"{DEFAULT_MODEL} is gone from the model store."
-    return f"{what} The default model is still {before}, but not after a restart."

@@ -149,7 +149,8 @@ class StoreFollower:
             for name in self._registry.models():
                 self._stale.nothing_readable(name, str(error))
             return
-        self._follow_default(names)
+        if self._registry.default_model is None:
+            self._follow_default(names)
         followed = followed_models(names, self._registry.models())
         for gone in set(self._registry.unserved()) - set(followed):
             self._forget(gone)
@@ -164,6 +165,7 @@ class StoreFollower:
                     self._registry.set_unserved(name, unreadable(name))
                 self._stale.nothing_readable(name, f"{name} can't be read in the model store.")
         self._started = True
+        self._follow_default(names)
         self._health.report()
 
     def _urgency(self, name: str) -> tuple[bool, bool]:

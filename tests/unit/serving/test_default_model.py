@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from condconv_serve.errors import NoDefaultModel
+from condconv_serve.errors import ModelUnavailable, NoDefaultModel
 from condconv_serve.store.default import set_default
 from tests.unit.serving.models import Place
 
@@ -30,6 +30,8 @@ def default_of(place):
         return place.registry.get().name
     except NoDefaultModel:
         return None
+    except ModelUnavailable:
+        return "refused"
 
 
 def unfollowed(place):
@@ -63,6 +65,26 @@ def test_another_default_is_followed_without_a_restart(place, caplog):
     assert default_of(place) == default_of(restarted(place)) == "apple"
     assert "the default model is apple, since default.json in the model store says so; it was pear" in caplog.text
     assert shown(place) == ["apple"]
+
+
+def test_another_default_takes_over_once_it_is_served(place, caplog):
+    """Requests that name no model are answered all the time."""
+    seen = []
+    place.while_loading = lambda: seen.append((default_of(place), unfollowed(place)))
+    path = place.add("apple", "1")
+    set_default(place.path, "apple")
+    labels = (path / "labels.json").read_text()
+    (path / "labels.json").write_text("[]")
+    for _ in range(2):
+        place.follower.sync_now()
+    assert (default_of(place), unfollowed(place), default_of(restarted(place))) == ("pear", 1, "refused")
+    (problem,) = [text for text in place.health.problems() if "new default" in text]
+    assert problem.startswith("The new default model can't be served: Version 1 of apple can't be served: apple/1: lab")
+    assert problem.endswith("The default model is still pear, but not after a restart.")
+    (path / "labels.json").write_text(labels)
+    place.follower.sync_now()
+    assert seen == [("pear", 1)]
+    assert (default_of(place), unfollowed(place)) == ("apple", 0)
 
 
 def test_what_an_operator_asks_for_goes_first(place):
