@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pytest
-
+from tests.debian import need
 from tests.e2e.server import wait_for
 
 _CONFIGURATION = """
@@ -33,20 +30,6 @@ http {{
 """
 
 
-def find_nginx() -> str:
-    """The command; installed if this is Debian and we are root, else the test is skipped."""
-    found = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        # Debian starts it as a service unless it is told that it may not.
-        install = "apt-get update -qq && apt-get install -qq -y --no-install-recommends nginx-light"
-        subprocess.run(install, shell=True, env=environment | {"RUNLEVEL": "1"}, check=False, timeout=300)
-        found = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if found is None:
-        pytest.skip("no nginx on the PATH; on Debian: apt-get install nginx-light")
-    return found
-
-
 @contextlib.contextmanager
 def nginx(*servers: str, before: str = "") -> Iterator[Sequence[str]]:
     """Run nginx with the content of a `server` block for each port; all that isn't given is as nginx has it by default.
@@ -58,7 +41,8 @@ def nginx(*servers: str, before: str = "") -> Iterator[Sequence[str]]:
     Yields:
         The URL of each server.
     """
-    command, ports = find_nginx(), [_free_port() for _ in servers]
+    need({"nginx": "nginx-light"})
+    ports = [_free_port() for _ in servers]
     blocks = [f"server {{ listen 127.0.0.1:{port}; {s} }}" for port, s in zip(ports, servers, strict=True)]
     with tempfile.TemporaryDirectory(prefix="nginx-") as name:
         directory = Path(name)
@@ -66,7 +50,7 @@ def nginx(*servers: str, before: str = "") -> Iterator[Sequence[str]]:
         configuration = directory / "nginx.conf"
         configuration.write_text(_CONFIGURATION.format(directory=directory, servers="\n".join([before, *blocks])))
         process = subprocess.Popen(
-            [command, "-p", name, "-c", configuration, "-e", directory / "error.log"],
+            ["nginx", "-p", name, "-c", configuration, "-e", directory / "error.log"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
