@@ -8,6 +8,7 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 import pytest
+import yaml
 
 from tests.e2e.nginx import nginx
 from tests.e2e.server import ROOT, Server, new_client
@@ -15,6 +16,24 @@ from tests.e2e.server import ROOT, Server, new_client
 PREFIX = "/classify"
 EXAMPLES = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), flags=re.S)
 WAYS = ("passed on", "taken off", "straight, with the prefix", "straight, without")
+
+
+def test_examples_for_kubernetes_are_about_the_service_that_is_there() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    documents = [d for block in re.findall(r"```yaml\n(.*?)```", text, flags=re.S) for d in yaml.safe_load_all(block)]
+    kinds = {document["kind"]: document["spec"] for document in documents if "kind" in document}
+    (path,) = kinds["Ingress"]["rules"][0]["http"]["paths"]
+    (route,) = kinds["IngressRoute"]["routes"]
+    assert path["path"] == PREFIX
+    assert kinds["Middleware"]["stripPrefix"]["prefixes"] == [PREFIX]
+    assert route["match"] == f"PathPrefix(`{PREFIX}`)"
+    deployed = yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "condconv.yaml").read_text())
+    services = {
+        d["metadata"]["name"]: [p["name"] for p in d["spec"]["ports"]] for d in deployed if d["kind"] == "Service"
+    }
+    backend, (service,) = path["backend"]["service"], route["services"]
+    assert backend["port"]["name"] in services[backend["name"]]
+    assert service["port"] in services[service["name"]]
 
 
 @pytest.fixture(scope="module")

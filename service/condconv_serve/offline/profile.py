@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from condconv_serve.offline.files import read_image
 from condconv_serve.routing.profile import profile_from
 from condconv_serve.routing.tally import Tally
 from condconv_serve.settings import Settings
-from condconv_serve.store import open_bundle
+from condconv_serve.store import Bundle, open_bundle
 
 _UNLIMITED = 2**40
 
@@ -57,15 +57,14 @@ def profile_files(
         MissingImage: none of the files could be used.
     """
     plan = plan_engines(settings)
-    model = (load or load_model)(open_bundle(bundle), plan)
+    model = (load or load_model)(_without_profile(open_bundle(bundle)), plan)
     layout = model.info.routing
     if not layout:
         raise BundleError(f"{model.name}/{model.version} is a static network, without routing.")
     chunks = [files[start : start + plan.max_batch_size] for start in range(0, len(files), plan.max_batch_size)]
     failures: list[tuple[Path, ServiceError]] = []
-    progress = Progress(TextColumn("profiling"), BarColumn(), MofNCompleteColumn(), console=console)
-
     weights: list[NDArray[np.generic]] = []
+    progress = Progress(TextColumn("profiling"), BarColumn(), MofNCompleteColumn(), console=console)
 
     def count(stream: int) -> Tally:
         tally = Tally(layout, class_bytes=_UNLIMITED)
@@ -90,6 +89,13 @@ def profile_files(
         profile_from(total, np.concatenate(weights), min_class_images=min_class_images),
         tuple(sorted(failures, key=lambda failure: failure[0])),
     )
+
+
+def _without_profile(bundle: Bundle) -> Bundle:
+    """The bundle without the profile that is about to be replaced: that one needn't be readable."""
+    manifest = bundle.manifest
+    files = {name: file for name, file in manifest.files.items() if name != manifest.routing_profile}
+    return replace(bundle, manifest=manifest.model_copy(update={"files": files}))
 
 
 def _row(file: Path, model: ServedModel, settings: Settings, failures: list[tuple[Path, ServiceError]]) -> Row | None:

@@ -13,9 +13,10 @@ from rich.console import Console
 from condconv_serve.domain import Pixels, Preprocessing, Row, ServedModel, Tensors
 from condconv_serve.imaging import model_row
 from condconv_serve.offline.profile import profile_files
+from condconv_serve.routing.profile import profile_of
 from condconv_serve.settings import Settings
-from condconv_serve.store import write_bundle
-from tests.contract.fakes import FunctionEngine, ShadeEngine, model_info, served_model
+from condconv_serve.store import Bundle, write_bundle
+from tests.contract.fakes import FunctionEngine, ShadeEngine, even_layout, model_info, served_model
 from tests.pictures import encode, photo
 from tests.unit.store.samples import new_bundle
 
@@ -35,19 +36,21 @@ def test_rows_are_those_of_a_server(exact: bool, tmp_path: Path) -> None:
         files.append(tmp_path / f"{name}.jpg")
         files[-1].write_bytes(encode(photo(name, (80, 60)), "JPEG"))
     preprocessing = Preprocessing(transform="official", image_size=SIDE, exact_decoding=exact)
+    profile = profile_of(np.zeros((1, 2, 4)), [0], even_layout(2, 4))
     seen: list[Row] = []
 
     def compute(rows: Row, stream: int) -> Tensors:
         seen.extend(rows)
         return ShadeEngine()(rows.astype(np.uint8))
 
-    def load(*_: Any, **__: Any) -> ServedModel:
+    def load(bundle: Bundle | None = None, *_: Any, **__: Any) -> ServedModel:
+        assert bundle is None or bundle.manifest.routing_profile is None, "what is replaced needn't be readable"
         model = served_model(model_info(preprocessing=preprocessing), FunctionEngine(compute))
         return replace(model, crop_jpeg=decoded_elsewhere if exact else None)
 
     profiled = profile_files(
         Settings(streams=1),
-        write_bundle(tmp_path / "store", new_bundle()),
+        write_bundle(tmp_path / "store", new_bundle(routing_profile=profile)),
         files,
         min_class_images=1,
         console=Console(quiet=True),
