@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.browser.steps import sample
-from tests.e2e.nginx import nginx
 from tests.e2e.server import ROOT, Server
+from tests.nginx import nginx_servers
 
 pytestmark = pytest.mark.browser
 
@@ -24,7 +24,7 @@ def addresses() -> Iterator[list[str]]:
     """A server under a prefix: behind an nginx that passes it on, behind one that takes it off, and itself."""
     with Server(root_path=PREFIX) as server:
         backend = "127.0.0.1:{1}".format(*server.address)
-        with nginx(*(example.replace("127.0.0.1:8000", backend) for example in EXAMPLES)) as urls:
+        with nginx_servers(*(example.replace("127.0.0.1:8000", backend) for example in EXAMPLES)) as urls:
             yield [*(url + PREFIX for url in urls), server.url]
 
 

@@ -10,8 +10,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.e2e.nginx import nginx
 from tests.e2e.server import ROOT, Server, new_client
+from tests.nginx import nginx_servers
 
 PREFIX = "/classify"
 EXAMPLES = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), flags=re.S)
@@ -47,7 +47,7 @@ def addresses(server: Server) -> Iterator[dict[str, str]]:
     """Where the server is reached: through the examples of docs/operations.md as printed, and directly."""
     backend = "127.0.0.1:{1}".format(*server.address)
     assert len(EXAMPLES) == 2
-    with nginx(*(example.replace("127.0.0.1:8000", backend) for example in EXAMPLES)) as (on, off):
+    with nginx_servers(*(example.replace("127.0.0.1:8000", backend) for example in EXAMPLES)) as (on, off):
         yield dict(zip(WAYS, (on + PREFIX, off + PREFIX, server.url + PREFIX, server.url), strict=True))
 
 
