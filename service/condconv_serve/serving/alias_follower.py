@@ -86,7 +86,7 @@ class AliasFollower:
                 refused[alias] = Trouble(why)
         model = None
         if not read.known:
-            model = Trouble(read.problem or "")
+            model = Trouble(f"{read.problem} Requests must name a version of {name}.")
         elif missing and not served:
             model = missing[max(missing, key=int)]
         self._registry.set_aliases(name, aliases)

@@ -110,7 +110,9 @@ def test_aliases_without_permission(store, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("condconv_serve.documents.read_limited", refuse)
-    assert refusal(started(store, default="pear")) == "pear: aliases.json can't be read."
+    assert refusal(started(store, default="pear")) == (
+        "pear: aliases.json can't be read. Requests must name a version of pear."
+    )
 
 
 @pytest.mark.parametrize("damage", [*UNREADABLE, os.unlink])
