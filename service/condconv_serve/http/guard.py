@@ -152,7 +152,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request's first byte is here."""
         self._unset_keepalive_if_required()
+        self._others.idle.pop(self, None)
         super().on_message_begin()
+        self._header_bytes = self._header_bytes or 1  # it came together with the end of the request before
         self._start_header_timer()
 
     def on_headers_complete(self) -> None:
@@ -205,7 +207,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if self._receiving:
                 self._unset_keepalive_if_required()
                 self._linger()
-            else:
+            elif not self._header_bytes:
                 self._others.idle[self] = None
 
     def timeout_keep_alive_handler(self) -> None:

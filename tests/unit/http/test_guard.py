@@ -52,6 +52,13 @@ def test_silent_connection_is_closed(running: Running) -> None:
     assert running.rejected("request_timeout") == 1
 
 
+def test_headers_that_begin_with_the_request_before_them_are_late_as_others_are(running: Running) -> None:
+    with running.connect() as connected:
+        connected.sendall(GET + GET[:20])
+        assert answer(connected).endswith(b"ok")
+        assert_refused(everything(connected), 408, "request_timeout")
+
+
 def test_pipelined_requests(running: Running) -> None:
     with running.connect() as connected:
         connected.sendall(GET * 2 + GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
@@ -216,15 +223,27 @@ def test_idle_connections_make_room_the_one_that_is_idle_longest_first() -> None
             assert answer(connected).endswith(b"ok")
 
 
-def test_a_connection_is_not_idle_while_its_next_request_comes() -> None:
+@pytest.mark.parametrize("together", [True, False])
+def test_a_connection_is_not_idle_while_its_next_request_comes(together: bool) -> None:
     with serving(header_timeout=30.0, max_connections=1) as running, running.connect() as begun:
-        begun.sendall(GET)
+        begun.sendall(GET + GET[:20] if together else GET)
         answer(begun)
-        begun.sendall(GET[:20])
+        if not together:
+            begun.sendall(GET[:20])
         wait_for(lambda: running.connections() == 1, seconds=10)
         assert httpx.get(f"{running.url}/ok", trust_env=False).status_code == 503
         begun.sendall(GET[20:])
         assert answer(begun).endswith(b"ok")
+
+
+def test_a_request_that_comes_with_the_rest_of_the_one_before_it_is_not_idle() -> None:
+    with serving(max_connections=1) as running, running.connect() as connected:
+        connected.sendall(HEAD.replace(b"/echo", b"/early") + b"1")
+        assert answer(connected).endswith(b"early")
+        connected.sendall(b"234567890" + GET.replace(b"/ok", b"/slow"))
+        time.sleep(0.1)
+        assert httpx.get(f"{running.url}/ok", trust_env=False).status_code == 503
+        assert answer(connected).endswith(b"slow")
 
 
 def test_connections_that_send_no_request_make_room_after_a_while() -> None:
