@@ -161,7 +161,8 @@ ROWS: dict[str, list[Panel]] = {
         stat(
             "Server errors",
             "Which share of requests failed through our fault? The objective is 0.1 %.",
-            f'(sum(rate(condconv_requests_total{{{ALL},method="POST",code=~"5.."}}[{R}])) or vector(0)) '
+            f'(sum(rate(condconv_requests_total{{{ALL},method="POST",code=~"5..",deadline!="caller"}}[{R}])) '
+            f"or vector(0)) "
             f'/ (sum(rate(condconv_requests_total{{{ALL},method="POST"}}[{R}])) > 0) or vector(0)',
             unit="percentunit",
             steps=[(0, "green"), (0.001, "yellow"), (0.01, "red")],
@@ -176,7 +177,8 @@ ROWS: dict[str, list[Panel]] = {
         stat(
             "Refused",
             "Which share of requests is refused since there are too many?",
-            f'sum(rate(condconv_rejected_total{{{ALL},reason=~"queue_full|wait_too_long|too_many_connections"}}[{R}])) '
+            f'sum(rate(condconv_rejected_total{{{ALL},reason=~"queue_full|wait_too_long|too_many_connections",'
+            f'deadline!="caller"}}[{R}])) '
             f'/ (sum(rate(condconv_requests_total{{{ALL},method="POST"}}[{R}])) > 0) or vector(0)',
             unit="percentunit",
             steps=[(0, "green"), (0.001, "yellow"), (0.01, "red")],
@@ -204,7 +206,10 @@ ROWS: dict[str, list[Panel]] = {
         lines(
             "Errors by kind",
             "Why do requests fail or get refused?",
-            (f"sum by (reason) (rate(condconv_rejected_total{{{ALL}}}[{R}])) > 0 or vector(0)", "{{reason}}"),
+            (
+                f"sum by (reason, deadline) (rate(condconv_rejected_total{{{ALL}}}[{R}])) > 0 or vector(0)",
+                "{{reason}} {{deadline}}",
+            ),
             unit="reqps",
         ),
         lines(

@@ -63,7 +63,12 @@ class House:
         return rows_of(model.engine(np.stack(rows), 0))
 
     def read(self, name: str, **labels: str) -> float | None:
-        return self.metrics.registry.get_sample_value(name, labels)
+        """A sample's value; labels without a value mean the same as none."""
+        for family in self.metrics.registry.collect():
+            for sample in family.samples:
+                if sample.name == name and {k: v for k, v in sample.labels.items() if v} == labels:
+                    return sample.value
+        return None
 
 
 class CountingBatcher(Batcher[ServedModel, Row, Tensors]):

@@ -74,11 +74,20 @@ async def test_readiness(name: str) -> None:
         assert (await ask(1)).status == 200
 
 
-async def test_deadlines(front: Opened) -> None:
+async def test_deadlines(front: Opened, name: str) -> None:
     house, ask = front
     house.free.clear()
     heard = await ask(1, timeout_ms=50)
     assert (heard.status, heard.slug) == (504, "deadline_exceeded")
+    route = FRONTS[name].route
+    for counter, labels in (
+        ("condconv_requests_total", {"route": route, "method": "POST", "code": "504"}),
+        ("condconv_rejected_total", {"reason": "deadline_exceeded"}),
+        ("condconv_rows_total", {"model": "fake", "outcome": "deadline_exceeded"}),
+    ):
+        assert house.read(counter, **labels, deadline="caller") == 1, counter
+        assert house.read(counter, **labels, deadline="service") in (None, 0), counter
+    assert house.read("condconv_stage_seconds_count", stage="total") == 1, "it took that long, whoever gave up"
     house.free.set()
     assert (await ask(2)).classes == [2]
     heard = await ask(1, timeout_ms=6000)

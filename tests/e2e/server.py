@@ -57,9 +57,12 @@ class RunningServer:
         return url.host, url.port
 
     def metrics(self) -> dict[str, float]:
-        """Samples by name and labels, as `name{label="value"}` in the order of the labels' names."""
+        """Samples by name and labels, as `name{label="value"}` in the order of the labels' names.
+
+        Labels without a value are left out, since they mean the same as none.
+        """
         return {
-            sample_name(sample.name, **sample.labels): sample.value
+            sample_name(sample.name, **{name: value for name, value in sample.labels.items() if value}): sample.value
             for family in text_string_to_metric_families(self.client.get("/metrics").text)
             for sample in family.samples
         }

@@ -6,16 +6,41 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from condconv_serve.domain.tensors import Timings
 from condconv_serve.domain.trace import Stages, TraceContext
+from condconv_serve.errors import DeadlineExceeded, WaitTooLong
 
 KeyScope = Literal["predict", "admin"]
 """What an API key may allow."""
 
+DEADLINE_SLUGS = frozenset({DeadlineExceeded.slug, WaitTooLong.slug})
+"""Slugs of the errors that depend on how long the caller waits."""
+
 STAGES = ("decode", "queue", "inference")
 """The stages of an image that log and trace show, in order."""
+
+
+DeadlineBy = Literal["caller", "service"]
+"""Whose deadline it is: the caller's own `timeout_ms`, or the longest that the service lets anybody wait."""
+
+
+class Deadline(float):
+    """When somebody stops waiting, on the monotonic clock in seconds, and whose decision that is."""
+
+    by: DeadlineBy
+
+    def __new__(cls, at: float, *, by: DeadlineBy) -> Self:
+        """A deadline at `at`, set by `by`."""
+        deadline = super().__new__(cls, at)
+        deadline.by = by
+        return deadline
+
+
+def deadline_by(deadline: float) -> DeadlineBy:
+    """Whose deadline it is; the service's if nobody said."""
+    return deadline.by if isinstance(deadline, Deadline) else "service"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +73,11 @@ class RequestFacts:
     slug: str | None = None
     outcome: str | None = None
 
+    @property
+    def missed(self) -> DeadlineBy | Literal[""]:
+        """Whose deadline the request missed, or would have; empty if it ended otherwise."""
+        return deadline_by(self.deadline) if self.slug in DEADLINE_SLUGS else ""
+
     def note_answer(self, timings: Sequence[Timings]) -> None:
         """Note how long the images took; failed ones have no timings. Call it when all are done."""
         if not timings:
@@ -62,6 +92,7 @@ class RequestFacts:
             "key": self.key_name,
             "model": self.model,
             "rows": self.rows,
+            "deadline": self.missed or None,
             **{f"{stage}_ms": round(seconds * 1e3, 1) for stage, seconds in self.seconds.items()},
             "outcome": self.outcome,
         }

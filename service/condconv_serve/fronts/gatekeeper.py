@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from condconv_serve.domain.facts import KeyScope, RequestFacts
+from condconv_serve.domain.facts import Deadline, DeadlineBy, KeyScope, RequestFacts
 from condconv_serve.errors import Forbidden, InvalidParameter, Unauthenticated
 from condconv_serve.fronts.keys import ALL_SCOPES, KeyRing
 from condconv_serve.fronts.rates import RateLimits
@@ -81,7 +81,7 @@ class Gatekeeper:
         if reason := self._readiness.refusal():
             raise reason
 
-    def deadline(self, timeout_ms: int | None = None) -> float:
+    def deadline(self, timeout_ms: int | None = None) -> Deadline:
         """When a request that starts now must be answered, on the monotonic clock.
 
         Args:
@@ -92,10 +92,11 @@ class Gatekeeper:
         """
         longest = self._request_timeout
         if timeout_ms is None:
-            return time.monotonic() + longest
+            return Deadline(time.monotonic() + longest, by="service")
         if timeout_ms > longest * 1e3:
             raise InvalidParameter(f"timeout_ms may be at most {longest * 1e3:.0f}, not {timeout_ms}.")
-        return time.monotonic() + timeout_ms / 1e3
+        by: DeadlineBy = "caller" if timeout_ms < longest * 1e3 else "service"
+        return Deadline(time.monotonic() + timeout_ms / 1e3, by=by)
 
     def priority(self, name: str) -> Priority:
         """The priority of a name: high, normal or low.

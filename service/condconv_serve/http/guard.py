@@ -290,7 +290,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._header_bytes:
             self._fail(error)
         else:  # browsers open connections ahead of need and don't expect an answer on them
-            self._metrics.rejected.labels(error.slug).inc()
+            self._metrics.rejected.labels(error.slug, "").inc()
             self._close()
 
     # Bytes after their answer
@@ -347,7 +347,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(refused) >= REFUSED_AT_ONCE:
             answered = next((other for other in refused if other._closing), None)
             if answered is None:
-                self._metrics.rejected.labels(TooManyConnections.slug).inc()
+                self._metrics.rejected.labels(TooManyConnections.slug, "").inc()
                 self._closing = True
                 self.transport.abort()
                 return
@@ -383,7 +383,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.transport.write(last_answer(error, self._render, headers=self.server_state.default_headers))
-        self._metrics.rejected.labels(error.slug).inc()
+        self._metrics.rejected.labels(error.slug, "").inc()
         self._closing = True
         self.transport.close()
 

@@ -120,10 +120,10 @@ class RequestContext:
         route, method = _route(scope), scope["method"] if scope["method"] in _METHODS else "other"
         # 499: the client went away before there was an answer.
         code = status or 499
-        self._metrics.requests.labels(route, method, code).inc()
+        self._metrics.requests.labels(route, method, code, facts.missed).inc()
         self._metrics.request_seconds.labels(route).observe(seconds)
         if facts.slug:
-            self._metrics.rejected.labels(facts.slug).inc()
+            self._metrics.rejected.labels(facts.slug, facts.missed).inc()
         facts.outcome = facts.outcome or facts.slug or ("answered" if status else "disconnected")
         # Quoted, since a decoded path may hold line breaks and so forge lines of the log.
         path, trace, told = quote(scope["path"]), facts.trace, facts.told()

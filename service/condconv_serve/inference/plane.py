@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from condconv_serve.domain import MadeRow, ModelSource, Row, RowAnswer, ServedModel, Tensors, Timings
-from condconv_serve.domain.facts import STAGES
-from condconv_serve.errors import InferenceFailed, InvalidParameter, ServiceError, unexpected_error
+from condconv_serve.domain.facts import STAGES, deadline_by
+from condconv_serve.errors import DeadlineExceeded, InferenceFailed, InvalidParameter, ServiceError, unexpected_error
 from condconv_serve.inference.batching import Admission, Batcher, Priority
 from condconv_serve.telemetry.metrics import Metrics
 
@@ -108,15 +108,15 @@ class InferencePlane:
         """
         with self._batcher.admit(model, len(sources), priority=priority, deadline=deadline) as admission:
             self._metrics.rows_accepted.labels(model.name).inc(len(sources))
-            outcomes: list[str] = []
+            outcomes: list[tuple[str, str]] = []
             try:
                 return await asyncio.gather(
                     *(self._outcome(model, source, admission, deadline, outcomes) for source in sources)
                 )
             finally:  # a row without an outcome was cancelled
-                outcomes += ["cancelled"] * (len(sources) - len(outcomes))
-                for outcome in outcomes:
-                    self._metrics.rows.labels(model.name, outcome).inc()
+                outcomes += [("cancelled", "")] * (len(sources) - len(outcomes))
+                for outcome, missed in outcomes:
+                    self._metrics.rows.labels(model.name, outcome, missed).inc()
 
     async def _outcome(
         self,
@@ -124,19 +124,25 @@ class InferencePlane:
         source: RowSource,
         admission: Admission[ServedModel],
         deadline: float,
-        outcomes: list[str],
+        outcomes: list[tuple[str, str]],
     ) -> RowAnswer | ServiceError:
+        started = time.monotonic()
         try:
             answer = await self._answer(model, source, admission, deadline)
+        except DeadlineExceeded as error:
+            outcomes.append((error.slug, deadline_by(deadline)))
+            # Whoever waits for longer than an answer should take, and gets none, has met a slow service all the same.
+            self._metrics.stage_seconds.labels("total").observe(time.monotonic() - started)
+            return error
         except ServiceError as error:
-            outcomes.append(error.slug)
+            outcomes.append((error.slug, ""))
             return error
         except Exception:  # a defect of ours must not spoil the request's other rows
             logger.exception("a row of %s/%s met an unexpected error", model.name, model.version)
             unexpected = unexpected_error()
-            outcomes.append(unexpected.slug)
+            outcomes.append((unexpected.slug, ""))
             return unexpected
-        outcomes.append("answered")
+        outcomes.append(("answered", ""))
         self._metrics.version_rows.labels(model.name, model.version).inc()
         for stage in (*STAGES, "total"):
             self._metrics.stage_seconds.labels(stage).observe(getattr(answer.timings, stage))

@@ -7,8 +7,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import get_args
 
 from condconv_serve.domain import ModelSource, ServedModel
+from condconv_serve.domain.facts import DEADLINE_SLUGS, DeadlineBy
 from condconv_serve.errors import ModelNotFound, VersionNotFound
 from condconv_serve.machine.memory import release_memory
 from condconv_serve.serving.leases import Lease, Leases
@@ -208,7 +210,8 @@ class Registry(ModelSource):
         for reason in ("error", "out_of_memory"):
             self._metrics.batch_failures.labels(model.name, reason)
         for outcome in ("answered", "deadline_exceeded", "engine_stalled", "inference_failed", "out_of_memory"):
-            self._metrics.rows.labels(model.name, outcome)
+            for by in get_args(DeadlineBy) if outcome in DEADLINE_SLUGS else ("",):
+                self._metrics.rows.labels(model.name, outcome, by)
 
     def _forget_metrics(self, model: ServedModel) -> None:
         self._metrics.model_info.remove(*_info(model))

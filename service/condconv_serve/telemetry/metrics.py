@@ -44,8 +44,9 @@ class Metrics:
 
         self.requests = Counter(
             "condconv_requests_total",
-            "Requests by route, method and status code. How much traffic is there, and how much of it fails?",
-            ("route", "method", "code"),
+            "Requests by route, method, status code, and whose deadline was missed, if one was: caller (its own "
+            "timeout_ms) or service. How much traffic is there, and how much of it fails?",
+            ("route", "method", "code", "deadline"),
             registry=registry,
         )
         self.request_seconds = Histogram(
@@ -57,8 +58,9 @@ class Metrics:
         )
         self.rows = Counter(
             "condconv_rows_total",
-            "Images by outcome: answered, cancelled, or an error's slug. What happens to the images?",
-            ("model", "outcome"),
+            "Images by outcome: answered, cancelled, or an error's slug, and by whose deadline was missed, if one was. "
+            "What happens to the images?",
+            ("model", "outcome", "deadline"),
             registry=registry,
         )
         self.rows_accepted = Counter(
@@ -70,15 +72,17 @@ class Metrics:
         )
         self.stage_seconds = Histogram(
             "condconv_stage_seconds",
-            "Time that an image spends in a stage: decode, queue, inference, total. Where does the time go?",
+            "Time that an image spends in a stage: decode, queue, inference, total. An image given up at its deadline "
+            "counts in total only. Where does the time go?",
             ("stage",),
             buckets=SECONDS_BUCKETS,
             registry=registry,
         )
         self.rejected = Counter(
             "condconv_rejected_total",
-            "Requests answered with an error, by its slug. Why are requests refused?",
-            ("reason",),
+            "Requests answered with an error, by its slug, and by whose deadline was or would have been missed, if one "
+            "was. Why are requests refused?",
+            ("reason", "deadline"),
             registry=registry,
         )
         self.lingering_connections = Gauge(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from condconv_serve.domain import Timings
-from condconv_serve.domain.facts import RequestFacts
+from condconv_serve.domain.facts import Deadline, DeadlineBy, RequestFacts
 from condconv_serve.domain.trace import TraceContext
 
 
@@ -35,3 +37,23 @@ def test_where_no_image_could_be_used_there_are_no_times() -> None:
     facts = request()
     facts.note_answer([])
     assert (facts.told(), facts.stages) == ({}, None)
+
+
+@pytest.mark.parametrize("slug", ["deadline_exceeded", "wait_too_long"])
+@pytest.mark.parametrize("by", ["caller", "service"])
+def test_whose_deadline_was_missed_is_told(slug: str, by: DeadlineBy) -> None:
+    facts = request()
+    facts.deadline, facts.slug = Deadline(5.0, by=by), slug
+    assert facts.missed == by
+    assert facts.told() == {"deadline": by}
+    assert facts.deadline == 5.0
+
+
+def test_a_deadline_that_was_not_missed_is_nobodys() -> None:
+    facts = request()
+    facts.deadline = Deadline(5.0, by="caller")
+    for facts.slug in (None, "queue_full", "corrupt_image"):
+        assert facts.missed == ""
+        assert facts.told() == {}
+    facts.deadline, facts.slug = float("inf"), "deadline_exceeded"
+    assert facts.missed == "service", "nobody else set one"

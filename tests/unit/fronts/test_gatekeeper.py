@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import pytest
 
-from condconv_serve.domain.facts import KeyScope, RequestFacts
+from condconv_serve.domain.facts import KeyScope, RequestFacts, deadline_by
 from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import Forbidden, InvalidParameter, NotReady, RateLimited, Unauthenticated
 from condconv_serve.fronts.gatekeeper import Gatekeeper, demand
@@ -94,11 +94,15 @@ def test_while_it_loads_nothing_is_taken() -> None:
     gatekeeper.check_ready()
 
 
-@pytest.mark.parametrize(("timeout_ms", "seconds"), [(None, 20.0), (1, 0.001), (20_000, 20.0)])
-def test_the_deadline_is_the_callers_or_the_servers(timeout_ms: int | None, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("timeout_ms", "seconds", "by"),
+    [(None, 20.0, "service"), (1, 0.001, "caller"), (19_999, 19.999, "caller"), (20_000, 20.0, "service")],
+)
+def test_the_deadline_is_the_callers_or_the_servers(timeout_ms: int | None, seconds: float, by: str) -> None:
     before = time.monotonic()
     deadline = keeper().deadline(timeout_ms)
     assert before + seconds <= deadline <= time.monotonic() + seconds
+    assert deadline_by(deadline) == by
 
 
 def test_a_caller_may_not_wait_for_longer_than_the_server() -> None:

@@ -79,7 +79,9 @@ class Running:
         return f"http://127.0.0.1:{self.address[1]}"
 
     def rejected(self, slug: str) -> float:
-        return self.metrics.registry.get_sample_value("condconv_rejected_total", {"reason": slug}) or 0.0
+        return (
+            self.metrics.registry.get_sample_value("condconv_rejected_total", {"reason": slug, "deadline": ""}) or 0.0
+        )
 
     def lingering(self) -> float | None:
         return self.metrics.registry.get_sample_value("condconv_lingering_connections")

@@ -103,9 +103,9 @@ async def test_all_fronts_are_counted_and_logged(
             await client.get(path)
     count = metrics.registry.get_sample_value
     for route, code in (("/who", "200"), ("/v2/who", "200"), ("/v2/full", "429")):
-        labels = {"route": route, "method": "GET", "code": code}
+        labels = {"route": route, "method": "GET", "code": code, "deadline": ""}
         assert count("condconv_requests_total", labels) == 1
-    assert count("condconv_rejected_total", {"reason": "queue_full"}) == 1
+    assert count("condconv_rejected_total", {"reason": "queue_full", "deadline": ""}) == 1
     models = [getattr(record, "model", None) for record in caplog.records]
     assert models == ["main", "second", None]
 
@@ -162,7 +162,7 @@ async def test_fronts_are_told_apart_under_a_root_path(metrics: Metrics) -> None
                 response = await client.get(asked)
                 assert (response.status_code, response.json()) == (200, name)
     for route in ("/who", "/v2/who"):
-        labels = {"route": route, "method": "GET", "code": "200"}
+        labels = {"route": route, "method": "GET", "code": "200", "deadline": ""}
         assert metrics.registry.get_sample_value("condconv_requests_total", labels) == 2
 
 

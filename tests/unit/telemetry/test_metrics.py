@@ -36,9 +36,15 @@ def test_the_interpreter_and_the_process_are_exposed_too(metrics):
 
 def test_each_registry_has_its_own(metrics):
     other = Metrics(CollectorRegistry())
-    metrics.rows.labels("m", "answered").inc()
-    assert metrics.registry.get_sample_value("condconv_rows_total", {"model": "m", "outcome": "answered"}) == 1
-    assert other.registry.get_sample_value("condconv_rows_total", {"model": "m", "outcome": "answered"}) is None
+    metrics.rows.labels("m", "answered", "").inc()
+    assert (
+        metrics.registry.get_sample_value("condconv_rows_total", {"model": "m", "outcome": "answered", "deadline": ""})
+        == 1
+    )
+    assert (
+        other.registry.get_sample_value("condconv_rows_total", {"model": "m", "outcome": "answered", "deadline": ""})
+        is None
+    )
     with pytest.raises(ValueError, match="Duplicated"):
         Metrics(metrics.registry)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from condconv_serve import __version__
+from condconv_serve.domain.facts import DEADLINE_SLUGS, DeadlineBy
 from condconv_serve.fronts.native import ablation, health, models, page, predict, problems, routing, security
 from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.schemas import EncodedImage
@@ -43,7 +44,9 @@ def create_app(
             application sees to it that requests have it (`condconv_serve.http.prefixes.RootPath`).
     """
     for slug in problems.STATUS:
-        context.metrics.rejected.labels(slug)  # zero from the start, so that the first error counts as an increase
+        # Zero from the start, so that the first error counts as an increase.
+        for by in get_args(DeadlineBy) if slug in DEADLINE_SLUGS else ("",):
+            context.metrics.rejected.labels(slug, by)
     app = FastAPIOffline(
         title="condconv-serve",
         version=__version__,
