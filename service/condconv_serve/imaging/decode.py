@@ -142,7 +142,7 @@ def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
             tile = tiff_number(tiff.tag_v2, Base.TileWidth, 1), tiff_number(tiff.tag_v2, Base.TileLength, 1)
             check_size(tile, max_pixels)
             check_size(image.size, max_pixels)
-            check_tiff_parts(tiff.tag_v2)
+            check_tiff_parts(tiff.tag_v2, data)
         case "BMP":
             image = _open_bmp(data)
         case "AVIF":

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import functools
 import io
 import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-from PIL import Image, _imaging
+from PIL import _imaging
 from PIL.ExifTags import Base
 from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2, TiffImageFile
 
 from condconv_serve.imaging.foreign import RAW_PHOTO, unread_kind
+from condconv_serve.imaging.jpeg import whole_jpeg
 
 _CR2: Final = b"CR\2"
 """What follows the header in raw photos of Canon's."""
@@ -22,7 +21,7 @@ _SUB_DIRECTORIES, _DNG_VERSION = 330, 50706
 _PLANAR, _SAMPLE_FORMAT = 284, 339
 _SEPARATE = 2
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _YCBCR, _LAB = 0, 1, 6, 8
-_OPTIONAL_CODECS: Final = ("lzma", "zstd", "webp")
+_JPEG = 7
 _COLOURS: Final[Mapping[int, str]] = {
     0: "grey, white is zero",
     1: "grey",
@@ -58,18 +57,22 @@ _NATIVE: Final[Mapping[str, str]] = {
 }
 
 
-def _mute_libtiff() -> None:
-    """Keep its complaints about damaged files off the standard error of the process, where it writes them itself.
+def _load_libtiff() -> ctypes.CDLL | None:
+    """Find the libtiff that Pillow uses, and mute it; None if this build hides it.
 
-    A decoding thread would wait there for as long as nobody reads. In builds that hide libtiff nothing happens.
+    It complains about damaged files on the standard error of the process. A decoding thread would wait there for as
+    long as nobody reads.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        pillow = ctypes.CDLL(_imaging.__file__)
-        pillow.TIFFSetErrorHandler(None)
-        pillow.TIFFSetWarningHandler(None)
+    try:
+        library = ctypes.CDLL(_imaging.__file__)
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
+    except (OSError, AttributeError):
+        return None
+    return library
 
 
-_mute_libtiff()
+_LIBTIFF: Final = _load_libtiff()
 
 
 class _LibtiffImageFile(TiffImageFile):
@@ -116,24 +119,31 @@ def tiff_number(tags: Mapping[int, Any], tag: Base | int, default: int) -> int:
     return int(value[0] if isinstance(value, tuple) else value)
 
 
-def check_tiff_parts(tags: Mapping[int, Any]) -> None:
-    """Refuse a TIFF some of whose strips or tiles have no place: libtiff would take the file's beginning for them.
+def check_tiff_parts(tags: Mapping[int, Any], data: bytes) -> None:
+    """Refuse a TIFF whose strips or tiles aren't all there, where libtiff would make something up.
+
+    It would take the file's beginning for those that have no place, and grey for what is missing from a JPEG.
 
     Raises:
-        ValueError: parts are missing.
+        ValueError: parts are missing, or incomplete JPEGs.
         Exception: the tags contradict each other.
     """
     width, height = tags[Base.ImageWidth], tags[Base.ImageLength]
     if Base.TileOffsets in tags:
-        offsets = tags[Base.TileOffsets]
+        offsets, lengths = tags[Base.TileOffsets], tags[Base.TileByteCounts]
         parts = math.ceil(width / tags[Base.TileWidth]) * math.ceil(height / tags[Base.TileLength])
     else:
-        offsets = tags[Base.StripOffsets]
+        offsets, lengths = tags[Base.StripOffsets], tags.get(Base.StripByteCounts, ())
         parts = math.ceil(height / (tiff_number(tags, Base.RowsPerStrip, height) or height))
     if tiff_number(tags, _PLANAR, 1) == _SEPARATE:
         parts *= tiff_number(tags, Base.SamplesPerPixel, 1)
     if len(offsets) < parts or not all(offsets[:parts]):
         raise ValueError("strips or tiles are missing")
+    if tiff_number(tags, Base.Compression, 1) == _JPEG:
+        if len(lengths) < parts or sum(lengths) > len(data):
+            raise ValueError("strips or tiles overlap")
+        for offset, length in zip(offsets[:parts], lengths, strict=False):
+            whole_jpeg(data[offset : offset + length])
 
 
 def _tags(data: bytes) -> ImageFileDirectory_v2:
@@ -158,16 +168,18 @@ def _misread(tags: ImageFileDirectory_v2, raw_mode: str) -> str | None:
     """Name a kind that Pillow opens, but whose picture it gets wrong, or that is only a preview."""
     if _DNG_VERSION in tags or (tags.get(Base.NewSubfileType) == 1 and _SUB_DIRECTORIES in tags):
         return RAW_PHOTO
-    compression = COMPRESSION_INFO[tiff_number(tags, Base.Compression, 1)]
-    if compression in _OPTIONAL_CODECS and not _has_codec(compression):
-        return f"a TIFF image with {compression} compression"
+    compression = tiff_number(tags, Base.Compression, 1)
+    if compression != 1 and _LIBTIFF is not None and not _LIBTIFF.TIFFIsCODECConfigured(compression):
+        return f"a TIFF image with compression {compression}"
     colour = tiff_number(tags, Base.PhotometricInterpretation, 0)
     if tiff_number(tags, Base.BitsPerSample, 1) == 8 and tiff_number(tags, _SAMPLE_FORMAT, 1) != 1:
         return _kind(tags)
     if tiff_number(tags, _PLANAR, 1) == _SEPARATE:
         alpha = colour in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) and any(tags.get(Base.ExtraSamples, ()))
-        ignored = "X" in raw_mode  # channels that mean nothing; Pillow 13 leaves them out by itself
-        if alpha or ignored or colour == _LAB or (colour == _YCBCR and compression == "jpeg"):
+        ignored = (
+            "X" in raw_mode and colour != _YCBCR
+        )  # channels that mean nothing; Pillow 13 leaves them out by itself
+        if alpha or ignored or colour == _LAB or (colour == _YCBCR and compression == _JPEG):
             return f"{_kind(tags)} in planes"
     return None
 
@@ -182,13 +194,3 @@ def _kind(tags: Mapping[int, Any]) -> str | None:
     order = "big-endian " if getattr(tags, "prefix", b"II") == b"MM" else ""
     reversed_bits = ", bits reversed" if tiff_number(tags, Base.FillOrder, 1) == 2 else ""
     return f"a {order}TIFF image ({colour}, {samples} x {bits}-bit {numbers}{reversed_bits})"
-
-
-@functools.cache
-def _has_codec(compression: str) -> bool:
-    """Say whether Pillow's libtiff was built with an optional codec: it won't tell, so try."""
-    try:
-        Image.new("RGB", (1, 1)).save(io.BytesIO(), "TIFF", compression=compression)
-    except Exception:
-        return False
-    return True

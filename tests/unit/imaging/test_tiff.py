@@ -15,6 +15,7 @@ from PIL import Image
 from condconv_serve.errors import CorruptImage, UnsupportedImage
 from condconv_serve.imaging import decode
 from tests import pictures
+from tests.pictures import encode
 
 WIDTH, HEIGHT = 21, 19
 COLOUR = pictures.photo("cat", (WIDTH, HEIGHT))
@@ -221,3 +222,19 @@ def test_strips_that_arent_there_are_noticed(damage, compression, capfd):
     with pytest.raises(CorruptImage):
         decode(bytes(data), max_pixels=10**6)
     assert capfd.readouterr().err == "", "libtiff says it to the process"
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\xff", b"text", None])
+def test_a_cut_jpeg_in_a_tiff_is_refused(filling):
+    data = encode(COLOUR, "TIFF", compression="jpeg", quality=90)
+    decode(data, max_pixels=10**6)
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        (start,), (length,) = file.pages[0].dataoffsets, file.pages[0].databytecounts
+        counts = file.pages[0].tags["StripByteCounts"].valueoffset
+    half = length // 2
+    if filling is None:
+        damaged = data[:counts] + struct.pack("<I", half) + data[counts + 4 :]
+    else:
+        damaged = data[: start + half] + (filling * length)[: length - half] + data[start + length :]
+    with pytest.raises(CorruptImage):
+        decode(damaged, max_pixels=10**6)
