@@ -149,6 +149,13 @@ def test_words_are_explained(server: Server, visit: Callable[..., Any]) -> None:
         assert says in tooltip.inner_text()
         page.keyboard.press("Escape")
         assert tooltip.is_hidden()
+    word = page.locator("#drift .term", has_text="PSI")
+    word.focus()
+    with page.expect_response(lambda response: "/routing?" in response.url and response.request.method == "GET"):
+        page.evaluate("document.querySelector('#drift tbody tr').id = 'old'")
+        page.evaluate("document.getElementById('window').dispatchEvent(new Event('change'))")
+    page.wait_for_selector("#old", state="detached")
+    assert page.evaluate("document.activeElement.textContent") == "PSI", "new figures leave the focus where it is"
 
 
 def test_more_classes(server: Server, visit: Callable[..., Any]) -> None:

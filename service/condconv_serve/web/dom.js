@@ -16,6 +16,12 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
+/** Put children into an element, unless it says the same already: what has the focus in it would lose it. */
+export function replaceIfOther(element, children) {
+  const fresh = make("div", {}, ...children);
+  if (fresh.textContent !== element.textContent) element.replaceChildren(...fresh.childNodes);
+}
+
 export const announce = (text) => {
   byId("announcer").textContent = text;
 };

@@ -3,7 +3,7 @@
 import { ablateAll, ablateBlock, ablateExpert, uniform, withoutExpert } from "./ablation.js";
 import { adviceByHand, canPass } from "./advice.js";
 import { askJson } from "./api.js";
-import { announce, blockName, byId, count, make, percent, points, reveal, signed, sumOf } from "./dom.js";
+import { announce, blockName, byId, count, make, percent, points, replaceIfOther, reveal, signed, sumOf } from "./dom.js";
 import { HeatMap, legend } from "./heatmap.js";
 import { ENTROPY, explanation, summary } from "./words.js";
 
@@ -97,7 +97,7 @@ export class Experts {
   #draw() {
     const item = this.#item;
     const blocks = this.#blocks;
-    byId("routing-summary").replaceChildren(...summary(item));
+    replaceIfOther(byId("routing-summary"), summary(item));
     byId("ablate-all").hidden = true;
     byId("routing").classList.toggle("static", !blocks.length);
     if (!blocks.length) {
@@ -188,8 +188,8 @@ export class Experts {
     button.textContent = this.#busy === "all" ? "Stop" : `Switch off each of the ${all}`;
     const changed = known.filter((one) => !one.sameTop).length;
     byId("map-note").textContent = known.length
-      ? `Change of the probability of ${known[0].before.label} without an expert, in points of a hundred. ${known.length} of ${all} tried; ${changed || "none"} would change the answer.`
-      : "Change of the top class's probability without an expert, in points of a hundred. Choose single ones, or try them all.";
+      ? `Change of the probability of ${known[0].before.label} without an expert, in percentage points. ${known.length} of ${all} tried; ${changed || "none"} would change the answer.`
+      : "Change of the top class's probability without an expert, in percentage points. Choose single ones, or try them all.";
   }
 
   async #tryAll() {
@@ -240,10 +240,10 @@ export class Experts {
       return;
     }
     const computing = this.#compute(item, () => ablateExpert(item, block, column, this.#options()));
-    const shown = this.#showPanel(byPointer);
+    this.#showPanel(byPointer);
     await computing;
     if (item !== this.#item || item.chosen?.[0] !== row || item.chosen[1] !== column) return;
-    if (shown) this.#showPanel(); // it has grown
+    this.#showPanel(byPointer); // it has grown
     this.#announceEffect(item, row, column);
   }
 
@@ -251,9 +251,7 @@ export class Experts {
   #showPanel(take = false) {
     const panel = byId("expert");
     const beside = panel.getBoundingClientRect().left >= byId("map").getBoundingClientRect().right;
-    const moved = reveal(panel, { atLeast: beside ? BEGINNING : OUTCOME });
-    if (moved && take) panel.focus({ preventScroll: true });
-    return moved;
+    if (reveal(panel, { atLeast: beside ? BEGINNING : OUTCOME }) && take) panel.focus({ preventScroll: true });
   }
 
   #options() {

@@ -206,37 +206,38 @@ export class Live {
         ? `${count(alerts.length, "block")} of ${measured.length} away from the profile of ${count(reference.images, "image")}: traffic is unlike it.`
         : `As expected from the profile of ${count(reference.images, "image")}${images < 100 ? "; few images, so only large shifts would show" : ""}.`;
     }
-    if (!measured.length) return byId("drift").replaceChildren();
-    byId("drift").replaceChildren(
-      make(
-        "table",
-        { class: "drift" },
-        make("caption", { class: "unseen" }, "Drift by block: population stability index, the index from which it is an alert, Jensen-Shannon divergence"),
-        make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "block"), ...HEADS.map((head) => make("th", { scope: "col" }, term(...head))))),
-        make(
-          "tbody",
-          {},
-          ...measured.map(({ block, drift }) =>
-            make(
-              "tr",
-              { class: drift.alert ? "alert" : "" },
-              make("th", { scope: "row" }, blockName(block)),
-              make(
-                "td",
-                { class: "bar-cell" },
-                make("span", { class: "bar", "aria-hidden": "true", style: { "--share": Math.min(drift.psi / (2 * drift.alert_above), 1) } }),
-                make("span", {}, drift.psi.toFixed(3)),
-                drift.alert ? make("span", { class: "flag" }, "alert") : null,
-              ),
-              make("td", {}, drift.alert_above.toFixed(2)),
-              make("td", {}, drift.js.toFixed(3)),
-            ),
-          ),
-        ),
-      ),
-    );
+    const box = byId("drift");
+    if (!measured.length) return box.replaceChildren();
+    if (!box.firstChild) box.replaceChildren(driftTable());
+    box.querySelector("tbody").replaceChildren(...measured.map(({ block, drift }) => driftRow(block, drift)));
   }
 }
+
+/** The table without rows. It stays, and with it the focus on one of its words. */
+const driftTable = () =>
+  make(
+    "table",
+    { class: "drift" },
+    make("caption", { class: "unseen" }, "Drift by block: population stability index, the index from which it is an alert, Jensen-Shannon divergence"),
+    make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "block"), ...HEADS.map((head) => make("th", { scope: "col" }, term(...head))))),
+    make("tbody", {}),
+  );
+
+const driftRow = (block, drift) =>
+  make(
+    "tr",
+    { class: drift.alert ? "alert" : "" },
+    make("th", { scope: "row" }, blockName(block)),
+    make(
+      "td",
+      { class: "bar-cell" },
+      make("span", { class: "bar", "aria-hidden": "true", style: { "--share": Math.min(drift.psi / (2 * drift.alert_above), 1) } }),
+      make("span", {}, drift.psi.toFixed(3)),
+      drift.alert ? make("span", { class: "flag" }, "alert") : null,
+    ),
+    make("td", {}, drift.alert_above.toFixed(2)),
+    make("td", {}, drift.js.toFixed(3)),
+  );
 
 /** What happened between two moments; null for what can't be said. */
 function figures(before, now) {

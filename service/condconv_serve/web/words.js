@@ -1,6 +1,6 @@
 // What is said about one image's routing, in words for people who meet it for the first time.
 
-import { count, make } from "./dom.js";
+import { count } from "./dom.js";
 import { term } from "./tooltip.js";
 
 export const ENTROPY = "how evenly a block's weights are spread over its experts. 0 if one expert has all the weight, 1 if all have the same.";
