@@ -8,8 +8,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from condconv_serve.cli.common import ModelOption, Store, ThemeOption, command_line, friendly, read_settings
-from condconv_serve.cli.output import add_row, err, print_json, print_table, say
+from condconv_serve.cli.common import (
+    INTERRUPTED,
+    ModelOption,
+    Store,
+    ThemeOption,
+    command_line,
+    friendly,
+    read_settings,
+)
+from condconv_serve.cli.output import add_row, note, print_json, print_table
 
 app = typer.Typer(help="Measure how fast this machine runs a model.", no_args_is_help=True)
 
@@ -58,8 +66,8 @@ def bench_engine(
         check_plot_path(plot)
     settings = read_settings(model_store=model_store)
     bundle = open_bundle(find_bundle(settings, Catalog(settings.model_store), model))
-    say(f"measuring {bundle.manifest.name}/{bundle.manifest.version}", console=err)
-    figures = bench.bench_engine(
+    note(f"measuring {bundle.manifest.name}/{bundle.manifest.version}")
+    found = bench.bench_engine(
         settings,
         bundle,
         engines=engine or [],
@@ -68,17 +76,19 @@ def bench_engine(
         batch_sizes=batch_size or [1, 2, 4, 8],
         seconds=seconds,
         rounds=rounds,
-        progress=lambda text: say(text, console=err),
+        progress=note,
     )
+    if found.rounds < rounds:
+        note(f"interrupted: these are the figures of {found.rounds} of {rounds} rounds")
     if as_json:
-        print_json([figure.to_json() for figure in figures])
+        print_json([figure.to_json() for figure in found.figures])
     else:
         table = Table(box=None, header_style="bold")
         table.add_column("engine")
         table.add_column("precision")
         for column in ("streams", "batch", "images/s", "relative", "p50 ms", "p99 ms"):
             table.add_column(column, justify="right")
-        for figure in figures:
+        for figure in found.figures:
             case = figure.case
             add_row(
                 table,
@@ -94,5 +104,6 @@ def bench_engine(
         print_table(table)
     if plot is not None:
         look = look_of(plot, theme=theme, made_by=Provenance.of(bundle.manifest, command_line()))
-        bench.plot_engine(figures, plot, look)
-        say(f"wrote {plot}", console=err)
+        bench.plot_engine(found.figures, plot, look)
+        note(f"wrote {plot}")
+    raise typer.Exit(INTERRUPTED if found.rounds < rounds else 0)

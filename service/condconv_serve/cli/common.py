@@ -66,6 +66,9 @@ def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
         try:
             command(*args, **kwargs)
         except ServiceError as error:
+            if _was_interrupted(error):
+                note("interrupted")
+                raise typer.Exit(INTERRUPTED) from None
             print_failure("error", error)
             raise typer.Exit(1) from error
         except OSError as error:  # a full disk, say
@@ -76,6 +79,15 @@ def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
             raise typer.Exit(INTERRUPTED) from None
 
     return wrapped
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: libraries of C make an ImportError of it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def read_settings(**given: Any) -> Settings:

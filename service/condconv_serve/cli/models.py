@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from condconv_serve.cli.common import MODEL_FORM, Json, ModelName, Store, friendly, read_settings
+from condconv_serve.cli.common import INTERRUPTED, MODEL_FORM, Json, ModelName, Store, friendly, read_settings
 from condconv_serve.cli.output import err, note, print_failure, print_json, print_markdown, say
 from condconv_serve.cli.tables import Cell, print_listing
 from condconv_serve.errors import ServiceError
@@ -265,7 +265,12 @@ def profile_model(
 
     settings = read_settings(model_store=model_store)
     path = Catalog(settings.model_store).find_named(name)
-    made = profile_files(settings, path, expand(images, note=note), min_class_images=min_class_images, console=err)
+    files = expand(images, note=note)
+    try:
+        made = profile_files(settings, path, files, min_class_images=min_class_images, console=err)
+    except KeyboardInterrupt:
+        note("interrupted: the bundle is as it was")
+        raise typer.Exit(INTERRUPTED) from None
     for file, error in made.failures:
         print_failure(file, error)
     bundle = add_profile(path, made.profile)

@@ -40,6 +40,11 @@ class EngineCase:
     streams: int
     batch_size: int
 
+    def __str__(self) -> str:
+        """In words."""
+        streams = f"{self.streams} stream{'s' * (self.streams != 1)}"
+        return f"{self.engine} in {self.precision}, {streams}, batches of {self.batch_size}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineFigure:
@@ -58,6 +63,14 @@ class EngineFigure:
         return {**figure.pop("case"), **figure}
 
 
+@dataclass(frozen=True, slots=True)
+class EngineBench:
+    """What was measured for all combinations in so many rounds; after Ctrl-C they are fewer than asked for."""
+
+    figures: list[EngineFigure]
+    rounds: int
+
+
 def bench_engine(
     settings: Settings,
     bundle: Bundle,
@@ -69,8 +82,10 @@ def bench_engine(
     seconds: float,
     rounds: int,
     progress: Callable[[str], None],
-) -> list[EngineFigure]:
+) -> EngineBench:
     """Measure a model's throughput and latency in every combination. They take turns, round by round.
+
+    Ctrl-C ends it with the rounds that are complete, if there is one.
 
     Args:
         settings: device and threads; the arguments below come first.
@@ -81,7 +96,7 @@ def bench_engine(
         batch_sizes: rows per batch.
         seconds: per measurement.
         rounds: how often each combination is measured.
-        progress: called with a line for each step.
+        progress: called with a line for each step and each measurement.
 
     Raises:
         BundleError, ConfigurationError: the bundle is unusable, or this machine lacks what is asked for.
@@ -105,27 +120,33 @@ def bench_engine(
                 built[key] = build(its_plan)
             for size in (1, case.batch_size):
                 built[key](batches.get(size, batches[case.batch_size]))
-        found: dict[EngineCase, list[Throughput]] = {case: [] for case in cases}
-        for number in range(rounds):
-            progress(f"round {number + 1} of {rounds}")
-            for case in cases:
-                call = partial(_call, built[_engine_key(case)], batches[case.batch_size])
-                found[case].append(measure(call, callers=case.streams, rows_per_call=case.batch_size, seconds=seconds))
+        complete: list[dict[EngineCase, Throughput]] = []
+        try:
+            for number in range(rounds):
+                found = {}
+                for case in cases:
+                    call = partial(_call, built[_engine_key(case)], batches[case.batch_size])
+                    found[case] = measure(call, callers=case.streams, rows_per_call=case.batch_size, seconds=seconds)
+                    progress(f"round {number + 1} of {rounds}: {case}: {found[case].rows_per_second:.1f} images/s")
+                complete.append(found)
+        except KeyboardInterrupt:
+            if not complete:
+                raise
     finally:
         for engine in built.values():
             engine.close()
-    first = found[cases[0]]
-    return [
-        EngineFigure(
-            case=case,
-            rows_per_second=median(one.rows_per_second for one in results),
-            latency_p50=median(one.latency_p50 for one in results),
-            latency_p99=median(one.latency_p99 for one in results),
-            # Compare within each round, so that a busy moment of the machine hits both.
-            speed=median(a.rows_per_second / b.rows_per_second for a, b in zip(results, first, strict=True)),
-        )
-        for case, results in found.items()
-    ]
+    return EngineBench([_figure(case, cases[0], complete) for case in cases], len(complete))
+
+
+def _figure(case: EngineCase, first: EngineCase, rounds: Sequence[dict[EngineCase, Throughput]]) -> EngineFigure:
+    return EngineFigure(
+        case=case,
+        rows_per_second=median(found[case].rows_per_second for found in rounds),
+        latency_p50=median(found[case].latency_p50 for found in rounds),
+        latency_p99=median(found[case].latency_p99 for found in rounds),
+        # Compare within each round, so that a busy moment of the machine hits both.
+        speed=median(found[case].rows_per_second / found[first].rows_per_second for found in rounds),
+    )
 
 
 def compare_precisions(settings: Settings, bundle: Bundle, *, precision: str, images: Sequence[Path]) -> Agreement:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -66,9 +67,13 @@ def profile_files(
     weights: list[NDArray[np.generic]] = []
     progress = Progress(TextColumn("profiling"), BarColumn(), MofNCompleteColumn(), console=console)
 
+    given_up = threading.Event()
+
     def count(stream: int) -> Tally:
         tally = Tally(layout, class_bytes=_UNLIMITED)
         for chunk in chunks[stream :: plan.streams]:
+            if given_up.is_set():
+                break
             rows = [row for file in chunk if (row := _row(file, model, settings, failures)) is not None]
             if rows:
                 output = model.engine(np.stack(rows), stream)
@@ -80,7 +85,14 @@ def profile_files(
 
     with progress, ThreadPoolExecutor(plan.streams) as threads:
         task = progress.add_task("", total=len(files))
-        total, *others = threads.map(count, range(plan.streams))
+        try:
+            counting = [threads.submit(count, stream) for stream in range(plan.streams)]
+            for future in as_completed(counting):  # whichever fails first
+                future.result()
+        except BaseException:  # Ctrl-C, or an engine that failed; the executor waits for its threads
+            given_up.set()
+            raise
+    total, *others = [future.result() for future in counting]
     for tally in others:
         total.merge(tally)
     if not total.count:

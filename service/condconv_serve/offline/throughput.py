@@ -24,7 +24,8 @@ def measure(compute: Callable[[int], Any], *, callers: int, rows_per_call: int, 
     """Call a function from several threads at once, over and over.
 
     Args:
-        compute: is given its caller's number, from 0; an exception of its ends the measurement.
+        compute: is given its caller's number, from 0; an exception of its ends the measurement. So does Ctrl-C, as soon
+            as the calls that are under way have ended.
         callers: threads that call, each again as soon as it has its answer.
         rows_per_call: what a call counts for.
         seconds: no call starts later than this; each caller makes at least one.
@@ -50,8 +51,14 @@ def measure(compute: Callable[[int], Any], *, callers: int, rows_per_call: int, 
     for thread in threads:
         thread.start()
     barrier.wait()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException as error:
+        errors.append(error)
+        for thread in threads:
+            thread.join()
+        raise
     if errors:
         raise errors[0]
     # Each caller's own rate: the others' last calls, which end later, would count as idle time.

@@ -60,7 +60,9 @@ class Catalog:
         """
         versions = self.versions(model)
         if not versions:
-            raise ModelNotFound(f"There is no model {model!r} in the store; there are: {self._known()}.")
+            name, slash, _ = model.partition("/")
+            hint = " Give the name alone here, without a version." if slash and self.versions(name) else ""
+            raise ModelNotFound(f"There is no model {model!r} in the store; there are: {self._known()}.{hint}")
         if version is not None and version not in versions:
             raise VersionNotFound(f"Model {model} has no version {version!r}; there are: {', '.join(versions)}.")
         return self._root / model / (version or versions[-1])

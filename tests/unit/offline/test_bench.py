@@ -6,7 +6,9 @@ from typer.testing import CliRunner
 from condconv_serve.cli import app
 from condconv_serve.domain import Preprocessing
 from condconv_serve.errors import UnsupportedImage
+from condconv_serve.offline import bench
 from condconv_serve.offline.bench import CROPS, photo_rows
+from condconv_serve.offline.throughput import Throughput
 from condconv_serve.runtime.devices import detect_machine
 from condconv_serve.samples import SAMPLES
 from condconv_serve.settings import Settings
@@ -49,6 +51,32 @@ def test_the_engine_is_measured_by_batch_size_and_streams(tmp_path):
     assert "images per second" in picture.read_text()
     assert "prefers-color-scheme: dark" in picture.read_text()
     assert "condconv-serve" in picture.read_text()
+
+
+def test_ctrl_c_leaves_the_rounds_that_are_complete(monkeypatch):
+    """It is pressed in the second round, while its second combination is measured."""
+    calls = []
+
+    def measured(*_, rows_per_call, **__):
+        calls.append(rows_per_call)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return Throughput(rows_per_second=10.0 * rows_per_call, latency_p50=0.1, latency_p99=0.2)
+
+    monkeypatch.setattr(bench, "measure", measured)
+    result = run(app, ["bench", "engine", "--batch-size", "1", "--batch-size", "2", "--rounds", "3", "--json"])
+    assert result.exit_code == 130
+    assert [(f["batch_size"], f["rows_per_second"], f["speed"]) for f in json.loads(result.stdout)] == [
+        (1, 10.0, 1.0),
+        (2, 20.0, 2.0),
+    ]
+    lines = result.stderr.splitlines()
+    assert lines[-1] == "interrupted: these are the figures of 1 of 3 rounds"
+    assert lines[-2].startswith("round 2 of 3: ")
+    assert lines[-2].endswith("batches of 1: 10.0 images/s")
+    calls[:] = [0, 0, 0]
+    result = run(app, ["bench", "engine", "--batch-size", "1", "--rounds", "3"])
+    assert (result.exit_code, result.stdout) == (130, ""), "no round is complete"
 
 
 def test_the_table_names_what_was_measured():

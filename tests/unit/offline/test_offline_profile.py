@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,29 @@ def test_rows_are_those_of_a_server(exact: bool, tmp_path: Path) -> None:
     expected = [model_row(file.read_bytes(), load(), max_pixels=10**6) for file in files]
     assert {row.tobytes() for row in seen} == {row.tobytes() for row in expected}
     assert {row.dtype for row in seen} == {np.dtype(np.float32 if exact else np.uint8)}
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("stream", [0, 1])
+def test_one_threads_end_is_that_of_all(stream: int, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encode(photo("cat", (80, 60)), "JPEG"))
+    calls: list[int] = []
+
+    def compute(rows: Row, its_stream: int) -> Tensors:
+        calls.append(its_stream)
+        if its_stream == stream:
+            raise KeyboardInterrupt
+        time.sleep(0.01)
+        return ShadeEngine()(rows)
+
+    preprocessing = Preprocessing(transform="pillow", image_size=SIDE)
+    with pytest.raises(KeyboardInterrupt):
+        profile_files(
+            Settings(streams=2, max_batch_size=1),
+            write_bundle(tmp_path / "store", new_bundle()),
+            [tmp_path / "a.jpg"] * 300,
+            min_class_images=1,
+            console=Console(quiet=True),
+            load=lambda *_, **__: served_model(model_info(preprocessing=preprocessing), FunctionEngine(compute)),
+        )
+    assert len(calls) < 150

@@ -3,6 +3,7 @@ import time
 
 import pytest
 
+from condconv_serve.offline import throughput
 from condconv_serve.offline.throughput import measure
 
 
@@ -19,6 +20,24 @@ def test_rate_and_latency_follow_from_the_calls():
     # Two callers with four rows each per call; sleeping longer than asked for only makes it slower.
     assert 0 < found.rows_per_second <= 2 * 4 / 0.02
     assert found.rows_per_second == pytest.approx(8 / found.latency_p50, rel=0.5)
+
+
+def test_ctrl_c_ends_the_measurement_and_its_threads(monkeypatch):
+    pressed = []
+
+    class Interrupted(threading.Thread):
+        def join(self, timeout=None):
+            if not pressed:
+                pressed.append(True)
+                raise KeyboardInterrupt
+            super().join(timeout)
+
+    before, started = threading.active_count(), time.monotonic()
+    monkeypatch.setattr(throughput.threading, "Thread", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(lambda caller: time.sleep(0.01), callers=2, rows_per_call=1, seconds=60)
+    assert time.monotonic() - started < 30
+    assert threading.active_count() == before
 
 
 def test_callers_call_at_once():

@@ -93,6 +93,13 @@ def test_names_of_nothing(given, error, store):
         Catalog(store).find_named(given)
 
 
+def test_a_version_where_the_name_alone_is_wanted(store):
+    with pytest.raises(
+        ModelNotFound, match=r"'apple/1' in the store; .* Give the name alone here, without a version\.$"
+    ):
+        Catalog(store).find("apple/1")
+
+
 @pytest.mark.parametrize("version", ["2", "11", "12", "01", "0", "../apple/1", "1/", "", "latest"])
 def test_unknown_versions(version, store):
     with pytest.raises(VersionNotFound) as caught:
@@ -109,7 +116,6 @@ def test_unknown_versions(version, store):
         "..",
         "../x",
         "a/b",
-        "apple/1",
         "apple\n",
         "apple\0",
         "no-versions",
