@@ -153,7 +153,7 @@ def aliases(name: Name, model_store: Store = None, url: MaybeUrl = None, api_key
 @friendly
 def default(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="The new default model. Default: show the present one.")
+        str | None, typer.Argument(metavar="NAME", help="The new default model. Default: show the present one.")
     ] = None,
     model_store: Store = None,
 ) -> None:

@@ -145,15 +145,19 @@ class StoreFollower:
         try:
             with open_store(self._store) as catalog:
                 names = (self._only,) if self._only else catalog.models()
+                hidden = () if self._only else catalog.unreadable()
         except StoreUnavailable as error:  # it may be back in a moment; until then nothing changes
             for name in self._registry.models():
                 self._stale.nothing_readable(name, str(error))
             return
+        there = (*names, *hidden)
         if self._registry.default_model is None:
-            self._follow_default(names)
+            self._follow_default(there)
         followed = followed_models(names, self._registry.models())
-        for gone in set(self._registry.unserved()) - set(followed):
+        for gone in set(self._registry.unserved()) - {*followed, *hidden}:
             self._forget(gone)
+        for name in set(hidden) - set(followed):
+            self._registry.set_unserved(name, unreadable(name))
         for name in set(followed) - self._followed:
             self._begin(name)
         for name in sorted(followed, key=self._urgency):
@@ -165,7 +169,7 @@ class StoreFollower:
                     self._registry.set_unserved(name, unreadable(name))
                 self._stale.nothing_readable(name, f"{name} can't be read in the model store.")
         self._started = True
-        self._follow_default(names)
+        self._follow_default(there)
         self._health.report()
 
     def _urgency(self, name: str) -> tuple[bool, bool]:

@@ -36,6 +36,17 @@ class Catalog:
         """Names of all models with at least one version, sorted. Those that can't be read are ignored."""
         return tuple(sorted(name for name in self._children(self._root, _model_name) if self._has_versions(name)))
 
+    def unreadable(self) -> tuple[str, ...]:
+        """Names of the directories that may be models, but can't be listed, sorted."""
+        return tuple(sorted(name for name in self._children(self._root, _model_name) if not self._can_be_listed(name)))
+
+    def _can_be_listed(self, model: str) -> bool:
+        try:
+            self.versions(model)
+        except OSError:
+            return False
+        return True
+
     def _has_versions(self, model: str) -> bool:
         try:
             return bool(self.versions(model))

@@ -107,13 +107,14 @@ def check_store(store: Path, *, default_model: str | None) -> tuple[str, ...]:
         default_model: the model that somebody has set as the default, if any.
 
     Returns:
-        The names of the store's models.
+        The names of the store's models, also of those that can't be read now.
 
     Raises:
         BundleError: there is no such directory.
         ConfigurationError: the store is empty, or lacks that model.
     """
-    names = Catalog(store).models()
+    catalog = Catalog(store)
+    names = tuple(sorted({*catalog.models(), *catalog.unreadable()}))
     if not names:
         raise ConfigurationError(f"The model store {store} holds no bundle (<model>/<version>/manifest.json).")
     if default_model is not None and default_model not in names:

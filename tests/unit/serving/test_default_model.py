@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from condconv_serve.errors import ModelUnavailable, NoDefaultModel
+from condconv_serve.store import Catalog
 from condconv_serve.store.default import set_default
 from tests.unit.serving.models import Place
 
@@ -161,3 +162,18 @@ def test_a_broken_other_model_leaves_the_default_alone(place):
     other = restarted(place)
     assert default_of(other) == "pear"
     assert other.states("apple") == {"1": "incomplete"}
+
+
+def test_a_model_that_can_not_be_read_counts_among_several(place, monkeypatch):
+    """So nobody takes the other one for the only one."""
+    place.add("apple", "1")
+    (place.path / "default.json").unlink()
+    versions = Catalog.versions
+
+    def hidden(self, model):
+        if model == "apple":
+            raise PermissionError(13, "Permission denied")
+        return versions(self, model)
+
+    monkeypatch.setattr(Catalog, "versions", hidden)
+    assert default_of(restarted(place)) is None

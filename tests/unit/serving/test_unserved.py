@@ -346,12 +346,10 @@ class TestReadiness:
     def test_a_model_that_can_not_be_read(self, store, monkeypatch):
         from condconv_serve.store import Catalog
 
-        find = Catalog.versions
-        calls = []
+        find, hidden = Catalog.versions, ["apple"]
 
         def unreadable(self, model):
-            calls.append(model)
-            if model == "apple" and len(calls) > 2:
+            if model in hidden:
                 raise PermissionError(13, "Permission denied")
             return find(self, model)
 
@@ -361,3 +359,9 @@ class TestReadiness:
         place.follower.sync_now()
         assert refusal(place, "apple") == "Model apple can't be read in the model store."
         assert place.health.unready().reason == "Model apple can't be read in the model store."
+        hidden.clear()
+        place.follower.sync_now()
+        assert (version_of(place, "apple"), place.health.unready()) == ("1", None)
+        hidden.append("apple")
+        place.follower.sync_now()
+        assert version_of(place, "apple") == "1", "it is served from memory"
