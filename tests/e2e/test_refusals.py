@@ -85,6 +85,21 @@ def test_too_many_bytes(client: httpx.Client, chunked: bool, factor: int) -> Non
     assert_problem(response, 413, "body_too_large", str(BODY_LIMIT))
 
 
+def test_no_route_asks_for_a_body_that_is_declared_to_be_too_long(server: Server, client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()
+    routes = [(m, path) for path, methods in document["paths"].items() for m in methods if "requestBody" in methods[m]]
+    assert len(routes) >= 4
+    for method, path in routes:
+        with socket.create_connection(server.address, timeout=10) as connected:
+            head = f"{method.upper()} {path.format(name=MODEL, alias='any')} HTTP/1.1\r\nHost: x\r\n"
+            rest = f"Content-Type: application/json\r\nContent-Length: {BODY_LIMIT + 1}\r\nExpect: 100-continue\r\n\r\n"
+            connected.sendall((head + rest).encode())
+            received = b""
+            while more := connected.recv(65536):
+                received += more
+        assert received.startswith(b"HTTP/1.1 413 "), (method, path, received)
+
+
 def test_as_many_bytes_as_allowed(client: httpx.Client) -> None:
     assert_problem(client.post("/predict", content=bytes(BODY_LIMIT)), 415, "unsupported_image")
 
