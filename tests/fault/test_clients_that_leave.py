@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import threading
@@ -195,13 +196,16 @@ def test_a_second_signal_forces_the_end(traffic: Traffic) -> None:
 
 
 def test_shutdown_ends_in_time_even_if_the_engine_hangs(traffic: Traffic) -> None:
-    # uvicorn tells of the task that it gave up.
-    with Server(shutdown_timeout=1, tracebacks=True) as server, server.holding():
+    with Server(shutdown_timeout=1) as server, server.holding():
         connected = send(server, traffic.photos[0])
         wait_for(lambda: value(server, IN_FLIGHT) == 1)
         server.terminate()
+        with connected, connected.makefile("rb") as received:
+            head, _, body = received.read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"x-request-id: " in head.lower()
+        assert json.loads(body)["slug"] == "draining"
         assert server.wait() == 0
-        connected.close()
 
 
 def test_shutdown_does_not_wait_for_a_load() -> None:

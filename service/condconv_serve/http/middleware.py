@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from condconv_serve.domain.facts import RequestFacts
 from condconv_serve.domain.trace import TraceContext
-from condconv_serve.errors import ServiceError, unexpected_error
+from condconv_serve.errors import Draining, ServiceError, unexpected_error
 from condconv_serve.http.answer import ErrorRenderer
 from condconv_serve.http.body import OpenBodies, PatientBody
 from condconv_serve.http.scope import REQUEST_ID_HEADER, keep_facts, path_of
@@ -105,6 +106,12 @@ class RequestContext:
                 await self._app(scope, body.receive, send_with_id)
             except ClientDisconnect:
                 pass  # nobody is left who could be answered
+            except asyncio.CancelledError:
+                if status or not self._bodies.given_up:
+                    raise
+                late = Draining("The service is shutting down, and no time was left to answer.", retry_after=1.0)
+                facts.slug = late.slug
+                await self._render(late).send(send_with_id)
             except Exception:
                 place = quote(scope["path"])
                 logger.exception("unexpected error in %s %s [%s]", scope["method"], place, facts.request_id)
