@@ -90,12 +90,12 @@ def load_ablation(settings: Settings, memory: MemoryCheck, name: str, version: s
         BundleError, ModelNotFound, VersionNotFound: the version is damaged, or no longer in the store.
         StoreUnavailable: the store can't be read.
     """
-    from condconv_serve.runtime.ablation_engine import AblationEngine
-    from condconv_serve.runtime.loading import load_network
-
     with open_store(settings.model_store) as catalog:
         bundle = open_bundle(catalog.find(name, version))
     with memory.loading(bundle):
+        from condconv_serve.runtime.ablation_engine import AblationEngine
+        from condconv_serve.runtime.loading import load_network
+
         return AblationEngine(load_network(bundle), bundle.manifest.preprocessing.to_domain())
 
 

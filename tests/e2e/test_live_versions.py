@@ -256,3 +256,19 @@ def test_bad_bundles_leave_the_old_one_serving(server: Server, store: Path, phot
     failed = server.metrics()[sample_name("condconv_model_loads_total", model=MODEL, outcome="failed")]
     assert failed == 2 * (8 - len(LIKE_A_COPY)), "found in the store, and asked for"
     assert client.get("/readyz").status_code == 200
+
+
+def test_files_that_break_behind_a_version_that_serves(server: Server, store: Path, photo: bytes) -> None:
+    client = server.client
+    (version,) = served(client)
+    path = store / MODEL / version
+    whole = (path / "weights.safetensors").read_bytes()
+    damage_tampered(path)
+    wait_for(lambda: state(client, version)["state"] == "stale")
+    assert "weights.safetensors has SHA-256" in state(client, version)["reason"]
+    assert client.post("/predict", content=photo).json()["model"] == {"name": MODEL, "version": version}
+    name = "condconv_model_version_state"
+    assert server.metrics()[sample_name(name, model=MODEL, version=version, state="stale")] == 1
+    assert server.is_ready(), "it answers all the same"
+    (path / "weights.safetensors").write_bytes(whole)
+    wait_for(lambda: state(client, version) == {"version": version, "state": "serving"})

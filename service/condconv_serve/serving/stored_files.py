@@ -73,4 +73,6 @@ def _why_broken(path: Path) -> str | None:
         open_bundle(path)
     except BundleError as error:
         return str(error)
+    except OSError:  # a file has gone while it was looked at
+        return f"{bundle_name(path)} can't be read."
     return None

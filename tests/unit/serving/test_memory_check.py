@@ -1,10 +1,13 @@
 import asyncio
+import sys
 
 import pytest
 
+from condconv_serve.bootstrap import load_ablation
 from condconv_serve.errors import OutOfMemory, TooLittleMemory
 from condconv_serve.machine.memory import MemoryUse
 from condconv_serve.serving.memory_check import MemoryCheck
+from condconv_serve.settings import Settings
 from condconv_serve.store import open_bundle, write_bundle
 from tests.unit.serving.models import Place
 from tests.unit.store.samples import new_bundle, rewrite
@@ -205,3 +208,10 @@ def test_a_failed_load_leaves_no_trace(error, bundle):
         raise error
     assert caught.value.needs == 110
     assert check.left() == 100
+
+
+def test_an_ablation_that_does_not_fit_is_refused_before_anything_is_loaded(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "condconv_serve.runtime.ablation_engine", None)
+    check = MemoryCheck(lambda bundle: 300_000_000, left=lambda: 100_000_000, use=lambda: None)
+    with pytest.raises(TooLittleMemory, match="pear/1 needs about 300 MB"):
+        load_ablation(Settings(model_store=place.path), check, "pear", "1")

@@ -17,7 +17,7 @@ from condconv_serve.fronts.native.ablation_schemas import (
     ChangeBody,
     VariantBody,
 )
-from condconv_serve.fronts.native.classification import PROBLEMS, request_body
+from condconv_serve.fronts.native.classification import SLUGS, request_body
 from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.images import read_query, read_request
 from condconv_serve.fronts.native.problems import problem_responses
@@ -39,7 +39,7 @@ def router(context: AppContext) -> APIRouter:
         summary="Switch experts off",
         response_model=AblationResponse,
         response_model_exclude_none=True,
-        responses={**PROBLEMS, **problem_responses("ablation_busy", "queue_full", "store_unavailable")},
+        responses=problem_responses(*SLUGS, "ablation_busy", "store_unavailable", "too_little_memory"),
         openapi_extra=request_body(EXAMPLE, AblationQuery),
     )
     async def ablation(request: Request) -> AblationResponse:

@@ -25,7 +25,7 @@ from condconv_serve.tasks.classification import Classify
 
 Parameters = TypeVar("Parameters", bound=RoutingParameters)
 Result = TypeVar("Result")
-PROBLEMS = problem_responses(
+SLUGS = (
     "malformed_body",
     "missing_image",
     "model_unavailable",
@@ -49,7 +49,9 @@ PROBLEMS = problem_responses(
     "out_of_memory",
     "deadline_exceeded",
 )
-"""OpenAPI entries for what can go wrong."""
+"""What can go wrong."""
+PROBLEMS = problem_responses(*SLUGS)
+"""The same as OpenAPI entries."""
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
