@@ -31,7 +31,7 @@ LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes
 OWN := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-quick test-lowest test-browser test-examples test-parity test-docker bench bench-service \
+.PHONY: help serve test test-quick test-lowest test-browser test-docs test-examples test-parity test-docker bench bench-service \
 	fuzz soak check format docs lock clean
 
 help:  ## Show this list
@@ -104,6 +104,9 @@ test-browser: $(TEST_VENV)/.installed-browser  ## Try the page in Chromium (3 mi
 	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null || echo "The tests need chromium: apt-get install chromium" >&2
 	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
+test-docs: $(TEST_VENV)/.installed  ## Run every command in the documentation, page by page (4 minutes)
+	@$(BIN)/python -m pytest -m docs --numprocesses=logical --maxprocesses=2 tests/docs $(ARGS)
+
 test-examples: $(TEST_VENV)/.installed-examples  ## Run the examples, one of which trains and fine-tunes (1 minute)
 	@$(BIN)/python -m pytest -m examples tests/examples $(ARGS)
 
@@ -135,7 +138,7 @@ check: $(TEST_VENV)/.installed  ## Format, lint, types, import contracts, genera
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python docs/generate.py --check
-	@$(BIN)/python -m pytest -q -m files tests/deploy tests/files
+	@$(BIN)/python -m pytest -q -m files tests/deploy tests/docs tests/files
 
 format: $(TEST_VENV)/.installed  ## Rewrite the code in the house format
 	@$(BIN)/ruff format .

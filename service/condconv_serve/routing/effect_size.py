@@ -36,8 +36,8 @@ class EffectSize:
         high: `[blocks]`, its upper end.
         p: `[blocks]`, how probable so large a share is if classes make no difference (permutation test).
         chance: what `raw` is on average if classes make no difference: `(K - 1) / (N - 1)`.
-        within: standard deviation of a class's images `[blocks]`: root mean square over experts, from `N - K` degrees
-            of freedom.
+        within: standard deviation of a class's images `[blocks]`: root mean square over experts that aren't constant,
+            from `N - K` degrees of freedom.
         between: standard deviation of the classes' own means `[blocks]`, without what their images' scatter adds.
         constant: bool `[blocks, experts]`: experts with the same weight for all images.
         resamples: how many the intervals and the p-values are made of.
@@ -85,7 +85,7 @@ def effect_size(weights: NDArray[np.floating], labels: Ints, *, resamples: int |
     known = total > 0
     raw = np.divide(between, total, out=np.full_like(total, np.nan), where=known)
     nothing = np.full_like(total, np.nan)
-    experts = np.maximum((~constant).sum(axis=1) if constant.size else 1, 1)
+    experts = np.maximum((~constant).sum(axis=1), 1)
     unknown = _unknown(images, classes)
     if unknown:
         deviation = np.sqrt(within / max(images - classes, 1) / experts) if classes < images else nothing
