@@ -10,6 +10,7 @@ from rich.table import Table
 from condconv_serve.cli.common import command_line
 from condconv_serve.cli.output import add_row, err, print_failure, print_json, print_table, say
 from condconv_serve.cli.results import Results
+from condconv_serve.cli.tables import fits
 from condconv_serve.domain import ClassifiedImage, Prediction, ServedModel
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.routing.by_class import RoutingByClass, by_class
@@ -177,4 +178,8 @@ def print_routing(name: str, prediction: Prediction) -> None:
     table = Table("block", *(f"expert {i}" for i in range(prediction.routing.weights.shape[1])))
     for block, weights in prediction.routing.by_block().items():
         add_row(table, block, *((f" {w:.3f} ", f"on rgb({int(40 + 180 * w)},60,60)") for w in weights))
-    print_table(table)
+    if fits(table):
+        print_table(table)
+        return
+    for block, weights in prediction.routing.by_block().items():  # numbers that are cut would be wrong ones
+        say(f"  {block:9}", *(f" {w:.3f}" for w in weights))

@@ -30,11 +30,16 @@ def print_listing(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Non
         table.add_column(column, overflow="fold")
     for row in rows:
         add_row(table, *row)
-    if not on_terminal() or Measurement.get(out, out.options.update(max_width=_ENOUGH), table).maximum <= out.width:
+    if fits(table):
         print_table(table)
         return
     for row in rows:
         _print_paragraph(columns, row)
+
+
+def fits(table: Table) -> bool:
+    """Whether a table can be printed without cutting cells: always, if a program reads it."""
+    return not on_terminal() or Measurement.get(out, out.options.update(max_width=_ENOUGH), table).maximum <= out.width
 
 
 def _print_paragraph(columns: Sequence[str], row: Sequence[Cell]) -> None:

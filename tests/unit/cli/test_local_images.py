@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from condconv_serve import bootstrap
 from condconv_serve.cli import app, output
+from condconv_serve.errors import BundleError
 from condconv_serve.settings import Settings
 from condconv_serve.store.aliases import set_alias
 from tests.contract.fake_server import load_fake
@@ -103,6 +104,21 @@ class TestInterrupted:
         assert code == 130
         done = int(err.split("interrupted after ")[1].split()[0])
         assert f"{done - 1} images of 1 classes" in out
+
+
+def test_ctrl_c_while_a_library_is_imported(photos, monkeypatch):
+    """Libraries of C make an error of their own of it."""
+
+    def load(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as pressed:
+            failed = ImportError("initialization failed")
+            failed.__cause__ = pressed
+        raise BundleError("The engine can't be imported.") from failed
+
+    monkeypatch.setattr(bootstrap, "load_model", load)
+    assert condconv("predict", photos / "00.jpg") == (130, "", "interrupted\n")
 
 
 def test_results_come_before_the_last_image_is_read(photos, tmp_path):

@@ -2,11 +2,14 @@
 
 from io import StringIO
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from condconv_serve.cli import output, tables
+from condconv_serve.cli import output, routing_output, tables
+from condconv_serve.cli.routing_output import print_routing
 from condconv_serve.cli.tables import print_listing
+from condconv_serve.domain import ClassScore, Prediction, RoutingLayout, RoutingTrace, Timings
 
 COLUMNS = ("model", "architecture", "top-1", "from")
 ROWS = [
@@ -62,3 +65,25 @@ def test_what_a_program_reads(capsys):
     assert header.split() == list(COLUMNS)
     assert rows[0].split() == [str(cell) for cell in ROWS[0]]
     assert len(rows) == 3
+
+
+@pytest.mark.parametrize(("experts", "width", "boxed"), [(4, 80, True), (8, 80, False), (8, 120, True)])
+def test_weights_are_never_cut(experts, width, boxed, monkeypatch):
+    weights = np.linspace(0, 1, 2 * experts, dtype=np.float32).reshape(2, experts)
+    prediction = Prediction(
+        classes=(ClassScore(0, "tench", None, 0.5),),
+        routing=RoutingTrace(RoutingLayout(("block_8", "block_15"), (experts, experts)), weights),
+        timings=Timings(decode=0, queue=0, inference=0, total=0),
+        batch_size=1,
+    )
+    file = StringIO()
+    console = Console(file=file, width=width, force_terminal=True, color_system=None, emoji=False)
+    for module in (output, tables):
+        monkeypatch.setattr(module, "on_terminal", lambda: True)
+        monkeypatch.setattr(module, "out", console)
+    monkeypatch.setattr(routing_output, "say", lambda *parts: output.say(*parts, console=console))
+    print_routing("a.jpg", prediction)
+    text = file.getvalue()
+    assert all(f"{weight:.3f}" in text for weight in weights.flat)
+    assert ("│" in text) == boxed
+    assert max(map(len, text.splitlines())) <= width
