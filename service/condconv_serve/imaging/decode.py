@@ -61,7 +61,8 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
         An RGB image: an array would have to be copied, and for a large photo that takes as long as half its decoding.
 
     Raises:
-        UnsupportedImage: the bytes are no image of an accepted format, or there are none.
+        UnsupportedImage: the bytes are no image of an accepted format, or of a kind of it that isn't read, or there are
+            none.
         ImageTooLarge: the header announces more than `max_pixels`; no pixel was decoded.
         CorruptImage: the format is accepted, but the data is truncated, damaged, or of a kind that can't be read.
     """
@@ -130,6 +131,8 @@ def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
             key = image.info.get("transparency")
             if image.mode == "L" and isinstance(key, int):  # levels are scaled from 2 and 4 bits, but not this one
                 image.info["transparency"] = key * 255 // (2 ** data[_PNG_BIT_DEPTH] - 1)
+            if isinstance(key, tuple) and data[_PNG_BIT_DEPTH] == 16:  # the pixels come in 8 bits: which had this one?
+                raise unread_kind("a PNG image with 16 bits per sample and a transparent colour")
         case "WebP":
             # This reader allocates the picture while it opens the file.
             check_size(webp_size(data), max_pixels)

@@ -112,6 +112,12 @@ def test_a_transparent_colour_lies_on_white():
     np.testing.assert_array_equal(decode(png(keyed, extra=[key]), max_pixels=LIMIT), expected)
 
 
+def test_a_transparent_colour_of_16_bits_is_unsupported():
+    key = png_chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))
+    with pytest.raises(UnsupportedImage, match="16 bits per sample and a transparent colour, a kind that isn't read"):
+        decode(png(PHOTO.astype(np.uint16) * 257, extra=[key]), max_pixels=LIMIT)
+
+
 @pytest.mark.parametrize(("depth", "key"), [(1, 1), (2, 2), (4, 9), (8, 200), (16, 0x1234)])
 def test_a_transparent_grey_lies_on_white(depth, key):
     levels = np.arange(64, dtype=np.uint32).reshape(8, 8) * 797 % 2**depth
