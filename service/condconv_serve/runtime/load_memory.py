@@ -10,8 +10,9 @@ from condconv_serve.store import Bundle, count_weights
 IMPORT_BYTES = 170 * 2**20
 """What importing TensorFlow takes, without its code, which the system may drop and read again."""
 
-_ROW_BYTES = 6 * 2**20
+_ROW_BYTES = 4 * 2**20
 _ROW_IMAGE_SIZE = 224
+"""Each row that may be computed at the same time takes so much at that size. On accelerators this is their memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ def load_bytes(bundle: Bundle, plan: EnginePlan) -> int:
         BundleError: the weights can't be read.
     """
     cost, weights = _LOAD_COSTS[plan.engine], _weight_bytes(bundle)
-    rows = plan.streams * plan.max_batch_size
+    rows = plan.streams * plan.max_batch_size if plan.device == "cpu" else 0
     scale = (bundle.manifest.preprocessing.image_size / _ROW_IMAGE_SIZE) ** 2
     loading = cost.times_weights * weights
     warming_up = _SERVED_TIMES_WEIGHTS * weights + rows * scale * _ROW_BYTES

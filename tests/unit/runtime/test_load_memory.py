@@ -45,7 +45,13 @@ def test_weights_count_as_what_they_are_computed_with(tmp_path):
 def test_large_batches_count(plan, tmp_path):
     small, large = bundle_of(tmp_path), bundle_of(tmp_path, image_size=448, version="2")
     assert load_bytes(small, plan) > load_bytes(small, PLAN)
-    assert load_bytes(large, plan) > 64 * 6 * 2**20 * 4
+    assert load_bytes(large, plan) > 64 * 4 * 2**20 * 4
+
+
+def test_batches_on_an_accelerator_take_no_memory_of_the_machine(tmp_path):
+    plan = replace(PLAN, device="gpu")
+    bundle = bundle_of(tmp_path)
+    assert load_bytes(bundle, replace(plan, max_batch_size=128)) == load_bytes(bundle, plan)
 
 
 def test_weights_are_counted_without_being_read(tmp_path):
