@@ -12,6 +12,8 @@ from watchfiles import awatch
 
 logger = logging.getLogger(__name__)
 
+_TICK_SECONDS = 0.5
+
 
 async def changes(
     store: Path,
@@ -22,7 +24,8 @@ async def changes(
 ) -> AsyncGenerator[None, None]:
     """Yield soon after each change in the store, if the system reports it, and at least every `interval` seconds.
 
-    It never ends. If the system stops reporting changes, only the interval is left, and the log says so once.
+    Once it watches, it yields for whatever has changed before that. It never ends. If the system stops reporting
+    changes, only the interval is left, and the log says so once.
 
     Args:
         store: directory of the model store.
@@ -31,16 +34,20 @@ async def changes(
         notifications: what tells of changes: `watchfiles.awatch`, or something that is called like it.
     """
     told = False
+    clock = asyncio.get_running_loop().time
     while True:
+        due = clock()
         try:
-            async for _ in notifications(
+            async for found in notifications(
                 store,
                 debounce=int(debounce * 1000),
-                rust_timeout=int(interval * 1000),
+                rust_timeout=int(min(interval, _TICK_SECONDS) * 1000),
                 yield_on_timeout=True,
                 ignore_permission_denied=True,
             ):
-                yield
+                if found or clock() >= due:
+                    due = clock() + interval
+                    yield
         except Exception as error:  # such as: the system can watch no further directory
             log = logger.debug if told else logger.warning
             log("nothing tells of changes of the model store, so it is looked at every %g s: %s", interval, error)

@@ -31,6 +31,13 @@ async def test_a_change_is_told(tmp_path):
             await asyncio.sleep(0.02)
 
 
+async def test_what_changed_before_it_watches_is_told(tmp_path):
+    async with watching(tmp_path, interval=3600) as told:
+        await told.get()
+        await asyncio.sleep(1.2)
+        assert told.empty(), "nothing has changed since"
+
+
 async def test_the_interval_is_enough_where_no_change_is_told(tmp_path):
     given = {}
 
