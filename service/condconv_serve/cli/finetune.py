@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -11,6 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from condconv_serve.cli.common import Store, friendly, read_settings
 from condconv_serve.cli.output import err, print_json, say
+
+if TYPE_CHECKING:
+    from condconv_serve.training import Start
 
 app = typer.Typer()
 _DECODING_FROM = 500
@@ -42,26 +45,42 @@ def finetune_model(
         ),
     ] = "all",
     freeze_backbone: Annotated[bool, typer.Option("--freeze-backbone", help="The same as --train head.")] = False,
-    epochs: Annotated[int, typer.Option(min=1, help="How often the network sees all images.")] = 10,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="How often the network sees all images. Default: 10, or with a frozen backbone as many as make 200 "
+            "steps.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 32,
     learning_rate: Annotated[
-        float, typer.Option(help="The highest learning rate. The rate rises at first, then falls along a cosine.")
-    ] = 1e-3,
+        float | None,
+        typer.Option(
+            help="The highest learning rate. The rate rises at first, then falls along a cosine. Default: one that "
+            "suits --train and --batch-size."
+        ),
+    ] = None,
     validation_split: Annotated[float, typer.Option(help="Share of the images to keep for validation.")] = 0.2,
     validation_data: Annotated[
         Path | None, typer.Option(help="Validate with these images instead. They are in a folder per class.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Pixels per side. Default: as in the bundle.")] = None,
     augment: Annotated[
-        bool,
-        typer.Option("--augment/--no-augment", help="Shift the training images a little and change their brightness."),
-    ] = True,
-    mirror: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--mirror/--no-mirror", help="Mirror half of the training images. Turn it off for text or digits."
+            "--augment/--no-augment",
+            help="Shift the training images a little and change their brightness. Default: unless the backbone is "
+            "frozen, which then computes each image only once.",
         ),
-    ] = True,
+    ] = None,
+    mirror: Annotated[
+        bool | None,
+        typer.Option(
+            "--mirror/--no-mirror",
+            help="Mirror half of the training images. Turn it off for text or digits. Default: as --augment.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all random numbers.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an interrupted run and start again.")] = False,
@@ -86,6 +105,8 @@ def finetune_model(
     import_tensorflow()
     from condconv_serve.training import Augmentation, FinetuneRequest, finetune
 
+    part = "head" if freeze_backbone else train
+    shifts = part != "head" if augment is None else augment
     request = FinetuneRequest(
         bundle=parent,
         data=data,
@@ -95,12 +116,12 @@ def finetune_model(
         temperature=temperature,
         validation_data=validation_data,
         validation_split=validation_split,
-        train="head" if freeze_backbone else train,
+        train=part,
         image_size=image_size,
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
-        augmentation=Augmentation(shift=augment, mirror=mirror and augment),
+        augmentation=Augmentation(shift=shifts, mirror=shifts if mirror is None else mirror and augment is not False),
         seed=seed,
         resume=resume,
         restart=restart,
@@ -108,7 +129,7 @@ def finetune_model(
     )
     distils = teacher is not None and validation_data is None  # otherwise validation knows the right classes
     try:
-        with ProgressListener(err, epochs=epochs, distils=distils) as listener:
+        with ProgressListener(err, distils=distils) as listener:
             finished = finetune(request, store=settings.model_store, listener=listener)
     except KeyboardInterrupt:
         say("Interrupted. To continue, run the same command with --resume.", console=err)
@@ -126,10 +147,10 @@ def finetune_model(
 class ProgressListener:
     """Shows a run: a bar per stage on a terminal, and a line per epoch everywhere."""
 
-    def __init__(self, console: Console, *, epochs: int, distils: bool) -> None:
-        """Show a run of so many epochs."""
+    def __init__(self, console: Console, *, distils: bool) -> None:
+        """Show a run; `distils`: what is validated is agreement with a teacher."""
         self._console = console
-        self._epochs = epochs
+        self._epochs = 0
         self._distils = distils
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -165,12 +186,22 @@ class ProgressListener:
         for line in named(failures):
             self._print(line)
 
-    def starting(self, *, training: int, validation: int, classes: int, parameters: int, first_epoch: int) -> None:
+    def features(self, done: int, total: int) -> None:
         """See `condconv_serve.training.Listener`."""
+        self._show("computing features", done, total)
+
+    def starting(self, start: Start) -> None:
+        """See `condconv_serve.training.Listener`."""
+        self._epochs = start.epochs
         self._print(
-            f"{training} images to train, {validation} to validate, {classes} classes, "
-            f"{parameters:,} trained parameters" + (f"; resumed after epoch {first_epoch}" if first_epoch else "")
+            f"{start.training} images to train, {start.validation} to validate, {start.classes} classes, "
+            f"{start.parameters:,} trained parameters, learning rate {start.learning_rate:g}"
+            + (f"; resumed after epoch {start.first_epoch}" if start.first_epoch else "")
         )
+
+    def warning(self, text: str) -> None:
+        """See `condconv_serve.training.Listener`."""
+        self._print(("warning:", "bold yellow"), f" {text}")
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """See `condconv_serve.training.Listener`."""

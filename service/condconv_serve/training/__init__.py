@@ -2,7 +2,7 @@
 
 from condconv_serve.training.batches import Augmentation
 from condconv_serve.training.finetune import finetune
-from condconv_serve.training.request import Epoch, FinetuneRequest, Listener
+from condconv_serve.training.request import Epoch, FinetuneRequest, Listener, Start
 from condconv_serve.training.result import Finished
 from condconv_serve.training.saving import Description, save_bundle
 
@@ -13,6 +13,7 @@ __all__ = [
     "FinetuneRequest",
     "Finished",
     "Listener",
+    "Start",
     "finetune",
     "save_bundle",
 ]

@@ -23,6 +23,10 @@ class Augmentation:
     shift: bool = True
     mirror: bool = True
 
+    def __bool__(self) -> bool:
+        """Whether they are varied at all."""
+        return self.shift or self.mirror
+
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -68,11 +72,13 @@ class Batches:
     def epochs(self, first: int, last: int) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
         """Batches of the epochs `first` (from 0) to `last` (excluded): normalised pixels and targets."""
         for epoch in range(first, last):
-            rng = np.random.default_rng((self.seed, epoch))
-            order = rng.permutation(len(self.images))
-            for start in range(0, len(order), self.batch_size):
-                chosen = np.sort(order[start : start + self.batch_size])  # sorted: disks read so
+            for chosen, rng in shuffled(len(self.images), batch_size=self.batch_size, seed=(self.seed, epoch)):
                 yield normalise(self._vary(self.images[chosen], rng), self.preprocessing), self.targets[chosen]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one example."""
+        return (self.preprocessing.image_size,) * 2 + (3,)
 
     def _vary(self, rows: Row, rng: np.random.Generator) -> NDArray[np.float32]:
         varied = rows.astype(np.float32)
@@ -85,6 +91,16 @@ class Batches:
                 mean = row.mean()
                 np.clip((row - mean) * contrast + mean + 255 * brightness, 0, 255, out=row)
         return varied
+
+
+def shuffled(
+    count: int, *, batch_size: int, seed: tuple[int, int]
+) -> Iterator[tuple[NDArray[np.int64], np.random.Generator]]:
+    """The positions of each batch of an epoch, ascending in each, and the generator for what else is random in it."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(count)
+    for start in range(0, count, batch_size):
+        yield np.sort(order[start : start + batch_size]), rng  # sorted: disks read so
 
 
 def normalise(rows: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.float32]:

@@ -72,6 +72,26 @@ def evaluate(
     routing = {
         block: np.concatenate([output["routing"][block] for output in outputs]) for block in outputs[0]["routing"]
     }
+    return measure(logits, routing, classes, teacher=teacher, temperature=temperature)
+
+
+def measure(
+    logits: NDArray[np.float32],
+    routing: Mapping[str, NDArray[np.float32]],
+    classes: NDArray[np.int64],
+    *,
+    teacher: NDArray[np.float32] | None,
+    temperature: float,
+) -> Evaluation:
+    """Compare answers.
+
+    Args:
+        logits: `[N, C]`.
+        routing: by block, `[N, experts]`.
+        classes: as in `evaluate`.
+        teacher: as in `evaluate`.
+        temperature: as in `evaluate`.
+    """
     if teacher is None:
         loss = -float(_log_softmax(logits)[np.arange(len(logits)), classes].mean())
     else:

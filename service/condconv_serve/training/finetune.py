@@ -25,7 +25,7 @@ from condconv_serve.training.checkpoint import RunDirectory
 from condconv_serve.training.dataset import ImageFiles, Rows, find_labelled, find_unlabelled, read_rows, split
 from condconv_serve.training.loop import Material, train
 from condconv_serve.training.network import with_classes
-from condconv_serve.training.request import FinetuneRequest, Listener
+from condconv_serve.training.request import FinetuneRequest, Listener, with_defaults
 from condconv_serve.training.result import Finished, Trained, write_result
 
 
@@ -46,6 +46,7 @@ def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Fi
         ConfigurationError: what is asked for is impossible, or the run diverges.
         OutOfMemory: the batches are too large.
     """
+    request = with_defaults(request)
     _check(request)
     parent = open_bundle(request.bundle)
     teacher = None if request.teacher is None else open_bundle(request.teacher)
@@ -67,7 +68,7 @@ def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Fi
         trained = Trained(
             name=request.name,
             version=version,
-            method=_method(request, sources, len(material.images), best),
+            method=_method(request, sources, images=len(material.images), epoch=f"{best} of {history[-1].number}"),
             parent=parent,
             material=material,
             classes_known=teacher is None or request.validation_data is not None,
@@ -99,8 +100,9 @@ def _check(request: FinetuneRequest) -> None:
     if not 0 < request.validation_split < 1:
         raise ConfigurationError(f"The validation split must be between 0 and 1, not {request.validation_split}.")
     for name in ("epochs", "batch_size"):
-        if getattr(request, name) < 1:
-            raise ConfigurationError(f"{name} must be at least 1, not {getattr(request, name)}.")
+        count = getattr(request, name)
+        if count is not None and count < 1:
+            raise ConfigurationError(f"{name} must be at least 1, not {count}.")
     for name in ("learning_rate", "temperature"):
         value = getattr(request, name)
         if not (math.isfinite(value) and value > 0):
@@ -248,7 +250,7 @@ def _answers(
     return output[LOGITS]
 
 
-def _method(request: FinetuneRequest, sources: _Sources, images: int, best: int) -> str:
+def _method(request: FinetuneRequest, sources: _Sources, *, images: int, epoch: str) -> str:
     teacher = sources.teacher
     size = request.image_size or sources.parent.manifest.preprocessing.image_size
     how = (
@@ -257,6 +259,6 @@ def _method(request: FinetuneRequest, sources: _Sources, images: int, best: int)
         else f"distilled from {teacher.manifest.name}/{teacher.manifest.version} on {images} images without labels"
     )
     return (
-        f"{how} ({request.train} trained, epoch {best} of {request.epochs}, batches of {request.batch_size}, learning "
+        f"{how} ({request.train} trained, epoch {epoch}, batches of {request.batch_size}, learning "
         f"rate {request.learning_rate:g}, {size} pixels)"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +15,20 @@ from numpy.typing import NDArray
 
 from condconv_serve.domain import Label, Preprocessing
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.training.batches import Batches, Selection
+from condconv_serve.training.batches import Augmentation, Batches, Selection
 from condconv_serve.training.checkpoint import RunDirectory, tensors_to_variables, variables_to_tensors
-from condconv_serve.training.evaluation import Evaluation, evaluate
+from condconv_serve.training.evaluation import Evaluation, evaluate, measure
+from condconv_serve.training.frozen import FeatureBatches, compute_features, compute_outputs, split_network
 from condconv_serve.training.network import set_trainable
-from condconv_serve.training.request import Epoch, FinetuneRequest, Listener
+from condconv_serve.training.request import (
+    ENOUGH_STEPS,
+    Epoch,
+    FinetuneRequest,
+    Listener,
+    Start,
+    default_epochs,
+    default_learning_rate,
+)
 
 _CLIP = 1.0
 _WARM_UP_SHARE = 0.05
@@ -48,49 +58,135 @@ def train(
     """
     network = material.network
     parameters = set_trainable(network, request.train)
-    trainer = keras.Model(network.inputs[0], network.output["logits"])
-    batches = Batches(
-        images=material.images,
-        targets=material.targets,
-        preprocessing=material.preprocessing,
-        batch_size=request.batch_size,
-        augmentation=request.augmentation,
-        seed=request.seed,
-    )
-    optimizer = keras.optimizers.Adam(_schedule(request, batches.steps * request.epochs), global_clipnorm=_CLIP)
+    plan = _frozen_plan(request, material, run, listener) if request.frozen else _whole_plan(request, material)
+    trainer, batches = plan.trainer, plan.batches
+    epochs = request.epochs or default_epochs(request, batches.steps)
+    rate = request.learning_rate or default_learning_rate(request.train, request.batch_size)
+    optimizer = keras.optimizers.Adam(_schedule(rate, batches.steps * epochs), global_clipnorm=_CLIP)
     trainer.compile(optimizer, _loss(request), jit_compile=False)
     optimizer.build(trainer.trainable_variables)
-    watch = _Watch(request, material, trainer, run, listener, steps=batches.steps)
+    watch = _Watch(plan, run, listener)
     first = watch.restore()
     listener.starting(
-        training=len(material.images),
-        validation=len(material.validation_images),
-        classes=len(material.labels),
-        parameters=parameters,
-        first_epoch=first,
+        Start(
+            training=len(material.images),
+            validation=len(material.validation_images),
+            classes=len(material.labels),
+            parameters=parameters,
+            epochs=epochs,
+            learning_rate=rate,
+            first_epoch=first,
+        )
     )
+    if batches.steps * epochs < ENOUGH_STEPS:
+        listener.warning(
+            f"These are only {batches.steps * epochs} steps in all, and fewer than {ENOUGH_STEPS} mostly learn too "
+            "little. Choose more --epochs, or a smaller --batch-size."
+        )
     if first == 0 and not watch.history:
         watch.start()
-    if first < request.epochs:
+    if first < epochs:
         trainer.fit(
-            _stream(batches, first, request.epochs),
+            _stream(batches, first, epochs),
             initial_epoch=first,
-            epochs=request.epochs,
+            epochs=epochs,
             steps_per_epoch=batches.steps,
             callbacks=[watch],
             shuffle=False,  # the batches are
             verbose=0,
         )
     watch.use_best()
+    if (failed := failure(watch.history, watch.best, material)) is not None:
+        listener.warning(failed)
     return watch.history, watch.best
 
 
-def _schedule(request: FinetuneRequest, steps: int) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is trained on which batches, and how it is validated."""
+
+    trainer: keras.Model
+    batches: Batches | FeatureBatches
+    validate: Callable[[], Evaluation]
+
+
+def _whole_plan(request: FinetuneRequest, material: Material) -> _Plan:
+    """Each step computes the network from the pixels on."""
+    network = material.network
+    batches = Batches(
+        images=material.images,
+        targets=material.targets,
+        preprocessing=material.preprocessing,
+        batch_size=request.batch_size,
+        augmentation=request.augmentation or Augmentation(shift=False, mirror=False),
+        seed=request.seed,
+    )
+
+    def validate() -> Evaluation:
+        return evaluate(
+            network,
+            material.validation_images,
+            material.validation_classes,
+            teacher=material.validation_teacher,
+            temperature=request.temperature,
+            preprocessing=material.preprocessing,
+            batch_size=request.batch_size,
+        )
+
+    return _Plan(keras.Model(network.inputs[0], network.output["logits"]), batches, validate)
+
+
+def _frozen_plan(request: FinetuneRequest, material: Material, run: RunDirectory, listener: Listener) -> _Plan:
+    """The backbone computes each image once; then each step computes the last layer."""
+    split = split_network(material.network)
+    features = compute_features(
+        split.backbone,
+        material.images,
+        material.preprocessing,
+        run.path / "features",
+        batch_size=request.batch_size,
+        progress=listener.features,
+    )
+    seen, routing = compute_outputs(
+        split.backbone, material.validation_images, material.preprocessing, batch_size=request.batch_size
+    )
+    batches = FeatureBatches(
+        features=features, targets=material.targets, batch_size=request.batch_size, seed=request.seed
+    )
+
+    def validate() -> Evaluation:
+        logits = split.head.predict_on_batch(seen)
+        teacher, temperature = material.validation_teacher, request.temperature
+        return measure(logits, routing, material.validation_classes, teacher=teacher, temperature=temperature)
+
+    return _Plan(split.head, batches, validate)
+
+
+def failure(history: Sequence[Epoch], best: int, material: Material) -> str | None:
+    """What to say of a run that learned nothing; None of any other.
+
+    Args:
+        history: all epochs.
+        best: the position of the best one.
+        material: whose validation images count.
+    """
+    counts = np.bincount(material.validation_classes)
+    commonest, share = int(counts.argmax()), float(counts.max() / counts.sum())
+    advice = "Try another --learning-rate, more --epochs, or more images."
+    if best == 0:
+        return f"Nothing was learned: no epoch was better than the start. {advice}"
+    if history[best].validation.accuracy <= share:
+        label = material.labels[commonest].label
+        return f"Nothing was learned: always to answer {label!r} would be right as often ({share:.1%}). {advice}"
+    return None
+
+
+def _schedule(rate: float, steps: int) -> Any:
     warm_up = min(max(1, round(_WARM_UP_SHARE * steps)), steps - 1)
     if steps < 2:
-        return request.learning_rate
+        return rate
     return keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warm_up), warmup_target=request.learning_rate, warmup_steps=warm_up
+        0.0, max(1, steps - warm_up), warmup_target=rate, warmup_steps=warm_up
     )
 
 
@@ -109,11 +205,10 @@ def _loss(request: FinetuneRequest) -> Any:
     return divergence
 
 
-def _stream(batches: Batches, first: int, last: int) -> Any:
-    size = batches.preprocessing.image_size
+def _stream(batches: Batches | FeatureBatches, first: int, last: int) -> Any:
     targets = batches.targets
     signature = (
-        tf.TensorSpec((None, size, size, 3), tf.float32),
+        tf.TensorSpec((None, *batches.shape), tf.float32),
         tf.TensorSpec((None, *targets.shape[1:]), targets.dtype),
     )
     return tf.data.Dataset.from_generator(lambda: batches.epochs(first, last), output_signature=signature).prefetch(2)
@@ -122,25 +217,15 @@ def _stream(batches: Batches, first: int, last: int) -> Any:
 class _Watch(keras.callbacks.Callback):
     """Validates after every epoch, keeps the best weights, and saves the state."""
 
-    def __init__(
-        self,
-        request: FinetuneRequest,
-        material: Material,
-        trainer: keras.Model,
-        run: RunDirectory,
-        listener: Listener,
-        *,
-        steps: int,
-    ) -> None:
+    def __init__(self, plan: _Plan, run: RunDirectory, listener: Listener) -> None:
         super().__init__()
         self.history: list[Epoch] = []
         self.best = 0
-        self._request = request
-        self._material = material
-        self._trainer = trainer
+        self._validate = plan.validate
+        self._trainer = trainer = plan.trainer
         self._run = run
         self._listener = listener
-        self._steps = steps
+        self._steps = plan.batches.steps
         self._epoch = 0
         self._began = time.monotonic()
         self._best_weights: dict[str, NDArray[Any]] = {}
@@ -184,16 +269,7 @@ class _Watch(keras.callbacks.Callback):
         self._finish(epoch + 1, float((logs or {})["loss"]))
 
     def _finish(self, number: int, training_loss: float | None) -> None:
-        material, request = self._material, self._request
-        validation = evaluate(
-            material.network,
-            material.validation_images,
-            material.validation_classes,
-            teacher=material.validation_teacher,
-            temperature=request.temperature,
-            preprocessing=material.preprocessing,
-            batch_size=request.batch_size,
-        )
+        validation = self._validate()
         epoch = Epoch(
             number=number,
             training_loss=training_loss,

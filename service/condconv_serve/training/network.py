@@ -60,6 +60,20 @@ def set_trainable(network: keras.Model, part: Part) -> int:
     return sum(math.prod(variable.shape) for variable in network.trainable_variables)
 
 
+def last_layers(network: keras.Model) -> tuple[list[Any], Any]:
+    """The last layer and the dropout before it, in the order in which they compute, and the tensor that they read.
+
+    Raises:
+        ConfigurationError: the network doesn't end in a Dense layer.
+    """
+    layer, tensor = _head(network)
+    graph, layers = ModelGraph(network), [layer]
+    while (call := graph.producer(tensor)) is not None and type(call.operation) is keras.layers.Dropout:
+        layers.insert(0, call.operation)
+        tensor = call.inputs[0]
+    return layers, tensor
+
+
 def _head(network: keras.Model) -> tuple[Any, Any]:
     """The last layer, and the tensor that it reads."""
     call = ModelGraph(network).producer(network.output["logits"])

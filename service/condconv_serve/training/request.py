@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from condconv_serve.training.batches import Augmentation
 from condconv_serve.training.evaluation import Evaluation
 from condconv_serve.training.network import Part
+
+ENOUGH_STEPS = 200
+"""With fewer a network mostly hasn't learned what it could."""
+_EPOCHS = 10
+_USUAL_BATCH = 32
+# Highest learning rates for batches of the usual size, as measured; see "Fine-tune" in docs/models.md.
+_RATES: dict[Part, float] = {"all": 1e-3, "experts": 1e-3, "routing": 3e-3, "head": 1e-2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,10 +34,12 @@ class FinetuneRequest:
         validation_split: share of the images to validate with otherwise.
         train: what learns.
         image_size: pixels per side; the bundle's if None.
-        epochs: how often all images are seen.
+        epochs: how often all images are seen; 10 if None, or with a frozen backbone as many as make enough steps.
         batch_size: images per step.
-        learning_rate: the highest one. It rises for a twentieth of the steps, then falls along a cosine to zero.
-        augmentation: how training images are varied.
+        learning_rate: the highest one; one that suits `train` and `batch_size` if None. It rises for a twentieth of
+            the steps, then falls along a cosine to zero.
+        augmentation: how training images are varied; by shift and mirror if None, or not at all if only the head is
+            trained: then the frozen backbone computes each image just once.
         seed: of everything that is random.
         resume: continue an unfinished run of the same name and version.
         restart: forget such a run instead.
@@ -46,14 +56,43 @@ class FinetuneRequest:
     validation_split: float = 0.2
     train: Part = "all"
     image_size: int | None = None
-    epochs: int = 10
+    epochs: int | None = None
     batch_size: int = 32
-    learning_rate: float = 1e-3
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    learning_rate: float | None = None
+    augmentation: Augmentation | None = None
     seed: int = 0
     resume: bool = False
     restart: bool = False
     max_pixels: int = 100_000_000
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the backbone learns nothing and sees each image as it is, so that its features can be kept."""
+        return self.train == "head" and not self.augmentation
+
+
+def with_defaults(request: FinetuneRequest) -> FinetuneRequest:
+    """The same, with a learning rate and an augmentation that suit it; the epochs need the number of images."""
+    varied = request.train != "head"
+    return replace(
+        request,
+        learning_rate=default_learning_rate(request.train, request.batch_size)
+        if request.learning_rate is None
+        else request.learning_rate,
+        augmentation=Augmentation(shift=varied, mirror=varied)
+        if request.augmentation is None
+        else request.augmentation,
+    )
+
+
+def default_learning_rate(train: Part, batch_size: int) -> float:
+    """The rate that was best for a batch size of 32, times the root of the share of that: Adam's steps want no more."""
+    return float(f"{_RATES[train] * math.sqrt(batch_size / _USUAL_BATCH):.2g}")
+
+
+def default_epochs(request: FinetuneRequest, steps: int) -> int:
+    """How many epochs of so many steps there are if nobody says: those of a frozen backbone cost next to nothing."""
+    return max(_EPOCHS, -(-ENOUGH_STEPS // steps)) if request.frozen else _EPOCHS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +114,19 @@ class Epoch:
         return cls(**{**document, "validation": Evaluation(**document["validation"])})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Figures of a run that begins, or goes on after `first_epoch` epochs. `training` and `validation` count images."""
+
+    training: int
+    validation: int
+    classes: int
+    parameters: int
+    epochs: int
+    learning_rate: float
+    first_epoch: int
+
+
 class Listener(Protocol):
     """Is told about the progress of a run."""
 
@@ -84,8 +136,14 @@ class Listener(Protocol):
     def unreadable(self, failures: tuple[tuple[Path, str], ...], total: int) -> None:
         """These images are left out, with the reason of each."""
 
-    def starting(self, *, training: int, validation: int, classes: int, parameters: int, first_epoch: int) -> None:
-        """Training begins, or goes on after `first_epoch` epochs."""
+    def features(self, done: int, total: int) -> None:
+        """The frozen backbone has computed `done` of `total` images."""
+
+    def starting(self, start: Start) -> None:
+        """Training begins, or goes on."""
+
+    def warning(self, text: str) -> None:
+        """Something may be wrong; one or two sentences."""
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """A batch has been learned."""

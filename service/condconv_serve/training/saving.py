@@ -18,6 +18,7 @@ from condconv_serve.errors import BundleError, ConfigurationError
 from condconv_serve.nn import network_from_json, network_to_json
 from condconv_serve.runtime.outputs import routing_layout, with_routing
 from condconv_serve.store import OWN_NETWORK, NewBundle, write_bundle
+from condconv_serve.store.new_bundle import next_version, write_next_bundle
 from condconv_serve.validation import describe_errors
 
 _TOLERANCE = 1e-4
@@ -47,7 +48,7 @@ def save_bundle(
     store: str | Path,
     *,
     name: str,
-    version: str | int = 1,
+    version: str | int | None = None,
     labels: Sequence[str],
     preprocessing: Preprocessing,
     description: Description | None = None,
@@ -61,7 +62,7 @@ def save_bundle(
             `{"logits": [B, classes], "routing": {block: [B, experts]}}`.
         store: the model store, a directory; created if absent.
         name: of the model: lower-case letters, digits, `.`, `_` and `-`.
-        version: a whole number from 1.
+        version: a whole number from 1; one more than the largest there is if None.
         labels: one name per class, in the order of the logits.
         preprocessing: how photos become rows of `image_size` pixels, and how these are normalised: the same that the
             model was trained with. For a model that scales pixels itself, `mean=(0, 0, 0), std=(1, 1, 1)`.
@@ -85,24 +86,22 @@ def save_bundle(
     rebuilt = rebuild(network, text, preprocessing)
     store = Path(store)
     store.mkdir(parents=True, exist_ok=True)
-    return write_bundle(
-        store,
-        NewBundle(
-            name=name,
-            version=str(version),
-            architecture={"name": OWN_NETWORK},
-            network=text,
-            preprocessing=spec,
-            weights=read_values(rebuilt),
-            labels=[Label(index, label) for index, label in enumerate(labels)],
-            provenance=Provenance(source=description.source, method=description.method),
-            licence=description.licence,
-            model_card=_model_card(name, network, labels, preprocessing)
-            if description.model_card is None
-            else description.model_card,
-            accuracy=tuple(description.accuracy),
-        ),
+    new = NewBundle(
+        name=name,
+        version=next_version(store, name) if version is None else str(version),
+        architecture={"name": OWN_NETWORK},
+        network=text,
+        preprocessing=spec,
+        weights=read_values(rebuilt),
+        labels=[Label(index, label) for index, label in enumerate(labels)],
+        provenance=Provenance(source=description.source, method=description.method),
+        licence=description.licence,
+        model_card=_model_card(name, network, labels, preprocessing)
+        if description.model_card is None
+        else description.model_card,
+        accuracy=tuple(description.accuracy),
     )
+    return write_next_bundle(store, new) if version is None else write_bundle(store, new)
 
 
 def to_spec(preprocessing: Preprocessing) -> PreprocessingSpec:

@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,19 @@ import pytest
 from typer.testing import CliRunner
 
 from condconv_serve.cli import app
+from condconv_serve.domain import Label
 from condconv_serve.domain.manifest import PreprocessingSpec
 from condconv_serve.errors import BundleError, ConfigurationError, DataSetError, OutOfMemory
 from condconv_serve.imaging import decode, transform
 from condconv_serve.nn import build_network
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import open_bundle, read_labels, read_weights, write_bundle
-from condconv_serve.training import Augmentation, FinetuneRequest, Finished, finetune
+from condconv_serve.training import Augmentation, Epoch, FinetuneRequest, Finished, finetune
+from condconv_serve.training.batches import Selection
 from condconv_serve.training.dataset import find_labelled
+from condconv_serve.training.evaluation import Evaluation
+from condconv_serve.training.loop import Material, failure
+from condconv_serve.training.request import default_learning_rate
 from tests.contract.narrow_family import LITE_CONDCONV
 from tests.unit.store.samples import LABELS, PLAN, new_bundle
 from tests.unit.training.samples import save_small, write_images
@@ -35,6 +40,7 @@ class Recorder:
 
     def __init__(self):
         self.epochs, self.steps, self.decoded, self.failures, self.began = [], [], [], [], None
+        self.computed, self.warnings = [], []
 
     def decoding(self, done, total):
         self.decoded.append((done, total))
@@ -42,8 +48,14 @@ class Recorder:
     def unreadable(self, failures, total):
         self.failures += failures
 
-    def starting(self, **figures):
-        self.began = figures
+    def features(self, done, total):
+        self.computed.append((done, total))
+
+    def starting(self, start):
+        self.began = asdict(start)
+
+    def warning(self, text):
+        self.warnings.append(text)
 
     def step(self, epoch, step, steps, loss):
         self.steps.append((epoch, step, steps))
@@ -105,7 +117,13 @@ def test_a_new_bundle_for_new_classes(whole):
     bundle = open_bundle(store / "colours" / "1")
     assert finished.path == bundle.path
     assert [label.label for label in read_labels(bundle)] == ["blue", "green", "red"]
-    assert listener.began == {"training": 30, "validation": 6, "classes": 3, "parameters": 648, "first_epoch": 0}
+    began = {"training": 30, "validation": 6, "classes": 3, "parameters": 648, "first_epoch": 0}
+    assert listener.began == began | {"epochs": EPOCHS, "learning_rate": 1e-2}
+    assert listener.warnings == [
+        "These are only 40 steps in all, and fewer than 200 mostly learn too little. Choose more --epochs, or a "
+        "smaller --batch-size."
+    ]
+    assert listener.computed == [], "nothing is kept of a backbone that learns"
     assert [path.name for path, _ in listener.failures] == ["bad.png"]
     assert listener.steps == [(epoch, step, 4) for epoch in range(1, EPOCHS + 1) for step in range(1, 5)]
     assert [epoch.number for epoch in listener.epochs] == list(range(EPOCHS + 1))
@@ -144,6 +162,89 @@ def test_only_what_was_chosen_changes(train, store):
     assert set(after) == set(before)
     changed = {path.split("/")[0] for path in before if (after[path] != before[path]).any()}
     assert changed == {"logits", "block_0_routing", "block_1_routing"}
+
+
+class TestFrozenBackbone:
+    """Only the head is trained: the rest computes each image once."""
+
+    def test_gives_the_same_as_computing_all_of_it_in_each_step(self, train, monkeypatch):
+        """Dropout, order, and every epoch's figures."""
+        cached, whole = Recorder(), Recorder()
+        train(cached, train="head", augmentation=None, name="cached")
+        monkeypatch.setattr(FinetuneRequest, "frozen", False)
+        train(whole, train="head", augmentation=None, epochs=3, name="whole")
+        assert cached.computed[-1] == (30, 30)
+        assert whole.computed == []
+        assert cached.steps == whole.steps
+        for one, other in zip(cached.epochs[1:], whole.epochs[1:], strict=True):
+            assert one.training_loss == pytest.approx(other.training_loss, rel=1e-4)
+            assert one.validation.loss == pytest.approx(other.validation.loss, rel=1e-4)
+            assert one.validation.entropy == pytest.approx(other.validation.entropy, rel=1e-4)
+
+    def test_makes_enough_steps(self, train, store):
+        listener = Recorder()
+        finished = train(listener, train="head", augmentation=None, epochs=None, learning_rate=None)
+        assert (listener.began["epochs"], listener.began["learning_rate"]) == (50, 5e-3), (
+            "4 steps an epoch; batches of 8"
+        )
+        assert listener.warnings == []
+        assert finished.best.accuracy > 0.5
+        before, after = (read_weights(open_bundle(store / name / "1")) for name in ("small", "colours"))
+        assert {path for path in before if (after[path] != before[path]).any()} == {"logits/kernel", "logits/bias"}
+        assert (
+            f"(head trained, epoch {finished.best_epoch} of 50, "
+            in open_bundle(finished.path).manifest.provenance.method
+        )
+        assert not list(store.glob(".*"))
+
+    def test_is_not_kept_if_images_vary(self, train):
+        listener = Recorder()
+        train(listener, train="head", epochs=1)
+        assert listener.computed == []
+
+    def test_goes_on_with_what_was_computed(self, train):
+        with pytest.raises(KeyboardInterrupt):
+            train(Interrupting(), train="head", augmentation=None)
+        resumed, whole = Recorder(), Recorder()
+        train(resumed, train="head", augmentation=None, resume=True)
+        assert resumed.computed == []
+        assert [epoch.number for epoch in resumed.epochs] == [2, 3]
+        train(whole, train="head", augmentation=None, name="whole")
+        assert resumed.epochs[-1].training_loss == pytest.approx(whole.epochs[-1].training_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "says"),
+    [
+        ([0.5, 0.4, 0.5], "Nothing was learned: no epoch was better than the start."),
+        ([0.2, 0.5, 0.4], "Nothing was learned: always to answer 'green' would be right as often (50.0%)."),
+        ([0.2, 0.75, 0.4], None),
+    ],
+)
+def test_what_is_said_if_nothing_was_learned(accuracies, says):
+    evaluations = [Evaluation(loss=1.0, accuracy=share, entropy={}, between_classes={}) for share in accuracies]
+    history = [Epoch(number=n, training_loss=1.0, validation=v, seconds=1.0) for n, v in enumerate(evaluations)]
+    images = Selection(np.zeros((4, 1)), np.arange(4))
+    material = Material(
+        network=None,
+        preprocessing=None,
+        labels=(Label(0, "blue"), Label(1, "green"), Label(2, "red")),
+        images=images,
+        targets=np.zeros(4),
+        validation_images=images,
+        validation_classes=np.array([1, 0, 1, 2]),
+        validation_teacher=None,
+    )
+    said = failure(history, int(np.argmax(accuracies)), material)
+    assert said is None if says is None else said.startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("train", "batch_size", "rate"),
+    [("all", 32, 1e-3), ("all", 128, 2e-3), ("experts", 32, 1e-3), ("head", 32, 1e-2), ("head", 8, 5e-3)],
+)
+def test_the_learning_rate_suits_what_is_trained(train, batch_size, rate):
+    assert default_learning_rate(train, batch_size) == rate
 
 
 def test_the_same_classes_keep_their_head(train, whole):
@@ -246,8 +347,8 @@ class Interrupting(Recorder):
 
 
 class Stopping(Recorder):
-    def starting(self, **figures):
-        super().starting(**figures)
+    def starting(self, start):
+        super().starting(start)
         raise KeyboardInterrupt
 
 

@@ -105,8 +105,8 @@ def test_misfits_leave_nothing_behind(changes, error, says, saved, tmp_path):
 def test_versions_are_never_overwritten(saved):
     saved()
     with pytest.raises(BundleError, match="own/1 exists already"):
-        saved()
-    assert saved(version=2).name == "2"
+        saved(version=1)
+    assert [saved(version=version).name for version in (7, None)] == ["7", "8"], "the next one if none is named"
 
 
 def test_not_finite(saved, randomise):
