@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from condconv_serve.cli.common import INTERRUPTED, MODEL_FORM, Json, ModelName, Store, friendly, read_settings
+from condconv_serve.cli.origins import print_origins
 from condconv_serve.cli.output import err, note, print_failure, print_json, print_markdown, say
 from condconv_serve.cli.tables import Cell, print_listing
 from condconv_serve.errors import ServiceError
@@ -129,7 +130,7 @@ def import_model(
         Path,
         typer.Argument(
             help="TensorFlow checkpoint (prefix, .index, directory, .tar, .tar.gz or .tgz), .safetensors, PyTorch file "
-            "(.pth, .pt, .bin), .keras or .weights.h5."
+            "(.pth, .pt, .bin, Lightning's .ckpt), directory of the Hugging Face Hub, .keras or .weights.h5."
         ),
     ],
     architecture: Annotated[str, typer.Option(help="Architecture of the weights.")],
@@ -141,12 +142,26 @@ def import_model(
         Path | None,
         typer.Option(
             help="Names of the classes, in order. A .json file: a list of names, or of index, label and synset. Any "
-            "other file: one name per line. Default: numbers."
+            "other file: one name per line. Default: as the source says, else numbers."
         ),
     ] = None,
-    transform: Annotated[Literal["official", "pillow"], typer.Option(help="How photos are cropped and resized.")] = (
-        "official"
-    ),
+    transform: Annotated[
+        Literal["official", "pillow"] | None,
+        typer.Option(help="How photos are resized. Default: Pillow's way for timm's weights, else the official one."),
+    ] = None,
+    crop: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="The centre that is cut out, as a share of the short side. Default: as the source says, else "
+            "size / (size + 32).",
+        ),
+    ] = None,
+    interpolation: Annotated[
+        Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,
+        typer.Option(help="Pillow's filter. Default: as the source says, else bicubic."),
+    ] = None,
     exact_decoding: Annotated[
         bool,
         typer.Option(
@@ -155,7 +170,7 @@ def import_model(
             "decoded at a fraction of their size, and pixels are rounded.",
         ),
     ] = True,
-    ema: Annotated[bool, typer.Option("--ema/--no-ema", help="Prefer averaged weights.")] = True,
+    ema: Annotated[bool, typer.Option("--ema/--no-ema", help="Prefer averaged weights, or take the raw ones.")] = True,
     upcycle: Annotated[
         bool,
         typer.Option(
@@ -186,14 +201,15 @@ def import_model(
     mean: Annotated[
         str | None,
         typer.Option(
-            metavar="R,G,B", help="Mean of the pixels, 0 to 255. Default: as networks with such weights were trained."
+            metavar="R,G,B",
+            help="Mean of the pixels, 0 to 255. Default: as the source says, else as such networks were trained.",
         ),
     ] = None,
     std: Annotated[
         str | None,
         typer.Option(
             metavar="R,G,B",
-            help="Standard deviation of the pixels, 0 to 255. Default: as networks with such weights were trained.",
+            help="Standard deviation of the pixels, 0 to 255. Default: as for the mean.",
         ),
     ] = None,
     card: Annotated[Path | None, typer.Option(help="Model card, Markdown.")] = None,
@@ -205,7 +221,10 @@ def import_model(
     url: Annotated[str | None, typer.Option(help="Where the weights were published.")] = None,
     model_store: Store = None,
 ) -> None:
-    """Make a bundle from a file of weights."""
+    """Make a bundle from a file of weights.
+
+    What the source says of itself is read. What was chosen is printed, and what had to be assumed.
+    """
     if upcycle_noise and not upcycle:
         raise typer.BadParameter("only upcycled experts can differ: add --upcycle.", param_hint="--upcycle-noise")
     overrides = parse_overrides(override or []) | ({} if experts is None else {"num_experts": experts})
@@ -226,6 +245,8 @@ def import_model(
             upcycling=Upcycling(noise=upcycle_noise) if upcycle else None,
             labels=labels,
             transform=transform,
+            crop_pct=crop,
+            interpolation=interpolation,
             mean=means,
             std=deviations,
             exact_decoding=exact_decoding,
@@ -239,6 +260,7 @@ def import_model(
         store=read_settings(model_store=model_store).model_store,
     )
     say(f"wrote {path}")
+    print_origins(path)
 
 
 @app.command(

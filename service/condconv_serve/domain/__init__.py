@@ -2,7 +2,16 @@
 
 from condconv_serve.domain.ablation import Ablated, Ablation, Ablator
 from condconv_serve.domain.answers import Answered, Classification, ClassifiedImage, ClassScore, ImageResult, Prediction
-from condconv_serve.domain.images import ImageSource, JpegCropper, MadeRow, Pixels, Preprocessing, Row, TransformName
+from condconv_serve.domain.images import (
+    ImageSource,
+    Interpolation,
+    JpegCropper,
+    MadeRow,
+    Pixels,
+    Preprocessing,
+    Row,
+    TransformName,
+)
 from condconv_serve.domain.manifest import Manifest
 from condconv_serve.domain.model import Cost, Engine, EngineDescription, Label, ModelInfo, ModelSource, ServedModel
 from condconv_serve.domain.routing import RoutingLayout, RoutingOverrides, RoutingProfile, RoutingTrace
@@ -24,6 +33,7 @@ __all__ = [
     "EngineDescription",
     "ImageResult",
     "ImageSource",
+    "Interpolation",
     "JpegCropper",
     "Label",
     "MadeRow",

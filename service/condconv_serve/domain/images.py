@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TransformName = Literal["official", "pillow"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Pixels = NDArray[np.uint8]
 """RGB, uint8: a whole photo `[height, width, 3]`."""
 Row = NDArray[np.generic]
@@ -34,6 +35,8 @@ class Preprocessing:
     std: tuple[float, float, float] = (128.0, 128.0, 128.0)
     crop_padding: int = 32
     """The centre crop takes `image_size / (image_size + crop_padding)` of the short side."""
+    interpolation: Interpolation = "bicubic"
+    """How `pillow` resizes; `official` is always bicubic."""
     exact_decoding: bool = False
     """Whether the network sees exactly the pixels of the reference evaluation. Then large JPEGs are decoded at full
     size, not at a fraction that leaves enough pixels. With `official`, TensorFlow decodes JPEGs, and rows aren't

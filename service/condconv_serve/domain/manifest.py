@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from condconv_serve.domain.images import Preprocessing, TransformName
+from condconv_serve.domain.images import Interpolation, Preprocessing, TransformName
 
 SCHEMA_VERSION: Final = 1
 OWN_NETWORK: Final = "keras"
@@ -21,6 +21,8 @@ FileName = Annotated[
         r"|routing_profile\.[0-9a-f]{16}\.safetensors)$"
     ),
 ]
+WeightsKind = Literal["averaged", "raw", "unmarked"]
+"""Averages over training (EMA), the weights of the last step, or the only ones of a source that doesn't say which."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Level = Annotated[float, Field(ge=0, le=255, allow_inf_nan=False)]
 Deviation = Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False)]
@@ -48,9 +50,16 @@ class PreprocessingSpec(_Strict):
     transform: TransformName
     image_size: Annotated[int, Field(ge=32, le=2048)]
     crop_padding: Annotated[int, Field(ge=0, le=2048)] = 32
+    interpolation: Interpolation = "bicubic"
     mean: tuple[Level, Level, Level]
     std: tuple[Deviation, Deviation, Deviation]
     exact_decoding: bool = False
+
+    @model_validator(mode="after")
+    def _official_is_bicubic(self) -> PreprocessingSpec:
+        if self.transform == "official" and self.interpolation != "bicubic":
+            raise ValueError(f"the official transform is bicubic, not {self.interpolation}; pillow can be")
+        return self
 
     def to_domain(self) -> Preprocessing:
         """Return the value that imaging and the inference graph take."""
@@ -76,12 +85,25 @@ class Accuracy(_Strict):
 
 
 class Provenance(_Strict):
-    """Where the weights come from."""
+    """Where the weights come from.
+
+    Attributes:
+        source: the file or bundle that they come from.
+        method: how they were made.
+        url: where they were published.
+        source_sha256: of the source.
+        weights: which of the source's weights these are.
+        origins: where other values of the manifest come from, by name: a file, an option, a convention.
+        assumed: those of `origins` that the source doesn't say.
+    """
 
     source: str
     method: str
     url: str | None = None
     source_sha256: Sha256 | None = None
+    weights: WeightsKind | None = None
+    origins: dict[str, str] | None = None
+    assumed: tuple[str, ...] | None = None
 
 
 class Manifest(_Strict):

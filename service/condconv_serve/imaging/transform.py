@@ -1,4 +1,4 @@
-"""Pixels -> one row: centre crop and bicubic resize, in the two ways in which published weights were evaluated."""
+"""Pixels -> one row: centre crop and resize, in the two ways in which published weights were evaluated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from condconv_serve.domain import Pixels, Preprocessing, Row
+from condconv_serve.domain import Interpolation, Pixels, Preprocessing, Row
 
 _CHANNELS = 3
 
@@ -34,7 +34,7 @@ def transform(photo: Photo, preprocessing: Preprocessing) -> Row:
         case "official":
             return official(photo, image_size=size, crop_padding=padding)
         case "pillow":
-            return pillow(photo, image_size=size, crop_padding=padding)
+            return pillow(photo, image_size=size, crop_padding=padding, interpolation=preprocessing.interpolation)
 
 
 # A reduced photo keeps this many lines for each line of the row, so that the resize still has a choice.
@@ -87,20 +87,21 @@ def official_float(photo: Photo, *, image_size: int, crop_padding: int) -> NDArr
     return _blend(rows, flat_index, flat_weight, axis=1).reshape(image_size, image_size, _CHANNELS)
 
 
-def pillow(photo: Photo, *, image_size: int, crop_padding: int) -> Pixels:
-    """Take the official centre crop, but resize with Pillow's bicubic, which is antialiased.
+def pillow(photo: Photo, *, image_size: int, crop_padding: int, interpolation: Interpolation = "bicubic") -> Pixels:
+    """Take the official centre crop, but resize with Pillow, which antialiases.
 
     Args:
         photo: as in `transform`.
         image_size: side of the result.
         crop_padding: as in `official`.
+        interpolation: Pillow's filter.
 
     Returns:
         uint8 `[image_size, image_size, 3]`.
     """
     crop = _centre_crop(photo, image_size, crop_padding)
     image = crop if isinstance(crop, Image.Image) else Image.fromarray(np.ascontiguousarray(crop))
-    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
+    return np.asarray(image.resize((image_size, image_size), Image.Resampling[interpolation.upper()]))
 
 
 def _centre_crop(photo: Photo, image_size: int, crop_padding: int) -> Photo:

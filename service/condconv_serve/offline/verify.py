@@ -8,7 +8,7 @@ from condconv_serve.bootstrap import load_model
 from condconv_serve.domain import LOGITS
 from condconv_serve.errors import BundleError
 from condconv_serve.runtime.plan import EnginePlan
-from condconv_serve.store import Bundle
+from condconv_serve.store import Bundle, read_weights
 
 
 def verify_bundle(bundle: Bundle, plan: EnginePlan) -> None:
@@ -17,6 +17,13 @@ def verify_bundle(bundle: Bundle, plan: EnginePlan) -> None:
     Raises:
         BundleError: says what is wrong.
     """
+    if empty := [
+        path for path, value in read_weights(bundle).items() if path.endswith("/moving_variance") and not value.any()
+    ]:
+        raise BundleError(
+            f"{bundle.manifest.name}/{bundle.manifest.version}: all variances in {empty[0]} are 0. Single channels may "
+            "never vary, but a whole layer varies: it was never filled in."
+        )
     model = load_model(bundle, plan)
     try:
         size = model.info.preprocessing.image_size

@@ -25,6 +25,7 @@ from condconv_serve.validation import describe_errors
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
 NETWORK = "network.json"
+_VARIANCE = "/moving_variance"
 _MAX_TEXT_BYTES = 64 * 2**20
 LABEL_LIST = TypeAdapter(list[Label])
 """What `labels.json` holds."""
@@ -94,7 +95,7 @@ def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
     """Read all weights as float32, by variable path.
 
     Raises:
-        BundleError: the file is no safetensors file, or holds a number that is not finite.
+        BundleError: the file is no safetensors file, or holds a number that is not finite, or a negative variance.
     """
     try:
         tensors = load_file(bundle.path / WEIGHTS)
@@ -112,6 +113,10 @@ def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
             weights[name] = value.astype(np.float32)
         if not np.isfinite(weights[name]).all():
             raise BundleError(f"{bundle_name(bundle.path)}: {name} holds numbers that are not finite.")
+        if has_negative_variance(name, weights[name]):
+            raise BundleError(
+                f"{bundle_name(bundle.path)}: {name} holds variances below 0, down to {weights[name].min():g}."
+            )
     return weights
 
 
@@ -126,6 +131,11 @@ def count_weights(bundle: Bundle) -> int:
             return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - no mapping
     except (OSError, SafetensorError, ValueError) as error:
         raise BundleError(f"{bundle_name(bundle.path)}: {WEIGHTS} can't be read ({error}).") from error
+
+
+def has_negative_variance(name: str, value: NDArray[Any]) -> bool:
+    """Whether a batch norm's variances can't be right. 0 can be: many networks have channels that never vary."""
+    return name.endswith(_VARIANCE) and bool((value < 0).any())
 
 
 def is_floating(value: NDArray[Any]) -> bool:

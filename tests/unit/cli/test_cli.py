@@ -451,7 +451,19 @@ class TestModels:
         code, out, err = condconv(
             "models", "import", tmp_path / "own.weights.h5", *arguments, "--mean", "1,2,3", "--std", "9"
         )
-        assert (code, out, err) == (0, f"wrote {tmp_path / 'store' / 'own' / '1'}\n", "")
+        assert (code, err) == (0, "")
+        assert [" ".join(line.split()) for line in out.splitlines()] == [
+            f"wrote {tmp_path / 'store' / 'own' / '1'}",
+            "weights unmarked the only ones; perhaps averages",
+            "transform official assumed: the official evaluation",
+            "image size 64 an option",
+            "crop 0.667 of the short side assumed: 64 of 96 pixels",
+            "interpolation bicubic the official evaluation",
+            "mean 1, 2, 3 an option",
+            "std 9, 9, 9 an option",
+            "labels 2 classes names.txt",
+            "Assumed values may be wrong, and then answers are. If you know better, give --transform, --crop.",
+        ]
         code, out, _ = condconv("models", "show", "own", "--json", *store)
         shown = json.loads(out)
         assert shown["architecture"] == {"name": MODEL, "image_size": 64, "num_classes": 2} | own
@@ -466,6 +478,8 @@ class TestModels:
             (["--mean", "1,2"], "'1,2' must be one number or three"),
             (["--std", "one"], "'one' must be one number or three"),
             (["--upcycle-noise", "0.1"], "only upcycled experts can differ: add --upcycle"),
+            (["--crop", "0"], "should be greater than or equal to 0.01"),
+            (["--interpolation", "magic"], "'magic' is not one of"),
             (["--experts", "0"], "should be greater than or equal to 1"),
         ],
     )

@@ -39,3 +39,13 @@ def test_the_engine_is_closed(
     with contextlib.nullcontext() if says is None else pytest.raises(BundleError, match=says):
         verify.verify_bundle(bundle, PLAN)
     assert engine.closed.is_set()
+
+
+def test_variances_that_were_never_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "load_model", lambda bundle, plan: served_model(model_info(), FunctionEngine(answer)))
+    for version, values in (("1", [0, 0, 3]), ("2", [0, 0, 0])):
+        weights = {"norm/moving_variance": np.array(values, np.float32)}
+        write_bundle(tmp_path, new_bundle(version=version, weights=weights))
+    verify.verify_bundle(open_bundle(tmp_path / "small" / "1"), PLAN)  # single channels may never vary
+    with pytest.raises(BundleError, match=r"^small/2: all variances in norm/moving_variance are 0\."):
+        verify.verify_bundle(open_bundle(tmp_path / "small" / "2"), PLAN)

@@ -130,6 +130,10 @@ DAMAGE = {
         "b holds numbers that are not finite.",
     ),
     "too big for float32": (weights(a=np.array([1e300])), "a holds numbers that are not finite."),
+    "a variance below 0": (
+        weights(**{"norm/moving_variance": np.array([1, 0, -2], np.float32)}),
+        "norm/moving_variance holds variances below 0, down to -2.",
+    ),
     "integers": (weights(a=np.arange(3)), "a is int64, but weights are floating-point numbers."),
     "no safetensors": (
         lambda path: replace_file(path, "weights.safetensors", b"PK\x03\x04 a pickle, perhaps"),

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from condconv_serve.domain import Label, TransformName, readable
+from condconv_serve.domain import Interpolation, Label, TransformName, readable
 from condconv_serve.domain.manifest import Accuracy, PreprocessingSpec, Provenance
 from condconv_serve.errors import ImportFailed
 from condconv_serve.files import sha256_of
 from condconv_serve.nn import get_architecture
 from condconv_serve.nn.efficientnet import EfficientNetSpec
 from condconv_serve.nn.families import to_manifest
-from condconv_serve.store.importers.labels import read_labels_file, read_text
-from condconv_serve.store.importers.sources import Imported, Upcycling, import_weights, importable
+from condconv_serve.store.importers.evaluation import Channels, Network, Origins, Wishes, choose_preprocessing
+from condconv_serve.store.importers.labels import (
+    IMAGENET_CLASSES,
+    check_labels,
+    imagenet_labels,
+    read_labels_file,
+    read_text,
+)
+from condconv_serve.store.importers.sources import Imported, Source, Upcycling, import_weights, importable
 from condconv_serve.store.new_bundle import NewBundle, next_version, write_bundle, write_next_bundle
-from condconv_serve.validation import describe_errors, first_message
+from condconv_serve.validation import first_message
 
+OPTION = "an option"
 _accuracy = TypeAdapter(tuple[Accuracy, ...])
-
-Channels = tuple[float, float, float]
-# What the networks were trained with, on the scale 0..255: EfficientNet with the mean and deviation of ImageNet's
-# pixels, all others with round numbers, which timm has rounded differently.
-_IMAGENET: tuple[Channels, Channels] = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-_TIMM: tuple[Channels, Channels] = ((127.5,) * 3, (127.5,) * 3)
-_OFFICIAL: tuple[Channels, Channels] = ((127.0,) * 3, (128.0,) * 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +38,10 @@ class ImportRequest:
     """What to import, from where, and what the bundle is to say of it.
 
     `archive` is the published file that the source was unpacked from, and `source_sha256` the checksum of that file, or
-    of the source, if it is known already. `version` None is the next free one, `overrides`
-    are parameters of the architecture, and `mean` and `std` None are those that networks of such names and kind were
-    trained with.
+    of the source, if it is known already. `version` None is the next free one, and `overrides` are parameters of the
+    architecture. `labels`, `transform`, `crop_pct` (share of the short side), `interpolation`, `mean` and `std` None
+    are as the source says, else as networks of such names and kind took them. `given_by` says, for people, who gave
+    those that are given.
     """
 
     source: Path
@@ -51,7 +53,9 @@ class ImportRequest:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     upcycling: Upcycling | None = None
     labels: Path | None = None
-    transform: TransformName = "official"
+    transform: TransformName | None = None
+    crop_pct: float | None = None
+    interpolation: Interpolation | None = None
     mean: Channels | None = None
     std: Channels | None = None
     exact_decoding: bool = True
@@ -61,6 +65,7 @@ class ImportRequest:
     accuracy: Path | None = None
     method: str | None = None
     url: str | None = None
+    given_by: str = OPTION
 
 
 def import_bundle(request: ImportRequest, *, store: Path) -> Path:
@@ -79,30 +84,37 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
         given = getattr(request, name) or ""
         if readable(given) != given:
             raise ImportFailed(f"The {name} {readable(given)} is not UTF-8.")
-    labels = read_labels_file(request.labels) if request.labels else None
+    given = read_labels_file(request.labels) if request.labels else None
     architecture = importable(get_architecture(request.architecture, **request.overrides))
     card = read_text(request.model_card) if request.model_card else f"# {request.name}\n\nNo card was given.\n"
     accuracy = _read_accuracy(request.accuracy) if request.accuracy else ()
     imported = import_weights(
         request.source,
         architecture,
-        num_classes=len(labels) if labels else request.overrides.get("num_classes"),
+        num_classes=request.overrides.get("num_classes"),
         use_ema=request.use_ema,
         upcycling=request.upcycling,
     )
+    origins = Origins()
+    _note_weights(imported.source, origins)
+    preprocessing = _preprocessing(request, imported, origins)
+    labels = _labels(request, imported, given, origins)
     origin = request.archive or request.source
     new = NewBundle(
         name=request.name,
         version=request.version or next_version(store, request.name),
-        architecture=to_manifest(imported.architecture),
-        preprocessing=_preprocessing(request, architecture, imported),
+        architecture=to_manifest(replace(imported.architecture, image_size=preprocessing.image_size)),
+        preprocessing=preprocessing,
         weights=imported.weights,
-        labels=labels or [Label(i, f"class {i}") for i in range(imported.architecture.num_classes)],
+        labels=labels,
         provenance=Provenance(
             source=readable(Path(os.path.abspath(origin)).name),
             method=request.method or _method(architecture, request.upcycling),
             url=request.url,
             source_sha256=request.source_sha256 or (sha256_of(origin) if origin.is_file() else None),
+            weights=imported.source.kind,
+            origins=origins.of,
+            assumed=tuple(origins.assumed),
         ),
         licence=request.licence,
         model_card=card,
@@ -111,26 +123,57 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
     return write_bundle(store, new) if request.version else write_next_bundle(store, new)
 
 
-def _preprocessing(request: ImportRequest, architecture: EfficientNetSpec, imported: Imported) -> PreprocessingSpec:
-    mean, std = _normalisation(imported, static=request.upcycling is not None or not architecture.num_experts)
-    try:
-        return PreprocessingSpec(
-            transform=request.transform,
-            image_size=architecture.image_size,
-            mean=request.mean or mean,
-            std=request.std or std,
-            exact_decoding=request.exact_decoding,
-        )
-    except ValidationError as error:
-        described = describe_errors(error, most=1, write_place=lambda place: str(place[0]), show_values=True)
-        raise ImportFailed(f"{described}.") from error
+def _note_weights(source: Source, origins: Origins) -> None:
+    match source.kind, source.has_other:
+        case "averaged", True:
+            where = "there are raw ones, too: --no-ema"
+        case "raw", True:
+            where = "there are averages, too: --ema"
+        case "unmarked", _:
+            where = "the only ones; perhaps averages"
+        case _:
+            where = "the only ones"
+    origins.note("weights", where)
 
 
-def _normalisation(imported: Imported, *, static: bool) -> tuple[Channels, Channels]:
-    """Mean and standard deviation that the weights' network was trained with."""
-    if static and imported.architecture.activation == "swish":
-        return _IMAGENET
-    return _TIMM if imported.naming == "timm" else _OFFICIAL
+def _preprocessing(request: ImportRequest, imported: Imported, origins: Origins) -> PreprocessingSpec:
+    static = request.upcycling is not None or not imported.architecture.num_experts
+    network = Network(
+        naming=imported.source.naming,
+        imagenet_pixels=static and imported.architecture.activation == "swish",
+        image_size=imported.architecture.image_size,
+    )
+    wishes = Wishes(
+        transform=request.transform,
+        image_size=request.overrides.get("image_size"),
+        crop_pct=request.crop_pct,
+        interpolation=request.interpolation,
+        mean=request.mean,
+        std=request.std,
+        exact_decoding=request.exact_decoding,
+        given_by=request.given_by,
+    )
+    return choose_preprocessing(wishes, imported.source.config, network, origins)
+
+
+def _labels(
+    request: ImportRequest, imported: Imported, given: Sequence[Label] | None, origins: Origins
+) -> Sequence[Label]:
+    classes, config = imported.architecture.num_classes, imported.source.config
+    labels: Sequence[Label]
+    if given is not None and request.labels is not None:
+        labels = given
+        where = readable(request.labels.name) if request.given_by == OPTION else request.given_by
+    elif config is not None and config.labels:
+        labels, where = config.labels, config.origin
+    elif config is not None and config.imagenet and classes == IMAGENET_CLASSES:
+        labels, where = imagenet_labels(), f"{config.origin}: trained on ImageNet-1k"
+    else:
+        origins.note("labels", "numbers", assumed=True)
+        return [Label(index, f"class {index}") for index in range(classes)]
+    check_labels(labels, classes, origin=where)
+    origins.note("labels", where)
+    return labels
 
 
 def _method(architecture: EfficientNetSpec, upcycling: Upcycling | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from condconv_serve.store.importers.assembly import Translation
 
 _BLOCK = re.compile(r"^block_(\d+)_")
 _WIDTHS = (1.0, *(round(0.1 + 0.05 * step, 2) for step in range(39)))
+_DEPTHS = tuple(round(0.1 * step, 1) for step in range(1, 41))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def hint(translation: Translation, asked: EfficientNetSpec, *, upcycling: bool =
     ]
     if not fitting:
         return ""
-    candidate, options = min(fitting, key=lambda pair: len(pair[1]))
+    candidate, options = min(fitting, key=lambda pair: len(pair[1]))  # the first one of those
     named = " ".join((f"--architecture {candidate.name}", *options))
     if upcycling and found.experts:
         advice = f"they have experts already: import them without --upcycle, with {named}"
@@ -81,19 +83,36 @@ def _efficientnets() -> list[EfficientNetSpec]:
 
 
 def _candidates(asked: EfficientNetSpec, found: Traits) -> Iterator[tuple[EfficientNetSpec, tuple[str, ...]]]:
-    """All registered architectures with the experts that were found, the one asked for first; then in other widths."""
+    """All registered architectures with the experts and blocks that were found; then in other widths.
+
+    The one asked for comes first.
+    """
     known = sorted(_efficientnets(), key=lambda architecture: architecture.name != asked.name)
+    deep = [variant for architecture in known for variant in _in_depth(architecture, len(found.widths))]
     for width in _WIDTHS:
-        for architecture in known:
+        for architecture, depth in deep:
             options: tuple[str, ...] = ()
             changes: dict[str, Any] = {}
             if architecture.num_experts and found.experts not in (0, architecture.num_experts):
                 changes["stages"] = architecture.with_experts(found.experts).stages
                 options += (f"--experts {found.experts}",)
+            if depth != architecture.depth_coefficient:
+                changes["depth_coefficient"] = depth
+                options += (f"--override depth_coefficient={depth:g}",)
             if width != architecture.width_coefficient:
                 changes["width_coefficient"] = width
                 options += (f"--override width_coefficient={width:g}",)
             yield replace(architecture, **changes), options
+
+
+def _in_depth(architecture: EfficientNetSpec, blocks: int) -> Iterator[tuple[EfficientNetSpec, float]]:
+    """The depths in which an architecture has so many blocks, its own first; one for each way to spread them."""
+    seen: set[tuple[int, ...]] = set()
+    for depth in (architecture.depth_coefficient, *_DEPTHS):
+        repeats = tuple(math.ceil(depth * stage.repeats) for stage in architecture.stages)
+        if sum(repeats) == blocks and repeats not in seen:
+            seen.add(repeats)
+            yield architecture, depth
 
 
 def _twins(conditional: EfficientNetSpec, static: EfficientNetSpec) -> bool:

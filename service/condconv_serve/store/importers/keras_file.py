@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from condconv_serve.errors import ImportFailed
 from condconv_serve.store.importers.assembly import Translation
 
-SUFFIXES = (".keras", ".h5")
+SUFFIXES = (".keras", ".h5", ".hdf5")
 _WEIGHTS = "model.weights.h5"
 # Not part of the network: what training keeps beside it.
 _TRAINING_STATE = re.compile(r"(^|/)(optimizer|seed_generator|_?metrics|_?loss_tracker)/")
@@ -49,6 +49,13 @@ def read_keras(file: Path, *, max_bytes: int) -> dict[str, NDArray[Any]]:
             if file.suffix == ".keras":
                 _unpack(file, unpacked, max_bytes)
             with h5py.File(unpacked if file.suffix == ".keras" else file, "r") as store:
+                if "layer_names" in store.attrs or "model_weights" in store:
+                    raise ImportFailed(
+                        f"{file.name} is in the legacy format of Keras 2. If condconv_serve.nn.build_efficientnet "
+                        "built the network, load it there (model.load_weights), and save it again with Keras 3: "
+                        'model.save_weights("model.weights.h5"). Networks of keras.applications have other layers: '
+                        "serve them as networks of your own, with save_bundle."
+                    )
                 return _read(store, file.name, max_bytes)
     # What h5py and zipfile raise for damaged files depends on where the damage is.
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:

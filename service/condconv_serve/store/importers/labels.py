@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from importlib.resources import files
 from io import StringIO
 from pathlib import Path
 from typing import Annotated
@@ -11,8 +13,10 @@ from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from condconv_serve.domain import Label, can_be_label
 from condconv_serve.errors import ImportFailed
+from condconv_serve.store.bundle import LABEL_LIST
 from condconv_serve.validation import first_message
 
+IMAGENET_CLASSES = 1000
 _Number = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 _labels = TypeAdapter(list[Label | str] | dict[_Number, str | tuple[str, str]])
 _SYNSET = re.compile(r"^(n\d{8})[\s:,]+(\S.*)$")
@@ -35,11 +39,47 @@ def read_labels_file(file: Path) -> list[Label]:
     labels = _from_json(text, file.name) if file.suffix.lower() == ".json" else _from_lines(text, file.name)
     if not labels or [label.index for label in labels] != list(range(len(labels))):
         raise ImportFailed(f"{file.name} must name the classes 0, 1, 2, ... in order.")
+    check_names(labels, origin=file.name)
+    return labels
+
+
+def imagenet_labels() -> list[Label]:
+    """The classes of ImageNet-1k in the order of the published checkpoints."""
+    return LABEL_LIST.validate_json(files(__package__).joinpath("imagenet-1k.json").read_bytes())
+
+
+def check_labels(labels: Sequence[Label], classes: int, *, origin: str) -> None:
+    """Check that there is a label for each class, and that each is one.
+
+    Args:
+        labels: what was read.
+        classes: how many the weights have.
+        origin: where the labels were, for people.
+
+    Raises:
+        ImportFailed: there are more or fewer, and names both counts; or a label is blank or holds control characters.
+    """
+    check_names(labels, origin=origin)
+    if len(labels) == classes:
+        return
+    background = ""
+    if classes == IMAGENET_CLASSES + 1:
+        background = " They may have a background class first: name that in the file, too."
+    raise ImportFailed(
+        f"{origin} names {len(labels)} class{'es' * (len(labels) != 1)}, but the weights have {classes}.{background}"
+    )
+
+
+def check_names(labels: Sequence[Label], *, origin: str) -> None:
+    """Check that each label is one.
+
+    Raises:
+        ImportFailed: some are blank or hold control characters.
+    """
     if odd := [str(label.index) for label in labels if not can_be_label(label.label)]:
         raise ImportFailed(
-            f"{file.name} must name every class, without control characters; not so are: {', '.join(odd[:8])}."
+            f"{origin} must name every class, without control characters; not so are: {', '.join(odd[:8])}."
         )
-    return labels
 
 
 def _from_json(text: str, name: str) -> list[Label]:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
+from condconv_serve.domain.manifest import WeightsKind
 from condconv_serve.errors import ImportFailed
 from condconv_serve.nn import Architecture, build_network, outline
 from condconv_serve.nn.efficientnet import EfficientNetSpec
 from condconv_serve.store.archive import extract_tar
-from condconv_serve.store.importers import keras_file, torch_file
+from condconv_serve.store.bundle import has_negative_variance
+from condconv_serve.store.importers import hub, keras_file, torch_file
 from condconv_serve.store.importers.assembly import Translation, assemble
+from condconv_serve.store.importers.evaluation import Naming
+from condconv_serve.store.importers.foreign import unreadable_kind
 from condconv_serve.store.importers.hints import hint
-from condconv_serve.store.importers.tf_checkpoint import read_tf_checkpoint, translate_official
+from condconv_serve.store.importers.names import Copy, plain_copy
+from condconv_serve.store.importers.source_config import (
+    SourceConfig,
+    check_architecture,
+    config_from_metadata,
+    read_config,
+)
+from condconv_serve.store.importers.tf_checkpoint import kind_of, read_tf_checkpoint, translate_official
 from condconv_serve.store.importers.timm import translate_timm
 from condconv_serve.store.importers.upcycle import static_twin, upcycle
 
@@ -31,7 +43,9 @@ _MAX_MEMBERS = 1000
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _LOGITS = "logits/bias"
 
-Naming = Literal["official", "timm", "keras"]
+# Files of a TensorFlow checkpoint beside its .index.
+_PART = re.compile(r"^(.+)\.(?:meta|data-\d{5}-of-\d{5})$")
+
 Tensors = Mapping[str, NDArray[Any]]
 
 
@@ -43,12 +57,23 @@ class Upcycling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """All tensors of a source by name, whose names they bear, which kind they are, and what else the source says."""
+
+    naming: Naming
+    tensors: Tensors
+    kind: WeightsKind
+    has_other: bool = False
+    config: SourceConfig | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """A network's weights by path, its architecture with as many classes as they have, and whose names they bore."""
+    """A network's weights by path, its architecture with as many classes as they have, and what was read."""
 
     architecture: EfficientNetSpec
     weights: dict[str, NDArray[np.floating[Any]]]
-    naming: Naming
+    source: Source
 
 
 def import_weights(
@@ -73,10 +98,13 @@ def import_weights(
             might fit.
     """
     built = static_twin(architecture) if upcycling else architecture
-    naming, tensors = read_source(source, use_ema=use_ema)
+    read = read_source(source, use_ema=use_ema)
+    tensors = read.tensors
+    if read.config is not None:
+        check_architecture(read.config)
     network = outline(lambda: build_network(replace(built, num_classes=num_classes or built.num_classes)))
     expected = {variable.path: tuple(variable.shape) for variable in network.weights}
-    match naming:
+    match read.naming:
         case "timm":
             translation = translate_timm(tensors, expected)
         case "keras":
@@ -91,9 +119,14 @@ def import_weights(
         weights = assemble(translation, expected, architecture=label)
     except ImportFailed as error:
         raise ImportFailed(f"{error}{hint(translation, built, upcycling=upcycling is not None)}") from error
+    if negative := [path for path, value in weights.items() if has_negative_variance(path, value)]:
+        raise ImportFailed(
+            f"{source.name} is damaged, or no network that was trained: {len(negative)} batch norms have variances "
+            f"below 0, such as {negative[0]}, down to {weights[negative[0]].min():g}."
+        )
     if upcycling:
         weights = upcycle(weights, architecture, noise=upcycling.noise)
-    return Imported(architecture=replace(architecture, num_classes=num_classes), weights=weights, naming=naming)
+    return Imported(architecture=replace(architecture, num_classes=num_classes), weights=weights, source=read)
 
 
 def importable(architecture: Architecture) -> EfficientNetSpec:
@@ -116,34 +149,62 @@ def _is_logits(path: str) -> bool:
     return path.startswith("logits/")
 
 
-def read_source(source: Path, *, use_ema: bool = True) -> tuple[Naming, Tensors]:
-    """Read all tensors of a source, and say whose names they bear.
+def read_source(source: Path, *, use_ema: bool = True) -> Source:
+    """Read all tensors of a source.
 
     Args:
         source: a TensorFlow checkpoint (its prefix, its `.index` file, a directory or a `.tar.gz` that holds just one),
-            a `.safetensors` or PyTorch file with the official names or timm's, or a `.keras` or `.weights.h5` file.
-        use_ema: whether averaged weights are preferred where a PyTorch file has both.
+            a `.safetensors` or PyTorch file with the official names or timm's, a directory of the Hugging Face Hub that
+            holds one, or a `.keras` or `.weights.h5` file.
+        use_ema: whether averaged weights are preferred where a source has both.
 
     Raises:
-        ImportFailed: there is nothing to read, or it can't be read.
+        ImportFailed: there is nothing to read, or it can't be read; says what else to import.
     """
+    if match := _PART.match(source.name):  # another file of a TensorFlow checkpoint
+        source = source.with_name(match[1]) if source.with_name(f"{match[1]}.index").exists() else source
     if not (source.exists() or source.with_name(f"{source.name}.index").exists()):
         raise ImportFailed(f"{source.name} can't be read: there is no such file, directory or TensorFlow checkpoint.")
+    if (kind := unreadable_kind(source)) is not None:
+        raise ImportFailed(f"{source.name} is {kind}")
+    if source.is_dir() and (file := hub.weights_in(source)) is not None:
+        source = file
     if source.is_file() and source.name.endswith(keras_file.SUFFIXES):
-        return "keras", keras_file.read_keras(source, max_bytes=MAX_BYTES)
-    tensors = _read_named(source, use_ema=use_ema)
-    return ("timm" if any(name.startswith("blocks.") for name in tensors) else "official"), tensors
+        return Source(naming="keras", tensors=keras_file.read_keras(source, max_bytes=MAX_BYTES), kind="unmarked")
+    if source.is_file() and source.name.endswith(".safetensors"):
+        return _read_safetensors(source, use_ema=use_ema)
+    if source.is_file() and torch_file.is_torch(source):
+        found = torch_file.read_torch(source, use_ema=use_ema)
+        return _named(found.copy, config=read_config(source) or found.config, use_ema=use_ema)
+    tensors = _read_checkpoint(source)
+    chosen, has_other = kind_of(tensors, use_ema=use_ema)
+    return Source(naming="official", tensors=tensors, kind=chosen, has_other=has_other)
 
 
-def _read_named(source: Path, *, use_ema: bool) -> Tensors:
-    if source.name.endswith(".safetensors"):
-        try:
-            return torch_file.without_prefix(load_file(source))
-        except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-            reason = str(error).replace(f"{source.parent}/", "")
-            raise ImportFailed(f"{source.name} can't be read as safetensors: {reason}") from error
-    if source.is_file() and source.name.endswith(torch_file.SUFFIXES):
-        return torch_file.read_torch(source, use_ema=use_ema)
+def _read_safetensors(file: Path, *, use_ema: bool) -> Source:
+    try:
+        tensors = load_file(file)
+        with safe_open(file, "np") as opened:
+            metadata = opened.metadata()
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).replace(f"{file.parent}/", "")
+        raise ImportFailed(f"{file.name} can't be read as safetensors: {reason}") from error
+    config = config_from_metadata(metadata, origin=f"the metadata of {file.name}")
+    copy = plain_copy(tensors, use_ema=use_ema, source=file.name)
+    return _named(copy, config=read_config(file) or config, use_ema=use_ema)
+
+
+def _named(copy: Copy, *, config: SourceConfig | None, use_ema: bool) -> Source:
+    """A source whose file doesn't tell whose names its tensors bear."""
+    if any("blocks" in name.split(".") for name in copy.weights):
+        return Source(naming="timm", tensors=copy.weights, kind=copy.kind, has_other=copy.has_other, config=config)
+    chosen, has_other = kind_of(copy.weights, use_ema=use_ema)
+    if chosen == "unmarked":
+        chosen, has_other = copy.kind, copy.has_other
+    return Source(naming="official", tensors=copy.weights, kind=chosen, has_other=has_other, config=config)
+
+
+def _read_checkpoint(source: Path) -> Tensors:
     if source.is_file() and source.name.endswith(_ARCHIVES):
         with tempfile.TemporaryDirectory() as scratch:
             into = Path(scratch) / "archive"
@@ -163,7 +224,9 @@ def sole_checkpoint(directory: Path, name: str, advice: str = "") -> Path:
     # Macs put a hidden file beside each one.
     prefixes = [file.with_suffix("") for file in sorted(directory.rglob("*.index")) if not file.name.startswith(".")]
     if not prefixes:
-        raise ImportFailed(f"{name} holds no TensorFlow checkpoint (*.index).")
+        found = [(file.suffix == ".json", kind) for file in directory.iterdir() if (kind := unreadable_kind(file))]
+        what = f" It holds {min(found)[1]}" if found else ""  # what isn't JSON tells more
+        raise ImportFailed(f"{name} holds no TensorFlow checkpoint (*.index).{what}")
     if len(prefixes) > 1:
         some = ", ".join(str(prefix.relative_to(directory)) for prefix in prefixes[:_MAX_NAMED])
         raise ImportFailed(f"{name} holds {len(prefixes)} checkpoints ({some}){advice}.")

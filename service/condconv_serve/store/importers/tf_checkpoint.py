@@ -17,15 +17,17 @@ from typing import Any
 from numpy.typing import NDArray
 
 from condconv_serve.domain import readable
+from condconv_serve.domain.manifest import WeightsKind
 from condconv_serve.errors import ImportFailed
 from condconv_serve.store.importers.assembly import Translation
 
 EMA_SUFFIX = "/ExponentialMovingAverage"
 
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # Not part of the network: the step counter and what optimisers keep beside each variable.
 _TRAINING_STATE = re.compile(r"(^|/)(global_step|beta[12]_power|RMSProp(_\d+)?|Momentum|Adam(_\d+)?)$")
 _NAME = re.compile(
-    r"^(?:[^/]+/)?(?:model/)?"
+    r"^(?:[^/]+/)*?"  # whatever scopes it was built in
     r"(?P<part>stem|head|blocks_\d+)/"
     r"(?P<se>se/)?"
     r"(?P<kind>(?:tpu_)?batch_normalization|depthwise_conv2d|depthwise_cond_conv2d|cond_conv2d|conv2d|dense)"
@@ -67,7 +69,14 @@ def read_tf_checkpoint(prefix: str | Path) -> dict[str, NDArray[Any]]:
     try:
         # Not load_checkpoint, which goes wherever a directory of the same name points.
         reader = tf.compat.v1.train.NewCheckpointReader(str(prefix))
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+        shapes = reader.get_variable_to_shape_map()
+        if _OBJECT_GRAPH in shapes:
+            raise ImportFailed(
+                f"{name} is a checkpoint of TensorFlow 2 (or a SavedModel's), which holds the program's objects in "
+                "place of the layers' names. Load it with the program that wrote it; if the network was built by "
+                'condconv_serve.nn.build_efficientnet, save it with model.save_weights("model.weights.h5").'
+            )
+        return {name: reader.get_tensor(name) for name in shapes}
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         reason = str(error).replace(f"{Path(prefix).parent}/", "")  # TensorFlow names the server's directory
         raise ImportFailed(f"{name} is no readable TensorFlow checkpoint: {reason}") from error
@@ -106,6 +115,14 @@ def translate_official(tensors: Mapping[str, NDArray[Any]], *, use_ema: bool = T
                 else:
                     translation.unknown.append(name)
     return translation
+
+
+def kind_of(tensors: Mapping[str, NDArray[Any]], *, use_ema: bool) -> tuple[WeightsKind, bool]:
+    """Which weights `translate_official` takes, and whether there are others."""
+    averaged = sum(name.endswith(EMA_SUFFIX) for name in tensors)
+    if not averaged:
+        return "unmarked", False
+    return "averaged" if use_ema else "raw", averaged < sum(not _TRAINING_STATE.search(name) for name in tensors)
 
 
 def _choose_averaged(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

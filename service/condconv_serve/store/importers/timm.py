@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from condconv_serve.errors import ImportFailed
 from condconv_serve.store.importers.assembly import Translation
+from condconv_serve.store.importers.names import uncommon_prefix
 
 _BLOCK = re.compile(r"^blocks\.(?P<stage>\d+)\.(?P<index>\d+)\.(?P<layer>[\w.]+)\.(?P<leaf>\w+)$")
 _NORM_LEAVES = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
@@ -41,7 +42,10 @@ def translate_timm(tensors: Mapping[str, NDArray[Any]], expected: Mapping[str, t
     """
     blocks = _number_blocks(tensors)
     if not blocks:
-        raise ImportFailed("The state dict has no tensor called blocks.0.0..., so it is no timm EfficientNet.")
+        raise ImportFailed(
+            "The state dict has no tensor called blocks.0.0..., so it is no timm EfficientNet."
+            + uncommon_prefix(tensors)
+        )
     translation = Translation()
     for name, value in tensors.items():
         if name.endswith(".num_batches_tracked"):

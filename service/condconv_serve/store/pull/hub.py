@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from dataclasses import replace
+from http import HTTPStatus
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from condconv_serve import __version__
@@ -12,6 +14,8 @@ from condconv_serve.files import sha256_of
 from condconv_serve.store.pull.download import Limits, reach
 from condconv_serve.store.pull.reach import Unreachable
 
+_CONFIG = "config.json"
+_MAX_CONFIG_BYTES = 64 * 2**20
 _SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
@@ -74,6 +78,47 @@ def download_from_hub(
         raise DownloadFailed(f"{name} can't be downloaded: {_reason(error)}") from error
     _check_content(path, name)
     return path
+
+
+def download_config(
+    repository: str,
+    file: str,
+    *,
+    revision: str,
+    limits: Limits,
+    cache: Path | None = None,
+    anew: bool = False,
+    quiet: bool = False,
+) -> Path | None:
+    """Download the `config.json` beside a file of weights, into the same place of the cache.
+
+    Returns:
+        None if the repository has none, or there is no way to the Hub and the cache has none.
+
+    Raises:
+        ConfigurationError, DownloadFailed: as for `download_from_hub`.
+    """
+    hub = _library()
+    name = str(PurePosixPath(file).with_name(_CONFIG))
+    small = replace(limits, max_bytes=min(limits.max_bytes, _MAX_CONFIG_BYTES))
+    try:
+        return download_from_hub(repository, name, revision=revision, limits=small, cache=cache, anew=anew, quiet=quiet)
+    except Unreachable:
+        return None
+    except DownloadFailed as error:
+        known = hub.try_to_load_from_cache(repository, name, cache_dir=cache, revision=revision)
+        if _is_absent(error) or (hub.constants.HF_HUB_OFFLINE and not isinstance(known, str)):
+            return None
+        raise
+
+
+def _is_absent(error: BaseException | None) -> bool:
+    """Whether the Hub, or a mirror of it, said that there is no such file: 404 lies somewhere below the error."""
+    while error is not None:
+        if getattr(getattr(error, "response", None), "status_code", None) == HTTPStatus.NOT_FOUND:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _check_content(path: Path, name: str) -> None:

@@ -98,11 +98,11 @@ class Checkpoint(_Strict):
     """Bytes of the file."""
     sha256: Sha256 | None = None
     licence: Annotated[str, StringConstraints(min_length=1, max_length=200)]
-    transform: TransformName
-    mean: tuple[Level, Level, Level] = (127.0, 127.0, 127.0)
-    std: tuple[Deviation, Deviation, Deviation] = (128.0, 128.0, 128.0)
-    labels: Literal["imagenet-1k"] | tuple[Label, ...] | None = None
-    """The classes; None numbers them."""
+    transform: TransformName | None = None
+    """This, the mean, the deviation and the labels are as the source itself says if None, as in `ImportRequest`."""
+    mean: tuple[Level, Level, Level] | None = None
+    std: tuple[Deviation, Deviation, Deviation] | None = None
+    labels: Literal["imagenet-1k"] | Annotated[tuple[Label, ...], Field(min_length=1)] | None = None
     method: Annotated[str, StringConstraints(max_length=2000)] | None = None
     accuracy: tuple[Accuracy, ...] = ()
     """As published, not measured here."""
@@ -162,11 +162,6 @@ def read_catalogue(source: str | None = None, *, limits: Limits | None = None) -
         valid="a valid catalogue",
         write_place=_place,
     )
-
-
-def imagenet_labels() -> str:
-    """The 1000 classes of ImageNet-1k in the order of the published checkpoints, as `labels.json` has them."""
-    return files(__package__).joinpath("imagenet-1k.json").read_text(encoding="utf-8")
 
 
 def _read(file: Path) -> bytes:

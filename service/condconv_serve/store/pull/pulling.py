@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import platformdirs
 from filelock import FileLock, Timeout
@@ -23,8 +23,8 @@ from condconv_serve.store.archive import extract_tar
 from condconv_serve.store.bundle import read_manifest
 from condconv_serve.store.pull.checksums import Checksums
 from condconv_serve.store.pull.download import Limits, Reporter, Silence, download, is_disk_full, mirrored, shown
-from condconv_serve.store.pull.hub import download_from_hub
-from condconv_serve.store.pull.published import Checkpoint, HubSource, UrlSource, imagenet_labels
+from condconv_serve.store.pull.hub import download_config, download_from_hub
+from condconv_serve.store.pull.published import Checkpoint, HubSource, UrlSource
 from condconv_serve.validation import first_message
 
 if TYPE_CHECKING:
@@ -152,18 +152,18 @@ def _fetch(request: PullRequest, work: Path, checksums: Checksums, reporter: Rep
             raise DownloadFailed(f"{request.file}: {complaint}")
         return request.file, sha256
     if isinstance(source, HubSource):
-        file = download_from_hub(
-            source.repository,
-            source.file,
-            revision=source.revision,
-            limits=request.limits,
-            cache=request.cache / "hub" if request.cache else None,
-            anew=request.accept_changed,
-            quiet=request.quiet,
-        )
+        wanted: dict[str, Any] = {
+            "revision": source.revision,
+            "limits": request.limits,
+            "cache": request.cache / "hub" if request.cache else None,
+            "anew": request.accept_changed,
+            "quiet": request.quiet,
+        }
+        file = download_from_hub(source.repository, source.file, **wanted)
         sha256 = sha256_of(file)
         if complaint := _complaint(request, sha256, checksums):
             raise DownloadFailed(complaint)
+        download_config(source.repository, source.file, **wanted)
         return file, sha256
 
     file = work / source.url.rpartition("/")[2]
@@ -217,7 +217,8 @@ def _bundle(
                 file.unlink()  # else the next pull would take it from the cache
             raise
         labels, accuracy, card = scratch / "labels.json", scratch / "accuracy.json", scratch / "card.md"
-        labels.write_text(_label_list(checkpoint, architecture.num_classes), encoding="utf-8")
+        if checkpoint.labels is not None:
+            labels.write_bytes(_labels.dump_json(_label_list(checkpoint.labels)))
         accuracy.write_bytes(_accuracy.dump_json(_as_published(checkpoint)))
         card.write_text(_card(request, sha256), encoding="utf-8")
         return import_bundle(
@@ -229,7 +230,7 @@ def _bundle(
                 overrides=checkpoint.architecture.overrides,
                 name=request.name,
                 version=request.version,
-                labels=labels,
+                labels=labels if checkpoint.labels is not None else None,
                 transform=checkpoint.transform,
                 mean=checkpoint.mean,
                 std=checkpoint.std,
@@ -238,6 +239,7 @@ def _bundle(
                 accuracy=accuracy,
                 method=checkpoint.method or f"published checkpoint of {architecture.name}, converted",
                 url=checkpoint.source.page,
+                given_by="the catalogue",
             ),
             store=store,
         )
@@ -259,11 +261,10 @@ def _readable(file: Path, directory: Path, max_bytes: int) -> Path:
     return sole_checkpoint(directory, file.name)
 
 
-def _label_list(checkpoint: Checkpoint, num_classes: int) -> str:
-    if checkpoint.labels == "imagenet-1k":
-        return imagenet_labels()
-    labels = list(checkpoint.labels or (Label(i, f"class {i}") for i in range(num_classes)))
-    return _labels.dump_json(labels).decode()
+def _label_list(labels: Literal["imagenet-1k"] | tuple[Label, ...]) -> list[Label]:
+    from condconv_serve.store.importers.labels import imagenet_labels
+
+    return imagenet_labels() if labels == "imagenet-1k" else list(labels)
 
 
 def _as_published(checkpoint: Checkpoint) -> tuple[Accuracy, ...]:

@@ -104,6 +104,18 @@ def test_what_the_manifest_says(request_for, store, tmp_path):
         "method": "trained",
         "url": "https://example.org/w",
         "source_sha256": hashlib.sha256(request.source.read_bytes()).hexdigest(),
+        "weights": "unmarked",
+        "origins": {
+            "weights": "the only ones; perhaps averages",
+            "transform": "an option",
+            "image_size": "the architecture",
+            "crop_padding": "32 of 64 pixels",
+            "interpolation": "usual",
+            "mean": "usual with the official names",
+            "std": "usual with the official names",
+            "labels": "names.json",
+        },
+        "assumed": ("crop_padding", "interpolation", "mean", "std"),
     }
     assert str(tmp_path) not in (bundle.path / "manifest.json").read_text()
 
@@ -127,7 +139,7 @@ WRONG_LABELS = {
     "no JSON": ("tench\ngoldfish\n", "names.json is no list of labels (index, label, synset) or of names: "),
     "of another network": (
         LABELS[:4],
-        "The weights don't fit narrow-lite-condconv-4e: misshaped: narrow/head/dense/bias is [5], but ",
+        "names.json names 4 classes, but the weights have 5.",
     ),
 }
 
@@ -226,3 +238,116 @@ def test_a_bundle_of_rounded_rows_takes_no_others(request_for, store):
     with pytest.raises(TypeError, match="Cannot cast"):
         model.engine(np.zeros((1, 32, 32, 3), np.float32))
     model.engine.close()
+
+
+CONFIG = {
+    "architecture": "tf_efficientnet_lite0",
+    "label_names": list("abcde"),
+    "pretrained_cfg": {
+        "input_size": [3, 40, 40],
+        "interpolation": "bilinear",
+        "crop_pct": 0.8,
+        "mean": [0.4, 0.5, 0.6],
+        "std": [0.2, 0.2, 0.2],
+    },
+}
+PREPROCESSING = {
+    "transform": "pillow",
+    "image_size": 40,
+    "crop_padding": 10,
+    "interpolation": "bilinear",
+    "mean": (102.0, 127.5, 153.0),
+    "std": (51.0, 51.0, 51.0),
+    "exact_decoding": True,
+}
+
+
+@pytest.fixture(scope="module")
+def of_timm(network):
+    return timm_tensors(network)
+
+
+class TestWhatTheSourceSays:
+    """timm's configuration beside the weights, in their metadata, or in a folder of the Hub."""
+
+    @pytest.fixture
+    def imported(self, request_for, store, tmp_path, of_timm):
+        def make(config, **changes):
+            if config is not None:
+                (tmp_path / "config.json").write_text(json.dumps(config))
+            return open_bundle(import_bundle(request_for(tensors=of_timm, **{"labels": None} | changes), store=store))
+
+        return make
+
+    def test_is_taken(self, imported):
+        bundle = imported(CONFIG)
+        manifest = bundle.manifest
+        assert manifest.preprocessing.model_dump() == PREPROCESSING
+        assert manifest.architecture.overrides == {"num_classes": 5, "image_size": 40}
+        assert [label.label for label in read_labels(bundle)] == list("abcde")
+        assert manifest.provenance.assumed == ()
+        assert {what for what, where in manifest.provenance.origins.items() if where == "config.json"} == {
+            *("image_size", "crop_padding", "interpolation", "mean", "std", "labels")
+        }
+
+    def test_gives_way_to_what_is_asked_for(self, imported, tmp_path):
+        (tmp_path / "own.txt").write_text("v\nw\nx\ny\nz\n")
+        wishes = {"transform": "official", "crop_pct": 1.0, "mean": (1.0,) * 3, "std": (2.0,) * 3}
+        bundle = imported(CONFIG, labels=tmp_path / "own.txt", overrides={"image_size": 48}, **wishes)
+        found = bundle.manifest.preprocessing
+        assert (found.transform, found.crop_padding, found.image_size) == ("official", 0, 48)
+        assert (found.mean, found.std, found.interpolation) == ((1,) * 3, (2,) * 3, "bicubic")
+        assert read_labels(bundle)[0].label == "v"
+        origins = bundle.manifest.provenance.origins
+        assert [origins[what] for what in ("transform", "image_size", "mean", "labels")] == ["an option"] * 3 + [
+            "own.txt"
+        ]
+
+    def test_in_metadata(self, imported, request_for, store, tmp_path, of_timm):
+        request = request_for(labels=None)
+        tensors = {name: np.ascontiguousarray(value) for name, value in of_timm.items()}
+        save_file(tensors, request.source, metadata={"format": "pt", "config": json.dumps(CONFIG)})
+        manifest = open_bundle(import_bundle(request, store=store)).manifest
+        assert manifest.preprocessing.model_dump() == PREPROCESSING
+        assert manifest.provenance.origins["mean"] == "the metadata of w.safetensors"
+
+    def test_in_a_folder_of_the_hub(self, request_for, store, tmp_path, of_timm):
+        request_for(tensors=of_timm)
+        snapshot = tmp_path / "models--me--net" / "snapshots" / "0123"
+        snapshot.mkdir(parents=True)
+        (tmp_path / "w.safetensors").rename(tmp_path / "blob")
+        (snapshot / "model.safetensors").symlink_to(tmp_path / "blob")
+        (snapshot / "config.json").write_text(json.dumps(CONFIG))
+        for version, source in enumerate((snapshot, snapshot.parent.parent), 1):
+            request = ImportRequest(source=source, architecture=LITE_CONDCONV.name, name="new", version=str(version))
+            assert open_bundle(import_bundle(request, store=store)).manifest.preprocessing.model_dump() == PREPROCESSING
+
+    def test_nothing(self, imported):
+        provenance = imported(None).manifest.provenance
+        assert provenance.assumed == ("transform", "crop_padding", "interpolation", "mean", "std", "labels")
+        assert provenance.origins["transform"] == "timm evaluates with Pillow"
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"label_names": list("abc")}, r"^config\.json names 3 classes, but the weights have 5\.$"),
+            ({"label_names": ["a", "b", "c", "d", "\x07"]}, "without control characters; not so are: 4"),
+            ({"architecture": "efficientnet_lite0"}, "It pads symmetrically"),
+            ({"pretrained_cfg": {"crop_mode": "squash"}}, "cropped by 'squash'; here the centre is cut out"),
+            ({"pretrained_cfg": {"interpolation": "random"}}, "resized by 'random'; here it is one of nearest, "),
+            ({"pretrained_cfg": {"crop_pct": 1.5}}, "A crop is a share of the short side"),
+        ],
+    )
+    def test_that_cannot_be(self, change, says, imported, store):
+        with pytest.raises(ImportFailed, match=says):
+            imported(CONFIG | change)
+        assert not store.exists()
+
+
+def test_which_weights_were_taken_is_recorded(request_for, store, tensors):
+    both = tensors | {f"{name}/ExponentialMovingAverage": value for name, value in tensors.items()}
+    for version, (use_ema, kind, other) in enumerate([(True, "averaged", "--no-ema"), (False, "raw", "--ema")], 1):
+        path = import_bundle(request_for(tensors=both, use_ema=use_ema, version=str(version)), store=store)
+        provenance = open_bundle(path).manifest.provenance
+        assert provenance.weights == kind
+        assert f"too: {other}" in provenance.origins["weights"]

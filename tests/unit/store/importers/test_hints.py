@@ -1,5 +1,6 @@
 """What is said of weights that are of another architecture than the one asked for."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -89,3 +90,13 @@ def test_the_right_architecture_is_guessed(given, asked, says):
 def test_the_right_static_network_is_guessed(given, asked, says):
     found = hint(weights_of(get_architecture(given)), get_architecture(asked), upcycling=True)
     assert found == f" By their shapes {says}."
+
+
+@pytest.mark.parametrize(("width", "depth"), [(1.0, 1.4), (1.2, 1.4), (0.25, 0.5), (1.0, 2.2)])
+def test_other_depths(width, depth):
+    given = get_architecture("efficientnet-lite0-condconv-4e", width_coefficient=width, depth_coefficient=depth)
+    found = hint(weights_of(given), get_architecture("efficientnet-lite0-condconv-4e"))
+    options = {name: float(value) for name, value in re.findall(r"--override (\w+)=(\d+(?:\.\d+)?)", found)}
+    again = get_architecture("efficientnet-lite0-condconv-4e", **options)
+    assert again.blocks() == given.blocks()
+    assert ("width_coefficient" in options) == (width != 1), "nothing is named that is as usual"

@@ -56,7 +56,7 @@ def assert_same(weights, network):
 
 def test_what_keras_saves_is_read(saved, network):
     imported = import_weights(saved, ARCHITECTURE)
-    assert imported.naming == "keras"
+    assert imported.source.naming == "keras"
     assert imported.architecture.num_classes == 7
     assert_same(imported.weights, network)
 
@@ -171,7 +171,7 @@ def test_two_layers_of_one_name(weights_file):
 def test_files_of_older_formats(tmp_path):
     with h5py.File(tmp_path / "old.h5", "w") as store:
         store["model_weights/stem/kernel:0"] = np.zeros(3)
-    with pytest.raises(ImportFailed, match="not in the format of Keras 3: model_weights/stem/kernel:0"):
+    with pytest.raises(ImportFailed, match="is in the legacy format of Keras 2"):
         read_keras(tmp_path / "old.h5", max_bytes=LIMIT)
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from condconv_serve.domain import Label
 from condconv_serve.errors import ImportFailed
-from condconv_serve.store.importers.labels import read_labels_file
+from condconv_serve.store.importers.labels import IMAGENET_CLASSES, check_labels, imagenet_labels, read_labels_file
 
 pytestmark = pytest.mark.tensorflow
 
@@ -68,3 +68,16 @@ def test_refusals(name, data, says, tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ImportFailed, match=r"^absent\.txt can't be read: No such file or directory\.$"):
         read_labels_file(tmp_path / "absent.txt")
+
+
+def test_classes_of_imagenet():
+    labels = imagenet_labels()
+    assert [label.index for label in labels] == list(range(IMAGENET_CLASSES))
+    assert labels[388] == Label(388, "giant panda", "n02510455")
+
+
+def test_a_background_class_is_suspected():
+    with pytest.raises(
+        ImportFailed, match=r"l\.txt names 1000 classes, but the weights have 1001\. They may have a back"
+    ):
+        check_labels(imagenet_labels(), 1001, origin="l.txt")

@@ -36,11 +36,11 @@ def checkpoint(tensors, tmp_path_factory):
 
 
 def assert_read(source, tensors):
-    naming, read = read_source(source)
-    assert naming == "official"
-    assert read.keys() == tensors.keys()
+    read = read_source(source)
+    assert read.naming == "official"
+    assert read.tensors.keys() == tensors.keys()
     for name, value in tensors.items():
-        np.testing.assert_array_equal(read[name], value, name)
+        np.testing.assert_array_equal(read.tensors[name], value, name)
 
 
 def assert_same(imported, network):
@@ -69,7 +69,7 @@ def test_checkpoints(source, checkpoint, tensors):
 def test_state_dicts(network, tmp_path):
     save_file(timm_tensors(network), tmp_path / "w.safetensors")
     imported = import_weights(tmp_path / "w.safetensors", ARCHITECTURE)
-    assert imported.naming == "timm"
+    assert imported.source.naming == "timm"
     assert_same(imported, network)
 
 
@@ -130,7 +130,7 @@ def test_several_checkpoints(checkpoint, tensors, tmp_path):
         ImportFailed, match=r"holds 2 checkpoints \(model\.ckpt-1, model\.ckpt-2\); name one by its prefix"
     ):
         read_source(tmp_path)
-    assert read_source(tmp_path / "model.ckpt-2")[0] == "official"
+    assert read_source(tmp_path / "model.ckpt-2").naming == "official"
 
 
 def test_a_directory_of_the_same_name_does_not_lead_elsewhere(tensors, tmp_path):
@@ -140,7 +140,7 @@ def test_a_directory_of_the_same_name_does_not_lead_elsewhere(tensors, tmp_path)
     prefix.mkdir()
     (prefix / "checkpoint").write_text(f'model_checkpoint_path: "{other}"\n')
     for source in (prefix.with_name("model.ckpt.index"), tmp_path / "own"):
-        read = read_source(source)[1]
+        read = read_source(source).tensors
         assert all((read[name] == value).all() for name, value in tensors.items())
     prefix.with_name("model.ckpt.index").write_bytes(b"junk")
     with pytest.raises(ImportFailed, match=r"^model\.ckpt is no readable TensorFlow checkpoint"):
@@ -249,4 +249,13 @@ def test_kernel_and_bias_that_disagree(network, tmp_path):
     with pytest.raises(
         ImportFailed, match=r"misshaped: classifier\.weight is \[\d+, 3\], but logits/kernel is \[\d+, 5\]"
     ):
+        import_weights(tmp_path / "w.safetensors", ARCHITECTURE)
+
+
+def test_variances_below_0(network, tmp_path):
+    tensors = {name: np.ascontiguousarray(value) for name, value in timm_tensors(network).items()}
+    save_file(tensors | {"bn1.running_var": np.zeros_like(tensors["bn1.running_var"])}, tmp_path / "w.safetensors")
+    import_weights(tmp_path / "w.safetensors", ARCHITECTURE)  # 0 is one: of a channel that never varies
+    save_file(tensors | {"bn1.running_var": -tensors["bn1.running_var"]}, tmp_path / "w.safetensors")
+    with pytest.raises(ImportFailed, match=r"^w\.safetensors is damaged.*below 0, such as stem_norm/moving_variance"):
         import_weights(tmp_path / "w.safetensors", ARCHITECTURE)

@@ -54,14 +54,13 @@ import json, sys
 from pathlib import Path
 from condconv_serve.errors import DownloadFailed
 from condconv_serve.store.pull.download import Limits
-from condconv_serve.store.pull.hub import download_from_hub
+from condconv_serve.store.pull.hub import download_config, download_from_hub
 for line in sys.stdin:
     given = json.loads(line)
     cache, limits = Path(given.pop("cache")), Limits(max_bytes=given.pop("max_bytes"))
+    get = download_config if given.pop("config") else download_from_hub
     try:
-        said = download_from_hub(
-            "timm/narrow.in1k", "model.safetensors", revision="main", cache=cache, limits=limits, quiet=True, **given
-        )
+        said = get("timm/narrow.in1k", "model.safetensors", revision="main", cache=cache, limits=limits, **given)
     except DownloadFailed as error:
         said = error
     print(json.dumps(str(said)), flush=True)
@@ -106,8 +105,9 @@ def hub(running):
 def download(online, tmp_path):
     """Download into a cache of the test's own; returns the path or the error."""
 
-    def run(process=online, *, max_bytes=10**7, anew=False):
-        process.stdin.write(json.dumps({"cache": str(tmp_path), "max_bytes": max_bytes, "anew": anew}) + "\n")
+    def run(process=online, *, max_bytes=10**7, anew=False, config=False):
+        given = {"cache": str(tmp_path), "max_bytes": max_bytes, "anew": anew, "config": config, "quiet": True}
+        process.stdin.write(json.dumps(given) + "\n")
         process.stdin.flush()
         return json.loads(process.stdout.readline())
 
@@ -132,6 +132,18 @@ def test_a_file_is_downloaded_once(hub, download, offline):
     hub.seen.clear()
     assert download(offline) == path, "without a network"
     assert hub.seen == []
+
+
+def test_the_configuration_lands_beside_the_weights(hub, download, offline):
+    weights = download()
+    assert download(config=True) == "None", "the repository has none"
+    said = {"X-Repo-Commit": COMMIT, "ETag": '"0123"'}
+    hub.add(PATH.replace("model.safetensors", "config.json"), b'{"pretrained_cfg": {}}', etag='"0123"', headers=said)
+    found = download(config=True)
+    assert found == weights.replace("model.safetensors", "config.json")
+    with open(found, "rb") as file:
+        assert file.read() == b'{"pretrained_cfg": {}}'
+    assert download(offline, config=True) == found
 
 
 def test_a_broken_connection_is_resumed(hub, download):

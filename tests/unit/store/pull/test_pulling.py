@@ -137,7 +137,11 @@ class TestABundle:
             "method": "Seeded.",
             "url": url,
             "source_sha256": sha256(whole_archive),
+            "weights": "averaged",
+            "origins": manifest.provenance.origins,
+            "assumed": ("mean", "std", "labels"),
         }
+        assert manifest.provenance.origins["transform"] == "the catalogue"
         assert manifest.licence == "Apache-2.0"
         (accuracy,) = manifest.accuracy
         assert (accuracy.top1, accuracy.note) == (0.125, "made up; not measured here")
@@ -183,6 +187,34 @@ def test_a_safetensors_file_behind_a_url(pulled, server, place, tmp_path):
         pulled(entry, accept_changed=False, version="2", cache=tmp_path / "elsewhere")
     with pytest.raises(ImportFailed, match=r"^w\.safetensors can't be read as safetensors: "):
         pulled(entry, accept_changed=True, version="2")
+
+
+def test_a_repository_of_the_hub_says_how_it_was_evaluated(pulled, tmp_path, monkeypatch):
+    from safetensors.numpy import save
+
+    weights, asked = tmp_path / "snapshot" / "model.safetensors", []
+    weights.parent.mkdir()
+    weights.write_bytes(save({name: np.ascontiguousarray(v) for name, v in shallow_tensors().items()}))
+    config = {
+        "input_size": [3, 96, 96],
+        "mean": [0.4, 0.4, 0.4],
+        "crop_pct": 0.75,
+        "labels": [f"l{i}" for i in range(10)],
+    }
+
+    def configure(repository, file, **_):
+        asked.append((repository, file))
+        weights.with_name("config.json").write_text(json.dumps(config))
+
+    monkeypatch.setattr(pulling, "download_from_hub", lambda *_, **__: weights)
+    monkeypatch.setattr(pulling, "download_config", configure)
+    source = {"kind": "hub", "repository": "me/net"}
+    bundle = open_bundle(pulled(tiny_entry("", source=source, std=[9.0] * 3)).path)
+    preprocessing, origins = bundle.manifest.preprocessing, bundle.manifest.provenance.origins
+    assert asked == [("me/net", "model.safetensors")]
+    assert (preprocessing.mean, preprocessing.std, preprocessing.crop_padding) == ((102,) * 3, (9,) * 3, 32)
+    assert (origins["mean"], origins["std"], origins["labels"]) == ("config.json", "the catalogue", "config.json")
+    assert read_labels(bundle)[3].label == "l3"
 
 
 class TestTwice:
@@ -457,7 +489,7 @@ class TestRefusedBeforeAnythingIsDownloaded:
             {"architecture": {"name": "efficientnet-condconv-b0-8e", "width_coefficient": 0.25, "num_classes": 10}},
             "mis",
         ),
-        ({"labels": [{"index": 0, "label": "only one"}]}, "misshaped"),
+        ({"labels": [{"index": 0, "label": "only one"}]}, "the catalogue names 1 class, but the weights have 10"),
         ({"labels": [{"index": 5, "label": "five"}]}, "must name the classes 0, 1, 2"),
     ],
 )
