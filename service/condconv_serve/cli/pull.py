@@ -20,7 +20,6 @@ from rich.progress import (
 )
 
 from condconv_serve.cli.common import INTERRUPTED, Json, Store, friendly, read_settings
-from condconv_serve.cli.origins import print_origins
 from condconv_serve.cli.output import err, note, print_failure, print_json, say
 from condconv_serve.cli.tables import print_listing
 from condconv_serve.settings import Settings
@@ -101,7 +100,6 @@ def pull_model(
         note("interrupted: no bundle was written. What was received is kept; run the same command to go on from there")
         raise typer.Exit(INTERRUPTED) from None
     say(f"wrote {pulled.path}" if pulled.new else f"{pulled.path} is there already")
-    print_origins(pulled.path)
 
 
 @app.command("catalogue", epilog="Example: [bold]condconv models catalogue --json[/]")

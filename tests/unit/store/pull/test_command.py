@@ -78,10 +78,7 @@ def test_a_bundle_is_made(command, place, server, archive, monkeypatch):
     code, out, err = condconv(*command["args"][3:], "--model-store", place[0])
     assert code == 0, err
     path = place[0] / NAME / "1"
-    wrote, *chosen = [" ".join(line.split()) for line in out.splitlines()]
-    assert wrote == f"wrote {path}"
-    assert "weights averaged there are raw ones, too: --no-ema" in chosen
-    assert "transform official the catalogue" in chosen
+    assert out == f"wrote {path}\n"
     size = f"{len(archive) / 1e6:.1f} MB"
     lines = err.splitlines()
     assert lines[0] == f"0.0 of {size}"
@@ -170,7 +167,7 @@ def test_on_a_terminal_through_a_proxy_from_a_mirror(command, place, server, arc
         reader.join(10)
         os.close(ours)
         assert {seen.path for seen in proxy.seen} == {mirrored}
-    assert capsys.readouterr().out.startswith(f"wrote {place[0] / 'mine' / '7'}\n")
+    assert capsys.readouterr().out == f"wrote {place[0] / 'mine' / '7'}\n"
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
     assert "━━━" in text
     assert f"{len(archive) / 1e6:.1f}/{len(archive) / 1e6:.1f} MB" in text
