@@ -24,7 +24,7 @@ MAX_CONFUSED = 10
 MAX_FAILURES = 8
 _LINES_FROM = 100
 """With fewer images than this lines about progress would be in the way."""
-_NUMBERS = re.compile(r"\[\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\s+\]")
+_NUMBERS = re.compile(r"\[\n\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\n\s+\]")
 
 app = typer.Typer()
 
@@ -74,7 +74,7 @@ def evaluate_model(
     except KeyboardInterrupt:
         interrupted = True
         note(f"interrupted after {evaluation.done} of {evaluation.total} images, which were taken at random")
-        if not evaluation.done:
+        if evaluation.done == len(evaluation.failures):
             raise typer.Exit(INTERRUPTED) from None
     _print_failures(evaluation)
     quality = evaluation.finish()

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -247,6 +248,20 @@ class TestWithoutANetwork:
             f"- Without a network: download {url}.tar.gz elsewhere, bring it here, and run",
             "  condconv models pull efficientnet-condconv-b0-8e --file efficientnet-condconv-b0-8e.tar.gz",
         ]
+
+    def test_the_time_for_a_connection_is_a_setting(self, monkeypatch):
+        released = threading.Event()
+
+        def hang(*_, **__):
+            released.wait(60)
+            raise socket.gaierror(socket.EAI_AGAIN, "too late")
+
+        monkeypatch.setattr(socket, "getaddrinfo", hang)
+        monkeypatch.setenv("CONDCONV_CONNECT_TIMEOUT", "0.2")
+        code, _, err = condconv("models", "pull", "efficientnet-condconv-b0-8e")
+        released.set()
+        assert code == 1
+        assert err.startswith("error: storage.googleapis.com can't be reached: no connection in 0.2 seconds.\n")
 
     def test_a_wrong_proxy(self, nobody, monkeypatch):
         monkeypatch.setenv("HTTPS_PROXY", nobody)
