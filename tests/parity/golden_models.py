@@ -51,13 +51,15 @@ TINY = GoldenModel(
     "efficientnet-condconv-b0-4e",
     ("--override", "width_coefficient=0.25"),
 )
+# timm's answers there are to the pixels of the official transform, too.
+OFFICIAL_PIXELS = ("--transform", "official")
 FULL_SIZE = (
     GoldenModel("official/efficientnet-condconv-b0-4e", "efficientnet-condconv-b0-4e"),
     GoldenModel("official/efficientnet-condconv-b0-8e", "efficientnet-condconv-b0-8e"),
     GoldenModel("official/efficientnet-condconv-b0-8e-depth", "efficientnet-condconv-b0-8e-depth"),
-    GoldenModel("timm/tf_efficientnet_cc_b0_4e", "efficientnet-condconv-b0-4e"),
-    GoldenModel("timm/tf_efficientnet_cc_b0_8e", "efficientnet-condconv-b0-8e"),
-    GoldenModel("timm/tf_efficientnet_cc_b1_8e", "efficientnet-condconv-b0-8e-depth"),
+    GoldenModel("timm/tf_efficientnet_cc_b0_4e", "efficientnet-condconv-b0-4e", OFFICIAL_PIXELS),
+    GoldenModel("timm/tf_efficientnet_cc_b0_8e", "efficientnet-condconv-b0-8e", OFFICIAL_PIXELS),
+    GoldenModel("timm/tf_efficientnet_cc_b1_8e", "efficientnet-condconv-b0-8e-depth", OFFICIAL_PIXELS),
 )
 
 
