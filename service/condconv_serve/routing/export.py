@@ -16,9 +16,9 @@ CSV_COLUMNS = ("image", "id", "filename", "class", "probability", "block", "expe
 
 
 def to_csv(results: Sequence[ClassifiedImage]) -> bytes:
-    """One line per image, block and expert; a failed image has one line with its error's slug. UTF-8."""
+    """One line per image, block and expert; a failed image has one line with its error's slug. UTF-8, text in quotes."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(CSV_COLUMNS)
     for number, result in enumerate(results):
         start = (number, result.id, result.filename or "")
@@ -28,7 +28,7 @@ def to_csv(results: Sequence[ClassifiedImage]) -> bytes:
         best, trace = result.prediction.classes[0], result.prediction.routing
         for block, weights in trace.by_block().items():
             for expert, weight in enumerate(weights.tolist()):
-                writer.writerow((*start, best.index, repr(best.probability), block, expert, repr(weight), ""))
+                writer.writerow((*start, best.index, best.probability, block, expert, weight, ""))
     return text.getvalue().encode()
 
 

@@ -90,7 +90,9 @@ def test_figures_of_images(photos, tmp_path):
         np.testing.assert_allclose(found["routing"], weights, atol=1e-6)
         assert json.loads(str(found["made_by"]))["model"] == MODEL
     rows = [line for line in table.read_text().splitlines() if not line.startswith("# ")]
-    assert rows[0].startswith("image,id,filename,class")
+    assert rows[0].startswith('"image","id","filename","class"')
+    # In quotes, so that readers which skip comments leave a # in a name alone.
+    assert f'"{photos}/drinks/a.jpg"' in rows[1]
     assert len(rows) == 1 + np.size(weights)
 
 
