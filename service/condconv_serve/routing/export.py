@@ -16,7 +16,7 @@ CSV_COLUMNS = ("image", "id", "filename", "class", "probability", "block", "expe
 
 
 def to_csv(results: Sequence[ClassifiedImage]) -> bytes:
-    """One line per image, block and expert; a failed image has one line with its error's slug. UTF-8, text in quotes."""
+    """One line per image, block and expert; a failed image has one line with its error's slug. UTF-8, quoted text."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC)
     writer.writerow(CSV_COLUMNS)
