@@ -195,7 +195,7 @@ class TestFrozenBackbone:
             f"(head trained, epoch {finished.best_epoch} of 50, "
             in open_bundle(finished.path).manifest.provenance.method
         )
-        assert not list(store.glob(".*"))
+        assert not left_in(store)
 
     def test_is_not_kept_if_images_vary(self, train):
         listener = Recorder()
