@@ -53,8 +53,11 @@ def unreadable_kind(source: Path) -> str | None:
         return _directory(source)
     if not source.is_file():
         return None
-    with source.open("rb") as handle:
-        head = handle.read(_HEAD)
+    try:
+        with source.open("rb") as handle:
+            head = handle.read(_HEAD)
+    except OSError:  # whoever reads it says why it can't be
+        return None
     suffix = source.suffix.lower()
     if source.name.endswith(".safetensors.index.json"):
         return (

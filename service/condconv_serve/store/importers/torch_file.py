@@ -49,8 +49,10 @@ def is_torch(file: Path) -> bool:
     """Whether a file is one of PyTorch's by its name, or by its content if it is called `.ckpt`."""
     if file.name.endswith(SUFFIXES):
         return True
+    if file.suffix != ".ckpt":
+        return False
     with file.open("rb") as handle:
-        return file.suffix == ".ckpt" and handle.read(4).startswith(_HEADS)
+        return handle.read(4).startswith(_HEADS)
 
 
 def read_torch(file: Path, *, use_ema: bool = True) -> TorchFile:
