@@ -16,8 +16,8 @@ def descendants(error):
 
 
 ERRORS = [error for error in descendants(ServiceError) if error.__module__ == errors.__name__]
-ABSTRACT = [error for error in ERRORS if error.__subclasses__()]
-CONCRETE = [error for error in ERRORS if not error.__subclasses__()]
+ABSTRACT = [error for error in ERRORS if any(child in ERRORS for child in error.__subclasses__())]
+CONCRETE = [error for error in ERRORS if error not in ABSTRACT]
 
 
 def drawn():

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -21,6 +22,7 @@ from tests.contract.fakes import FunctionEngine
 from tests.e2e.tiny_models import write_fake
 from tests.pictures import jpeg, photo
 
+ROOT = Path(__file__).parents[3]
 PHOTO = jpeg(photo("coffee", (80, 60)))
 
 
@@ -125,7 +127,7 @@ def test_results_come_before_the_last_image_is_read(photos, tmp_path):
     """The last image is a pipe that nobody writes to until the first results are there and nobody reads any more."""
     os.mkfifo(pipe := tmp_path / "last.jpg")
     command = [sys.executable, "-m", "tests.contract.fake_server", "predict", photos, pipe, "--json-lines"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         lines = [json.loads(process.stdout.readline()) for _ in range(12)]
         process.stdout.close()
         pipe.write_bytes(PHOTO)
