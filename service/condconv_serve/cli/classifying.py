@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from condconv_serve.cli.common import INTERRUPTED, read_settings
-from condconv_serve.cli.output import err, into_file, note
+from condconv_serve.cli.output import SilentProgress, err, into_file, note
 from condconv_serve.cli.results import Results
 from condconv_serve.domain import ClassifiedImage, ServedModel
 
@@ -63,7 +63,7 @@ class _Counted:
         columns = (TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         # Results on a terminal are progress enough; and rich must not send what is meant for stdout to stderr.
         shown = err.is_terminal and total >= PROGRESS_FROM and into_file()
-        self._progress = Progress(*columns, console=err, redirect_stdout=False, disable=not shown)
+        self._progress = SilentProgress(*columns, console=err, redirect_stdout=False, disable=not shown)
         self._task = self._progress.add_task("", total=total)
 
     def __enter__(self) -> _Counted:

@@ -7,11 +7,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from condconv_serve.cli.common import INTERRUPTED, ModelName, Store, ThemeOption, command_line, friendly, read_settings
-from condconv_serve.cli.output import add_row, err, note, print_failure, print_table, say, to_json, write_json
+from condconv_serve.cli.output import (
+    SilentProgress,
+    add_row,
+    err,
+    note,
+    print_failure,
+    print_table,
+    say,
+    to_json,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from condconv_serve.offline.evaluate import Evaluation
@@ -104,7 +114,7 @@ class _Shown:
 
     def __init__(self, total: int) -> None:
         columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[right]}"))
-        self._progress = Progress(
+        self._progress = SilentProgress(
             *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
         )
         self._task = self._progress.add_task("", total=total, right="")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from condconv_serve.cli.common import Store, friendly, read_settings
-from condconv_serve.cli.output import err, print_json, say
+from condconv_serve.cli.output import SilentProgress, err, print_json, say
 
 if TYPE_CHECKING:
     from condconv_serve.training import Start
@@ -152,7 +152,7 @@ class ProgressListener:
         self._console = console
         self._epochs = 0
         self._distils = distils
-        self._progress = Progress(
+        self._progress = SilentProgress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.highlighter import JSONHighlighter
 from rich.markdown import Markdown
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +29,15 @@ class PipeConsole(Console):
     def on_broken_pipe(self) -> NoReturn:
         """End as other commands do."""
         _end_for_lack_of_readers()
+
+
+class SilentProgress(Progress):
+    """A progress bar that prints nothing where it is disabled. Some versions of rich end it with an empty line."""
+
+    def stop(self) -> None:
+        """Stop the bar, if there is one."""
+        if not self.disable:
+            super().stop()
 
 
 out, err = PipeConsole(emoji=False), PipeConsole(stderr=True, emoji=False)

@@ -2,6 +2,7 @@
 
 import _thread
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +29,7 @@ def _environment(monkeypatch, tmp_path):
     monkeypatch.setenv("CONDCONV_MODEL_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("CONDCONV_STREAMS", "1")
     monkeypatch.setattr(bootstrap, "load_model", load_fake)
+    monkeypatch.setitem(sys.modules, "openvino", None)  # not even looked for
     monkeypatch.chdir(tmp_path)
     routing = {"block_4_routing/bias": np.zeros(4, np.float32)}
     weights = {"logits/bias": np.zeros(CLASSES, np.float32), **routing}

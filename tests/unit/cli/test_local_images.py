@@ -34,6 +34,7 @@ def _environment(monkeypatch, tmp_path):
     monkeypatch.setenv("CONDCONV_MAX_BATCH_SIZE", "1")
     monkeypatch.setenv("CONDCONV_STREAMS", "1")
     monkeypatch.setattr(bootstrap, "load_model", load_fake)
+    monkeypatch.setitem(sys.modules, "openvino", None)  # not even looked for
     monkeypatch.chdir(tmp_path)
     for version in (1, 2, 3):
         write_fake(tmp_path / "store", "fake", version)
