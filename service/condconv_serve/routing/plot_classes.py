@@ -143,7 +143,7 @@ def draw_depth(axis: Any, found: RoutingByClass, look: Look) -> None:
     if len("".join(names)) > (40 if look.narrow else 90):
         axis.tick_params(axis="x", rotation=60)
     axis.set_xlim(-0.5, len(blocks) - 0.5)
-    axis.set_ylim(min(-0.05, *np.nan_to_num(effect.share)), 1)
+    axis.set_ylim(min(0, *np.nan_to_num(effect.share)) - 0.05, 1)
     axis.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axis.tick_params(labelsize=8)
     axis.set_ylabel("share of variance", fontsize=8)
