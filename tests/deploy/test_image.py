@@ -195,6 +195,7 @@ def test_killed_it_comes_back(start):
 def test_another_store_can_be_mounted(start, tmp_path):
     # Readable for everybody, as the container's user is nobody here.
     tmp_path.chmod(0o755)
+    (tmp_path / "store").mkdir()
     for source in sorted(Path("model_store").rglob("*")):
         target = tmp_path / "store" / source.relative_to("model_store")
         target.mkdir(parents=True, exist_ok=True) if source.is_dir() else target.write_bytes(source.read_bytes())
