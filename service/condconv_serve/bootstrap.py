@@ -134,7 +134,7 @@ class Service:
 
         Args:
             settings: what to serve and how.
-            only: name of the one model to load; all models of the store if None.
+            only: name of the model that `load_only` will load; None for a server, which follows the store.
             load: makes an engine from a bundle; `load_model` if None.
 
         Raises:
@@ -174,7 +174,7 @@ class Service:
             prepare_bytes=IMPORT_BYTES if load is None else 0,
             left=memory_left if settings.check_memory else lambda: None,
         )
-        self.ledger = VersionLedger(settings.model_store, self.registry, metrics=self.metrics, only=only)
+        self.ledger = VersionLedger(settings.model_store, self.registry, metrics=self.metrics)
         self.store_health = StoreHealth(
             self.registry, metrics=self.metrics, at_start=self._at_start, ready_models=settings.ready_models
         )
@@ -189,12 +189,11 @@ class Service:
             settings.model_store,
             self.registry,
             self.ledger,
-            newest=1 if only else settings.served_versions,
+            newest=settings.served_versions,
             health=self.store_health,
             metrics=self.metrics,
             memory=memory,
-            only=only,
-            follow_default=default.look if only is None else lambda models: None,
+            follow_default=default.look,
         )
         self.versions = VersionAdmin(settings.model_store, self.registry, self.ledger, self.follower)
         self.routing = LiveRouting() if settings.routing_statistics else None
@@ -277,7 +276,6 @@ class Service:
         """Load and warm up the versions to serve, then be ready.
 
         Raises:
-            ModelNotFound: the one model to load isn't in the store.
             BundleError: no model can be served. Broken versions beside those that serve are only reported.
         """
         self.follower.sync_now()

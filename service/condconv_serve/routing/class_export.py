@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from condconv_serve.errors import InvalidParameter
 from condconv_serve.routing.by_class import RoutingByClass
+from condconv_serve.routing.output_path import check_output_path
 from condconv_serve.routing.provenance import Provenance
 
 DATA_SUFFIXES = (".csv", ".npz")
@@ -26,10 +26,7 @@ def check_data_path(path: Path) -> None:
     Raises:
         InvalidParameter: unknown kind of file, or no such directory.
     """
-    if path.suffix.lower() not in DATA_SUFFIXES:
-        raise InvalidParameter(f"{path}: figures are written as {' or '.join(DATA_SUFFIXES)}.")
-    if not path.parent.is_dir():
-        raise InvalidParameter(f"{path}: there is no directory {path.parent}.")
+    check_output_path(path, DATA_SUFFIXES, what="figures are")
 
 
 def with_origin(table: bytes, made_by: Provenance) -> bytes:

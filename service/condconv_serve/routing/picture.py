@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from condconv_serve.errors import InvalidParameter
+from condconv_serve.routing.output_path import check_output_path
 from condconv_serve.routing.palette import LEVELS, Theme, ThemeName, dark_counterparts, theme_of
 from condconv_serve.routing.provenance import Provenance
 
@@ -67,10 +67,7 @@ def check_plot_path(path: Path) -> None:
     Raises:
         InvalidParameter: unknown kind of file, or no such directory.
     """
-    if path.suffix.lower() not in PLOT_SUFFIXES:
-        raise InvalidParameter(f"{path}: a plot is written as {', '.join(PLOT_SUFFIXES)}.")
-    if not path.parent.is_dir():
-        raise InvalidParameter(f"{path}: there is no directory {path.parent}.")
+    check_output_path(path, PLOT_SUFFIXES, what="a plot is")
 
 
 def new_figure(width: float, height: float, look: Look) -> Figure:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from condconv_serve.errors import InvalidParameter
 from condconv_serve.routing.by_class import RoutingByClass
+from condconv_serve.routing.output_path import check_output_path
 from condconv_serve.routing.palette import DARK, LIGHT, ThemeName
 from condconv_serve.routing.picture import Look, dark_style, dress, new_figure
 from condconv_serve.routing.plot_classes import (
@@ -37,6 +37,8 @@ footer { margin-top: 2rem; color: %(soft)s; font-size: 0.85rem; overflow-wrap: a
 @media (max-width: 30rem) { th, td { padding: 0.15rem 0.35rem; font-size: 0.85rem; } }
 """
 
+REPORT_SUFFIXES = (".html", ".htm")
+
 
 def check_report_path(path: Path) -> None:
     """Check early that a report can be written there.
@@ -44,10 +46,7 @@ def check_report_path(path: Path) -> None:
     Raises:
         InvalidParameter: not .html, or no such directory.
     """
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise InvalidParameter(f"{path}: a report is written as .html.")
-    if not path.parent.is_dir():
-        raise InvalidParameter(f"{path}: there is no directory {path.parent}.")
+    check_output_path(path, REPORT_SUFFIXES, what="a report is")
 
 
 def write_report(

@@ -63,8 +63,7 @@ class StoreFollower:
         health: StoreHealth,
         metrics: Metrics,
         memory: MemoryCheck,
-        only: str | None = None,
-        follow_default: Callable[[Collection[str]], None] = lambda models: None,
+        follow_default: Callable[[Collection[str]], None],
         settle_seconds: float = 0.5,
         stalled_seconds: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
@@ -81,7 +80,6 @@ class StoreFollower:
             health: is told what can't be followed, and says what is loaded first.
             metrics: counts loads.
             memory: says whether there is enough for another version.
-            only: name of the one model to look after; all if None.
             follow_default: finds the default model among those of the store.
             settle_seconds: a bundle's files must stay the same for this long before it is loaded, since somebody may
                 still be copying them. At the start there is no wait.
@@ -99,7 +97,6 @@ class StoreFollower:
         self._followed: set[str] = set()
         self._metrics = metrics
         self._memory = memory
-        self._only = only
         self._follow_default = follow_default
         self._settle_seconds = settle_seconds
         self._stalled_seconds = stalled_seconds
@@ -144,8 +141,7 @@ class StoreFollower:
         """The same on the calling thread. It must be the loader's, or the only thread so far."""
         try:
             with open_store(self._store) as catalog:
-                names = (self._only,) if self._only else catalog.models()
-                hidden = () if self._only else catalog.unreadable()
+                names, hidden = catalog.models(), catalog.unreadable()
         except StoreUnavailable as error:  # it may be back in a moment; until then nothing changes
             for name in self._registry.models():
                 self._stale.nothing_readable(name, str(error))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from condconv_serve.errors import BundleError, ModelNotFound
+from condconv_serve.errors import BundleError
 from condconv_serve.serving.fingerprint import Fingerprint
 from condconv_serve.serving.open_store import open_store
 from condconv_serve.serving.registry import Registry
@@ -72,18 +72,16 @@ class VersionLedger:
     Any thread may ask. Only the loader's thread changes what `memory` returns.
     """
 
-    def __init__(self, store: Path, registry: Registry, *, metrics: Metrics, only: str | None = None) -> None:
+    def __init__(self, store: Path, registry: Registry, *, metrics: Metrics) -> None:
         """Start with nothing remembered.
 
         Args:
             store: directory of the model store.
             registry: what serves.
             metrics: shows the states.
-            only: name of the one model to look after; all if None.
         """
         self._store = store
         self._registry = registry
-        self._only = only
         self._memories: dict[str, ModelMemory] = defaultdict(ModelMemory)
         self._metrics = StateMetrics(metrics)
 
@@ -92,14 +90,12 @@ class VersionLedger:
         return self._memories[name]
 
     def find(self, name: str, version: str | None = None) -> None:
-        """Check that a model, or a version of it, is in the store, and that this process serves it.
+        """Check that a model, or a version of it, is in the store.
 
         Raises:
             ModelNotFound, VersionNotFound: it isn't.
             StoreUnavailable: the store can't be read.
         """
-        if self._only not in (None, name):
-            raise ModelNotFound(f"There is no model {name!r} here; there is: {self._only}.")
         with open_store(self._store) as catalog:
             catalog.find(name, version)
 
@@ -127,8 +123,7 @@ class VersionLedger:
         """
         try:
             catalog = Catalog(self._store)
-            names = (self._only,) if self._only else catalog.models()
-            lying = {name: catalog.versions(name) for name in names}
+            lying = {name: catalog.versions(name) for name in catalog.models()}
         except (OSError, BundleError):
             lying = {}
         names = tuple(sorted({*lying, *self._registry.models(), *self._registry.retiring()}))

@@ -122,7 +122,7 @@ def test_by_class_with_a_broken_file(photos, tmp_path):
         (["--report", "x.html"], "add --by class"),
         (["--by", "class", "--report", "x.pdf"], "a report is written as .html"),
         (["--by", "class", "--plot", "x.txt"], "a plot is written as"),
-        (["--data", "x.xlsx"], "figures are written as .csv or .npz"),
+        (["--data", "x.xlsx"], "figures are written as .csv, .npz"),
     ],
 )
 def test_what_can_not_be_written_is_said_before(photos, arguments, says, monkeypatch):

@@ -22,7 +22,7 @@ class Place:
     `left` bytes are left.
     """
 
-    def __init__(self, path, *, newest=1, only=None, default="pear", asked=None, at_start=("pear",), ready_models=None):
+    def __init__(self, path, *, newest=1, default="pear", asked=None, at_start=("pear",), ready_models=None):
         self.needs = {}
         self.left = 100
         self.now = 1000.0
@@ -41,7 +41,7 @@ class Place:
             metrics=self.metrics,
             release_memory=lambda: self.on_release(),
         )
-        self.ledger = VersionLedger(path, self.registry, metrics=self.metrics, only=only)
+        self.ledger = VersionLedger(path, self.registry, metrics=self.metrics)
         self.health = StoreHealth(self.registry, metrics=self.metrics, at_start=at_start, ready_models=ready_models)
         self.default = DefaultModel(path, self.registry, self.health, metrics=self.metrics, asked=asked)
         self.follower = StoreFollower(
@@ -54,7 +54,6 @@ class Place:
             memory=MemoryCheck(
                 lambda bundle: self.needs.get(bundle.manifest.version, 0), left=lambda: self.left, use=lambda: None
             ),
-            only=only,
             follow_default=self.default.look,
             settle_seconds=0.5,
             stalled_seconds=120.0,

@@ -253,16 +253,6 @@ def test_a_failed_version_of_an_old_number_gets_another_chance_too(place):
     assert place.loads("failed") == 1, "it isn't wanted, so it isn't tried"
 
 
-def test_only_one_model_is_followed_if_so_told(tmp_path):
-    place = Place(tmp_path, only="pear")
-    for name in ("apple", "pear"):
-        place.add(name, "1")
-    place.follower.sync_now()
-    assert set(place.registry.models()) == set(place.ledger.status()) == {"pear"}
-    with pytest.raises(ModelNotFound, match=r"no model 'apple' here; there is: pear\."):
-        place.ledger.find("apple")
-
-
 async def test_what_waits_for_the_loader_is_dropped_at_the_end(place):
     """A load that is under way goes on, and is told of; nothing is begun after it."""
     begun, may_end = threading.Event(), threading.Event()
