@@ -111,6 +111,7 @@ def plan_engines(settings: Settings) -> EnginePlan:
         device=settings.device,
         precision=settings.precision,
         engine=settings.engine,
+        native=settings.native,
         streams=settings.streams,
         threads_per_stream=settings.threads_per_stream,
         max_batch_size=settings.max_batch_size,
@@ -147,9 +148,11 @@ class Service:
         self._at_start = (only,) if only else check_store(settings.model_store, default_model=settings.default_model)
         self.plan = plan_engines(settings)
         logger.info(
-            "engine: %s (%s) on %s in %s, %d streams, batches of up to %d rows",
+            "engine: %s (%s), native kernels %s (%s), on %s in %s, %d streams, batches of up to %d rows",
             self.plan.engine,
             self.plan.reason,
+            self.plan.native,
+            self.plan.native_use.reason,
             ", ".join(self.plan.devices),
             self.plan.precision,
             self.plan.streams,

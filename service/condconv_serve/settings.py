@@ -143,8 +143,14 @@ class Settings(BaseSettings):
     )
     engine: Literal["auto", "tensorflow", "openvino"] = Field(
         "auto",
-        description="What computes on a CPU. auto: OpenVINO if it is installed, the precision is float32, and its "
-        "answers equal TensorFlow's; else TensorFlow.",
+        description="What computes on a CPU. auto: TensorFlow with native kernels where they can be had. Without them "
+        "OpenVINO, if it is installed, the precision is float32, and its answers equal TensorFlow's; else TensorFlow.",
+    )
+    native: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether TensorFlow computes with this package's native kernels on a CPU. auto: where they load "
+        "and their answers equal TensorFlow's; else its own operations compute. on: else the model is refused. off: "
+        "never.",
     )
     streams: CountOrAuto = Field(
         "auto",
@@ -157,8 +163,8 @@ class Settings(BaseSettings):
     )
     max_batch_size: CountOrAuto = Field(
         "auto",
-        description="Most rows (images) per batch. auto: what was measured as fastest; on a CPU 4 in float32 and 8 in "
-        "bfloat16.",
+        description="Most rows (images) per batch. auto: what was measured as fastest; on a CPU 8, and 4 in float32 "
+        "without native kernels.",
     )
     batch_timeout: Annotated[float, Field(ge=0, le=10)] | Literal["auto"] = Field(
         "auto",

@@ -13,7 +13,17 @@ from condconv_serve.domain.images import (
     TransformName,
 )
 from condconv_serve.domain.manifest import Manifest
-from condconv_serve.domain.model import Cost, Engine, EngineDescription, Label, ModelInfo, ModelSource, ServedModel
+from condconv_serve.domain.model import (
+    Cost,
+    Engine,
+    EngineDescription,
+    Label,
+    ModelInfo,
+    ModelSource,
+    NativeState,
+    NativeUse,
+    ServedModel,
+)
 from condconv_serve.domain.routing import RoutingLayout, RoutingOverrides, RoutingProfile, RoutingTrace
 from condconv_serve.domain.tensors import LOGITS, ROUTING, OutputSpec, RowAnswer, Tensors, Timings, rows_of
 from condconv_serve.domain.text import can_be_label, readable
@@ -40,6 +50,8 @@ __all__ = [
     "Manifest",
     "ModelInfo",
     "ModelSource",
+    "NativeState",
+    "NativeUse",
     "OutputSpec",
     "Pixels",
     "Prediction",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from condconv_serve.domain.images import JpegCropper, Preprocessing, Row
 from condconv_serve.domain.manifest import Manifest
@@ -88,6 +88,31 @@ class Engine(Protocol):
         ...
 
 
+NativeState = Literal["used", "off", "unavailable", "unsupported", "failed", "differs"]
+"""How a model and the native kernels get on. used: they compute it, or part of it. off: not asked for, or another
+engine or device computes. unavailable: they can't be used here. unsupported: they know no layer of the model. failed:
+they could not be made or gave an error. differs: their answers differed from TensorFlow's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeUse:
+    """What native kernels compute of a model.
+
+    Attributes:
+        state: in one word.
+        reason: in one line; where the state is "used", why some layers are left to TensorFlow, if any are.
+        isa: the instruction set that they use; None if they compute nothing.
+        native_layers: layers that they compute.
+        tensorflow_layers: layers that TensorFlow's own operations compute.
+    """
+
+    state: NativeState = "off"
+    reason: str = "another engine computes"
+    isa: str | None = None
+    native_layers: int = 0
+    tensorflow_layers: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineDescription:
     """What computes a model, and why this engine was chosen."""
@@ -96,6 +121,7 @@ class EngineDescription:
     precision: str
     device: str
     reason: str
+    native: NativeUse = field(default_factory=NativeUse)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

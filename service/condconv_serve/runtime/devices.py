@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,21 @@ from condconv_serve.runtime.tensorflow_import import import_tensorflow
 Device = Literal["cpu", "gpu", "tpu"]
 
 _ACCELERATOR_FILES = ("nvidia0", "kfd", "accel0", "vfio/0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NativeKernels:
+    """What the native kernels can do here.
+
+    Attributes:
+        isa: the instruction set that they use, such as "avx2"; None: they can't be used.
+        bfloat16: whether they multiply bfloat16.
+        problem: why they can't be used, in one line without a full stop.
+    """
+
+    isa: str | None = None
+    bfloat16: bool = False
+    problem: str = "they were not looked for"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +40,7 @@ class Machine:
         openvino: whether OpenVINO is installed.
         accelerators: the kind of each device and TensorFlow's name of it, such as ("gpu", "GPU:0").
         accelerator_bfloat16: whether all of them multiply bfloat16 natively.
+        native: what the native kernels can do.
     """
 
     cores: int
@@ -32,6 +48,7 @@ class Machine:
     openvino: bool
     accelerators: tuple[tuple[Device, str], ...] = ()
     accelerator_bfloat16: bool = False
+    native: NativeKernels = field(default_factory=NativeKernels)
 
 
 def detect_machine(*, look_for_accelerators: bool) -> Machine:

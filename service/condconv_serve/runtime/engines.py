@@ -49,7 +49,11 @@ def build_engine(
             metrics=metrics,
         )
         return engine, EngineDescription(
-            engine="tensorflow", precision=plan.precision, device=", ".join(plan.devices), reason=plan.reason
+            engine="tensorflow",
+            precision=plan.precision,
+            device=", ".join(plan.devices),
+            reason=plan.reason,
+            native=plan.native_use,
         )
     graph = freeze(network, preprocessing)
     reason = plan.reason
@@ -62,9 +66,13 @@ def build_engine(
                 raise ConfigurationError(f"{reason.rstrip('.')}; choose engine=auto or tensorflow.") from error
             logger.warning("%s; tensorflow takes over", reason.rstrip("."))
         else:
-            return engine, EngineDescription(engine="openvino", precision=plan.precision, device="CPU", reason=reason)
+            return engine, EngineDescription(
+                engine="openvino", precision=plan.precision, device="CPU", reason=reason, native=plan.native_use
+            )
     engine = TensorFlowEngine(graph, precision=plan.precision, threads_per_stream=plan.threads_per_stream)
-    return engine, EngineDescription(engine="tensorflow", precision=plan.precision, device="CPU", reason=reason)
+    return engine, EngineDescription(
+        engine="tensorflow", precision=plan.precision, device="CPU", reason=reason, native=plan.native_use
+    )
 
 
 def _checked_openvino_engine(graph: InferenceGraph, plan: EnginePlan, metrics: Metrics | None) -> Engine:

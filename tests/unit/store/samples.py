@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from condconv_serve.domain import Label
+from condconv_serve.domain import Label, NativeUse
 from condconv_serve.domain.manifest import Accuracy, PreprocessingSpec, Provenance
 from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.store import NewBundle, open_bundle, read_labels, read_weights
@@ -21,6 +21,8 @@ PLAN = EnginePlan(
     engine="tensorflow",
     reason="it was asked for",
     fallback=False,
+    native="off",
+    native_use=NativeUse(reason="they were switched off"),
     streams=1,
     threads_per_stream=1,
     max_batch_size=2,
