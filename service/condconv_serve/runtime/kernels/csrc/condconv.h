@@ -89,12 +89,15 @@ typedef struct {
 
 // All functions that return a number of a bank or a program return -1 where they fail; cc_error says why.
 CC_API int32_t cc_version(void);
+CC_API int32_t cc_struct_size(int32_t number); // of bank_spec, step, value, stage, program_spec; else 0
 CC_API const char *cc_error(void);          // of this thread's last failure
 CC_API const char *cc_isa(void);            // the instruction set of new banks and programs: at first the best that this CPU has
 CC_API const char *cc_isas(void);           // all that this CPU has, the best first, with commas
 CC_API int32_t cc_set_isa(const char *name); // -1: this CPU has none of that name
 CC_API int32_t cc_has_bfloat16(void);
-CC_API int32_t cc_registered(void);         // whether TensorFlow knows the operations
+// Makes TensorFlow, which must be loaded, know the operation CondconvProgram. Again: nothing happens.
+CC_API int32_t cc_register(void);
+CC_API int32_t cc_registered(void);         // whether it does
 CC_API void cc_set_threads(int32_t threads); // that may compute at once, all calls together
 
 // experts [num_experts, kernel_height, kernel_width, in_channels, out_channels], or without in_channels if depthwise;
