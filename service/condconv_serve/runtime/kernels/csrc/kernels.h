@@ -51,7 +51,7 @@ typedef struct {
     int pixels; // 1: they can't
 } cc_extent;
 
-typedef struct cc_isa {
+struct cc_isa { // cc_isa alone is the function of condconv.h
     const char *name;
     int tile;          // output channels per tile
     int bfloat16;      // whether it multiplies bfloat16
@@ -69,7 +69,7 @@ typedef struct cc_isa {
     void (*multiply)(cc_type type, const void *x, const void *y, size_t count, void *out);
     void (*activate)(cc_type type, const void *x, size_t count, cc_activation activation, void *out);
     void (*convert)(cc_type from, const void *x, cc_type to, size_t count, void *out);
-} cc_isa;
+};
 
 // This thread's memory for one purpose, 64-byte aligned, kept until the thread ends; NULL: there is none.
 enum { CC_SCRATCH_MIXED, CC_SCRATCH_SUMS, CC_SCRATCH_PATCHES, CC_SCRATCH_IMAGE, CC_SCRATCH_TABLE, CC_SCRATCH_WEIGHTS,
