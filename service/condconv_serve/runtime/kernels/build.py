@@ -30,7 +30,7 @@ LIBRARY = Path(__file__).parent / "libcondconv.so"
 WORK = SOURCES / "build"
 """Object files, and libraries other than the one that is served with."""
 
-PER_SET = ("conv.c", "depthwise.c", "elementwise.c", "isa.c", "pack.c")
+PER_SET = ("conv.c", "depthwise.c", "elementwise.c", "isa.c", "mixing.c", "pack.c", "patches.c", "product.c")
 """Sources that are compiled once per instruction set; all others are compiled once."""
 
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-fno-math-errno")

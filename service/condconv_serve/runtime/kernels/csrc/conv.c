@@ -1,0 +1,146 @@
+// Convolutions, shared by all examples or mixed for each: products of patches (or of the input itself) with tiles of the
+// kernel. A tile of all examples' kernels is mixed into the cache and used at once; it never goes to memory.
+#include "mixing.h"
+#include "patches.h"
+#include "product.h"
+
+enum {
+    MOST_STEPS = 192,             // of one block: what a tile of them takes stays in the first-level cache
+    PATCH_BYTES = 192 << 10,      // of a block of patches, where the kernel is shared
+};
+
+static int is_mixed(const cc_conv *c) { return c->bank->spec.mixed; }
+
+cc_extent CC_NAME(cc_conv_extent)(const cc_conv *c) {
+    return (cc_extent){.tiles = c->bank->tiles, .pixels = is_mixed(c) ? 1 : c->batch * c->out_height * c->out_width};
+}
+
+// Steps per block: as even as may be.
+static int steps_per_block(int steps) {
+    const int blocks = (steps + MOST_STEPS - 1) / MOST_STEPS;
+    return ((steps + blocks - 1) / blocks + 3) / 4 * 4;
+}
+
+static cc_tile_work work_for(const cc_conv *c, int tile, const void *residual) {
+    const cc_bank *bank = c->bank;
+    const int columns = min_of(bank->spec.out_channels - tile * CC_TILE, CC_TILE);
+    const int bf16 = bank->spec.type == CC_BANK_BFLOAT16;
+    return (cc_tile_work){
+        .x_pitch = (ptrdiff_t)bank->depth * (bf16 ? 2 : 4),
+        .factor = bank->factor + (size_t)tile * CC_TILE,
+        .activation = c->activation,
+        .columns = columns,
+        .vectors = (columns + CC_VL - 1) / CC_VL,
+        .bfloat16 = bf16,
+        .out_pitch = bank->spec.out_channels,
+        .residual = residual,
+        .out_bfloat16 = c->out_type == CC_BFLOAT16,
+    };
+}
+
+// The same kernel for `rows` rows of x, whose first one belongs to number `row` of out.
+static void shared_tile(const cc_conv *c, int tile, const char *x, int rows, size_t row, float *sums) {
+    const cc_bank *bank = c->bank;
+    const size_t step_bytes = CC_NAME(cc_step_bytes)(bank);
+    const int steps = bank->depth / step_channels(bank), block = steps_per_block(steps);
+    const char *kernel = (const char *)bank->data + (size_t)tile * steps * step_bytes;
+    const char *end = (const char *)bank->data + bank->bytes;
+    cc_tile_work w = work_for(c, tile, c->residual);
+    w.bias = bank->bias + (size_t)tile * CC_TILE;
+    for (int k = 0; k < steps; k += block, kernel += block * step_bytes) {
+        w.steps = min_of(block, steps - k);
+        w.kernel = kernel;
+        w.first = k == 0;
+        w.last = k + block >= steps;
+        const char *next = kernel + w.steps * step_bytes;
+        fetch_meanwhile(&w, next, min_size(end - next, w.steps * step_bytes), rows);
+        CC_NAME(cc_product)(&w, rows, x + (size_t)k * 4, sums, c->out, row * w.out_pitch + (size_t)tile * CC_TILE);
+    }
+}
+
+static int run_shared(const cc_conv *c, cc_part part) {
+    const cc_bank *bank = c->bank;
+    const int hw = c->out_height * c->out_width, steps = bank->depth / step_channels(bank);
+    const size_t pitch = (size_t)bank->depth * (bank->spec.type == CC_BANK_BFLOAT16 ? 2 : 4);
+    const int direct = CC_NAME(cc_is_direct)(c);
+    const int most = direct ? part.pixel_end - part.pixel_begin : max_of(PATCH_BYTES / (int)pitch, CC_MR) / CC_MR * CC_MR;
+    float *sums = 0;
+    char *patches = 0;
+    if (steps > steps_per_block(steps) && !(sums = cc_scratch(CC_SCRATCH_SUMS, (size_t)most * CC_TILE * 4))) return -1;
+    if (!direct && !(patches = cc_scratch(CC_SCRATCH_PATCHES, most * pitch))) return -1;
+    const size_t example = (size_t)c->height * c->width * bank->spec.in_channels * size_of_type(c->type);
+    for (int at = part.pixel_begin, rows; at < part.pixel_end; at += rows) {
+        rows = min_of(most, part.pixel_end - at);
+        const char *x = (const char *)c->x + at * pitch;
+        if (!direct) {
+            rows = min_of(rows, hw - at % hw);
+            x = patches;
+            if (CC_NAME(cc_patches)(c, (const char *)c->x + at / hw * example, at % hw, at % hw + rows, patches)) return -1;
+        }
+        for (int tile = part.tile_begin; tile < part.tile_end; tile++) shared_tile(c, tile, x, rows, at, sums);
+    }
+    return 0;
+}
+
+static int run_mixed(const cc_conv *c, cc_part part) {
+    const cc_bank *bank = c->bank;
+    const int B = c->batch, hw = c->out_height * c->out_width, E = bank->spec.num_experts;
+    const int per_step = step_channels(bank), steps = bank->depth / per_step, block = steps_per_block(steps);
+    const size_t step_bytes = CC_NAME(cc_step_bytes)(bank), mixed_pitch = (size_t)block * CC_TILE * 4 + 64;
+    const size_t pitch = (size_t)bank->depth * (bank->spec.type == CC_BANK_BFLOAT16 ? 2 : 4);
+    const char *x = c->x, *end = (const char *)bank->data + bank->bytes;
+    char *mixed = cc_scratch(CC_SCRATCH_MIXED, B * mixed_pitch);
+    float *sums = cc_scratch(CC_SCRATCH_SUMS, (size_t)B * hw * CC_TILE * 4);
+    if (!mixed || !sums) return -1;
+    if (!CC_NAME(cc_is_direct)(c)) {
+        const size_t example = (size_t)c->height * c->width * bank->spec.in_channels * size_of_type(c->type);
+        char *patches = cc_scratch(CC_SCRATCH_PATCHES, B * hw * pitch);
+        if (!patches) return -1;
+        for (int b = 0; b < B; b++)
+            if (CC_NAME(cc_patches)(c, x + b * example, 0, hw, patches + b * hw * pitch)) return -1;
+        x = patches;
+    }
+    for (int tile = part.tile_begin; tile < part.tile_end; tile++) {
+        const char *experts = (const char *)bank->data + (size_t)tile * steps * step_bytes;
+        cc_tile_work w = work_for(c, tile, c->residual);
+        for (int k = 0; k < steps; k += block, experts += block * step_bytes) {
+            w.steps = min_of(block, steps - k);
+            w.first = k == 0;
+            w.last = k + block >= steps;
+            CC_NAME(cc_mix)(bank, experts, w.steps, B, c->routing, c->scale ? c->scale + k * per_step : 0,
+                            bank->depth, mixed, mixed_pitch);
+            const char *next = experts + w.steps * step_bytes;
+            fetch_meanwhile(&w, next, min_size(end - next, w.steps * step_bytes), (size_t)B * hw);
+            for (int b = 0; b < B; b++) {
+                const size_t row = (size_t)b * hw;
+                float own[CC_TILE];
+                w.bias = mixed_bias(bank, tile, c->routing + (size_t)b * E, own);
+                w.kernel = mixed + b * mixed_pitch;
+                CC_NAME(cc_product)(&w, hw, x + row * pitch + (size_t)k * 4, sums + row * CC_TILE, c->out,
+                                    row * w.out_pitch + (size_t)tile * CC_TILE);
+            }
+        }
+    }
+    return 0;
+}
+
+int CC_NAME(cc_conv)(const cc_conv *c, cc_part part) {
+    if (!is_mixed(c)) return run_shared(c, part);
+    cc_conv own = *c;
+    const cc_bank *bank = c->bank;
+    if (!c->routing) { // a single expert as it is
+        float *ones = cc_scratch(CC_SCRATCH_WEIGHTS, c->batch * sizeof *ones);
+        if (!ones) return -1;
+        for (int b = 0; b < c->batch; b++) ones[b] = 1;
+        own.routing = ones;
+    }
+    if (c->scale && bank->depth != bank->spec.in_channels) { // an odd number of channels, in pairs
+        float *scale = cc_scratch(CC_SCRATCH_DONE, (size_t)c->batch * bank->depth * sizeof *scale);
+        if (!scale) return -1;
+        for (int b = 0; b < c->batch; b++)
+            for (int k = 0; k < bank->depth; k++)
+                scale[b * bank->depth + k] = k < bank->spec.in_channels ? c->scale[b * bank->spec.in_channels + k] : 0;
+        own.scale = scale;
+    }
+    return run_mixed(&own, part);
+}

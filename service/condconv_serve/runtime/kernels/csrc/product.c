@@ -1,0 +1,131 @@
+// Register-blocked products: CC_MR rows of x times a tile of CC_NR vectors.
+#include "product.h"
+
+// Activated in a loop of its own, with little code: unrolled it would not fit the instruction cache.
+static __attribute__((noinline)) void finish(const cc_tile_work *w, const float *sums, void *out, size_t place, int rows) {
+    vf factor[CC_NR], bias[CC_NR];
+    for (int n = 0; n < CC_NR; n++) {
+        factor[n] = load(w->factor + n * CC_VL);
+        bias[n] = load(w->bias + n * CC_VL);
+    }
+#define FINISH(WHOLE, RESIDUAL, BFLOAT16) \
+    for (int m = 0; m < rows; m++) { \
+        const size_t at = place + (w->places ? (size_t)w->places[m] : m * w->out_pitch); \
+        for (int n = 0; n < CC_NR; n++) { \
+            const int count = WHOLE ? CC_VL : w->columns - n * CC_VL; \
+            if (!WHOLE && count <= 0) break; \
+            vf v = load(sums + m * CC_TILE + n * CC_VL) * factor[n] + bias[n]; \
+            if (RESIDUAL) v += load_some(w->residual, at + n * CC_VL, count, BFLOAT16); \
+            store_some(out, at + n * CC_VL, activate(v, A, BFLOAT16), count, BFLOAT16); \
+        } \
+    }
+    const int whole = w->columns == CC_TILE;
+    if (w->out_bfloat16) {
+        if (w->residual) CC_EACH_ACTIVATION(w->activation, FINISH(0, 1, 1))
+        else CC_EACH_ACTIVATION(w->activation, FINISH(0, 0, 1))
+    } else if (w->residual) CC_EACH_ACTIVATION(w->activation, FINISH(0, 1, 0))
+    else if (whole) CC_EACH_ACTIVATION(w->activation, FINISH(1, 0, 0))
+    else CC_EACH_ACTIVATION(w->activation, FINISH(0, 0, 0))
+#undef FINISH
+}
+
+#define ROW(m) ((m) < 5 ? p0 : (m) < 10 ? p1 : p2) + \
+    ((m) % 5 == 0 ? 0 : (m) % 5 == 1 ? pitch : (m) % 5 == 2 ? 2 * pitch : (m) % 5 == 3 ? pitch3 : 4 * pitch)
+// Keeps the compiler from making a pointer of each row, for which there are no registers.
+#if defined(__x86_64__)
+#define OPAQUE() __asm__("" : "+r"(p0), "+r"(p1), "+r"(p2), "+r"(pitch), "+r"(pitch3))
+#else
+#define OPAQUE()
+#endif
+
+CC_INLINE void product(cc_tile_work *w, const char *x, float *sums, void *out, size_t place, const int rows,
+                       const int vectors, const int pairs) {
+    vf sum[CC_MR][CC_NR];
+    const char *p0 = x, *kernel = w->kernel, *next = w->next;
+    ptrdiff_t pitch = w->x_pitch, pitch3 = 3 * pitch;
+    const char *p1 = x + 5 * pitch, *p2 = x + 10 * pitch;
+#define EACH(CODE) CC_UNROLL for (int m = 0; m < rows; m++) { CC_UNROLL for (int n = 0; n < vectors; n++) { CODE; } }
+    if (w->first) { EACH(sum[m][n] = (vf){0}) }
+    else { EACH(sum[m][n] = load(sums + m * CC_TILE + n * CC_VL)) }
+    size_t fetch = next < w->next_end ? w->fetch : 0;
+#define STEP(d) { \
+        vf k[CC_NR]; \
+        CC_UNROLL for (int n = 0; n < vectors; n++) k[n] = load((const float *)(kernel + ((d) * CC_TILE + n * CC_VL) * 4)); \
+        CC_UNROLL for (int m = 0; m < rows; m++) { \
+            vf v = splat(*(const float *)(ROW(m) + 4 * (d))); \
+            CC_UNROLL for (int n = 0; n < vectors; n++) sum[m][n] = multiply_add(sum[m][n], k[n], v, pairs); \
+        } }
+    int left = w->steps;
+    for (; left >= 4; left -= 4) {
+        OPAQUE();
+        for (const char *stop = next + fetch; next < stop; next += 64) __builtin_prefetch(next, 0, 2);
+        if (next >= w->next_end) fetch = 0;
+        STEP(0) STEP(1) STEP(2) STEP(3)
+        p0 += 16; p1 += 16; p2 += 16; kernel += 4 * CC_TILE * 4;
+    }
+    for (; left > 0; left--) {
+        OPAQUE();
+        STEP(0)
+        p0 += 4; p1 += 4; p2 += 4; kernel += CC_TILE * 4;
+    }
+    w->next = next;
+    if (!w->last) {
+        EACH(store(sums + m * CC_TILE + n * CC_VL, sum[m][n]))
+        return;
+    }
+    float done[CC_MR * CC_TILE] __attribute__((aligned(64)));
+    EACH(store(done + m * CC_TILE + n * CC_VL, sum[m][n]))
+    finish(w, done, out, place, rows);
+#undef STEP
+#undef EACH
+}
+
+typedef void (*product_fn)(cc_tile_work *, const char *, float *, void *, size_t);
+#define INSTANCE(R, V, P) \
+    static void product_##R##_##V##_##P(cc_tile_work *w, const char *x, float *sums, void *out, size_t place) { \
+        product(w, x, sums, out, place, R, V, P); \
+    }
+#define EACH_VECTORS_2(F, R, P) F(R, 1, P) F(R, 2, P)
+#define EACH_VECTORS_4(F, R, P) F(R, 1, P) F(R, 2, P) F(R, 3, P) F(R, 4, P)
+#if CC_NR == 4
+#define EACH_VECTORS EACH_VECTORS_4
+#else
+#define EACH_VECTORS EACH_VECTORS_2
+#endif
+#define EACH_ROWS_3(F, P) EACH_VECTORS(F, 1, P) EACH_VECTORS(F, 2, P) EACH_VECTORS(F, 3, P)
+#define EACH_ROWS_5(F, P) EACH_ROWS_3(F, P) EACH_VECTORS(F, 4, P) EACH_VECTORS(F, 5, P)
+#define EACH_ROWS_6(F, P) EACH_ROWS_5(F, P) EACH_VECTORS(F, 6, P)
+#define EACH_ROWS_14(F, P) EACH_ROWS_6(F, P) EACH_VECTORS(F, 7, P) EACH_VECTORS(F, 8, P) EACH_VECTORS(F, 9, P) \
+    EACH_VECTORS(F, 10, P) EACH_VECTORS(F, 11, P) EACH_VECTORS(F, 12, P) EACH_VECTORS(F, 13, P) EACH_VECTORS(F, 14, P)
+#if CC_MR == 14
+#define EACH_ROWS EACH_ROWS_14
+#elif CC_MR == 6
+#define EACH_ROWS EACH_ROWS_6
+#elif CC_MR == 5
+#define EACH_ROWS EACH_ROWS_5
+#else
+#define EACH_ROWS EACH_ROWS_3
+#endif
+#define ENTRY(R, V, P) [R - 1][V - 1] = product_##R##_##V##_##P,
+EACH_ROWS(INSTANCE, 0)
+static const product_fn FLOATS[CC_MR][CC_NR] = {EACH_ROWS(ENTRY, 0)};
+#if CC_BFLOAT16_DOT
+EACH_ROWS(INSTANCE, 1)
+static const product_fn PAIRS[CC_MR][CC_NR] = {EACH_ROWS(ENTRY, 1)};
+#endif
+
+void CC_NAME(cc_product)(cc_tile_work *w, int rows, const char *x, float *sums, void *out, size_t place) {
+    const int32_t *places = w->places;
+    for (int turns = (rows + CC_MR - 1) / CC_MR, m = 0; turns > 0; turns--) {
+        const int some = (rows - m + turns - 1) / turns; // about as many in each turn
+#if CC_BFLOAT16_DOT
+        const product_fn f = w->bfloat16 ? PAIRS[some - 1][w->vectors - 1] : FLOATS[some - 1][w->vectors - 1];
+#else
+        const product_fn f = FLOATS[some - 1][w->vectors - 1];
+#endif
+        if (places) w->places = places + m;
+        f(w, x + m * w->x_pitch, sums ? sums + (size_t)m * CC_TILE : 0, out, places ? place : place + m * w->out_pitch);
+        m += some;
+    }
+    w->places = places;
+}
