@@ -80,10 +80,11 @@ def ours(work: Path, *, engine: str, precision: str, architecture: str = ARCHITE
     from condconv_serve.domain import Preprocessing
     from condconv_serve.runtime.devices import detect_machine
     from condconv_serve.runtime.engines import build_engine
-    from condconv_serve.runtime.plan import make_plan
+    from condconv_serve.runtime.plan import EngineOptions, make_plan
     from condconv_serve.runtime.tensorflow_engine import limit_threads
 
-    plan = make_plan(detect_machine(look_for_accelerators=False), device="cpu", engine=engine, precision=precision)
+    machine = detect_machine(look_for_accelerators=False)
+    plan = make_plan(machine, EngineOptions(device="cpu", engine=engine, precision=precision))
     limit_threads(plan.threads_per_stream)
     model = network(work, architecture)
     preprocessing = Preprocessing(transform="pillow", image_size=224, mean=MEAN, std=STD)

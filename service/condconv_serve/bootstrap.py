@@ -40,7 +40,7 @@ from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.recent import RecentRequests
 from condconv_serve.runtime.devices import detect_machine
 from condconv_serve.runtime.load_memory import IMPORT_BYTES, ablation_bytes, load_bytes
-from condconv_serve.runtime.plan import EnginePlan, make_plan
+from condconv_serve.runtime.plan import EngineOptions, EnginePlan, make_plan
 from condconv_serve.runtime.tensorflow_import import import_tensorflow
 from condconv_serve.serving.default_model import DefaultModel
 from condconv_serve.serving.memory_check import MemoryCheck
@@ -108,14 +108,16 @@ def plan_engines(settings: Settings) -> EnginePlan:
     machine = detect_machine(look_for_accelerators=settings.device in ("gpu", "tpu"))
     return make_plan(
         machine,
-        device=settings.device,
-        precision=settings.precision,
-        engine=settings.engine,
-        native=settings.native,
-        streams=settings.streams,
-        threads_per_stream=settings.threads_per_stream,
-        max_batch_size=settings.max_batch_size,
-        batch_timeout=settings.batch_timeout,
+        EngineOptions(
+            device=settings.device,
+            precision=settings.precision,
+            engine=settings.engine,
+            native=settings.native,
+            streams=settings.streams,
+            threads_per_stream=settings.threads_per_stream,
+            max_batch_size=settings.max_batch_size,
+            batch_timeout=settings.batch_timeout,
+        ),
     )
 
 

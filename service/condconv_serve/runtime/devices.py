@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from condconv_serve.machine.cores import available_cores
+from condconv_serve.runtime.kernels import library
 from condconv_serve.runtime.tensorflow_import import import_tensorflow
 
 Device = Literal["cpu", "gpu", "tpu"]
@@ -68,7 +69,16 @@ def detect_machine(*, look_for_accelerators: bool) -> Machine:
         openvino=importlib.util.find_spec("openvino") is not None,
         accelerators=accelerators,
         accelerator_bfloat16=bfloat16,
+        native=_native_kernels(),
     )
+
+
+def _native_kernels() -> NativeKernels:
+    """Load the native kernels, which needs no TensorFlow."""
+    try:
+        return NativeKernels(isa=library.isa(), bfloat16=library.has_bfloat16())
+    except library.NativeUnavailable as error:
+        return NativeKernels(problem=str(error))
 
 
 def _cpu_has_bfloat16() -> bool:

@@ -63,22 +63,11 @@ class EnginePlan:
     batch_timeout: float = 0.0
 
 
-def make_plan(
-    machine: Machine,
-    *,
-    device: str = "auto",
-    precision: str = "auto",
-    engine: str = "auto",
-    native: str = "auto",
-    streams: int | Literal["auto"] = "auto",
-    threads_per_stream: int = 1,
-    max_batch_size: int | Literal["auto"] = "auto",
-    batch_timeout: float | Literal["auto"] = "auto",
-) -> EnginePlan:
-    """Decide how models are computed.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """What you may ask for.
 
-    Args:
-        machine: what there is.
+    Attributes:
         device: "auto" (an accelerator if there is one), "cpu", "gpu" or "tpu".
         precision: "float32", "bfloat16", or "auto": bfloat16 where the device has it natively.
         engine: "tensorflow", "openvino", or "auto": TensorFlow where native kernels compute in it. Without them
@@ -90,30 +79,50 @@ def make_plan(
         max_batch_size: most rows per batch; "auto" is the best one measured for device and precision.
         batch_timeout: seconds that a small batch may wait for more rows; "auto" is 0 on a CPU, where streams share
             the cores, and 0.002 on accelerators, which compute a few rows no faster than many.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    engine: str = "auto"
+    native: str = "auto"
+    streams: int | Literal["auto"] = "auto"
+    threads_per_stream: int = 1
+    max_batch_size: int | Literal["auto"] = "auto"
+    batch_timeout: float | Literal["auto"] = "auto"
+
+
+def make_plan(machine: Machine, options: EngineOptions | None = None) -> EnginePlan:
+    """Decide how models are computed.
+
+    Args:
+        machine: what there is.
+        options: what is asked for; None leaves all to this function.
 
     Raises:
         ConfigurationError: this machine doesn't have what you ask for; the message says what it has.
     """
-    kind = _device(machine, device)
+    asked = options or EngineOptions()
+    kind = _device(machine, asked.device)
     devices = tuple(name for k, name in machine.accelerators if k == kind) if kind != "cpu" else ("CPU:0",)
-    chosen_precision = _precision(machine, kind, precision)
-    chosen_native, native_use = _native(machine, kind, chosen_precision, engine=engine, native=native)
-    chosen_engine, reason = _engine(machine, kind, chosen_precision, engine=engine, native=chosen_native)
-    best_streams = max(1, machine.cores // threads_per_stream) if kind == "cpu" else len(devices)
-    best_batch_size = BEST_BATCH_SIZE[kind, chosen_precision] if chosen_native == "off" else BEST_NATIVE_BATCH_SIZE
+    precision = _precision(machine, kind, asked.precision)
+    native, native_use = _native(machine, kind, precision, engine=asked.engine, native=asked.native)
+    engine, reason = _engine(machine, kind, precision, engine=asked.engine, native=native)
+    streams = max(1, machine.cores // asked.threads_per_stream) if kind == "cpu" else len(devices)
+    batch_size = BEST_BATCH_SIZE[kind, precision] if native == "off" else BEST_NATIVE_BATCH_SIZE
+    batch_timeout = 0.0 if kind == "cpu" else 0.002
     return EnginePlan(
         device=kind,
         devices=devices,
-        precision=chosen_precision,
-        engine=chosen_engine,
+        precision=precision,
+        engine=engine,
         reason=reason,
-        fallback=engine == "auto",
-        native=chosen_native,
+        fallback=asked.engine == "auto",
+        native=native,
         native_use=native_use,
-        streams=best_streams if streams == "auto" else streams,
-        threads_per_stream=threads_per_stream,
-        max_batch_size=best_batch_size if max_batch_size == "auto" else max_batch_size,
-        batch_timeout=(0.0 if kind == "cpu" else 0.002) if batch_timeout == "auto" else batch_timeout,
+        streams=streams if asked.streams == "auto" else asked.streams,
+        threads_per_stream=asked.threads_per_stream,
+        max_batch_size=batch_size if asked.max_batch_size == "auto" else asked.max_batch_size,
+        batch_timeout=batch_timeout if asked.batch_timeout == "auto" else asked.batch_timeout,
     )
 
 

@@ -14,7 +14,7 @@ from condconv_serve.runtime import engines, openvino_engine
 from condconv_serve.runtime.devices import Machine
 from condconv_serve.runtime.inference_graph import InferenceGraph, freeze
 from condconv_serve.runtime.openvino_engine import compiled_sizes, split
-from condconv_serve.runtime.plan import Precision, make_plan
+from condconv_serve.runtime.plan import EngineOptions, Precision, make_plan
 from condconv_serve.runtime.xla_engine import XlaEngine
 from condconv_serve.telemetry.metrics import Metrics
 from tests.contract.fakes import FunctionEngine
@@ -53,7 +53,7 @@ def plain(network: Any, rows: NDArray[Any]) -> Expected:
 
 
 def built(network: Any, **asked: Any) -> Any:
-    return engines.build_engine(network, PREPROCESSING, make_plan(MACHINE, **asked))
+    return engines.build_engine(network, PREPROCESSING, make_plan(MACHINE, EngineOptions(**asked)))
 
 
 @pytest.mark.parametrize("name", ["tensorflow", "openvino"])
@@ -97,7 +97,7 @@ def test_rows_between_the_levels(name: str, small: Any, rows: Rows, assert_close
     if name == "xla":
         engine: Any = XlaEngine(small, EXACT, devices=("CPU:0",), precision="float32", max_batch_size=2)
     else:
-        engine, description = engines.build_engine(small, EXACT, make_plan(MACHINE, engine=name))
+        engine, description = engines.build_engine(small, EXACT, make_plan(MACHINE, EngineOptions(engine=name)))
         assert description.engine == name
     exact = np.random.default_rng(2).uniform(-25, 280, (3, 64, 64, 3)).astype(np.float32)
     assert_close(engine(exact)["logits"], plain(small, exact)[0], 1e-4)

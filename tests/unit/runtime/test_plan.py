@@ -5,7 +5,7 @@ import pytest
 
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.runtime.devices import Machine, NativeKernels
-from condconv_serve.runtime.plan import make_plan
+from condconv_serve.runtime.plan import EngineOptions, make_plan
 
 PLAIN = Machine(cores=4, cpu_bfloat16=False, openvino=False)
 RICH = Machine(cores=6, cpu_bfloat16=True, openvino=True)
@@ -43,7 +43,7 @@ MISSING = replace(PLAIN, native=NativeKernels(problem="libcondconv.so is of anot
     ],
 )
 def test_choices(machine: Machine, asked: dict[str, Any], expected: tuple[Any, ...]) -> None:
-    plan = make_plan(machine, **asked)
+    plan = make_plan(machine, EngineOptions(**asked))
     assert (plan.device, plan.precision, plan.engine, plan.streams, plan.max_batch_size) == expected
 
 
@@ -61,7 +61,7 @@ def test_choices(machine: Machine, asked: dict[str, Any], expected: tuple[Any, .
     ],
 )
 def test_a_plan_says_why_it_has_its_engine(machine, asked, why):
-    assert make_plan(machine, **asked).reason == why
+    assert make_plan(machine, EngineOptions(**asked)).reason == why
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_plan_says_why_it_has_its_engine(machine, asked, why):
     ],
 )
 def test_a_plan_says_what_native_kernels_do(machine, asked, native, state, why):
-    plan = make_plan(machine, **asked)
+    plan = make_plan(machine, EngineOptions(**asked))
     assert (plan.native, plan.native_use.state) == (native, state)
     assert why in plan.native_use.reason
     assert plan.native_use.isa == (machine.native.isa if state == "used" else None)
@@ -106,4 +106,4 @@ def test_a_plan_says_what_native_kernels_do(machine, asked, native, state, why):
 )
 def test_impossible_settings_say_what_is_possible(machine: Machine, asked: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
-        make_plan(machine, **asked)
+        make_plan(machine, EngineOptions(**asked))
