@@ -30,6 +30,13 @@ def bench_engine(
         list[str] | None,
         typer.Option(help="Engine to measure. You can give several. Default: the one that would serve."),
     ] = None,
+    native: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Whether native kernels compute in TensorFlow: on or off. You can give both. Default: as it would "
+            "serve."
+        ),
+    ] = None,
     precision: Annotated[
         list[str] | None,
         typer.Option(help="Precision to measure. You can give several. Default: the one that would serve."),
@@ -71,6 +78,7 @@ def bench_engine(
         settings,
         bundle,
         engines=engine or [],
+        natives=native or [],
         precisions=precision or [],
         streams=streams or [],
         batch_sizes=batch_size or [1, 2, 4, 8],
@@ -92,7 +100,7 @@ def bench_engine(
             case = figure.case
             add_row(
                 table,
-                case.engine,
+                case.computed_by,
                 case.precision,
                 case.streams,
                 case.batch_size,

@@ -36,14 +36,21 @@ class EngineCase:
     """One combination to measure."""
 
     engine: str
+    native: bool
+    """Whether native kernels compute in it."""
     precision: str
     streams: int
     batch_size: int
 
+    @property
+    def computed_by(self) -> str:
+        """The engine, and native kernels if they compute in it."""
+        return f"{self.engine} + native" if self.native else self.engine
+
     def __str__(self) -> str:
         """In words."""
         streams = f"{self.streams} stream{'s' * (self.streams != 1)}"
-        return f"{self.engine} in {self.precision}, {streams}, batches of {self.batch_size}"
+        return f"{self.computed_by} in {self.precision}, {streams}, batches of {self.batch_size}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +83,7 @@ def bench_engine(
     bundle: Bundle,
     *,
     engines: Sequence[str],
+    natives: Sequence[str],
     precisions: Sequence[str],
     streams: Sequence[int],
     batch_sizes: Sequence[int],
@@ -91,6 +99,7 @@ def bench_engine(
         settings: device and threads; the arguments below come first.
         bundle: the model.
         engines: by name; empty means the one that would serve.
+        natives: "on" or "off"; empty means as it would serve. With both, openvino is measured once.
         precisions: empty means the one that would serve.
         streams: batches computed at once; empty means as many as would serve.
         batch_sizes: rows per batch.
@@ -102,13 +111,15 @@ def bench_engine(
         BundleError, ConfigurationError: the bundle is unusable, or this machine lacks what is asked for.
     """
     plan = plan_engines(settings)
-    cases = [
-        EngineCase(engine=engine, precision=precision, streams=count, batch_size=size)
-        for engine, precision, count, size in product(
-            engines or [plan.engine], precisions or [plan.precision], streams or [plan.streams], batch_sizes
-        )
-    ]
-    plans = {case: plan_engines(settings.model_copy(update=_overrides(case))) for case in cases}
+    plans = _plans(
+        settings,
+        engine=engines or [plan.engine],
+        native=natives or [plan.native],
+        precision=precisions or [plan.precision],
+        streams=streams or [plan.streams],
+        max_batch_size=batch_sizes,
+    )
+    cases = list(plans)
     build, preprocessing = _builder(bundle, plan)
     rows = np.stack(photo_rows(SAMPLES, preprocessing, max_pixels=settings.max_pixels))
     batches = {size: np.resize(rows, (size, *rows.shape[1:])) for size in batch_sizes}
@@ -116,7 +127,7 @@ def bench_engine(
     try:
         for case, its_plan in plans.items():
             if (key := _engine_key(case)) not in built:
-                progress(f"building {case.engine} in {case.precision}")
+                progress(f"building {case.computed_by} in {case.precision}")
                 built[key] = build(its_plan)
             for size in (1, case.batch_size):
                 built[key](batches.get(size, batches[case.batch_size]))
@@ -202,7 +213,7 @@ def plot_engine(figures: Sequence[EngineFigure], path: Path, look: Look) -> None
     lines: dict[str, list[EngineFigure]] = {}
     for figure in figures:
         case = figure.case
-        label = f"{case.engine} {case.precision}, {case.streams} stream{'s' if case.streams > 1 else ''}"
+        label = f"{case.computed_by} {case.precision}, {case.streams} stream{'s' if case.streams > 1 else ''}"
         lines.setdefault(label, []).append(figure)
     picture = new_figure(10, 4.4, look)
     throughput, latency = picture.subplots(1, 2)
@@ -239,25 +250,38 @@ def _builder(bundle: Bundle, plan: EnginePlan) -> tuple[Callable[[EnginePlan], E
 
     def build(its_plan: EnginePlan) -> Engine:
         engine, described = build_engine(network, preprocessing, its_plan)
+        name = f"{bundle.manifest.name}/{bundle.manifest.version}"
         if described.engine != its_plan.engine:
-            raise BundleError(f"{bundle.manifest.name}/{bundle.manifest.version}: {described.reason}")
+            raise BundleError(f"{name}: {described.reason}")
+        if described.native.fell_back and its_plan.native != "off":
+            raise BundleError(f"{name}: {described.native}")
         return engine
 
     return build, preprocessing
 
 
+def _plans(settings: Settings, **asked: Sequence[Any]) -> dict[EngineCase, EnginePlan]:
+    """Plan each combination of settings, which are called as in `Settings`."""
+    found = {}
+    for values in product(*asked.values()):
+        update = dict(zip(asked, values, strict=True))
+        if update["engine"] == "openvino" and update["native"] == "on" and "off" in asked["native"]:
+            continue
+        plan = plan_engines(settings.model_copy(update=update))
+        case = EngineCase(
+            engine=plan.engine,
+            native=plan.native != "off",
+            precision=plan.precision,
+            streams=plan.streams,
+            batch_size=plan.max_batch_size,
+        )
+        found[case] = plan
+    return found
+
+
 def _engine_key(case: EngineCase) -> tuple[Any, ...]:
     """What needs an engine of its own: TensorFlow's serves any number of streams and any batch size."""
-    return (case.engine, case.precision) if case.engine == "tensorflow" else (case,)
-
-
-def _overrides(case: EngineCase) -> dict[str, Any]:
-    return {
-        "engine": case.engine,
-        "precision": case.precision,
-        "streams": case.streams,
-        "max_batch_size": case.batch_size,
-    }
+    return (case.engine, case.native, case.precision) if case.engine == "tensorflow" else (case,)
 
 
 def _call(engine: Engine, rows: Row, caller: int) -> None:

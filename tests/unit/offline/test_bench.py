@@ -4,12 +4,12 @@ import pytest
 from typer.testing import CliRunner
 
 from condconv_serve.cli import app
-from condconv_serve.domain import Preprocessing
-from condconv_serve.errors import UnsupportedImage
+from condconv_serve.domain import EngineDescription, NativeUse, Preprocessing
+from condconv_serve.errors import ConfigurationError, UnsupportedImage
 from condconv_serve.offline import bench
 from condconv_serve.offline.bench import CROPS, photo_rows
 from condconv_serve.offline.throughput import Throughput
-from condconv_serve.runtime.devices import detect_machine
+from condconv_serve.runtime.devices import Machine, NativeKernels, detect_machine
 from condconv_serve.samples import SAMPLES
 from condconv_serve.settings import Settings
 from tests.e2e.tiny_models import write_tiny
@@ -53,6 +53,32 @@ def test_the_engine_is_measured_by_batch_size_and_streams(tmp_path):
     assert "condconv-serve" in picture.read_text()
 
 
+def test_combinations_have_native_kernels_where_these_can_compute(monkeypatch):
+    machine = Machine(cores=2, cpu_bfloat16=False, openvino=True, native=NativeKernels(isa="avx2"))
+    monkeypatch.setattr("condconv_serve.bootstrap.detect_machine", lambda **_: machine)
+    asked = {"engine": ["tensorflow", "openvino"], "precision": ["float32"], "streams": [2], "max_batch_size": [4]}
+    cases = bench._plans(Settings(), native=["on", "off"], **asked)
+    assert [(case.computed_by, plan.native) for case, plan in cases.items()] == [
+        ("tensorflow + native", "on"),
+        ("tensorflow", "off"),
+        ("openvino", "off"),
+    ]
+    with pytest.raises(ConfigurationError, match="not in openvino"):
+        bench._plans(Settings(), native=["on"], **asked)
+
+
+def test_a_fallback_ends_the_measurement(monkeypatch):
+    """Its figures would be those of something else."""
+    native = NativeUse(state="differs", reason="its logits differ")
+    described = EngineDescription(engine="tensorflow", precision="float32", device="CPU", reason="", native=native)
+    monkeypatch.setattr("condconv_serve.runtime.engines.build_engine", lambda *_: (None, described))
+    machine = Machine(cores=2, cpu_bfloat16=False, openvino=True, native=NativeKernels(isa="avx2"))
+    monkeypatch.setattr("condconv_serve.bootstrap.detect_machine", lambda **_: machine)
+    result = run(app, ["bench", "engine"])
+    assert result.exit_code == 1
+    assert result.stderr.endswith("error: tiny/1: no native kernels (differs): its logits differ\n")
+
+
 def test_ctrl_c_leaves_the_rounds_that_are_complete(monkeypatch):
     """It is pressed in the second round, while its second combination is measured."""
     calls = []
@@ -91,6 +117,7 @@ def test_the_table_names_what_was_measured():
     [
         (("--engine", "onnx"), "choose auto, tensorflow, openvino"),
         (("--precision", "int4"), "choose auto, float32, bfloat16"),
+        (("--native", "yes"), "choose auto, on, off"),
         (("--model", "none"), "none"),
         (("--plot", "figures.doc"), ".png, .svg, .pdf"),
     ],
