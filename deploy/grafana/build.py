@@ -359,6 +359,12 @@ ROWS: dict[str, list[Panel]] = {
             columns=("model", "version", "architecture", "engine", "precision", "device"),
         ),
         table(
+            "Native kernels",
+            "What do native kernels do for each version, and why might one be slower than it could be?",
+            f"count by (model, version, state, isa) (condconv_native_info{{{IMAGES}}})",
+            columns=("model", "version", "state", "isa"),
+        ),
+        table(
             "States",
             "Which versions serve, load, wait or failed, and which serve from memory alone (stale)?",
             f"count by (model, version, state) (condconv_model_version_state{{{IMAGES}}} == 1)",

@@ -33,8 +33,7 @@ class TextResults:
 
     def started(self, model: ServedModel) -> None:
         """Say which model answers, and what computes it."""
-        by = model.computed_by
-        note(f"{model.name}/{model.version}, computed by {by.engine} in {by.precision} on {by.device}: {by.reason}")
+        note(f"{model.name}/{model.version}, computed by {model.computed_by}")
 
     def result(self, result: ClassifiedImage) -> None:
         """Print an answer or a failure."""

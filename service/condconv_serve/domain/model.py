@@ -112,6 +112,19 @@ class NativeUse:
     native_layers: int = 0
     tensorflow_layers: int = 0
 
+    @property
+    def fell_back(self) -> bool:
+        """Whether another way of computing took over, though native kernels were allowed to compute."""
+        return self.state not in ("used", "off")
+
+    def __str__(self) -> str:
+        """In words."""
+        if self.state != "used":
+            return f"no native kernels ({self.state}): {self.reason}"
+        layers = self.native_layers + self.tensorflow_layers
+        which = f"{self.native_layers} of {layers} layers" if self.tensorflow_layers else f"all {layers} layers"
+        return f"native kernels ({self.isa}) compute {which}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineDescription:
@@ -122,6 +135,11 @@ class EngineDescription:
     device: str
     reason: str
     native: NativeUse = field(default_factory=NativeUse)
+
+    def __str__(self) -> str:
+        """In words."""
+        native = "" if self.native.state == "off" else f"; {self.native}"
+        return f"{self.engine} in {self.precision} on {self.device}: {self.reason}{native}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

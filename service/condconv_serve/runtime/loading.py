@@ -56,14 +56,8 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     )
     logger.info("%s: network built, weights set", name)
     engine, computed_by = build_engine(network, preprocessing, plan, metrics=metrics)
-    logger.info(
-        "%s: computed by %s in %s on %s: %s",
-        name,
-        computed_by.engine,
-        computed_by.precision,
-        computed_by.device,
-        computed_by.reason,
-    )
+    level = logging.WARNING if computed_by.native.fell_back else logging.INFO
+    logger.log(level, "%s: computed by %s", name, computed_by)
     return ServedModel(
         info=info,
         engine=engine,

@@ -206,6 +206,9 @@ class Registry(ModelSource):
     def _start_metrics(self, model: ServedModel, load_seconds: float) -> None:
         self._metrics.model_load_seconds.labels(model.name, model.version).set(load_seconds)
         self._metrics.model_info.labels(*_info(model)).set(1)
+        self._metrics.native_info.labels(*_native_info(model)).set(1)
+        for computed_by, layers in _native_layers(model).items():
+            self._metrics.native_layers.labels(model.name, model.version, computed_by).set(layers)
         # Zero from the start, so that the first failure counts as an increase.
         for reason in ("error", "out_of_memory"):
             self._metrics.batch_failures.labels(model.name, reason)
@@ -215,6 +218,9 @@ class Registry(ModelSource):
 
     def _forget_metrics(self, model: ServedModel) -> None:
         self._metrics.model_info.remove(*_info(model))
+        self._metrics.native_info.remove(*_native_info(model))
+        for computed_by in _native_layers(model):
+            self._metrics.native_layers.remove(model.name, model.version, computed_by)
         self._metrics.model_load_seconds.remove(model.name, model.version)
 
 
@@ -228,3 +234,13 @@ def _info(model: ServedModel) -> tuple[str, ...]:
         computed_by.precision,
         computed_by.device,
     )
+
+
+def _native_info(model: ServedModel) -> tuple[str, ...]:
+    native = model.computed_by.native
+    return model.name, model.version, native.state, native.isa or ""
+
+
+def _native_layers(model: ServedModel) -> dict[str, int]:
+    native = model.computed_by.native
+    return {"native": native.native_layers, "tensorflow": native.tensorflow_layers}

@@ -135,6 +135,21 @@ class Metrics:
             ("model", "version", "architecture", "engine", "precision", "device"),
             registry=registry,
         )
+        self.native_info = Gauge(
+            "condconv_native_info",
+            "1 for each served version, with what native kernels do for it: used, off, unavailable (they can't be used "
+            "on this machine), unsupported (they know no layer of it), failed, differs (their answers did). Is a "
+            "version slower than it could be?",
+            ("model", "version", "state", "isa"),
+            registry=registry,
+        )
+        self.native_layers = Gauge(
+            "condconv_native_layers",
+            "Layers of each served version by what computes them: native, tensorflow. How much of a version do native "
+            "kernels compute?",
+            ("model", "version", "computed_by"),
+            registry=registry,
+        )
         self.model_load_seconds = Gauge(
             "condconv_model_load_seconds",
             "Time that loading and warming up a version took. How long does a start or a swap take?",

@@ -144,7 +144,7 @@ class TestPredict:
         assert (code, err) == (0, "")
         answer = json.loads(out)
         assert answer["model"] == {"name": MODEL, "version": "1"}
-        assert answer["computed_by"].keys() == {"engine", "precision", "device", "reason"}
+        assert answer["computed_by"].keys() == {"engine", "precision", "device", "reason", "native"}
         (prediction,) = answer["predictions"]
         assert prediction.keys() == {"id", "filename", "classes", "timings_ms", "batch_size"}
         assert prediction["filename"] == prediction["id"] == str(photos / "coffee.jpg")

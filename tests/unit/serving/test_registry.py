@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import CollectorRegistry
 
+from condconv_serve.domain import NativeUse
 from condconv_serve.errors import BundleError, ModelNotFound, VersionNotFound
 from condconv_serve.serving.registry import Registry
 from condconv_serve.store import open_bundle, write_bundle
@@ -145,6 +146,35 @@ def test_metrics(registry, metrics):
     assert metrics.registry.get_sample_value("condconv_model_info", labels | engine) == 1
     seconds = {"model": "apple", "version": "9"}
     assert metrics.registry.get_sample_value("condconv_model_load_seconds", seconds) > 0
+
+
+def test_native_metrics_follow_what_computes_a_version_now(metrics, bundle_of):
+    uses = [
+        NativeUse(state="used", isa="avx2", native_layers=60, tensorflow_layers=2),
+        NativeUse(state="differs", reason="its logits differ"),
+    ]
+
+    def load(bundle):
+        model = load_shades(bundle)
+        return replace(model, computed_by=replace(model.computed_by, native=uses.pop(0)))
+
+    def series(name):
+        return {
+            tuple(sample.labels[label] for label in sample.labels if label not in ("model", "version")): sample.value
+            for family in metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == name
+        }
+
+    bundle = bundle_of("pear", "1")
+    registry = registry_of(metrics, bundle, load=load)
+    assert series("condconv_native_info") == {("used", "avx2"): 1}
+    assert series("condconv_native_layers") == {("native",): 60, ("tensorflow",): 2}
+    registry.load(bundle)
+    assert series("condconv_native_info") == {("differs", ""): 1}
+    assert series("condconv_native_layers") == {("native",): 0, ("tensorflow",): 0}
+    registry.unload("pear", "1")
+    assert series("condconv_native_info") == series("condconv_native_layers") == {}
 
 
 def value(metrics, name, **labels):

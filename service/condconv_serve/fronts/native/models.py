@@ -11,10 +11,7 @@ from starlette.status import HTTP_204_NO_CONTENT
 from condconv_serve.errors import ModelNotFound
 from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.images import read_json
-from condconv_serve.fronts.native.problems import problem_responses
-from condconv_serve.fronts.native.schemas import (
-    MAX_NAME,
-    VERSION,
+from condconv_serve.fronts.native.model_schemas import (
     AliasBody,
     AliasesResponse,
     AliasRequest,
@@ -27,6 +24,8 @@ from condconv_serve.fronts.native.schemas import (
     model_summary,
     version_body,
 )
+from condconv_serve.fronts.native.problems import problem_responses
+from condconv_serve.fronts.native.schemas import MAX_NAME, VERSION
 from condconv_serve.fronts.native.security import needs_admin
 from condconv_serve.serving.versions import VersionStatus
 
