@@ -58,12 +58,14 @@ RUN IFS=,; for name in base ${EXTRAS}; do set -- "$@" --requirement "requirement
     && /opt/tools/bin/pip --python /opt/venv/bin/python3 install --require-hashes "$@" \
     && python3 /opt/tools/slim.py /opt/venv
 
-# Built by what is locked, too, which is installed in this stage only.
+# Built by what is locked, too, which is installed in this stage only: the native kernels' compiler among it.
 FROM tools AS code
-RUN /opt/tools/bin/pip --python /opt/venv/bin/python3 install --require-hashes --requirement requirements/build.txt
-COPY pyproject.toml README.md LICENSE ./
+RUN /opt/tools/bin/pip --python /opt/venv/bin/python3 install --require-hashes \
+        --requirement requirements/build.txt --requirement requirements/compiler.txt
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY service ./service
-RUN /opt/tools/bin/pip --python /opt/venv/bin/python3 install --no-deps --no-build-isolation --target /opt/condconv .
+RUN arch="$(uname -m)" && WHEEL_ARCH="${arch}" /opt/tools/bin/pip --python /opt/venv/bin/python3 install \
+        --no-deps --no-build-isolation --target /opt/condconv .
 
 # ---- the image for CPUs ----------------------------------------------------------------------------------------------
 FROM base AS cpu

@@ -28,11 +28,19 @@ LOCKS := base $(subst $(comma), ,$(EXTRAS)) build
 # Only what is listed, only files with those hashes. The project itself is built by what is installed, not by what the
 # index has today.
 LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes
-OWN := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+# What it compiles is left out here, and done by the rule for native kernels.
+own = HATCH_BUILD_NO_HOOKS=true $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	--no-build-isolation --editable .
+
+# The native kernels are compiled beside their sources, so for all environments at once. Without a C compiler one is
+# fetched and thrown away again (100 MB); if that fails, TensorFlow's kernels do the work.
+KERNELS := service/condconv_serve/runtime/kernels
+COMPILE := $(KERNELS)/build.py --fetch requirements/compiler.txt
+NATIVE := $(VENV)/.native
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-quick test-lowest test-browser test-docs test-examples test-parity test-docker bench bench-service \
-	fuzz soak check format docs lock clean
+	fuzz soak native check format docs lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -43,16 +51,20 @@ $(SERVED): $(LOCKS:%=requirements/%.txt)
 	@echo "Installing condconv-serve and what it needs into $(VENV) (about 1.5 GB on disk; once) ..."
 	@$(PYTHON) -m venv --clear $(VENV) || { echo "Creating a virtual environment failed. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(VENV)/bin/python $(LOCKED) $(LOCKS:%=--requirement requirements/%.txt)
-	@$(VENV)/bin/python $(OWN)
+	@$(call own,$(VENV))
 	@touch $@
 
-$(TEST_VENV)/.installed: $(SERVED) requirements/test.txt
+$(NATIVE): $(SERVED) $(KERNELS)/build.py $(wildcard $(KERNELS)/csrc/*.[ch])
+	@$(VENV)/bin/python $(COMPILE) --optional
+	@touch $@
+
+$(TEST_VENV)/.installed: $(SERVED) requirements/test.txt | $(NATIVE)
 	@echo "Installing what the tests need into $(TEST_VENV), on top of $(VENV) (once) ..."
 	@$(VENV)/bin/python -m venv --clear $(TEST_VENV)
 	@$(VENV)/bin/python -c 'import site; print(*site.getsitepackages())' > \
 		"$$($(BIN)/python -c 'import site; print(*site.getsitepackages())')/served.pth"
 	@$(BIN)/python $(LOCKED) --requirement requirements/base.txt --requirement requirements/test.txt
-	@$(BIN)/python $(OWN)
+	@$(call own,$(TEST_VENV))
 	@touch $@
 
 # Further packages of the tests, each with a lock file of its own name.
@@ -70,7 +82,7 @@ $(UV_VENV)/bin/uv:
 	@$(OLDEST_PYTHON) -m venv --clear $(UV_VENV) || { echo "Python 3.11 is needed here: set OLDEST_PYTHON." >&2; exit 1; }
 	@$(UV_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'
 
-serve: $(SERVED)  ## Serve the model store on http://HOST:PORT (HOST=127.0.0.1 PORT=8000 MODEL_STORE=model_store)
+serve: $(SERVED) $(NATIVE)  ## Serve the model store on http://HOST:PORT (HOST=127.0.0.1 PORT=8000 MODEL_STORE=model_store)
 	@exec $(VENV)/bin/condconv serve --host $(HOST) --port $(PORT) --model-store $(MODEL_STORE)
 
 # What waits for times to pass has the machine to itself.
@@ -130,6 +142,9 @@ fuzz: $(TEST_VENV)/.installed  ## Decode damaged images (FUZZ_IMAGES=100000)
 
 soak: $(TEST_VENV)/.installed  ## Serve changing load, bad images and bad clients for a while (MINUTES=20)
 	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
+
+native: $(SERVED)  ## Compile the native kernels, if they have changed
+	@$(VENV)/bin/python $(COMPILE) $(ARGS)
 
 check: $(TEST_VENV)/.installed  ## Format, lint, types, import contracts, generated documentation, files of deployment
 	@$(BIN)/python requirements/lock.py --check

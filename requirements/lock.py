@@ -24,6 +24,7 @@ EXTRAS = ("cpu", "gpu", "heif", "hub", "openvino", "telemetry")
 """Extras with a file of their own. PyTorch has none: its builds without CUDA are not on PyPI."""
 GROUPS = {
     "build": ("build",),
+    "compiler": ("compiler",),
     "test": ("test", "check"),
     "browser": ("browser",),
     "clock": ("clock",),
@@ -31,7 +32,7 @@ GROUPS = {
     "sbom": ("sbom",),
 }
 """Files of dependency groups: those that each holds."""
-ALONE = ("build", "sbom")
+ALONE = ("build", "compiler", "sbom")
 """Files that are also installed without `base.txt`; all others leave out what is in it."""
 
 

@@ -29,6 +29,8 @@ SOURCES = Path(__file__).parent / "csrc"
 LIBRARY = Path(__file__).parent / "libcondconv.so"
 WORK = SOURCES / "build"
 """Object files, and libraries other than the one that is served with."""
+KEEP_OBJECTS = 7 * 24 * 3600
+"""Seconds after which an object file that no build uses is deleted."""
 
 PER_SET = ("conv.c", "depthwise.c", "elementwise.c", "isa.c", "mixing.c", "pack.c", "patches.c", "product.c")
 """Sources that are compiled once per instruction set; all others are compiled once."""
@@ -51,7 +53,7 @@ SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "aarch64": {"generic": (), "neon": ()},
 }
 """Flags of each instruction set, by architecture. Set `x` defines CC_ISA_X."""
-EMULATED = {"avx512": _AVX2, "avx512_bf16": _AVX2}
+EMULATED = {"avx512": ("-DCC_EMULATE", *_AVX2), "avx512_bf16": ("-DCC_EMULATE", *_AVX2)}
 """Flags of the sets that --emulate compiles for CPUs without them."""
 
 _TRIAL = (
@@ -83,9 +85,15 @@ class Variant:
 
     @property
     def directory(self) -> Path:
-        """Where its objects are, and its library if it is not the product's own."""
+        """Where what it was made of is kept, and its library if it is not the product's own."""
         parts = [self.target, "portable" * self.portable, self.sanitize.replace(",", "-"), "emulate" * self.emulate]
         return WORK / "-".join(filter(None, parts))
+
+    @property
+    def platform_tag(self) -> str:
+        """The machines that it runs on, as wheels name them."""
+        machines = f"manylinux_{GLIBC.replace('.', '_')}" if self.portable else "linux"
+        return f"{machines}_{self.target}"
 
     @property
     def library(self) -> Path:
@@ -101,8 +109,8 @@ class Compiler:
     command: tuple[str, ...]
     version: str
 
-    def run(self, *arguments: str, within: Path = SOURCES) -> str:
-        """Call the compiler, and return its warnings; CompileError with its messages if it fails."""
+    def run(self, *arguments: str, within: Path) -> str:
+        """Call the compiler in this folder, and return its warnings; CompileError with its messages if it fails."""
         done = subprocess.run(
             [*self.command, *arguments], cwd=within, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
@@ -130,8 +138,18 @@ def this_arch() -> str:
     return arch
 
 
+def supported() -> bool:
+    """Whether there are native kernels for this machine."""
+    try:
+        return bool(this_arch())
+    except NoCompiler:
+        return False
+
+
 def find_compiler(variant: Variant = Variant()) -> Compiler:
     """The first compiler that can build this variant here, or NoCompiler."""
+    if not any(SOURCES.glob("*.c")):
+        raise NoCompiler(f"there are no sources in {SOURCES}")
     if variant.portable or variant.target != this_arch():
         return zig(_zig_binary(), variant)
     if os.environ.get("CC"):
@@ -149,7 +167,7 @@ def find_compiler(variant: Variant = Variant()) -> Compiler:
 def zig(binary: Path, variant: Variant) -> Compiler:
     """Zig's C compiler, for any machine of the variant's architecture."""
     if compiler := _working([str(binary), "cc", "-target", f"{variant.target}-linux-gnu.{GLIBC}"]):
-        return compiler
+        return Compiler(compiler.command, f"Zig's {compiler.version}")
     raise NoCompiler(f"{binary} compiles nothing")
 
 
@@ -187,18 +205,19 @@ def build(variant: Variant = Variant(), *, compiler: Compiler | None = None, for
 def _compile(variant: Variant, compiler: Compiler) -> None:
     began = time.monotonic()
     left_out = tuple(name for name, flags in _sets(variant).items() if flags and not compiler.accepts(flags))
+    store = WORK / "objects"
+    store.mkdir(exist_ok=True)
     objects = {
-        variant.directory / f"{label}-{_object_digest(compiler, source, flags)}.o": (source, flags)
+        store / f"{label}-{_object_digest(compiler, source, flags)}.o": (source, flags)
         for label, source, flags in _units(variant, left_out)
     }
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        missing = [(path, *unit) for path, unit in objects.items() if not path.exists()]
-        warnings = list(pool.map(lambda unit: _compile_one(compiler, *unit), missing))
+        warnings = list(pool.map(lambda item: _compile_one(compiler, item[0], *item[1]), objects.items()))
     link = ["-shared", "-O3", *(() if variant.sanitize else ("-s", "-Wl,-z,defs")), *_sanitizer(variant)]
     with _replacing(variant.library) as new:
-        compiler.run(*link, "-o", str(new), *(str(path) for path in objects), *LIBRARIES)
-    for path in variant.directory.glob("*.o"):
-        if path not in objects:
+        compiler.run(*link, "-o", str(new), *map(str, objects), *LIBRARIES, within=SOURCES)
+    for path in store.glob("*.o"):
+        if time.time() - path.stat().st_mtime > KEEP_OBJECTS:
             path.unlink()
     state = {"made_of": _digest(variant), "compiler": compiler.version, "left_out": left_out}
     (variant.directory / "state.json").write_text(json.dumps(state))
@@ -210,20 +229,26 @@ def _compile(variant: Variant, compiler: Compiler) -> None:
 
 
 def _compile_one(compiler: Compiler, path: Path, source: str, flags: Sequence[str]) -> str:
+    """The compiler's warnings; none if the object file is there already."""
+    if path.exists():
+        path.touch()
+        return ""
     with _replacing(path) as new:
-        return compiler.run(*flags, "-c", source, "-o", str(new))
+        # By a relative path, so that none is in the library.
+        return compiler.run(*flags, "-c", source, "-o", str(new), within=SOURCES)
 
 
 def _units(variant: Variant, left_out: Sequence[str] = ()) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """Label, source and flags of every object file."""
-    common = (*FLAGS, *WARNINGS, *_sanitizer(variant), *(("-DCC_EMULATE",) if variant.emulate else ()))
+    common = (*FLAGS, *WARNINGS, *_sanitizer(variant))
     for source in sorted(path.name for path in SOURCES.glob("*.c")):
         if source in PER_SET:
             for name, flags in _sets(variant).items():
                 if name not in left_out:
                     yield f"{source[:-2]}-{name}", source, (*common, f"-DCC_ISA_{name.upper()}", *flags)
         else:
-            yield source[:-2], source, (*common, *(f"-DCC_WITHOUT_{name.upper()}" for name in left_out))
+            emulate = ("-DCC_EMULATE",) if variant.emulate else ()
+            yield source[:-2], source, (*common, *emulate, *(f"-DCC_WITHOUT_{name.upper()}" for name in left_out))
 
 
 def _sets(variant: Variant) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,7 @@
-// What each instruction set offers, and what it is called with. The files of kernels are compiled once for each of them.
+// What each instruction set offers, and what it is called with. The files of kernels are compiled once for each of them,
+// with CC_ISA_<SET> defined. Where a compiler is too old for a set, the other files have CC_WITHOUT_<SET> defined. For
+// tests on CPUs without AVX-512, CC_EMULATE is defined in its sets' files and in all that are compiled once: then those
+// sets are compiled for AVX2, any CPU with AVX2 has them, and they come last among its sets, since they are slow.
 #pragma once
 #include "condconv.h"
 #include <stdatomic.h>
