@@ -94,7 +94,7 @@ def bench_engine(
         table = Table(box=None, header_style="bold")
         table.add_column("engine")
         table.add_column("precision")
-        for column in ("streams", "batch", "images/s", "relative", "p50 ms", "p99 ms"):
+        for column in ("streams", "batch", "images/s", "relative", "p50 ms", "p99 ms", "CPU ms/image"):
             table.add_column(column, justify="right")
         for figure in found.figures:
             case = figure.case
@@ -108,6 +108,7 @@ def bench_engine(
                 f"{figure.speed:.2f}",
                 f"{figure.latency_p50 * 1e3:.1f}",
                 f"{figure.latency_p99 * 1e3:.1f}",
+                f"{figure.cpu_per_row * 1e3:.1f}",
             )
         print_table(table)
     if plot is not None:

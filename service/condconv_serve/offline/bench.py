@@ -62,6 +62,8 @@ class EngineFigure:
     latency_p50: float
     """Seconds per batch."""
     latency_p99: float
+    cpu_per_row: float
+    """Seconds of processor time per row, of all threads."""
     speed: float
 
     def to_json(self) -> dict[str, Any]:
@@ -155,6 +157,7 @@ def _figure(case: EngineCase, first: EngineCase, rounds: Sequence[dict[EngineCas
         rows_per_second=median(found[case].rows_per_second for found in rounds),
         latency_p50=median(found[case].latency_p50 for found in rounds),
         latency_p99=median(found[case].latency_p99 for found in rounds),
+        cpu_per_row=median(found[case].cpu_per_row for found in rounds),
         # Compare within each round, so that a busy moment of the machine hits both.
         speed=median(found[case].rows_per_second / found[first].rows_per_second for found in rounds),
     )

@@ -13,11 +13,20 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Throughput:
-    """What one measurement found: rows per second, and seconds per call (median and 99th percentile)."""
+    """What one measurement found.
+
+    Attributes:
+        rows_per_second: of all callers together.
+        latency_p50: seconds per call, median.
+        latency_p99: seconds per call, 99th percentile.
+        cpu_per_row: seconds of processor time per row, of all threads of this process. A neighbour that takes away
+            processor time changes it less than `rows_per_second`.
+    """
 
     rows_per_second: float
     latency_p50: float
     latency_p99: float
+    cpu_per_row: float
 
 
 def measure(compute: Callable[[int], Any], *, callers: int, rows_per_call: int, seconds: float) -> Throughput:
@@ -51,6 +60,7 @@ def measure(compute: Callable[[int], Any], *, callers: int, rows_per_call: int, 
     for thread in threads:
         thread.start()
     barrier.wait()
+    cpu = time.process_time()
     try:
         for thread in threads:
             thread.join()
@@ -61,6 +71,7 @@ def measure(compute: Callable[[int], Any], *, callers: int, rows_per_call: int, 
         raise
     if errors:
         raise errors[0]
+    cpu = time.process_time() - cpu
     # Each caller's own rate: the others' last calls, which end later, would count as idle time.
     rate = sum(rows_per_call * len(own) / sum(own) for own in latencies)
     every = np.concatenate([np.asarray(own) for own in latencies])
@@ -68,4 +79,5 @@ def measure(compute: Callable[[int], Any], *, callers: int, rows_per_call: int, 
         rows_per_second=rate,
         latency_p50=float(np.quantile(every, 0.5)),
         latency_p99=float(np.quantile(every, 0.99)),
+        cpu_per_row=cpu / (rows_per_call * len(every)),
     )

@@ -45,6 +45,7 @@ def test_the_engine_is_measured_by_batch_size_and_streams(tmp_path):
     for figure in figures:
         assert (figure["engine"], figure["precision"]) == ("tensorflow", "float32")
         assert 0 < figure["latency_p50"] <= figure["latency_p99"]
+        assert figure["cpu_per_row"] > 0
         expected = figure["streams"] * figure["batch_size"] / figure["latency_p50"]
         assert figure["rows_per_second"] == pytest.approx(expected, rel=0.9)
     assert figures[0]["speed"] == 1
@@ -87,7 +88,7 @@ def test_ctrl_c_leaves_the_rounds_that_are_complete(monkeypatch):
         calls.append(rows_per_call)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return Throughput(rows_per_second=10.0 * rows_per_call, latency_p50=0.1, latency_p99=0.2)
+        return Throughput(rows_per_second=10.0 * rows_per_call, latency_p50=0.1, latency_p99=0.2, cpu_per_row=0.2)
 
     monkeypatch.setattr(bench, "measure", measured)
     result = run(app, ["bench", "engine", "--batch-size", "1", "--batch-size", "2", "--rounds", "3", "--json"])

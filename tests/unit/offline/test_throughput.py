@@ -22,6 +22,17 @@ def test_rate_and_latency_follow_from_the_calls():
     assert found.rows_per_second == pytest.approx(8 / found.latency_p50, rel=0.5)
 
 
+def test_processor_time_counts_what_is_computed_and_no_waiting():
+    def compute(caller):
+        end = time.thread_time() + 0.02
+        while time.thread_time() < end:
+            pass
+        time.sleep(0.06)
+
+    found = measure(compute, callers=2, rows_per_call=4, seconds=0.2)
+    assert 0.02 / 4 <= found.cpu_per_row < 0.06 / 4  # whoever waits for the processor uses none
+
+
 def test_ctrl_c_ends_the_measurement_and_its_threads(monkeypatch):
     pressed = []
 
