@@ -34,12 +34,13 @@ CORES = len(os.sched_getaffinity(0))
 class Contestant:
     """`compute(input)` returns logits; `prepare(rows)` makes that input from uint8 `[B, 224, 224, 3]`.
 
-    `callers` threads call it at once.
+    `callers` threads call it at once. `multiply_adds` are those of a row, where the contestant is ours.
     """
 
     compute: Callable[[Any], Any]
     prepare: Callable[[Any], Any]
     callers: int
+    multiply_adds: int | None = None
 
 
 def floats(rows: Any) -> Any:
@@ -76,22 +77,58 @@ def network(work: Path, architecture: str = ARCHITECTURE) -> Any:
     return model
 
 
-def ours(work: Path, *, engine: str, precision: str, architecture: str = ARCHITECTURE) -> Contestant:
+def ours(
+    work: Path,
+    *,
+    engine: str,
+    precision: str,
+    native: str = "off",
+    isa: str | None = None,
+    architecture: str = ARCHITECTURE,
+) -> Contestant:
+    """Our engine; with `isa` as on a CPU that has nothing better than that.
+
+    Raises:
+        RuntimeError: the engine or the native kernels can't compute the network here, or the CPU has nothing better.
+    """
+    if isa:
+        limit_isa(isa)
     from condconv_serve.domain import Preprocessing
+    from condconv_serve.nn import cost
     from condconv_serve.runtime.devices import detect_machine
     from condconv_serve.runtime.engines import build_engine
     from condconv_serve.runtime.plan import EngineOptions, make_plan
     from condconv_serve.runtime.tensorflow_engine import limit_threads
 
     machine = detect_machine(look_for_accelerators=False)
-    plan = make_plan(machine, EngineOptions(device="cpu", engine=engine, precision=precision))
+    plan = make_plan(machine, EngineOptions(device="cpu", engine=engine, precision=precision, native=native))
     limit_threads(plan.threads_per_stream)
     model = network(work, architecture)
     preprocessing = Preprocessing(transform="pillow", image_size=224, mean=MEAN, std=STD)
     built, described = build_engine(model, preprocessing, plan)
-    if described.engine != engine:
-        raise RuntimeError(described.reason)
-    return Contestant(lambda rows: built(rows)["logits"], lambda rows: rows, plan.streams)
+    if described.engine != engine or (described.native.state == "used") != (native == "on"):
+        raise RuntimeError(str(described))
+    multiply_adds = cost(model).multiply_adds
+    return Contestant(lambda rows: built(rows)["logits"], lambda rows: rows, plan.streams, multiply_adds)
+
+
+def native(work: Path, *, precision: str, isa: str | None = None, architecture: str = ARCHITECTURE) -> Contestant:
+    """Ours with native kernels."""
+    return ours(work, engine="tensorflow", precision=precision, native="on", isa=isa, architecture=architecture)
+
+
+def limit_isa(isa: str) -> None:
+    """Let this process use that instruction set at most; OpenVINO's kernels outside of oneDNN don't obey.
+
+    Raises:
+        RuntimeError: the CPU has nothing better, so this would be the same as without.
+    """
+    from condconv_serve.runtime.kernels import library
+
+    if library.isas()[0] == isa:
+        raise RuntimeError(f"this CPU has nothing better than {isa}")
+    library.use_isa(isa)
+    os.environ["ONEDNN_MAX_CPU_ISA"] = isa.upper()
 
 
 def official(work: Path, *, streams: int) -> Contestant:
@@ -229,14 +266,23 @@ def openvino_timm(work: Path, *, hint: str, precision: str) -> Contestant:
 
 
 CONTESTANTS: dict[str, Callable[[Path], Contestant]] = {
+    "ours native f32": lambda w: native(w, precision="float32"),
+    "ours native bf16": lambda w: native(w, precision="bfloat16"),
+    "ours native-avx2 f32": lambda w: native(w, precision="float32", isa="avx2"),
     "ours tensorflow f32": lambda w: ours(w, engine="tensorflow", precision="float32"),
     "ours tensorflow bf16": lambda w: ours(w, engine="tensorflow", precision="bfloat16"),
     "ours openvino f32": lambda w: ours(w, engine="openvino", precision="float32"),
     "ours openvino bf16": lambda w: ours(w, engine="openvino", precision="bfloat16"),
+    "static native f32": lambda w: native(w, precision="float32", architecture=STATIC),
+    "static native bf16": lambda w: native(w, precision="bfloat16", architecture=STATIC),
+    "static native-avx2 f32": lambda w: native(w, precision="float32", isa="avx2", architecture=STATIC),
     "static tensorflow f32": lambda w: ours(w, engine="tensorflow", precision="float32", architecture=STATIC),
     "static tensorflow bf16": lambda w: ours(w, engine="tensorflow", precision="bfloat16", architecture=STATIC),
     "static openvino f32": lambda w: ours(w, engine="openvino", precision="float32", architecture=STATIC),
     "static openvino bf16": lambda w: ours(w, engine="openvino", precision="bfloat16", architecture=STATIC),
+    "static openvino-avx2 f32": lambda w: ours(
+        w, engine="openvino", precision="float32", isa="avx2", architecture=STATIC
+    ),
     "official streams f32": lambda w: official(w, streams=CORES),
     "timm eager streams f32": lambda w: torch_timm(w, inductor=False, bfloat16=False, streams=CORES),
     "timm inductor 1 x all f32": lambda w: torch_timm(w, inductor=True, bfloat16=False, streams=1),
@@ -320,7 +366,12 @@ def main() -> None:
         found = np.asarray(contestant.compute(x), np.float32)
         difference = max(difference, float(np.abs(found - expected[:size]).max() / np.abs(expected).max()))
     release_memory()
-    protocol.write(json.dumps({"ready": time.perf_counter() - started, "difference": difference}) + "\n")
+    ready = {
+        "ready": time.perf_counter() - started,
+        "difference": difference,
+        "multiply_adds": contestant.multiply_adds,
+    }
+    protocol.write(json.dumps(ready) + "\n")
     for line in sys.stdin:
         command = json.loads(line)
         x = inputs[command["batch_size"]]

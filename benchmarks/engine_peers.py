@@ -14,35 +14,20 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import contestants
+import peak
 import report
+from engine_tables import render
 
-TOLERANCE = {"f32": 1e-4, "bf16": 0.1}
+TOLERANCE = {"f32": 1e-5, "bf16": 0.1}
 """Largest difference of a logit from PyTorch's in float32, relative to the largest logit."""
 PACKAGES = ("tensorflow-cpu", "tensorflow", "keras", "openvino", "torch", "timm", "onnxruntime", "numpy")
 
-# Targets: our contestant, the best of these peers, and how much faster it is to be.
-TARGETS: list[tuple[str, str, str, float]] = [
-    ("ours tensorflow f32", "openvino-timm", "f32", 1.15),
-    ("ours tensorflow f32", "onnxruntime", "f32", 1.25),
-    ("ours tensorflow f32", "timm inductor", "f32", 2.0),
-    ("ours tensorflow f32", "official", "f32", 1.2),
-    ("ours tensorflow bf16", "openvino-timm", "bf16", 1.15),
-    ("best f32", "openvino-timm", "f32", 1.3),
-    ("best bf16", "openvino-timm", "bf16", 1.4),
-    ("ours tensorflow f32", "static tensorflow", "f32", 0.95),
-    ("ours tensorflow bf16", "static tensorflow", "bf16", 0.95),
-    ("ours openvino f32", "static openvino", "f32", 0.95),
-    ("ours openvino bf16", "static openvino", "bf16", 0.95),
-]
-LONE_TARGETS = [("best f32", "official", "f32", 1.0), ("best f32", "onnxruntime", "f32", 1.0)]
-
 
 class Process:
-    """One contestant; `difference` is how far its logits are off."""
+    """One contestant; `difference` is how far its logits are off, `multiply_adds` those of a row, where it is ours."""
 
     def __init__(self, name: str, work: Path) -> None:
         """Start it and wait until it is ready.
@@ -60,16 +45,18 @@ class Process:
             stderr=self._errors,
             text=True,
         )
-        self.difference: float = self._read()["difference"]
+        ready = self._read()
+        self.difference: float = ready["difference"]
+        self.multiply_adds: int | None = ready["multiply_adds"]
 
-    def measure(self, *, batch_size: int, lone: bool, seconds: float) -> dict[str, float]:
+    def measure(self, *, batch_size: int, lone: bool, seconds: float) -> dict[str, Any]:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # reading says why
             self._process.stdin.write(json.dumps({"batch_size": batch_size, "lone": lone, "seconds": seconds}) + "\n")
             self._process.stdin.flush()
         return self._read()
 
-    def _read(self) -> dict[str, float]:
+    def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -79,7 +66,7 @@ class Process:
             raise RuntimeError(
                 f"{self.name} ended with {self._process.returncode} (-9: out of memory) and said: {last[0]}"
             )
-        found: dict[str, float] = json.loads(line)
+        found: dict[str, Any] = json.loads(line)
         return found
 
     def close(self) -> None:
@@ -107,6 +94,7 @@ def main() -> int:
             say("making weights and exports ...")
             # In a process of its own, so that PyTorch's threads are not in the way.
             subprocess.run([sys.executable, "-W", "ignore", contestants.__file__, "prepare", str(work)], check=True)
+        peaks = peak.peak()
         processes, failures, wrong = start(names, work)
         figures = contest(processes, rounds=arguments.rounds, seconds=arguments.seconds)
         for process in processes:
@@ -117,6 +105,8 @@ def main() -> int:
         "seconds": arguments.seconds,
         "difference": {process.name: process.difference for process in processes},
         "failed": failures,
+        "multiply_adds": {process.name: process.multiply_adds for process in processes},
+        "peaks": peaks,
         "figures": figures,
     }
     print(render(document))
@@ -147,72 +137,23 @@ def start(names: list[str], work: Path) -> tuple[list[Process], dict[str, str], 
 
 
 def contest(processes: list[Process], *, rounds: int, seconds: float) -> dict[str, dict[str, list[float]]]:
-    """Rows per second by batch size, and milliseconds of a lone image: a list over the rounds for each contestant."""
-    columns = [f"b{size}" for size in contestants.BATCH_SIZES]
+    """Rows per second and milliseconds of processor time per row by batch size, and milliseconds of a lone image.
+
+    Each is a list over the rounds.
+    """
+    columns = [f"b{size}{more}" for size in contestants.BATCH_SIZES for more in ("", "_cpu_ms")]
     figures: dict[str, dict[str, list[float]]] = {p.name: {c: [] for c in [*columns, "lone_ms"]} for p in processes}
     for number in range(rounds):
         for size in contestants.BATCH_SIZES:
             for process in processes:
                 found = process.measure(batch_size=size, lone=False, seconds=seconds)
                 figures[process.name][f"b{size}"].append(found["rows_per_second"])
+                figures[process.name][f"b{size}_cpu_ms"].append(found["cpu_per_row"] * 1e3)
         for process in processes:
             found = process.measure(batch_size=1, lone=True, seconds=seconds / 2)
             figures[process.name]["lone_ms"].append(found["latency_p50"] * 1e3)
         say(f"round {number + 1} of {rounds}")
     return figures
-
-
-def render(document: dict[str, Any]) -> str:
-    """The tables: figures, and targets with the ratios found."""
-    figures = document["figures"]
-    rows = []
-    for name, found in figures.items():
-        cells = [f"{median(found[f'b{size}']):.0f}" for size in contestants.BATCH_SIZES]
-        best = best_batch(figures, [name])[1]
-        off = "" if name.startswith("static") else f"{document['difference'][name]:.0e}"
-        rows.append([name, *cells, f"{best:.0f}", f"{median(found['lone_ms']):.1f}", off])
-    columns = ["contestant", *(f"batch {size}" for size in contestants.BATCH_SIZES), "best", "lone ms", "logits off"]
-    tables = [report.table(columns, rows), ""]
-    goals = []
-    for ours, peer, precision, target in TARGETS:
-        found = ratio(figures, ours, peer, precision)
-        if found is not None:
-            goals.append(
-                [f"{ours} over {peer} {precision}", f"{found:.2f}", f"{target:.2f}", report.verdict(found >= target)]
-            )
-    for ours, peer, precision, target in LONE_TARGETS:
-        found = ratio(figures, ours, peer, precision, lone=True)
-        if found is not None:
-            goals.append(
-                [f"lone image, {ours} over {peer}", f"{found:.2f}", f"{target:.2f}", report.verdict(found >= target)]
-            )
-    tables.append(report.table(["ratio of rows per second, best batch each", "found", "wanted", ""], goals))
-    return "\n".join(tables)
-
-
-def select(figures: dict[str, Any], name: str, precision: str) -> list[str]:
-    prefix = "ours" if name.startswith("best") else name
-    return [n for n in figures if n.startswith(prefix) and n.endswith(f" {precision}")]
-
-
-def best_batch(figures: dict[str, Any], names: list[str]) -> tuple[list[float], float]:
-    """The rounds, and their median, of the fastest of some contestants at its best batch size."""
-    rounds = [figures[name][f"b{size}"] for name in names for size in contestants.BATCH_SIZES]
-    best = max(rounds, key=median)
-    return best, median(best)
-
-
-def ratio(figures: dict[str, Any], ours: str, peer: str, precision: str, *, lone: bool = False) -> float | None:
-    """Median over the rounds of ours over the best peer's; None if one is missing."""
-    mine, theirs = select(figures, ours, precision), select(figures, peer, precision)
-    if not mine or not theirs:
-        return None
-    if lone:
-        a = min((figures[n]["lone_ms"] for n in mine), key=median)
-        b = min((figures[n]["lone_ms"] for n in theirs), key=median)
-        return median(y / x for x, y in zip(a, b, strict=True))
-    a, b = best_batch(figures, mine)[0], best_batch(figures, theirs)[0]
-    return median(x / y for x, y in zip(a, b, strict=True))
 
 
 def say(text: str) -> None:
