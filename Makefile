@@ -39,7 +39,7 @@ COMPILE := $(KERNELS)/build.py --fetch requirements/compiler.txt
 NATIVE := $(VENV)/.native
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-quick test-lowest test-browser test-docs test-examples test-parity test-docker bench bench-service \
+.PHONY: help serve test test-quick test-lowest test-browser test-docs test-examples test-parity test-docker bench bench-native bench-service \
 	fuzz soak native check format docs lock clean
 
 help:  ## Show this list
@@ -130,6 +130,10 @@ test-docker: $(TEST_VENV)/.installed  ## Build the image, run the Compose projec
 
 bench: $(TEST_VENV)/.bench  ## Measure the engine against what one would pick instead (20 minutes, 16 GB of memory)
 	@$(BIN)/python benchmarks/engine_peers.py $(ARGS)
+
+bench-native: $(TEST_VENV)/.bench  ## Measure every architecture with native kernels and without, and a server's memory (15 minutes)
+	@$(BIN)/python benchmarks/native_architectures.py $(ARGS)
+	@$(BIN)/python benchmarks/memory.py
 
 bench-service: $(TEST_VENV)/.bench  ## Measure the server against other servers, and under load (30 minutes)
 	@command -v wrk >/dev/null || apt-get install -qq -y wrk || { echo "wrk is needed: apt-get install wrk" >&2; exit 1; }

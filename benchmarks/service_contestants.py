@@ -63,7 +63,7 @@ def fastapi(work: Path, port: int) -> None:
     import uvicorn
     from fastapi.concurrency import run_in_threadpool
 
-    engine = contestants.ours(work, engine="tensorflow", precision="float32")
+    engine = contestants.native(work, precision="float32")
     app = FastAPI()
 
     def classify(data: bytes) -> dict[str, list[Any]]:

@@ -1,0 +1,158 @@
+"""Every registered architecture with native kernels, against TensorFlow's own operations, and OpenVINO if installed.
+
+Each network has a process of its own, in which its engines take turns, round by round. Its weights are random, and the
+engines must agree on its logits. Two callers or as many as there are cores, and a lone image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from statistics import median
+from typing import Any
+
+import numpy as np
+import report
+
+SIZES = (1, 4, 8)
+ENGINES = ("native", "tensorflow", *(("openvino",) if find_spec("openvino") else ()))
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}
+"""Largest difference between the logits of two engines, relative to the largest logit."""
+
+
+def measure(name: str, precision: str, rounds: int, seconds: float) -> dict[str, Any]:
+    """One network in all engines: rows per second, processor time, milliseconds of a lone image, by round."""
+    from condconv_serve.offline.throughput import measure as measured
+    from condconv_serve.runtime.tensorflow_engine import limit_threads
+    from condconv_serve.runtime.tensorflow_import import import_tensorflow
+
+    import_tensorflow()
+    limit_threads(1)
+    import keras
+
+    from condconv_serve.domain import Preprocessing
+    from condconv_serve.nn import build_network, cost, get_architecture
+    from condconv_serve.runtime.devices import detect_machine
+    from condconv_serve.runtime.engines import build_engine
+    from condconv_serve.runtime.plan import EngineOptions, make_plan
+
+    keras.utils.set_random_seed(0)
+    architecture = get_architecture(name)
+    network = build_network(architecture)
+    machine = detect_machine(look_for_accelerators=False)
+    size = architecture.image_size
+    engines, found = {}, {}
+    for engine in ENGINES:
+        native = "on" if engine == "native" else "off"
+        options = EngineOptions(
+            device="cpu",
+            precision=precision,
+            engine="openvino" if engine == "openvino" else "tensorflow",
+            native=native,
+            max_batch_size=max(SIZES),
+        )
+        plan = make_plan(machine, options)
+        preprocessing = Preprocessing(transform="pillow", image_size=size)
+        engines[engine], described = build_engine(network, preprocessing, plan)
+        if (described.native.state == "used") != (native == "on"):
+            raise RuntimeError(str(described))
+        if native == "on":
+            layers = [described.native.native_layers, described.native.tensorflow_layers]
+        found[engine] = {f"b{b}{more}": [] for b in SIZES for more in ("", "_cpu_ms")} | {"lone_ms": []}
+    rows = np.random.default_rng(0).integers(0, 256, (max(SIZES), size, size, 3), np.uint8)
+    expected = engines["tensorflow"](rows)["logits"]
+    for engine, compute in engines.items():
+        off = float(np.abs(compute(rows)["logits"] - expected).max() / np.abs(expected).max())
+        if not off <= TOLERANCE[precision]:
+            raise RuntimeError(f"{name}: the logits of {engine} are {off:.2g} off")
+    for number in range(-1, rounds):
+        for b in (*SIZES, 0):
+            for engine, compute in engines.items():
+                callers, batch = (plan.streams, rows[:b]) if b else (1, rows[:1])
+                result = measured(
+                    lambda caller, compute=compute, batch=batch: compute(batch, caller),
+                    callers=callers,
+                    rows_per_call=len(batch),
+                    seconds=seconds if number >= 0 else 0.2,
+                )
+                if number < 0:  # warms up
+                    continue
+                if b:
+                    found[engine][f"b{b}"].append(result.rows_per_second)
+                    found[engine][f"b{b}_cpu_ms"].append(result.cpu_per_row * 1e3)
+                else:
+                    found[engine]["lone_ms"].append(result.latency_p50 * 1e3)
+    return {"multiply_adds": cost(network).multiply_adds, "layers": layers, "engines": found}
+
+
+def render(found: dict[str, Any]) -> str:
+    """The table: what native kernels reach, and how much faster they are than the best of the others."""
+    rows = []
+    for name, network in found.items():
+        native = network["engines"]["native"]
+        others = {engine: figures for engine, figures in network["engines"].items() if engine != "native"}
+        by_native, by_tensorflow = network["layers"]
+        rows.append(
+            [
+                name,
+                f"{network['multiply_adds'] / 1e6:.0f}M",
+                f"{by_native} of {by_native + by_tensorflow}",
+                " ".join(f"{median(native[f'b{size}']):.0f}" for size in SIZES),
+                " ".join(_ratio(native, others, f"b{size}", more=True) for size in SIZES),
+                " ".join(_ratio(native, others, f"b{size}_cpu_ms", more=False) for size in SIZES),
+                f"{median(native['lone_ms']):.1f}",
+                _ratio(native, others, "lone_ms", more=False),
+            ]
+        )
+    sizes = ", ".join(map(str, SIZES))
+    header = [
+        "architecture",
+        "multiply-adds",
+        "native layers",
+        f"rows/s, batch {sizes}",
+        "over the best other",
+        "by CPU time",
+        "lone ms",
+        "over the best other",
+    ]
+    return report.table(header, rows)
+
+
+def _ratio(native: dict[str, list[float]], others: dict[str, Any], figure: str, *, more: bool) -> str:
+    """How many times better native is than the best other; `more`: of what more is better."""
+    best = (max if more else min)((figures[figure] for figures in others.values()), key=median)
+    fast, slow = (native[figure], best) if more else (best, native[figure])
+    return f"{median(a / b for a, b in zip(fast, slow, strict=True)):.2f}"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=tuple(TOLERANCE), default="float32")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0, help="per measurement")
+    parser.add_argument("--only", default="", help="architectures whose name contains this")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(arguments.one, arguments.precision, arguments.rounds, arguments.seconds)))
+        return
+    from condconv_serve.nn import ARCHITECTURES
+
+    found = {}
+    for name in ARCHITECTURES:
+        if arguments.only in name:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--one", name]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found[name] = json.loads(done.stdout.splitlines()[-1])
+    print(render(found))
+    document = {"machine": report.machine(("tensorflow-cpu", "openvino", "numpy")), "networks": found}
+    print(f"\nwrote {report.save(f'native_architectures_{arguments.precision}', document)}")
+
+
+if __name__ == "__main__":
+    main()
