@@ -76,7 +76,7 @@ def detect_machine(*, look_for_accelerators: bool) -> Machine:
 def _native_kernels() -> NativeKernels:
     """Load the native kernels, which needs no TensorFlow."""
     try:
-        return NativeKernels(isa=library.isa(), bfloat16=library.has_bfloat16())
+        return NativeKernels(isa=library.isa(), bfloat16=library.has_bfloat16(), problem="")
     except library.NativeUnavailable as error:
         return NativeKernels(problem=str(error))
 
