@@ -98,7 +98,8 @@ CC_API int32_t cc_has_bfloat16(void);
 // Makes TensorFlow, which must be loaded, know the operation CondconvProgram. Again: nothing happens.
 CC_API int32_t cc_register(void);
 CC_API int32_t cc_registered(void);         // whether it does
-CC_API void cc_set_threads(int32_t threads); // that may compute at once, all calls together
+CC_API void cc_set_threads(int32_t threads); // that may compute at once, all calls together; 1 at first
+CC_API int64_t cc_helped(void);              // tasks of calls that other threads than theirs have done
 
 // experts [num_experts, kernel_height, kernel_width, in_channels, out_channels], or without in_channels if depthwise;
 // factor and bias [out_channels], NULL: 1 and 0; expert_bias [num_experts, out_channels] or NULL: before factor.
