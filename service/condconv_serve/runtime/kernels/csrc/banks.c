@@ -3,7 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_TAPS = 1 << 16, MOST_STEP = 1 << 16, MOST_CHANNELS = 1 << 24, MOST_DEPTH = 1 << 28 };
+enum {
+    MOST_EXPERTS = 1 << 10,
+    MOST_TAPS = 1 << 16,
+    MOST_STEP = 1 << 16,
+    MOST_CHANNELS = 1 << 24,
+    MOST_DEPTH = 1 << 28,
+};
 
 static cc_table table = CC_TABLE;
 static atomic_llong alive;
@@ -25,7 +31,7 @@ typedef struct {
 static int check_numbers(const cc_bank_spec *s) {
     if ((s->depthwise | s->mixed) & ~1) return cc_fail("A bank's depthwise and mixed are 0 or 1.");
     const bounded all[] = {
-        {"experts", s->num_experts, MOST_CHANNELS},
+        {"experts", s->num_experts, MOST_EXPERTS},
         {"input channels", s->in_channels, MOST_CHANNELS},
         {"output channels", s->out_channels, MOST_CHANNELS},
         {"rows in its kernel", s->kernel_height, MOST_TAPS},

@@ -27,9 +27,6 @@ static features detect(void) {
     has.avx2 = (saved & ymm) == ymm && (basic & bit_FMA) && (basic & bit_F16C) && (more & bit_AVX2);
     has.avx512 = has.avx2 && (saved & zmm) == zmm && (more & wide) == wide;
     has.avx512_bf16 = has.avx512 && (last & bf16);
-#ifdef CC_EMULATE // compiled for AVX2
-    has.avx512 = has.avx512_bf16 = has.avx2;
-#endif
     return has;
 }
 #elif defined __aarch64__
@@ -42,16 +39,26 @@ static char names[MOST * 24];
 static _Atomic(const struct cc_isa *) chosen;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-static void find_all(void) {
-    int count = 0;
 #ifdef __x86_64__
-    features has = detect();
+static int add_avx512(int count, features has) {
     (void)has;
 #ifndef CC_WITHOUT_AVX512_BF16
     if (has.avx512_bf16) available[count++] = &cc_isa_avx512_bf16;
 #endif
 #ifndef CC_WITHOUT_AVX512
     if (has.avx512) available[count++] = &cc_isa_avx512;
+#endif
+    return count;
+}
+#endif
+
+static void find_all(void) {
+    int count = 0;
+#ifdef __x86_64__
+    features has = detect();
+    (void)has;
+#ifndef CC_EMULATE
+    count = add_avx512(count, has);
 #endif
 #ifndef CC_WITHOUT_AVX2
     if (has.avx2) available[count++] = &cc_isa_avx2;
@@ -60,6 +67,10 @@ static void find_all(void) {
     available[count++] = &cc_isa_neon;
 #endif
     available[count++] = &cc_isa_generic;
+#if defined __x86_64__ && defined CC_EMULATE // compiled for AVX2, and slow
+    has.avx512 = has.avx512_bf16 = has.avx2;
+    count = add_avx512(count, has);
+#endif
     size_t used = 0;
     for (int i = 0; i < count; i++)
         used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", i ? "," : "", available[i]->name);

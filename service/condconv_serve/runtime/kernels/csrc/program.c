@@ -23,7 +23,8 @@ static void destroy(cc_program *program) {
 
 static int keep_banks(cc_program *program, const int64_t *banks) {
     for (int i = 0; i < program->spec.banks; i++)
-        if (!(program->banks[i] = cc_bank_keep(banks[i]))) return cc_fail("Bank %d of the program is none, or freed.", i);
+        if (!(program->banks[i] = cc_bank_keep(banks[i])))
+            return cc_fail("Bank %d of the program is none, or was freed.", i);
     return 0;
 }
 

@@ -1,11 +1,17 @@
-// Checks a program's parts one by one, so that running it can't read or write what isn't there: numbers, values, stages,
-// and each step's values and geometry. program_flow.c then checks that they fit together in time.
+// Checks a program's parts one by one, so that running it can't read or write what isn't there: numbers, values,
+// stages, and each step's values and geometry. program_flow.c then checks that they fit together in time.
 #include "runtime.h"
 #include <limits.h>
 
-enum { MOST_PARTS = 1 << 12, MOST_CHUNK = 1 << 12 };
+enum {
+    MOST_PARTS = 1 << 12,
+    MOST_CHUNK = 1 << 12,
+    MOST_PIXELS = INT_MAX / 64, // of an image with its padding: kernels count these times their tile in int
+};
 
-static const char *const kinds[CC_STEPS] = {"conv", "depthwise", "pool", "scale", "add", "activate", "convert", "multiply"};
+static const char *const kinds[CC_STEPS] = {
+    "conv", "depthwise", "pool", "scale", "add", "activate", "convert", "multiply",
+};
 
 // A step under check, with the sentence's beginning for its failures.
 typedef struct {
@@ -53,13 +59,14 @@ static int check_value(const cc_program *program, int number) {
     int64_t most = INT_MAX / program->spec.chunk;
     for (int i = 0; i < v->rank; i++) {
         if (v->shape[i] < 1 || v->shape[i] > most)
-            return cc_fail("Value %d can't have %d numbers in a dimension, or as many in a chunk.", number, v->shape[i]);
+            return cc_fail("Value %d can't have %d numbers in dimension %d, or not so many in a chunk.", number,
+                           v->shape[i], i);
         most /= v->shape[i];
     }
     if (v->place != CC_SCRATCH) return 0;
     int64_t room = v->row_by_row ? program->spec.row_bytes : program->spec.chunk_bytes;
     if (v->offset < 0 || v->offset % 4 || v->offset > room || cc_value_bytes(v) > (size_t)(room - v->offset))
-        return cc_fail("Value %d, %zu bytes at %lld, isn't inside its %lld bytes of scratch, or isn't at a multiple of 4.",
+        return cc_fail("Value %d, %zu bytes at %lld, isn't inside its %lld bytes of scratch, or at no multiple of 4.",
                        number, cc_value_bytes(v), (long long)v->offset, (long long)room);
     return 0;
 }
@@ -148,14 +155,25 @@ typedef struct {
     int height, width, pad_top, pad_left, out_height, out_width;
 } windows;
 
+// From the first number that a window reads to the last one, or the image's.
+static int64_t padded(int size, int kernel, int stride, int dilation, int pad, int out) {
+    int64_t windows = (int64_t)(out - 1) * stride + (int64_t)(kernel - 1) * dilation + 1, image = (int64_t)pad + size;
+    return windows > image ? windows : image;
+}
+
 static int check_windows(const checked *c, const cc_bank *bank, windows w) {
     const cc_bank_spec *b = &bank->spec;
-    return check_window(c, "height", w.height, b->kernel_height, b->stride_height, b->dilation_height, w.pad_top,
-                        w.out_height) ||
-                   check_window(c, "width", w.width, b->kernel_width, b->stride_width, b->dilation_width, w.pad_left,
-                                w.out_width)
-               ? -1
-               : 0;
+    if (check_window(c, "height", w.height, b->kernel_height, b->stride_height, b->dilation_height, w.pad_top,
+                     w.out_height) ||
+        check_window(c, "width", w.width, b->kernel_width, b->stride_width, b->dilation_width, w.pad_left,
+                     w.out_width))
+        return -1;
+    int64_t height = padded(w.height, b->kernel_height, b->stride_height, b->dilation_height, w.pad_top, w.out_height);
+    int64_t width = padded(w.width, b->kernel_width, b->stride_width, b->dilation_width, w.pad_left, w.out_width);
+    int64_t most = c->program->spec.chunk > 64 ? INT_MAX / c->program->spec.chunk : MOST_PIXELS;
+    return height <= most && width <= most / height
+               ? 0
+               : FAIL(c, "has an image of %lld x %lld with padding, too large.", (long long)height, (long long)width);
 }
 
 static int check_routing(const checked *c, const cc_bank *bank, const cc_bank *producer) {
@@ -163,20 +181,33 @@ static int check_routing(const checked *c, const cc_bank *bank, const cc_bank *p
     if (producer && producer->spec.mixed) before = producer->spec.num_experts;
     if (mixed && before && mixed != before)
         return FAIL(c, "has one routing for %d and %d experts.", before, mixed);
-    if ((mixed || before) != (c->step->routing != -1))
-        return FAIL(c, "%s", mixed || before ? "has no routing for its mixed bank." : "has a routing, and no mixed bank.");
+    int single = !producer && mixed == 1 && !bank->spec.depthwise; // its one kernel needs no weight
+    if ((mixed || before) != (c->step->routing != -1) && !single)
+        return FAIL(c, "%s", mixed || before ? "has no routing for its bank." : "has a routing, and no mixed bank.");
     return check_vector(c, "routing", c->step->routing, mixed ? mixed : before);
 }
 
-// What the convolution reads: pixels, or numbers.
-static int check_pixels(const checked *c, int may_normalise) {
+// What the first convolution reads: pixels, or numbers in the type that it multiplies.
+static int check_read(const checked *c, const cc_bank *first) {
     const cc_step *s = c->step;
     int type = c->program->values[s->input].type;
     if (s->normalise & ~1) return FAIL(c, "normalises or not: %d isn't 1 or 0.", s->normalise);
-    if (!s->normalise) return is_float(type) ? 0 : FAIL(c, "must normalise an input of %s.", cc_type_name(type));
-    if (!may_normalise) return FAIL(c, "can't normalise its %s.", "input");
-    if (type == CC_BFLOAT16) return FAIL(c, "can't normalise an input of %s.", cc_type_name(type));
-    return s->channels <= 4 ? 0 : FAIL(c, "normalises at most 4 channels, not %d.", s->channels);
+    if (s->normalise) {
+        if (first->spec.depthwise) return FAIL(c, "can't normalise its %s.", "input");
+        if (type == CC_BFLOAT16) return FAIL(c, "can't normalise an input of %s.", cc_type_name(type));
+        return s->channels <= 4 ? 0 : FAIL(c, "normalises at most 4 channels, not %d.", s->channels);
+    }
+    if (!is_float(type)) return FAIL(c, "must normalise an input of %s.", cc_type_name(type));
+    int wanted = first->spec.type == CC_BANK_BFLOAT16 ? CC_BFLOAT16 : CC_FLOAT32;
+    return first->spec.depthwise ? 0 : check_type(c, "input", s->input, wanted);
+}
+
+// Only a mixed kernel of 1 x 1 takes its input's scale with it.
+static int check_scale(const checked *c, const cc_bank *bank) {
+    if (c->step->scale == -1) return 0;
+    if (bank->spec.depthwise || !bank->spec.mixed || bank->taps != 1)
+        return FAIL(c, "can't have scale %d: its bank isn't mixed, or not of 1 x 1.", c->step->scale);
+    return check_vector(c, "scale", c->step->scale, c->step->channels);
 }
 
 static int check_convolution(const checked *c, int depthwise) {
@@ -194,18 +225,20 @@ static int check_convolution(const checked *c, int depthwise) {
         windows before = {s->height, s->width, s->producer_pad_top, s->producer_pad_left, s->producer_height,
                           s->producer_width};
         if (producer->spec.out_channels != bank->spec.in_channels)
-            return FAIL(c, "has a producer of %d channels for %d.", producer->spec.out_channels, bank->spec.in_channels);
+            return FAIL(c, "has a producer of %d channels for %d.", producer->spec.out_channels,
+                        bank->spec.in_channels);
         if (check_windows(c, producer, before)) return -1;
         if ((int64_t)s->producer_height * s->producer_width > INT_MAX / c->program->spec.chunk)
             return FAIL(c, "has a producer of %d x %d, too many.", s->producer_height, s->producer_width);
         w.height = s->producer_height;
         w.width = s->producer_width;
     } else if (s->producer_activation) return FAIL(c, "has no producer for activation %d.", s->producer_activation);
-    if (check_windows(c, bank, w) || check_routing(c, bank, producer) || check_pixels(c, !depthwise || producer) ||
+    if (check_windows(c, bank, w) || check_routing(c, bank, producer) || check_read(c, first) || check_scale(c, bank) ||
         check_shape(c, "output", s->output, s->out_height, s->out_width, out) ||
-        check_vector(c, "scale", s->scale, s->channels) || check_vector(c, "pooled", s->pooled, out))
+        check_vector(c, "pooled", s->pooled, out))
         return -1;
     if (s->residual == -1) return 0;
+    if (depthwise) return FAIL(c, "can't have residual %d.", s->residual);
     return check_shape(c, "residual", s->residual, s->out_height, s->out_width, out) ||
                    check_type(c, "residual", s->residual, c->program->values[s->output].type)
                ? -1
@@ -215,7 +248,8 @@ static int check_convolution(const checked *c, int depthwise) {
 static int check_elementwise(const checked *c) {
     const cc_step *s = c->step;
     const int type = c->program->values[s->input].type, kind = s->kind;
-    const int two = kind == CC_STEP_ADD || kind == CC_STEP_MULTIPLY, active = kind == CC_STEP_ADD || kind == CC_STEP_ACTIVATE;
+    const int two = kind == CC_STEP_ADD || kind == CC_STEP_MULTIPLY;
+    const int active = kind == CC_STEP_ADD || kind == CC_STEP_ACTIVATE;
     if (s->bank != -1 || s->producer != -1 || s->routing != -1 || s->pooled != -1 || s->normalise ||
         s->producer_activation)
         return FAIL(c, "has %s.", "a bank, producer, routing, pooled value or normalisation, and can't");

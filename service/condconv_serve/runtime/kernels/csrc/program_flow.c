@@ -78,15 +78,15 @@ static int check_rows(const flow *f, const cc_stage *stage, int number) {
             for (int i = 0; i < READS; i++)
                 if (reads[i] >= 0 && overlap(&values[reads[i]], &values[writes[j]]) &&
                     !same_memory(&values[reads[i]], &values[writes[j]]))
-                    return cc_fail("Step %d writes value %d over other rows of value %d, which its stage reads.", number,
-                                   writes[j], reads[i]);
+                    return cc_fail("Step %d writes value %d over other rows of value %d, which its stage reads.",
+                                   number, writes[j], reads[i]);
             int others[WRITES];
             writes_of(&f->program->steps[step], others);
             for (int i = 0; i < WRITES; i++)
                 if (others[i] >= 0 && overlap(&values[others[i]], &values[writes[j]]) &&
                     !same_memory(&values[others[i]], &values[writes[j]]))
-                    return cc_fail("Step %d writes value %d over other rows of value %d, which its stage writes.", number,
-                                   writes[j], others[i]);
+                    return cc_fail("Step %d writes value %d over other rows of value %d, which its stage writes.",
+                                   number, writes[j], others[i]);
         }
     }
     return 0;

@@ -1,4 +1,4 @@
-// What the files that are compiled once share: errors, tables of what is alive, banks, programs, and the team of threads.
+// What the files that are compiled once share: errors, things by number, banks, programs, and the team of threads.
 #pragma once
 #include "kernels.h"
 #include <pthread.h>

@@ -1,8 +1,9 @@
-// A call's tasks, shared with helpers: threads of the library that compute only while fewer calls are active than threads
-// may compute. A helper takes a task at once or not at all, so nobody waits for one that the system hasn't woken yet.
+// A call's tasks, shared with helpers: threads of the library that compute only while fewer calls are active than
+// threads may compute. A helper takes a task at once or not at all, so nobody waits for one that the system hasn't
+// woken yet.
 //
-// Each active call has a place for one region of tasks at a time. Helpers look at the set of open places, first spinning,
-// since a program's next region is a few microseconds away, then asleep.
+// Each active call has a place for one region of tasks at a time. Helpers look at the set of open places, first
+// spinning, since a program's next region is a few microseconds away, then asleep.
 #define _GNU_SOURCE
 #include "runtime.h"
 #include <sched.h>

@@ -34,7 +34,8 @@ static void describe(char *to, size_t room, const char *type, int rank, const in
 }
 
 // Says what an input or output is and what is wanted; rows -1: as many as you like.
-static void mismatch(TF_Status *status, const char *which, int number, const char *found, const cc_value *v, int64_t rows) {
+static void mismatch(TF_Status *status, const char *which, int number, const char *found, const cc_value *v,
+                     int64_t rows) {
     char wanted[160], message[480];
     int64_t shape[4] = {rows};
     for (int i = 0; i < v->rank; i++) shape[i + 1] = v->shape[i];
@@ -65,8 +66,9 @@ static void check_input(call *c, int number) {
     int64_t shape[8] = {0};
     for (int i = 0; i < rank && i < 8; i++) shape[i] = tf.TF_Dim(x, i);
     snprintf(name, sizeof name, "type %d", type);
-    const int known = type == TF_UINT8 ? CC_UINT8 : type == TF_FLOAT ? CC_FLOAT32 : type == TF_BFLOAT16 ? CC_BFLOAT16 : -1;
-    describe(found, sizeof found, known < 0 ? name : cc_type_name(known), rank < 8 ? rank : 8, shape);
+    for (int known = CC_UINT8; known <= CC_BFLOAT16; known++)
+        if (tf_type(known) == type) snprintf(name, sizeof name, "%s", cc_type_name(known));
+    describe(found, sizeof found, name, rank < 8 ? rank : 8, shape);
     mismatch(c->status, "input", number, found, v, c->rows <= INT_MAX ? c->rows : -1);
 }
 
@@ -168,9 +170,10 @@ static int register_operation(void) {
     if (tf.TF_GetCode(status) == TF_OK)
         tf.TF_RegisterKernelBuilder("CondconvProgram",
                                     tf.TF_NewKernelBuilder("CondconvProgram", "CPU", create, compute, destroy), status);
-    int known = tf.TF_GetCode(status) == TF_OK ? 0 : cc_fail("TensorFlow refuses the operation: %s", tf.TF_Message(status));
+    int refused = tf.TF_GetCode(status) != TF_OK;
+    if (refused) cc_fail("TensorFlow refuses the operation: %s", tf.TF_Message(status));
     tf.TF_DeleteStatus(status);
-    return known;
+    return refused;
 }
 
 int32_t cc_register(void) {
