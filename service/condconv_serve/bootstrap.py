@@ -82,7 +82,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     return load_model(bundle, plan, metrics=metrics)
 
 
-def load_ablation(settings: Settings, memory: MemoryCheck, name: str, version: str) -> Ablation:
+def load_ablation(settings: Settings, plan: EnginePlan, memory: MemoryCheck, name: str, version: str) -> Ablation:
     """Load a version from the store for ablations, if there is memory for it.
 
     Raises:
@@ -93,10 +93,10 @@ def load_ablation(settings: Settings, memory: MemoryCheck, name: str, version: s
     with open_store(settings.model_store) as catalog:
         bundle = open_bundle(catalog.find(name, version))
     with memory.loading(bundle):
-        from condconv_serve.runtime.ablation_engine import AblationEngine
         from condconv_serve.runtime.loading import load_network
+        from condconv_serve.runtime.native_engine import build_ablation
 
-        return AblationEngine(load_network(bundle), bundle.manifest.preprocessing.to_domain())
+        return build_ablation(load_network(bundle), bundle.manifest.preprocessing.to_domain(), plan)
 
 
 def plan_engines(settings: Settings) -> EnginePlan:
@@ -225,7 +225,9 @@ class Service:
             ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
             observe=self._observe,
         )
-        self.ablator = AblationQueue(partial(load_ablation, settings, MemoryCheck(ablation_bytes, left=memory.left)))
+        self.ablator = AblationQueue(
+            partial(load_ablation, settings, self.plan, MemoryCheck(ablation_bytes, left=memory.left))
+        )
         self._drawer = Drawer()
         self.readiness = Readiness(
             self._batcher.health.problem,

@@ -20,8 +20,8 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from condconv_serve.domain import LOGITS, ROUTING, Preprocessing, RoutingOverrides, Row, Tensors
 from condconv_serve.errors import BundleError
-from condconv_serve.runtime.inference_graph import normalised
-from condconv_serve.runtime.lowering import CPU, is_stateless, lower
+from condconv_serve.runtime.lowering import CPU, Lowered, Lowering, NativeLowering, lower
+from condconv_serve.runtime.lowering.pixels import normalised
 from condconv_serve.runtime.model_graph import ModelGraph
 from condconv_serve.runtime.tensorflow_engine import open_session, reporting_memory
 
@@ -32,12 +32,15 @@ MICRO_BATCH = 4
 class AblationEngine:
     """Computes variants of one image's routing, in float32 on TensorFlow, on the calling thread. One call at a time."""
 
-    def __init__(self, network: keras.Model, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, network: keras.Model, preprocessing: Preprocessing, *, lowering: Lowering | NativeLowering = CPU
+    ) -> None:
         """Freeze the network in parts; they need about as much memory as another engine would.
 
         Args:
             network: functional, with its weights; returns `{"logits": ..., "routing": {block: [B, experts]}}`.
             preprocessing: its mean and standard deviation go into the graph.
+            lowering: which operations to use.
 
         Raises:
             BundleError: the network is static, or two of its blocks have the same routing weights.
@@ -47,8 +50,8 @@ class AblationEngine:
         self._experts = [weights.shape[-1] for weights in routing]
         self._logits = id(network.output["logits"])
         cuts = _cuts(network, routing)
-        self._prefix = _prefix(cuts[0], network.inputs[0], preprocessing)
-        self._steps = [_step(cut, routing[cut.block]) for cut in cuts[1:]]
+        self._prefix = _prefix(cuts[0], network.inputs[0], preprocessing, lowering)
+        self._steps = [_step(cut, routing[cut.block], lowering) for cut in cuts[1:]]
         # The first calls are slow, so they are made here.
         shape = (MICRO_BATCH, len(routing), max(self._experts))
         size = preprocessing.image_size
@@ -118,8 +121,12 @@ class AblationEngine:
 class _Part:
     """A part of the network as a graph of its own: in a graph for all parts, each call would optimise all of them."""
 
-    def __init__(self, compute: Callable[..., list[Any]], specs: Sequence[tf.TensorSpec], *, stateless: bool) -> None:
-        """Trace `compute`, a function of tensors; one that isn't `stateless` has variables, which are frozen."""
+    def __init__(
+        self, compute: Callable[..., list[Any]], specs: Sequence[tf.TensorSpec], *, lowered: Lowered | None
+    ) -> None:
+        """Trace `compute`, a function of tensors that uses `lowered`; variables of this are frozen."""
+        stateless = lowered is None or lowered.stateless
+        self._resources = () if lowered is None else lowered.resources
         if not stateless:
             function = tf.function(compute, autograph=False).get_concrete_function(*specs)
             frozen = convert_variables_to_constants_v2(function)
@@ -141,6 +148,8 @@ class _Part:
     def close(self) -> None:
         self._session.close()
         del self._session, self._compute  # whoever still holds this part must not hold the weights
+        for resource in self._resources:
+            resource.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,54 +218,55 @@ def _cuts(network: keras.Model, routing: Sequence[Any]) -> list[_Cut]:
     return cuts
 
 
-def _prefix(cut: _Cut, pixels: Any, preprocessing: Preprocessing) -> _Stage:
+def _prefix(cut: _Cut, pixels: Any, preprocessing: Preprocessing, lowering: Lowering | NativeLowering) -> _Stage:
     """What comes before all blocks, of rows."""
+    lowered = _lowered([pixels], cut.outputs, lowering, preprocessing)
     cut = _Cut(cut.block, (pixels,), (pixels, *cut.outputs), cut.kept)
-    convolve, stateless = _lowered([pixels], cut.outputs[1:])
 
     def compute(rows: Any) -> list[Any]:
-        pixels = normalised(rows, preprocessing)
-        return [pixels, *convolve([pixels])]
+        return [normalised(rows, preprocessing), *_values(lowered, cut.outputs[1:], [rows])]
 
     size = preprocessing.image_size
-    return _Stage(
-        cut, _Part(compute, [tf.TensorSpec((None, size, size, 3), preprocessing.row_type)], stateless=stateless)
-    )
+    return _Stage(cut, _Part(compute, [tf.TensorSpec((None, size, size, 3), preprocessing.row_type)], lowered=lowered))
 
 
-def _step(cut: _Cut, routing: Any) -> _Stage:
+def _step(cut: _Cut, routing: Any, lowering: Lowering | NativeLowering) -> _Stage:
     """What a block adds: from weights (NaN: the model's own), uniform and features to weights used and features."""
-    convolve, stateless = _lowered(cut.inputs, cut.outputs)
+    lowered = _lowered(cut.inputs, cut.outputs, lowering)
     place = next(place for place, tensor in enumerate(cut.inputs) if tensor is routing)
 
     def compute(weights: Any, uniform: Any, *features: Any) -> list[Any]:
         own = features[place]
         mean = tf.broadcast_to(tf.reduce_mean(own, axis=1, keepdims=True), tf.shape(own))
         used = tf.where(tf.math.is_nan(weights), tf.where(uniform[:, None], mean, own), weights)
-        return [used, *convolve([*features[:place], used, *features[place + 1 :]])]
+        return [used, *_values(lowered, cut.outputs, [*features[:place], used, *features[place + 1 :]])]
 
     specs = [
         tf.TensorSpec((None, routing.shape[-1]), tf.float32),
         tf.TensorSpec((None,), tf.bool),
         *(tf.TensorSpec((None, *tensor.shape[1:]), _type(tensor)) for tensor in cut.inputs),
     ]
-    return _Stage(cut, _Part(compute, specs, stateless=stateless))
+    return _Stage(cut, _Part(compute, specs, lowered=lowered))
 
 
-def _lowered(inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple[Callable[[list[Any]], list[Any]], bool]:
-    """The part of the network between symbolic tensors, lowered, and whether it holds nothing but constants.
+def _lowered(
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    lowering: Lowering | NativeLowering,
+    preprocessing: Preprocessing | None = None,
+) -> Lowered | None:
+    """The part of the network between symbolic tensors; None if it has no outputs.
 
     To be called outside of any graph, where weights can't be read.
     """
     if not outputs:
-        return lambda _: [], True
-    lowered = lower(keras.Model(list(inputs), list(outputs)), CPU)
+        return None
+    return lower(keras.Model(list(inputs), list(outputs)), lowering, preprocessing=preprocessing)
 
-    def compute(values: list[Any]) -> list[Any]:
-        results = keras.tree.flatten(lowered(values, training=False))
-        return [tf.cast(result, _type(tensor)) for result, tensor in zip(results, outputs, strict=True)]
 
-    return compute, is_stateless(lowered)
+def _values(lowered: Lowered | None, outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
+    results = [] if lowered is None else keras.tree.flatten(lowered(*inputs))
+    return [tf.cast(result, _type(tensor)) for result, tensor in zip(results, outputs, strict=True)]
 
 
 def _type(tensor: Any) -> Any:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve.runtime.layer_kinds import LayerKind, Role, has_role, kind_of
+from condconv_serve.runtime.layer_kinds import Role, has_role, kind_of
 from condconv_serve.runtime.model_graph import ModelGraph
 
 
@@ -29,52 +29,55 @@ class FoldedConvolution:
     expert_bias: NDArray[np.float32] | None = None
 
 
-def fold_batch_norms(graph: ModelGraph) -> tuple[dict[str, FoldedConvolution], frozenset[str]]:
-    """Fold every batch norm that alone reads a convolution's output.
+def foldable_norms(graph: ModelGraph) -> dict[str, Any]:
+    """Every batch norm that alone reads a convolution's output, by the convolution's name.
 
     Layers called more than once keep their norms, and so do convolutions whose output is read by anything besides the
     norm (a layer, an operation, a model inside the model).
-
-    Returns:
-        The weights of every convolution by layer name, and the names of the batch norms that are left with nothing to
-        do.
     """
-    weights: dict[str, FoldedConvolution] = {}
-    folded: set[str] = set()
+    found: dict[str, Any] = {}
     for call in graph.calls:
-        layer, kind = call.operation, kind_of(call.operation)
-        if kind is None or kind.role is not Role.CONVOLUTION:
+        layer, reader = call.operation, graph.sole_reader(call)
+        if reader is None or not has_role(layer, Role.CONVOLUTION) or not has_role(reader.operation, Role.NORM):
             continue
-        reader = graph.sole_reader(call)
-        norm: Any = None if reader is None else reader.operation
-        foldable = (
-            has_role(norm, Role.NORM)
-            and norm.axis in (-1, 3)
+        norm: Any = reader.operation
+        if (
+            norm.axis in (-1, 3)
             and layer.activation is keras.activations.linear
             and graph.called_once(layer)
             and graph.called_once(norm)
-        )
-        weights[layer.name] = _fold(layer, kind, norm if foldable else None)
-        if foldable:
-            folded.add(norm.name)
-    return weights, frozenset(folded)
+        ):
+            found[layer.name] = norm
+    return found
 
 
-def _fold(layer: Any, kind: LayerKind, norm: Any | None) -> FoldedConvolution:
+def norm_factors(norm: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What a batch norm multiplies each channel with, and what it adds then, both `[channels]`."""
+    scale = 1 / np.sqrt(np.asarray(norm.moving_variance, np.float64) + norm.epsilon)
+    if norm.scale:
+        scale = scale * np.asarray(norm.gamma, np.float64)
+    shift = -np.asarray(norm.moving_mean, np.float64) * scale
+    if norm.center:
+        shift = shift + np.asarray(norm.beta, np.float64)
+    return scale, shift
+
+
+def fold(layer: Any, norm: Any | None) -> FoldedConvolution:
+    """A convolution's weights with the norm that follows it, if one is folded.
+
+    Args:
+        layer: one whose role is `Role.CONVOLUTION`.
+        norm: from `foldable_norms`.
+    """
+    kind = kind_of(layer)
+    depthwise, experts = kind is not None and kind.depthwise, kind is not None and kind.experts
     kernel = np.asarray(layer.kernel, np.float64)
-    channels = kernel.shape[-1] * (kernel.shape[-2] if kind.depthwise else 1)
+    channels = kernel.shape[-1] * (kernel.shape[-2] if depthwise else 1)
     bias = np.zeros(channels) if layer.bias is None else np.asarray(layer.bias, np.float64)
-    scale, shift = np.ones(channels), np.zeros(channels)
-    if norm is not None:
-        scale = 1 / np.sqrt(np.asarray(norm.moving_variance, np.float64) + norm.epsilon)
-        if norm.scale:
-            scale = scale * np.asarray(norm.gamma, np.float64)
-        shift = -np.asarray(norm.moving_mean, np.float64) * scale
-        if norm.center:
-            shift = shift + np.asarray(norm.beta, np.float64)
-    kernel = kernel * (scale.reshape(kernel.shape[-2:]) if kind.depthwise else scale)
+    scale, shift = (np.ones(channels), np.zeros(channels)) if norm is None else norm_factors(norm)
+    kernel = kernel * (scale.reshape(kernel.shape[-2:]) if depthwise else scale)
     expert_bias = None
-    if kind.experts:
+    if experts:
         expert_bias = None if layer.bias is None else (bias * scale).astype(np.float32)
         bias = np.zeros(channels)
     return FoldedConvolution(kernel.astype(np.float32), (bias * scale + shift).astype(np.float32), expert_bias)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from condconv_serve.domain import LOGITS, ROUTING, Preprocessing
-from condconv_serve.runtime.lowering import CPU, Lowering, is_stateless, lower
+from condconv_serve.domain import LOGITS, ROUTING, NativeUse, Preprocessing
+from condconv_serve.runtime.lowering import CPU, Closeable, Lowered, Lowering, NativeLowering, lower
 
 INPUT = "rows"
 
@@ -23,15 +23,20 @@ class InferenceGraph:
 
     Its tensors are `rows:0` of `row_type` `[B, image_size, image_size, 3]`, `logits:0` float32 `[B, classes]` and
     `routing:0` float32 `[B, blocks, num_experts]`, where a block with fewer experts than another is filled up with
-    zeros; `B` is open. Engines must not keep it: it holds a copy of all weights.
+    zeros; `B` is open. Engines must not keep it: it holds a copy of all weights. They keep the `resources` that it
+    refers to, and close them. `native` says what native kernels compute.
     """
 
     graph_def: Any
     image_size: int
     row_type: type[np.uint8] | type[np.float32] = np.uint8
+    resources: tuple[Closeable, ...] = ()
+    native: NativeUse = field(default_factory=NativeUse)
 
 
-def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Lowering = CPU) -> InferenceGraph:
+def freeze(
+    model: keras.Model, preprocessing: Preprocessing, *, lowering: Lowering | NativeLowering = CPU
+) -> InferenceGraph:
     """Build the inference graph of a functional model that returns `logits` and `routing`.
 
     Args:
@@ -43,15 +48,20 @@ def freeze(model: keras.Model, preprocessing: Preprocessing, *, lowering: Loweri
         ConfigurationError: the model is not functional.
     """
     size, row_type = preprocessing.image_size, preprocessing.row_type
-    lowered = lower(model, lowering)
-    infer = _inference(lowered, preprocessing)
-    if not (lowering.constants and is_stateless(lowered)):  # there may be variables to freeze
+    lowered = lower(model, lowering, preprocessing=preprocessing)
+    graph_def = _graph(lowered, size, row_type, constants=lowering.constants and lowered.stateless)
+    return InferenceGraph(graph_def, size, row_type, resources=lowered.resources, native=lowered.native)
+
+
+def _graph(lowered: Lowered, size: int, row_type: Any, *, constants: bool) -> Any:
+    infer = _inference(lowered)
+    if not constants:  # there may be variables to freeze
         signature = tf.TensorSpec((None, size, size, 3), row_type, INPUT)
         function = tf.function(infer, autograph=False).get_concrete_function(signature)
-        return InferenceGraph(convert_variables_to_constants_v2(function).graph.as_graph_def(), size, row_type)
+        return convert_variables_to_constants_v2(function).graph.as_graph_def()
     with tf.Graph().as_default() as graph:  # without the copies of all weights that tf.function would leave behind
         infer(tf.compat.v1.placeholder(row_type, (None, size, size, 3), INPUT))
-    return InferenceGraph(graph.as_graph_def(), size, row_type)
+    return graph.as_graph_def()
 
 
 def inference_function(
@@ -67,12 +77,13 @@ def inference_function(
     Raises:
         ConfigurationError: the model is not functional.
     """
-    return _inference(lower(model, lowering), preprocessing)
+    return _inference(lower(model, lowering, preprocessing=preprocessing))
 
 
-def _inference(lowered: keras.Model, preprocessing: Preprocessing) -> Callable[[Any], dict[str, Any]]:
+def _inference(lowered: Lowered) -> Callable[[Any], dict[str, Any]]:
     def infer(rows: Any) -> dict[str, Any]:
-        outputs = lowered(normalised(rows, preprocessing), training=False)
+        with tf.name_scope("network"):  # whose layers may be called as the outputs are
+            outputs = lowered(rows)
         routing = [tf.cast(weights, tf.float32) for weights in outputs["routing"].values()]
         stacked = _stack(routing) if routing else tf.zeros((tf.shape(rows)[0], 0, 0))
         logits = tf.cast(outputs["logits"], tf.float32)
@@ -91,14 +102,3 @@ def _stack(routing: list[Any]) -> Any:
         ],
         axis=1,
     )
-
-
-def normalised(rows: Any, preprocessing: Preprocessing) -> Any:
-    """Rows as the network takes them: float32, with the mean 0 and the standard deviation 1."""
-    mean, scale = _per_channel(preprocessing.mean), _per_channel(tuple(1 / s for s in preprocessing.std))
-    return (tf.cast(rows, tf.float32) - mean) * scale
-
-
-def _per_channel(values: tuple[float, ...]) -> Any:
-    """A single number if all channels have the same: broadcasting over an innermost axis of three is slow."""
-    return values[0] if len(set(values)) == 1 else np.array(values, np.float32)

@@ -7,8 +7,8 @@ file.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
@@ -29,6 +29,21 @@ class Call:
     operation: Any
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    _arguments: Any = field(repr=False)
+
+    def by_keras(self, values: Mapping[int, Tensor]) -> list[Tensor]:
+        """Have Keras compute the call as for inference.
+
+        Args:
+            values: a value for each input, by the input's id.
+
+        Returns:
+            A value for each output.
+        """
+        arguments, named = self._arguments.fill_in(values)
+        if "training" in getattr(self.operation, "_call_context_args", ()):
+            named = {**named, "training": False}
+        return keras.tree.flatten(self.operation(*arguments, **named))
 
 
 class ModelGraph:
@@ -38,6 +53,8 @@ class ModelGraph:
 
     Attributes:
         calls: all of them, each after those whose outputs it reads.
+        inputs: of the model, symbolic.
+        output: of the model: a symbolic tensor, or a structure of them.
     """
 
     def __init__(self, model: keras.Model) -> None:
@@ -55,8 +72,11 @@ class ModelGraph:
         depths = sorted(model._nodes_by_depth.items())  # from the outputs to the inputs
         nodes = [node for _, depth in depths for node in depth if not node.is_input]
         self.calls = tuple(
-            Call(node.operation, tuple(node.input_tensors), tuple(node.outputs)) for node in reversed(nodes)
+            Call(node.operation, tuple(node.input_tensors), tuple(node.outputs), node.arguments)
+            for node in reversed(nodes)
         )
+        self.inputs: Sequence[Tensor] = model.inputs
+        self.output: Any = model.output
         self._counts = Counter(id(call.operation) for call in self.calls)
         self._producers = {id(tensor): call for call in self.calls for tensor in call.outputs}
         self._readers: dict[int, list[Call]] = defaultdict(list)
@@ -78,6 +98,14 @@ class ModelGraph:
         output = id(call.outputs[0])
         found = self._readers.get(output, [])
         return found[0] if len(found) == 1 and output not in self._outputs else None
+
+    def readers(self, tensor: Tensor) -> list[Call]:
+        """The calls that read a tensor; one that reads it twice is there twice."""
+        return self._readers.get(id(tensor), [])
+
+    def is_output(self, tensor: Tensor) -> bool:
+        """Whether a tensor is an output of the model."""
+        return id(tensor) in self._outputs
 
     def condconv_routing(self) -> dict[int, tuple[Tensor, list[Any]]]:
         """The routing weights that CondConv layers read, with these layers, by id, in the order of first use."""

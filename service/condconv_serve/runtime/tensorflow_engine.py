@@ -86,7 +86,7 @@ class TensorFlowEngine:
             precision: bfloat16 lets Grappler convert the operations that gain from it.
             threads_per_stream: 1 keeps mixed kernels and activations in the cache of the stream's core.
         """
-        self._row_type = graph.row_type
+        self._row_type, self._resources = graph.row_type, graph.resources
         tf_graph = tf.Graph()
         with tf_graph.as_default():
             tf.graph_util.import_graph_def(graph.graph_def, name="")
@@ -105,3 +105,5 @@ class TensorFlowEngine:
         """Release the graph and its weights."""
         self._session.close()
         del self._session, self._compute  # code that still holds this engine must not hold the weights
+        for resource in self._resources:
+            resource.close()

@@ -7,7 +7,7 @@ import pytest
 from keras import layers
 
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
-from condconv_serve.runtime.fold import fold_batch_norms
+from condconv_serve.runtime.fold import fold, foldable_norms
 from condconv_serve.runtime.model_graph import ModelGraph
 
 pytestmark = pytest.mark.tensorflow
@@ -20,7 +20,7 @@ def folded_names(apply: Apply) -> frozenset[str]:
     """Names of the batch norms folded in the network `apply(inputs, routing)`."""
     inputs, routing = keras.Input((8, 8, 4)), keras.Input((3,))
     model = keras.Model([inputs, routing], apply(inputs, routing))
-    return fold_batch_norms(ModelGraph(model))[1]
+    return frozenset(norm.name for norm in foldable_norms(ModelGraph(model)).values())
 
 
 def norm(name: str = "norm", **options: Any) -> Any:
@@ -126,7 +126,7 @@ def test_folded_weights(options: dict[str, Any], use_bias: bool, randomise: Rand
         shift += np.asarray(normalisation.beta)
     if use_bias:
         shift += np.asarray(convolution.bias) * scale
-    folded = fold_batch_norms(ModelGraph(model))[0]["conv"]
+    folded = fold(model.get_layer("conv"), foldable_norms(ModelGraph(model))["conv"])
     np.testing.assert_allclose(folded.kernel, np.asarray(convolution.kernel) * scale, rtol=1e-5)
     np.testing.assert_allclose(folded.bias, shift, rtol=1e-4, atol=1e-6)
     assert folded.kernel.dtype == folded.bias.dtype == np.float32
@@ -139,7 +139,7 @@ def test_every_experts_channels_are_scaled(randomise: Randomise) -> None:
     model = randomise(keras.Model([inputs, routing], norm()(layer(inputs, routing))))
     normalisation = model.get_layer("norm")
     scale = np.asarray(normalisation.gamma) / np.sqrt(np.asarray(normalisation.moving_variance) + 1e-3)
-    folded = fold_batch_norms(ModelGraph(model))[0]["conv"]
+    folded = fold(model.get_layer("conv"), foldable_norms(ModelGraph(model))["conv"])
     np.testing.assert_allclose(folded.kernel, np.asarray(layer.kernel) * scale.reshape(4, 2), rtol=1e-5)
     assert folded.expert_bias is not None
     np.testing.assert_allclose(folded.expert_bias, np.asarray(layer.bias) * scale, rtol=1e-5)

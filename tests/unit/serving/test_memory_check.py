@@ -6,6 +6,8 @@ import pytest
 from condconv_serve.bootstrap import load_ablation
 from condconv_serve.errors import OutOfMemory, TooLittleMemory
 from condconv_serve.machine.memory import MemoryUse
+from condconv_serve.runtime.devices import Machine
+from condconv_serve.runtime.plan import make_plan
 from condconv_serve.serving.memory_check import MemoryCheck
 from condconv_serve.settings import Settings
 from condconv_serve.store import open_bundle, write_bundle
@@ -211,7 +213,8 @@ def test_a_failed_load_leaves_no_trace(error, bundle):
 
 
 def test_an_ablation_that_does_not_fit_is_refused_before_anything_is_loaded(place, monkeypatch):
-    monkeypatch.setitem(sys.modules, "condconv_serve.runtime.ablation_engine", None)
+    monkeypatch.setitem(sys.modules, "condconv_serve.runtime.native_engine", None)
+    plan = make_plan(Machine(cores=1, cpu_bfloat16=False, openvino=False))
     check = MemoryCheck(lambda bundle: 300_000_000, left=lambda: 100_000_000, use=lambda: None)
     with pytest.raises(TooLittleMemory, match="pear/1 needs about 300 MB"):
-        load_ablation(Settings(model_store=place.path), check, "pear", "1")
+        load_ablation(Settings(model_store=place.path), plan, check, "pear", "1")

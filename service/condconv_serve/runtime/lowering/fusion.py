@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -29,17 +30,17 @@ def scaled_convolutions(graph: ModelGraph) -> dict[str, str]:
     return found
 
 
-def following_activations(graph: ModelGraph, folded: frozenset[str]) -> dict[str, Any]:
+def following_activations(graph: ModelGraph, norms: Mapping[str, Any]) -> dict[str, Any]:
     """The activation layer that alone reads a convolution, or its folded norm, by the convolution's name.
 
     Args:
         graph: of the model.
-        folded: names of the norms that are folded away.
+        norms: the norms that are folded away, by the names of their convolutions.
     """
     found: dict[str, Any] = {}
     for call in graph.calls:
         layer, reader = call.operation, graph.sole_reader(call)
-        if reader is not None and reader.operation.name in folded:
+        if reader is not None and reader.operation is norms.get(layer.name):
             reader = graph.sole_reader(reader)
         if reader is None or not has_role(reader.operation, Role.ACTIVATION) or not has_role(layer, Role.CONVOLUTION):
             continue

@@ -9,8 +9,7 @@ enum {
     PATCH_BYTES = 192 << 10,      // of a block of patches, where the kernel is shared
 };
 
-// Whether each example has a kernel of its own: mixed, or at least scaled.
-static int is_mixed(const cc_conv *c) { return c->bank->spec.mixed || c->scale; }
+static int is_mixed(const cc_conv *c) { return c->bank->spec.mixed; }
 
 cc_extent CC_NAME(cc_conv_extent)(const cc_conv *c) {
     return (cc_extent){.tiles = c->bank->tiles, .pixels = is_mixed(c) ? 1 : c->batch * c->out_height * c->out_width};
@@ -115,7 +114,7 @@ static int run_mixed(const cc_conv *c, cc_part part) {
             for (int b = 0; b < B; b++) {
                 const size_t row = (size_t)b * hw;
                 float own[CC_TILE];
-                w.bias = mixed_bias(bank, tile, c->routing ? c->routing + (size_t)b * E : 0, own);
+                w.bias = mixed_bias(bank, tile, c->routing + (size_t)b * E, own);
                 w.kernel = mixed + b * mixed_pitch;
                 CC_NAME(cc_product)(&w, hw, x + row * pitch + (size_t)k * 4, sums + row * CC_TILE, c->out,
                                     row * w.out_pitch + (size_t)tile * CC_TILE);
@@ -129,6 +128,12 @@ int CC_NAME(cc_conv)(const cc_conv *c, cc_part part) {
     if (!is_mixed(c)) return run_shared(c, part);
     cc_conv own = *c;
     const cc_bank *bank = c->bank;
+    if (!c->routing) { // a single expert as it is
+        float *ones = cc_scratch(CC_SCRATCH_WEIGHTS, c->batch * sizeof *ones);
+        if (!ones) return -1;
+        for (int b = 0; b < c->batch; b++) ones[b] = 1;
+        own.routing = ones;
+    }
     if (c->scale && bank->depth != bank->spec.in_channels) { // an odd number of channels, in pairs
         float *scale = cc_scratch(CC_SCRATCH_DONE, (size_t)c->batch * bank->depth * sizeof *scale);
         if (!scale) return -1;

@@ -1,0 +1,177 @@
+"""The table of what native kernels compute: which layer is which step of a program.
+
+A line's function takes a call and returns its node, or says in a few words why no kernel does it. Which nodes fuse into
+one is said in `fusing.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import keras
+from keras import layers
+
+from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.runtime.kernels.program import Activation, StepKind
+from condconv_serve.runtime.layer_kinds import kind_of
+from condconv_serve.runtime.lowering.native.nodes import Convolution, Node
+from condconv_serve.runtime.lowering.native.tensors import Tensors, map_size, row_shape
+from condconv_serve.runtime.model_graph import Call
+
+Found = Node | str
+
+ACTIVATIONS: Final[Mapping[Any, Activation]] = {
+    keras.activations.linear: Activation.LINEAR,
+    keras.activations.relu: Activation.RELU,
+    keras.activations.relu6: Activation.RELU6,
+    keras.activations.silu: Activation.SWISH,
+    keras.activations.hard_silu: Activation.HARD_SWISH,
+    keras.activations.sigmoid: Activation.SIGMOID,
+    keras.activations.hard_sigmoid: Activation.HARD_SIGMOID,
+}
+
+
+def find_node(call: Call, tensors: Tensors) -> Found:
+    """The node of one call, or why there is none."""
+    layer = call.operation
+    pattern = _PATTERNS.get(type(layer))
+    if pattern is None:
+        return "no kernel computes it"
+    if any(row_shape(tensor) is None for tensor in (*call.inputs, *call.outputs)):
+        return "the size of its input is open"
+    if not all("float" in str(tensor.dtype) for tensor in call.inputs):
+        return "its input are no floats"
+    if getattr(layer, "data_format", "channels_last") != "channels_last":
+        return "its channels come first"
+    reshaped = any(map_size(tensors.root(tensor)) != map_size(tensor) for tensor in call.inputs)
+    if reshaped and type(layer) is not layers.Dense:
+        return "its input was reshaped"
+    return pattern(call, tensors)
+
+
+def _convolution(call: Call, tensors: Tensors) -> Found:
+    layer, kind = call.operation, kind_of(call.operation)
+    activation = _activation_of(layer)
+    if isinstance(activation, str):
+        return activation
+    if kind is None or len(call.inputs) != (2 if kind.experts else 1):
+        return "it is called in an unusual way"
+    if getattr(layer, "groups", 1) != 1:
+        return f"it has {layer.groups} groups"
+    if kind.depthwise and layer.depth_multiplier != 1:
+        return f"it has {layer.depth_multiplier} kernels per channel"
+    kernel, strides, dilations = (tuple(pair) for pair in (layer.kernel_size, layer.strides, layer.dilation_rate))
+    before, after = map_size(call.inputs[0]), map_size(call.outputs[0])
+    if before is None or after is None:
+        return "its input is no map"
+    same = layer.padding == "same"
+    top, left = (
+        # SAME pads one more row below than above if it pads an odd number.
+        max((out - 1) * stride + (k - 1) * dilation + 1 - size, 0) // 2 if same else 0
+        for size, out, k, stride, dilation in zip(before[:2], after[:2], kernel, strides, dilations, strict=True)
+    )
+    return _node(
+        StepKind.DEPTHWISE if kind.depthwise else StepKind.CONV,
+        call,
+        tensors,
+        routing=tensors.root(call.inputs[1]) if kind.experts else None,
+        activation=activation,
+        convolution=Convolution(
+            layer=layer,
+            depthwise=kind.depthwise,
+            experts=layer.num_experts if kind.experts else None,
+            kernel=kernel,
+            strides=strides,
+            dilations=dilations,
+            size=before,
+            out_size=after,
+            pads=(top, left),
+        ),
+    )
+
+
+def _dense(call: Call, tensors: Tensors) -> Found:
+    activation = _activation_of(call.operation)
+    if isinstance(activation, str):
+        return activation
+    size, out_size = map_size(tensors.root(call.inputs[0])), map_size(call.outputs[0])
+    if size is None or out_size is None:
+        return "its input is neither a map nor a vector"
+    # Of a map that was made a vector, it is a convolution whose kernel is as large as the map.
+    kernel = size[:2] if len(call.inputs[0].shape) == 2 else (1, 1)
+    convolution = Convolution(layer=call.operation, kernel=kernel, size=size, out_size=out_size)
+    return _node(StepKind.CONV, call, tensors, activation=activation, convolution=convolution)
+
+
+def _norm(call: Call, tensors: Tensors) -> Found:
+    """A norm that isn't folded: a depthwise convolution that takes each channel as it is."""
+    size = map_size(call.inputs[0])
+    if size is None or call.operation.axis not in (-1, len(call.inputs[0].shape) - 1):
+        return "it doesn't normalise channels"
+    convolution = Convolution(layer=None, norm=call.operation, depthwise=True, size=size, out_size=size)
+    return _node(StepKind.DEPTHWISE, call, tensors, convolution=convolution)
+
+
+def _activation(call: Call, tensors: Tensors) -> Found:
+    activation = _activation_of(call.operation)
+    if isinstance(activation, str):
+        return activation
+    return _node(StepKind.ACTIVATE, call, tensors, activation=activation)
+
+
+def _pool(call: Call, tensors: Tensors) -> Found:
+    return _node(StepKind.POOL, call, tensors)
+
+
+def _add(call: Call, tensors: Tensors) -> Found:
+    if len(call.inputs) != 2 or row_shape(call.inputs[0]) != row_shape(call.inputs[1]):
+        return "it doesn't add two tensors of one shape"
+    return _node(StepKind.ADD, call, tensors, residual=tensors.root(call.inputs[1]))
+
+
+def _multiply(call: Call, tensors: Tensors) -> Found:
+    if len(call.inputs) != 2:
+        return "it doesn't multiply two tensors"
+    x, y = call.inputs
+    if row_shape(x) == row_shape(y):
+        return _node(StepKind.MULTIPLY, call, tensors, residual=tensors.root(y))
+    if row_shape(x) == (1, 1, x.shape[-1]):
+        x, y = y, x
+    if len(x.shape) != 4 or row_shape(y) != (1, 1, x.shape[-1]):
+        return "its inputs have different shapes, and neither is a factor for each channel of a map"
+    return _node(StepKind.SCALE, call, tensors, input=tensors.root(x), scale=tensors.root(y))
+
+
+_PATTERNS: Final[Mapping[type, Callable[[Call, Tensors], Found]]] = {
+    layers.Conv2D: _convolution,
+    layers.DepthwiseConv2D: _convolution,
+    CondConv2D: _convolution,
+    DepthwiseCondConv2D: _convolution,
+    layers.Dense: _dense,
+    layers.BatchNormalization: _norm,
+    layers.Activation: _activation,
+    layers.ReLU: _activation,
+    layers.GlobalAveragePooling2D: _pool,
+    layers.Add: _add,
+    layers.Multiply: _multiply,
+}
+
+
+def _node(kind: StepKind, call: Call, tensors: Tensors, **fields: Any) -> Node:
+    fields.setdefault("input", tensors.root(call.inputs[0]))
+    return Node(kind=kind, calls=(call,), last=call, output=call.outputs[0], **fields)
+
+
+def _activation_of(layer: Any) -> Activation | str:
+    """What a layer ends with, or why no kernel does that."""
+    if type(layer) is layers.ReLU:
+        plain = not layer.negative_slope and not layer.threshold
+        if plain and layer.max_value in (None, 6):
+            return Activation.RELU if layer.max_value is None else Activation.RELU6
+        return "no kernel has its slope, threshold or maximum"
+    function = layer.activation
+    if type(function) in (layers.ReLU, layers.Activation):
+        return _activation_of(function)
+    known = None if isinstance(function, layers.Layer) else ACTIVATIONS.get(function)
+    return f"no kernel has its activation {getattr(function, '__name__', function)}" if known is None else known
