@@ -127,7 +127,7 @@ STRUCTS: tuple[type[ctypes.Structure], ...] = (
 )
 """In the order in which `cc_struct_size` numbers them."""
 
-_FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
+FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cc_version": (c_int32, ()),
     "cc_struct_size": (c_int32, (c_int32,)),
     "cc_error": (c_char_p, ()),
@@ -159,6 +159,6 @@ def declare(library: ctypes.CDLL) -> None:
     Raises:
         AttributeError: the library lacks one of them.
     """
-    for name, (result, arguments) in _FUNCTIONS.items():
+    for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments

@@ -57,7 +57,7 @@ def open_library(file: Path) -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(str(file))
     except OSError as error:
-        raise NativeUnavailable(f"{file.name} can't be loaded: {' '.join(str(error).split())}") from error
+        raise NativeUnavailable(f"{file.name} can't be loaded: {_line(error, file)}") from error
     try:
         library.cc_version.restype = ctypes.c_int32
         version = library.cc_version()
@@ -65,13 +65,18 @@ def open_library(file: Path) -> ctypes.CDLL:
             raise NativeUnavailable(f"{file.name} is of version {version}, and version {abi.VERSION} is needed")
         abi.declare(library)
     except AttributeError as error:
-        raise NativeUnavailable(f"{file.name} is not this version's library: {error}") from error
+        raise NativeUnavailable(f"{file.name} is not this version's library: {_line(error, file)}") from error
     for number, struct in enumerate(abi.STRUCTS):
         found, wanted = library.cc_struct_size(number), ctypes.sizeof(struct)
         if found != wanted:
             name = struct.__name__.removesuffix("Struct")
             raise NativeUnavailable(f"{file.name} has a {name} of {found} bytes, and {wanted} bytes are needed")
     return library
+
+
+def _line(error: Exception, file: Path) -> str:
+    """What the system says, in one line, and without the server's folders, since clients see it."""
+    return " ".join(str(error).replace(str(file), file.name).split())
 
 
 def isa() -> str:

@@ -262,7 +262,9 @@ static int check_elementwise(const checked *c) {
     if (check_shape(c, "output", s->output, s->height, s->width, s->channels) ||
         check_vector(c, "scale", s->scale, s->channels))
         return -1;
-    if (kind == CC_STEP_CONVERT) return 0;
+    const int out_type = c->program->values[s->output].type;
+    if (kind == CC_STEP_CONVERT)
+        return out_type != type ? 0 : FAIL(c, "converts from %s to the same.", cc_type_name(type));
     if (check_type(c, "output", s->output, type)) return -1;
     if (!two) return 0;
     return check_shape(c, "residual", s->residual, s->height, s->width, s->channels) ||

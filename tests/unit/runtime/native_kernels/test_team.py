@@ -1,0 +1,248 @@
+"""Threads: a lone call is shared with free ones, more calls than threads are not, and results stay the same."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from condconv_serve.runtime.kernels import build, library
+from tests.unit.runtime.native_kernels.blocks import Block
+
+WIDE = Block(size=14, channels=64, expanded=384)
+"""Each of its large steps is worth several tasks."""
+
+
+@pytest.fixture
+def threads(native) -> Iterator[None]:
+    yield
+    library.use_threads(1)
+
+
+def helped(native) -> int:
+    return int(native.cc_helped())
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("row_by_row", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 6, 8])
+def test_lone_call_is_shared_and_its_results_stay_the_same(native, rows, row_by_row):
+    inputs = WIDE.inputs(rows)
+    with WIDE.program(chunk=8, row_by_row=row_by_row) as program:
+        library.use_threads(1)
+        before = helped(native)
+        alone = program.run(inputs)
+        assert helped(native) == before
+        library.use_threads(2)
+        for _ in range(1000):  # until a helper gets a task: the machine may have no core for it
+            shared = program.run(inputs)
+            for one, other in zip(alone, shared, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+            if helped(native) > before:
+                break
+        assert helped(native) > before
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("count", [3, 17, 64, 1000])
+def test_results_stay_the_same_with_any_number_of_threads(count):
+    inputs = WIDE.inputs(3)
+    with WIDE.program(chunk=2) as program:
+        alone = program.run(inputs)
+        library.use_threads(count)
+        for _ in range(3):
+            for one, other in zip(alone, program.run(inputs), strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+        library.use_threads(2)
+        np.testing.assert_allclose(program.run(inputs)[0], alone[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("threads")
+def test_as_many_calls_as_threads_are_not_shared(native):
+    library.use_threads(2)
+    rows = 500
+    with WIDE.program() as program:
+        while True:
+            callers = [threading.Thread(target=program.run, args=(WIDE.inputs(rows),)) for _ in range(2)]
+            for caller in callers:
+                caller.start()
+            time.sleep(0.1)  # a helper finishes the task that it has when the second call begins
+            before = helped(native)
+            time.sleep(0.1)
+            after = helped(native)
+            running = all(caller.is_alive() for caller in callers)
+            for caller in callers:
+                caller.join()
+            if running:
+                break
+            rows *= 2
+    assert after - before <= 1
+
+
+@pytest.mark.usefixtures("threads")
+def test_many_callers_get_what_lone_ones_get():
+    library.use_threads(4)
+    programs = [
+        block.program(chunk=3, row_by_row=seed % 2 == 1) for seed, block in enumerate([WIDE, Block(), Block(seed=1)])
+    ]
+    inputs = {rows: [block.inputs(rows) for block in (WIDE, Block(), Block(seed=1))] for rows in (1, 2, 5)}
+    wanted = {rows: [p.run(i) for p, i in zip(programs, given, strict=True)] for rows, given in inputs.items()}
+    wrong: list[str] = []
+
+    def call(caller: int) -> None:
+        rng = np.random.default_rng(caller)
+        for _ in range(30):
+            rows, which = int(rng.choice(list(inputs))), int(rng.integers(3))
+            for found, want in zip(programs[which].run(inputs[rows][which]), wanted[rows][which], strict=True):
+                if not np.allclose(found, want, rtol=1e-6, atol=1e-6):
+                    wrong.append(f"caller {caller}: {rows} rows of program {which}")
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(6)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert wrong == []
+
+
+@pytest.mark.usefixtures("threads")
+def test_number_of_threads_may_change_while_calls_run():
+    inputs = WIDE.inputs(4)
+    with WIDE.program() as program:
+        wanted = program.run(inputs)[0]
+        found = []
+        caller = threading.Thread(target=lambda: found.extend(program.run(inputs)[0] for _ in range(40)))
+        caller.start()
+        count = 0
+        while caller.is_alive():
+            count += 1
+            library.use_threads(1 + count * 7 % 9)
+        caller.join()
+    assert len(found) == 40
+    for one in found:
+        np.testing.assert_allclose(one, wanted, rtol=1e-6, atol=1e-6)
+
+
+def run_script(body: str) -> subprocess.CompletedProcess[str]:
+    begin = """
+        import os, signal, sys, threading
+        import numpy as np
+        from condconv_serve.runtime.kernels import library
+        from tests.unit.runtime.native_kernels.blocks import Block
+
+        block = Block(size=14, channels=64, expanded=384)
+        program = block.program()
+        inputs = block.inputs(2)
+        wanted = program.run(inputs)[0]
+        library.use_threads(4)
+        for _ in range(20):
+            program.run(inputs)
+    """
+    script = textwrap.dedent(begin) + textwrap.dedent(body)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.usefixtures("native")
+def test_process_ends_while_calls_run():
+    done = run_script("""
+        def forever():
+            while True:
+                program.run(inputs)
+
+        for _ in range(3):
+            threading.Thread(target=forever, daemon=True).start()
+        print("end")
+    """)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+@pytest.mark.usefixtures("native")
+def test_child_of_a_fork_computes_alone_and_may_have_threads_of_its_own():
+    done = run_script("""
+        for count in (None, 3):
+            child = os.fork()
+            if not child:
+                native = library.load()
+                if count:
+                    library.use_threads(count)
+                before = native.cc_helped()
+                for _ in range(100):
+                    assert np.allclose(program.run(inputs)[0], wanted, rtol=1e-6, atol=1e-6)
+                assert count or native.cc_helped() == before
+                os._exit(0)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        assert np.allclose(program.run(inputs)[0], wanted, rtol=1e-6, atol=1e-6)
+    """)
+    assert (done.returncode, done.stdout) == (0, "0\n0\n"), done.stderr
+
+
+@pytest.mark.usefixtures("native")
+def test_signals_are_for_the_programs_own_threads():
+    done = run_script("""
+        for line in open(f"/proc/self/task/{os.getpid()}/status"):
+            if line.startswith("SigBlk"):
+                assert int(line.split()[1], 16) == 0
+        helpers = []
+        for task in os.listdir("/proc/self/task"):
+            status = dict(line.split(":", 1) for line in open(f"/proc/self/task/{task}/status"))
+            if status["Name"].strip() == "condconv":
+                helpers.append(int(status["SigBlk"], 16))
+        print(len(helpers), all(mask >> (signal.SIGTERM - 1) & 1 for mask in helpers))
+    """)
+    assert (done.returncode, done.stdout) == (0, "3 True\n"), done.stderr
+
+
+def test_idle_helpers_take_no_processor_time(native):
+    done = run_script("""
+        import time
+        time.sleep(0.1)
+        before = time.process_time()
+        time.sleep(0.5)
+        print(time.process_time() - before < 0.05)
+    """)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_helpers_end_when_there_are_fewer_threads(native):
+    done = run_script("""
+        import time
+        def helpers():
+            return sum(open(f"/proc/self/task/{t}/comm").read() == "condconv\\n" for t in os.listdir("/proc/self/task"))
+        library.use_threads(2)
+        until = time.monotonic() + 10
+        while helpers() > 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        print(helpers())
+        library.use_threads(4)
+        for _ in range(20):
+            assert np.allclose(program.run(inputs)[0], wanted, rtol=1e-6, atol=1e-6)
+        print(helpers())
+    """)
+    assert done.stdout == "1\n3\n", done.stderr
+
+
+def test_races(tmp_path):
+    """The team alone, in C, under ThreadSanitizer."""
+    sources = build.SOURCES
+    try:
+        compiler = build.find_compiler()
+    except build.NoCompiler as error:
+        pytest.skip(str(error))
+    flags = ("-fsanitize=thread", "-O1", "-g", "-std=gnu11")
+    program = tmp_path / "races"
+    try:
+        compiler.run(
+            *flags, f"-I{sources}", str(Path(__file__).with_name("team_races.c")), str(sources / "team.c"),
+            "-o", str(program), "-lpthread", within=tmp_path,
+        )  # fmt: skip
+    except build.CompileError as error:
+        pytest.skip(f"the compiler has no ThreadSanitizer: {str(error).splitlines()[-1]}")
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
