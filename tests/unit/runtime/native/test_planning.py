@@ -109,7 +109,7 @@ CASES: dict[str, tuple[Apply, list[str]]] = {
     "routing by a convolution": (routed_by_a_convolution, ["conv", "depthwise"]),
     "squeeze and excitation": (
         excited,
-        ["depthwise+producer+pooled", "conv RELU", "conv HARD_SIGMOID", "scale", "conv"],
+        ["depthwise+producer+pooled", "conv RELU", "conv HARD_SIGMOID", "conv+scale"],
     ),
     "a scale in mixed kernels": (
         squeezed(lambda x, r: CondConv2D(4, 1, 3)(x, r)),

@@ -9,10 +9,11 @@ enum {
     PATCH_BYTES = 192 << 10,      // of a block of patches, where the kernel is shared
 };
 
-static int is_mixed(const cc_conv *c) { return c->bank->spec.mixed; }
+// Whether each example has a kernel of its own: mixed, or at least scaled.
+static int is_mixed(const cc_conv *c) { return c->bank->spec.mixed || c->scale; }
 
 cc_extent CC_NAME(cc_conv_extent)(const cc_conv *c) {
-    return (cc_extent){.tiles = c->bank->tiles, .pixels = is_mixed(c) ? 1 : c->batch * c->out_height * c->out_width};
+    return (cc_extent){.tiles = c->bank->tiles, .pixels = c->batch * c->out_height * c->out_width};
 }
 
 // Steps per block: as even as may be.
@@ -84,20 +85,23 @@ static int run_shared(const cc_conv *c, cc_part part) {
 
 static int run_mixed(const cc_conv *c, cc_part part) {
     const cc_bank *bank = c->bank;
-    const int B = c->batch, hw = c->out_height * c->out_width, E = bank->spec.num_experts;
+    const int hw = c->out_height * c->out_width, E = bank->spec.num_experts;
+    const int first = part.pixel_begin / hw, B = (part.pixel_end + hw - 1) / hw - first; // examples
     const int per_step = step_channels(bank), steps = bank->depth / per_step, block = steps_per_block(steps);
     const size_t step_bytes = CC_NAME(cc_step_bytes)(bank), mixed_pitch = (size_t)block * CC_TILE * 4 + 64;
     const size_t pitch = (size_t)bank->depth * (bank->spec.type == CC_BANK_BFLOAT16 ? 2 : 4);
-    const char *x = c->x, *end = (const char *)bank->data + bank->bytes;
+    const float *routing = c->routing ? c->routing + (size_t)first * E : 0;
+    const float *scale = c->scale ? c->scale + (size_t)first * bank->depth : 0;
+    const char *x = (const char *)c->x + first * hw * pitch, *end = (const char *)bank->data + bank->bytes;
     char *mixed = cc_scratch(CC_SCRATCH_MIXED, B * mixed_pitch);
-    float *sums = cc_scratch(CC_SCRATCH_SUMS, (size_t)B * hw * CC_TILE * 4);
-    if (!mixed || !sums) return -1;
+    float *sums = block < steps ? cc_scratch(CC_SCRATCH_SUMS, (size_t)B * hw * CC_TILE * 4) : 0;
+    if (!mixed || (block < steps && !sums)) return -1;
     if (!CC_NAME(cc_is_direct)(c)) {
         const size_t example = (size_t)c->height * c->width * bank->spec.in_channels * size_of_type(c->type);
         char *patches = cc_scratch(CC_SCRATCH_PATCHES, B * hw * pitch);
         if (!patches) return -1;
         for (int b = 0; b < B; b++)
-            if (CC_NAME(cc_patches)(c, x + b * example, 0, hw, patches + b * hw * pitch)) return -1;
+            if (CC_NAME(cc_patches)(c, (const char *)c->x + (first + b) * example, 0, hw, patches + b * hw * pitch)) return -1;
         x = patches;
     }
     for (int tile = part.tile_begin; tile < part.tile_end; tile++) {
@@ -107,17 +111,19 @@ static int run_mixed(const cc_conv *c, cc_part part) {
             w.steps = min_of(block, steps - k);
             w.first = k == 0;
             w.last = k + block >= steps;
-            CC_NAME(cc_mix)(bank, experts, w.steps, B, c->routing, c->scale ? c->scale + k * per_step : 0,
-                            bank->depth, mixed, mixed_pitch);
+            CC_NAME(cc_mix)(bank, experts, w.steps, B, routing, scale ? scale + k * per_step : 0, bank->depth, mixed,
+                            mixed_pitch);
             const char *next = experts + w.steps * step_bytes;
-            fetch_meanwhile(&w, next, min_size(end - next, w.steps * step_bytes), (size_t)B * hw);
+            fetch_meanwhile(&w, next, min_size(end - next, w.steps * step_bytes), part.pixel_end - part.pixel_begin);
             for (int b = 0; b < B; b++) {
-                const size_t row = (size_t)b * hw;
+                const int begin = max_of(part.pixel_begin - (first + b) * hw, 0);
+                const int rows = min_of(part.pixel_end - (first + b) * hw, hw) - begin;
+                const size_t row = (size_t)b * hw + begin;
                 float own[CC_TILE];
-                w.bias = mixed_bias(bank, tile, c->routing + (size_t)b * E, own);
+                w.bias = mixed_bias(bank, tile, routing ? routing + (size_t)b * E : 0, own);
                 w.kernel = mixed + b * mixed_pitch;
-                CC_NAME(cc_product)(&w, hw, x + row * pitch + (size_t)k * 4, sums + row * CC_TILE, c->out,
-                                    row * w.out_pitch + (size_t)tile * CC_TILE);
+                CC_NAME(cc_product)(&w, rows, x + row * pitch + (size_t)k * 4, sums ? sums + row * CC_TILE : 0, c->out,
+                                    (row + (size_t)first * hw) * w.out_pitch + (size_t)tile * CC_TILE);
             }
         }
     }
@@ -128,12 +134,6 @@ int CC_NAME(cc_conv)(const cc_conv *c, cc_part part) {
     if (!is_mixed(c)) return run_shared(c, part);
     cc_conv own = *c;
     const cc_bank *bank = c->bank;
-    if (!c->routing) { // a single expert as it is
-        float *ones = cc_scratch(CC_SCRATCH_WEIGHTS, c->batch * sizeof *ones);
-        if (!ones) return -1;
-        for (int b = 0; b < c->batch; b++) ones[b] = 1;
-        own.routing = ones;
-    }
     if (c->scale && bank->depth != bank->spec.in_channels) { // an odd number of channels, in pairs
         float *scale = cc_scratch(CC_SCRATCH_DONE, (size_t)c->batch * bank->depth * sizeof *scale);
         if (!scale) return -1;

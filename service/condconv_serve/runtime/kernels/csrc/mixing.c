@@ -101,8 +101,28 @@ static void mix_rows_pairs(const cc_bank *bank, const char *experts, int steps, 
 }
 #endif
 
+// A shared kernel times each example's scale. Pairs of bfloat16 are taken apart and put together again.
+static void scale_kernel(const cc_bank *bank, const char *kernel, int steps, const float *scale, char *out) {
+    for (int k = 0; k < steps; k++, kernel += CC_TILE * 4, out += CC_TILE * 4)
+        for (int n = 0; n < CC_TILE; n += CC_VL) {
+            if (bank->spec.type == CC_BANK_BFLOAT16) {
+                const uint16_t *from = (const uint16_t *)kernel + 2 * n;
+                uint16_t *to = (uint16_t *)out + 2 * n;
+                vf two;
+                for (int i = 0; i < CC_VL; i++) two[i] = scale[2 * k + i % 2];
+                store_bfloat16(to, load_bfloat16(from) * two);
+                store_bfloat16(to + CC_VL, load_bfloat16(from + CC_VL) * two);
+            } else store((float *)out + n, load((const float *)kernel + n) * scale[k]);
+        }
+}
+
 void CC_NAME(cc_mix)(const cc_bank *bank, const char *experts, int steps, int batch, const float *routing,
                      const float *scale, size_t scale_pitch, char *out, size_t out_pitch) {
+    if (!bank->spec.mixed) {
+        for (int b = 0; b < batch; b++)
+            scale_kernel(bank, experts, steps, scale + b * scale_pitch, out + b * out_pitch);
+        return;
+    }
     for (int b = 0; b < batch; b += TOGETHER) {
         const int rows = min_of(batch - b, TOGETHER);
         const float *r = routing + (size_t)b * bank->spec.num_experts, *s = scale ? scale + b * scale_pitch : 0;

@@ -9,7 +9,7 @@ size_t CC_NAME(cc_step_bytes)(const cc_bank *bank);
 CC_INLINE int step_channels(const cc_bank *bank) { return bank->spec.type == CC_BANK_BFLOAT16 ? 2 : 1; }
 
 // Mixes `steps` steps of one tile, from `experts` on, for each example: out [batch][out_pitch bytes]. `scale` (or NULL)
-// [batch][scale_pitch] begins at these input channels.
+// [batch][scale_pitch] begins at these input channels. A shared kernel is only scaled.
 void CC_NAME(cc_mix)(const cc_bank *bank, const char *experts, int steps, int batch, const float *routing,
                      const float *scale, size_t scale_pitch, char *out, size_t out_pitch);
 

@@ -202,11 +202,11 @@ static int check_read(const checked *c, const cc_bank *first) {
     return first->spec.depthwise ? 0 : check_type(c, "input", s->input, wanted);
 }
 
-// Only a mixed kernel of 1 x 1 takes its input's scale with it.
+// Only a kernel of 1 x 1 takes its input's scale with it.
 static int check_scale(const checked *c, const cc_bank *bank) {
     if (c->step->scale == -1) return 0;
-    if (bank->spec.depthwise || !bank->spec.mixed || bank->taps != 1)
-        return FAIL(c, "can't have scale %d: its bank isn't mixed, or not of 1 x 1.", c->step->scale);
+    if (bank->spec.depthwise || bank->taps != 1)
+        return FAIL(c, "can't have scale %d: its bank is not of 1 x 1.", c->step->scale);
     return check_vector(c, "scale", c->step->scale, c->step->channels);
 }
 

@@ -107,14 +107,14 @@ def _added(first: Node, second: Node) -> Node | None:
 
 
 def _scaled(first: Node, second: Node) -> Node | None:
-    """Mixed kernels take the scale of their input with them, where they are smaller than the input."""
+    """Pointwise kernels take the scale of their input with them, where they are smaller than the input."""
     convolution = second.convolution
     reads = second.input is first.output and second.scale is None
     if first.kind is not StepKind.SCALE or convolution is None or not reads:
         return None
     height, width, _ = convolution.size
     smaller = convolution.out_size[2] < height * width
-    if convolution.experts is None or not convolution.is_pointwise or not smaller:
+    if not convolution.is_pointwise or not smaller:
         return None
     return replace(second, calls=(*first.calls, *second.calls), input=first.input, scale=first.scale)
 
