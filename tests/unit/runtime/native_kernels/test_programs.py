@@ -227,7 +227,7 @@ def refusal(spec: ProgramSpec, banks: list[Bank]) -> str:
         ({"s1": {"producer": 2}}, "can't have a producer: 2"),
         ({"s1": {"pooled": 3}}, "can't pool its output into value 3"),
         ({"s1": {"routing": 1}}, "has a routing, and no mixed bank"),
-        ({"s1": {"scale": 3}}, "can't have scale 3: its bank isn't mixed"),
+        ({"s1": {"scale": 1}}, "wants its scale to be 20 float32, not 3 float32"),
         ({"s1": {"residual": 5}}, "wants its residual to be 1 x 1 x 20"),
         ({"s1": {"out_height": 2}}, "can't make a height of 2 from 1: kernel 1, stride 1, dilation 1, padding 0"),
         ({"s1": {"pad_left": 1}}, "can't make a width of 1 from 1: kernel 1, stride 1, dilation 1, padding 1"),
@@ -242,6 +242,7 @@ def refusal(spec: ProgramSpec, banks: list[Bank]) -> str:
         ({"s0": {"producer_height": 0}}, "can't make a height of 0 from 6"),
         ({"s0": {"producer_width": 7}}, "can't make a width of 7 from 6"),
         ({"s0": {"producer_height": 5, "out_height": 6, "pad_top": 0}}, "can't make a height of 6 from 5"),
+        ({"s2": {"routing": None}}, "Step 2 (conv) has no routing for its bank"),
         ({"s0": {"routing": None}}, "has no routing for its bank"),
         ({"s0": {"routing": 0}}, "wants its routing to be 3 float32, not 288 float32"),
         ({"s0": {"scale": 1}}, "can't have scale 1"),
@@ -371,6 +372,20 @@ def test_too_many_channels_of_pixels():
     block = Block()
     with pytest.raises(ConfigurationError, match="at most 4 channels, and mean has 5"):
         Program(changed(block.spec(), mean=(0.0,) * 5), block.banks())
+
+
+def test_scale_is_for_kernels_of_one_number_only():
+    values = [
+        Value(place=Place.INPUT, type=FLOAT, shape=(8, 8, 3)),
+        Value(place=Place.INPUT, type=FLOAT, shape=(3,), number=1),
+        Value(place=Place.OUTPUT, type=FLOAT, shape=(6, 6, 4)),
+    ]
+    step = Step(
+        kind=StepKind.CONV, input=0, output=2, scale=1, bank=0, height=8, width=8, channels=3, out_height=6, out_width=6
+    )
+    spec = ProgramSpec(values=values, steps=[step], stages=[Stage(0, 1)])
+    with Bank(np.zeros((1, 3, 3, 3, 4))) as bank:
+        assert "can't have scale 1: its bank is not of 1 x 1" in refusal(spec, [bank])
 
 
 def test_numbers_are_of_this_many_experts():

@@ -181,8 +181,7 @@ static int check_routing(const checked *c, const cc_bank *bank, const cc_bank *p
     if (producer && producer->spec.mixed) before = producer->spec.num_experts;
     if (mixed && before && mixed != before)
         return FAIL(c, "has one routing for %d and %d experts.", before, mixed);
-    int single = !producer && mixed == 1 && !bank->spec.depthwise; // its one kernel needs no weight
-    if ((mixed || before) != (c->step->routing != -1) && !single)
+    if ((mixed || before) != (c->step->routing != -1))
         return FAIL(c, "%s", mixed || before ? "has no routing for its bank." : "has a routing, and no mixed bank.");
     return check_vector(c, "routing", c->step->routing, mixed ? mixed : before);
 }

@@ -46,9 +46,12 @@ static int run_part(void *context, int number) {
     return s->depthwise ? s->isa->depthwise(s->producer, s->conv, part) : s->isa->conv(s->conv, part);
 }
 
+// Whether each row has a kernel of its own.
+static int has_own_kernels(const cc_conv *conv) { return conv->bank->spec.mixed || conv->scale; }
+
 static double work_of(const cc_conv *conv) {
     double out = (double)conv->bank->spec.out_channels * conv->bank->depth * conv->batch;
-    double mixing = conv->bank->spec.mixed ? conv->bank->spec.num_experts : 0;
+    double mixing = has_own_kernels(conv) ? conv->bank->spec.num_experts : 0;
     return out * ((double)conv->out_height * conv->out_width + mixing);
 }
 
@@ -61,8 +64,8 @@ static void choose_parts(split *s, int threads) {
     s->tile_parts = s->tiles < 2 * wanted ? s->tiles : wanted;
     if (s->tiles >= 2 * threads || s->tiles == threads || s->tiles >= wanted || s->pixels < 2) return;
     int parts = (wanted + s->tiles - 1) / s->tiles, unit = s->depthwise ? 1 : PIXELS;
-    // A row's kernels are mixed again for each part of it.
-    if (s->conv->bank->spec.mixed && !s->depthwise && parts <= s->conv->batch) unit = s->pixels / s->conv->batch;
+    // A row's kernel is mixed again for each part of it.
+    if (has_own_kernels(s->conv) && !s->depthwise && parts <= s->conv->batch) unit = s->pixels / s->conv->batch;
     int units = (s->pixels + unit - 1) / unit;
     if (parts > units) parts = units;
     s->pixel_unit = (units + parts - 1) / parts * unit;

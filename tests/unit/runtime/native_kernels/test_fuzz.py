@@ -1,0 +1,17 @@
+"""Random banks and programs end no process; see fuzz.py, which also runs with sanitizers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.usefixtures("native")
+def test_random_banks_and_programs_crash_nothing():
+    command = [sys.executable, "-m", "tests.unit.runtime.native_kernels.fuzz", "120"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-5000:]
+    made = dict(item.split(": ") for item in done.stdout.strip("{}\n").replace("'", "").split(", "))
+    assert all(int(count) >= 10 for count in made.values()), made
