@@ -129,3 +129,17 @@ def assert_close() -> Callable[..., None]:
         assert np.abs(actual - expected).max() <= relative * scale
 
     return check
+
+
+@pytest.fixture(scope="session")
+def native_lowering() -> Any:
+    """The lowering to native kernels; skips where their library can't be used, and says why."""
+    from condconv_serve.runtime.kernels.library import NativeUnavailable
+    from condconv_serve.runtime.lowering import NativeLowering
+
+    lowering = NativeLowering()
+    try:
+        lowering.kernels.isa()
+    except NativeUnavailable as error:
+        pytest.skip(str(error))
+    return lowering

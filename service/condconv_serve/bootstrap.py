@@ -226,7 +226,12 @@ class Service:
             observe=self._observe,
         )
         self.ablator = AblationQueue(
-            partial(load_ablation, settings, self.plan, MemoryCheck(ablation_bytes, left=memory.left))
+            partial(
+                load_ablation,
+                settings,
+                self.plan,
+                MemoryCheck(partial(ablation_bytes, plan=self.plan), left=memory.left),
+            )
         )
         self._drawer = Drawer()
         self.readiness = Readiness(

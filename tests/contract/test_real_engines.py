@@ -18,7 +18,8 @@ pytestmark = pytest.mark.tensorflow
 
 SIZE = 32
 # Every engine, and rows of either kind. What each engine does with exact rows: test_engines.py.
-ENGINES = (("tensorflow", False), ("openvino", True), ("xla", False))
+ENGINES = (("tensorflow", False), ("native", False), ("native", True), ("openvino", True), ("xla", False))
+LIBRARIES = {"xla": "tensorflow", "native": "tensorflow"}
 ROUNDING = 1e-4
 
 
@@ -41,7 +42,9 @@ def make(name: str, network: Any, preprocessing: Preprocessing) -> Engine:
         from condconv_serve.runtime.xla_engine import XlaEngine
 
         return XlaEngine(network, preprocessing, devices=("CPU:0",), precision="float32", max_batch_size=4)
-    graph = freeze(network, preprocessing)
+    from condconv_serve.runtime.lowering import CPU, NativeLowering
+
+    graph = freeze(network, preprocessing, lowering=NativeLowering() if name == "native" else CPU)
     if name == "openvino":
         from condconv_serve.runtime.openvino_engine import OpenVINOEngine
 
@@ -54,8 +57,10 @@ def make(name: str, network: Any, preprocessing: Preprocessing) -> Engine:
 @pytest.fixture(scope="module", params=ENGINES, ids=str)
 def engines(request: pytest.FixtureRequest, network: Any) -> Subject:
     name, exact = request.param
-    if find_spec({"xla": "tensorflow"}.get(name, name)) is None:
+    if find_spec(LIBRARIES.get(name, name)) is None:
         pytest.skip(f"{name} is not installed")
+    if name == "native":
+        request.getfixturevalue("native_lowering")
     info = info_of(network, exact=exact)
     return Subject(info, lambda: make(name, network, info.preprocessing), ROUNDING)
 
@@ -66,12 +71,14 @@ class TestEngines(EngineSuite):
         return engines
 
 
-@pytest.fixture(scope="module")
-def ablations(network: Any) -> Subject:
+@pytest.fixture(scope="module", params=["tensorflow", "native"])
+def ablations(request: pytest.FixtureRequest, network: Any) -> Subject:
     from condconv_serve.runtime.ablation_engine import AblationEngine
+    from condconv_serve.runtime.lowering import CPU
 
     info = info_of(network)
-    return Subject(info, lambda: AblationEngine(network, info.preprocessing), ROUNDING)
+    lowering: Any = request.getfixturevalue("native_lowering") if request.param == "native" else CPU
+    return Subject(info, lambda: AblationEngine(network, info.preprocessing, lowering=lowering), ROUNDING)
 
 
 class TestAblations(AblationSuite):

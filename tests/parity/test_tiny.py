@@ -7,6 +7,7 @@ import tensorflow as tf
 from condconv_serve.domain import Preprocessing
 from condconv_serve.nn import build_network, get_architecture
 from condconv_serve.runtime.inference_graph import freeze
+from condconv_serve.runtime.lowering import CPU
 from condconv_serve.store.importers import assemble, read_tf_checkpoint, translate_official
 from tests.parity.seeded import official_tensors, read_tiny, waves
 
@@ -72,10 +73,12 @@ def together(model, rows):
     return computed(model, rows)
 
 
-@pytest.fixture(scope="module")
-def graph(model):
+@pytest.fixture(scope="module", params=["tensorflow", "native"])
+def graph(request, model):
     mean, std = tuple(SPEC["mean"]), tuple(SPEC["std"])
-    return freeze(model, Preprocessing(transform="official", image_size=SIZE, mean=mean, std=std))
+    preprocessing = Preprocessing(transform="official", image_size=SIZE, mean=mean, std=std)
+    lowering = request.getfixturevalue("native_lowering") if request.param == "native" else CPU
+    return freeze(model, preprocessing, lowering=lowering)
 
 
 def test_keras_model_equals_the_official_code(model, assert_close):

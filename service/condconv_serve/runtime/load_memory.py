@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from condconv_serve.runtime.plan import EngineName, EnginePlan
+from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.store import Bundle, count_weights
 
 IMPORT_BYTES = 170 * 2**20
@@ -17,24 +17,29 @@ _ROW_IMAGE_SIZE = 224
 
 @dataclass(frozen=True, slots=True)
 class _LoadCost:
-    """Bytes that a load needs at its peak: so many in any case, and so many times the weights in float32.
+    """Bytes that a load needs: so many in any case, and so many times the weights in float32.
 
     Measured with networks of 1 to 40 million parameters, and then taken some percent lower: refusing a version that
     fits is the worse mistake of the two where nobody looks. docs/performance.md has the figures.
+
+    Attributes:
+        fixed: in any case.
+        times_weights: at the peak.
+        served: what is left of them when the load has ended.
     """
 
     fixed: int
     times_weights: float
+    served: float = 4.0
 
 
-_LOAD_COSTS: dict[EngineName, _LoadCost] = {
-    # Many copies of the weights exist at once while a graph is built, folded and optimised.
-    "tensorflow": _LoadCost(fixed=40 * 2**20, times_weights=12.0),
-    "openvino": _LoadCost(fixed=80 * 2**20, times_weights=14.5),
-}
-_ABLATION_COST = _LoadCost(fixed=40 * 2**20, times_weights=7.0)
-_SERVED_TIMES_WEIGHTS = 4.0
-"""What is left of them when the load has ended, as a multiple of the weights."""
+# Many copies of the weights exist at once while a graph is built, folded and optimised.
+_TENSORFLOW = _LoadCost(fixed=40 * 2**20, times_weights=12.0)
+_OPENVINO = _LoadCost(fixed=80 * 2**20, times_weights=14.5)
+_ABLATION = _LoadCost(fixed=40 * 2**20, times_weights=7.0)
+# Banks are packed layer by layer, and what TensorFlow computes for comparison needs no graph.
+_NATIVE = _LoadCost(fixed=55 * 2**20, times_weights=3.7, served=2.5)
+_NATIVE_ABLATION = _LoadCost(fixed=20 * 2**20, times_weights=3.4)
 
 
 def load_bytes(bundle: Bundle, plan: EnginePlan) -> int:
@@ -43,21 +48,23 @@ def load_bytes(bundle: Bundle, plan: EnginePlan) -> int:
     Raises:
         BundleError: the weights can't be read.
     """
-    cost, weights = _LOAD_COSTS[plan.engine], _weight_bytes(bundle)
+    weights = _weight_bytes(bundle)
+    cost = _NATIVE if plan.native != "off" else _OPENVINO if plan.engine == "openvino" else _TENSORFLOW
     rows = plan.streams * plan.max_batch_size if plan.device == "cpu" else 0
     scale = (bundle.manifest.preprocessing.image_size / _ROW_IMAGE_SIZE) ** 2
     loading = cost.times_weights * weights
-    warming_up = _SERVED_TIMES_WEIGHTS * weights + rows * scale * _ROW_BYTES
+    warming_up = cost.served * weights + rows * scale * _ROW_BYTES
     return cost.fixed + round(max(loading, warming_up))
 
 
-def ablation_bytes(bundle: Bundle) -> int:
+def ablation_bytes(bundle: Bundle, plan: EnginePlan) -> int:
     """The same for making a bundle ready for ablations.
 
     Raises:
         BundleError: the weights can't be read.
     """
-    return _ABLATION_COST.fixed + round(_ABLATION_COST.times_weights * _weight_bytes(bundle))
+    cost = _ABLATION if plan.native == "off" else _NATIVE_ABLATION
+    return cost.fixed + round(cost.times_weights * _weight_bytes(bundle))
 
 
 def _weight_bytes(bundle: Bundle) -> int:

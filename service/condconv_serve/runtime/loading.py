@@ -36,7 +36,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     """
     if plan.device == "cpu":
         limit_threads(plan.threads_per_stream)
-    if plan.engine == "openvino":
+    if plan.engine == "openvino" or plan.native != "off":
         return_memory()
     manifest = bundle.manifest
     name = f"{manifest.name}/{manifest.version}"

@@ -13,6 +13,7 @@ from condconv_serve.domain import Preprocessing, RoutingOverrides
 from condconv_serve.errors import BundleError
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.runtime.ablation_engine import AblationEngine
+from condconv_serve.runtime.lowering import CPU
 from condconv_serve.runtime.outputs import with_routing
 from tests.unit.runtime.samples import small_efficientnet
 
@@ -44,12 +45,17 @@ def branched(randomise: Randomise) -> Any:
     return with_routing(randomise(keras.Model(pixels, logits)))
 
 
+@pytest.fixture(scope="module", params=["tensorflow", "native"])
+def lowering(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue("native_lowering") if request.param == "native" else CPU
+
+
 @pytest.fixture(scope="module")
-def subject(randomise: Randomise) -> Subject:
+def subject(randomise: Randomise, lowering: Any) -> Subject:
     """An EfficientNet of five blocks with experts."""
     name = "efficientnet-condconv-b0-8e"
     network = randomise(small_efficientnet(name, image_size=SIZE, depth_coefficient=0.5, num_classes=7))
-    return network, AblationEngine(network, PREPROCESSING)
+    return network, AblationEngine(network, PREPROCESSING, lowering=lowering)
 
 
 def plain(network: Any, row: NDArray[np.uint8], overrides: RoutingOverrides) -> tuple[Floats, Floats]:
@@ -167,7 +173,7 @@ def test_a_static_network() -> None:
         AblationEngine(keras.Model(inputs, {"logits": logits, "routing": {}}), PREPROCESSING)
 
 
-def test_a_network_of_other_making(randomise: Randomise, assert_close: AssertClose) -> None:
+def test_a_network_of_other_making(randomise: Randomise, lowering: Any, assert_close: AssertClose) -> None:
     network = branched(randomise)
     blocks = list(network.output["routing"])
     assert sorted(blocks) == ["first", "left", "right"]
@@ -183,7 +189,7 @@ def test_a_network_of_other_making(randomise: Randomise, assert_close: AssertClo
         experts=4,
     )
     row = some_row()
-    found = computed(AblationEngine(network, PREPROCESSING), row, overrides)
+    found = computed(AblationEngine(network, PREPROCESSING, lowering=lowering), row, overrides)
     logits, used = plain(network, row, overrides)
     for number in range(len(logits)):
         assert_close(found["logits"][1 + number], logits[number], 1e-4)

@@ -3,14 +3,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from condconv_serve.domain import NativeUse
 from condconv_serve.domain.manifest import PreprocessingSpec
 from condconv_serve.errors import BundleError
 from condconv_serve.runtime.load_memory import ablation_bytes, load_bytes
 from condconv_serve.store import count_weights, open_bundle, write_bundle
 from tests.unit.store.samples import DEFAULT, PLAN, new_bundle
 
-MEASURED = {"tensorflow": (659, 668), "openvino": (814, 943)}
-"""MiB that loading the model that ships with the server took at its peak; two streams of four rows."""
+NATIVE = replace(PLAN, native="auto", native_use=NativeUse(state="used", reason="they can be used here", isa="avx2"))
+MEASURED = {
+    "tensorflow": (replace(PLAN, max_batch_size=4), (659, 668)),
+    "openvino": (replace(PLAN, engine="openvino", max_batch_size=4), (814, 943)),
+    "native": (replace(NATIVE, max_batch_size=8), (266, 274)),
+}
+"""MiB that loading the model that ships with the server took at its peak, by two streams."""
 
 
 def bundle_of(store, *, weights=1000, dtype=np.float32, image_size=64, **changes):
@@ -20,15 +26,15 @@ def bundle_of(store, *, weights=1000, dtype=np.float32, image_size=64, **changes
     )
 
 
-def test_ablations_need_less():
-    assert 0.8 * 415 < ablation_bytes(open_bundle(DEFAULT)) / 2**20 < 415
+@pytest.mark.parametrize(("plan", "measured"), [(PLAN, 415), (NATIVE, 205)], ids=["tensorflow", "native"])
+def test_ablations_need_less(plan, measured):
+    assert 0.8 * measured < ablation_bytes(open_bundle(DEFAULT), plan) / 2**20 < measured
 
 
-@pytest.mark.parametrize("engine", ["tensorflow", "openvino"])
-def test_the_estimate_is_near_what_was_measured_and_not_above(engine):
-    plan = replace(PLAN, engine=engine, streams=2, max_batch_size=4)
-    least, most = MEASURED[engine]
-    assert 0.8 * most < load_bytes(open_bundle(DEFAULT), plan) / 2**20 < least
+@pytest.mark.parametrize(("plan", "measured"), MEASURED.values(), ids=MEASURED)
+def test_the_estimate_is_near_what_was_measured_and_not_above(plan, measured):
+    least, most = measured
+    assert 0.8 * most < load_bytes(open_bundle(DEFAULT), replace(plan, streams=2)) / 2**20 < least
 
 
 def test_weights_count_as_what_they_are_computed_with(tmp_path):
