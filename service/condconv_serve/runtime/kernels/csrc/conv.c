@@ -68,7 +68,7 @@ static int run_shared(const cc_conv *c, cc_part part) {
     float *sums = 0;
     char *patches = 0;
     if (steps > steps_per_block(steps) && !(sums = cc_scratch(CC_SCRATCH_SUMS, (size_t)most * CC_TILE * 4))) return -1;
-    if (!direct && !(patches = cc_scratch(CC_SCRATCH_PATCHES, most * pitch))) return -1;
+    if (!direct && !(patches = cc_scratch(CC_SCRATCH_PATCHES, most * pitch + CC_PATCH_SLACK))) return -1;
     const size_t example = (size_t)c->height * c->width * bank->spec.in_channels * size_of_type(c->type);
     for (int at = part.pixel_begin, rows; at < part.pixel_end; at += rows) {
         rows = min_of(most, part.pixel_end - at);
@@ -98,7 +98,7 @@ static int run_mixed(const cc_conv *c, cc_part part) {
     if (!mixed || (block < steps && !sums)) return -1;
     if (!CC_NAME(cc_is_direct)(c)) {
         const size_t example = (size_t)c->height * c->width * bank->spec.in_channels * size_of_type(c->type);
-        char *patches = cc_scratch(CC_SCRATCH_PATCHES, B * hw * pitch);
+        char *patches = cc_scratch(CC_SCRATCH_PATCHES, B * hw * pitch + CC_PATCH_SLACK);
         if (!patches) return -1;
         for (int b = 0; b < B; b++)
             if (CC_NAME(cc_patches)(c, (const char *)c->x + (first + b) * example, 0, hw, patches + b * hw * pitch)) return -1;

@@ -83,17 +83,32 @@ static row_fn row_for(const cc_bank_spec *s) {
 // Scales, adds the bias, activates, stores `count` pixels and adds them to `pooled`.
 static void finish_row(const float *done, int count, vf factor, vf bias, const cc_conv *c, size_t at, int columns, vf *pooled) {
     const size_t pitch = c->bank->spec.out_channels;
+    const int bf16 = c->out_type == CC_BFLOAT16;
     vf total = *pooled;
-#define FINISH(COLUMNS, BFLOAT16) \
-    for (int i = 0; i < count; i++) { \
+    int at_once = 0;
+    if (!bf16 && columns >= CC_VL) {
+        float *out = (float *)c->out + at;
+#define FINISH_FOUR \
+    for (; at_once + 4 <= count; at_once += 4, out += 4 * pitch) { \
+        vf v[4]; \
+        CC_UNROLL for (int i = 0; i < 4; i++) v[i] = load(done + (at_once + i) * CC_VL) * factor + bias; \
+        activate_some(v, 4, A, 0); \
+        CC_UNROLL for (int i = 0; i < 4; i++) store(out + i * pitch, v[i]); \
+        total += (v[0] + v[1]) + (v[2] + v[3]); \
+    }
+        CC_EACH_ACTIVATION(c->activation, FINISH_FOUR)
+    }
+#define FINISH(BFLOAT16) \
+    for (int i = at_once; i < count; i++) { \
         vf v = activate(load(done + i * CC_VL) * factor + bias, A, BFLOAT16); \
         total += v; \
-        store_some(c->out, at + i * pitch, v, COLUMNS, BFLOAT16); \
+        store_some(c->out, at + i * pitch, v, columns, BFLOAT16); \
     }
-    if (c->out_type == CC_BFLOAT16) CC_EACH_ACTIVATION(c->activation, FINISH(columns, 1))
-    else if (columns >= CC_VL) CC_EACH_ACTIVATION(c->activation, FINISH(CC_VL, 0))
-    else CC_EACH_ACTIVATION(c->activation, FINISH(columns, 0))
+    if (bf16) CC_EACH_ACTIVATION(c->activation, FINISH(1))
+    else CC_EACH_ACTIVATION(c->activation, FINISH(0))
 #undef FINISH
+#undef FINISH_FOUR
+    // What lies beyond the columns was computed of zeros; store_some leaves it out of `pooled`, too.
     *pooled = total;
 }
 
@@ -123,7 +138,7 @@ static int plan(work *k) {
     k->weights = cc_scratch(CC_SCRATCH_WEIGHTS, (size_t)B * CC_NR * c->bank->taps * CC_VL * 4);
     k->done = cc_scratch(CC_SCRATCH_DONE, (size_t)c->out_width * CC_VL * 4);
     k->mixed = cc_scratch(CC_SCRATCH_MIXED, B * k->mixed_pitch + 64);
-    k->patch = cc_scratch(CC_SCRATCH_PATCHES, B * k->rows * c->width * k->patch_pitch + 64);
+    k->patch = cc_scratch(CC_SCRATCH_PATCHES, B * k->rows * c->width * k->patch_pitch + CC_PATCH_SLACK);
     k->halo = cc_scratch(CC_SCRATCH_HALO, k->halo_pitch * c->bank->tiles * B + 64);
     return k->image && k->places && k->weights && k->done && k->mixed && k->patch && k->halo ? 0 : -1;
 }

@@ -5,6 +5,8 @@
 // Whether the input itself is laid out so: kernels of 1 x 1 at stride 1 without padding.
 int CC_NAME(cc_is_direct)(const cc_conv *conv);
 
+enum { CC_PATCH_SLACK = 16 }; // bytes behind the patches that may be written, too
+
 // Writes the patches of outputs `first` to `last` - 1 of one example (by row, then column): out [outputs][bank->depth],
 // float32, or bfloat16 where the bank is. `x` is the example's input.
 int CC_NAME(cc_patches)(const cc_conv *conv, const char *x, int first, int last, void *out);

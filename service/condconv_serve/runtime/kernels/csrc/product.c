@@ -8,25 +8,38 @@ static __attribute__((noinline)) void finish(const cc_tile_work *w, const float 
         factor[n] = load(w->factor + n * CC_VL);
         bias[n] = load(w->bias + n * CC_VL);
     }
-#define FINISH(WHOLE, RESIDUAL, BFLOAT16) \
-    for (int m = 0; m < rows; m++) { \
+    const int whole = w->columns == CC_TILE, two = whole && !w->residual && !w->out_bfloat16;
+    // Two rows at once.
+#define FINISH_TWO \
+    for (; m + 2 <= rows; m += 2) { \
+        vf v[2 * CC_NR]; \
+        CC_UNROLL for (int n = 0; n < 2 * CC_NR; n++) \
+            v[n] = load(sums + m * CC_TILE + n * CC_VL) * factor[n % CC_NR] + bias[n % CC_NR]; \
+        activate_some(v, 2 * CC_NR, A, 0); \
+        float *a = (float *)out + place + (w->places ? (size_t)w->places[m] : m * w->out_pitch); \
+        float *b = (float *)out + place + (w->places ? (size_t)w->places[m + 1] : (m + 1) * w->out_pitch); \
+        CC_UNROLL for (int n = 0; n < CC_NR; n++) { store(a + n * CC_VL, v[n]); store(b + n * CC_VL, v[CC_NR + n]); } \
+    }
+    int m = 0;
+    if (two) CC_EACH_ACTIVATION(w->activation, FINISH_TWO)
+#define FINISH(RESIDUAL, BFLOAT16) \
+    for (; m < rows; m++) { \
         const size_t at = place + (w->places ? (size_t)w->places[m] : m * w->out_pitch); \
         for (int n = 0; n < CC_NR; n++) { \
-            const int count = WHOLE ? CC_VL : w->columns - n * CC_VL; \
-            if (!WHOLE && count <= 0) break; \
+            const int count = w->columns - n * CC_VL; \
+            if (count <= 0) break; \
             vf v = load(sums + m * CC_TILE + n * CC_VL) * factor[n] + bias[n]; \
             if (RESIDUAL) v += load_some(w->residual, at + n * CC_VL, count, BFLOAT16); \
             store_some(out, at + n * CC_VL, activate(v, A, BFLOAT16), count, BFLOAT16); \
         } \
     }
-    const int whole = w->columns == CC_TILE;
     if (w->out_bfloat16) {
-        if (w->residual) CC_EACH_ACTIVATION(w->activation, FINISH(0, 1, 1))
-        else CC_EACH_ACTIVATION(w->activation, FINISH(0, 0, 1))
-    } else if (w->residual) CC_EACH_ACTIVATION(w->activation, FINISH(0, 1, 0))
-    else if (whole) CC_EACH_ACTIVATION(w->activation, FINISH(1, 0, 0))
-    else CC_EACH_ACTIVATION(w->activation, FINISH(0, 0, 0))
+        if (w->residual) CC_EACH_ACTIVATION(w->activation, FINISH(1, 1))
+        else CC_EACH_ACTIVATION(w->activation, FINISH(0, 1))
+    } else if (w->residual) CC_EACH_ACTIVATION(w->activation, FINISH(1, 0))
+    else CC_EACH_ACTIVATION(w->activation, FINISH(0, 0))
 #undef FINISH
+#undef FINISH_TWO
 }
 
 #define ROW(m) ((m) < 5 ? p0 : (m) < 10 ? p1 : p2) + \
@@ -42,31 +55,28 @@ CC_INLINE void product(cc_tile_work *w, const char *x, float *sums, void *out, s
                        const int vectors, const int pairs) {
     vf sum[CC_MR][CC_NR];
     const char *p0 = x, *kernel = w->kernel, *next = w->next;
-    ptrdiff_t pitch = w->x_pitch, pitch3 = 3 * pitch;
+    ptrdiff_t pitch = w->x_pitch, pitch3 = 3 * pitch, fetch = w->fetch;
     const char *p1 = x + 5 * pitch, *p2 = x + 10 * pitch;
 #define EACH(CODE) CC_UNROLL for (int m = 0; m < rows; m++) { CC_UNROLL for (int n = 0; n < vectors; n++) { CODE; } }
     if (w->first) { EACH(sum[m][n] = (vf){0}) }
     else { EACH(sum[m][n] = load(sums + m * CC_TILE + n * CC_VL)) }
-    size_t fetch = next < w->next_end ? w->fetch : 0;
-#define STEP(d) { \
-        vf k[CC_NR]; \
-        CC_UNROLL for (int n = 0; n < vectors; n++) k[n] = load((const float *)(kernel + ((d) * CC_TILE + n * CC_VL) * 4)); \
-        CC_UNROLL for (int m = 0; m < rows; m++) { \
-            vf v = splat(*(const float *)(ROW(m) + 4 * (d))); \
-            CC_UNROLL for (int n = 0; n < vectors; n++) sum[m][n] = multiply_add(sum[m][n], k[n], v, pairs); \
-        } }
-    int left = w->steps;
-    for (; left >= 4; left -= 4) {
+    // One step per turn: unrolled, compilers move loads ahead until there are no registers left, which takes 1.5 times as
+    // long.
+    CC_NOT_UNROLLED for (int left = w->steps; left > 0; left--) {
         OPAQUE();
-        for (const char *stop = next + fetch; next < stop; next += 64) __builtin_prefetch(next, 0, 2);
-        if (next >= w->next_end) fetch = 0;
-        STEP(0) STEP(1) STEP(2) STEP(3)
-        p0 += 16; p1 += 16; p2 += 16; kernel += 4 * CC_TILE * 4;
-    }
-    for (; left > 0; left--) {
-        OPAQUE();
-        STEP(0)
-        p0 += 4; p1 += 4; p2 += 4; kernel += CC_TILE * 4;
+        __builtin_prefetch(next, 0, 2);
+        __builtin_prefetch(next + 64, 0, 2);
+        next += fetch;
+        vf k[CC_NR];
+        CC_UNROLL for (int n = 0; n < vectors; n++) k[n] = load((const float *)kernel + n * CC_VL);
+        CC_UNROLL for (int m = 0; m < rows; m++) {
+            const vf v = splat(*(const float *)(ROW(m)));
+            CC_UNROLL for (int n = 0; n < vectors; n++) sum[m][n] = multiply_add(sum[m][n], k[n], v, pairs);
+        }
+        p0 += 4;
+        p1 += 4;
+        p2 += 4;
+        kernel += CC_TILE * 4;
     }
     w->next = next;
     if (!w->last) {
@@ -76,7 +86,6 @@ CC_INLINE void product(cc_tile_work *w, const char *x, float *sums, void *out, s
     float done[CC_MR * CC_TILE] __attribute__((aligned(64)));
     EACH(store(done + m * CC_TILE + n * CC_VL, sum[m][n]))
     finish(w, done, out, place, rows);
-#undef STEP
 #undef EACH
 }
 

@@ -17,8 +17,8 @@ typedef struct {
     const int32_t *places;   // or where each row begins
     const void *residual;    // laid out like out, or NULL
     int out_bfloat16;
-    const char *next, *next_end; // what is to be fetched into the cache meanwhile,
-    size_t fetch;                // so many bytes every four steps
+    const char *next;        // what is to be fetched into the cache meanwhile,
+    ptrdiff_t fetch;         // so many bytes every step
 } cc_tile_work;
 
 // `rows` rows of x; `sums` [rows][CC_TILE] holds what is not finished. `place` is added to where rows of out begin.
@@ -26,8 +26,7 @@ void CC_NAME(cc_product)(cc_tile_work *work, int rows, const char *x, float *sum
 
 // Plans the fetching of what will be read next: `bytes` from `next` on, while `rows` rows are computed.
 CC_INLINE void fetch_meanwhile(cc_tile_work *work, const char *next, size_t bytes, size_t rows) {
-    size_t turns = ((rows + CC_MR - 1) / CC_MR) * (size_t)(work->steps / 4);
+    const size_t turns = ((rows + CC_MR - 1) / CC_MR) * (size_t)work->steps;
     work->next = next;
-    work->next_end = next + bytes;
-    work->fetch = (bytes / (turns ? turns : 1) + 64) / 64 * 64;
+    work->fetch = (ptrdiff_t)min_size((bytes + turns - 1) / (turns ? turns : 1), 128);
 }

@@ -55,6 +55,11 @@
 
 #define CC_INLINE static inline __attribute__((always_inline, unused))
 #define CC_UNROLL _Pragma("GCC unroll 64")
+#ifdef __clang__
+#define CC_NOT_UNROLLED _Pragma("clang loop unroll(disable)")
+#else
+#define CC_NOT_UNROLLED _Pragma("GCC unroll 1")
+#endif
 
 typedef float vf __attribute__((vector_size(CC_VL * 4), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(CC_VL * 4), aligned(4), may_alias));
