@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,14 @@ from condconv_serve.runtime.kernels.program import Bank, BankOptions, Program, P
 Array = NDArray[Any]
 EXPERTS = 3
 OUTPUTS = 5
+
+TOO_MUCH = {"chunk_bytes": 2**37}
+"""Changes of a spec: scratch that no machine has."""
+
+
+def can_have_any_memory() -> bool:
+    """Whether the system promises memory that it doesn't have."""
+    return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,7 @@ import pytest
 from condconv_serve.runtime.kernels import library
 from condconv_serve.runtime.kernels.abi import Place, StepKind, ValueType
 from condconv_serve.runtime.kernels.program import Program, ProgramSpec, Stage, Step, Value, alive
-from tests.unit.runtime.native_kernels.blocks import EXPERTS, OUTPUTS, Block
+from tests.unit.runtime.native_kernels.blocks import EXPERTS, OUTPUTS, TOO_MUCH, Block, can_have_any_memory
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.slow, pytest.mark.usefixtures("native")]
 
@@ -107,6 +108,16 @@ def test_inputs_of_other_shapes_are_refused(tf, hosted, shapes, message):
         hosted(*(np.zeros(shape, np.float32) for shape in shapes))
     assert message in str(caught.value)
     assert len(hosted(*BLOCK.inputs(2))[0]) == 2  # and it still computes
+
+
+def test_too_little_memory_is_exhausted(tf):
+    if can_have_any_memory():
+        pytest.skip("this system promises any memory")
+    with Program(dataclasses.replace(BLOCK.spec(), **TOO_MUCH), BLOCK.banks()) as program:
+        hosted = Hosted(tf, program)
+        with pytest.raises(tf.errors.ResourceExhaustedError, match="There is no memory to compute 2 rows"):
+            hosted(*BLOCK.inputs(2))
+        hosted.close()
 
 
 def make_op(tf, program: int, inputs: Sequence[Any], types: Sequence[str]) -> Any:

@@ -228,21 +228,28 @@ def test_helpers_end_when_there_are_fewer_threads(native):
     assert done.stdout == "1\n3\n", done.stderr
 
 
-def test_races(tmp_path):
-    """The team alone, in C, under ThreadSanitizer."""
-    sources = build.SOURCES
+def compiled(folder: Path, name: str, *flags: str) -> Path:
+    """A program of the team alone and of a C file that lies here; skips where it can't be compiled."""
     try:
         compiler = build.find_compiler()
+        sources = [str(Path(__file__).with_name(name)), str(build.SOURCES / "team.c")]
+        compiler.run(*flags, "-std=gnu11", f"-I{build.SOURCES}", *sources, "-o", "program", "-lpthread", within=folder)
     except build.NoCompiler as error:
         pytest.skip(str(error))
-    flags = ("-fsanitize=thread", "-O1", "-g", "-std=gnu11")
-    program = tmp_path / "races"
-    try:
-        compiler.run(
-            *flags, f"-I{sources}", str(Path(__file__).with_name("team_races.c")), str(sources / "team.c"),
-            "-o", str(program), "-lpthread", within=tmp_path,
-        )  # fmt: skip
     except build.CompileError as error:
+        if not flags:
+            raise
         pytest.skip(f"the compiler has no ThreadSanitizer: {str(error).splitlines()[-1]}")
+    return folder / "program"
+
+
+def test_races(tmp_path):
+    """The team alone, in C, under ThreadSanitizer."""
+    program = compiled(tmp_path, "team_races.c", "-fsanitize=thread", "-O1", "-g")
     done = subprocess.run([program], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "right\n"), done.stderr
+
+
+def test_nothing_is_shared_for_a_while_when_a_helper_was_put_aside(tmp_path):
+    done = subprocess.run([compiled(tmp_path, "team_pauses.c")], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "2 1 2\n"), done.stderr

@@ -17,6 +17,12 @@ enum {
     WAKE_AT_ONCE = 4,   // by each thread; who wakes up wakes others
     SPIN_NS = 50000,    // before a helper sleeps
     YIELD_NS = 20000,   // before a caller that waits for a helper lets others run
+    PATIENCE_NS = 100000, // and twice a task's time: who waits longer waits for a helper that the system has put aside
+    AWAKE_NS = 150000,  // by then a helper has begun, if there is a core for it
+    UNAIDED = 3,        // regions in a row that took longer without any help
+    PAUSE_NS = 5000000, // of sharing after the one or the other; each time twice as long,
+    PAUSES = 5,         // so often
+    RECOVERY = 64,      // regions with help that halve the next pause
 };
 
 // Who takes a task adds 1 to `ticket`. Its lower half is the next task, the upper half how many there are, both of the
@@ -43,6 +49,8 @@ static _Alignas(128) atomic_ullong taken, open; // sets of places: those that a 
 static _Alignas(128) atomic_int limit = 1;      // threads that may compute
 static atomic_int active;                       // calls
 static _Alignas(128) atomic_int sleeping;       // helpers
+static atomic_llong paused_until;               // nothing is shared before
+static atomic_int setbacks, unaided, aided;     // how long the next pause is; regions without help, and with it
 static atomic_int made;                         // helpers: all those before this number are there
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -78,8 +86,9 @@ static inline unsigned tasks_left(unsigned long long ticket) {
     return next < tasks ? tasks - next : 0;
 }
 
-// Does tasks of a region until there are none, or until this helper is unwanted; callers are number -1.
-static void work(region *r, int number) {
+// Does tasks of a region until there are none, or until this helper is unwanted, and says how many; callers are
+// number -1.
+static int work(region *r, int number) {
     int did = 0;
     for (;;) {
         unsigned long long ticket = atomic_fetch_add_explicit(&r->ticket, 1, memory_order_acquire);
@@ -89,9 +98,10 @@ static void work(region *r, int number) {
         did++;
         if (number >= 0 && unwanted(number)) break;
     }
-    if (!did) return;
+    if (!did) return 0;
     if (number >= 0) atomic_fetch_add_explicit(&helpers[number].tasks, did, memory_order_relaxed);
     atomic_fetch_add_explicit(&r->done, did, memory_order_release);
+    return did;
 }
 
 // Wakes sleeping helpers below `count`, but not too many: that takes some microseconds each.
@@ -240,6 +250,7 @@ static void in_child(void) {
     atomic_store(&active, depth > 0);
     atomic_store(&open, 0);
     atomic_store(&taken, 0);
+    atomic_store(&paused_until, 0);
     place = -1;
     pthread_mutex_unlock(&lock);
 }
@@ -287,9 +298,36 @@ void cc_team_leave(void) {
     place = -1;
 }
 
+// Where other programs want the cores, too, helpers come late or not at all and only take time from their caller, or are
+// put aside in the middle of a task, and their caller waits for milliseconds. Then there are none for a while.
+static int is_paused(void) {
+    int64_t until = atomic_load_explicit(&paused_until, memory_order_relaxed);
+    return until && now_ns() < until;
+}
+
+static void pause_sharing(void) {
+    int times = atomic_load(&setbacks);
+    atomic_store(&unaided, 0);
+    atomic_store(&aided, 0);
+    atomic_store(&setbacks, times < PAUSES ? times + 1 : PAUSES);
+    atomic_store(&paused_until, now_ns() + ((int64_t)PAUSE_NS << times));
+}
+
+static void judge(int helped, int64_t took, int64_t waited, int64_t patience) {
+    if (waited > patience || (!helped && took > AWAKE_NS && atomic_fetch_add(&unaided, 1) + 1 >= UNAIDED)) {
+        pause_sharing();
+    } else if (helped) {
+        atomic_store_explicit(&unaided, 0, memory_order_relaxed);
+        int times = atomic_load_explicit(&setbacks, memory_order_relaxed);
+        if (!times || atomic_fetch_add(&aided, 1) < RECOVERY) return;
+        atomic_store(&aided, 0);
+        atomic_compare_exchange_strong(&setbacks, &times, times - 1);
+    }
+}
+
 int cc_team_size(void) {
     int count = wanted_helpers();
-    return count > 0 ? 1 + count : 1;
+    return count > 0 && !is_paused() ? 1 + count : 1;
 }
 
 // This thread's place, for as long as its call lasts; -1: all are taken.
@@ -308,13 +346,18 @@ static int run_alone(int (*task)(void *, int), void *context, int tasks) {
     return 0;
 }
 
-static void wait_for_helpers(region *r, int tasks) {
-    for (int64_t turn = 0, until = 0; atomic_load_explicit(&r->done, memory_order_acquire) < tasks; turn++) {
+// Returns how long it took.
+static int64_t wait_for_helpers(region *r, int tasks) {
+    if (atomic_load_explicit(&r->done, memory_order_acquire) >= tasks) return 0;
+    const int64_t begin = now_ns();
+    int64_t now = begin;
+    for (int turn = 1; atomic_load_explicit(&r->done, memory_order_acquire) < tasks; turn++) {
         relax();
         if (turn % 16) continue;
-        if (!until) until = now_ns() + YIELD_NS;
-        else if (now_ns() > until) sched_yield();
+        now = now_ns();
+        if (now - begin > YIELD_NS) sched_yield();
     }
+    return now - begin;
 }
 
 int cc_team_run(int (*task)(void *context, int number), void *context, int tasks) {
@@ -331,10 +374,12 @@ int cc_team_run(int (*task)(void *context, int number), void *context, int tasks
     make_helpers(count);
     wake_some(count);
     busy = 1;
-    work(r, -1);
+    const int64_t begin = now_ns();
+    const int did = work(r, -1);
     busy = 0;
     atomic_fetch_and(&open, ~(1ull << place));
-    wait_for_helpers(r, tasks);
+    const int64_t took = now_ns() - begin;
+    judge(did < tasks, took, wait_for_helpers(r, tasks), PATIENCE_NS + 2 * took / (did ? did : 1));
     atomic_store_explicit(&r->ticket, 0, memory_order_relaxed);
     return atomic_load_explicit(&r->failed, memory_order_relaxed) ? -1 : 0;
 }
