@@ -21,6 +21,8 @@ TEST_VENV ?= $(VENV)-test
 # The lowest versions that pyproject.toml allows, and what resolves versions: both on their own.
 LOWEST_VENV := $(VENV)-lowest
 UV_VENV := $(VENV)-uv
+# What builds wheels of releases.
+WHEEL_VENV := $(VENV)-wheel
 BIN := $(TEST_VENV)/bin
 comma := ,
 SERVED := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
@@ -128,6 +130,17 @@ test-parity: $(TEST_VENV)/.installed  ## Import and serve every published networ
 test-docker: $(TEST_VENV)/.installed  ## Build the image, run the Compose project, break it (15 minutes; a Docker engine, or root on Debian)
 	@$(BIN)/python -m pytest -m docker tests/deploy $(ARGS)
 
+test-sanitize: $(TEST_VENV)/.installed  ## Run the native kernels under the compiler's sanitizers (4 minutes; gcc or clang)
+	@$(BIN)/python -m pytest -m compiles tests/native/test_sanitizers.py $(ARGS)
+
+# Zig is seen there only, by this path.
+test-neon: $(TEST_VENV)/.installed $(WHEEL_VENV)/.installed  ## Run ARM's native kernels in an emulator (2 minutes; qemu-user)
+	@PYTHONPATH="$$($(WHEEL_VENV)/bin/python -c 'import site; print(*site.getsitepackages())')" \
+		$(BIN)/python -m pytest -m compiles tests/native/test_neon.py $(ARGS)
+
+test-wheel: wheel $(TEST_VENV)/.installed  ## Build the wheels of a release and look into them (3 minutes)
+	@WHEEL_PYTHON=$(WHEEL_VENV)/bin/python $(BIN)/python -m pytest -m compiles tests/deploy/test_wheel.py $(ARGS)
+
 bench: $(TEST_VENV)/.bench  ## Measure the engine against what one would pick instead (20 minutes, 16 GB of memory)
 	@$(BIN)/python benchmarks/engine_peers.py $(ARGS)
 
@@ -150,6 +163,16 @@ soak: $(TEST_VENV)/.installed  ## Serve changing load, bad images and bad client
 native: $(SERVED)  ## Compile the native kernels, if they have changed
 	@$(VENV)/bin/python $(COMPILE) $(ARGS)
 
+$(WHEEL_VENV)/.installed: requirements/build.txt requirements/compiler.txt
+	@$(PYTHON) -m venv --clear $(WHEEL_VENV)
+	@$(WHEEL_VENV)/bin/python $(LOCKED) $(^:%=--requirement %)
+	@touch $@
+
+wheel: $(WHEEL_VENV)/.installed  ## Build the source distribution and the wheels of a release in dist/ (2 minutes)
+	@rm -f dist/condconv_serve-*
+	@$(WHEEL_VENV)/bin/python -m hatchling build -t sdist
+	@for arch in x86_64 aarch64; do WHEEL_ARCH=$$arch $(WHEEL_VENV)/bin/python -m hatchling build -t wheel || exit 1; done
+
 check: $(TEST_VENV)/.installed  ## Format, lint, types, import contracts, generated documentation, files of deployment
 	@$(BIN)/python requirements/lock.py --check
 	@$(BIN)/ruff format --check .
@@ -169,5 +192,5 @@ docs: $(TEST_VENV)/.installed  ## Renew the generated parts of the documentation
 lock: $(UV_VENV)/bin/uv  ## Renew the lock files in requirements/ from pyproject.toml
 	@$(UV_VENV)/bin/python requirements/lock.py
 
-clean:  ## Remove the environments and caches
-	rm -rf $(VENV) $(TEST_VENV) $(LOWEST_VENV) $(UV_VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+clean:  ## Remove the environments, what was built, and caches
+	rm -rf $(VENV) $(TEST_VENV) $(LOWEST_VENV) $(UV_VENV) $(WHEEL_VENV) dist $(KERNELS)/csrc/build $(KERNELS)/*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import condconv_serve  # noqa: F401
+from tests import native_library
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -39,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--quick"):
         sys.meta_path.insert(0, NoTensorFlow())
+    native_library.use()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from condconv_serve.runtime.kernels.build import LIBRARY
 from tests.docs.pages import PAGES, ROOT, SERVES, Block, blocks_of, commands_of, fails, is_expected, why_not_run
 
 pytestmark = pytest.mark.docs
@@ -54,6 +55,9 @@ def clone(tmp_path: Path) -> Path:
         (programs / name).chmod(0o755)
     (programs / "activate").write_text(f"PATH={programs}:$PATH\n")
     (copy / ".venv" / ".installed-cpu-hub").touch()
+    if LIBRARY.exists():
+        shutil.copy2(LIBRARY, copy / LIBRARY.relative_to(ROOT))
+    (copy / ".venv" / ".native").touch()
     return copy
 
 

@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,8 +54,8 @@ SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "aarch64": {"generic": (), "neon": ()},
 }
 """Flags of each instruction set, by architecture. Set `x` defines CC_ISA_X."""
-EMULATED = {"avx512": ("-DCC_EMULATE", *_AVX2), "avx512_bf16": ("-DCC_EMULATE", *_AVX2)}
-"""Flags of the sets that --emulate compiles for CPUs without them."""
+EMULATED = dict.fromkeys(("avx512", "avx512_bf16"), ("-DCC_EMULATE", *_AVX2, "-Og"))
+"""Flags of the sets that --emulate compiles for CPUs without them. More optimisation takes minutes."""
 
 _TRIAL = (
     "#include <dlfcn.h>\n#include <math.h>\n#include <pthread.h>\n#include <stdlib.h>\nint trial(void) { return 0; }\n"
@@ -109,14 +110,15 @@ class Compiler:
     command: tuple[str, ...]
     version: str
 
-    def run(self, *arguments: str, within: Path) -> str:
-        """Call the compiler in this folder, and return its warnings; CompileError with its messages if it fails."""
+    def run(self, *arguments: str, within: Path, output: bool = False) -> str:
+        """Call the compiler in this folder, and return its warnings, or its output; CompileError if it fails."""
         done = subprocess.run(
             [*self.command, *arguments], cwd=within, stdin=subprocess.DEVNULL, capture_output=True, text=True
         )
         if done.returncode:
-            raise CompileError(f"{shlex.join([*self.command, *arguments])}\n{done.stderr.strip()}")
-        return done.stderr
+            command = shlex.join([*self.command, *arguments])
+            raise CompileError(f"{done.stderr.strip()}\n(from: {textwrap.shorten(command, 600)})")
+        return done.stdout if output else done.stderr
 
     def accepts(self, flags: Sequence[str]) -> bool:
         """Whether it knows these flags."""
@@ -259,7 +261,7 @@ def _sets(variant: Variant) -> dict[str, tuple[str, ...]]:
 def _sanitizer(variant: Variant) -> tuple[str, ...]:
     if not variant.sanitize:
         return ()
-    return (f"-fsanitize={variant.sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1")
+    return (f"-fsanitize={variant.sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-Og")
 
 
 def _digest(variant: Variant) -> str:

@@ -61,6 +61,7 @@ def zeros(*shape: int) -> np.ndarray:
         ({"type": 3}, "no bank type 3"),
         ({"type": -1}, "no bank type -1"),
         ({"depthwise": 1, "out_channels": 3, "type": 1}, "Depthwise banks are float32"),
+        ({"mixed": 0, "num_experts": 1, "type": 1}, "Only mixed banks hold half floats"),
         ({"in_channels": 2**24, "out_channels": 2**24, "num_experts": 1000}, "is too large"),
         ({"in_channels": 2**24, "kernel_height": 256, "kernel_width": 256}, "numbers per output is too large"),
     ],

@@ -64,6 +64,7 @@ static int check_spec(const cc_bank_spec *s, const struct cc_isa *isa) {
                        s->out_channels, s->in_channels);
     if (s->type < CC_BANK_FLOAT32 || s->type > CC_BANK_BFLOAT16) return cc_fail("There is no bank type %d.", s->type);
     if (s->depthwise && s->type != CC_BANK_FLOAT32) return cc_fail("Depthwise banks are float32.");
+    if (s->type == CC_BANK_FLOAT16 && !s->mixed) return cc_fail("Only mixed banks hold half floats.");
     if (s->type == CC_BANK_BFLOAT16 && !isa->bfloat16)
         return cc_fail("The instruction set %s multiplies no bfloat16.", isa->name);
     int64_t depth = (int64_t)s->kernel_height * s->kernel_width * (s->depthwise ? 1 : s->in_channels);

@@ -19,7 +19,7 @@ typedef enum {
     CC_ACTIVATIONS = 7,
 } cc_activation;
 
-// How a bank holds its numbers: half floats only where that loses nothing.
+// How a bank holds its numbers: half floats only where that loses nothing, and only mixed banks.
 typedef enum { CC_BANK_FLOAT32 = 0, CC_BANK_FLOAT16 = 1, CC_BANK_BFLOAT16 = 2 } cc_bank_type;
 
 // A convolution's weights, as they are given. A dense layer is a convolution with a kernel of 1 x 1.
