@@ -88,6 +88,11 @@ def excited(x: Any, r: Any) -> Any:
     return layers.Conv2D(4, 1)(layers.Multiply()([x, scale]))
 
 
+def zeros_read_twice(x: Any, r: Any) -> Any:
+    x = layers.ZeroPadding2D(1)(x)
+    return layers.Concatenate()([layers.Conv2D(3, 3, padding="same")(x), x])
+
+
 def flattened(x: Any, r: Any) -> Any:
     x = layers.Flatten()(layers.Conv2D(3, 3, strides=4)(x))
     return layers.Reshape((1, 1, 6))(layers.Dense(6, activation="relu")(x))
@@ -124,6 +129,14 @@ CASES: dict[str, tuple[Apply, list[str]]] = {
         ["depthwise RELU", "conv"],
     ),
     "a vector of a whole map": (flattened, ["conv", "conv RELU"]),
+    "zeros around the input": (
+        lambda x, r: layers.Conv2D(4, 3, strides=2)(layers.ZeroPadding2D(((0, 1), (0, 1)))(x)),
+        ["conv"],
+    ),
+    "zeros that are read twice": (zeros_read_twice, ["conv"]),
+    "zeros that fill whole windows": (lambda x, r: layers.Conv2D(4, 1)(layers.ZeroPadding2D(2)(x)), ["conv"]),
+    "as many groups as channels": (lambda x, r: layers.Conv2D(3, 3, groups=3)(x), ["depthwise"]),
+    "sums of operators": (lambda x, r: layers.Conv2D(3, 1)(x) + x, ["conv+residual"]),
     "products": (
         lambda x, r: layers.Multiply()([layers.Conv2D(3, 1)(x), layers.Conv2D(3, 1)(x)]),
         ["conv", "conv", "multiply"],

@@ -69,7 +69,7 @@ def _single_nodes(graph: ModelGraph, tensors: Tensors) -> tuple[dict[int, Node],
             reasons[id(call)] = found
         else:
             nodes |= {id(done): found for done in found.calls}
-    return nodes, reasons
+    return nodes, {call: reason for call, reason in reasons.items() if call not in nodes}
 
 
 def _convolves(call: Call, norms: dict[int, str]) -> bool:

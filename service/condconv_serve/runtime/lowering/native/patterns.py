@@ -7,6 +7,7 @@ one is said in `fusing.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import keras
@@ -57,8 +58,10 @@ def _convolution(call: Call, tensors: Tensors) -> Found:
         return activation
     if kind is None or len(call.inputs) != (2 if kind.experts else 1):
         return "it is called in an unusual way"
-    if getattr(layer, "groups", 1) != 1:
-        return f"it has {layer.groups} groups"
+    groups = getattr(layer, "groups", 1)
+    depthwise = kind.depthwise or (groups > 1 and call.inputs[0].shape[-1] == groups == layer.filters)
+    if groups > 1 and not depthwise:
+        return f"it has {groups} groups"
     if kind.depthwise and layer.depth_multiplier != 1:
         return f"it has {layer.depth_multiplier} kernels per channel"
     kernel, strides, dilations = (tuple(pair) for pair in (layer.kernel_size, layer.strides, layer.dilation_rate))
@@ -71,15 +74,15 @@ def _convolution(call: Call, tensors: Tensors) -> Found:
         max((out - 1) * stride + (k - 1) * dilation + 1 - size, 0) // 2 if same else 0
         for size, out, k, stride, dilation in zip(before[:2], after[:2], kernel, strides, dilations, strict=True)
     )
-    return _node(
-        StepKind.DEPTHWISE if kind.depthwise else StepKind.CONV,
+    node = _node(
+        StepKind.DEPTHWISE if depthwise else StepKind.CONV,
         call,
         tensors,
         routing=tensors.root(call.inputs[1]) if kind.experts else None,
         activation=activation,
         convolution=Convolution(
             layer=layer,
-            depthwise=kind.depthwise,
+            depthwise=depthwise,
             experts=layer.num_experts if kind.experts else None,
             kernel=kernel,
             strides=strides,
@@ -88,6 +91,29 @@ def _convolution(call: Call, tensors: Tensors) -> Found:
             out_size=after,
             pads=(top, left),
         ),
+    )
+    return _padded(node, tensors) or node
+
+
+def _padded(node: Node, tensors: Tensors) -> Node | None:
+    """The convolution with the zeros that a layer puts around its input; None if there is no such layer before it."""
+    before, convolution = tensors.producer(node.input), node.convolution
+    if before is None or type(before.operation) is not layers.ZeroPadding2D or convolution is None:
+        return None
+    size = map_size(before.inputs[0])
+    alone = tensors.sole_reader(node.input) is node.last
+    if not alone or size is None or convolution.pads != (0, 0) or before.operation.data_format != "channels_last":
+        return None
+    pads = tuple(pad for pad, _ in before.operation.padding)
+    for extent, out, pad, axis in zip(size[:2], convolution.out_size[:2], pads, (0, 1), strict=True):
+        reach = (convolution.kernel[axis] - 1) * convolution.dilations[axis] + 1
+        if pad >= reach or (out - 1) * convolution.strides[axis] - pad >= extent:  # a window of nothing but zeros
+            return None
+    return replace(
+        node,
+        calls=(before, *node.calls),
+        input=tensors.root(before.inputs[0]),
+        convolution=replace(convolution, size=size, pads=pads),
     )
 
 
@@ -155,6 +181,9 @@ _PATTERNS: Final[Mapping[type, Callable[[Call, Tensors], Found]]] = {
     layers.GlobalAveragePooling2D: _pool,
     layers.Add: _add,
     layers.Multiply: _multiply,
+    # What `x + y` and `x * y` leave in a network.
+    keras.src.ops.numpy.Add: _add,
+    keras.src.ops.numpy.Multiply: _multiply,
 }
 
 

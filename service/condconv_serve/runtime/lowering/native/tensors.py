@@ -47,6 +47,7 @@ class Tensors:
 
     def __init__(self, graph: ModelGraph) -> None:
         """Look through the calls of a network."""
+        self._graph = graph
         self.aliases: set[int] = set()
         self._roots: dict[int, Tensor] = {}
         self._readers: dict[int, list[Call]] = defaultdict(list)
@@ -69,6 +70,10 @@ class Tensors:
     def root(self, tensor: Tensor) -> Tensor:
         """The tensor whose numbers a tensor has: itself, or one before it."""
         return self._roots.get(id(tensor), tensor)
+
+    def producer(self, tensor: Tensor) -> Call | None:
+        """The call that computes a tensor's numbers; None if they are an input."""
+        return self._graph.producer(self.root(tensor))
 
     def readers(self, root: Tensor) -> list[Call]:
         """The calls that read the numbers of a root; one that reads them twice is there twice."""
