@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ TOO_MUCH = {"chunk_bytes": 2**37}
 """Changes of a spec: scratch that no machine has."""
 
 
-def can_have_any_memory() -> bool:
-    """Whether the system promises memory that it doesn't have."""
-    return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1"
+def promises_any_memory() -> bool:
+    """Whether the system promises memory that it doesn't have, or a sanitizer ends who asks for it."""
+    return "SANITIZE_KERNELS" in os.environ or Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "1"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.runtime.kernels import abi, library
-from condconv_serve.runtime.kernels.abi import Activation, Place, StepKind, ValueType
+from condconv_serve.runtime.kernels.abi import Activation, BankType, Place, StepKind, ValueType
 from condconv_serve.runtime.kernels.program import Bank, BankOptions, Program, ProgramSpec, Stage, Step, Value, alive
 from tests.unit.runtime.native_kernels.blocks import Block
 
@@ -114,6 +114,8 @@ def one_step(draw: Any) -> tuple[ProgramSpec, list[Bank]]:
     kind = draw(st.sampled_from([StepKind.CONV, StepKind.DEPTHWISE]))
     depthwise, producing = kind == StepKind.DEPTHWISE, kind == StepKind.DEPTHWISE and draw(st.booleans())
     normalise = draw(st.booleans()) and (producing or not depthwise)
+    # What multiplies bfloat16 reads bfloat16, but for pixels; outputs may be either.
+    half = library.has_bfloat16() and draw(st.booleans())
     channels = draw(st.integers(1, 4)) if normalise else draw(st.integers(1, 40))
     middle, experts = draw(st.integers(1, 40)), draw(st.integers(1, 4))
 
@@ -127,7 +129,9 @@ def one_step(draw: Any) -> tuple[ProgramSpec, list[Bank]]:
         ]
         shape = (experts if mixed else 1, *kernel, inner) + (() if out is None else (out,))
         rng = np.random.default_rng(draw(st.integers(0, 9)))
-        options = BankOptions(mixed=mixed, strides=strides, dilations=dilations)
+        kinds = [BankType.BFLOAT16] if half else [BankType.FLOAT32, *([BankType.FLOAT16] if mixed else [])]
+        kind = BankType.FLOAT32 if out is None else draw(st.sampled_from(kinds))
+        options = BankOptions(mixed=mixed, type=kind, strides=strides, dilations=dilations)
         biases = rng.normal(size=(shape[0], shape[-1])) if mixed and draw(st.booleans()) else None
         return Bank(rng.normal(size=shape), options, expert_bias=biases), [*pads, *sizes]
 
@@ -147,12 +151,14 @@ def one_step(draw: Any) -> tuple[ProgramSpec, list[Bank]]:
     bank, (top, left, h, w) = convolution(*size, inner, None if depthwise else out, mixed)
     made.append(bank)
     floats = ValueType.FLOAT32
+    read = draw(st.sampled_from([ValueType.UINT8, floats])) if normalise else ValueType.BFLOAT16 if half else floats
+    written = ValueType.BFLOAT16 if library.has_bfloat16() and draw(st.booleans()) else floats
     values = [
-        Value(place=Place.INPUT, type=ValueType.UINT8 if normalise else floats, shape=(height, width, channels)),
+        Value(place=Place.INPUT, type=read, shape=(height, width, channels)),
         Value(place=Place.INPUT, type=floats, shape=(experts,), number=1),
-        Value(place=Place.INPUT, type=floats, shape=(h, w, out), number=2),
+        Value(place=Place.INPUT, type=written, shape=(h, w, out), number=2),
         Value(place=Place.INPUT, type=floats, shape=(channels,), number=3),
-        Value(place=Place.OUTPUT, type=floats, shape=(h, w, out)),
+        Value(place=Place.OUTPUT, type=written, shape=(h, w, out)),
         Value(place=Place.OUTPUT, type=floats, shape=(out,), number=1),
     ]
     steps = [
@@ -160,7 +166,8 @@ def one_step(draw: Any) -> tuple[ProgramSpec, list[Bank]]:
             kind=kind, input=0, output=4, bank=len(made) - 1, producer=0 if producing else None, height=height,
             width=width, channels=channels, pad_top=top, pad_left=left, out_height=h, out_width=w, normalise=normalise,
             routing=1 if mixed or (producing and mixed_too) else None, residual=2 if draw(st.booleans()) else None,
-            scale=3 if draw(st.booleans()) else None, activation=draw(st.sampled_from(list(Activation))), **fields,
+            scale=3 if draw(st.integers(0, 3)) == 0 else None, activation=draw(st.sampled_from(list(Activation))),
+            **fields,
         ),
         Step(kind=StepKind.POOL, input=4, output=5, height=h, width=w, channels=out),
     ]  # fmt: skip
@@ -247,9 +254,13 @@ def run(examples: int) -> None:
         for bank in made:
             bank.close()
 
-    before = alive()
-    some_banks()
-    some_programs()
+    before, isa = alive(), library.isa()
+    try:
+        some_banks()
+        some_programs()
+    finally:
+        library.use_isa(isa)
+        library.use_threads(1)
     assert alive() == before
     print(counts)
 

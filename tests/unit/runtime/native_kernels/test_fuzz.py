@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+from condconv_serve.runtime.kernels import library
+from tests.unit.runtime.native_kernels import fuzz
+
 
 @pytest.mark.usefixtures("native")
 def test_random_banks_and_programs_crash_nothing():
-    command = [sys.executable, "-m", "tests.unit.runtime.native_kernels.fuzz", "120"]
+    if os.environ.get("SANITIZE_KERNELS"):  # the sanitizers are in this process
+        fuzz.run(200)
+        return
+    command = [sys.executable, "-m", "tests.unit.runtime.native_kernels.fuzz", "120", str(library.LIBRARY)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-5000:]
     made = dict(item.split(": ") for item in done.stdout.strip("{}\n").replace("'", "").split(", "))

@@ -14,7 +14,7 @@ import pytest
 from condconv_serve.runtime.kernels import library
 from condconv_serve.runtime.kernels.abi import Place, StepKind, ValueType
 from condconv_serve.runtime.kernels.program import Program, ProgramSpec, Stage, Step, Value, alive
-from tests.unit.runtime.native_kernels.blocks import EXPERTS, OUTPUTS, TOO_MUCH, Block, can_have_any_memory
+from tests.unit.runtime.native_kernels.blocks import EXPERTS, OUTPUTS, TOO_MUCH, Block, promises_any_memory
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.slow, pytest.mark.usefixtures("native")]
 
@@ -111,7 +111,7 @@ def test_inputs_of_other_shapes_are_refused(tf, hosted, shapes, message):
 
 
 def test_too_little_memory_is_exhausted(tf):
-    if can_have_any_memory():
+    if promises_any_memory():
         pytest.skip("this system promises any memory")
     with Program(dataclasses.replace(BLOCK.spec(), **TOO_MUCH), BLOCK.banks()) as program:
         hosted = Hosted(tf, program)

@@ -13,7 +13,7 @@ from condconv_serve.errors import ConfigurationError
 from condconv_serve.runtime.kernels import abi, library
 from condconv_serve.runtime.kernels.abi import Activation, Place, StepKind, ValueType
 from condconv_serve.runtime.kernels.program import Bank, BankOptions, Program, ProgramSpec, Stage, Step, Value, alive
-from tests.unit.runtime.native_kernels.blocks import EXPERTS, TOO_MUCH, Block, can_have_any_memory
+from tests.unit.runtime.native_kernels.blocks import EXPERTS, TOO_MUCH, Block, promises_any_memory
 
 pytestmark = pytest.mark.usefixtures("native")
 
@@ -371,7 +371,7 @@ def test_other_versions_are_refused(native):
 def test_too_little_memory_to_compute_is_an_error():
     block = Block()
     with Program(changed(block.spec(), **TOO_MUCH), block.banks()) as program:
-        if can_have_any_memory():
+        if promises_any_memory():
             pytest.skip("this system promises any memory")
         with pytest.raises(ConfigurationError, match="There is no memory to compute 2 rows"):
             program.run(block.inputs(2))
