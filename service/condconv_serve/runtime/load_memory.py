@@ -38,8 +38,8 @@ _TENSORFLOW = _LoadCost(fixed=40 * 2**20, times_weights=12.0)
 _OPENVINO = _LoadCost(fixed=80 * 2**20, times_weights=14.5)
 _ABLATION = _LoadCost(fixed=40 * 2**20, times_weights=7.0)
 # Banks are packed layer by layer, and what TensorFlow computes for comparison needs no graph.
-_NATIVE = _LoadCost(fixed=55 * 2**20, times_weights=3.7, served=2.5)
-_NATIVE_ABLATION = _LoadCost(fixed=20 * 2**20, times_weights=3.4)
+_NATIVE = _LoadCost(fixed=60 * 2**20, times_weights=2.95, served=1.0)
+_NATIVE_ABLATION = _LoadCost(fixed=25 * 2**20, times_weights=2.75)
 
 
 def load_bytes(bundle: Bundle, plan: EnginePlan) -> int:

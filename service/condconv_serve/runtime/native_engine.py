@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from condconv_serve.domain import NativeState, NativeUse, Preprocessing, RoutingOverrides, Row, Tensors
 from condconv_serve.errors import BundleError, ConfigurationError
+from condconv_serve.machine.memory import release_memory
 from condconv_serve.runtime.ablation_engine import AblationEngine
 from condconv_serve.runtime.answers import check_answers, compute_once, probe_rows
 from condconv_serve.runtime.inference_graph import InferenceGraph, freeze, inference_function
@@ -41,6 +42,7 @@ def build_native_engine(
         library.use_threads(plan.streams * plan.threads_per_stream)
         # Computed first, so that its memory is free again for the programs.
         exact = exact_answers(network, preprocessing, rows)
+        release_memory()
         graph = freeze(network, preprocessing, lowering=NativeLowering(bfloat16=plan.precision == "bfloat16"))
         use = graph.native
         if use.state != "used":
@@ -101,6 +103,7 @@ def _engine(graph: InferenceGraph, plan: EnginePlan) -> TensorFlowEngine:
 def _native_ablation(network: keras.Model, preprocessing: Preprocessing) -> AblationEngine:
     row = probe_rows(preprocessing.image_size)[:1]
     exact = exact_answers(network, preprocessing, row)
+    release_memory()
     ablation = AblationEngine(network, preprocessing, lowering=NativeLowering())
     blocks = exact["routing"].shape[1:]
     found = ablation(
