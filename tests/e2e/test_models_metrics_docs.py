@@ -17,6 +17,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from condconv_serve.runtime.devices import detect_machine
 from tests.e2e.server import BUNDLE, MODEL, Server, sample_name
 from tests.e2e.shared import OFFICIAL
 
@@ -57,6 +58,11 @@ def test_one_model(client: httpx.Client, query: str) -> None:
         "mean": [127, 127, 127],
         "std": [128, 128, 128],
     }
+    by, machine = model["computed_by"], detect_machine(look_for_accelerators=False)
+    assert by["device"] == "CPU"
+    assert by["native"]["isa"] == machine.native.isa
+    assert by["native"]["state"] == ("used" if machine.native.isa else "unavailable")
+    assert (by["native"]["native_layers"] > 0) == bool(machine.native.isa)
     assert model["model_card"] == (BUNDLE / "MODEL_CARD.md").read_text()
     for key in ("provenance", "licence", "accuracy"):
         assert without_nulls(model[key]) == MANIFEST[key]
@@ -113,6 +119,8 @@ def test_metrics_count(fake_server: Server, coffee: bytes) -> None:
     assert f'model="{MODEL}"' in info
     assert 'version="1"' in info
     assert after[info] == 1
+    assert after[sample_name("condconv_native_info", model=MODEL, version=1, state="off")] == 1
+    assert after[sample_name("condconv_native_layers", model=MODEL, version=1, computed_by="native")] == 0
     assert after[sample_name("condconv_model_load_seconds", model=MODEL, version=1)] > 0
     assert after["process_resident_memory_bytes"] > 1e8
 
