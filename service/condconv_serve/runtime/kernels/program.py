@@ -62,7 +62,7 @@ class Value:
 
     Attributes:
         place: scratch, or an input or output of the program.
-        type: of its numbers; inputs and outputs of programs are never bfloat16.
+        type: of its numbers; bfloat16 only where the instruction set multiplies it.
         shape: without the batch: `(height, width, channels)` or `(channels,)`.
         number: which input or output it is.
         row_by_row: scratch of one row, since all steps that use it run row by row. Other scratch is of all rows of a

@@ -123,7 +123,7 @@ static void wake_some(int count) {
 // Of the wanted helpers, as many as there are tasks left.
 static int useful_helpers(void) {
     int wanted = wanted_helpers(), useful = 0;
-    unsigned long long places = atomic_load_explicit(&open, memory_order_acquire);
+    unsigned long long places = atomic_load(&open);
     for (; places && useful < wanted; places &= places - 1) {
         region *r = &regions[__builtin_ctzll(places)];
         unsigned left = tasks_left(atomic_load_explicit(&r->ticket, memory_order_relaxed));
@@ -135,14 +135,14 @@ static int useful_helpers(void) {
 // Whether there are fewer threads now than this helper needs.
 static int surplus(int number) { return number >= atomic_load_explicit(&limit, memory_order_relaxed) - 1; }
 
-// Until a region opens, or this helper is one too many.
+// Until there are tasks, or this helper is one too many.
 static void sleep_until_woken(int number) {
     helper *me = &helpers[number];
     pthread_mutex_lock(&me->lock);
     atomic_store(&me->asleep, 1);
     atomic_fetch_add(&sleeping, 1);
     // Who opens a region looks at `sleeping` after that, so one of both sees the other.
-    if ((atomic_load(&open) && !unwanted(number)) || surplus(number)) {
+    if (number < useful_helpers() || surplus(number)) {
         atomic_store(&me->asleep, 0);
         atomic_fetch_sub(&sleeping, 1);
     }
