@@ -50,11 +50,12 @@ SETS: dict[str, dict[str, tuple[str, ...]]] = {
         "avx2": _AVX2,
         "avx512": _AVX512,
         "avx512_bf16": (*_AVX512, "-mavx512bf16"),
+        "amx_bf16": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
     },
     "aarch64": {"generic": (), "neon": ()},
 }
 """Flags of each instruction set, by architecture. Set `x` defines CC_ISA_X."""
-EMULATED = dict.fromkeys(("avx512", "avx512_bf16"), ("-DCC_EMULATE", *_AVX2, "-Og"))
+EMULATED = dict.fromkeys(("avx512", "avx512_bf16", "amx_bf16"), ("-DCC_EMULATE", *_AVX2, "-Og"))
 """Flags of the sets that --emulate compiles for CPUs without them. More optimisation takes minutes."""
 
 _TRIAL = (

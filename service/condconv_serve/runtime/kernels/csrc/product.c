@@ -1,5 +1,8 @@
 // Register-blocked products: CC_MR rows of x times a tile of CC_NR vectors.
 #include "product.h"
+#if CC_TILES
+#include "tiles.h"
+#endif
 
 // Activated in a loop of its own, with little code: unrolled it would not fit the instruction cache.
 static __attribute__((noinline)) void finish(const cc_tile_work *w, const float *sums, void *out, size_t place, int rows) {
@@ -123,7 +126,8 @@ EACH_ROWS(INSTANCE, 1)
 static const product_fn PAIRS[CC_MR][CC_NR] = {EACH_ROWS(ENTRY, 1)};
 #endif
 
-void CC_NAME(cc_product)(cc_tile_work *w, int rows, const char *x, float *sums, void *out, size_t place) {
+// With vectors.
+static void each_product(cc_tile_work *w, int rows, const char *x, float *sums, void *out, size_t place) {
     const int32_t *places = w->places;
     for (int turns = (rows + CC_MR - 1) / CC_MR, m = 0; turns > 0; turns--) {
         const int some = (rows - m + turns - 1) / turns; // about as many in each turn
@@ -137,4 +141,53 @@ void CC_NAME(cc_product)(cc_tile_work *w, int rows, const char *x, float *sums, 
         m += some;
     }
     w->places = places;
+}
+
+#if CC_TILES
+// With AMX's tiles, as far as the steps fill them; vectors do the rest.
+static void product_tiles(cc_tile_work *w, int rows, const char *x, float *sums, void *out, size_t place) {
+    const int steps = w->steps / TILE_STEPS * TILE_STEPS;
+    cc_tile_work rest = *w;
+    rest.kernel += (size_t)steps * CC_TILE * 4;
+    rest.steps -= steps;
+    rest.first = 0;
+    tiles t;
+    for (int turns = (rows + TILE_ROWS - 1) / TILE_ROWS, m = 0, some; turns > 0; turns--, m += some) {
+        some = (rows - m + turns - 1) / turns;
+        float done[TILE_ROWS * CC_TILE] __attribute__((aligned(64)));
+        float *to = w->last ? done : sums + (size_t)m * CC_TILE;
+        tiles_begin(&t, some);
+        for (int n = 0; n < 2 && n < w->vectors; n++) {
+            if (w->first) tiles_clear(&t, n);
+            else tiles_load(&t, n, sums + (size_t)m * CC_TILE + n * CC_VL, CC_TILE);
+        }
+        for (int k = 0; k < steps; k += TILE_STEPS) {
+            const char *kernel = w->kernel + (size_t)k * CC_TILE * 4;
+            tiles_x(&t, x + m * w->x_pitch + (size_t)k * 4, w->x_pitch);
+            tiles_kernel(&t, 0, kernel, CC_TILE * 4);
+            tiles_multiply(&t, 0);
+            if (w->vectors > 1) {
+                tiles_kernel(&t, 1, kernel + CC_VL * 4, CC_TILE * 4);
+                tiles_multiply(&t, 1);
+            }
+        }
+        tiles_store(&t, 0, to, CC_TILE);
+        if (w->vectors > 1) tiles_store(&t, 1, to + CC_VL, CC_TILE);
+        tiles_end(&t);
+        const size_t at = w->places ? place : place + m * w->out_pitch;
+        rest.places = w->places ? w->places + m : 0;
+        if (rest.steps) each_product(&rest, some, x + m * w->x_pitch + (size_t)steps * 4, to, out, at);
+        else if (w->last) finish(&rest, done, out, at, some);
+    }
+}
+#endif
+
+void CC_NAME(cc_product)(cc_tile_work *w, int rows, const char *x, float *sums, void *out, size_t place) {
+#if CC_TILES
+    if (w->bfloat16 && w->steps >= TILE_STEPS) {
+        product_tiles(w, rows, x, sums, out, place);
+        return;
+    }
+#endif
+    each_product(w, rows, x, sums, out, place);
 }

@@ -8,7 +8,13 @@
 #include <math.h>
 #include <string.h>
 
-#if defined(CC_ISA_AVX512_BF16)
+#if defined(CC_ISA_AMX_BF16)
+#define CC_NAME(x) x##_amx_bf16
+#define CC_ISA_TEXT "amx_bf16"
+#define CC_VL 16
+#define CC_BFLOAT16_DOT 1
+#define CC_TILES 1
+#elif defined(CC_ISA_AVX512_BF16)
 #define CC_NAME(x) x##_avx512_bf16
 #define CC_ISA_TEXT "avx512_bf16"
 #define CC_VL 16
@@ -43,6 +49,9 @@
 #endif
 #ifndef CC_BFLOAT16_DOT
 #define CC_BFLOAT16_DOT 0
+#endif
+#ifndef CC_TILES
+#define CC_TILES 0
 #endif
 #define CC_TILE (CC_VL * CC_NR)
 
