@@ -22,8 +22,9 @@ def use() -> None:
         os.environ.pop("LD_PRELOAD", None)  # the sanitizers are in this process, and are not for those that it starts
     try:
         build.build()
-        has_all = CPUINFO.exists() and "avx512_bf16" in CPUINFO.read_text().split()
-        emulate = build.this_arch() == "x86_64" and not has_all
+        has_all = CPUINFO.exists() and "amx_bf16" in CPUINFO.read_text().split()
+        # Sanitized as well, the emulated ones would take minutes and gigabytes to compile.
+        emulate = build.this_arch() == "x86_64" and not (has_all or sanitize)
         library.LIBRARY = build.build(build.Variant(sanitize=sanitize, emulate=emulate))
     except build.NoCompiler:
         if sanitize:

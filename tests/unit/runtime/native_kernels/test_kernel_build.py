@@ -83,7 +83,7 @@ def no_compiler(monkeypatch):
 
 @pytest.mark.skipif(not shutil.which("cc") or platform.machine() != "x86_64", reason="there is no C compiler")
 def test_a_real_compiler_makes_a_library_that_loads_and_makes_it_anew_when_a_header_changes(sources, capsys):
-    # One kernel for all sets would be defined four times.
+    # One kernel for all sets would be defined five times.
     (sources / "isa.c").unlink()
     assert ctypes.CDLL(str(build.build())).number() == 7
     assert "Compiled libcondconv.so in " in capsys.readouterr().out
@@ -102,8 +102,14 @@ def test_a_real_compiler_makes_a_library_that_loads_and_makes_it_anew_when_a_hea
 def test_kernels_are_compiled_for_each_instruction_set_and_the_rest_once(fakecc):
     build.build()
     per_set = {flag for call in fakecc.compiled("isa.c") for flag in call if flag.startswith("-DCC_")}
-    assert per_set == {"-DCC_ISA_GENERIC", "-DCC_ISA_AVX2", "-DCC_ISA_AVX512", "-DCC_ISA_AVX512_BF16"}
-    assert len(fakecc.compiled("isa.c")) == 4
+    assert per_set == {
+        "-DCC_ISA_GENERIC",
+        "-DCC_ISA_AVX2",
+        "-DCC_ISA_AVX512",
+        "-DCC_ISA_AVX512_BF16",
+        "-DCC_ISA_AMX_BF16",
+    }
+    assert len(fakecc.compiled("isa.c")) == 5
     (once,) = fakecc.compiled("dispatch.c")
     assert not [flag for flag in once if flag.startswith(("-m", "-DCC_"))]
     (generic,) = [call for call in fakecc.compiled("isa.c") if "-DCC_ISA_GENERIC" in call]
@@ -125,6 +131,7 @@ def test_emulated_sets_need_no_more_than_avx2(fakecc):
     assert not build.LIBRARY.exists()
     emulated = [call for call in fakecc.compiled("isa.c") if "-DCC_EMULATE" in call]
     assert sorted(flag for call in emulated for flag in call if flag.startswith("-DCC_ISA")) == [
+        "-DCC_ISA_AMX_BF16",
         "-DCC_ISA_AVX512",
         "-DCC_ISA_AVX512_BF16",
     ]
@@ -137,7 +144,7 @@ def test_what_two_libraries_have_in_common_is_compiled_once(fakecc):
     build.build()
     before = len(fakecc.compiled("isa.c"))
     build.build(Variant(emulate=True))
-    assert len(fakecc.compiled("isa.c")) - before == 2
+    assert len(fakecc.compiled("isa.c")) - before == 3
 
 
 def test_sanitized_libraries_are_apart_and_keep_their_symbols(fakecc):
@@ -160,7 +167,7 @@ def test_only_what_changed_is_compiled_again(sources, fakecc):
     (sources / "dispatch.c").write_text("int changed;\n")
     build.build()
     assert len(fakecc.compiled("dispatch.c")) == 2
-    assert len(fakecc.compiled("isa.c")) == 4
+    assert len(fakecc.compiled("isa.c")) == 5
 
 
 def test_another_compiler_compiles_everything_again(fakecc, monkeypatch):
@@ -169,7 +176,7 @@ def test_another_compiler_compiles_everything_again(fakecc, monkeypatch):
     monkeypatch.setenv("CC", f"{os.environ['CC']} -some-flag")
     assert not build.is_current()
     build.build()
-    assert len(fakecc.compiled("isa.c")) == 8
+    assert len(fakecc.compiled("isa.c")) == 10
 
 
 def test_what_is_current_needs_no_compiler(no_compiler, fakecc, monkeypatch):
