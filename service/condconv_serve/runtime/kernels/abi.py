@@ -138,6 +138,7 @@ FUNCTIONS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "cc_register": (c_int32, ()),
     "cc_registered": (c_int32, ()),
     "cc_set_threads": (None, (c_int32,)),
+    "cc_set_least_work": (None, (c_int64,)),
     "cc_helped": (c_int64, ()),
     "cc_bank_new": (c_int64, (POINTER(BankSpecStruct), c_void_p, c_void_p, c_void_p, c_void_p)),
     "cc_bank_release": (None, (c_int64,)),

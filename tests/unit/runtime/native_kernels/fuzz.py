@@ -33,6 +33,9 @@ from tests.unit.runtime.native_kernels.blocks import Block
 MOST_NUMBERS = 1 << 20
 """In a bank that is made."""
 
+LEAST_WORK = 1 << 18
+"""Multiply-adds that are worth a task: as the library has it at first."""
+
 EXTREMES = [
     -(2**31),
     -(2**31) + 1,
@@ -135,7 +138,7 @@ def one_step(draw: Any) -> tuple[ProgramSpec, list[Bank]]:
         biases = rng.normal(size=(shape[0], shape[-1])) if mixed and draw(st.booleans()) else None
         return Bank(rng.normal(size=shape), options, expert_bias=biases), [*pads, *sizes]
 
-    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    height, width = draw(st.one_of(st.integers(1, 12), st.integers(20, 40))), draw(st.integers(1, 12))
     mixed = draw(st.booleans())
     made: list[Bank] = []
     fields: dict[str, Any] = {}
@@ -242,7 +245,8 @@ def run(examples: int) -> None:
     @given(st.data())
     def some_programs(data: st.DataObject) -> None:
         library.use_isa(data.draw(st.sampled_from(library.isas())))
-        library.use_threads(data.draw(st.integers(1, 3)))
+        library.use_threads(data.draw(st.integers(1, 7)))
+        library.load().cc_set_least_work(data.draw(st.sampled_from([1, 1000, LEAST_WORK])))
         if data.draw(st.booleans()):
             block = Block(size=data.draw(st.integers(1, 7)), expanded=data.draw(st.integers(1, 40)))
             spec, made = block.spec(chunk=2, row_by_row=data.draw(st.booleans())), block.banks()
@@ -261,6 +265,7 @@ def run(examples: int) -> None:
     finally:
         library.use_isa(isa)
         library.use_threads(1)
+        library.load().cc_set_least_work(LEAST_WORK)
     assert alive() == before
     print(counts)
 

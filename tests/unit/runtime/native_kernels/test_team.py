@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import textwrap
@@ -12,8 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from condconv_serve.errors import ConfigurationError
 from condconv_serve.runtime.kernels import build, library
+from condconv_serve.runtime.kernels.program import Program
+from tests.unit.runtime.native_kernels import fuzz
 from tests.unit.runtime.native_kernels.blocks import Block
 
 WIDE = Block(size=14, channels=64, expanded=384)
@@ -62,6 +68,26 @@ def test_results_stay_the_same_with_any_number_of_threads(count):
                 np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
         library.use_threads(2)
         np.testing.assert_allclose(program.run(inputs)[0], alone[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("threads")
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_steps_of_any_shape_may_be_cut_into_parts(native, data):
+    spec, banks = fuzz.one_step(data.draw)
+    with contextlib.suppress(ConfigurationError), Program(spec, banks) as program:
+        inputs = [fuzz.array_of(value, data.draw(st.integers(1, 3))) for value in program.inputs[:1]]
+        inputs += [fuzz.array_of(value, len(inputs[0])) for value in program.inputs[1:]]
+        library.use_threads(1)
+        alone = program.run(inputs)
+        library.use_threads(data.draw(st.integers(2, 7)))
+        native.cc_set_least_work(1)
+        shared = program.run(inputs)
+        native.cc_set_least_work(fuzz.LEAST_WORK)
+        for one, other in zip(alone, shared, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    for bank in banks:
+        bank.close()
 
 
 @pytest.mark.usefixtures("threads")

@@ -99,6 +99,7 @@ CC_API int32_t cc_has_bfloat16(void);
 CC_API int32_t cc_register(void);
 CC_API int32_t cc_registered(void);         // whether it does
 CC_API void cc_set_threads(int32_t threads); // that may compute at once, all calls together; 1 at first
+CC_API void cc_set_least_work(int64_t multiply_adds); // that are worth a task for another thread
 CC_API int64_t cc_helped(void);              // tasks of calls that other threads than theirs have done
 
 // experts [num_experts, kernel_height, kernel_width, in_channels, out_channels], or without in_channels if depthwise;

@@ -32,7 +32,8 @@ typedef struct {
     const cc_bank *bank;
     const cc_pixels *pixels; // NULL: the input is what it is
     cc_type type, out_type;
-    int batch, height, width, out_height, out_width, pad_top, pad_left;
+    int batch, height, width, out_height, out_width;
+    int pad_top, pad_left;   // pad_top of a depthwise convolution may be negative: so many rows are left out
     cc_activation activation;
     const void *x;
     const float *routing;    // [batch, num_experts] or NULL
@@ -76,7 +77,7 @@ struct cc_isa { // cc_isa alone is the function of condconv.h
 
 // This thread's memory for one purpose, 64-byte aligned, kept until the thread ends; NULL: there is none.
 enum { CC_SCRATCH_MIXED, CC_SCRATCH_SUMS, CC_SCRATCH_PATCHES, CC_SCRATCH_IMAGE, CC_SCRATCH_TABLE, CC_SCRATCH_WEIGHTS,
-       CC_SCRATCH_DONE, CC_SCRATCH_LINE, CC_SCRATCH_HALO, CC_SCRATCH_VALUES, CC_SCRATCH_SLOTS };
+       CC_SCRATCH_DONE, CC_SCRATCH_LINE, CC_SCRATCH_HALO, CC_SCRATCH_VALUES, CC_SCRATCH_POOLED, CC_SCRATCH_SLOTS };
 void *cc_scratch(int slot, size_t bytes);
 
 // Memory for what is read over and over: in huge pages where they can be had.

@@ -1,13 +1,17 @@
 // Runs one step over some rows: finds its values, and splits it into parts where threads are free.
 #include "runtime.h"
-#include <limits.h>
+#include <string.h>
 
 enum {
     TASKS_PER_THREAD = 3,
-    LEAST_WORK = 1 << 18,   // multiply-adds that are worth a task
-    LEAST_BYTES = 1 << 16,  // that are worth one where nothing is multiplied
+    BYTES_OF_WORK = 4,      // multiply-adds in the time of a byte, where nothing is multiplied
     PIXELS = 42,            // parts of pixels are multiples of what the kernels take at once: 6 or 14
+    BAND = 4,               // a band of an image has so many times the rows that it shares with the next one
 };
+
+static atomic_llong least_work = 1 << 18;
+
+void cc_set_least_work(int64_t multiply_adds) { atomic_store(&least_work, multiply_adds < 1 ? 1 : multiply_adds); }
 
 static const cc_value *value(const cc_frame *f, int number) { return &f->program->values[number]; }
 
@@ -24,26 +28,59 @@ static void *at(const cc_frame *f, int number) {
 
 static int threads_for(const cc_frame *f) { return f->alone ? 1 : cc_team_size(); }
 
-// A convolution's parts: tiles of output channels, and pixels.
+// A convolution's parts: tiles of output channels times pixels, or times bands of one row's image (depthwise).
 typedef struct {
     const struct cc_isa *isa;
     const cc_conv *producer, *conv; // producer: depthwise only
     int depthwise;
     int tiles, pixels;          // in all
     int tile_parts, pixel_unit; // parts of about as many tiles; pixels of one part
-    int pixel_parts;
+    int pixel_parts;            // or bands
+    float *pooled;              // [bands][channels], where there are several
 } split;
+
+static int first_of(int number, int parts, int all) { return (int)((int64_t)all * number / parts); }
+
+// A band is an image of its own. It reads the rows above it instead of padding: the padding is negative.
+static int run_band(const split *s, cc_part part, int number) {
+    cc_conv band = *s->conv;
+    const int first = first_of(number, s->pixel_parts, band.out_height), channels = band.bank->spec.out_channels;
+    band.out_height = first_of(number + 1, s->pixel_parts, band.out_height) - first;
+    band.pad_top -= first * band.bank->spec.stride_height;
+    const size_t before = (size_t)first * (size_t)band.out_width * (size_t)channels;
+    band.out = (char *)band.out + before * cc_type_size(band.out_type);
+    if (s->pooled) band.pooled = s->pooled + (size_t)number * (size_t)channels;
+    return s->isa->depthwise(s->producer, &band, part);
+}
 
 static int run_part(void *context, int number) {
     const split *s = context;
     int t = number / s->pixel_parts, p = number % s->pixel_parts;
     cc_part part = {
-        .tile_begin = (int)((int64_t)s->tiles * t / s->tile_parts),
-        .tile_end = (int)((int64_t)s->tiles * (t + 1) / s->tile_parts),
+        .tile_begin = first_of(t, s->tile_parts, s->tiles),
+        .tile_end = first_of(t + 1, s->tile_parts, s->tiles),
         .pixel_begin = p * s->pixel_unit,
         .pixel_end = p + 1 == s->pixel_parts ? s->pixels : (p + 1) * s->pixel_unit,
     };
-    return s->depthwise ? s->isa->depthwise(s->producer, s->conv, part) : s->isa->conv(s->conv, part);
+    if (!s->depthwise) return s->isa->conv(s->conv, part);
+    if (s->pixel_parts > 1) {
+        part.pixel_begin = 0;
+        part.pixel_end = s->pixels;
+        return run_band(s, part, p);
+    }
+    return s->isa->depthwise(s->producer, s->conv, part);
+}
+
+// The whole image's means from those of its bands.
+static void join_pooled(const split *s) {
+    const cc_conv *conv = s->conv;
+    const int channels = conv->bank->spec.out_channels, height = conv->out_height;
+    memset(conv->pooled, 0, (size_t)channels * sizeof *conv->pooled);
+    for (int band = 0; band < s->pixel_parts; band++) {
+        int rows = first_of(band + 1, s->pixel_parts, height) - first_of(band, s->pixel_parts, height);
+        const float share = (float)rows / (float)height, *from = s->pooled + (size_t)band * (size_t)channels;
+        for (int c = 0; c < channels; c++) conv->pooled[c] += from[c] * share;
+    }
 }
 
 // Whether each row has a kernel of its own.
@@ -55,12 +92,30 @@ static double work_of(const cc_conv *conv) {
     return out * ((double)conv->out_height * conv->out_width + mixing);
 }
 
+// Bands where tiles are too few, or where each part of the tiles would gather the same patches for its producer.
+static int choose_bands(split *s, int threads, int wanted) {
+    const cc_bank_spec *b = &s->conv->bank->spec;
+    const cc_conv *p = s->producer;
+    const int shared = (b->kernel_height - 1) * b->dilation_height + 1 - b->stride_height, rows = s->conv->out_height;
+    int64_t most = shared > 0 ? (int64_t)rows * b->stride_height / (BAND * shared) : rows;
+    if (most > rows) most = rows;
+    const int patches = p && (p->pixels || p->bank->taps > 1);
+    if (s->conv->batch != 1 || most < 2 || (s->tiles >= 2 * threads && !patches)) return 0;
+    int bands = patches ? wanted : (wanted + s->tiles - 1) / s->tiles;
+    if (bands > most) bands = (int)most;
+    int parts = (wanted + bands - 1) / bands;
+    s->tile_parts = parts < s->tiles ? parts : s->tiles;
+    s->pixel_parts = bands;
+    return 1;
+}
+
 // Tiles first: each kernel is then read, and mixed, once. Pixels where tiles are too few.
 static void choose_parts(split *s, int threads) {
     double work = work_of(s->conv) + (s->producer ? work_of(s->producer) : 0);
     int wanted = threads * TASKS_PER_THREAD;
-    if (work < (double)LEAST_WORK * wanted) wanted = (int)(work / LEAST_WORK);
-    if (threads < 2 || wanted < 2) return;
+    const double least = (double)atomic_load_explicit(&least_work, memory_order_relaxed);
+    if (work < least * wanted) wanted = (int)(work / least);
+    if (threads < 2 || wanted < 2 || (s->depthwise && choose_bands(s, threads, wanted))) return;
     s->tile_parts = s->tiles < 2 * wanted ? s->tiles : wanted;
     if (s->tiles >= 2 * threads || s->tiles == threads || s->tiles >= wanted || s->pixels < 2) return;
     int parts = (wanted + s->tiles - 1) / s->tiles, unit = s->depthwise ? 1 : PIXELS;
@@ -75,10 +130,16 @@ static void choose_parts(split *s, int threads) {
 static int run_split(const cc_frame *f, const cc_conv *producer, const cc_conv *conv, int depthwise) {
     const struct cc_isa *isa = f->program->isa;
     cc_extent extent = depthwise ? isa->depthwise_extent(producer, conv) : isa->conv_extent(conv);
-    split s = {isa, producer, conv, depthwise, extent.tiles, extent.pixels, 1, extent.pixels, 1};
+    split s = {isa, producer, conv, depthwise, extent.tiles, extent.pixels, 1, extent.pixels, 1, NULL};
     choose_parts(&s, threads_for(f));
     int parts = s.tile_parts * s.pixel_parts;
-    return parts == 1 ? run_part(&s, 0) : cc_team_run(run_part, &s, parts);
+    if (depthwise && s.pixel_parts > 1 && conv->pooled) {
+        size_t numbers = (size_t)s.pixel_parts * (size_t)conv->bank->spec.out_channels;
+        if (!(s.pooled = cc_scratch(CC_SCRATCH_POOLED, numbers * sizeof *s.pooled))) return -1;
+    }
+    int failed = parts == 1 ? run_part(&s, 0) : cc_team_run(run_part, &s, parts);
+    if (s.pooled && !failed) join_pooled(&s);
+    return failed;
 }
 
 // Of a kernel of 1 x 1, all pixels are one row's, so that its numbers are read once for all rows.
@@ -188,14 +249,16 @@ static int run_pool(void *context, int row) {
 static int run_elementwise(const cc_frame *f, const cc_step *s) {
     const int pixels = s->height * s->width;
     const size_t bytes = cc_value_bytes(value(f, s->input));
-    size_t blocks = bytes * (size_t)f->rows < 4 * LEAST_BYTES || threads_for(f) < 2 ? 1 : bytes / LEAST_BYTES;
+    const size_t least = (size_t)atomic_load_explicit(&least_work, memory_order_relaxed) / BYTES_OF_WORK + 1;
+    const int shared = bytes * (size_t)f->rows / 4 >= least && threads_for(f) > 1;
+    size_t blocks = shared ? bytes / least : 1;
     if (blocks > (size_t)pixels) blocks = (size_t)pixels;
     if (s->kind == CC_STEP_POOL || blocks < 1) blocks = 1;
     blockwise b = {f, s, 1, (pixels + (int)blocks - 1) / (int)blocks};
     b.blocks = (pixels + b.pixels - 1) / b.pixels;
     int (*task)(void *, int) = s->kind == CC_STEP_POOL ? run_pool : run_block;
     int tasks = f->rows * b.blocks;
-    if (bytes * (size_t)f->rows >= 4 * LEAST_BYTES && threads_for(f) > 1) return cc_team_run(task, &b, tasks);
+    if (shared) return cc_team_run(task, &b, tasks);
     for (int i = 0; i < tasks; i++) task(&b, i);
     return 0;
 }
