@@ -21,6 +21,7 @@ from condconv_serve.runtime.lowering import NativeLowering
 from condconv_serve.runtime.native_engine import build_ablation, exact_answers
 from condconv_serve.runtime.plan import EngineOptions, EnginePlan, make_plan
 from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
+from tests.unit.runtime.native.interpreter import NumpyKernels
 from tests.unit.runtime.networks import network as own_network
 from tests.unit.runtime.samples import small_efficientnet, two_blocks
 
@@ -187,4 +188,26 @@ def test_one_tensor_for_several_outputs(
     found, exact = engine(ROWS), exact_answers(model, PREPROCESSING, ROWS)
     assert_close(found["logits"], exact["logits"], 1e-5)
     assert_close(found["routing"], exact["routing"], 1e-5)
+    engine.close()
+
+
+def test_in_bfloat16(small: Any, monkeypatch: pytest.MonkeyPatch, assert_close: AssertClose) -> None:
+    """With what NumPy computes: not every CPU multiplies bfloat16."""
+    made: list[int] = []
+
+    def lowering(*, bfloat16: bool) -> NativeLowering:
+        made.append(bfloat16)
+        return NativeLowering(bfloat16=bfloat16, kernels=NumpyKernels())
+
+    monkeypatch.setattr(native_engine, "NativeLowering", lowering)
+    monkeypatch.setattr("condconv_serve.runtime.native_engine.library.use_threads", made.append)
+    machine = Machine(
+        cores=2, cpu_bfloat16=True, openvino=False, native=NativeKernels(isa="avx512_bf16", bfloat16=True)
+    )
+    engine, described = engines.build_engine(small, PREPROCESSING, make_plan(machine))
+    assert made == [2, True]
+    assert (described.precision, described.native.state) == ("bfloat16", "used")
+    exact, found = exact_answers(small, PREPROCESSING, ROWS[:3]), engine(ROWS[:3])
+    assert_close(found["logits"], exact["logits"], 3e-2)
+    assert np.abs(found["logits"] - exact["logits"]).max() > 1e-5 * np.abs(exact["logits"]).max()
     engine.close()
