@@ -30,6 +30,9 @@ LOCKS := base $(subst $(comma), ,$(EXTRAS)) build
 LOCKED := -m pip install --quiet --disable-pip-version-check --require-hashes
 OWN := -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 
+# What Python compiles is kept, wherever it is told not to: hundreds of processes of the tests need the same.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-quick test-lowest test-browser test-docs test-examples test-parity test-docker bench bench-service \
 	fuzz soak check format docs lock clean

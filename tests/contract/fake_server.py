@@ -20,6 +20,7 @@ import re
 import time
 from functools import cache, partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,8 +156,13 @@ def _any_of(rows: Row, colour: tuple[int, int, int]) -> bool:
     return bool((np.abs(rows[:, middle, middle].astype(int) - colour).max(axis=1) <= 2).any())
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Run the command line with stand-ins of networks."""
     name = os.environ.get("FAULT_FILE")
     bootstrap.import_engines = cache(lambda: None)
     bootstrap.load_model = partial(load_fake, file=Path(name) if name else None)
     main()
+
+
+if __name__ == "__main__":
+    run()
