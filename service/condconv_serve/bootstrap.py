@@ -93,10 +93,15 @@ def load_ablation(settings: Settings, memory: MemoryCheck, name: str, version: s
     with open_store(settings.model_store) as catalog:
         bundle = open_bundle(catalog.find(name, version))
     with memory.loading(bundle):
-        from condconv_serve.runtime.ablation_engine import AblationEngine
-        from condconv_serve.runtime.loading import load_network
+        return make_ablation(bundle)
 
-        return AblationEngine(load_network(bundle), bundle.manifest.preprocessing.to_domain())
+
+def make_ablation(bundle: Bundle) -> Ablation:
+    """Make what ablates a bundle's network."""
+    from condconv_serve.runtime.ablation_engine import AblationEngine
+    from condconv_serve.runtime.loading import load_network
+
+    return AblationEngine(load_network(bundle), bundle.manifest.preprocessing.to_domain())
 
 
 def plan_engines(settings: Settings) -> EnginePlan:
