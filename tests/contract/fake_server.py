@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condconv_serve import bootstrap
-from condconv_serve.__main__ import main
+from condconv_serve.cli import main
 from condconv_serve.domain import (
     LOGITS,
     ROUTING,

@@ -20,17 +20,18 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from condconv_serve.files import write_whole
-from tests.e2e.forked import ForkedServer, forker
 from tests.e2e.tiny_models import light_store
+from tests.forked import ForkedServer, forker
 
 ROOT = Path(__file__).parents[2]
 MODEL = "efficientnet-lite0-condconv-4e"
 BUNDLE = ROOT / "model_store" / MODEL / "1"
 PATIENCE = 180.0
+FAKE = "tests.contract.fake_server"
 
 
 def command(*arguments: str, real: bool = True) -> list[str]:
-    return [sys.executable, "-m", "condconv_serve" if real else "tests.contract.fake_server", "serve", *arguments]
+    return [sys.executable, "-m", "condconv_serve" if real else FAKE, "serve", *arguments]
 
 
 def environment(**settings: object) -> dict[str, str]:
@@ -138,7 +139,8 @@ class Server(RunningServer):
     def _start(self, variables: dict[str, str]) -> subprocess.Popen[bytes] | ForkedServer:
         if not self._real and not self._variables:
             self.log_file.touch()
-            return forker().start(["serve", "--port", "0"], environment=variables, log=self.log_file)
+            arguments = ("serve", "--port", "0")
+            return forker(FAKE).start(*arguments, environment=variables, output=self.log_file)
         with self.log_file.open("wb") as log:
             return subprocess.Popen(
                 command("--port", "0", real=self._real), env=variables, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT

@@ -1,7 +1,7 @@
-"""Fake servers that start at once: a process that has imported all that they need forks one for each test.
+"""Servers that start at once: a process that has imported all that they need forks one for each test.
 
 Importing it takes most of a second, which hundreds of tests would wait for. What a server does at the start of its own
-process is tested with the servers that `tests.e2e.server.command` starts.
+process is tested with those that `tests.e2e.server.command` starts.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import functools
 import gc
+import importlib
 import json
 import os
 import select
@@ -17,11 +18,11 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 class ForkedServer:
@@ -49,6 +50,10 @@ class ForkedServer:
         if self.poll() is None:
             signal.pidfd_send_signal(self._handle, number)
 
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """Kill it."""
         self.send_signal(signal.SIGKILL)
@@ -63,16 +68,18 @@ class ForkedServer:
 class Forker:
     """The process that forks, as the tests see it."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: str) -> None:
         self._lock = threading.Lock()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
-        )
+        command = [sys.executable, "-m", __name__, module]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         atexit.register(self._close)
 
-    def start(self, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path) -> ForkedServer:
-        """Start a server; its standard output and standard error go to a file."""
-        return ForkedServer(self, self.ask(arguments=list(arguments), environment=dict(environment), log=str(log)))
+    def start(
+        self, *arguments: str, environment: Mapping[str, str], output: Path, given: str = os.devnull
+    ) -> ForkedServer:
+        """Start a server; its standard output and standard error go to a file, and its standard input is another."""
+        request = {"arguments": arguments, "environment": dict(environment), "output": str(output), "given": given}
+        return ForkedServer(self, self.ask(**request))
 
     def ask(self, **request: Any) -> int:
         with self._lock:
@@ -87,20 +94,20 @@ class Forker:
 
 
 @functools.cache
-def forker() -> Forker:
-    """The one of this process."""
-    return Forker()
+def forker(module: str) -> Forker:
+    """What forks servers of a module, which must have a function `run()` that looks at `sys.argv`."""
+    return Forker(module)
 
 
-def _fork(arguments: list[str], environment: dict[str, str], log: str) -> int:
+def _fork(arguments: list[str], environment: dict[str, str], output: str, given: str) -> int:
     with warnings.catch_warnings():
         # NumPy's threads, which wait for work and can be done without.
         warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
         child = os.fork()
     if child == 0:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+        os.dup2(os.open(given, os.O_RDONLY | os.O_NOCTTY), 0)
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
         os.dup2(1, 2)
         os.environ.clear()
         os.environ.update(environment)
@@ -123,11 +130,9 @@ def _serve_requests() -> bool:
 
 
 if __name__ == "__main__":
-    import condconv_serve.cli  # noqa: F401
-    from tests.contract.fake_server import run
-
+    served = importlib.import_module(sys.argv[1])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a user's Ctrl-C is for the tests, which end their servers
     gc.collect()
     gc.freeze()
     if _serve_requests():
-        run()
+        served.run()
