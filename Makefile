@@ -40,6 +40,9 @@ KERNELS := service/condconv_serve/runtime/kernels
 COMPILE := $(KERNELS)/build.py --fetch requirements/compiler.txt
 NATIVE := $(VENV)/.native
 
+# What Python compiles is kept, wherever it is told not to: hundreds of processes of the tests need the same.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-quick test-lowest test-browser test-docs test-examples test-parity test-docker bench bench-native bench-service \
 	fuzz soak native check format docs lock clean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import re
@@ -14,11 +15,14 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import typer.testing
 
 import condconv_serve  # noqa: F401
 from tests import native_library
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Else Typer would make all commands anew for each that a test runs, which takes longer than most of them.
+typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[attr-defined]
 
 SLOW_TO_IMPORT = ("tensorflow", "keras", "openvino", "torch")
 NOT_QUICK = ("tensorflow", "slow")

@@ -6,33 +6,42 @@ write is written here by hand.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pillow_heif
-import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 
 from condconv_serve.domain import Pixels
 
-PHOTOS: dict[str, Callable[[], Pixels]] = {
-    "astronaut": skimage.data.astronaut,
-    "cat": skimage.data.chelsea,
-    "coffee": skimage.data.coffee,
-    "rocket": skimage.data.rocket,
-}
+PHOTOS = {"astronaut": "astronaut.png", "cat": "chelsea.png", "coffee": "coffee.png", "rocket": "rocket.jpg"}
 ORIENTATIONS = range(1, 9)
 
 
+@functools.cache
 def photo(name: str = "coffee", size: tuple[int, int] | None = None) -> Pixels:
-    """Return one of `PHOTOS` as uint8 `[H, W, 3]`, resized to `size` (width, height) if given."""
-    pixels = PHOTOS[name]()
-    return pixels if size is None else np.asarray(Image.fromarray(pixels).resize(size))
+    """Return one of `PHOTOS` as read-only uint8 `[H, W, 3]`, resized to `size` (width, height) if given."""
+    if size is not None:
+        return _read_only(Image.fromarray(photo(name)).resize(size))
+    found = importlib.util.find_spec("skimage")  # importing it takes a second
+    assert found is not None
+    assert found.origin is not None
+    with Image.open(Path(found.origin).parent / "data" / PHOTOS[name]) as image:
+        return _read_only(image)
+
+
+def _read_only(image: Image.Image) -> Pixels:
+    pixels = np.asarray(image)
+    pixels.flags.writeable = False
+    return pixels
 
 
 def grey(pixels: Pixels) -> Pixels:

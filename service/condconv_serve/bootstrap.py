@@ -93,10 +93,15 @@ def load_ablation(settings: Settings, plan: EnginePlan, memory: MemoryCheck, nam
     with open_store(settings.model_store) as catalog:
         bundle = open_bundle(catalog.find(name, version))
     with memory.loading(bundle):
-        from condconv_serve.runtime.loading import load_network
-        from condconv_serve.runtime.native_engine import build_ablation
+        return make_ablation(bundle, plan)
 
-        return build_ablation(load_network(bundle), bundle.manifest.preprocessing.to_domain(), plan)
+
+def make_ablation(bundle: Bundle, plan: EnginePlan) -> Ablation:
+    """Make what ablates a bundle's network."""
+    from condconv_serve.runtime.loading import load_network
+    from condconv_serve.runtime.native_engine import build_ablation
+
+    return build_ablation(load_network(bundle), bundle.manifest.preprocessing.to_domain(), plan)
 
 
 def plan_engines(settings: Settings) -> EnginePlan:

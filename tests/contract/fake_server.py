@@ -18,14 +18,16 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from condconv_serve import bootstrap
-from condconv_serve.__main__ import main
+from condconv_serve.cli import main
 from condconv_serve.domain import (
     LOGITS,
     ROUTING,
@@ -33,6 +35,7 @@ from condconv_serve.domain import (
     ModelInfo,
     OutputSpec,
     RoutingLayout,
+    RoutingOverrides,
     Row,
     ServedModel,
     Tensors,
@@ -62,7 +65,7 @@ class PatchEngine(FakeEngine):
         super().__init__()
         random = np.random.default_rng(0)
         features = 3 * PATCHES**2
-        self._layout, self._bias = layout, bias
+        self.layout, self._bias = layout, bias
         self._logits = random.normal(0, 0.5, (features, len(bias))).astype(np.float32)
         self._routing = random.normal(0, 0.1, (features, *layout.shape)).astype(np.float32)
 
@@ -72,7 +75,32 @@ class PatchEngine(FakeEngine):
         patches = rows[:, : PATCHES * side, : PATCHES * side].reshape(-1, PATCHES, side, PATCHES, side, 3)
         features = (patches.mean(axis=(2, 4), dtype=np.float32) / 64 - 2).reshape(len(rows), -1)
         routing = 1 / (1 + np.exp(-np.einsum("bf,fke->bke", features, self._routing)))
-        return {LOGITS: features @ self._logits + self._bias, ROUTING: routing * self._layout.own}
+        return {LOGITS: features @ self._logits + self._bias, ROUTING: routing * self.layout.own}
+
+
+class PatchAblation:
+    """The ablation of a `PatchEngine`: weights that were changed make all of its logits larger or smaller."""
+
+    def __init__(self, engine: PatchEngine) -> None:
+        self._engine = engine
+
+    def __call__(self, row: Row, overrides: RoutingOverrides, *, stopped: Callable[[], bool]) -> Tensors | None:
+        """Compute all variants, unless stopped."""
+        if stopped():
+            return None
+        alone, layout = self._engine(row[None]), self._engine.layout
+        own, given = alone[ROUTING][0], np.where(layout.own, overrides.weights, np.nan)
+        mean = layout.own * own.sum(axis=1, keepdims=True) / layout.own.sum(axis=1, keepdims=True)
+        used = np.where(np.isnan(given), np.where(overrides.uniform[..., None], mean, own), given)
+        logits = alone[LOGITS] * (used.sum(axis=(1, 2)) / own.sum())[:, None]
+        return {
+            LOGITS: np.concatenate([alone[LOGITS], logits]).astype(np.float32),
+            ROUTING: np.concatenate([own[None], used * layout.own]).astype(np.float32),
+        }
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()
 
 
 class FaultyEngine:
@@ -130,6 +158,12 @@ def load_fake(
     return served_model(info, FaultyEngine(PatchEngine(layout, weights["logits/bias"]), file))
 
 
+def make_fake_ablation(bundle: Bundle, plan: EnginePlan) -> PatchAblation:
+    """Make a stand-in of what ablates a bundle's network."""
+    weights = read_weights(bundle)
+    return PatchAblation(PatchEngine(layout_of(weights), weights["logits/bias"]))
+
+
 def layout_of(weights: dict[str, NDArray[np.float32]]) -> RoutingLayout:
     """The blocks that a bundle has weights of routing for."""
     found = {}
@@ -155,8 +189,14 @@ def _any_of(rows: Row, colour: tuple[int, int, int]) -> bool:
     return bool((np.abs(rows[:, middle, middle].astype(int) - colour).max(axis=1) <= 2).any())
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """Run the command line with stand-ins of networks."""
     name = os.environ.get("FAULT_FILE")
     bootstrap.import_engines = cache(lambda: None)
+    bootstrap.make_ablation = make_fake_ablation
     bootstrap.load_model = partial(load_fake, file=Path(name) if name else None)
     main()
+
+
+if __name__ == "__main__":
+    run()

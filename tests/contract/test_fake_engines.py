@@ -7,7 +7,7 @@ import pytest
 
 from condconv_serve.domain import Engine, RoutingLayout
 from tests.contract.engine_suite import AblationSuite, EngineSuite, Subject
-from tests.contract.fake_server import PatchEngine
+from tests.contract.fake_server import PatchAblation, PatchEngine
 from tests.contract.fakes import FunctionEngine, ShadeAblation, ShadeEngine, model_info
 
 LAYOUT = RoutingLayout(("block_1", "block_2"), (3, 2))
@@ -19,10 +19,14 @@ def function_engine() -> FunctionEngine:
     return FunctionEngine(lambda rows, stream: shades(rows, stream))
 
 
+def patch_engine() -> PatchEngine:
+    return PatchEngine(LAYOUT, np.zeros(len(INFO.labels), np.float32))
+
+
 ENGINES = {
     "shade": lambda: ShadeEngine(layout=LAYOUT),
     "function": function_engine,
-    "patch": lambda: PatchEngine(LAYOUT, np.zeros(len(INFO.labels), np.float32)),
+    "patch": patch_engine,
 }
 
 
@@ -45,3 +49,13 @@ class TestAblations(AblationSuite):
     @pytest.fixture
     def engine(self) -> Engine:
         return ShadeEngine(layout=LAYOUT)
+
+
+class TestAblationsOfTheFakeServer(AblationSuite):
+    @pytest.fixture
+    def subject(self) -> Subject:
+        return Subject(INFO, lambda: PatchAblation(patch_engine()), relative=1e-5)
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return patch_engine()

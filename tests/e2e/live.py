@@ -31,9 +31,10 @@ def state(client: httpx.Client, version: str, model: str = MODEL) -> dict[str, s
 class Load:
     """Clients that ask again and again, for single images and for several."""
 
-    def __init__(self, url: str, photo: bytes, *, query: str = "", clients: int = 4) -> None:
+    def __init__(self, url: str, photo: bytes, *, query: str = "", clients: int = 4, pause: float = PAUSE) -> None:
         self.answers: Counter[str] = Counter()
         self.problems: list[str] = []
+        self._pause = pause
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._ask, args=(url, photo, query, number)) for number in range(clients)
@@ -41,7 +42,7 @@ class Load:
 
     def _ask(self, url: str, photo: bytes, query: str, number: int) -> None:
         with new_client(url) as client:
-            while not self._stop.wait(PAUSE):
+            while not self._stop.wait(self._pause):
                 files = [("image", (str(i), photo)) for i in range(1 + 4 * (number % 2))]
                 try:
                     self.answers[answered_by(client.post(f"/predict?top_k=1{query}", files=files))] += 1

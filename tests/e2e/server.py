@@ -20,15 +20,18 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from condconv_serve.files import write_whole
+from tests.e2e.tiny_models import light_store
+from tests.forked import ForkedServer, forker
 
 ROOT = Path(__file__).parents[2]
 MODEL = "efficientnet-lite0-condconv-4e"
 BUNDLE = ROOT / "model_store" / MODEL / "1"
 PATIENCE = 180.0
+FAKE = "tests.contract.fake_server"
 
 
 def command(*arguments: str, real: bool = True) -> list[str]:
-    return [sys.executable, "-m", "condconv_serve" if real else "tests.contract.fake_server", "serve", *arguments]
+    return [sys.executable, "-m", "condconv_serve" if real else FAKE, "serve", *arguments]
 
 
 def environment(**settings: object) -> dict[str, str]:
@@ -83,8 +86,9 @@ class Server(RunningServer):
     """A server with settings of its own, from `__enter__` until it ends; by default ready once entered.
 
     It is the one of `tests.contract.fake_server`, which starts at once and fails on demand, unless `real` is asked for:
-    where the answers of a network count, or what only TensorFlow does. It must end with `exit_code`, and without
-    `tracebacks` in its log unless they are meant to be there.
+    where the answers of a network count, or what only TensorFlow does. A fake one is forked, and serves `light_store`
+    by default; with `variables` of the environment it is a process of its own. It must end with `exit_code`, and
+    without `tracebacks` in its log unless they are meant to be there.
     """
 
     def __init__(
@@ -106,7 +110,8 @@ class Server(RunningServer):
         self._variables = variables or {}
         self._asked_to_end = False
         # No load balancer has to notice, and TensorFlow alone is loaded sooner than OpenVINO beside it.
-        self._settings = {"drain_delay": 0, "engine": "tensorflow"} | settings
+        store = {} if real else {"model_store": light_store(BUNDLE)}
+        self._settings = {"drain_delay": 0, "engine": "tensorflow"} | store | settings
 
     def __enter__(self) -> Self:
         self._directory = tempfile.TemporaryDirectory(prefix="server-")
@@ -114,14 +119,9 @@ class Server(RunningServer):
         self._fault_file = directory / "fault"
         self.fault(self._first_fault)
         self.log_file = directory / "log"
-        with self.log_file.open("wb") as log:
-            self._process = subprocess.Popen(
-                command("--port", "0", real=self._real),
-                env=environment(**self._settings) | {"FAULT_FILE": str(self._fault_file)} | self._variables,
-                cwd=ROOT,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        self._process = self._start(
+            environment(**self._settings) | {"FAULT_FILE": str(self._fault_file)} | self._variables
+        )
         try:
             wait_for(lambda: self.process_ended() or "listening on http://" in self.log)
             match = re.search(r"listening on (http://\S+)\s", self.log)
@@ -135,6 +135,16 @@ class Server(RunningServer):
             self._close()
             raise
         return self
+
+    def _start(self, variables: dict[str, str]) -> subprocess.Popen[bytes] | ForkedServer:
+        if not self._real and not self._variables:
+            self.log_file.touch()
+            arguments = ("serve", "--port", "0")
+            return forker(FAKE).start(*arguments, environment=variables, output=self.log_file)
+        with self.log_file.open("wb") as log:
+            return subprocess.Popen(
+                command("--port", "0", real=self._real), env=variables, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -186,10 +196,10 @@ class Server(RunningServer):
             return self.wait()
         finally:
             self._process.kill()
-            self._process.wait()
+            self.wait()
 
     def _close(self) -> None:
-        self._process.wait()
+        self.wait()
         self._directory.cleanup()
         if hasattr(self, "client"):
             self.client.close()

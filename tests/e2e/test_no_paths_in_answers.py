@@ -14,7 +14,7 @@ from condconv_serve.store.bundle import MANIFEST, WEIGHTS
 from tests import pictures
 from tests.e2e.live import MODEL
 from tests.e2e.server import ROOT, Server
-from tests.e2e.tiny_models import write_tiny
+from tests.e2e.tiny_models import write_fake
 
 PHOTO = pictures.jpeg(pictures.photo("coffee", (60, 40)))
 PLACES = {"name": MODEL, "alias": "stable", "block": "block_0", "expert": "0", "index": "0", "request_id": "x"}
@@ -64,15 +64,14 @@ class Store:
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(tmp_path_factory.mktemp("secret"))
     for version in (1, 2):
-        write_tiny(store.path, MODEL, version)
+        write_fake(store.path, MODEL, version)
     (store.path / MODEL / ALIASES).write_text('{"aliases": {"stable": {"versions": {"2": 1}}}}')
     return store
 
 
 @pytest.fixture(scope="module")
 def server(store: Store) -> Iterator[Server]:
-    """A real one, since ablations load their model from the store when they are first asked for."""
-    with Server(real=True, model_store=store.path, served_versions=1, tracebacks=True) as running:
+    with Server(model_store=store.path, served_versions=1, tracebacks=True) as running:
         yield running
 
 

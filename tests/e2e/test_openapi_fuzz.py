@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from tests.e2e.server import MODEL, Server
-from tests.e2e.tiny_models import write_tiny
+from tests.e2e.tiny_models import write_fake
 
 
 def no_server_error(context: CheckContext, response: Response, case: schemathesis.Case) -> None:
@@ -39,11 +39,11 @@ CHECKS: list[Any] = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A real one, which ablations need, with a store of its own: made-up aliases and versions get into it."""
+    """One with a store of its own: made-up aliases and versions get into it."""
     store = tmp_path_factory.mktemp("store")
     for version in (1, 2):
-        write_tiny(store, MODEL, version)
-    with Server(real=True, model_store=store) as running:
+        write_fake(store, MODEL, version)
+    with Server(model_store=store) as running:
         yield running
 
 
@@ -57,7 +57,7 @@ def test_whatever_is_sent(server: Server) -> None:
             operation.as_strategy(generation_mode=GenerationMode.NEGATIVE),
         )
 
-        @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         @given(case=strategy)
         def answers_as_documented(case: schemathesis.Case) -> None:
             case.call_and_validate(checks=CHECKS, timeout=60)

@@ -15,7 +15,7 @@ from tests.e2e.server import BUNDLE, Server, assert_problem, wait_for
 from tests.e2e.server import MODEL as REAL
 from tests.e2e.tiny_models import write_tiny
 
-SWAPS = int(os.environ.get("SWAPS", "3"))
+SWAPS = int(os.environ.get("SWAPS", "2"))
 """With 50 or more, memory must not grow."""
 
 
@@ -63,7 +63,8 @@ def test_swaps_under_load(server: Server, store: Path) -> None:
     """New versions take over one after the other: no request fails, and each is answered by one version alone."""
     (first,) = served(server.client)
     memory = []
-    with Load(server.url, pictures.jpeg(pictures.photo("coffee", (60, 40)))).flowing() as load:
+    photo = pictures.jpeg(pictures.photo("coffee", (60, 40)))
+    with Load(server.url, photo, clients=2, pause=0.1).flowing() as load:  # loading takes seconds
         for version in range(int(first) + 1, int(first) + 1 + SWAPS):
             write_tiny(store, MODEL, version)
             wait_for(lambda version=version: served(server.client) == [str(version)])  # type: ignore[misc]

@@ -11,7 +11,7 @@ from pathlib import Path
 from condconv_serve.fronts.keys import new_key
 from tests.e2e.live import MODEL
 from tests.e2e.server import Server, wait_for
-from tests.e2e.tiny_models import write_tiny
+from tests.e2e.tiny_models import write_fake
 
 READ_AGAIN = "1 API keys read again"
 NO_STORE = "the model store can't be read"
@@ -26,7 +26,7 @@ def test_sighup_looks_at_keys_and_store_again(tmp_path: Path) -> None:
     """Nobody asks with a key meanwhile, and what was tried in vain is tried anew."""
     keys, store = tmp_path / "keys.json", tmp_path / "store"
     write_keys(keys, "first")
-    write_tiny(store, MODEL, 1)
+    write_fake(store, MODEL, 1)
     with Server(model_store=store, api_keys_file=keys) as server:
         write_keys(keys, "second")
         server.tell(signal.SIGHUP)

@@ -1,8 +1,14 @@
-"""Small models whose versions can be told apart: version `v` answers every image with class `v % CLASSES`."""
+"""Small models whose versions can be told apart: version `v` answers every image with class `v % CLASSES`.
+
+And a small copy of the project's model.
+"""
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +17,8 @@ import numpy as np
 
 from condconv_serve.domain import Label
 from condconv_serve.domain.manifest import PreprocessingSpec, Provenance
-from condconv_serve.store import NewBundle, write_bundle
+from condconv_serve.store import NewBundle, open_bundle, read_labels, read_profile, read_weights, write_bundle
+from condconv_serve.store.default import set_default
 
 CLASSES = 16
 _SMALL: dict[str, Any] = {"num_classes": CLASSES, "width_coefficient": 0.1, "depth_coefficient": 0.3}
@@ -35,6 +42,34 @@ def write_fake(store: Path, name: str, version: int) -> Path:
 def write_tiny(store: Path, name: str, version: int) -> Path:
     """Write one version of a tiny network, for real servers; this needs TensorFlow."""
     return _write(store, name, version, _weights())
+
+
+@functools.cache
+def light_store(bundle: Path) -> Path:
+    """A store with a bundle's copy for fake servers, which has none of the weights that they don't look at."""
+    store = Path(tempfile.mkdtemp(prefix="light-store-"))
+    atexit.register(shutil.rmtree, store)
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    looked_at = ("logits/bias", "_routing/bias")
+    write_bundle(
+        store,
+        NewBundle(
+            name=manifest.name,
+            version=manifest.version,
+            architecture=manifest.architecture.model_dump(),
+            preprocessing=manifest.preprocessing,
+            weights={path: tensor for path, tensor in read_weights(opened).items() if path.endswith(looked_at)},
+            labels=read_labels(opened),
+            provenance=manifest.provenance,
+            licence=manifest.licence,
+            model_card=opened.model_card,
+            accuracy=manifest.accuracy,
+            routing_profile=read_profile(opened),
+        ),
+    )
+    set_default(store, manifest.name)
+    return store
 
 
 def _write(store: Path, name: str, version: int, weights: Mapping[str, np.ndarray]) -> Path:

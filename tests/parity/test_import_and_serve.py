@@ -124,7 +124,6 @@ def golden(request, tmp_path_factory):
     return request.param, directory / "store", outputs
 
 
-@pytest.mark.full_parity  # the tiny network, too: over HTTP it has to be as exact
 def test_in_process(golden, assert_close):
     model, store, outputs = golden
     served = load_model(open_bundle(store / model.name / "1"), PLAN)
@@ -137,6 +136,7 @@ def test_in_process(golden, assert_close):
     assert_close(np.concatenate([part["routing"] for part in found]), outputs["routing"], IN_PROCESS)
 
 
+@pytest.mark.full_parity  # the tiny network, too
 def test_over_http(golden):
     model, store, outputs = golden
     classes = outputs["logits"].shape[1]

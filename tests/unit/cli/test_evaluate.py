@@ -7,16 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from condconv_serve import bootstrap
-from condconv_serve.cli import app
 from condconv_serve.domain import Label
 from condconv_serve.settings import Settings
 from condconv_serve.store import write_bundle
 from tests.contract.fake_server import load_fake
 from tests.contract.fakes import FunctionEngine
 from tests.pictures import jpeg, photo
+from tests.unit.cli.commands import condconv
 from tests.unit.store.samples import new_bundle
 
 CLASSES = 8
@@ -47,14 +46,6 @@ def data(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number:02}.jpg").write_bytes(jpeg(photo(names[number % 4], (90 + number, 70))))
     return tmp_path / "data"
-
-
-def condconv(*arguments):
-    """Run the command here; returns exit code, standard output, standard error."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_figures_are_those_of_predictions(data):

@@ -4,6 +4,7 @@ import _thread
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,8 +27,17 @@ ROOT = Path(__file__).parents[3]
 PHOTO = jpeg(photo("coffee", (80, 60)))
 
 
+@pytest.fixture(scope="module")
+def made_store(tmp_path_factory):
+    """A store of three versions, to be copied: writing one takes a while, since a store's files are flushed."""
+    store = tmp_path_factory.mktemp("made") / "store"
+    for version in (1, 2, 3):
+        write_fake(store, "fake", version)
+    return store
+
+
 @pytest.fixture(autouse=True)
-def _environment(monkeypatch, tmp_path):
+def _environment(monkeypatch, tmp_path, made_store):
     for name in Settings.model_fields:
         monkeypatch.delenv(f"CONDCONV_{name.upper()}", raising=False)
     monkeypatch.setenv("CONDCONV_MODEL_STORE", str(tmp_path / "store"))
@@ -36,8 +46,7 @@ def _environment(monkeypatch, tmp_path):
     monkeypatch.setattr(bootstrap, "load_model", load_fake)
     monkeypatch.setitem(sys.modules, "openvino", None)  # not even looked for
     monkeypatch.chdir(tmp_path)
-    for version in (1, 2, 3):
-        write_fake(tmp_path / "store", "fake", version)
+    shutil.copytree(made_store, tmp_path / "store")
 
 
 @pytest.fixture

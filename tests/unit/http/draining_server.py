@@ -1,4 +1,4 @@
-"""`DrainingServer` behind the guard as a process of its own: `python -m tests.unit.http.draining_server SECONDS`.
+"""`DrainingServer` behind the guard as a process of its own, which `tests.forked` starts with a number of seconds.
 
 It says `draining` at the first signal, and drains for that many seconds; it says `hangup` at SIGHUP. `/slow` takes half
 a second, and `/echo` answers its body. What is open ends after two seconds more.
@@ -34,7 +34,7 @@ async def slow(_: Request) -> Response:
     return PlainTextResponse("slow")
 
 
-def main(drain_delay: float) -> None:
+def run() -> None:
     limits = ConnectionLimits(header_timeout=10, write_timeout=10, max_connections=20)
     metrics = Metrics(CollectorRegistry())
     protocol = guarded_protocol(limits, metrics, render=render)
@@ -50,14 +50,10 @@ def main(drain_delay: float) -> None:
     server = DrainingServer(
         config(app, protocol, timeout_graceful_shutdown=2),
         on_drain=lambda: print("draining", flush=True),
-        drain_delay=drain_delay,
+        drain_delay=float(sys.argv[1]),
         on_hangup=lambda: print("hangup", flush=True),
         on_last_answers=bodies.give_up,
     )
     print(url(listener), flush=True)
     server.run(sockets=[listener])
     print("ended", flush=True)
-
-
-if __name__ == "__main__":
-    main(float(sys.argv[1]))

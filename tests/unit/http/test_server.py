@@ -6,41 +6,45 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 import httpx
 import pytest
 
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.http.server import REPEAT_SECONDS, is_local, listen, url
+from tests.forked import ForkedServer, forker
 
 
 class Server:
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
+    def __init__(self, process: ForkedServer, output: TextIO) -> None:
+        self.process, self._output = process, output
         self.url = self.line()
 
     def line(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        return self._output.readline().strip()
 
 
 @contextlib.contextmanager
-def serving(drain_delay: float, *, stdin: int = subprocess.DEVNULL) -> Iterator[Server]:
-    command = [sys.executable, "-m", "tests.unit.http.draining_server", str(drain_delay)]
-    root = Path(__file__).parents[3]
-    with subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, text=True, cwd=root) as process:
+def serving(drain_delay: float, *, given: str = os.devnull) -> Iterator[Server]:
+    with tempfile.TemporaryDirectory() as directory:
+        os.mkfifo(output := Path(directory) / "output")
+        process = forker("tests.unit.http.draining_server").start(
+            str(drain_delay), environment=os.environ, output=output, given=given
+        )
         try:
-            server = Server(process)
-            assert httpx.get(f"{server.url}/ok", trust_env=False).text == "ok"
-            yield server
+            with output.open() as lines:
+                server = Server(process, lines)
+                assert httpx.get(f"{server.url}/ok", trust_env=False).text == "ok"
+                yield server
         finally:
             process.kill()
+            process.wait(10)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
@@ -74,6 +78,7 @@ def test_a_second_signal_ends_it_at_once(second: signal.Signals) -> None:
             time.sleep(REPEAT_SECONDS)
         server.process.send_signal(second)
         assert server.process.wait(10) == 128 + second
+        assert server.line() == f"{second.name} again: ending now, even if requests are unanswered"
         assert server.line() == ""
 
 
@@ -102,7 +107,7 @@ def test_signals_that_mean_nothing_here_end_nothing() -> None:
 @pytest.mark.parametrize("gone", [True, False])
 def test_the_end_of_its_terminal_is_its_own(gone: bool) -> None:
     ours, theirs = os.openpty()
-    with serving(drain_delay=0, stdin=theirs) as server:
+    with serving(drain_delay=0, given=os.ttyname(theirs)) as server:
         os.close(theirs)
         if gone:
             os.close(ours)

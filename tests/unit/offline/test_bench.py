@@ -91,7 +91,8 @@ def test_ctrl_c_leaves_the_rounds_that_are_complete(monkeypatch):
         return Throughput(rows_per_second=10.0 * rows_per_call, latency_p50=0.1, latency_p99=0.2, cpu_per_row=0.2)
 
     monkeypatch.setattr(bench, "measure", measured)
-    result = run(app, ["bench", "engine", "--batch-size", "1", "--batch-size", "2", "--rounds", "3", "--json"])
+    command = ["bench", "engine", "--engine", "tensorflow", "--rounds", "3", "--batch-size", "1"]
+    result = run(app, [*command, "--batch-size", "2", "--json"])
     assert result.exit_code == 130
     assert [(f["batch_size"], f["rows_per_second"], f["speed"]) for f in json.loads(result.stdout)] == [
         (1, 10.0, 1.0),
@@ -102,7 +103,7 @@ def test_ctrl_c_leaves_the_rounds_that_are_complete(monkeypatch):
     assert lines[-2].startswith("round 2 of 3: ")
     assert lines[-2].endswith("batches of 1: 10.0 images/s")
     calls[:] = [0, 0, 0]
-    result = run(app, ["bench", "engine", "--batch-size", "1", "--rounds", "3"])
+    result = run(app, command)
     assert (result.exit_code, result.stdout) == (130, ""), "no round is complete"
 
 

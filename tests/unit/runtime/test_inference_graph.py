@@ -5,11 +5,11 @@ import keras
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from skimage import data
 
 from condconv_serve.domain import Preprocessing
 from condconv_serve.runtime.inference_graph import freeze
 from condconv_serve.runtime.lowering import CPU, XLA, Lowering
+from tests.pictures import photo
 from tests.unit.runtime.samples import small_efficientnet, two_blocks
 
 pytestmark = pytest.mark.tensorflow
@@ -26,12 +26,12 @@ AssertClose = Callable[..., None]
 def thumbnails() -> NDArray[np.uint8]:
     """Eight pieces of the photographs bundled with scikit-image, uint8 `[8, SIZE, SIZE, 3]`."""
     photographs: list[NDArray[np.uint8]] = [
-        data.astronaut()[::4, ::4],
-        data.chelsea()[::3, ::3],
-        data.coffee()[::4, ::4],
-        data.rocket()[::4, ::4],
+        photo("astronaut")[::4, ::4],
+        photo("cat")[::3, ::3],
+        photo("coffee")[::4, ::4],
+        photo("rocket")[::4, ::4],
     ]
-    return np.stack([piece for photo in photographs for piece in (photo[:SIZE, :SIZE], photo[-SIZE:, -SIZE:])])
+    return np.stack([piece for whole in photographs for piece in (whole[:SIZE, :SIZE], whole[-SIZE:, -SIZE:])])
 
 
 ROWS = thumbnails()

@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from condconv_serve.imaging import decode, transform
 from condconv_serve.nn import build_network
 from condconv_serve.runtime.loading import load_model
 from condconv_serve.store import open_bundle, read_labels, read_weights, write_bundle
-from condconv_serve.training import Augmentation, Epoch, FinetuneRequest, Finished, finetune
+from condconv_serve.training import Epoch, FinetuneRequest, Finished, finetune
 from condconv_serve.training.batches import Selection
 from condconv_serve.training.dataset import find_labelled
 from condconv_serve.training.evaluation import Evaluation
@@ -27,45 +27,10 @@ from condconv_serve.training.loop import Material, failure
 from condconv_serve.training.request import default_learning_rate
 from tests.contract.narrow_family import LITE_CONDCONV
 from tests.unit.store.samples import LABELS, PLAN, new_bundle
+from tests.unit.training.runs import COUNTS, EPOCHS, GIVEN, Interrupting, Recorder, Stopping, command, eagerly, left_in
 from tests.unit.training.samples import save_small, write_images
 
 pytestmark = pytest.mark.tensorflow
-
-COUNTS = {"blue": 12, "green": 12, "red": 12}
-EPOCHS = 10
-
-
-class Recorder:
-    """Notes what a run tells of itself."""
-
-    def __init__(self):
-        self.epochs, self.steps, self.decoded, self.failures, self.began = [], [], [], [], None
-        self.computed, self.warnings = [], []
-
-    def decoding(self, done, total):
-        self.decoded.append((done, total))
-
-    def unreadable(self, failures, total):
-        self.failures += failures
-
-    def features(self, done, total):
-        self.computed.append((done, total))
-
-    def starting(self, start):
-        self.began = asdict(start)
-
-    def warning(self, text):
-        self.warnings.append(text)
-
-    def step(self, epoch, step, steps, loss):
-        self.steps.append((epoch, step, steps))
-        assert np.isfinite(loss)
-
-    def epoch(self, epoch):
-        self.epochs.append(epoch)
-
-
-GIVEN = {"name": "colours", "batch_size": 8, "learning_rate": 1e-2, "augmentation": Augmentation(mirror=False)}
 
 
 @dataclass
@@ -85,31 +50,6 @@ def whole(tmp_path_factory):
     (data / "red" / "bad.png").write_text("text")
     request = FinetuneRequest(bundle=save_small(store), data=data, epochs=EPOCHS, **GIVEN)
     return Whole(store, data, listener, finetune(request, store=store, listener=listener))
-
-
-@pytest.fixture
-def data(tmp_path):
-    return write_images(tmp_path / "colours", COUNTS)
-
-
-@pytest.fixture
-def store(tmp_path):
-    save_small(tmp_path / "store")
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def train(store, data):
-    def run(listener=None, **changes):
-        given = GIVEN | {"bundle": store / "small" / "1", "data": data, "epochs": 3}
-        return finetune(FinetuneRequest(**given | changes), store=store, listener=listener or Recorder())
-
-    return run
-
-
-def left_in(store):
-    """Hidden files of the store but the lock's, which filelock leaves there or not."""
-    return [file.name for file in store.glob(".*") if file.name != ".default.lock"]
 
 
 def test_a_new_bundle_for_new_classes(whole):
@@ -155,6 +95,7 @@ def test_a_new_bundle_for_new_classes(whole):
     assert (guessed == np.repeat([0, 1, 2], 12)).mean() > 0.6, "the server agrees"
 
 
+@eagerly
 def test_only_what_was_chosen_changes(train, store):
     before = read_weights(open_bundle(store / "small" / "1"))
     train(train="routing", epochs=2)
@@ -162,55 +103,6 @@ def test_only_what_was_chosen_changes(train, store):
     assert set(after) == set(before)
     changed = {path.split("/")[0] for path in before if (after[path] != before[path]).any()}
     assert changed == {"logits", "block_0_routing", "block_1_routing"}
-
-
-class TestFrozenBackbone:
-    """Only the head is trained: the rest computes each image once."""
-
-    def test_gives_the_same_as_computing_all_of_it_in_each_step(self, train, monkeypatch):
-        """Dropout, order, and every epoch's figures."""
-        cached, whole = Recorder(), Recorder()
-        train(cached, train="head", augmentation=None, name="cached")
-        monkeypatch.setattr(FinetuneRequest, "frozen", False)
-        train(whole, train="head", augmentation=None, epochs=3, name="whole")
-        assert cached.computed[-1] == (30, 30)
-        assert whole.computed == []
-        assert cached.steps == whole.steps
-        for one, other in zip(cached.epochs[1:], whole.epochs[1:], strict=True):
-            assert one.training_loss == pytest.approx(other.training_loss, rel=1e-4)
-            assert one.validation.loss == pytest.approx(other.validation.loss, rel=1e-4)
-            assert one.validation.entropy == pytest.approx(other.validation.entropy, rel=1e-4)
-
-    def test_makes_enough_steps(self, train, store):
-        listener = Recorder()
-        finished = train(listener, train="head", augmentation=None, epochs=None, learning_rate=None)
-        assert (listener.began["epochs"], listener.began["learning_rate"]) == (50, 5e-3), (
-            "4 steps an epoch; batches of 8"
-        )
-        assert listener.warnings == []
-        assert finished.best.accuracy > 0.5
-        before, after = (read_weights(open_bundle(store / name / "1")) for name in ("small", "colours"))
-        assert {path for path in before if (after[path] != before[path]).any()} == {"logits/kernel", "logits/bias"}
-        assert (
-            f"(head trained, epoch {finished.best_epoch} of 50, "
-            in open_bundle(finished.path).manifest.provenance.method
-        )
-        assert not left_in(store)
-
-    def test_is_not_kept_if_images_vary(self, train):
-        listener = Recorder()
-        train(listener, train="head", epochs=1)
-        assert listener.computed == []
-
-    def test_goes_on_with_what_was_computed(self, train):
-        with pytest.raises(KeyboardInterrupt):
-            train(Interrupting(), train="head", augmentation=None)
-        resumed, whole = Recorder(), Recorder()
-        train(resumed, train="head", augmentation=None, resume=True)
-        assert resumed.computed == []
-        assert [epoch.number for epoch in resumed.epochs] == [2, 3]
-        train(whole, train="head", augmentation=None, name="whole")
-        assert resumed.epochs[-1].training_loss == pytest.approx(whole.epochs[-1].training_loss, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +139,7 @@ def test_the_learning_rate_suits_what_is_trained(train, batch_size, rate):
     assert default_learning_rate(train, batch_size) == rate
 
 
+@eagerly
 def test_the_same_classes_keep_their_head(train, whole):
     again = train(bundle=whole.finished.path, data=whole.data, name="again", train="head", epochs=1)
     assert again.start.accuracy == pytest.approx(open_bundle(whole.finished.path).manifest.accuracy[0].top1), (
@@ -255,6 +148,7 @@ def test_the_same_classes_keep_their_head(train, whole):
     assert again.best.accuracy >= again.start.accuracy, "the start counts as an epoch"
 
 
+@eagerly
 def test_a_registered_architecture_at_another_size(store, data, train, narrow_family, randomise):
     changes = {"num_classes": 3, "num_experts": 2}
     architecture = {"name": LITE_CONDCONV.name, **changes}
@@ -278,37 +172,35 @@ def test_a_registered_architecture_at_another_size(store, data, train, narrow_fa
     }
 
 
-def test_distilled_from_a_teacher(train, store, data, whole, tmp_path):
-    teacher = whole.finished.path
-    save_small(store, name="student", labels=("blue", "green", "red"), experts=(2, 4), seed=1)
-    flat = tmp_path / "flat"
-    flat.mkdir()
+@pytest.fixture
+def flat(data, tmp_path):
+    """The images without folders, so that nobody knows their classes."""
+    folder = tmp_path / "flat"
+    folder.mkdir()
     for number, file in enumerate(find_labelled(data).files):
-        shutil.copy(file, flat / f"{number}.png")
-    listener = Recorder()
-    finished = train(
-        listener,
-        bundle=store / "student" / "1",
-        data=flat,
-        teacher=teacher,
-        name="taught",
-        epochs=10,
-        learning_rate=5e-2,
-    )
+        shutil.copy(file, folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def student(store):
+    return save_small(store, name="student", labels=("blue", "green", "red"), experts=(2, 4), seed=1)
+
+
+def test_distilled_from_a_teacher(train, flat, student, whole):
+    given = {"bundle": student, "data": flat, "teacher": whole.finished.path, "name": "taught"}
+    finished = train(**given, epochs=10, learning_rate=5e-2)
     assert finished.best.loss < 0.7 * finished.start.loss
     bundle = open_bundle(finished.path)
     assert bundle.manifest.accuracy == (), "nobody knows the classes of these images"
     assert "agreement with the teacher" in bundle.model_card
     assert "distilled from colours/1 on " in bundle.manifest.provenance.method
-    labelled = train(
-        bundle=store / "student" / "1",
-        data=flat,
-        teacher=teacher,
-        validation_data=data,
-        name="validated",
-        train="head",
-        epochs=1,
-    )
+
+
+@eagerly
+def test_distilled_and_validated_with_known_classes(train, data, flat, student, whole):
+    given = {"bundle": student, "data": flat, "teacher": whole.finished.path, "validation_data": data}
+    labelled = train(**given, name="validated", train="head", epochs=1)
     assert labelled.accuracy[0].images == 36
     assert labelled.accuracy[0].top1 == pytest.approx(labelled.best.accuracy)
 
@@ -333,25 +225,14 @@ def test_a_teacher_of_other_classes(train, store):
         ({"learning_rate": 1e30}, ConfigurationError, "The loss is no longer finite in epoch 1"),
     ],
 )
+@eagerly
 def test_impossible_wishes(changes, error, says, train, store):
     with pytest.raises(error, match=says):
         train(**changes)
     assert [path.name for path in store.iterdir() if not path.name.startswith(".")] == ["small"]
 
 
-class Interrupting(Recorder):
-    def step(self, epoch, step, steps, loss):
-        super().step(epoch, step, steps, loss)
-        if epoch == 2:
-            raise KeyboardInterrupt
-
-
-class Stopping(Recorder):
-    def starting(self, start):
-        super().starting(start)
-        raise KeyboardInterrupt
-
-
+@eagerly
 def test_interrupted_by_hand(train, store, data):
     with pytest.raises(KeyboardInterrupt):
         train(Interrupting())
@@ -374,6 +255,7 @@ def test_interrupted_by_hand(train, store, data):
     assert [path.name for path in store.iterdir() if path.name != "small"] == [".training-colours-1"]
 
 
+@eagerly
 def test_out_of_memory(train, monkeypatch):
     import keras
     import tensorflow as tf
@@ -386,6 +268,7 @@ def test_out_of_memory(train, monkeypatch):
         train()
 
 
+@eagerly
 def test_validation_data_of_its_own(train, tmp_path):
     own = write_images(tmp_path / "own", {"red": 2, "blue": 1}, seed=5)
     listener = Recorder()
@@ -395,13 +278,6 @@ def test_validation_data_of_its_own(train, tmp_path):
     write_images(own, {"yellow": 1})
     with pytest.raises(DataSetError, match="holds classes that the training data hasn't: yellow"):
         train(validation_data=own, name="other")
-
-
-def command(store, data, name, *more):
-    return [
-        *("models", "finetune", "small", "--data", str(data), "--name", name, "--model-store", str(store)),
-        *("--epochs", str(EPOCHS), "--batch-size", "8", "--learning-rate", "0.01", "--no-mirror", "--json", *more),
-    ]
 
 
 def figures(epochs):
@@ -450,44 +326,3 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(store, whole):
     for path in unhurt:
         np.testing.assert_allclose(killed[path], unhurt[path], rtol=1e-2, atol=1e-3)
     assert left_in(store) == []
-
-
-def test_the_command(store, data, monkeypatch):
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
-    (data / "blue" / "bad.png").write_text("text")
-    os.rename(data / "blue" / "000.png", os.fsencode(data / "blue") + b"/\xe9.png")
-    data = data.rename(os.fsdecode(os.fsencode(data) + b"\xe9"))
-    given = command(store, data, "shown", "--freeze-backbone", "--epochs", "1")
-    given.remove("--json")
-    result = CliRunner().invoke(app, given)
-    assert result.exit_code == 0, result.output
-    assert result.stderr.splitlines()[0] == "warning: 1 of 37 images can't be read and are left out:"
-    assert "30 images to train, 6 to validate, 3 classes, 27 trained parameters" in result.stderr
-    assert re.search(r"^start  validation loss 1\.099  accuracy 33\.3%  routing entropy 0\.\d+", result.stderr, re.M)
-    assert re.search(r"^epoch 1/1  loss \d\.\d+  validation loss", result.stderr, re.M)
-    assert result.stdout.startswith(f"wrote {store / 'shown' / '1'}: validation accuracy ")
-    (accuracy,) = open_bundle(store / "shown" / "1").manifest.accuracy
-    assert accuracy.dataset == r"colours\xe9, 20% held back"
-
-
-def test_the_command_with_unusable_images(store, data):
-    shutil.rmtree(data / "blue")
-    shutil.rmtree(data / "red")
-    result = CliRunner().invoke(app, command(store, data, "x"))
-    assert (result.exit_code, result.stdout) == (1, "")
-    assert "holds 1 class folder; a data set has a folder of images for each class" in result.stderr
-    assert [path.name for path in store.iterdir()] == ["small"]
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (("--resume", "--restart"), "you can continue a run or forget it, not both"),
-        (("--freeze-backbone", "--train", "routing"), "this trains the head only, but --train says routing"),
-        (("--seed", str(2**32)), "be less than or equal to 4294967295"),
-    ],
-)
-def test_options_that_do_not_go_together(options, says, store, data):
-    result = CliRunner().invoke(app, command(store, data, "x", *options))
-    assert result.exit_code == 2
-    assert says in " ".join(result.stderr.replace("│", "").split())

@@ -31,6 +31,16 @@ from tests.unit.store.pull.file_server import FileServer, ProxyServer
 pytestmark = pytest.mark.tensorflow
 
 PATH = f"/storage/{NAME}.tar.gz"
+WITHOUT_TENSORFLOW = """
+import sys, types
+from condconv_serve.__main__ import main
+from condconv_serve.runtime import tensorflow_import
+
+tensorflow_import.import_tensorflow = lambda: None
+sys.modules["condconv_serve.nn"] = types.SimpleNamespace(get_architecture=lambda name, **_: name)
+main()
+"""
+"""For processes that end before they have what they could compute with."""
 
 
 @pytest.fixture
@@ -74,6 +84,12 @@ def run(command, *arguments, **environment):
     )
 
 
+def start(command, **options):
+    """A process that pulls, to be ended before it has all."""
+    arguments = [sys.executable, "-c", WITHOUT_TENSORFLOW, *command["args"][3:]]
+    return subprocess.Popen(arguments, env=command["env"], text=True, **options)
+
+
 def test_a_bundle_is_made(command, place, server, archive, monkeypatch):
     monkeypatch.setenv("CONDCONV_CACHE_DIR", str(place[1]))
     code, out, err = condconv(*command["args"][3:], "--model-store", place[0])
@@ -105,7 +121,7 @@ def until_half(place, half):
 def test_interrupted(command, place, server, archive, monkeypatch):
     half = len(archive) // 2
     server.files[PATH].behaviours = [misbehave.stalled_after(half)]
-    process = subprocess.Popen(command["args"], env=command["env"], text=True, stderr=subprocess.PIPE)
+    process = start(command, stderr=subprocess.PIPE)
     until_half(place, half)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=30)
@@ -124,7 +140,7 @@ def test_killed_while_another_one_waits(command, place, url, server, archive):
     """The other one goes on where the first one was stopped."""
     half = len(archive) // 2
     server.files[PATH].behaviours = [misbehave.stalled_after(half)]
-    process = subprocess.Popen(command["args"], env=command["env"])
+    process = start(command)
     until_half(place, half)
     notes = []
 
