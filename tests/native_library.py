@@ -23,8 +23,7 @@ def use() -> None:
     try:
         build.build()
         has_all = CPUINFO.exists() and "amx_bf16" in CPUINFO.read_text().split()
-        # Sanitized as well, the emulated ones would take minutes and gigabytes to compile.
-        emulate = build.this_arch() == "x86_64" and not (has_all or sanitize)
+        emulate = build.this_arch() == "x86_64" and not has_all
         library.LIBRARY = build.build(build.Variant(sanitize=sanitize, emulate=emulate))
     except build.NoCompiler:
         if sanitize:

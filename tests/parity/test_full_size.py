@@ -5,8 +5,10 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from condconv_serve.nn import build_network, get_architecture
+from condconv_serve.runtime.lowering import lower
 from condconv_serve.store.importers import assemble, translate_official, translate_timm
 from tests.golden import GOLDEN, needs_golden
 from tests.parity.seeded import official_tensors, timm_tensors
@@ -89,6 +91,26 @@ def test_float32_equals_the_reference(golden, assert_close):
     logits, routing = computed(model, inputs, batch_size=4)
     assert_close(logits, expected["logits"], 1e-4)
     assert_close(routing, expected["routing"], 1e-4)
+
+
+@pytest.mark.parametrize(
+    "golden",
+    [
+        *QUICK,
+        *(pytest.param(key, marks=pytest.mark.full_parity) for key in networks_of("official") if key not in QUICK),
+    ],
+    indirect=True,
+)
+def test_native_kernels_equal_the_reference(golden, native_lowering, assert_close):
+    inputs, model, expected = golden
+    lowered = lower(model, native_lowering)
+    assert lowered.native.tensorflow_layers == 0
+    native = tf.function(lowered.compute, autograph=False)
+    logits, routing = computed(lambda rows, **_: native([rows]), inputs, batch_size=8)
+    assert_close(logits, expected["logits"], 1e-4)
+    assert_close(routing, expected["routing"], 1e-4)
+    for resource in lowered.resources:
+        resource.close()
 
 
 # With the seeded weights of the largest model, float32 alone moves one photograph's logits by 1.1e-4.

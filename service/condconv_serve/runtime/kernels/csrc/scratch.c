@@ -13,8 +13,6 @@
 
 enum { LINE = 64, PAGE = 4096, HUGE_PAGE = 2 << 20 };
 
-static size_t whole(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
-
 static void *line_aligned(size_t bytes) {
     void *memory = NULL;
     return posix_memalign(&memory, LINE, bytes ? bytes : 1) ? NULL : memory;
@@ -27,6 +25,8 @@ void cc_room_free(void *room, size_t bytes) {
     free(room);
 }
 #else
+static size_t whole(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
 // Bytes of the mapping behind a room, or 0: it isn't worth huge pages. A last page half full becomes a huge one.
 static size_t mapped(size_t bytes) {
     if (bytes < HUGE_PAGE / 2) return 0;

@@ -63,12 +63,9 @@ static int run_part(void *context, int number) {
         .pixel_end = p + 1 == s->pixel_parts ? s->pixels : (p + 1) * s->pixel_unit,
     };
     if (!s->depthwise) return s->isa->conv(s->conv, part);
-    if (s->pixel_parts > 1) {
-        part.pixel_begin = 0;
-        part.pixel_end = s->pixels;
-        return run_band(s, part, p);
-    }
-    return s->isa->depthwise(s->producer, s->conv, part);
+    part.pixel_begin = 0;
+    part.pixel_end = s->pixels;
+    return s->pixel_parts > 1 ? run_band(s, part, p) : s->isa->depthwise(s->producer, s->conv, part);
 }
 
 // The whole image's means from those of its bands.
@@ -117,10 +114,10 @@ static void choose_parts(split *s, int threads) {
     if (work < least * wanted) wanted = (int)(work / least);
     if (threads < 2 || wanted < 2 || (s->depthwise && choose_bands(s, threads, wanted))) return;
     s->tile_parts = s->tiles < 2 * wanted ? s->tiles : wanted;
-    if (s->tiles >= 2 * threads || s->tiles == threads || s->tiles >= wanted || s->pixels < 2) return;
-    int parts = (wanted + s->tiles - 1) / s->tiles, unit = s->depthwise ? 1 : PIXELS;
+    if (s->depthwise || s->tiles >= 2 * threads || s->tiles == threads || s->tiles >= wanted) return;
+    int parts = (wanted + s->tiles - 1) / s->tiles, unit = PIXELS;
     // A row's kernel is mixed again for each part of it.
-    if (has_own_kernels(s->conv) && !s->depthwise && parts <= s->conv->batch) unit = s->pixels / s->conv->batch;
+    if (has_own_kernels(s->conv) && parts <= s->conv->batch) unit = s->pixels / s->conv->batch;
     int units = (s->pixels + unit - 1) / unit;
     if (parts > units) parts = units;
     s->pixel_unit = (units + parts - 1) / parts * unit;

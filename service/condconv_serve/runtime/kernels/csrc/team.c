@@ -298,8 +298,8 @@ void cc_team_leave(void) {
     place = -1;
 }
 
-// Where other programs want the cores, too, helpers come late or not at all and only take time from their caller, or are
-// put aside in the middle of a task, and their caller waits for milliseconds. Then there are none for a while.
+// Where other programs want the cores, too, helpers come late or not at all and only take time from their caller, or
+// are put aside in the middle of a task, and their caller waits for milliseconds. Then there are none for a while.
 static int is_paused(void) {
     int64_t until = atomic_load_explicit(&paused_until, memory_order_relaxed);
     return until && now_ns() < until;
