@@ -36,7 +36,7 @@ typedef struct {
 
 typedef enum {
     CC_STEP_CONV = 0,       // activation(kernel * (input times scale) times factor + bias + residual)
-    CC_STEP_DEPTHWISE = 1,  // the same with a depthwise kernel, of what a CONV before it (the producer) yields, if there is one
+    CC_STEP_DEPTHWISE = 1,  // the same with a depthwise kernel, of what a CONV (the producer) yields if there is one
     CC_STEP_POOL = 2,       // mean over height and width
     CC_STEP_SCALE = 3,      // input times scale, by channel
     CC_STEP_ADD = 4,        // activation(input + residual)
@@ -91,7 +91,7 @@ typedef struct {
 CC_API int32_t cc_version(void);
 CC_API int32_t cc_struct_size(int32_t number); // of bank_spec, step, value, stage, program_spec; else 0
 CC_API const char *cc_error(void);          // of this thread's last failure
-CC_API const char *cc_isa(void);            // the instruction set of new banks and programs: at first the best that this CPU has
+CC_API const char *cc_isa(void);            // of new banks and programs: at first the best that this CPU has
 CC_API const char *cc_isas(void);           // all that this CPU has, the best first, with commas
 CC_API int32_t cc_set_isa(const char *name); // -1: this CPU has none of that name
 CC_API int32_t cc_has_bfloat16(void);

@@ -64,7 +64,8 @@ static int run_shared(const cc_conv *c, cc_part part) {
     const int hw = c->out_height * c->out_width, steps = bank->depth / step_channels(bank);
     const size_t pitch = (size_t)bank->depth * (bank->spec.type == CC_BANK_BFLOAT16 ? 2 : 4);
     const int direct = CC_NAME(cc_is_direct)(c);
-    const int most = direct ? part.pixel_end - part.pixel_begin : max_of(PATCH_BYTES / (int)pitch, CC_MR) / CC_MR * CC_MR;
+    const int fitting = max_of(PATCH_BYTES / (int)pitch, CC_MR) / CC_MR * CC_MR;
+    const int most = direct ? part.pixel_end - part.pixel_begin : fitting;
     float *sums = 0;
     char *patches = 0;
     if (steps > steps_per_block(steps) && !(sums = cc_scratch(CC_SCRATCH_SUMS, (size_t)most * CC_TILE * 4))) return -1;
@@ -76,7 +77,8 @@ static int run_shared(const cc_conv *c, cc_part part) {
         if (!direct) {
             rows = min_of(rows, hw - at % hw);
             x = patches;
-            if (CC_NAME(cc_patches)(c, (const char *)c->x + at / hw * example, at % hw, at % hw + rows, patches)) return -1;
+            const char *from = (const char *)c->x + at / hw * example;
+            if (CC_NAME(cc_patches)(c, from, at % hw, at % hw + rows, patches)) return -1;
         }
         for (int tile = part.tile_begin; tile < part.tile_end; tile++) shared_tile(c, tile, x, rows, at, sums);
     }
@@ -100,8 +102,10 @@ static int run_mixed(const cc_conv *c, cc_part part) {
         const size_t example = (size_t)c->height * c->width * bank->spec.in_channels * size_of_type(c->type);
         char *patches = cc_scratch(CC_SCRATCH_PATCHES, B * hw * pitch + CC_PATCH_SLACK);
         if (!patches) return -1;
-        for (int b = 0; b < B; b++)
-            if (CC_NAME(cc_patches)(c, (const char *)c->x + (first + b) * example, 0, hw, patches + b * hw * pitch)) return -1;
+        for (int b = 0; b < B; b++) {
+            const char *from = (const char *)c->x + (first + b) * example;
+            if (CC_NAME(cc_patches)(c, from, 0, hw, patches + b * hw * pitch)) return -1;
+        }
         x = patches;
     }
     for (int tile = part.tile_begin; tile < part.tile_end; tile++) {

@@ -46,27 +46,33 @@ CC_INLINE void some_outputs(const float *in, size_t pitch, const float *weights,
     CC_UNROLL for (int i = 0; i < count; i++) store(done + i * CC_VL, sum[i]);
 }
 
-typedef void (*row_fn)(const cc_bank_spec *, const float *in, size_t pitch, const float *weights, float *done, int count);
+typedef void (*row_fn)(const cc_bank_spec *, const float *in, size_t pitch, const float *weights, float *done,
+                       int count);
+// Of the row functions: COUNT outputs from x on.
+#define OUTPUTS_OF(K, S, COUNT) some_outputs(in + x * S * CC_TILE, pitch, weights, done + x * CC_VL, K, S, COUNT)
 #define ROW_FN(K, S) \
-    static void row_##K##_##S(const cc_bank_spec *spec, const float *in, size_t pitch, const float *weights, float *done, int count) { \
+    static void row_##K##_##S(const cc_bank_spec *spec, const float *in, size_t pitch, const float *weights, \
+                              float *done, int count) { \
         (void)spec; \
         int x = 0; \
-        for (; CC_VL == 16 && x + 14 <= count; x += 14) some_outputs(in + x * S * CC_TILE, pitch, weights, done + x * CC_VL, K, S, 14); \
-        for (; x + 7 <= count; x += 7) some_outputs(in + x * S * CC_TILE, pitch, weights, done + x * CC_VL, K, S, 7); \
-        for (; x + 3 <= count; x += 3) some_outputs(in + x * S * CC_TILE, pitch, weights, done + x * CC_VL, K, S, 3); \
-        for (; x < count; x++) some_outputs(in + x * S * CC_TILE, pitch, weights, done + x * CC_VL, K, S, 1); \
+        for (; CC_VL == 16 && x + 14 <= count; x += 14) OUTPUTS_OF(K, S, 14); \
+        for (; x + 7 <= count; x += 7) OUTPUTS_OF(K, S, 7); \
+        for (; x + 3 <= count; x += 3) OUTPUTS_OF(K, S, 3); \
+        for (; x < count; x++) OUTPUTS_OF(K, S, 1); \
     }
 ROW_FN(3, 1)
 ROW_FN(3, 2)
 ROW_FN(5, 1)
 ROW_FN(5, 2)
 
-static void row_any(const cc_bank_spec *s, const float *in, size_t pitch, const float *weights, float *done, int count) {
+static void row_any(const cc_bank_spec *s, const float *in, size_t pitch, const float *weights, float *done,
+                    int count) {
     for (int x = 0; x < count; x++) {
         vf sum = {0};
         for (int ky = 0; ky < s->kernel_height; ky++)
             for (int kx = 0; kx < s->kernel_width; kx++)
-                sum += load(in + (size_t)ky * s->dilation_height * pitch + (x * s->stride_width + kx * s->dilation_width) * CC_TILE) *
+                sum += load(in + (size_t)ky * s->dilation_height * pitch +
+                            (x * s->stride_width + kx * s->dilation_width) * CC_TILE) *
                        load(weights + (ky * s->kernel_width + kx) * CC_VL);
         store(done + x * CC_VL, sum);
     }
@@ -81,7 +87,8 @@ static row_fn row_for(const cc_bank_spec *s) {
 }
 
 // Scales, adds the bias, activates, stores `count` pixels and adds them to `pooled`.
-static void finish_row(const float *done, int count, vf factor, vf bias, const cc_conv *c, size_t at, int columns, vf *pooled) {
+static void finish_row(const float *done, int count, vf factor, vf bias, const cc_conv *c, size_t at, int columns,
+                       vf *pooled) {
     const size_t pitch = c->bank->spec.out_channels;
     const int bf16 = c->out_type == CC_BFLOAT16;
     vf total = *pooled;

@@ -28,7 +28,8 @@ static int may_use_tiles(void) {
 // By cpuid itself: what __builtin_cpu_supports needs is missing from Zig's runtime library.
 static features detect(void) {
     const unsigned ymm = 0x6, zmm = 0xe6, tmm = 3u << 17; // the registers that the system saves, by xgetbv
-    const unsigned wide = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ, bf16 = 1u << 5, amx = 1u << 24 | 1u << 22;
+    const unsigned wide = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+    const unsigned bf16 = 1u << 5, amx = 1u << 24 | 1u << 22;
     unsigned a = 0, b = 0, c = 0, d = 0, basic = 0, more = 0, tiles = 0, last = 0, saved = 0, high = 0;
     if (__get_cpuid(1, &a, &b, &c, &d)) basic = c;
     if (basic & bit_OSXSAVE) __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));

@@ -34,7 +34,9 @@ void CC_NAME(cc_scale)(cc_type type, const void *x, const float *scale, int pixe
 
 void CC_NAME(cc_add)(cc_type type, const void *x, const void *y, size_t count, cc_activation activation, void *out) {
     const int bf16 = type == CC_BFLOAT16;
-    CC_EACH_ACTIVATION(activation, EACH(count, bf16, x, store_some(out, i, activate(v + load_some(y, i, some, bf16), A, 0), some, bf16);))
+    CC_EACH_ACTIVATION(activation, EACH(count, bf16, x, {
+        store_some(out, i, activate(v + load_some(y, i, some, bf16), A, 0), some, bf16);
+    }))
 }
 
 void CC_NAME(cc_multiply)(cc_type type, const void *x, const void *y, size_t count, void *out) {

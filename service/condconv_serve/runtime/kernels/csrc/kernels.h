@@ -14,7 +14,7 @@ typedef struct cc_bank {
     const struct cc_isa *isa;
     atomic_int references;
     int taps;              // kernel_height * kernel_width
-    int depth;             // numbers that one output sums: taps * in_channels, filled up to an even count; depthwise: taps
+    int depth;             // numbers that one output sums: taps * in_channels (bfloat16: an even count); depthwise: taps
     int tiles;             // of isa->tile output channels
     float *factor, *bias;  // filled up with zeros to whole tiles
     float *expert_bias;    // [num_experts][tiles * tile] or NULL
