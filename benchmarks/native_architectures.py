@@ -19,7 +19,7 @@ import report
 
 SIZES = (1, 4, 8)
 ENGINES = ("native", "tensorflow", *(("openvino",) if find_spec("openvino") else ()))
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15}
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
 """Largest difference between the logits of two engines, relative to the largest logit."""
 
 
@@ -31,17 +31,15 @@ def measure(name: str, precision: str, rounds: int, seconds: float) -> dict[str,
 
     import_tensorflow()
     limit_threads(1)
-    import keras
-
     from condconv_serve.domain import Preprocessing
     from condconv_serve.nn import build_network, cost, get_architecture
     from condconv_serve.runtime.devices import detect_machine
     from condconv_serve.runtime.engines import build_engine
     from condconv_serve.runtime.plan import EngineOptions, make_plan
 
-    keras.utils.set_random_seed(0)
     architecture = get_architecture(name)
     network = build_network(architecture)
+    fill(network)
     machine = detect_machine(look_for_accelerators=False)
     size = architecture.image_size
     engines, found = {}, {}
@@ -86,6 +84,22 @@ def measure(name: str, precision: str, rounds: int, seconds: float) -> dict[str,
                 else:
                     found[engine]["lone_ms"].append(result.latency_p50 * 1e3)
     return {"multiply_adds": cost(network).multiply_adds, "layers": layers, "engines": found}
+
+
+def fill(network: Any) -> None:
+    """Give a network weights such as training leaves behind: with plain random ones rounding errors would grow."""
+    rng = np.random.default_rng(0)
+    for weight in network.weights:
+        name = weight.path.rsplit("/", 1)[-1]
+        if name in ("gamma", "moving_variance"):
+            value = rng.uniform(0.5, 1.5, weight.shape)
+        elif name in ("beta", "moving_mean", "bias"):
+            value = rng.normal(0, 0.3, weight.shape)
+        else:
+            experts = len(weight.shape) == 5
+            fan_in = np.prod(weight.shape[experts : -2 if "depthwise" in weight.path else -1])
+            value = rng.normal(0, np.sqrt(1.4 / fan_in), weight.shape)
+        weight.assign(value)
 
 
 def render(found: dict[str, Any]) -> str:

@@ -230,14 +230,8 @@ class Service:
             ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
             observe=self._observe,
         )
-        self.ablator = AblationQueue(
-            partial(
-                load_ablation,
-                settings,
-                self.plan,
-                MemoryCheck(partial(ablation_bytes, plan=self.plan), left=memory.left),
-            )
-        )
+        ablation_memory = MemoryCheck(partial(ablation_bytes, plan=self.plan), left=memory.left)
+        self.ablator = AblationQueue(partial(load_ablation, settings, self.plan, ablation_memory))
         self._drawer = Drawer()
         self.readiness = Readiness(
             self._batcher.health.problem,

@@ -122,7 +122,7 @@ def test_metrics_count(fake_server: Server, coffee: bytes) -> None:
     assert after[sample_name("condconv_native_info", model=MODEL, version=1, state="off")] == 1
     assert after[sample_name("condconv_native_layers", model=MODEL, version=1, computed_by="native")] == 0
     assert after[sample_name("condconv_model_load_seconds", model=MODEL, version=1)] > 0
-    assert after["process_resident_memory_bytes"] > 1e8
+    assert after["process_resident_memory_bytes"] > 5e7
 
 
 @pytest.mark.parametrize(

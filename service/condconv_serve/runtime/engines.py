@@ -65,7 +65,7 @@ def build_engine(
                 f"Native kernels can't compute this model: {native.reason.rstrip('.')}. Choose native=auto or off."
             )
     graph = freeze(network, preprocessing)
-    reason = plan.reason if native.state in ("used", "off") else "native kernels don't compute this model"
+    reason = plan.reason if plan.native == "off" else "native kernels don't compute this model"
     if plan.engine == "openvino":
         try:
             engine = _checked_openvino_engine(graph, plan, metrics)

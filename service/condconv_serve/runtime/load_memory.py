@@ -10,9 +10,8 @@ from condconv_serve.store import Bundle, count_weights
 IMPORT_BYTES = 170 * 2**20
 """What importing TensorFlow takes, without its code, which the system may drop and read again."""
 
-_ROW_BYTES = 4 * 2**20
 _ROW_IMAGE_SIZE = 224
-"""Each row that may be computed at the same time takes so much at that size. On accelerators this is their memory."""
+"""Pixels per side of the images of which rows were measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +25,13 @@ class _LoadCost:
         fixed: in any case.
         times_weights: at the peak.
         served: what is left of them when the load has ended.
+        row: each row that may be computed at the same time. On accelerators this is their memory.
     """
 
     fixed: int
     times_weights: float
     served: float = 4.0
+    row: int = 4 * 2**20
 
 
 # Many copies of the weights exist at once while a graph is built, folded and optimised.
@@ -38,7 +39,7 @@ _TENSORFLOW = _LoadCost(fixed=40 * 2**20, times_weights=12.0)
 _OPENVINO = _LoadCost(fixed=80 * 2**20, times_weights=14.5)
 _ABLATION = _LoadCost(fixed=40 * 2**20, times_weights=7.0)
 # Banks are packed layer by layer, and what TensorFlow computes for comparison needs no graph.
-_NATIVE = _LoadCost(fixed=60 * 2**20, times_weights=2.95, served=1.0)
+_NATIVE = _LoadCost(fixed=60 * 2**20, times_weights=2.95, served=1.0, row=2**20)
 _NATIVE_ABLATION = _LoadCost(fixed=25 * 2**20, times_weights=2.75)
 
 
@@ -53,7 +54,7 @@ def load_bytes(bundle: Bundle, plan: EnginePlan) -> int:
     rows = plan.streams * plan.max_batch_size if plan.device == "cpu" else 0
     scale = (bundle.manifest.preprocessing.image_size / _ROW_IMAGE_SIZE) ** 2
     loading = cost.times_weights * weights
-    warming_up = cost.served * weights + rows * scale * _ROW_BYTES
+    warming_up = cost.served * weights + rows * scale * cost.row
     return cost.fixed + round(max(loading, warming_up))
 
 

@@ -144,7 +144,7 @@ static const cc_bank *bank_of(const checked *c, const char *name, int number, in
 // Each window touches its image, so there are fewer numbers of padding than the kernel reaches over.
 static int check_window(const checked *c, const char *name, int size, int kernel, int stride, int dilation, int pad,
                         int out) {
-    int64_t reach = (int64_t)(kernel - 1) * dilation + 1, last = (int64_t)(out - 1) * stride - pad;
+    int64_t reach = (int64_t)(kernel - 1) * dilation + 1, last = ((int64_t)out - 1) * stride - pad;
     if (out < 1 || pad < 0 || pad >= reach || last >= size)
         return FAIL(c, "can't make a %s of %d from %d: kernel %d, stride %d, dilation %d, padding %d.", name, out, size,
                     kernel, stride, dilation, pad);
