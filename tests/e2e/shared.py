@@ -59,18 +59,21 @@ def shared_server(directory: Path) -> Iterator[SharedServer]:
     directory.mkdir(exist_ok=True)
     users, lock = directory / "users", FileLock(directory / "lock")
     users.mkdir(exist_ok=True)
+    me = users / str(os.getpid())
     with contextlib.ExitStack() as owned:
         owner = None
-        with lock:
-            (users / str(os.getpid())).touch()
-            if not (directory / "server.json").exists():
-                owner = owned.enter_context(_started(directory))
-        running = SharedServer(directory)
         try:
-            yield running
+            with lock:
+                me.touch()
+                if not (directory / "server.json").exists():
+                    owner = owned.enter_context(_started(directory))
+            running = SharedServer(directory)
+            try:
+                yield running
+            finally:
+                running.client.close()
         finally:
-            running.client.close()
-            (users / str(os.getpid())).unlink()
+            me.unlink()  # even if it didn't start, or others would wait for us
             if owner is not None:
                 _wait_for_others(directory, users, lock)
         if owner is not None:

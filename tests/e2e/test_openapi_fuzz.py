@@ -63,3 +63,10 @@ def test_whatever_is_sent(server: Server) -> None:
             case.call_and_validate(checks=CHECKS, timeout=60)
 
         answers_as_documented()
+
+
+def test_a_model_whose_cost_cannot_be_counted(server: Server) -> None:
+    body = server.client.get(f"/models/{MODEL}").json()
+    assert "multiply_adds" not in body
+    document = server.client.get("/openapi.json").json()
+    assert set(document["components"]["schemas"]["ModelResponse"]["required"]) <= set(body)

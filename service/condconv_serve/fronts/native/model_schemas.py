@@ -143,7 +143,8 @@ class ModelResponse(BaseModel):
     architecture: ArchitectureBody
     parameters: int = Field(description="Trained parameters.")
     multiply_adds: int | None = Field(
-        description="Multiply-adds per image, kernel mixing included; null if a layer of the network can't be counted."
+        None,
+        description="Multiply-adds per image, kernel mixing included; absent if a layer can't be counted.",
     )
     num_classes: int
     labels_count: int
