@@ -49,13 +49,15 @@ def test_memory_of_an_unloaded_version_comes_back(server: Server) -> None:
         wait_for(lambda: state(client, "1", REAL)["state"] == "available")
         return resident_bytes(server)
 
-    before = unload()  # the load at the start has filled caches that stay
+    unload()  # the first loads have filled caches that stay
+    assert client.post(f"/models/{REAL}/versions/1/load").is_success
+    before = unload()
     assert client.post(f"/models/{REAL}/versions/1/load").is_success
     loaded = resident_bytes(server)
     after = unload()
     print(f"\nresident {before / 1e6:.0f} MB, with another model {loaded / 1e6:.0f}, unloaded {after / 1e6:.0f}")
     weights = (BUNDLE / "weights.safetensors").stat().st_size
-    assert loaded - before > weights, "in memory they are float32, in the file float16"
+    assert loaded - before > 0.8 * weights, "in memory experts are half floats, as in the file"
     assert after - before < 0.2 * (loaded - before)
 
 

@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> Path:
 def write_large(store: Path) -> None:
     """A second version with 20 million weights.
 
-    TensorFlow would need a gigabyte for it. The stand-in that the server loads first needs next to nothing, which
+    TensorFlow's own operations would need a gigabyte for it. The stand-in that the server loads first needs next to nothing, which
     corrects the estimate as far as it goes.
     """
     bundle = open_bundle(BUNDLE)
@@ -49,7 +49,7 @@ def write_large(store: Path) -> None:
 
 def test_a_version_that_does_not_fit_is_refused_and_serving_goes_on(store: Path) -> None:
     photo = pictures.jpeg(pictures.photo("coffee", (60, 40)))
-    with group_within_a_limited_one(LIMIT) as group, Server(model_store=store) as server:
+    with group_within_a_limited_one(LIMIT) as group, Server(model_store=store, native="off") as server:
         (group / "cgroup.procs").write_text(str(server.process_id))
         write_large(store)
 
@@ -75,7 +75,7 @@ def test_a_server_whose_only_model_does_not_fit_says_so_and_ends(store: Path) ->
     with group_within_a_limited_one(LIMIT) as group:
         said = subprocess.run(
             ["sh", "-c", enter, group / "cgroup.procs", *command("--port", "0", real=False)],
-            env=environment(model_store=store, engine="tensorflow"),
+            env=environment(model_store=store, engine="tensorflow", native="off"),
             capture_output=True,
             text=True,
             check=False,
