@@ -27,8 +27,8 @@ def store(tmp_path: Path) -> Path:
 def write_large(store: Path) -> None:
     """A second version with 20 million weights.
 
-    TensorFlow's own operations would need a gigabyte for it. The stand-in that the server loads first needs next to nothing, which
-    corrects the estimate as far as it goes.
+    TensorFlow's own operations would need a gigabyte for it. The stand-in that the server loads first needs next to
+    nothing, which corrects the estimate as far as it goes.
     """
     bundle = open_bundle(BUNDLE)
     write_bundle(
