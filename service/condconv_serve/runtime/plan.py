@@ -70,7 +70,7 @@ class EngineOptions:
     Attributes:
         device: "auto" (an accelerator if there is one), "cpu", "gpu" or "tpu".
         precision: "float32", "bfloat16", or "auto": bfloat16 where the device has it natively.
-        engine: "tensorflow", "openvino", or "auto": TensorFlow where native kernels compute in it. Without them
+        engine: "tensorflow", "openvino", or "auto": TensorFlow where it hosts native kernels. Without them
             OpenVINO for float32 on a CPU, if it is installed. For bfloat16 "auto" takes TensorFlow: OpenVINO is faster
             only with full batches, and needs twice the memory.
         native: "on" (native kernels in TensorFlow on a CPU), "off", or "auto": where they can be had.
@@ -200,7 +200,7 @@ def _best_engine(
     if device != "cpu":
         return "tensorflow", f"the only engine that computes on a {device}"
     if native != "off":
-        return "tensorflow", "native kernels compute in it"
+        return "tensorflow", "it hosts the native kernels"
     if not machine.openvino:
         return "tensorflow", "openvino is not installed"
     if precision == "bfloat16":

@@ -55,7 +55,7 @@ def test_choices(machine: Machine, asked: dict[str, Any], expected: tuple[Any, .
         (RICH, {"precision": "float32"}, "it is installed, and faster in float32 on a CPU"),
         (RICH, {"engine": "openvino"}, "it was asked for"),
         (GPUS, {}, "the only engine that computes on a gpu"),
-        (AVX2, {}, "native kernels compute in it"),
+        (AVX2, {}, "it hosts the native kernels"),
         (AVX2, {"native": "off"}, "it is installed, and faster in float32 on a CPU"),
         (MISSING, {}, "openvino is not installed"),
     ],
