@@ -79,6 +79,8 @@ class RunningServer:
             socket.create_connection(self.address, timeout=PATIENCE).close()
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:  # it stopped to listen in this moment
+            return False
         return False
 
 
