@@ -1,8 +1,15 @@
+import sys
+
 import pytest
 
 from condconv_serve.runtime import devices
 from condconv_serve.runtime.devices import NativeKernels, detect_machine
 from condconv_serve.runtime.kernels import library
+
+
+@pytest.fixture(autouse=True)
+def _no_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
 
 
 def test_a_machine_without_the_native_library_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ import pytest
 
 from condconv_serve.runtime.lowering.native.memory import ALIGNMENT, Lifetime, place
 
+pytestmark = pytest.mark.tensorflow
+
 
 @pytest.mark.parametrize("seed", range(20))
 def test_values_that_are_needed_at_the_same_time_do_not_overlap(seed: int) -> None:
