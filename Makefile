@@ -115,7 +115,8 @@ $(LOWEST_VENV)/.installed: pyproject.toml | $(UV_VENV)/bin/uv
 	@touch $@
 
 test-lowest: $(LOWEST_VENV)/.installed  ## The quick tests with the lowest versions that pyproject.toml allows (2 minutes)
-	@$(LOWEST_VENV)/bin/python $(RUN_QUICK) -W 'ignore:The anyio.abc.BlockingPortal alias:DeprecationWarning' $(ARGS)
+	@$(LOWEST_VENV)/bin/python $(RUN_QUICK) -W 'ignore:The anyio.abc.BlockingPortal alias:DeprecationWarning' \
+		-W 'ignore:It looks like `register_random`' $(ARGS)
 
 test-browser: $(TEST_VENV)/.installed-browser  ## Try the page in Chromium (3 minutes)
 	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null || echo "The tests need chromium: apt-get install chromium" >&2
