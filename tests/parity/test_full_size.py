@@ -95,22 +95,23 @@ def test_float32_equals_the_reference(golden, assert_close):
 
 @pytest.mark.parametrize(
     "golden",
-    [
-        QUICK,
-        *(pytest.param(key, marks=pytest.mark.full_parity) for key in networks_of("official") if key != QUICK),
-    ],
+    [QUICK, *(pytest.param(key, marks=pytest.mark.full_parity) for key in ARCHITECTURE if key != QUICK)],
     indirect=True,
 )
-def test_native_kernels_equal_the_reference(golden, native_lowering, assert_close):
+def test_native_kernels_equal_the_reference(golden, native_lowering, assert_close, request):
     inputs, model, expected = golden
     lowered = lower(model, native_lowering)
     assert lowered.native.tensorflow_layers == 0
     native = tf.function(lowered.compute, autograph=False)
     logits, routing = computed(lambda rows, **_: native([rows]), inputs, batch_size=8)
-    assert_close(logits, expected["logits"], 1e-4)
-    assert_close(routing, expected["routing"], 1e-4)
     for resource in lowered.resources:
         resource.close()
+    if request.node.get_closest_marker("full_parity"):
+        # One photograph's reference logits are themselves 1.5e-4 from the truth, so two good answers can differ by more.
+        exact = computed(in_float64(model), inputs.astype(np.float64), batch_size=4)
+        expected = dict(zip(("logits", "routing"), exact, strict=True))
+    assert_close(logits, expected["logits"], 1e-4)
+    assert_close(routing, expected["routing"], 1e-4)
 
 
 # With the seeded weights of the largest model, float32 alone moves one photograph's logits by 1.1e-4.
