@@ -14,8 +14,9 @@ from prometheus_client import CollectorRegistry
 
 from condconv_serve.cli import app
 from condconv_serve.errors import ServiceError
+from condconv_serve.fronts.context import AppContext, BodyLimits
 from condconv_serve.fronts.gatekeeper import Gatekeeper
-from condconv_serve.fronts.native import AppContext, BodyLimits, create_app
+from condconv_serve.fronts.native import create_app
 from condconv_serve.fronts.native.problems import STATUS
 from condconv_serve.runtime.tensorflow_import import import_tensorflow
 from condconv_serve.serving.readiness import Readiness

@@ -17,14 +17,15 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
-from condconv_serve.domain import Ablation, ModelInfo, Prediction, ServedModel
+from condconv_serve.application import create_application, create_probes
+from condconv_serve.domain import Ablation, ModelInfo, RowAnswer, ServedModel
+from condconv_serve.fronts.context import AppContext, BodyLimits
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import KeyRing
-from condconv_serve.fronts.native import AppContext, BodyLimits, create_app, create_probes_app, problems
+from condconv_serve.fronts.native import problems
 from condconv_serve.http.body import OpenBodies
 from condconv_serve.http.guard import guarded_protocol
 from condconv_serve.http.limits import LINGER_BYTES, ConnectionLimits
-from condconv_serve.http.prefixes import RootPath, check_root_path
 from condconv_serve.http.server import serving_beside
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.ablation_queue import AblationQueue
@@ -239,7 +240,7 @@ class Service:
             any_served=lambda: bool(self.registry.models()),
             problems=self.store_health.problems,
         )
-        self.bodies = OpenBodies()
+        self.bodies = OpenBodies(pause=settings.body_timeout, total=settings.body_total_timeout)
         self._ends_at: float | None = None
         self._looking: set[asyncio.Task[None]] = set()
         self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
@@ -264,9 +265,9 @@ class Service:
         self._looking.add(looking)
         looking.add_done_callback(self._looking.discard)
 
-    def _observe(self, model: ModelInfo, answer: Prediction) -> None:
+    def _observe(self, model: ModelInfo, row: RowAnswer) -> None:
         if self.routing is not None:
-            self.routing.observe(model, answer.routing.weights, answer.classes[0].index)
+            self.routing.observe(model, row)
 
     def _forget(self, name: str, version: str) -> None:
         if self.routing is not None and version not in self.registry.models().get(name, {}):
@@ -337,8 +338,6 @@ class Service:
                 max_body_bytes=self._settings.max_body_bytes,
                 # More rows than the queue holds would never be admitted, so don't tell the client to try again.
                 max_images=min(self._settings.max_images_per_request, self._settings.max_queue_rows),
-                timeout=self._settings.body_timeout,
-                total_timeout=self._settings.body_total_timeout,
             ),
             gatekeeper=Gatekeeper(
                 self.readiness,
@@ -369,7 +368,7 @@ class Service:
 
         @contextlib.asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-            side = self._under_root_path(create_probes_app(context))
+            side = create_probes(context, root_path=self._settings.root_path)
             async with serving_beside(side, probes, self.http_protocol()), self.running():
                 watching = asyncio.create_task(load_and_watch())
                 yield
@@ -377,19 +376,10 @@ class Service:
                 await asyncio.gather(watching, return_exceptions=True)
                 self.follower.close()
 
-        return self._under_root_path(
-            create_app(
-                context,
-                lifespan=lifespan,
-                cors_origins=self._settings.cors_origins,
-                serve_metrics=probes is None,
-                root_path=self._settings.root_path,
-            )
+        return create_application(
+            context,
+            lifespan=lifespan,
+            cors_origins=self._settings.cors_origins,
+            serve_metrics=probes is None,
+            root_path=self._settings.root_path,
         )
-
-    def _under_root_path(self, app: FastAPI) -> ASGIApp:
-        root_path = self._settings.root_path
-        if not root_path:
-            return app
-        check_root_path(root_path, app.routes)
-        return RootPath(app, root_path)

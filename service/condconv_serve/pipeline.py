@@ -9,11 +9,21 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from condconv_serve.domain import Answered, ImageResult, ImageSource, ModelInfo, RowAnswer
+from condconv_serve.domain import (
+    Answered,
+    ImageResult,
+    ImageSource,
+    MadeRow,
+    ModelInfo,
+    PixelSource,
+    RowAnswer,
+    ServedModel,
+)
 from condconv_serve.errors import ServiceError, unexpected_error
 from condconv_serve.imaging import ImageDecoder
+from condconv_serve.imaging.given_pixels import row_of_pixels
 from condconv_serve.inference.batching import Priority
 from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.tasks.task import Task
@@ -30,14 +40,14 @@ class ImagePipeline:
         plane: InferencePlane,
         decoder: ImageDecoder,
         *,
-        observe: Callable[[ModelInfo, Any], None] = lambda model, answer: None,
+        observe: Callable[[ModelInfo, RowAnswer], None] = lambda model, row: None,
     ) -> None:
         """Wire the parts together.
 
         Args:
             plane: computes rows.
             decoder: makes rows of images.
-            observe: gets each image's answer, for statistics; called on the event loop.
+            observe: gets what the network answered for each image, for statistics; called on the event loop.
         """
         self.plane = plane
         self.decoder = decoder
@@ -45,7 +55,7 @@ class ImagePipeline:
 
     async def run(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[ImageSource | PixelSource],
         task: Task[Answer],
         *,
         model: str | None = None,
@@ -57,7 +67,7 @@ class ImagePipeline:
         """Answer the images of one request.
 
         Args:
-            images: undecoded images, at least one.
+            images: undecoded images, or rows of pixels; at least one.
             task: what to answer about them.
             model: name of the model; the default one if None.
             version: its version or an alias; the alias `default`, or else the newest version, if None.
@@ -75,7 +85,7 @@ class ImagePipeline:
         """
         with self.plane.lease(model, version, split_key=split_key) as served:
             task.check(served.info)
-            sources = [partial(self.decoder.decode, image.data, served, deadline=deadline) for image in images]
+            sources = [partial(self._row, image, served, deadline=deadline) for image in images]
             rows = await self.plane.infer_each(served, sources, priority=priority, deadline=deadline)
             return Answered(
                 served.info,
@@ -85,17 +95,28 @@ class ImagePipeline:
                 ),
             )
 
+    async def _row(self, image: ImageSource | PixelSource, model: ServedModel, *, deadline: float) -> MadeRow:
+        if isinstance(image, PixelSource):
+            return MadeRow(row_of_pixels(image.values, model.info))
+        return await self.decoder.decode(image.data, model, deadline=deadline)
+
     def _result(
-        self, image: ImageSource, place: int, row: RowAnswer | ServiceError, task: Task[Answer], model: ModelInfo
+        self,
+        image: ImageSource | PixelSource,
+        place: int,
+        row: RowAnswer | ServiceError,
+        task: Task[Answer],
+        model: ModelInfo,
     ) -> ImageResult[Answer]:
         identity = image.id if image.id is not None else str(place)
+        filename = image.filename if isinstance(image, ImageSource) else None
         if isinstance(row, ServiceError):
-            return ImageResult(id=identity, filename=image.filename, error=row)
+            return ImageResult(id=identity, filename=filename, error=row)
         try:
             answer = task.answer(row, model)
         except Exception:  # a defect of ours must not spoil the request's other images
             logger.exception("the answer of %s/%s for an image met an unexpected error", model.name, model.version)
             error = unexpected_error()
-            return ImageResult(id=identity, filename=image.filename, error=error)
-        self._observe(model, answer)
-        return ImageResult(id=identity, filename=image.filename, prediction=answer)
+            return ImageResult(id=identity, filename=filename, error=error)
+        self._observe(model, row)
+        return ImageResult(id=identity, filename=filename, prediction=answer)

@@ -18,9 +18,10 @@ from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from condconv_serve.domain import Row, ServedModel, Tensors, rows_of
+from condconv_serve.fronts.context import AppContext, BodyLimits
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import ApiKey, KeyRing
-from condconv_serve.fronts.native import AppContext, BodyLimits, create_app
+from condconv_serve.fronts.native import create_app
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.batching import Batcher
 from condconv_serve.inference.plane import InferencePlane

@@ -54,4 +54,4 @@ def npz_front(gatekeeper: Gatekeeper, plane: InferencePlane, metrics: Metrics, *
 
     app = FastAPI(openapi_url=None, exception_handlers={ServiceError: failed, ValueError: failed})
     app.add_api_route("/npz", infer, methods=["POST"])
-    return RequestContext(app, render=render, metrics=metrics)
+    return RequestContext(app, front="npz", render=render, metrics=metrics)

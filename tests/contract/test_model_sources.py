@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from condconv_serve.domain import ServedModel
 from condconv_serve.errors import ModelNotFound, VersionNotFound
-from condconv_serve.fronts.native.context import ServedModels
+from condconv_serve.fronts.context import ServedModels
 from condconv_serve.serving.registry import Registry
 from condconv_serve.store import open_bundle, write_bundle
 from condconv_serve.telemetry.metrics import Metrics

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from condconv_serve.errors import InvalidParameter, ModelNotFound
-from condconv_serve.fronts.native.context import VersionAdmin
+from condconv_serve.fronts.context import VersionAdmin
 from tests.contract.fakes import NoVersions
 from tests.unit.serving.models import Place
 

@@ -97,15 +97,15 @@ def test_metrics_count(fake_server: Server, coffee: bytes) -> None:
     server.client.get("/nowhere/2")
     after = server.metrics()
 
-    assert counted("condconv_requests_total", route="/predict", method="POST", code=200) == 2
-    assert counted("condconv_requests_total", route="/predict", method="POST", code=415) == 1
-    assert counted("condconv_requests_total", route="unmatched", method="GET", code=404) == 2
-    assert counted("condconv_request_seconds_count", route="/predict") == 3
+    assert counted("condconv_requests_total", front="native", route="/predict", method="POST", code=200) == 2
+    assert counted("condconv_requests_total", front="native", route="/predict", method="POST", code=415) == 1
+    assert counted("condconv_requests_total", front="native", route="unmatched", method="GET", code=404) == 2
+    assert counted("condconv_request_seconds_count", front="native", route="/predict") == 3
     assert counted("condconv_rows_total", model=MODEL, outcome="answered") == 2
     assert counted("condconv_rows_total", model=MODEL, outcome="unsupported_image") == 2
     assert counted("condconv_rejected_total", reason="unsupported_image") == 1
     assert counted("condconv_batch_size_sum", model=MODEL) == 2
-    assert 0 < counted("condconv_request_seconds_sum", route="/predict") < 60
+    assert 0 < counted("condconv_request_seconds_sum", front="native", route="/predict") < 60
     for stage in ("decode", "queue", "inference", "total"):
         assert counted("condconv_stage_seconds_count", stage=stage) == 2
     for block in range(8, 16):

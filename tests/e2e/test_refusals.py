@@ -317,7 +317,7 @@ def test_clients_that_go_away_harm_nobody(server: Server, answer: int, sent: flo
     def stay(other: httpx.Client) -> int:
         return top(other.post("/predict", content=COFFEE))
 
-    gone = sample_name("condconv_requests_total", route="/predict", method="POST", code=499)
+    gone = sample_name("condconv_requests_total", front="native", route="/predict", method="POST", code=499)
     before = server.metrics().get(gone, 0)
     with new_client(server.url, connections=8) as other, ThreadPoolExecutor(16) as pool:
         leaving = [pool.submit(go_away, i) for i in range(8)]

@@ -122,7 +122,7 @@ def test_page_and_what_it_refers_to(base: str, slash: str) -> None:
 def test_metrics_have_a_port_and_no_prefix(server: Server, client: httpx.Client, coffee: bytes) -> None:
     found = re.search(r"metrics and probes on (\S+)", server.log)
     assert found
-    name = 'condconv_requests_total{code="200",deadline="",method="POST",route="/predict"}'
+    name = 'condconv_requests_total{code="200",deadline="",front="native",method="POST",route="/predict"}'
     with new_client(found[1]) as metrics:
 
         def count() -> float:

@@ -107,7 +107,7 @@ def test_native_kernels_equal_the_reference(golden, native_lowering, assert_clos
     for resource in lowered.resources:
         resource.close()
     if request.node.get_closest_marker("full_parity"):
-        # One photograph's reference logits are themselves 1.5e-4 from the truth, so two good answers can differ by more.
+        # One photograph's reference logits are themselves 1.5e-4 from the truth, so good answers may differ more.
         exact = computed(in_float64(model), inputs.astype(np.float64), batch_size=4)
         expected = dict(zip(("logits", "routing"), exact, strict=True))
     assert_close(logits, expected["logits"], 1e-4)

@@ -82,10 +82,7 @@ class Subject:
         self.batcher = CountingBatcher(self._run, streams=1, metrics=self.metrics, **limits)
         plane = InferencePlane(FakeModels(MODEL), self.batcher, metrics=self.metrics)
 
-        def observe(model, answer):
-            routing.observe(model, answer.routing.weights, answer.classes[0].index)
-
-        self.pipeline = ImagePipeline(plane, ImageDecoder(decoders, max_pixels=20_000), observe=observe)
+        self.pipeline = ImagePipeline(plane, ImageDecoder(decoders, max_pixels=20_000), observe=routing.observe)
 
     async def classify(self, images, *, top_k=None, model=None):
         return await self.pipeline.run(images, Classify(top_k), model=model)

@@ -8,6 +8,7 @@ from condconv_serve.domain.images import (
     JpegCropper,
     MadeRow,
     Pixels,
+    PixelSource,
     Preprocessing,
     Row,
     TransformName,
@@ -25,11 +26,25 @@ from condconv_serve.domain.model import (
     ServedModel,
 )
 from condconv_serve.domain.routing import RoutingLayout, RoutingOverrides, RoutingProfile, RoutingTrace
-from condconv_serve.domain.tensors import LOGITS, ROUTING, OutputSpec, RowAnswer, Tensors, Timings, rows_of
+from condconv_serve.domain.tensors import (
+    FEATURES,
+    LABEL,
+    LOGITS,
+    PROBABILITIES,
+    ROUTING,
+    OutputSpec,
+    RowAnswer,
+    Tensors,
+    Timings,
+    rows_of,
+)
 from condconv_serve.domain.text import can_be_label, readable
 
 __all__ = [
+    "FEATURES",
+    "LABEL",
     "LOGITS",
+    "PROBABILITIES",
     "ROUTING",
     "Ablated",
     "Ablation",
@@ -53,6 +68,7 @@ __all__ = [
     "NativeState",
     "NativeUse",
     "OutputSpec",
+    "PixelSource",
     "Pixels",
     "Prediction",
     "Preprocessing",

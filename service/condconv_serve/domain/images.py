@@ -58,6 +58,17 @@ class MadeRow:
 
 
 @dataclass(frozen=True, slots=True)
+class PixelSource:
+    """One image as it came in: pixels that are already cropped and resized, and its sender's name for it.
+
+    `values` is uint8 or float32 `[image_size, image_size, 3]`, RGB on the scale 0..255.
+    """
+
+    values: NDArray[np.generic]
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ImageSource:
     """One image as it came in: undecoded bytes, and the names that its sender gave it."""
 

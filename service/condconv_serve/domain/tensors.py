@@ -15,11 +15,17 @@ LOGITS = "logits"
 """Class scores before the softmax: float32 `[classes]` per row."""
 ROUTING = "routing"
 """Routing weights: float32 `[blocks, experts]` per row, see `RoutingLayout`."""
+FEATURES = "features"
+"""Pooled features before the classifier: float32 `[features]` per row."""
+PROBABILITIES = "probabilities"
+"""The softmax of the logits: float32 `[classes]` per row. No engine's output, but an answer's."""
+LABEL = "label"
+"""The name of the most probable class: text, a scalar per row. No engine's output, but an answer's."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """One output of a model: its name, its shape per row, and its dtype as NumPy names it."""
+    """A tensor by its name, its shape per row, and its dtype as NumPy names it; `str` is text, `bytes` a file."""
 
     name: str
     shape: tuple[int, ...]

@@ -36,10 +36,18 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 
 class OpenBodies:
-    """The bodies that are being received, so that all can be given up at the end of the service."""
+    """The bodies that are being received: how long each may take, and a way to give them all up.
 
-    def __init__(self) -> None:
+    Attributes:
+        pause: seconds that a body may pause.
+        total: seconds that a body may take.
+        given_up: whether none is waited for any more.
+    """
+
+    def __init__(self, *, pause: float = 30.0, total: float = 300.0) -> None:
         """None yet."""
+        self.pause = pause
+        self.total = total
         self._waits: set[asyncio.Timeout] = set()
         self.given_up = False
 
@@ -71,12 +79,10 @@ class PatientBody:
         timed_out: whether the body was given up.
     """
 
-    def __init__(self, receive: Receive, *, pause: float, total: float, bodies: OpenBodies) -> None:
-        """Receive by `receive`; the body may pause for `pause` seconds, and take `total` seconds in all."""
+    def __init__(self, receive: Receive, *, bodies: OpenBodies) -> None:
+        """Receive by `receive`; the body is one of `bodies`."""
         self._receive = receive
         self._bodies = bodies
-        self._pause = pause
-        self._total = total
         self._end: float | None = None
         self._complete = False
         self.asked_for = False
@@ -93,9 +99,9 @@ class PatientBody:
         if self._complete:
             return await self._receive()
         now = asyncio.get_running_loop().time()
-        self._end = self._end or now + self._total
+        self._end = self._end or now + self._bodies.total
         try:
-            async with self._bodies.waiting_until(min(now + self._pause, self._end)):
+            async with self._bodies.waiting_until(min(now + self._bodies.pause, self._end)):
                 message = await self._receive()
         except TimeoutError as error:
             self.timed_out = True
@@ -105,9 +111,9 @@ class PatientBody:
                 ) from error
             late = asyncio.get_running_loop().time() >= self._end
             raise RequestTimeout(
-                f"The body did not arrive within {self._total:g} seconds."
+                f"The body did not arrive within {self._bodies.total:g} seconds."
                 if late
-                else f"The body is incomplete, and nothing more of it came for {self._pause:g} seconds."
+                else f"The body is incomplete, and nothing more of it came for {self._bodies.pause:g} seconds."
             ) from error
         self._complete = message["type"] != "http.request" or not message.get("more_body", False)
         return message

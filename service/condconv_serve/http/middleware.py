@@ -44,11 +44,10 @@ class RequestContext:
         self,
         app: ASGIApp,
         *,
+        front: str,
         render: ErrorRenderer,
         metrics: Metrics,
         tracer: Tracer | None = None,
-        body_timeout: float = 30.0,
-        body_total_timeout: float = 300.0,
         draining: Callable[[], bool] = lambda: False,
         bodies: OpenBodies | None = None,
     ) -> None:
@@ -56,20 +55,18 @@ class RequestContext:
 
         Args:
             app: what answers.
+            front: its name, for metrics.
             render: makes the front's answer of an error.
             metrics: counts requests.
             tracer: traces requests.
-            body_timeout: seconds that a body may pause.
-            body_total_timeout: seconds that a body may take.
             draining: says whether callers should open their next connection elsewhere.
-            bodies: keeps the bodies that are being received; several fronts may share it.
+            bodies: keeps the bodies that are being received, and says how long they may take; all fronts share it.
         """
         self._app = app
+        self._front = front
         self._render = render
         self._metrics = metrics
         self._tracer = tracer or Tracer()
-        self._body_timeout = body_timeout
-        self._body_total_timeout = body_total_timeout
         self._draining = draining
         self._bodies = bodies or OpenBodies()
 
@@ -84,7 +81,7 @@ class RequestContext:
         span = self._tracer.start(parent, export=path_of(scope) not in _QUIET)
         facts = RequestFacts(request_id=_accept(headers.get(REQUEST_ID_HEADER)), trace=span.context)
         keep_facts(scope, facts)
-        body = PatientBody(receive, pause=self._body_timeout, total=self._body_total_timeout, bodies=self._bodies)
+        body = PatientBody(receive, bodies=self._bodies)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -127,8 +124,8 @@ class RequestContext:
         route, method = _route(scope), scope["method"] if scope["method"] in _METHODS else "other"
         # 499: the client went away before there was an answer.
         code = status or 499
-        self._metrics.requests.labels(route, method, code, facts.missed).inc()
-        self._metrics.request_seconds.labels(route).observe(seconds)
+        self._metrics.requests.labels(self._front, route, method, code, facts.missed).inc()
+        self._metrics.request_seconds.labels(self._front, route).observe(seconds)
         if facts.slug:
             self._metrics.rejected.labels(facts.slug, facts.missed).inc()
         facts.outcome = facts.outcome or facts.slug or ("answered" if status else "disconnected")

@@ -7,10 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from condconv_serve.domain import ModelInfo, RoutingLayout, RoutingProfile
+from condconv_serve.domain import LOGITS, ROUTING, ModelInfo, RoutingLayout, RoutingProfile, RowAnswer
 from condconv_serve.routing.drift import BlockDrift, DriftMeter
 from condconv_serve.routing.statistics import RoutingStatistics, Window
 from condconv_serve.routing.tally import CLASS_BYTES, EDGES, Floats, Tally
@@ -48,10 +45,10 @@ class LiveRouting:
         self._lock = threading.Lock()
         self._models: dict[tuple[str, str], LiveModel] = {}
 
-    def observe(self, model: ModelInfo, weights: NDArray[np.float32], predicted: int) -> None:
-        """Count one image: its routing weights `[blocks, experts]` and its most probable class."""
+    def observe(self, model: ModelInfo, row: RowAnswer) -> None:
+        """Count what the network answered for one image: its routing weights, and its most probable class."""
         if model.routing:
-            self.of(model).statistics.observe(weights, predicted)
+            self.of(model).statistics.observe(row.tensors[ROUTING], int(row.tensors[LOGITS].argmax()))
 
     def of(self, model: ModelInfo) -> LiveModel:
         """Return a served version's statistics. A version that is loaded again keeps them if it has the same blocks."""

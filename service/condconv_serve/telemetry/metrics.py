@@ -44,15 +44,15 @@ class Metrics:
 
         self.requests = Counter(
             "condconv_requests_total",
-            "Requests by route, method, status code, and whose deadline was missed, if one was: caller (its own "
+            "Requests by front, route, method, status code, and whose deadline was missed, if one was: caller (its own "
             "timeout_ms) or service. How much traffic is there, and how much of it fails?",
-            ("route", "method", "code", "deadline"),
+            ("front", "route", "method", "code", "deadline"),
             registry=registry,
         )
         self.request_seconds = Histogram(
             "condconv_request_seconds",
             "Time from a request's headers to the end of its answer. How long do callers wait?",
-            ("route",),
+            ("front", "route"),
             buckets=SECONDS_BUCKETS,
             registry=registry,
         )

@@ -43,6 +43,7 @@ def run() -> None:
     routes = [Route("/ok", ok), Route("/slow", slow), Route("/echo", echo, methods=["POST"])]
     app = RequestContext(
         Starlette(routes=routes, exception_handlers={ServiceError: refuse}),
+        front="test",
         render=render,
         metrics=metrics,
         bodies=bodies,

@@ -29,7 +29,7 @@ from condconv_serve.errors import (
     TooManyConnections,
 )
 from condconv_serve.http.answer import Answer
-from condconv_serve.http.body import read_body
+from condconv_serve.http.body import OpenBodies, read_body
 from condconv_serve.http.guard import guarded_protocol
 from condconv_serve.http.limits import ConnectionLimits
 from condconv_serve.http.middleware import RequestContext
@@ -139,7 +139,9 @@ def application(metrics: Metrics) -> RequestContext:
         ],
         exception_handlers={ServiceError: refuse},
     )
-    return RequestContext(app, render=render, metrics=metrics, body_timeout=PATIENCE, body_total_timeout=4 * PATIENCE)
+    return RequestContext(
+        app, front="test", render=render, metrics=metrics, bodies=OpenBodies(pause=PATIENCE, total=4 * PATIENCE)
+    )
 
 
 @contextlib.contextmanager

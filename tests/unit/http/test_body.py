@@ -61,13 +61,13 @@ def arriving(*chunks: tuple[float, bytes]) -> Any:
 
 
 async def test_a_body_may_pause_now_and_then() -> None:
-    body = PatientBody(arriving((0.01, b"a"), (0.01, b"b"), (0, b"last")), pause=30, total=60, bodies=OpenBodies())
+    body = PatientBody(arriving((0.01, b"a"), (0.01, b"b"), (0, b"last")), bodies=OpenBodies(pause=30, total=60))
     assert [(await body.receive())["body"] for _ in range(3)] == [b"a", b"b", b"last"]
     assert not body.timed_out
 
 
 async def test_a_body_that_pauses_for_too_long() -> None:
-    body = PatientBody(arriving((0, b"a")), pause=0.05, total=60, bodies=OpenBodies())
+    body = PatientBody(arriving((0, b"a")), bodies=OpenBodies(pause=0.05, total=60))
     await body.receive()
     with pytest.raises(RequestTimeout, match=r"nothing more of it came for 0\.05 seconds"):
         await body.receive()
@@ -75,7 +75,7 @@ async def test_a_body_that_pauses_for_too_long() -> None:
 
 
 async def test_a_body_that_takes_too_long_although_it_never_pauses() -> None:
-    body = PatientBody(arriving(*[(0.01, b"a")] * 1000), pause=30, total=0.1, bodies=OpenBodies())
+    body = PatientBody(arriving(*[(0.01, b"a")] * 1000), bodies=OpenBodies(pause=30, total=0.1))
 
     async def receive_all() -> None:
         while (await body.receive())["more_body"]:
@@ -87,17 +87,17 @@ async def test_a_body_that_takes_too_long_although_it_never_pauses() -> None:
 
 
 async def test_after_its_body_a_client_may_wait_for_ever() -> None:
-    body = PatientBody(arriving((0, b"last"), (0.2, b"last")), pause=0.05, total=0.05, bodies=OpenBodies())
+    body = PatientBody(arriving((0, b"last"), (0.2, b"last")), bodies=OpenBodies(pause=0.05, total=0.05))
     await body.receive()
     await body.receive()
     assert not body.timed_out
 
 
 async def test_bodies_that_are_open_at_the_end_of_the_service_are_given_up() -> None:
-    bodies = OpenBodies()
-    waiting = PatientBody(arriving((0, b"a")), pause=30, total=60, bodies=bodies)
-    later = PatientBody(arriving((0.01, b"a")), pause=30, total=60, bodies=bodies)
-    complete = PatientBody(arriving((0, b"last"), (0.05, b"last")), pause=30, total=60, bodies=bodies)
+    bodies = OpenBodies(pause=30, total=60)
+    waiting = PatientBody(arriving((0, b"a")), bodies=bodies)
+    later = PatientBody(arriving((0.01, b"a")), bodies=bodies)
+    complete = PatientBody(arriving((0, b"last"), (0.05, b"last")), bodies=bodies)
     await waiting.receive()
     await complete.receive()
     asyncio.get_running_loop().call_later(0.01, bodies.give_up)

@@ -60,7 +60,7 @@ def front(name: str, prefix: str, metrics: Metrics) -> ASGIApp:
     app = FastAPI(openapi_url=None, exception_handlers={ServiceError: refuse, 404: nowhere})
     for path, route in (("who", who), ("full", full), ("broken", broken)):
         app.add_api_route(f"{prefix}/{path}", route)
-    app.add_middleware(RequestContext, render=render, metrics=metrics)
+    app.add_middleware(RequestContext, front=name, render=render, metrics=metrics)
     return app
 
 
@@ -102,8 +102,8 @@ async def test_all_fronts_are_counted_and_logged(
         for path in ("/who", "/v2/who", "/v2/full"):
             await client.get(path)
     count = metrics.registry.get_sample_value
-    for route, code in (("/who", "200"), ("/v2/who", "200"), ("/v2/full", "429")):
-        labels = {"route": route, "method": "GET", "code": code, "deadline": ""}
+    for name, route, code in (("main", "/who", "200"), ("second", "/v2/who", "200"), ("second", "/v2/full", "429")):
+        labels = {"front": name, "route": route, "method": "GET", "code": code, "deadline": ""}
         assert count("condconv_requests_total", labels) == 1
     assert count("condconv_rejected_total", {"reason": "queue_full", "deadline": ""}) == 1
     models = [getattr(record, "model", None) for record in caplog.records]
@@ -161,8 +161,8 @@ async def test_fronts_are_told_apart_under_a_root_path(metrics: Metrics) -> None
             for asked in (path, f"/classify{path}"):
                 response = await client.get(asked)
                 assert (response.status_code, response.json()) == (200, name)
-    for route in ("/who", "/v2/who"):
-        labels = {"route": route, "method": "GET", "code": "200", "deadline": ""}
+    for name, route in (("main", "/who"), ("second", "/v2/who")):
+        labels = {"front": name, "route": route, "method": "GET", "code": "200", "deadline": ""}
         assert metrics.registry.get_sample_value("condconv_requests_total", labels) == 2
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from condconv_serve.domain import ClassScore, ImageResult, Prediction, RoutingLayout, RoutingTrace, Timings
+from condconv_serve.domain import ClassScore, ImageResult, Prediction, RoutingLayout, RoutingTrace, RowAnswer, Timings
 from condconv_serve.errors import CorruptImage, RoutingNotFound
 from condconv_serve.routing.drift import BIN_SHARE, DriftMeter, _join
 from condconv_serve.routing.insight import MIN_REFERENCE_IMAGES, insight
@@ -158,13 +158,15 @@ def test_statistics_are_only_asked_about_classes_that_the_profile_lacks(monkeypa
     routing = beta(20, 2, 3)
     layout = layout_of(routing)
     model, live = model_info(layout=layout, profile=profile_of(routing, np.full(20, 3), layout)), LiveRouting()
-    live.observe(model, routing[0], 3)
+    timings = Timings(decode=0, queue=0, inference=0, total=0)
+    logits = np.eye(6, dtype=np.float32)[3]
+    live.observe(model, RowAnswer(tensors={"logits": logits, "routing": routing[0]}, timings=timings, batch_size=1))
 
     def source_of(index):
         prediction = Prediction(
             classes=(ClassScore(index, "label", None, 0.5),),
             routing=RoutingTrace(layout, routing[0]),
-            timings=Timings(decode=0, queue=0, inference=0, total=0),
+            timings=timings,
             batch_size=1,
         )
         known = insight_view(prediction, model, live=live)["class_profile"]

@@ -175,7 +175,11 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def post(path: str, tracer: Tracer | None = None, *, headers: Mapping[str, str] | None = None) -> httpx.Response:
     app = RequestContext(
-        answer, render=lambda _: Answer(500, [], b"broken"), metrics=Metrics(CollectorRegistry()), tracer=tracer
+        answer,
+        front="test",
+        render=lambda _: Answer(500, [], b"broken"),
+        metrics=Metrics(CollectorRegistry()),
+        tracer=tracer,
     )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         return await client.post(path, content=b"the picture", headers=headers)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 
 from condconv_serve.domain import Ablator, ImageSource, ServedModel
 from condconv_serve.errors import InvalidParameter, TooManyImages
+from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.native.ablation_schemas import (
     AblationParameters,
     AblationQuery,
@@ -18,7 +19,6 @@ from condconv_serve.fronts.native.ablation_schemas import (
     VariantBody,
 )
 from condconv_serve.fronts.native.classification import SLUGS, request_body
-from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.images import read_query, read_request
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.schemas import ClassBody, ModelReference, milliseconds, routing_body

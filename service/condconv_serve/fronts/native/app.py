@@ -11,8 +11,8 @@ from fastapi_offline import FastAPIOffline
 
 from condconv_serve import __version__
 from condconv_serve.domain.facts import DEADLINE_SLUGS, DeadlineBy
+from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.native import ablation, health, models, page, predict, problems, routing, security
-from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.schemas import EncodedImage
 from condconv_serve.http.middleware import RequestContext
 
@@ -69,11 +69,10 @@ def create_app(
     app.include_router(page.router(root_path))
     app.add_middleware(
         RequestContext,
+        front="native",
         render=problems.render,
         metrics=context.metrics,
         tracer=context.tracer,
-        body_timeout=context.limits.timeout,
-        body_total_timeout=context.limits.total_timeout,
         draining=lambda: context.readiness.draining,
         bodies=context.bodies,
     )
@@ -87,7 +86,7 @@ def create_probes_app(context: AppContext) -> FastAPI:
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     problems.install(app)
     app.include_router(health.router(context))
-    app.add_middleware(RequestContext, render=problems.render, metrics=context.metrics)
+    app.add_middleware(RequestContext, front="native", render=problems.render, metrics=context.metrics)
     security.install(app, cors_origins=())
     return app
 

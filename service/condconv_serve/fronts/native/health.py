@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 
-from condconv_serve.fronts.native.context import AppContext
+from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.native.problems import Problem, problem_response, problem_responses
 from condconv_serve.fronts.native.schemas import HealthResponse, ModelReference
 

@@ -7,7 +7,6 @@ import binascii
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -23,6 +22,7 @@ from condconv_serve.errors import (
     TooManyImages,
     UnsupportedBody,
 )
+from condconv_serve.fronts.context import BodyLimits
 from condconv_serve.fronts.native.forms import read_parts
 from condconv_serve.fronts.native.problems import NAMED, describe_validation
 from condconv_serve.fronts.native.schemas import MAX_NAME, ImagesBody
@@ -41,16 +41,6 @@ MAX_FIELD_BYTES = 64 * 1024
 # For `str.translate`: blanks and byte-order marks go, and the alphabet for URLs (RFC 4648) becomes the other one.
 _BASE64 = dict.fromkeys(map(ord, " \t\r\n\f\v\ufeff")) | str.maketrans("-_", "+/")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-@dataclass(frozen=True, slots=True)
-class BodyLimits:
-    """What a request's body may hold, and how long it may pause (`timeout`) and take (`total_timeout`), in seconds."""
-
-    max_body_bytes: int
-    max_images: int
-    timeout: float = 30.0
-    total_timeout: float = 300.0
 
 
 def read_query(request: Request, kind: type[Parameters]) -> Parameters:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.status import HTTP_204_NO_CONTENT
 
 from condconv_serve.errors import ModelNotFound
-from condconv_serve.fronts.native.context import AppContext
+from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.native.images import read_json
 from condconv_serve.fronts.native.model_schemas import (
     AliasBody,

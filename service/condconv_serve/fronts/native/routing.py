@@ -9,8 +9,8 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from condconv_serve.domain import ModelInfo
 from condconv_serve.errors import ModelNotFound, ModelUnavailable, RoutingNotFound, VersionNotFound
+from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.native.classification import PROBLEMS, classify, in_time, request_body
-from condconv_serve.fronts.native.context import AppContext
 from condconv_serve.fronts.native.examples import EXAMPLE_REQUEST_ID
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.routing_formats import MEDIA_TYPES, OTHER_CONTENT, accepted_format, exported

@@ -11,9 +11,10 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from condconv_serve.domain import Classification
+from condconv_serve.fronts.context import AppContext, BodyLimits
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import KeyRing
-from condconv_serve.fronts.native import AppContext, BodyLimits, create_app
+from condconv_serve.fronts.native import create_app
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.telemetry.metrics import Metrics

@@ -16,15 +16,16 @@ from prometheus_client import CollectorRegistry
 from condconv_serve.domain import (
     Label,
     ModelInfo,
-    Prediction,
     RoutingLayout,
     RoutingProfile,
+    RowAnswer,
     ServedModel,
     rows_of,
 )
+from condconv_serve.fronts.context import AppContext, BodyLimits
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import ApiKey, KeyRing
-from condconv_serve.fronts.native import AppContext, BodyLimits, create_app
+from condconv_serve.fronts.native import create_app
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.ablation_queue import AblationQueue
 from condconv_serve.inference.batching import Batcher
@@ -98,9 +99,9 @@ async def running(*, statistics: bool = True, drawer: Drawer | None = None) -> A
     if live is not None:
         metrics.routing.set_source(live.exported)
 
-    def observe(model: ModelInfo, answer: Prediction) -> None:
+    def observe(model: ModelInfo, row: RowAnswer) -> None:
         if live is not None:
-            live.observe(model, answer.routing.weights, answer.classes[0].index)
+            live.observe(model, row)
 
     async def run(model: ServedModel, rows: Any) -> Any:
         return rows_of(model.engine(np.stack(rows), 0))

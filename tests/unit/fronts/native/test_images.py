@@ -18,7 +18,8 @@ from condconv_serve.errors import (
     ServiceError,
     TooManyImages,
 )
-from condconv_serve.fronts.native.images import BodyLimits, read_query, read_request
+from condconv_serve.fronts.context import BodyLimits
+from condconv_serve.fronts.native.images import read_query, read_request
 from condconv_serve.fronts.native.schemas import PredictParameters
 from tests.unit.http.sender import Sender
 

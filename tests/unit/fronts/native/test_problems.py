@@ -115,8 +115,8 @@ async def test_unexpected_exception_is_logged_and_counted_but_not_told(caplog: p
     assert response.headers["x-request-id"] == "mine"
     assert response.json()["slug"] == "internal_error"
     assert "swordfish" not in response.text
-    assert counters["condconv_requests_total /predict POST 500"] == 1
-    assert counters["condconv_request_seconds_count /predict"] == 1
+    assert counters["condconv_requests_total native /predict POST 500"] == 1
+    assert counters["condconv_request_seconds_count native /predict"] == 1
     assert re.search(r"unexpected error in POST /predict \[mine\]", caplog.text)
     assert "swordfish" in caplog.text
 
@@ -160,4 +160,4 @@ async def test_strange_methods_and_paths_make_no_new_labels() -> None:
         for i in range(3):
             assert (await client.request(f"BREW{i}", f"/nowhere/{i}")).status_code == 404
     labels = {tuple(s.labels.values()) for family in metrics.requests.collect() for s in family.samples}
-    assert labels == {("unmatched", "other", "404", "")}
+    assert labels == {("native", "unmatched", "other", "404", "")}

@@ -210,7 +210,7 @@ def with_admin_route(keys: KeyRing | None, *, behind_guard: bool = True) -> Fast
     problems.install(app)
     guard = security.guard(Gatekeeper(Readiness(lambda: None), keys=keys))
     app.include_router(routes, dependencies=[guard] if behind_guard else [])
-    app.add_middleware(RequestContext, render=problems.render, metrics=Metrics(CollectorRegistry()))
+    app.add_middleware(RequestContext, front="native", render=problems.render, metrics=Metrics(CollectorRegistry()))
     return app
 
 

@@ -1,4 +1,4 @@
-"""What the routes work with, as one value."""
+"""What the fronts work with, as one value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Protocol
 
 from condconv_serve.domain import Ablator, ModelSource, ServedModel
 from condconv_serve.fronts.gatekeeper import Gatekeeper
-from condconv_serve.fronts.native.images import BodyLimits
 from condconv_serve.http.body import OpenBodies
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.drawer import Drawer
@@ -66,9 +65,17 @@ class VersionAdmin(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """What a request's body may hold."""
+
+    max_body_bytes: int
+    max_images: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppContext:
-    """What the routes work with.
+    """What the fronts work with.
 
     Attributes:
         gatekeeper: decides who may do what, and until when.
@@ -76,7 +83,7 @@ class AppContext:
         recent: keeps recent requests; None if none are kept.
         ablator: computes ablations; None if there are none.
         drawer: draws pictures; whoever makes it closes it.
-        bodies: those that are being received; whoever ends the service gives them up.
+        bodies: those that are being received, and how long they may take; whoever ends the service gives them up.
     """
 
     images: ImagePipeline
