@@ -132,22 +132,32 @@ class DrainingServer(uvicorn.Server):
             logging.shutdown()
             os._exit(128 + sig)
         self._first_signal = sig, now
+        self._soon(self._end_by, sig)
+
+    def _soon(self, do: Callable[..., object], *arguments: Any) -> None:
+        """Do it on the loop, if there is one: a signal may have come while the main thread holds a lock."""
+        if self._loop is None or self._loop.is_closed():
+            do(*arguments)
+        else:
+            self._loop.call_soon_threadsafe(do, *arguments)
+
+    def _end_by(self, sig: int) -> None:
         self._on_drain()
         delay = self._drain_delay if sig != signal.SIGINT and self.started else 0.0
         if self._loop is None or delay <= 0:
             self.stop()
         else:
-            logger.info("%s: no longer ready; listening ends in %g s", name, delay)
-            self._loop.call_soon_threadsafe(self._loop.call_later, delay, self.stop)
+            logger.info("%s: no longer ready; listening ends in %g s", signal.Signals(sig).name, delay)
+            self._loop.call_later(delay, self.stop)
 
     def _hang_up(self, sig: int, frame: FrameType | None) -> None:
         if self._on_terminal and not sys.stdin.isatty():  # as it is no longer one, it has gone
             self.handle_exit(sig, frame)
         elif self._loop is not None and self._first_signal is None:
-            self._loop.call_soon_threadsafe(self._on_hangup)
+            self._soon(self._on_hangup)
 
     def _ignore(self, sig: int, _: FrameType | None) -> None:
-        logger.info("%s is ignored", signal.Signals(sig).name)
+        self._soon(logger.info, "%s is ignored", signal.Signals(sig).name)
 
     def stop(self) -> None:
         """Stop listening, answer the open requests, and return from `run`."""

@@ -42,7 +42,9 @@ class LogThread(QueueHandler):
             descriptor: of the stream; it stays open.
             max_lines: how many records may wait.
         """
-        self._lines: queue.Queue[logging.LogRecord] = queue.Queue(max_lines)
+        # Not `Queue`: a signal may stop the main thread within `put`, and what it calls may want to log, too.
+        self._lines: queue.SimpleQueue[logging.LogRecord | threading.Event] = queue.SimpleQueue()
+        self._max_lines = max_lines
         super().__init__(self._lines)
         self.count_lost: Callable[[], object] = lambda: None
         self._dropped = 0
@@ -61,28 +63,29 @@ class LogThread(QueueHandler):
 
     def enqueue(self, record: logging.LogRecord) -> None:
         """Let the thread write a record, or drop it if too many wait. The next one tells how many were dropped."""
-        try:
-            if self._dropped:
-                self._lines.put_nowait(_note_of(self._dropped))
-                self._dropped = 0
-            self._lines.put_nowait(record)
-        except queue.Full:
+        if self._lines.qsize() >= self._max_lines:
             self._dropped += 1
             self.count_lost()
+            return
+        if self._dropped:
+            self._lines.put(_note_of(self._dropped))
+            self._dropped = 0
+        self._lines.put(record)
 
     def flush(self) -> None:
         """Wait until all is written, but not for long."""
-        with self._lines.all_tasks_done:
-            self._lines.all_tasks_done.wait_for(lambda: not self._lines.unfinished_tasks, CLOSING_SECONDS)
+        written = threading.Event()
+        self._lines.put(written)
+        written.wait(CLOSING_SECONDS)
 
     def _write(self) -> None:
         while True:
-            record = self._lines.get()
-            try:
+            line = self._lines.get()
+            if isinstance(line, threading.Event):
+                line.set()
+            else:
                 # Not `handle`: it holds a lock that the end of the process wants, too.
-                self._handler.emit(record)
-            finally:
-                self._lines.task_done()
+                self._handler.emit(line)
 
 
 class _Stream(io.TextIOBase):

@@ -130,3 +130,27 @@ sys.exit(3)
         assert process.wait(30) == 3
         assert process.stderr is not None
         assert b"Fatal" not in process.stderr.read()
+
+
+def test_a_signal_may_come_while_a_line_is_handed_over() -> None:
+    """Its handler logs, too, in the midst of the main thread's own logging."""
+    script = """
+import logging, signal, sys, time
+from condconv_serve.telemetry.logs import configure_logging
+configure_logging("info", on_thread=True)
+log = logging.getLogger("condconv_serve")
+signals = 0
+def handle(number, frame):
+    global signals
+    signals += 1
+    log.info("signal")
+signal.signal(signal.SIGALRM, handle)
+signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+end = time.monotonic() + 1
+while time.monotonic() < end:
+    log.info("line")
+signal.setitimer(signal.ITIMER_REAL, 0)
+sys.exit(3 if signals > 100 else 4)
+"""
+    done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.DEVNULL, timeout=30)
+    assert done.returncode == 3
