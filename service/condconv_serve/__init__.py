@@ -8,19 +8,55 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from condconv_serve.domain import ClassScore, RoutingChange, Timings, Variant
     from condconv_serve.errors import ServiceError
     from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+    from condconv_serve.results import (
+        AblatedVariant,
+        ImageAblation,
+        ImageFeatures,
+        ImagePrediction,
+        ImageRouting,
+        ModelVersion,
+    )
     from condconv_serve.training import Description, save_bundle
 
 __version__ = "0.1.0"
 
-__all__ = ["CondConv2D", "DepthwiseCondConv2D", "Description", "ServiceError", "__version__", "save_bundle"]
+__all__ = [
+    "AblatedVariant",
+    "ClassScore",
+    "CondConv2D",
+    "DepthwiseCondConv2D",
+    "Description",
+    "ImageAblation",
+    "ImageFeatures",
+    "ImagePrediction",
+    "ImageRouting",
+    "ModelVersion",
+    "RoutingChange",
+    "ServiceError",
+    "Timings",
+    "Variant",
+    "__version__",
+    "save_bundle",
+]
 
 _WHERE = {
+    "AblatedVariant": "condconv_serve.results",
+    "ClassScore": "condconv_serve.domain",
     "CondConv2D": "condconv_serve.nn",
     "DepthwiseCondConv2D": "condconv_serve.nn",
     "Description": "condconv_serve.training",
+    "ImageAblation": "condconv_serve.results",
+    "ImageFeatures": "condconv_serve.results",
+    "ImagePrediction": "condconv_serve.results",
+    "ImageRouting": "condconv_serve.results",
+    "ModelVersion": "condconv_serve.results",
+    "RoutingChange": "condconv_serve.domain",
     "ServiceError": "condconv_serve.errors",
+    "Timings": "condconv_serve.domain",
+    "Variant": "condconv_serve.domain",
     "save_bundle": "condconv_serve.training",
 }
 

@@ -56,10 +56,16 @@ class ServiceError(Exception):
     """Base of all errors that a caller may see.
 
     The message says what was wrong and what is allowed, in one or two sentences, without paths of the server.
+
+    Attributes:
+        status: the status code of a server's answer that said so; None where no server did.
+        request_id: the id of that request, as the server's log has it.
     """
 
     slug: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal error"
+    status: int | None = None
+    request_id: str | None = None
 
 
 def unexpected_error() -> ServiceError:
@@ -365,10 +371,19 @@ class DataSetError(ServiceError):
 
 
 class RemoteFailed(ServiceError):
-    """Another server says no, or can't be reached."""
+    """Another server says no, or can't be reached.
+
+    Attributes:
+        retry_after: seconds after which a new try makes sense, if known.
+    """
 
     slug = "remote_failed"
     title = "Remote failed"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        """Keep the message and when to try again (seconds)."""
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class DownloadFailed(ServiceError):

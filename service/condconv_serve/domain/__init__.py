@@ -1,6 +1,6 @@
 """Values and interfaces that several packages share. Values are frozen; there is no HTTP, TensorFlow or Pillow here."""
 
-from condconv_serve.domain.ablation import Ablated, Ablation, Ablator
+from condconv_serve.domain.ablation import ALL_BLOCKS, Ablated, Ablation, Ablator, RoutingChange, Variant
 from condconv_serve.domain.answers import Answered, Classification, ClassifiedImage, ClassScore, ImageResult, Prediction
 from condconv_serve.domain.images import (
     ImageSource,
@@ -41,6 +41,7 @@ from condconv_serve.domain.tensors import (
 from condconv_serve.domain.text import can_be_label, readable
 
 __all__ = [
+    "ALL_BLOCKS",
     "FEATURES",
     "LABEL",
     "LOGITS",
@@ -72,6 +73,7 @@ __all__ = [
     "Pixels",
     "Prediction",
     "Preprocessing",
+    "RoutingChange",
     "RoutingLayout",
     "RoutingOverrides",
     "RoutingProfile",
@@ -82,6 +84,7 @@ __all__ = [
     "Tensors",
     "Timings",
     "TransformName",
+    "Variant",
     "can_be_label",
     "readable",
     "rows_of",

@@ -7,48 +7,23 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from condconv_serve.domain import LOGITS, ROUTING, ClassScore, ModelInfo, RoutingOverrides, RoutingTrace, Tensors
+from condconv_serve.domain import (
+    ALL_BLOCKS,
+    LOGITS,
+    ROUTING,
+    ClassScore,
+    ModelInfo,
+    RoutingChange,
+    RoutingOverrides,
+    RoutingTrace,
+    Tensors,
+    Variant,
+)
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.tasks.classification import best_classes, softmax
 
 MAX_VARIANTS = 1024
 """Most variants of one ablation."""
-ALL_BLOCKS = "all"
-"""In place of a block's name: every block."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoutingChange:
-    """A change to one block's routing, of exactly one kind.
-
-    Attributes:
-        block: its name, or `ALL_BLOCKS`.
-        off: experts whose weight becomes 0.
-        uniform: whether every expert gets the mean of the weights that the block has for this image.
-        weights: a weight, 0 to 1, for each expert; None leaves the model's own.
-    """
-
-    block: str
-    off: tuple[int, ...] | None = None
-    uniform: bool = False
-    weights: tuple[float | None, ...] | None = None
-
-    @property
-    def name(self) -> str:
-        """What it does, in words."""
-        if self.uniform:
-            return f"{self.block} uniform"
-        if self.weights is not None:
-            return f"{self.block} with given weights"
-        return f"{self.block} without expert {' and '.join(map(str, self.off or ()))}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """One routing to try: changes to some blocks, in this order. All other blocks compute their own routing."""
-
-    changes: tuple[RoutingChange, ...]
-    name: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 
-from condconv_serve.domain import Ablator, ImageSource, ServedModel
+from condconv_serve.domain import Ablator, ImageSource, ServedModel, Variant
 from condconv_serve.errors import InvalidParameter, TooManyImages
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.native.ablation_schemas import (
@@ -25,7 +25,7 @@ from condconv_serve.fronts.native.schemas import ClassBody, ModelReference, mill
 from condconv_serve.http.disconnect import unless_disconnected
 from condconv_serve.http.scope import facts_of
 from condconv_serve.tasks import ablation as task
-from condconv_serve.tasks.ablation import AblationAnswer, Variant
+from condconv_serve.tasks.ablation import AblationAnswer
 
 EXAMPLE = {"variants": [{"changes": [{"block": "block_8", "off": [0]}, {"block": "block_15", "uniform": True}]}]}
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from condconv_serve.domain import RoutingChange, Variant
 from condconv_serve.fronts.native.schemas import (
     MAX_NAME,
     VERSION,
@@ -17,7 +18,7 @@ from condconv_serve.fronts.native.schemas import (
     RoutingBody,
     Whole,
 )
-from condconv_serve.tasks.ablation import MAX_VARIANTS, RoutingChange, Variant
+from condconv_serve.tasks.ablation import MAX_VARIANTS
 
 MAX_CHANGES = 64
 """Most changes in a variant."""

@@ -20,15 +20,9 @@ from pydantic import BaseModel, ValidationError
 
 from condconv_serve import __version__
 from condconv_serve.errors import ConfigurationError, DownloadFailed
+from condconv_serve.retry_after import seconds_to_wait
 from condconv_serve.store.pull.reach import check_reachable, unreachable
-from condconv_serve.store.pull.responses import (
-    meaning_of,
-    number,
-    origin_of,
-    reason_of,
-    seconds_to_wait,
-    validator_of,
-)
+from condconv_serve.store.pull.responses import meaning_of, number, origin_of, reason_of, validator_of
 
 _TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from email.utils import parsedate_to_datetime
-
 import httpx
 
 
@@ -20,18 +17,6 @@ def validator_of(response: httpx.Response) -> str | None:
 def number(text: str | None) -> int | None:
     """A whole number that is not negative; None if the text is none."""
     return int(text) if text is not None and text.isascii() and text.isdigit() else None
-
-
-def seconds_to_wait(text: str | None) -> float | None:
-    """How long `Retry-After` asks to wait: a number, or a date."""
-    if text is None:
-        return None
-    if (seconds := number(text.strip())) is not None:
-        return float(seconds)
-    try:
-        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
-        return None
 
 
 def meaning_of(status: int) -> str:
