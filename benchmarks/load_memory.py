@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import report
+from random_networks import make_bundle
 
 CASES: dict[str, dict[str, float]] = {
     "efficientnet-lite0-condconv-4e, width 0.25": {"width_coefficient": 0.25},
@@ -30,36 +31,6 @@ WAYS = {
 ABLATION = " ablation"
 COLUMNS = (*WAYS, f"native{ABLATION}", f"TensorFlow{ABLATION}")
 MIB = 2**20
-
-
-def make_bundle(case: str, store: Path) -> None:
-    """Write a bundle with random weights."""
-    from condconv_serve.runtime.tensorflow_import import import_tensorflow
-
-    import_tensorflow()
-    from condconv_serve.domain import Label
-    from condconv_serve.domain.manifest import PreprocessingSpec, Provenance
-    from condconv_serve.nn import build_network, get_architecture
-    from condconv_serve.store import NewBundle, write_bundle
-
-    name, changes = case.split(",")[0], CASES[case]
-    network = build_network(get_architecture(name, **changes))
-    write_bundle(
-        store,
-        NewBundle(
-            name=name,
-            version="1",
-            architecture={"name": name, **changes},
-            preprocessing=PreprocessingSpec(
-                transform="pillow", image_size=224, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0)
-            ),
-            weights={variable.path: variable.numpy() for variable in network.weights},
-            labels=tuple(Label(number, f"class {number}") for number in range(1000)),
-            provenance=Provenance(source="random numbers", method="benchmarks/load_memory.py"),
-            licence="none",
-            model_card="# Random weights",
-        ),
-    )
 
 
 def load(path: Path, way: str) -> None:
@@ -103,12 +74,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="architectures whose name contains this")
     parser.add_argument("--ways", default="", help=f"of {', '.join(COLUMNS)}, comma-separated; default: all")
-    parser.add_argument("--make", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.make:
-        make_bundle(arguments.make[0], Path(arguments.make[1]))
-    elif arguments.load:
+    if arguments.load:
         load(Path(arguments.load[0]), arguments.load[1])
     else:
         compare(arguments.only, arguments.ways.split(",") if arguments.ways else COLUMNS)
@@ -123,7 +91,7 @@ def compare(only: str, ways: Sequence[str]) -> None:
         row = [case]
         with tempfile.TemporaryDirectory() as store:
             python = [sys.executable, "-W", "ignore", __file__]
-            subprocess.run([*python, "--make", case, store], check=True)
+            make_bundle(Path(store), case.split(",")[0], **CASES[case])
             (bundle,) = Path(store).glob("*/1")
             for way in ways:
                 print(f"{case}: {way} ...", file=sys.stderr, flush=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import random
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import httpx
 import report
+from random_networks import make_bundle
 from service_load import Server, photo
 
 ARCHITECTURE = "efficientnet-condconv-b0-8e"
@@ -40,38 +40,6 @@ def cases() -> dict[str, dict[str, str]]:
     }
     precisions = ["float32", *(["bfloat16"] if machine.cpu_bfloat16 else [])]
     return {f"{name}, {p}": settings | {"precision": p} for p in precisions for name, settings in engines.items()}
-
-
-def make_store(store: Path) -> None:
-    """Write a bundle of B0-8e with random weights."""
-    from condconv_serve.runtime.tensorflow_import import import_tensorflow
-
-    import_tensorflow()
-    import keras
-
-    from condconv_serve.domain import Label
-    from condconv_serve.domain.manifest import PreprocessingSpec, Provenance
-    from condconv_serve.nn import build_network, get_architecture
-    from condconv_serve.store import NewBundle, write_bundle
-
-    keras.utils.set_random_seed(0)
-    network = build_network(get_architecture(ARCHITECTURE))
-    write_bundle(
-        store,
-        NewBundle(
-            name="b0-8e",
-            version="1",
-            architecture={"name": ARCHITECTURE},
-            preprocessing=PreprocessingSpec(
-                transform="pillow", image_size=224, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0)
-            ),
-            weights={variable.path: variable.numpy() for variable in network.weights},
-            labels=tuple(Label(number, f"class {number}") for number in range(1000)),
-            provenance=Provenance(source="random numbers", method="benchmarks/memory.py"),
-            licence="none",
-            model_card="# Random weights",
-        ),
-    )
 
 
 def measure(store: Path, settings: dict[str, str], requests: Sequence[int]) -> dict[str, Any]:
@@ -110,15 +78,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--only", default="", help="engines whose name contains this")
-    parser.add_argument("--make-store", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.make_store:
-        make_store(arguments.make_store)
-        return
     marks = (arguments.requests // 4, arguments.requests)
     found = {}
     with tempfile.TemporaryDirectory() as directory:
-        subprocess.run([sys.executable, "-W", "ignore", __file__, "--make-store", directory], check=True)
+        make_bundle(Path(directory), ARCHITECTURE)
         for name, settings in cases().items():
             if arguments.only in name:
                 print(f"{name} ...", file=sys.stderr, flush=True)
