@@ -1,4 +1,6 @@
-"""Puts the native kernels' library into wheels, and beside its sources where the project is installed as editable.
+"""Puts the native kernels' library and the model store into wheels.
+
+The library comes beside its sources where the project is installed as editable.
 
 A wheel is for this machine, and where nothing can be compiled it is one without the library: TensorFlow's own kernels
 do its work then. If WHEEL_ARCH names an architecture, the wheel is for every such machine, and it is an error if it
@@ -16,7 +18,10 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-KERNELS = Path("condconv_serve", "runtime", "kernels")
+PACKAGE = Path("condconv_serve")
+KERNELS = PACKAGE / "runtime" / "kernels"
+SHIPPED = ("model_store/default.json", "model_store/efficientnet-lite0-condconv-4e/1")
+"""What comes along of the model store. A developer's may hold other models."""
 ROOT = Path(__file__).parent
 
 
@@ -37,7 +42,10 @@ class NativeKernels(BuildHookInterface):
         return list(project["dependency-groups"]["compiler"])
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Compile, and name the wheel for the machines that it is for."""
+        """Add the models, compile, and name the wheel for the machines that it is for."""
+        if version != "editable":
+            there = [name for name in SHIPPED if (ROOT / name).exists()]  # images have the store elsewhere
+            build_data["force_include"] |= {str(ROOT / name): str(PACKAGE / name) for name in there}
         kernels = _load()
         arch = os.environ.get("WHEEL_ARCH", "")
         try:

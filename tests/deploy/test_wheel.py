@@ -50,6 +50,13 @@ def test_it_has_the_library_and_not_what_it_was_made_of(wheel):
     assert [name for name in names if "csrc" in name or name.endswith((".o", ".c", ".h"))] == []
 
 
+def test_it_has_the_model_that_is_shipped_and_no_other(wheel):
+    model = "condconv_serve/model_store/efficientnet-lite0-condconv-4e"
+    names = {name for name in wheel.namelist() if "model_store" in name}
+    files = {path.name for path in (ROOT / "model_store" / "efficientnet-lite0-condconv-4e" / "1").iterdir()}
+    assert names == {"condconv_serve/model_store/default.json", *(f"{model}/1/{name}" for name in files)}
+
+
 def test_the_library_is_for_this_machine_and_small(wheel, arch):
     library = wheel.read(LIBRARY)
     assert library[:6] == b"\x7fELF\x02\x01", "64 bits, little-endian"
@@ -79,7 +86,10 @@ def test_installed_from_the_wheel_it_loads(tmp_path):
     wheel = ROOT / "dist" / f"{NAME}-py3-none-manylinux_2_17_{platform.machine()}.whl"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(tmp_path)]
     subprocess.run([*pip, str(wheel)], check=True)
-    code = "from condconv_serve.runtime.kernels import library; print(library.__file__, library.isas())"
+    code = (
+        "from condconv_serve.runtime.kernels import library; print(library.__file__, library.isas())\n"
+        "from condconv_serve.store.embedded import embedded_store; print(embedded_store())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -90,6 +100,7 @@ def test_installed_from_the_wheel_it_loads(tmp_path):
     )
     assert done.stdout.startswith(str(tmp_path))
     assert "generic" in done.stdout
+    assert done.stdout.splitlines()[-1] == str(tmp_path / "condconv_serve" / "model_store")
 
 
 def test_the_source_distribution_has_all_sources_and_nothing_compiled():
@@ -97,7 +108,7 @@ def test_the_source_distribution_has_all_sources_and_nothing_compiled():
         names = {name.removeprefix(f"{NAME}/") for name in file.getnames()}
     sources = (ROOT / "service" / KERNELS / "csrc").glob("*.[ch]")
     assert {path.relative_to(ROOT).as_posix() for path in sources} <= names
-    assert {"hatch_build.py", "pyproject.toml", f"service/{KERNELS}/build.py"} <= names
+    assert {"hatch_build.py", "pyproject.toml", f"service/{KERNELS}/build.py", "model_store/default.json"} <= names
     assert [name for name in names if name.endswith((".so", ".o")) or "csrc/build" in name] == []
 
 
