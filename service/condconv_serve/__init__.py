@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from condconv_serve.domain import ClassScore, RoutingChange, Timings, Variant
     from condconv_serve.errors import ServiceError
     from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+    from condconv_serve.offline.load import load
+    from condconv_serve.offline.model import Model
     from condconv_serve.results import (
         AblatedVariant,
         ImageAblation,
@@ -33,12 +35,14 @@ __all__ = [
     "ImageFeatures",
     "ImagePrediction",
     "ImageRouting",
+    "Model",
     "ModelVersion",
     "RoutingChange",
     "ServiceError",
     "Timings",
     "Variant",
     "__version__",
+    "load",
     "save_bundle",
 ]
 
@@ -52,11 +56,13 @@ _WHERE = {
     "ImageFeatures": "condconv_serve.results",
     "ImagePrediction": "condconv_serve.results",
     "ImageRouting": "condconv_serve.results",
+    "Model": "condconv_serve.offline.model",
     "ModelVersion": "condconv_serve.results",
     "RoutingChange": "condconv_serve.domain",
     "ServiceError": "condconv_serve.errors",
     "Timings": "condconv_serve.domain",
     "Variant": "condconv_serve.domain",
+    "load": "condconv_serve.offline.load",
     "save_bundle": "condconv_serve.training",
 }
 

@@ -66,13 +66,19 @@ _SECONDS_FOR_ABANDONED_ROWS = 1.0
 
 @cache
 def import_engines() -> None:
-    """Import what loads models, once; the port is open by then."""
+    """Import what loads models, once."""
     started = time.monotonic()
     with garbage_collection_paused():
         import_tensorflow()
         import condconv_serve.runtime.loading  # noqa: F401
-    calm_garbage_collection()
     logger.info("TensorFlow imported in %.1f s", time.monotonic() - started)
+
+
+@cache
+def prepare_server() -> None:
+    """Import what loads models, and have the process serve rather than compute for somebody; the port is open then."""
+    import_engines()
+    calm_garbage_collection()
 
 
 def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:
@@ -181,7 +187,7 @@ class Service:
         )
         memory = MemoryCheck(
             partial(load_bytes, plan=self.plan),
-            prepare=import_engines if load is None else lambda: None,
+            prepare=prepare_server if load is None else lambda: None,
             prepare_bytes=IMPORT_BYTES if load is None else 0,
             left=memory_left if settings.check_memory else lambda: None,
         )
@@ -246,10 +252,17 @@ class Service:
         self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncGenerator[None, None]:
-        """Run the threads and the batcher. Leaving the block finishes the admitted rows."""
-        with self._streams, self._decoders, self._drawer, self.ablator:
+    async def computing(self) -> AsyncGenerator[None, None]:
+        """Run what answers images. Leaving the block finishes the admitted rows."""
+        with self._streams, self._decoders:
             async with self._batcher:
+                yield
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[None, None]:
+        """Run all threads and the batcher. Leaving the block finishes the admitted rows."""
+        with self._drawer, self.ablator:
+            async with self.computing():
                 yield
         left = math.inf if self._ends_at is None else self._ends_at - time.monotonic()
         await asyncio.to_thread(self._tracer.close, left)

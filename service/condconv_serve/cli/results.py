@@ -12,13 +12,13 @@ from condconv_serve.domain import Classification, ClassifiedImage, Prediction, S
 
 
 class Results(Protocol):
-    """Prints results; see `condconv_serve.offline.classify.Listener` for the first two."""
+    """Prints results as they come."""
 
     def started(self, model: ServedModel) -> None:
         """The model is loaded."""
 
     def result(self, result: ClassifiedImage) -> None:
-        """Print a result."""
+        """Print a result: an answer, or the image's own error."""
 
     def ended(self, *, interrupted: bool) -> None:
         """Print what comes after the last result; nothing if not even the model was loaded."""

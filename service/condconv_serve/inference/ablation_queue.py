@@ -152,6 +152,8 @@ class AblationQueue:
 
     def forget(self, name: str, version: str) -> None:
         """Release a version that is no longer served."""
+        if (name, version) not in self._loaded and not self._thread.busy:
+            return
 
         def drop() -> None:
             if (loaded := self._loaded.pop((name, version), None)) is not None:

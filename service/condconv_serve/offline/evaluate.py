@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from condconv_serve.domain import ImageResult, Label, Manifest, ServedModel, readable
+from condconv_serve.domain import ImageResult, Label, Manifest, readable
 from condconv_serve.errors import DataSetError
 from condconv_serve.offline.class_folders import LabelledFiles, find_classes
-from condconv_serve.offline.classify import answer_images
 from condconv_serve.offline.files import LocalImage
+from condconv_serve.offline.interrupts import interrupts_held
+from condconv_serve.offline.local_service import LocalService
 from condconv_serve.settings import Settings
 from condconv_serve.store import open_bundle, read_labels
 from condconv_serve.tasks.quality import Judge, Judged, Quality, quality_of
@@ -131,18 +132,8 @@ def run(settings: Settings, evaluation: Evaluation, *, progress: Callable[[Evalu
             file, index = evaluation.data.files[place]
             yield LocalImage(readable(file), file), Judge(index)
 
-    quiet = settings.model_copy(update={"routing_statistics": False})
-    answer_images(quiet, images(), _Watched(evaluation, progress), bundle=evaluation.bundle)
-
-
-@dataclass(frozen=True, slots=True)
-class _Watched:
-    evaluation: Evaluation
-    progress: Callable[[Evaluation], None]
-
-    def started(self, model: ServedModel) -> None:
-        """Nothing: the figures come at the end."""
-
-    def result(self, result: ImageResult[Judged]) -> None:
-        self.evaluation.take(result)
-        self.progress(self.evaluation)
+    with LocalService(settings, evaluation.bundle) as service:
+        for result in service.stream(images()):
+            with interrupts_held():
+                evaluation.take(result)
+                progress(evaluation)

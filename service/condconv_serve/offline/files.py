@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from condconv_serve.domain import readable
+from condconv_serve.domain import ImageSource, readable
 from condconv_serve.errors import BodyTooLarge, MissingImage
 from condconv_serve.offline.folders import Folder, scan
 
@@ -27,9 +27,20 @@ class LocalImage:
     file: Path | None = None
     data: bytes = b""
 
-    def read(self, max_bytes: int) -> bytes:
+    @property
+    def id(self) -> str:
+        """Its name."""
+        return self.name
+
+    @property
+    def filename(self) -> str:
+        """Its name."""
+        return self.name
+
+    def read(self, max_bytes: int) -> ImageSource:
         """Its bytes; the errors are those of `read_image`."""
-        return self.data if self.file is None else read_image(self.file, max_bytes)
+        data = self.data if self.file is None else read_image(self.file, max_bytes)
+        return ImageSource(data, filename=self.name, id=self.name)
 
 
 def _silence(text: str) -> None:

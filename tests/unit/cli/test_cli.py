@@ -30,7 +30,7 @@ def test_nothing_but_computing_needs_tensorflow():
     result = in_own_process(
         "-c",
         "import sys, condconv_serve.fronts.native, condconv_serve.bootstrap, condconv_serve.cli\n"
-        "import condconv_serve.offline.classify\n"
+        "import condconv_serve.offline.load\n"
         "print([name for name in ('tensorflow', 'keras', 'openvino', 'matplotlib') if name in sys.modules])",
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "[]\n", "")

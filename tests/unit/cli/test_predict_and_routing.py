@@ -12,6 +12,7 @@ from PIL import Image
 
 from condconv_serve import bootstrap
 from tests.contract.fake_server import load_fake
+from tests.contract.fakes import FunctionEngine
 from tests.e2e.tiny_models import write_fake, write_tiny
 from tests.pictures import jpeg, photo
 from tests.unit.cli.commands import MODEL, condconv, in_own_process
@@ -30,7 +31,13 @@ def _environment(shipped_store):
 @pytest.fixture
 def _loaded_once(monkeypatch):
     """All commands share one engine; one test in a process of its own loads for itself."""
-    monkeypatch.setattr(bootstrap, "load_model", lambda bundle, plan, *, metrics=None: default_model())
+    monkeypatch.setattr(bootstrap, "load_model", lambda bundle, plan, *, metrics=None: shared_model())
+
+
+def shared_model():
+    """The model that is shipped, whose engine stays open when a command closes it."""
+    model = default_model()
+    return replace(model, engine=FunctionEngine(model.engine))
 
 
 def test_predict_in_a_process_of_its_own(photos, tmp_path):
@@ -143,10 +150,10 @@ class TestPredict:
         assert err.splitlines()[1:] == [f"wrote {tmp_path}/[/plot] [red].png"]
 
     def test_long_names_and_labels_stay_on_a_line(self, photos, tmp_path, monkeypatch):
-        model = default_model()
-        labels = tuple(replace(label, label=f"{label.label} {'x' * 300}\x1b[2J") for label in model.info.labels)
-        named = replace(model, info=replace(model.info, labels=labels))
-        monkeypatch.setattr(bootstrap, "load_model", lambda *_, **__: named)
+        info = default_model().info
+        labels = tuple(replace(label, label=f"{label.label} {'x' * 300}\x1b[2J") for label in info.labels)
+        named = replace(info, labels=labels)
+        monkeypatch.setattr(bootstrap, "load_model", lambda *_, **__: replace(shared_model(), info=named))
         file = tmp_path / "y" / ("n" * 200) / "photo.jpg"
         file.parent.mkdir(parents=True)
         shutil.copy(photos / "coffee.jpg", file)

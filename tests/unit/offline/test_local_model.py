@@ -1,0 +1,471 @@
+"""The library's model, with a network that is a stand-in: what it takes, what it gives, and how it ends."""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import contextlib
+import gc
+import io
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from condconv_serve.errors import InvalidParameter, MissingImage, ServiceError, UnsupportedImage
+from condconv_serve.offline.model import Model
+from condconv_serve.results import ImagePrediction, ImageRouting
+from condconv_serve.settings import Settings
+from tests.contract.fake_server import load_fake
+from tests.contract.fakes import FunctionEngine
+from tests.e2e.tiny_models import write_fake
+from tests.pictures import jpeg, photo, png
+
+ROOT = Path(__file__).parents[3]
+COFFEE, CAT = photo("coffee", (80, 60)), photo("cat", (80, 60))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_fake(tmp_path_factory.mktemp("store"), "fake", 3)
+
+
+@pytest.fixture
+def make_model(bundle, monkeypatch):
+    """Makes models, whose engines may compute before they answer, and closes them."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"CONDCONV_{name.upper()}", raising=False)
+    with contextlib.ExitStack() as opened:
+
+        def make(before=None, *, loaded=lambda model: None, **options):
+            def load(*given, **others):
+                model = load_fake(*given, **others)
+                engine = model.engine
+                if before is not None:
+
+                    def compute(rows, stream):
+                        before()
+                        return engine(rows, stream)
+
+                    model = replace(model, engine=FunctionEngine(compute))
+                loaded(model)
+                return model
+
+            settings = Settings(
+                **{"native": "off", "engine": "tensorflow", "streams": 1, "max_batch_size": 2} | options
+            )
+            return opened.enter_context(Model(bundle, settings, load=load))
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def model(bundle):
+    """One for all tests that leave it as it was."""
+    settings = Settings(native="off", engine="tensorflow", streams=2, max_batch_size=4)
+    with Model(bundle, settings, load=load_fake) as made:
+        yield made
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve photos, in the order of their names, and what is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number:02}.png").write_bytes(png(np.roll(COFFEE, 7 * number, axis=1)))
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def routing_of(results):
+    return np.stack([result.routing.weights for result in results])
+
+
+class TestForms:
+    @pytest.mark.parametrize(
+        ("form", "filename"),
+        [
+            (lambda file: str(file), True),
+            (lambda file: file, True),
+            (lambda file: file.read_bytes(), False),
+            (lambda file: bytearray(file.read_bytes()), False),
+            (lambda file: memoryview(file.read_bytes()), False),
+            (lambda file: io.BytesIO(file.read_bytes()), False),
+            (lambda file: Image.open(io.BytesIO(file.read_bytes())), False),
+            (lambda file: COFFEE, False),
+            (lambda file: memoryview(file.read_bytes()).toreadonly(), False),
+        ],
+        ids=["name", "path", "bytes", "bytearray", "memoryview", "open file", "PIL", "array", "read-only"],
+    )
+    def test_one_image(self, form, filename, model, photos):
+        found = model.predict(form(photos / "00.png"))
+        assert type(found) is ImagePrediction
+        assert found.ok
+        assert found.error is None
+        assert (found.id, found.filename) == ("0", str(photos / "00.png") if filename else None)
+        assert (found.label, len(found.classes)) == ("class 3", 5)
+        assert str(found.model) == "fake/3"
+        assert found.probability == pytest.approx(1, abs=1e-6)
+        assert found.timings.total > 0
+        assert found.batch_size == 1
+        assert found.routing.weights.shape == (2, 4)
+        assert np.array_equal(found.routing.weights, model.predict(png(COFFEE)).routing.weights)
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            lambda folder: str(folder),
+            lambda folder: folder,
+            lambda folder: f"{folder}/*.png",
+            lambda folder: sorted(folder.glob("*.png")),
+            lambda folder: tuple(str(file) for file in sorted(folder.glob("*.png"))),
+            lambda folder: (file for file in sorted(folder.glob("*.png"))),
+            lambda folder: [folder],
+            lambda folder: [f"{folder}/0*.png", folder / "10.png", png(np.roll(COFFEE, 77, axis=1))],
+            lambda folder: np.stack([np.roll(COFFEE, 7 * number, axis=1) for number in range(12)]),
+            lambda folder: [np.roll(COFFEE, 7 * number, axis=1) for number in range(12)],
+            lambda folder: np.array([str(file) for file in sorted(folder.glob("*.png"))]),
+        ],
+        ids=[
+            "folder's name",
+            "folder",
+            "pattern",
+            "list",
+            "tuple",
+            "generator",
+            "folder in a list",
+            "mixed",
+            "array of many",
+            "arrays",
+            "array of names",
+        ],
+    )
+    def test_many_images(self, form, model, photos):
+        found = model.predict(form(photos), top_k=1)
+        assert [result.id for result in found] == [str(number) for number in range(12)]
+        assert {len(result.classes) for result in found} == {1}
+        expected = [model.predict(np.roll(COFFEE, 7 * number, axis=1)) for number in range(12)]
+        assert np.array_equal(routing_of(found), routing_of(expected))
+        assert len(np.unique(routing_of(found)[:, 0, 0])) == 12
+
+    def test_a_list_of_one_gives_a_list(self, model, photos):
+        (photos / "one").mkdir()
+        shutil.copy(photos / "00.png", photos / "one")
+        assert len(model.predict([photos / "00.png"])) == 1
+        assert len(model.predict(photos / "one")) == 1
+        assert len(model.predict(COFFEE[None])) == 1
+
+    def test_none(self, model):
+        assert model.predict([]) == []
+        assert model.predict(iter(())) == []
+        assert model.routing(()) == []
+
+    def test_arrays_of_other_libraries(self, model):
+        class Tensor:
+            def __array__(self, dtype=None, copy=None):
+                return COFFEE
+
+        expected = model.predict(COFFEE).routing.weights
+        assert np.array_equal(model.predict(Tensor()).routing.weights, expected)
+        assert np.array_equal(model.predict([Tensor()])[0].routing.weights, expected)
+
+    def test_what_changes_or_is_closed_with_the_next_one(self, model, photos):
+        files = sorted(photos.glob("*.png"))
+        frame = np.empty_like(COFFEE)
+
+        def frames():
+            for file in files:
+                frame[:] = np.asarray(Image.open(file))
+                yield frame
+
+        def opened():
+            for file in files:
+                with file.open("rb") as handle:
+                    yield handle
+
+        def pictures():
+            for file in files:
+                with Image.open(file) as picture:
+                    yield picture
+
+        expected = routing_of(model.predict(files))
+        for images in (frames(), opened(), pictures()):
+            assert np.array_equal(routing_of(model.predict(images)), expected)
+
+    def test_images_are_taken_as_they_are_needed(self, make_model):
+        """Half a million pixels each, and nobody can hold them all: a few are read ahead, and the rest waits."""
+        taken, most = [], []
+        computed = []
+        model = make_model(lambda: computed.append(1) or most.append(len(taken) - 2 * len(computed)))
+
+        def images():
+            for number in range(60):
+                taken.append(number)
+                yield COFFEE
+
+        assert len(model.predict(images())) == 60
+        assert max(most) < 20
+
+    def test_one_after_the_other(self, model, photos):
+        found = model.predict_iter(photos, top_k=1)
+        assert next(found).id == "0"
+        assert [result.id for result in found] == [str(number) for number in range(1, 12)]
+        assert [result.error.slug for result in model.predict_iter(b"no image")] == ["unsupported_image"]
+        with pytest.raises(UnsupportedImage, match=r"^Image 1: "):
+            list(model.predict_iter([COFFEE, b"no image"], on_error="raise"))
+
+    def test_a_picture_that_lies_on_its_side(self, model):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture = Image.fromarray(COFFEE)
+        picture.save(file := io.BytesIO(), "PNG", exif=exif)
+        opened = Image.open(io.BytesIO(file.getvalue()))
+        weights = [model.predict(form).routing.weights for form in (file.getvalue(), opened, picture)]
+        assert np.array_equal(weights[0], weights[1])
+        assert not np.array_equal(weights[0], weights[2])
+
+
+class TestRefusals:
+    def test_a_bad_image_among_others(self, model, photos):
+        bad = [
+            b"no image",
+            b"",
+            photos / "gone.png",
+            "https://example.org/a.png",
+            COFFEE.astype(float),
+            str(photos / "*.gif"),
+        ]
+        found = model.predict([COFFEE, *bad, CAT])
+        assert [result.ok for result in found] == [True, *[False] * len(bad), True]
+        slugs = [result.error.slug for result in found[1:-1]]
+        assert slugs == ["unsupported_image", *["missing_image"] * 3, "invalid_parameter", "missing_image"]
+        assert [result.filename for result in found[3:5]] == [str(photos / "gone.png"), "https://example.org/a.png"]
+        failed = found[1]
+        assert (failed.classes, failed.routing, failed.timings, failed.model) == ((), None, None, None)
+        with pytest.raises(UnsupportedImage, match=r"^Image 1: "):
+            _ = failed.label
+        assert repr(failed).startswith("ImagePrediction('1': UnsupportedImage: ")
+
+    def test_raised_instead(self, model, photos):
+        with pytest.raises(UnsupportedImage, match=r"^Image 1: "):
+            model.predict([COFFEE, b"no image", CAT], on_error="raise")
+        (photos / "bad.png").write_bytes(b"no image")
+        with pytest.raises(UnsupportedImage, match=r"bad\.png: "):
+            model.routing(photos, on_error="raise")
+        assert model.predict(COFFEE).ok, "it is of use all the same"
+
+    @pytest.mark.parametrize(
+        ("given", "error", "says"),
+        [
+            (b"no image", UnsupportedImage, "JPEG, PNG"),
+            (b"", MissingImage, "empty"),
+            ("gone.png", MissingImage, "there is no such file"),
+            ("*.gone", MissingImage, "no file matches"),
+            ("http://example.org/a.png", MissingImage, "this is a URL"),
+            ("", MissingImage, "name is empty"),
+            (COFFEE.astype(np.float32), InvalidParameter, "uint8"),
+            (np.zeros((0, 4, 3), np.uint8), InvalidParameter, "uint8"),
+            (io.StringIO("text"), TypeError, "rb"),
+            (7, TypeError, "not int"),
+            (None, TypeError, "not NoneType"),
+            ([COFFEE, None], TypeError, "not NoneType"),
+        ],
+        ids=[
+            "no image",
+            "nothing",
+            "no file",
+            "pattern",
+            "URL",
+            "no name",
+            "floats",
+            "no pixels",
+            "text",
+            "7",
+            "None",
+            "[None]",
+        ],
+    )
+    def test_no_image(self, given, error, says, model):
+        with pytest.raises(error, match=says):
+            model.predict(given)
+
+    def test_a_folder_without_images(self, model, tmp_path):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(MissingImage, match="this folder is empty"):
+            model.predict(tmp_path / "empty")
+        (tmp_path / "empty" / "notes.txt").write_text("x")
+        with pytest.raises(MissingImage, match=r"Left out: 1 file that has no image's suffix"):
+            model.predict(str(tmp_path / "empty"))
+
+    def test_a_file_that_is_too_large(self, make_model, photos):
+        (photos / "large.png").write_bytes(bytes(2000))
+        found = make_model(max_body_bytes=1024).predict([photos / "large.png", bytes(1025)])
+        assert [result.error.slug for result in found] == ["body_too_large"] * 2
+
+    @pytest.mark.parametrize("images", [[], COFFEE])
+    def test_parameters(self, images, model):
+        with pytest.raises(InvalidParameter, match="top_k must be from 1 to 16"):
+            model.predict(images, top_k=17)
+        with pytest.raises(InvalidParameter, match="on_error may be keep or raise, not 'ignore'"):
+            model.predict(images, on_error="ignore")
+        with pytest.raises(InvalidParameter, match="on_error may be"):
+            model.predict_iter(images, on_error="ignore")
+
+
+class TestAnswers:
+    def test_routing(self, model, photos):
+        one, many = model.routing(COFFEE), model.routing(photos, top_k=2)
+        assert type(one) is ImageRouting
+        assert list(one.routing.by_block()) == ["block_4", "block_5"]
+        assert [block.block for block in one.insight.blocks] == ["block_4", "block_5"]
+        assert one.insight.blocks[0].strongest[0] == one.routing.weights[0].argmax()
+        assert one.insight.unusual is None, "this model has no reference profile"
+        assert {(len(result.classes), len(result.insight.blocks)) for result in many} == {(2, 2)}
+        (failed,) = model.routing([b""])
+        assert (failed.insight, failed.error.slug) == (None, "missing_image")
+
+    def test_what_it_is(self, model):
+        assert (model.name, model.version, model.info.task) == ("fake", "3", "classification")
+        assert [label.label for label in model.labels[:2]] == ["class 0", "class 1"]
+        assert repr(model) == "<Model fake/3, computed by numpy in float32 on CPU: a fake>"
+        assert repr(model.predict(COFFEE, top_k=1)) == "ImagePrediction('0': class 3 100.0%)"
+
+
+class TestThreadsAndLoops:
+    def test_inside_a_running_loop(self, model):
+        async def answer():
+            return model.predict([COFFEE, CAT]), await asyncio.to_thread(model.predict, COFFEE)
+
+        many, one = asyncio.run(answer())
+        assert [result.label for result in (*many, one)] == ["class 3"] * 3
+
+    def test_many_threads_ask_for_more_than_the_queue_holds(self, make_model):
+        model = make_model(max_queue_rows=4)
+        with ThreadPoolExecutor(6) as threads:
+            found = list(threads.map(lambda number: model.predict([COFFEE, CAT] * 8), range(6)))
+        expected = routing_of(model.predict([COFFEE, CAT] * 8))
+        assert all(np.array_equal(routing_of(results), expected) for results in found)
+
+    def test_images_are_computed_together(self, make_model):
+        waiting = threading.Event()
+        model = make_model(lambda: waiting.wait(0.02), max_batch_size=4)
+        assert max(result.batch_size for result in model.predict([COFFEE] * 12)) == 4
+
+    def test_two_models(self, make_model):
+        one, other = make_model(), make_model()
+        assert one.predict(COFFEE).label == other.predict(COFFEE).label
+        one.close()
+        assert other.predict(COFFEE).label == "class 3"
+
+    def test_ctrl_c_leaves_it_usable(self, make_model):
+        calls = []
+
+        def press():
+            calls.append(1)
+            if len(calls) == 5:
+                _thread.interrupt_main()
+
+        model = make_model(press, max_batch_size=1)
+        with pytest.raises(KeyboardInterrupt):
+            model.predict([COFFEE] * 1000)
+        assert len(calls) < 100
+        assert model.predict(COFFEE).label == "class 3"
+
+    def test_another_process(self, model, monkeypatch):
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with pytest.raises(RuntimeError, match="was loaded in another process"):
+            model.predict(COFFEE)
+        model.close()
+        monkeypatch.undo()
+        assert model.predict(COFFEE).ok, "a copy of it closes nothing"
+
+
+class TestEnd:
+    def test_closed(self, make_model):
+        engines = []
+        with make_model(loaded=lambda model: engines.append(model.engine)) as model:
+            assert model.predict(COFFEE).ok
+            names = {thread.name for thread in threading.enumerate()}
+            assert "model-fake" in names
+        assert engines[0]._engine.closed.is_set()
+        model.close()
+        for ask in (model.predict, model.routing):
+            with pytest.raises(RuntimeError, match=r"^fake has been closed. Load it again.$"):
+                ask(COFFEE)
+
+    def test_closed_while_somebody_waits(self, make_model):
+        computing, go = threading.Event(), threading.Event()
+        model = make_model()
+        slow = make_model(lambda: computing.set() or (threading.current_thread().name == "stream-0" and go.wait(5)))
+        computing.clear()
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(slow.predict, [COFFEE] * 5)
+            assert computing.wait(5)
+            closing = threading.Timer(0.01, go.set)
+            closing.start()
+            slow.close()
+            with pytest.raises(RuntimeError, match="has been closed"):
+                waiting.result()
+        assert model.predict(COFFEE).ok
+
+    def test_dropped(self, make_model, bundle):
+        engines = []
+
+        def load(*given, **options):
+            model = load_fake(*given, **options)
+            engines.append(model.engine._engine)
+            return model
+
+        make_model()  # for its settings: none from outside
+        model = Model(bundle, Settings(native="off", engine="tensorflow", streams=1, max_batch_size=1), load=load)
+        assert model.predict(COFFEE).ok
+        gone = weakref.ref(model)
+        del model
+        gc.collect()
+        assert gone() is None
+        assert engines[0].closed.wait(5)
+
+    def test_nothing_is_said_at_the_end_of_a_process(self, bundle):
+        program = f"""
+            from pathlib import Path
+            from condconv_serve.offline.model import Model
+            from condconv_serve.settings import Settings
+            from tests.contract.fake_server import load_fake
+            settings = Settings(native="off", engine="tensorflow", streams=2)
+            model = Model(Path({str(bundle)!r}), settings, load=load_fake)
+            other = Model(Path({str(bundle)!r}), settings, load=load_fake)
+            print(model.predict({str(ROOT / "service/condconv_serve/samples/coffee.jpg")!r}).label)
+            other.close()
+        """
+        lines = "\n".join(line.strip() for line in program.splitlines())
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", lines], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "class 3\n", "")
+
+
+def test_an_engine_that_fails_fails_its_image_only(make_model):
+    answers = iter([None, None, None, RuntimeError("broken")])
+
+    def fail():
+        if (error := next(answers, None)) is not None:
+            raise error
+
+    model = make_model(fail, max_batch_size=1)
+    found = model.predict([COFFEE] * 6)
+    assert [result.error.slug for result in found if not result.ok] == ["inference_failed"]
+    assert issubclass(ServiceError, Exception)
+
+
+def test_jpegs_are_read_as_ever(model):
+    assert model.predict(jpeg(COFFEE)).ok
