@@ -93,7 +93,7 @@ def run_graph() -> Callable[..., dict[str, np.ndarray]]:
         with tf.Graph().as_default() as imported:
             tf.import_graph_def(graph.graph_def, name="")
         with tf.compat.v1.Session(graph=imported) as session:
-            outputs = {"logits": "logits:0", "routing": "routing:0"}
+            outputs = {name: f"{name}:0" for name in graph.outputs}
             results = [session.run(outputs, {"rows:0": rows}) for rows in batches]
         return results[0] if len(results) == 1 else results
 

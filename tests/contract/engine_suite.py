@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from condconv_serve.domain import LOGITS, ROUTING, Ablation, Engine, ModelInfo, RoutingOverrides, Row, Tensors
+from condconv_serve.domain import FEATURES, LOGITS, ROUTING, Ablation, Engine, ModelInfo, RoutingOverrides, Row, Tensors
 
 
 @dataclass
@@ -41,10 +41,10 @@ class Subject:
             assert found[name].shape == values.shape
             np.testing.assert_allclose(found[name], values, rtol=0, atol=self.relative * np.abs(values).max())
 
-    def assert_outputs(self, found: Tensors, rows: int) -> None:
-        """The model's outputs, with that many rows."""
+    def assert_outputs(self, found: Tensors, rows: int, *, but: str | None = None) -> None:
+        """The model's outputs, with that many rows; `but` names one that isn't wanted."""
         assert {name: (values.shape, values.dtype.name) for name, values in found.items()} == {
-            output.name: ((rows, *output.shape), output.dtype) for output in self.info.outputs
+            output.name: ((rows, *output.shape), output.dtype) for output in self.info.outputs if output.name != but
         }
         assert (np.where(self.info.routing.own, 0, found[ROUTING]) == 0).all(), "zeros where there is no expert"
 
@@ -70,7 +70,8 @@ class EngineSuite:
 
     def test_rows_answer_for_themselves(self, subject: Subject) -> None:
         found = subject.one(subject.rows(4))
-        assert np.abs(found[LOGITS][0] - found[LOGITS][1]).max() > 10 * subject.relative
+        for name in (LOGITS, FEATURES):
+            assert np.abs(found[name][0] - found[name][1]).max() > 10 * subject.relative
 
     def test_a_row_gives_the_same_alone_and_in_any_batch(self, subject: Subject) -> None:
         rows = subject.rows(7)
@@ -121,8 +122,9 @@ class AblationSuite:
     def test_the_image_as_it_is_and_every_variant(self, subject: Subject, engine: Engine) -> None:
         row, overrides = subject.rows(1)[0], changes(subject.info, {(0, 0): 0.0}, {(1, 1): 0.25}, {0: 0})
         found = ablated(subject.one, row, overrides)
-        subject.assert_outputs(found, 4)
-        subject.assert_equal(picked(found, 0), engine(row[None]))
+        subject.assert_outputs(found, 4, but=FEATURES)
+        own = engine(row[None])
+        subject.assert_equal(picked(found, 0), {name: own[name] for name in found})
 
     def test_a_variant_that_changes_nothing(self, subject: Subject) -> None:
         found = ablated(subject.one, subject.rows(1)[0], changes(subject.info, {}))

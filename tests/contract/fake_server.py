@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from condconv_serve import bootstrap
 from condconv_serve.cli import main
 from condconv_serve.domain import (
+    FEATURES,
     LOGITS,
     ROUTING,
     Cost,
@@ -52,22 +53,22 @@ HANG = (0, 255, 255)
 """A picture of this colour makes its batch hang."""
 PATCHES = 8
 """A picture is taken for so many times so many patches of one colour each."""
+PATCH_FEATURES = 3 * PATCHES**2
 _LOOK_AGAIN = 0.005
 
 
 class PatchEngine(FakeEngine):
     """Answers each picture by the colours of its patches, so that different photos get different answers.
 
-    What it computes with is random, but the same in every process.
+    What it computes with is random, but the same in every process. Its features are the patches' colours.
     """
 
     def __init__(self, layout: RoutingLayout, bias: NDArray[np.float32]) -> None:
         super().__init__()
         random = np.random.default_rng(0)
-        features = 3 * PATCHES**2
         self.layout, self._bias = layout, bias
-        self._logits = random.normal(0, 0.5, (features, len(bias))).astype(np.float32)
-        self._routing = random.normal(0, 0.1, (features, *layout.shape)).astype(np.float32)
+        self._logits = random.normal(0, 0.5, (PATCH_FEATURES, len(bias))).astype(np.float32)
+        self._routing = random.normal(0, 0.1, (PATCH_FEATURES, *layout.shape)).astype(np.float32)
 
     def compute(self, rows: Row, stream: int) -> Tensors:
         """Compute all rows."""
@@ -75,7 +76,8 @@ class PatchEngine(FakeEngine):
         patches = rows[:, : PATCHES * side, : PATCHES * side].reshape(-1, PATCHES, side, PATCHES, side, 3)
         features = (patches.mean(axis=(2, 4), dtype=np.float32) / 64 - 2).reshape(len(rows), -1)
         routing = 1 / (1 + np.exp(-np.einsum("bf,fke->bke", features, self._routing)))
-        return {LOGITS: features @ self._logits + self._bias, ROUTING: routing * self.layout.own}
+        logits = features @ self._logits + self._bias
+        return {LOGITS: logits, ROUTING: routing * self.layout.own, FEATURES: features}
 
 
 class PatchAblation:
@@ -149,7 +151,11 @@ def load_fake(
         manifest=bundle.manifest,
         labels=labels,
         preprocessing=bundle.manifest.preprocessing.to_domain(),
-        outputs=(OutputSpec(LOGITS, (len(labels),)), OutputSpec(ROUTING, layout.shape)),
+        outputs=(
+            OutputSpec(LOGITS, (len(labels),)),
+            OutputSpec(ROUTING, layout.shape),
+            OutputSpec(FEATURES, (PATCH_FEATURES,)),
+        ),
         routing=layout,
         cost=Cost(parameters=sum(tensor.size for tensor in weights.values()), multiply_adds=None),
         model_card=bundle.model_card,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condconv_serve.domain import (
+    FEATURES,
     LOGITS,
     ROUTING,
     Cost,
@@ -40,6 +41,7 @@ from condconv_serve.store.aliases import Alias, check_alias
 from condconv_serve.telemetry.metrics import Metrics
 
 LAYOUT = RoutingLayout(("block_1", "block_2"), (3, 3))
+SHADE_FEATURES = 3
 COMPUTED_BY = EngineDescription(engine="numpy", precision="float32", device="CPU", reason="a fake")
 
 
@@ -61,6 +63,7 @@ def model_info(
     *,
     layout: RoutingLayout = LAYOUT,
     classes: int = 6,
+    features: int = SHADE_FEATURES,
     labels: Sequence[Label] | None = None,
     image_size: int = 32,
     preprocessing: Preprocessing | None = None,
@@ -88,7 +91,11 @@ def model_info(
         manifest=manifest,
         labels=labels,
         preprocessing=preprocessing,
-        outputs=(OutputSpec(LOGITS, (len(labels),)), OutputSpec(ROUTING, layout.shape)),
+        outputs=(
+            OutputSpec(LOGITS, (len(labels),)),
+            OutputSpec(ROUTING, layout.shape),
+            OutputSpec(FEATURES, (features,)),
+        ),
         routing=layout,
         cost=Cost(parameters=1, multiply_adds=1),
         model_card="# Fake\n",
@@ -123,6 +130,7 @@ class ShadeEngine(FakeEngine):
     """Takes a row's shade for its answer: class `shade % classes` wins with a logit of 5.
 
     Routing weights are `weights[shade]`, `[256, blocks, experts]`; `shade / 255` throughout if there are none given.
+    Features are `(shade, 255 - shade, 1)`.
     """
 
     def __init__(self, *, classes: int = 6, layout: RoutingLayout = LAYOUT, weights: Any | None = None) -> None:
@@ -133,7 +141,8 @@ class ShadeEngine(FakeEngine):
     def compute(self, rows: Row, stream: int) -> Tensors:
         shades = rows[:, 0, 0, 0].astype(int)
         logits = 5 * np.eye(self._classes, dtype=np.float32)[shades % self._classes]
-        return {LOGITS: logits, ROUTING: self._weights[shades]}
+        features = np.stack([shades, 255 - shades, np.ones_like(shades)], axis=1).astype(np.float32)
+        return {LOGITS: logits, ROUTING: self._weights[shades], FEATURES: features}
 
 
 def shade_weights(layout: RoutingLayout) -> NDArray[np.float32]:

@@ -7,11 +7,12 @@ import pytest
 
 from condconv_serve.domain import Engine, RoutingLayout
 from tests.contract.engine_suite import AblationSuite, EngineSuite, Subject
-from tests.contract.fake_server import PatchAblation, PatchEngine
+from tests.contract.fake_server import PATCH_FEATURES, PatchAblation, PatchEngine
 from tests.contract.fakes import FunctionEngine, ShadeAblation, ShadeEngine, model_info
 
 LAYOUT = RoutingLayout(("block_1", "block_2"), (3, 2))
 INFO = model_info(layout=LAYOUT, image_size=8)
+PATCH_INFO = model_info(layout=LAYOUT, image_size=8, features=PATCH_FEATURES)
 
 
 def function_engine() -> FunctionEngine:
@@ -32,7 +33,7 @@ ENGINES = {
 
 @pytest.fixture(scope="module", params=ENGINES)
 def engines(request: pytest.FixtureRequest) -> Subject:
-    return Subject(INFO, ENGINES[request.param], relative=1e-5)
+    return Subject(PATCH_INFO if request.param == "patch" else INFO, ENGINES[request.param], relative=1e-5)
 
 
 class TestEngines(EngineSuite):

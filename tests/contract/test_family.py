@@ -107,7 +107,11 @@ def test_its_bundle_says_what_it_is(bundle: Path) -> None:
 def test_it_is_loaded_and_described(model: ServedModel) -> None:
     assert (model.name, model.version, tuple(model.info.labels)) == ("tiny", "1", LABELS)
     assert (model.info.routing.blocks, model.info.routing.experts) == (("block", "classifier"), (3, 2))
-    assert {output.name: output.shape for output in model.info.outputs} == {"logits": (4,), "routing": (2, 3)}
+    assert {output.name: output.shape for output in model.info.outputs} == {
+        "logits": (4,),
+        "routing": (2, 3),
+        "features": (16,),
+    }
 
 
 def test_its_cost_is_counted(model: ServedModel) -> None:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import pytest
 
-from condconv_serve.domain import Engine, ModelInfo, Preprocessing
+from condconv_serve.domain import FEATURES, LOGITS, ROUTING, Engine, ModelInfo, Preprocessing, Row, Tensors
 from tests.contract.engine_suite import AblationSuite, EngineSuite, Subject
 from tests.contract.fakes import model_info
 from tests.contract.tiny_family import TINY, build_tiny
@@ -29,10 +30,23 @@ def network(randomise: Callable[[Any], Any]) -> Any:
 
 
 def info_of(network: Any, *, exact: bool = False) -> ModelInfo:
-    from condconv_serve.runtime.outputs import routing_layout
+    from condconv_serve.runtime.outputs import output_specs, routing_layout
 
     preprocessing = Preprocessing(transform="official", image_size=SIZE, exact_decoding=exact)
-    return model_info(layout=routing_layout(network), classes=TINY.num_classes, preprocessing=preprocessing)
+    info = model_info(layout=routing_layout(network), classes=TINY.num_classes, preprocessing=preprocessing)
+    return replace(info, outputs=output_specs(network))
+
+
+def by_keras(network: Any, info: ModelInfo, rows: Row) -> Tensors:
+    """What the layers compute, one after the other. The features are the pool's, which the classifier reads."""
+    import keras
+
+    model = keras.Model(network.inputs[0], {**network.output, "features": network.get_layer("pool").output})
+    found = model((rows.astype(np.float32) - 127) / 128, training=False)
+    routing = np.zeros((len(rows), *info.routing.shape), np.float32)
+    for place, weights in enumerate(found["routing"].values()):
+        routing[:, place, : weights.shape[-1]] = weights
+    return {LOGITS: np.asarray(found["logits"]), ROUTING: routing, FEATURES: np.asarray(found["features"])[:, 0, 0]}
 
 
 def make(name: str, network: Any, preprocessing: Preprocessing) -> Engine:
@@ -69,6 +83,10 @@ class TestEngines(EngineSuite):
     @pytest.fixture
     def subject(self, engines: Subject) -> Subject:
         return engines
+
+    def test_every_output_is_what_keras_computes(self, subject: Subject, network: Any) -> None:
+        rows = subject.rows(3)
+        subject.assert_equal(subject.one(rows), by_keras(network, subject.info, rows))
 
 
 @pytest.fixture(scope="module", params=["tensorflow", "native"])

@@ -59,7 +59,8 @@ class Family:
         architectures: all that are registered.
         build: `build(architecture, input_size=pixels or None)` returns a functional model with fresh weights. It takes
             normalised pixels float32 `[B, S, S, 3]` and returns `{"logits": [B, num_classes], "routing": {block: [B,
-            experts]}}`; a static network's `routing` is empty.
+            experts]}}`; a static network's `routing` is empty. It adds `"features": [B, features]` if no dense layer
+            or 1x1 convolution makes the logits of them: otherwise they are what that layer reads.
     """
 
     name: str

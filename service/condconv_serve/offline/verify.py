@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from condconv_serve.bootstrap import load_model
-from condconv_serve.domain import LOGITS
 from condconv_serve.errors import BundleError
 from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.store import Bundle, read_weights
@@ -30,5 +29,5 @@ def verify_bundle(bundle: Bundle, plan: EnginePlan) -> None:
         output = model.engine(np.zeros((1, size, size, 3), np.uint8))
     finally:
         model.engine.close()
-    if not np.isfinite(output[LOGITS]).all():
+    if not all(np.isfinite(values).all() for values in output.values()):
         raise BundleError(f"{model.name}/{model.version}: the answer for a black image is not finite.")

@@ -1,4 +1,4 @@
-"""Makes the frozen graph that serves a Keras model: rows in, logits and routing weights out, in one pass."""
+"""Makes the frozen graph that serves a Keras model: rows in, logits, routing weights and features out, in one pass."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from condconv_serve.domain import LOGITS, ROUTING, NativeUse, Preprocessing
+from condconv_serve.domain import FEATURES, LOGITS, ROUTING, NativeUse, Preprocessing
 from condconv_serve.runtime.lowering import CPU, Closeable, Lowered, Lowering, NativeLowering, lower
+from condconv_serve.runtime.outputs import output_specs, with_features
 
 INPUT = "rows"
 
@@ -23,13 +24,15 @@ class InferenceGraph:
 
     Its tensors are `rows:0` of `row_type` `[B, image_size, image_size, 3]`, `logits:0` float32 `[B, classes]` and
     `routing:0` float32 `[B, blocks, num_experts]`, where a block with fewer experts than another is filled up with
-    zeros; `B` is open. Engines must not keep it: it holds a copy of all weights. They keep the `resources` that it
-    refers to, and close them. `native` says what native kernels compute.
+    zeros; `B` is open. If `outputs` names them, there are also `features:0` float32 `[B, features]`. Engines must not
+    keep it: it holds a copy of all weights. They keep the `resources` that it refers to, and close them. `native` says
+    what native kernels compute.
     """
 
     graph_def: Any
     image_size: int
     row_type: type[np.uint8] | type[np.float32] = np.uint8
+    outputs: tuple[str, ...] = (LOGITS, ROUTING)
     resources: tuple[Closeable, ...] = ()
     native: NativeUse = field(default_factory=NativeUse)
 
@@ -37,7 +40,7 @@ class InferenceGraph:
 def freeze(
     model: keras.Model, preprocessing: Preprocessing, *, lowering: Lowering | NativeLowering = CPU
 ) -> InferenceGraph:
-    """Build the inference graph of a functional model that returns `logits` and `routing`.
+    """Build the inference graph of a functional model that returns `logits` and `routing`, with features if it has any.
 
     Args:
         model: takes normalised pixels `[B, image_size, image_size, 3]`.
@@ -48,9 +51,16 @@ def freeze(
         ConfigurationError: the model is not functional.
     """
     size, row_type = preprocessing.image_size, preprocessing.row_type
-    lowered = lower(model, lowering, preprocessing=preprocessing)
+    lowered = lower(with_features(model), lowering, preprocessing=preprocessing)
     graph_def = _graph(lowered, size, row_type, constants=lowering.constants and lowered.stateless)
-    return InferenceGraph(graph_def, size, row_type, resources=lowered.resources, native=lowered.native)
+    return InferenceGraph(
+        graph_def,
+        size,
+        row_type,
+        outputs=tuple(output.name for output in output_specs(model)),
+        resources=lowered.resources,
+        native=lowered.native,
+    )
 
 
 def _graph(lowered: Lowered, size: int, row_type: Any, *, constants: bool) -> Any:
@@ -77,7 +87,7 @@ def inference_function(
     Raises:
         ConfigurationError: the model is not functional.
     """
-    return _inference(lower(model, lowering, preprocessing=preprocessing))
+    return _inference(lower(with_features(model), lowering, preprocessing=preprocessing))
 
 
 def _inference(lowered: Lowered) -> Callable[[Any], dict[str, Any]]:
@@ -87,7 +97,11 @@ def _inference(lowered: Lowered) -> Callable[[Any], dict[str, Any]]:
         routing = [tf.cast(weights, tf.float32) for weights in outputs["routing"].values()]
         stacked = _stack(routing) if routing else tf.zeros((tf.shape(rows)[0], 0, 0))
         logits = tf.cast(outputs["logits"], tf.float32)
-        return {LOGITS: tf.identity(logits, LOGITS), ROUTING: tf.identity(stacked, ROUTING)}
+        found = {LOGITS: logits, ROUTING: stacked}
+        if "features" in outputs:
+            features = tf.cast(outputs["features"], tf.float32)
+            found[FEATURES] = tf.reshape(features, (-1, features.shape[-1]))
+        return {name: tf.identity(values, name) for name, values in found.items()}
 
     return infer
 

@@ -10,12 +10,12 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve.domain import LOGITS, ROUTING, ModelInfo, OutputSpec, RoutingLayout, RoutingProfile, ServedModel
+from condconv_serve.domain import ModelInfo, RoutingLayout, RoutingProfile, ServedModel
 from condconv_serve.errors import BundleError, ConfigurationError
 from condconv_serve.nn import build_network, cost, get_architecture, network_from_json, outline, variable_shapes
 from condconv_serve.runtime.engines import build_engine
 from condconv_serve.runtime.official_jpeg import crop_jpeg
-from condconv_serve.runtime.outputs import routing_layout
+from condconv_serve.runtime.outputs import output_specs, routing_layout
 from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.runtime.tensorflow_engine import limit_threads, return_memory
 from condconv_serve.store import OWN_NETWORK, Bundle, read_labels, read_network, read_profile, read_weights
@@ -48,7 +48,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
         manifest=manifest,
         labels=labels,
         preprocessing=preprocessing,
-        outputs=(OutputSpec(LOGITS, (len(labels),)), OutputSpec(ROUTING, layout.shape)),
+        outputs=output_specs(network),
         routing=layout,
         cost=cost(network),
         model_card=bundle.model_card,
@@ -71,7 +71,7 @@ def load_network(bundle: Bundle) -> keras.Model:
 
     Returns:
         A functional model that takes normalised pixels `[B, image_size, image_size, 3]` and returns
-        `{"logits": [B, classes], "routing": {block: [B, experts]}}`.
+        `{"logits": [B, classes], "routing": {block: [B, experts]}}`, and `features` if your own network names them.
 
     Raises:
         BundleError: as for `load_model`.
@@ -116,9 +116,11 @@ def _own_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32]]) -> 
     if shape != (None, size, size, 3):
         raise BundleError(f"{name}: the network takes {shape}, but the manifest's rows are {(None, size, size, 3)}.")
     output = network.output
-    if not isinstance(output, dict) or set(output) != {"logits", "routing"} or not isinstance(output["routing"], dict):
-        raise BundleError(f"{name}: the network must return logits and routing.")
-    for block, tensor in {"logits": output["logits"], **output["routing"]}.items():
+    names = set(output) - {"features"} if isinstance(output, dict) else set()
+    if names != {"logits", "routing"} or not isinstance(output["routing"], dict):
+        raise BundleError(f"{name}: the network must return logits and routing, and perhaps features.")
+    tensors = [(block, tensor) for block, tensor in output.items() if block != "routing"]
+    for block, tensor in [*tensors, *output["routing"].items()]:
         if not isinstance(tensor, keras.KerasTensor) or len(tensor.shape) != 2 or None in tensor.shape[1:]:
             raise BundleError(f"{name}: the network's output {block} must have two axes.")
     return network

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import openvino
 
-from condconv_serve.domain import LOGITS, ROUTING, Row, Tensors
+from condconv_serve.domain import Row, Tensors
 from condconv_serve.runtime.inference_graph import InferenceGraph
 from condconv_serve.runtime.plan import Precision
 from condconv_serve.telemetry.metrics import Metrics
@@ -52,14 +52,14 @@ class OpenVINOEngine:
         Raises:
             RuntimeError: OpenVINO can't read or compile it.
         """
-        self._row_type = graph.row_type
+        self._row_type, self._outputs = graph.row_type, graph.outputs
         core = openvino.Core()
         with tempfile.TemporaryDirectory() as directory:
             file = Path(directory) / "graph.pb"
             file.write_bytes(graph.graph_def.SerializeToString())
             model = core.read_model(file)
         # The shapes that OpenVINO's reader leaves behind as outputs would only be copied out of every batch.
-        model = openvino.Model([model.output(f"{LOGITS}:0"), model.output(f"{ROUTING}:0")], model.get_parameters())
+        model = openvino.Model([model.output(f"{name}:0") for name in graph.outputs], model.get_parameters())
         cores = streams * threads_per_stream
 
         def compiled(size: int, streams: int) -> Any:
@@ -105,7 +105,7 @@ class OpenVINOEngine:
             start += count
             if self._metrics is not None:
                 self._metrics.padding_rows.inc(size - count)
-        return {name: np.concatenate([part[name] for part in outputs]) for name in (LOGITS, ROUTING)}
+        return {name: np.concatenate([part[name] for part in outputs]) for name in self._outputs}
 
     def _infer(self, rows: Row, graph: str) -> Tensors:
         requests: dict[str, Any] = self._requests.__dict__.setdefault("by_graph", {})
@@ -113,7 +113,7 @@ class OpenVINOEngine:
             requests[graph] = self._compiled[graph].create_infer_request()
         request = requests[graph]
         request.infer({0: rows}, share_inputs=True)
-        return {name: request.get_output_tensor(place).data.copy() for place, name in enumerate((LOGITS, ROUTING))}
+        return {name: request.get_output_tensor(place).data.copy() for place, name in enumerate(self._outputs)}
 
     def close(self) -> None:
         """Release the compiled graphs."""

@@ -1,4 +1,4 @@
-"""Finds a network's outputs: logits, and the routing weights of every block."""
+"""Finds a network's outputs: logits, the routing weights of every block, and the features that the classifier reads."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from typing import Any
 
 import keras
 
-from condconv_serve.domain import RoutingLayout
+from condconv_serve.domain import FEATURES, LOGITS, ROUTING, OutputSpec, RoutingLayout
 from condconv_serve.errors import ConfigurationError
+from condconv_serve.nn import CondConv2D
 from condconv_serve.runtime.layer_kinds import is_condconv
-from condconv_serve.runtime.model_graph import ModelGraph, layers_within, replay
+from condconv_serve.runtime.model_graph import Call, ModelGraph, layers_within, replay
 
 Tensor = Any
 _SUFFIX = "_routing"
 """A router called `<block>_routing` routes the block of that name."""
+_NAMES = frozenset({"logits", "routing", "features"})
+_CLASSIFIERS = (keras.layers.Dense, keras.layers.Conv2D, CondConv2D)
 
 
 def routing_layout(network: keras.Model) -> RoutingLayout:
@@ -26,18 +29,71 @@ def routing_layout(network: keras.Model) -> RoutingLayout:
     return RoutingLayout.of({block: weights.shape[-1] for block, weights in network.output["routing"].items()})
 
 
+def output_specs(network: keras.Model) -> tuple[OutputSpec, ...]:
+    """What engines return for a network: logits, routing, and features if there are any.
+
+    Args:
+        network: returns `{"logits": ..., "routing": {block: [B, experts]}}`.
+    """
+    features = find_features(network)
+    return (
+        OutputSpec(LOGITS, (network.output["logits"].shape[-1],)),
+        OutputSpec(ROUTING, routing_layout(network).shape),
+        *([] if features is None else [OutputSpec(FEATURES, (features.shape[-1],))]),
+    )
+
+
+def with_features(network: keras.Model) -> keras.Model:
+    """The same network, which also returns its features if there are any: one more output, and no more layers.
+
+    Args:
+        network: returns `{"logits": ..., "routing": {block: [B, experts]}}`.
+    """
+    features = find_features(network)
+    if features is None:
+        return network
+    return keras.Model(network.inputs[0], {**network.output, "features": features}, name=network.name)
+
+
+def find_features(network: keras.Model) -> Tensor | None:
+    """The vector of which the last layer makes the logits, symbolic: `[B, features]` or `[B, 1, 1, features]`.
+
+    That layer is the last dense layer or convolution before the logits; what follows it changes numbers one by one.
+
+    Args:
+        network: returns `logits`, and perhaps `features` that it names itself.
+
+    Returns:
+        None if several layers add up to the logits, or these were pooled after the last layer.
+
+    Raises:
+        ConfigurationError: the network is not functional.
+    """
+    graph = ModelGraph(network)
+    if "features" in network.output:
+        return network.output["features"]
+    call = graph.producer(network.output["logits"])
+    while call is not None and not isinstance(call.operation, _CLASSIFIERS):
+        call = graph.producer(call.inputs[0]) if _goes_one_by_one(call) else None
+    if call is None or not all(_is_vector(tensor) for tensor in (call.inputs[0], call.outputs[0])):
+        return None
+    return call.inputs[0]
+
+
 def with_routing(network: keras.Model) -> keras.Model:
     """Wrap a classifier so that it returns logits and routing weights, sharing its layers.
 
     Every tensor that CondConv layers read as routing weights is a block, named after the layer that computes it. Models
-    inside the model that hold CondConv layers are dissolved. A softmax at the end is left out, since logits are wanted.
+    inside the model that hold CondConv layers or compute the logits are dissolved. A softmax at the end is left out,
+    since logits are wanted.
 
     Args:
         network: functional or sequential; takes `[B, H, W, 3]` and returns class scores `[B, classes]`, or a dict of
-            `logits` and, if it names the blocks itself, `routing`.
+            `logits` and, if it names them itself, `routing` and `features` `[B, features]`.
 
     Returns:
-        A functional model that returns `{"logits": [B, classes], "routing": {block: [B, experts]}}`.
+        A functional model that returns `{"logits": [B, classes], "routing": {block: [B, experts]}}`, and `features` if
+        it was given them.
 
     Raises:
         ConfigurationError: it isn't such a classifier; says in what.
@@ -49,23 +105,24 @@ def with_routing(network: keras.Model) -> keras.Model:
             f"A network is served with RGB rows, so it needs one input [batch, height, width, 3], not {shapes}; "
             "repeat or drop channels inside the network."
         )
-    if any(_holds_condconv(layer) for layer in network.layers if isinstance(layer, keras.Model)):
+    if _models_to_dissolve(network):
         network = _dissolved(network)
     output = network.output
-    given = isinstance(output, Mapping) and "logits" in output and set(output) <= {"logits", "routing"}
+    given = output if isinstance(output, Mapping) and "logits" in output and set(output) <= _NAMES else {}
     if not given and len(network.outputs) != 1:
         raise ConfigurationError(
-            "A network must return its logits alone, or a dict of `logits` and `routing`, not "
-            f"{len(network.outputs)} outputs."
+            "A network must return its logits alone, or a dict of `logits` and, if you name them yourself, `routing` "
+            f"and `features`, not {len(network.outputs)} outputs."
         )
-    logits = output["logits"] if given else network.outputs[0]
-    routing = output.get("routing") if given else None
+    logits = given.get("logits", network.outputs[0])
     graph = ModelGraph(network)
-    if routing is None:
-        routing = _find_routing(graph)
+    routing = given["routing"] if "routing" in given else _find_routing(graph)
     _check(logits, routing)
-    logits = _without_softmax(graph, logits)
-    return keras.Model(network.inputs[0], {"logits": logits, "routing": dict(routing)}, name=network.name)
+    outputs = {"logits": _without_softmax(graph, logits), "routing": dict(routing)}
+    if "features" in given:
+        _check_features(given["features"])
+        outputs["features"] = given["features"]
+    return keras.Model(network.inputs[0], outputs, name=network.name)
 
 
 def _functional(network: keras.Model) -> keras.Model:
@@ -76,8 +133,19 @@ def _functional(network: keras.Model) -> keras.Model:
     return network
 
 
-def _holds_condconv(model: keras.Model) -> bool:
-    return any(is_condconv(layer) for layer in layers_within(model))
+def _models_to_dissolve(network: keras.Model) -> set[int]:
+    """Ids of the models directly inside that hold CondConv layers, and of one that computes the logits."""
+    output = network.output
+    logits = output["logits"] if isinstance(output, Mapping) and "logits" in output else network.outputs[0]
+    last = ModelGraph(network).producer(logits)
+    return {
+        id(model)
+        for model in network.layers
+        if isinstance(model, keras.Model)
+        and (
+            any(is_condconv(layer) for layer in layers_within(model)) or (last is not None and last.operation is model)
+        )
+    }
 
 
 def _dissolved(network: keras.Model) -> keras.Model:
@@ -88,13 +156,16 @@ def _dissolved(network: keras.Model) -> keras.Model:
         return keras.Model(inputs, _replay(network, inputs), name=network.name)
     except ValueError as error:
         raise ConfigurationError(
-            f"{network.name!r} holds models with CondConv layers, which are dissolved into it, but then: {error}"
+            f"{network.name!r} holds models with CondConv layers or its last layer, which are dissolved into it, but "
+            f"then: {error}"
         ) from error
 
 
 def _replay(network: keras.Model, inputs: Tensor) -> Any:
+    to_dissolve = _models_to_dissolve(network)
+
     def resolve(operation: Any) -> Any:
-        if not isinstance(operation, keras.Model) or not _holds_condconv(operation):
+        if id(operation) not in to_dissolve:
             return operation
         inner = _functional(operation)
         return lambda x, **_: _replay(inner, x)
@@ -125,6 +196,25 @@ def _check(logits: Tensor, routing: Any) -> None:
     for block, weights in routing.items():
         if not isinstance(block, str) or not block or len(weights.shape) != 2 or weights.shape[-1] is None:
             raise ConfigurationError(f"The routing weights of {block!r} must be [batch, experts], not {weights.shape}.")
+
+
+def _check_features(features: Any) -> None:
+    if not isinstance(features, keras.KerasTensor) or len(features.shape) != 2 or not _is_vector(features):
+        raise ConfigurationError("`features` must be [batch, features].")
+
+
+def _is_vector(tensor: Tensor) -> bool:
+    """Whether a tensor has one known axis, and all others but the batch are 1."""
+    *others, numbers = tensor.shape
+    return numbers is not None and len(others) > 0 and all(size == 1 for size in others[1:])
+
+
+def _goes_one_by_one(call: Call) -> bool:
+    """Whether a call keeps a vector's length, as norms, scales, and layers do that reshape it."""
+    if len(call.inputs) != 1 or len(call.outputs) != 1 or isinstance(call.operation, keras.Model):
+        return False
+    before, after = call.inputs[0], call.outputs[0]
+    return _is_vector(before) and _is_vector(after) and before.shape[-1] == after.shape[-1]
 
 
 def _without_softmax(graph: ModelGraph, logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
-from condconv_serve.domain import LOGITS, ROUTING, Row, Tensors
+from condconv_serve.domain import Row, Tensors
 from condconv_serve.errors import OutOfMemory
 from condconv_serve.runtime.inference_graph import INPUT, InferenceGraph
 from condconv_serve.runtime.plan import Precision
@@ -86,20 +86,20 @@ class TensorFlowEngine:
             precision: bfloat16 lets Grappler convert the operations that gain from it.
             threads_per_stream: 1 keeps mixed kernels and activations in the cache of the stream's core.
         """
-        self._row_type, self._resources = graph.row_type, graph.resources
+        self._row_type, self._outputs, self._resources = graph.row_type, graph.outputs, graph.resources
         tf_graph = tf.Graph()
         with tf_graph.as_default():
             tf.graph_util.import_graph_def(graph.graph_def, name="")
         self._session = open_session(tf_graph, precision=precision, threads=threads_per_stream)
-        self._compute = self._session.make_callable([f"{LOGITS}:0", f"{ROUTING}:0"], feed_list=[f"{INPUT}:0"])
+        self._compute = self._session.make_callable([f"{name}:0" for name in graph.outputs], feed_list=[f"{INPUT}:0"])
         # The first call optimises the graph, which needs many copies of the weights; streams would all do so at once.
         self(np.zeros((1, graph.image_size, graph.image_size, 3), np.uint8))
 
     def __call__(self, rows: Row, stream: int = 0) -> Tensors:
         """Compute `[B, image_size, image_size, 3]`; any stream may."""
         with reporting_memory():
-            logits, routing = self._compute(rows.astype(self._row_type, casting="safe", copy=False))
-        return {LOGITS: logits, ROUTING: routing}
+            found = self._compute(rows.astype(self._row_type, casting="safe", copy=False))
+        return dict(zip(self._outputs, found, strict=True))
 
     def close(self) -> None:
         """Release the graph and its weights."""

@@ -36,7 +36,7 @@ class XlaEngine:
         """Put the weights on every device. Each batch size is compiled when it is first computed.
 
         Args:
-            model: takes normalised pixels, returns `logits` and `routing`.
+            model: takes normalised pixels, returns `logits` and `routing`, as for `freeze`.
             preprocessing: its mean and standard deviation go into the computation.
             devices: TensorFlow's names, such as "GPU:0".
             precision: of the convolutions; routing and logits are always float32.

@@ -8,12 +8,13 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import LOGITS, ROUTING, Preprocessing, Row, Tensors
+from condconv_serve.domain import FEATURES, LOGITS, ROUTING, Preprocessing, Row, Tensors
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.runtime import engines, openvino_engine
 from condconv_serve.runtime.devices import Machine
 from condconv_serve.runtime.inference_graph import InferenceGraph, freeze
 from condconv_serve.runtime.openvino_engine import compiled_sizes, split
+from condconv_serve.runtime.outputs import with_features
 from condconv_serve.runtime.plan import EngineOptions, Precision, make_plan
 from condconv_serve.runtime.xla_engine import XlaEngine
 from condconv_serve.telemetry.metrics import Metrics
@@ -26,7 +27,7 @@ PREPROCESSING = Preprocessing(transform="official", image_size=64)
 MACHINE = Machine(cores=2, cpu_bfloat16=False, openvino=True)
 Randomise = Callable[[Any], Any]
 AssertClose = Callable[..., None]
-Expected = tuple[NDArray[np.float32], NDArray[np.float32]]
+Expected = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]
 Rows = NDArray[np.uint8]
 
 
@@ -47,9 +48,10 @@ def rows() -> Rows:
 
 
 def plain(network: Any, rows: NDArray[Any]) -> Expected:
-    """What Keras computes: logits and routing."""
-    outputs = network((rows.astype(np.float32) - 127) / 128, training=False)
-    return np.asarray(outputs["logits"]), np.stack([np.asarray(r) for r in outputs["routing"].values()], axis=1)
+    """What Keras computes: logits, routing and features."""
+    outputs = with_features(network)((rows.astype(np.float32) - 127) / 128, training=False)
+    routing = np.stack([np.asarray(r) for r in outputs["routing"].values()], axis=1)
+    return np.asarray(outputs["logits"]), routing, np.asarray(outputs["features"])
 
 
 def built(network: Any, **asked: Any) -> Any:
@@ -67,6 +69,7 @@ def test_any_batch_size_gives_what_keras_computes(
         output = engine(rows[:count])
         assert_close(output["logits"], expected[0][:count], 1e-4)
         assert_close(output["routing"], expected[1][:count], 1e-4)
+        assert_close(output["features"], expected[2][:count], 1e-4)
     engine.close()
 
 
@@ -110,12 +113,17 @@ def test_xla_pads_and_cuts(precision: Precision, small: Any, rows: Rows, assert_
     metrics = Metrics(CollectorRegistry())
     engine = XlaEngine(small, PREPROCESSING, devices=("CPU:0",), precision=precision, max_batch_size=4, metrics=metrics)
     output = engine(rows[:7])
-    assert_close(output["logits"], plain(small, rows[:7])[0], 1e-4 if precision == "float32" else 5e-2)
+    logits, _, features = plain(small, rows[:7])
+    relative = 1e-4 if precision == "float32" else 5e-2
+    assert_close(output["logits"], logits, relative)
+    assert_close(output["features"], features, relative)
+    assert output["features"].dtype == np.float32
     assert metrics.registry.get_sample_value("condconv_padding_rows_total") == 1
 
 
 def ones(rows: Row, stream: int) -> Tensors:
-    return {LOGITS: np.ones((len(rows), 7), np.float32), ROUTING: np.ones((len(rows), 2, 3), np.float32)}
+    shapes = {LOGITS: (7,), ROUTING: (2, 3), FEATURES: (12,)}
+    return {name: np.ones((len(rows), *shape), np.float32) for name, shape in shapes.items()}
 
 
 def test_wrong_answers_make_tensorflow_take_over_and_say_why(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from condconv_serve.domain import Preprocessing
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.runtime.inference_graph import freeze
 from condconv_serve.runtime.lowering import CPU, XLA, ConvCall, Lowering, NativeLowering, lower
+from condconv_serve.runtime.outputs import with_features
 from tests.unit.runtime.native.interpreter import NumpyKernels
 from tests.unit.runtime.networks import (
     NETWORKS,
@@ -37,15 +38,18 @@ def test_lowered_networks_compute_what_keras_computes(
     apply: Apply, randomise: Randomise, run_graph: Run, assert_close: AssertClose
 ) -> None:
     model = randomise(network(apply))
-    expected = model(NORMALISED, training=False)
+    expected = with_features(model)(NORMALISED, training=False)
     frozen = run_graph(freeze(model, PREPROCESSING, lowering=CPU), ROWS)
     assert_close(frozen["logits"], expected["logits"], 1e-4)
+    assert_close(frozen["features"], expected["features"], 1e-4)
     assert_close(frozen["routing"][:, 0], expected["routing"]["block_0"], 1e-4)
     kernels = NumpyKernels()
     native = run_graph(freeze(model, PREPROCESSING, lowering=NativeLowering(kernels=kernels)), ROWS)
     assert_close(native["logits"], expected["logits"], 1e-5)
+    assert_close(native["features"], expected["features"], 1e-5)
     assert_close(native["routing"][:, 0], expected["routing"]["block_0"], 1e-5)
-    for_xla = lower(model, XLA)(NORMALISED)  # which is compiled, not frozen
+    for_xla = lower(with_features(model), XLA)(NORMALISED)  # which is compiled, not frozen
+    assert_close(for_xla["features"], expected["features"], 1e-4)
     assert_close(for_xla["logits"], expected["logits"], 1e-4)
     assert_close(for_xla["routing"]["block_0"], expected["routing"]["block_0"], 1e-4)
 

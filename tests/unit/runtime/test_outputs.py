@@ -6,11 +6,19 @@ import numpy as np
 import pytest
 from keras import layers
 
-from condconv_serve.domain import Preprocessing, RoutingLayout
+from condconv_serve.domain import OutputSpec, Preprocessing, RoutingLayout
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.nn import (
+    ARCHITECTURES,
+    CondConv2D,
+    DepthwiseCondConv2D,
+    network_from_json,
+    network_to_json,
+    outline,
+)
 from condconv_serve.runtime.inference_graph import freeze
-from condconv_serve.runtime.outputs import routing_layout, with_routing
+from condconv_serve.runtime.model_graph import ModelGraph
+from condconv_serve.runtime.outputs import find_features, output_specs, routing_layout, with_features, with_routing
 from tests.unit.runtime.samples import small_efficientnet
 
 pytestmark = pytest.mark.tensorflow
@@ -144,6 +152,7 @@ def two_inputs() -> Any:
         (lambda: model(lambda x: head(x, 1, activation="sigmoid")), "at least two classes"),
         (lambda: model(lambda x: head(x, activation="sigmoid")), "'logits' has the activation 'sigmoid'"),
         (lambda: model(lambda x: {"logits": head(x), "routing": {"a": x}}), r"'a' must be \[batch, experts\]"),
+        (lambda: model(lambda x: {"logits": head(x), "features": x}), r"`features` must be \[batch, features\]"),
     ],
 )
 def test_other_networks_are_refused(network: Callable[[], Any], says: str) -> None:
@@ -154,3 +163,110 @@ def test_other_networks_are_refused(network: Callable[[], Any], says: str) -> No
 def test_freezing_a_subclassed_model_says_what_to_do() -> None:
     with pytest.raises(ConfigurationError, match="only functional models can be served"):
         freeze(Subclassed(name="mine"), PREPROCESSING)
+
+
+def pooled(x: Any, **options: Any) -> Any:
+    return layers.GlobalAveragePooling2D(name="features", **options)(layers.Conv2D(6, 3, name="conv")(x))
+
+
+def by_a_convolution(x: Any) -> Any:
+    """As MobileNet V1 ends."""
+    x = layers.Dropout(0.5)(pooled(x, keepdims=True))
+    return layers.Reshape((5,))(layers.Conv2D(5, 1)(x))
+
+
+def by_a_condconv(x: Any) -> Any:
+    routing = route(x, 3)
+    return layers.Flatten()(CondConv2D(5, 1, 3)(pooled(x, keepdims=True), routing))
+
+
+def scaled(x: Any) -> Any:
+    return keras.ops.multiply(layers.Dense(5)(pooled(x)), 0.1)
+
+
+def by_two_layers(x: Any) -> Any:
+    hidden = layers.Dense(6, activation="relu", name="hidden")(layers.Flatten()(x))
+    return layers.Dense(5)(layers.Identity(name="features")(hidden))
+
+
+def by_an_inner_model(x: Any) -> Any:
+    inputs = keras.Input((14, 14, 6))
+    y = layers.GlobalAveragePooling2D(name="features")(inputs)
+    inner = keras.Model(inputs, layers.Dense(5, activation="softmax")(y))
+    outer_inputs = keras.Input(x.shape[1:])
+    outer = keras.Model(outer_inputs, inner(layers.Conv2D(6, 3)(outer_inputs)))
+    return outer(x)
+
+
+FOUND = {
+    "pooled": lambda x: layers.Dense(5)(pooled(x)),
+    "dropout": lambda x: layers.Dense(5)(layers.Dropout(0.5)(pooled(x))),
+    "softmax": lambda x: layers.Softmax()(layers.Dense(5)(pooled(x))),
+    "softmax of the layer": lambda x: layers.Dense(5, activation="softmax")(pooled(x)),
+    "norm after the last layer": lambda x: layers.BatchNormalization()(layers.Dense(5)(pooled(x))),
+    "scaled": scaled,
+    "convolution": by_a_convolution,
+    "CondConv": by_a_condconv,
+    "two layers": by_two_layers,
+    "inner models": by_an_inner_model,
+}
+
+
+def output_of(network: Any, name: str) -> Any:
+    (call,) = [call for call in ModelGraph(network).calls if call.operation.name == name]
+    return call.outputs[0]
+
+
+@pytest.mark.parametrize("last", FOUND.values(), ids=FOUND)
+def test_features_are_what_the_last_layer_reads(
+    last: Callable[[Any], Any], randomise: Randomise, run_graph: Run, assert_close: AssertClose
+) -> None:
+    network = randomise(with_routing(model(last)))
+    assert OutputSpec("features", (6,)) in output_specs(network)
+    rows = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    wanted = keras.Model(network.inputs[0], output_of(network, "features"))
+    expected = np.asarray(wanted((rows.astype(np.float32) - 127) / 128, training=False)).reshape(3, 6)
+    assert_close(run_graph(freeze(network, PREPROCESSING), rows)["features"], expected, 1e-4)
+
+
+def pooled_at_last(x: Any) -> Any:
+    """As SqueezeNet ends."""
+    return layers.GlobalAveragePooling2D()(layers.Conv2D(5, 1)(x))
+
+
+def summed(x: Any) -> Any:
+    return layers.Add()([layers.Dense(5)(pooled(x)), layers.Dense(5)(layers.Flatten()(x))])
+
+
+def without_a_last_layer(x: Any) -> Any:
+    return layers.GlobalMaxPooling2D()(layers.Conv2D(5, 3)(x))
+
+
+@pytest.mark.parametrize("last", [pooled_at_last, summed, without_a_last_layer])
+def test_networks_without_features(last: Callable[[Any], Any], run_graph: Run) -> None:
+    network = with_routing(model(last))
+    assert find_features(network) is None
+    assert with_features(network) is network
+    assert [output.name for output in output_specs(network)] == ["logits", "routing"]
+    assert list(run_graph(freeze(network, PREPROCESSING), np.zeros((2, 16, 16, 3), np.uint8))) == ["logits", "routing"]
+
+
+def test_features_may_be_named_by_the_network(randomise: Randomise, run_graph: Run, assert_close: AssertClose) -> None:
+    def last(x: Any) -> Any:
+        features = layers.GlobalMaxPooling2D(name="mine")(layers.Conv2D(4, 3)(x))
+        return {"logits": pooled_at_last(x), "features": features}
+
+    network = with_routing(model(last))
+    network = randomise(network_from_json(network_to_json(network), image_size=16))
+    assert output_specs(network)[-1] == OutputSpec("features", (4,))
+    rows = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    expected = network((rows.astype(np.float32) - 127) / 128, training=False)["features"]
+    assert_close(run_graph(freeze(network, PREPROCESSING), rows)["features"], expected, 1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_family_has_features(name: str) -> None:
+    network = outline(lambda: small_efficientnet(name, image_size=32))
+    features = find_features(network)
+    assert features is not None
+    assert features.shape[-1] == network.get_layer("logits").kernel.shape[0]

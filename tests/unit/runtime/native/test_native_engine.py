@@ -60,6 +60,7 @@ def test_every_architecture_at_an_odd_size(
     for count in (1, 3, 8, 11):
         found = engine(ROWS[:count])
         assert_close(found["logits"], exact["logits"][:count], 1e-5)
+        assert_close(found["features"], exact["features"][:count], 1e-5)
         if exact["routing"].size:
             assert_close(found["routing"], exact["routing"][:count], 1e-5)
     engine.close()

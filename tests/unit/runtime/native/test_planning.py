@@ -13,6 +13,7 @@ from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.runtime.kernels.program import Activation, BankType, Place, Step, StepKind, ValueType
 from condconv_serve.runtime.lowering import NativeLowering, lower
 from condconv_serve.runtime.lowering.native.fusing import MAX_PRODUCER_DEPTH
+from condconv_serve.runtime.outputs import with_features
 from tests.unit.runtime.native.interpreter import NumpyKernels
 from tests.unit.runtime.networks import network, squeezed, static
 
@@ -157,6 +158,22 @@ def test_the_same_mean_is_computed_once() -> None:
         return layers.Multiply()([layers.Conv2D(4, 3)(layers.Multiply()([x, means[0]])), layers.Conv2D(4, 3)(x)])
 
     assert sum(step.kind is StepKind.POOL for step in planned(apply).steps) == 3  # router, classifier, and here
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_features_cost_no_step(bfloat16: bool) -> None:
+    """The program writes them where the caller reads them, instead of into its scratch memory."""
+    model = network(expanded(16))
+    programs = []
+    for one in (model, with_features(model)):
+        kernels = NumpyKernels()
+        lower(one, NativeLowering(kernels=kernels, bfloat16=bfloat16), preprocessing=PREPROCESSING)
+        programs += [program.spec for program in kernels.programs]
+    without, with_them = programs
+    assert [text(step) for step in with_them.steps] == [text(step) for step in without.steps]
+    outputs = [[v.shape for v in spec.values if v.place is Place.OUTPUT] for spec in programs]
+    assert sorted(outputs[1]) == sorted([*outputs[0], (16,)])
+    assert len(with_them.values) == len(without.values)
 
 
 def test_pixels_are_normalised_by_the_first_convolution() -> None:
