@@ -78,7 +78,9 @@ async def test_photos_and_pixels_are_answered_alike(subject: Subject) -> None:
     noted = facts()
     by_photo = await inference.infer(noted, request(photo(1), photo(8)))
     by_pixels = await inference.infer(facts(), request(pixels(1), pixels(8, np.float32)))
-    assert list(by_photo.tensors) == ["logits", "routing", "probabilities", "label"], "all, if none is named"
+    assert list(by_photo.tensors) == ["logits", "routing", "features", "probabilities", "label"], (
+        "all, if none is named"
+    )
     for name, values in by_photo.tensors.items():
         np.testing.assert_array_equal(values, by_pixels.tensors[name])
     assert (noted.model, noted.rows) == ("fake/1", 2)
@@ -144,7 +146,9 @@ async def test_a_check_before_the_body(subject: Subject) -> None:
     with pytest.raises(ModelNotFound):
         inference.check(facts(), model="other")
     house.free.clear()
-    tasks = [asyncio.create_task(inference.infer(facts(), request(pixels(1)))) for _ in range(5)]
+    tasks = [asyncio.create_task(inference.infer(facts(), request(pixels(1))))]
+    await until(lambda: house.batcher.submitted == 1 and house.read("condconv_queue_rows") == 0)  # in a batch
+    tasks += [asyncio.create_task(inference.infer(facts(), request(pixels(1)))) for _ in range(4)]
     await until(lambda: house.batcher.submitted == 5)
     with pytest.raises(QueueFull):
         inference.check(facts())

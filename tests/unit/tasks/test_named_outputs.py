@@ -25,6 +25,7 @@ def test_outputs_with_shapes_and_types() -> None:
     assert found == {
         "logits": ((6,), "float32"),
         "routing": ((2, 3), "float32"),
+        "features": ((3,), "float32"),
         "probabilities": ((6,), "float32"),
         "label": ((), "str"),
     }
@@ -49,5 +50,7 @@ def test_answers_have_what_was_asked_for_in_that_order() -> None:
 
 
 def test_unknown_outputs_are_refused() -> None:
-    with pytest.raises(InvalidParameter, match="no output 'boxes'; it has logits, routing, probabilities, label"):
+    with pytest.raises(
+        InvalidParameter, match="no output 'boxes'; it has logits, routing, features, probabilities, label"
+    ):
         NamedOutputs(("logits", "boxes")).check(MODEL)
