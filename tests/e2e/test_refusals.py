@@ -180,7 +180,7 @@ def test_hostile_names_are_not_echoed_at_length(client: httpx.Client) -> None:
             "topk=3",
             422,
             "invalid_parameter",
-            "topk: no such parameter. Parameters are top_k, model, version, timeout_ms",
+            "topk: no such parameter. Parameters are top_k, threshold, model, version, timeout_ms",
         ),
         ("timeout_ms=0", 422, "invalid_parameter", "greater than or equal to 1"),
         ("timeout_ms=30001", 422, "invalid_parameter", "at most 30000, not 30001"),

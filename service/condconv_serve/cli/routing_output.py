@@ -81,7 +81,7 @@ class Kept:
             return
         made_by, wanted = _made_by(self._model, interrupted=interrupted), self._wanted
         if wanted.plot is not None:
-            traces = [(f"{name}\n{found.classes[0].label}", found.routing) for name, found in predictions]
+            traces = [(f"{name}\n{found.best.label}", found.routing) for name, found in predictions]
             plot_routing(traces, wanted.plot, wanted.look(wanted.plot, made_by))
             say(f"wrote {wanted.plot}", console=err)
         for path in wanted.data:
@@ -170,7 +170,7 @@ def _made_by(model: ServedModel, *, interrupted: bool) -> Provenance:
 
 def print_routing(name: str, prediction: Prediction) -> None:
     """Print an image's weights."""
-    best = prediction.classes[0]
+    best = prediction.best
     if not prediction.routing.layout:
         say(f"{name}: {best.label}; a static network has no routing.")
         return

@@ -25,8 +25,17 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """Classification's answer for one image."""
+    """Classification's answer for one image.
 
+    Attributes:
+        best: the most probable class.
+        classes: those that were asked for, best first; empty if `best` doesn't reach the threshold.
+        routing: the routing weights.
+        timings: where the time went.
+        batch_size: rows in its batch.
+    """
+
+    best: ClassScore
     classes: tuple[ClassScore, ...]
     routing: RoutingTrace
     timings: Timings

@@ -25,7 +25,7 @@ def to_csv(results: Sequence[ClassifiedImage]) -> bytes:
         if result.prediction is None:
             writer.writerow((*start, "", "", "", "", "", result.error.slug if result.error else ""))
             continue
-        best, trace = result.prediction.classes[0], result.prediction.routing
+        best, trace = result.prediction.best, result.prediction.routing
         for block, weights in trace.by_block().items():
             for expert, weight in enumerate(weights.tolist()):
                 writer.writerow((*start, best.index, best.probability, block, expert, weight, ""))
@@ -51,8 +51,8 @@ def to_npz(results: Sequence[ClassifiedImage], layout: RoutingLayout, *, made_by
     for number, result in enumerate(results):
         if result.prediction is not None:
             routing[number] = layout.blanked(result.prediction.routing.weights)
-            classes[number] = result.prediction.classes[0].index
-            probabilities[number] = result.prediction.classes[0].probability
+            classes[number] = result.prediction.best.index
+            probabilities[number] = result.prediction.best.probability
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,

@@ -123,7 +123,7 @@ def insight_view(prediction: Prediction, model: ModelInfo | None, *, live: LiveR
     """What stands out in one image's routing. Without the model or live statistics, some fields are absent."""
     known = None
     if model is not None:
-        index = prediction.classes[0].index
+        index = prediction.best.index
         seen = (lambda: None) if live is None else partial(live.class_of, model, index)
         known = class_profile_of(index, profile=model.routing_profile, live=seen)
     found = insight(prediction.routing, profile=None if model is None else model.routing_profile, class_profile=known)

@@ -20,27 +20,33 @@ class Classify:
 
     Attributes:
         top_k: how many classes to return, best first; `DEFAULT_TOP_K`, or all if there are fewer, if None.
+        threshold: of these, classes with a smaller probability are left out, perhaps all.
     """
 
     top_k: int | None = None
+    threshold: float = 0.0
 
     def check(self, model: ModelInfo) -> None:
-        """Refuse an impossible `top_k`.
+        """Refuse an impossible `top_k` or `threshold`.
 
         Raises:
-            InvalidParameter: it is not between 1 and the model's number of classes.
+            InvalidParameter: it is not between 1 and the model's number of classes, or not between 0 and 1.
         """
         if self.top_k is not None and not 1 <= self.top_k <= len(model.labels):
             raise InvalidParameter(
                 f"top_k must be from 1 to {len(model.labels)}, the number of classes of {model.name}, not {self.top_k}."
             )
+        if not 0 <= self.threshold <= 1:
+            raise InvalidParameter(f"threshold must be from 0 to 1, not {self.threshold}.")
 
     def answer(self, row: RowAnswer, model: ModelInfo) -> Prediction:
         """The classes, the routing, and where the time went."""
         top_k = min(DEFAULT_TOP_K, len(model.labels)) if self.top_k is None else self.top_k
         logits = row.tensors[LOGITS]
+        classes = best_classes(logits, softmax(logits), model.labels, top_k=top_k)
         return Prediction(
-            classes=best_classes(logits, softmax(logits), model.labels, top_k=top_k),
+            best=classes[0],
+            classes=tuple(scored for scored in classes if scored.probability >= self.threshold),
             routing=RoutingTrace(model.routing, row.tensors[ROUTING]),
             timings=row.timings,
             batch_size=row.batch_size,

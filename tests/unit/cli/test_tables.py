@@ -71,7 +71,8 @@ def test_what_a_program_reads(capsys):
 def test_weights_are_never_cut(experts, width, boxed, monkeypatch):
     weights = np.linspace(0, 1, 2 * experts, dtype=np.float32).reshape(2, experts)
     prediction = Prediction(
-        classes=(ClassScore(0, "tench", None, 0.5),),
+        best=ClassScore(0, "tench", None, 0.5),
+        classes=(),
         routing=RoutingTrace(RoutingLayout(("block_8", "block_15"), (experts, experts)), weights),
         timings=Timings(decode=0, queue=0, inference=0, total=0),
         batch_size=1,

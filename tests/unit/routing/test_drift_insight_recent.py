@@ -164,7 +164,8 @@ def test_statistics_are_only_asked_about_classes_that_the_profile_lacks(monkeypa
 
     def source_of(index):
         prediction = Prediction(
-            classes=(ClassScore(index, "label", None, 0.5),),
+            best=ClassScore(index, "label", None, 0.5),
+            classes=(),
             routing=RoutingTrace(layout, routing[0]),
             timings=timings,
             batch_size=1,
@@ -185,8 +186,10 @@ BLOCKS = ("block_1",)
 
 def request(name, images=1, *, experts=4, classes=0):
     batch = np.ones((8, 1, experts), np.float32)
+    scored = tuple(ClassScore(i, "label of the model", None, i / 7) for i in range(1000, 1000 + classes))
     prediction = Prediction(
-        classes=tuple(ClassScore(i, "label of the model", None, i / 7) for i in range(1000, 1000 + classes)),
+        best=ClassScore(0, "label", None, 0.5),
+        classes=scored,
         routing=RoutingTrace(even_layout(BLOCKS, experts), batch[3]),
         timings=Timings(decode=0, queue=0, inference=0, total=0),
         batch_size=8,

@@ -45,6 +45,35 @@ def test_possible_top_k(top_k):
 
 
 @pytest.mark.parametrize(
+    ("top_k", "threshold", "found"),
+    [
+        (None, 0.0, [3, 1, 0, 2, 4]),
+        (None, 0.1, [3, 1]),
+        (1, 0.1, [3]),
+        (None, 0.3, [3]),
+        (None, 0.51, []),
+        (1, 1.0, []),
+    ],
+)
+def test_classes_below_the_threshold_are_left_out_of_the_top_k(top_k, threshold, found):
+    logits = np.log([0.0625, 0.25, 0.0625, 0.5, 0.0625, 0.0625])
+    answer = Classify(top_k, threshold).answer(row(logits), model_info(classes=CLASSES))
+    assert [c.index for c in answer.classes] == found
+    assert (answer.best.index, answer.best.probability) == (3, pytest.approx(0.5)), "whatever the threshold"
+
+
+@pytest.mark.parametrize(("threshold", "found"), [(0.5, 2), (np.nextafter(0.5, 1), 0)])
+def test_a_class_that_just_reaches_the_threshold_stays(threshold, found):
+    assert len(Classify(threshold=threshold).answer(row([1, 1]), model_info(classes=2)).classes) == found
+
+
+@pytest.mark.parametrize("threshold", [-0.01, 1.01, np.nan, np.inf])
+def test_impossible_threshold(threshold):
+    with pytest.raises(InvalidParameter, match=r"threshold must be from 0 to 1, not "):
+        Classify(threshold=threshold).check(model_info(classes=CLASSES))
+
+
+@pytest.mark.parametrize(
     ("logits", "order"),
     [
         ([0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0]),

@@ -132,7 +132,7 @@ async def classify(request: Request, kind: type[Parameters], context: AppContext
         request,
         context.images.run(
             images,
-            Classify(parameters.top_k),
+            Classify(parameters.top_k, parameters.threshold),
             model=parameters.model,
             version=parameters.version,
             priority=gatekeeper.priority(parameters.priority),

@@ -88,5 +88,5 @@ async def exported(classification: Classification, form: RoutingFormat, drawer: 
 
 
 def _title(result: ClassifiedImage, prediction: Prediction) -> str:
-    best = prediction.classes[0]
+    best = prediction.best
     return f"{result.filename or f'image {result.id}'}\n{best.label} {best.probability:.0%}"

@@ -23,6 +23,8 @@ def _no_boolean(value: Any) -> Any:
 
 NoBoolean = BeforeValidator(_no_boolean)
 Whole = Annotated[int, NoBoolean]
+Share = Annotated[float, NoBoolean, Field(ge=0, le=1, allow_inf_nan=False)]
+"""A number from 0 to 1."""
 
 
 class RoutingParameters(BaseModel):
@@ -34,6 +36,11 @@ class RoutingParameters(BaseModel):
         None,
         ge=1,
         description="How many classes to return, best first. Absent: 5, or all if the model has fewer.",
+    )
+    threshold: Share = Field(
+        0.0,
+        description="Of these, classes with a smaller probability are left out. If even the best one has, `classes` is "
+        "an empty list.",
     )
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
     version: str | None = Field(None, max_length=MAX_NAME, description=VERSION)
@@ -126,7 +133,9 @@ class PredictionBody(BaseModel):
 
     id: str
     filename: str | None = None
-    classes: list[ClassBody] | None = None
+    classes: list[ClassBody] | None = Field(
+        None, description="The most probable classes, best first; empty if none reaches the threshold."
+    )
     routing: RoutingBody | None = Field(
         None, description="Routing weights, 0 to 1, of every expert by CondConv block; `{}` for a static network."
     )
