@@ -36,6 +36,7 @@ RandomTranslation RandomZoom RandomErasing RandomHue RandomSaturation RandomShar
 _LAYERS = frozenset(_LAYER_NAMES.split())
 _OURS = {
     "CondConv2D": "condconv_serve.nn.condconv",
+    "CondConvDense": "condconv_serve.nn.condconv_dense",
     "DepthwiseCondConv2D": "condconv_serve.nn.condconv",
     "PerExpertInitializer": "condconv_serve.nn.condconv",
 }
@@ -185,7 +186,7 @@ def _refusal(item: dict[str, Any]) -> str:
         )
     return (
         f"{kind}{where} can't be stored in a bundle: a network is made of Keras's own layers for images (no Lambda, "
-        "no classes of your own), CondConv2D and DepthwiseCondConv2D."
+        "no classes of your own), CondConv2D, DepthwiseCondConv2D and CondConvDense."
     )
 
 
