@@ -7,13 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from condconv_serve.nn.condconv import PerExpertInitializer
+from condconv_serve.nn.experts import ExpertLayer, whole
 
 Tensor = Any
 
 
 @keras.saving.register_keras_serializable(package="condconv")
-class CondConvDense(keras.layers.Layer):
+class CondConvDense(ExpertLayer):
     """Fully connected layer with one matrix per example, mixed from `num_experts` experts.
 
     Called with `inputs` `[B, C]` and `routing_weights` `[B, num_experts]` (usually sigmoids); returns `[B, units]`. The
@@ -34,62 +34,18 @@ class CondConvDense(keras.layers.Layer):
     """
 
     def __init__(
-        self,
-        units: int,
-        num_experts: int,
-        *,
-        activation: Any = None,
-        use_bias: bool = True,
-        kernel_initializer: Any = "glorot_uniform",
-        bias_initializer: Any = "zeros",
-        kernel_regularizer: Any = None,
-        bias_regularizer: Any = None,
-        kernel_constraint: Any = None,
-        bias_constraint: Any = None,
-        **kwargs: Any,
+        self, units: int, num_experts: int, *, kernel_initializer: Any = "glorot_uniform", **kwargs: Any
     ) -> None:
         """See the class."""
-        super().__init__(**kwargs)
-        for name, value in (("units", units), ("num_experts", num_experts)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number from 1 on, not {value!r}.")
-        self.units = units
-        self.num_experts = num_experts
-        self.activation = keras.activations.get(activation)
-        self.use_bias = bool(use_bias)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self.bias_constraint = keras.constraints.get(bias_constraint)
+        super().__init__(num_experts, kernel_initializer=kernel_initializer, **kwargs)
+        self.units = whole(units, "units")
 
     def build(self, inputs_shape: tuple[int | None, ...], routing_weights_shape: tuple[int | None, ...]) -> None:
         """Create the experts."""
         if len(inputs_shape) != 2 or inputs_shape[-1] is None:
             raise ValueError(f"{self.name} takes inputs [batch, channels], not shape {inputs_shape}.")
-        if len(routing_weights_shape) != 2 or routing_weights_shape[-1] != self.num_experts:
-            raise ValueError(
-                f"{self.name} takes routing_weights [batch, {self.num_experts}], not shape {routing_weights_shape}."
-            )
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(self.num_experts, inputs_shape[-1], self.units),
-            initializer=PerExpertInitializer(self.kernel_initializer),
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-        )
-        self.bias = (
-            self.add_weight(
-                name="bias",
-                shape=(self.num_experts, self.units),
-                initializer=PerExpertInitializer(self.bias_initializer),
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
-            )
-            if self.use_bias
-            else None
-        )
+        self.check_routing(routing_weights_shape)
+        self.add_experts((inputs_shape[-1], self.units), self.units)
 
     def call(self, inputs: Tensor, routing_weights: Tensor) -> Tensor:
         """Multiply each example with its own matrix, all in one product."""
@@ -106,19 +62,7 @@ class CondConvDense(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "num_experts": self.num_experts,
-            "activation": keras.activations.serialize(self.activation),
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
-            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
-            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
-            "bias_constraint": keras.constraints.serialize(self.bias_constraint),
-        }
+        return {**super().get_config(), "units": self.units}
 
 
 def mixed_product(inputs: Tensor, routing_weights: Tensor, experts: Tensor) -> Tensor:

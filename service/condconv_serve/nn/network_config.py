@@ -38,7 +38,7 @@ _OURS = {
     "CondConv2D": "condconv_serve.nn.condconv",
     "CondConvDense": "condconv_serve.nn.condconv_dense",
     "DepthwiseCondConv2D": "condconv_serve.nn.condconv",
-    "PerExpertInitializer": "condconv_serve.nn.condconv",
+    "PerExpertInitializer": "condconv_serve.nn.experts",
 }
 _MODELS = {"Functional": "keras.src.models.functional", "Sequential": "keras"}
 # Operations that `x + y`, `x[:, 1:]` and calls of `keras.ops` leave in a network: arithmetic, without callbacks or
