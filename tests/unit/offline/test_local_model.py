@@ -364,6 +364,14 @@ class TestAnswers:
         (failed,) = model.routing([b""])
         assert (failed.insight, failed.error.slug) == (None, "missing_image")
 
+    def test_threshold(self, model):
+        (found,) = model.predict([COFFEE], top_k=3, threshold=0.5)
+        assert [scored.label for scored in found.classes] == ["class 3"]
+        assert len(model.predict(COFFEE, top_k=3).classes) == 3
+        assert [len(result.classes) for result in model.predict_iter(COFFEE, threshold=0.5)] == [1]
+        with pytest.raises(InvalidParameter, match="threshold must be from 0 to 1"):
+            model.predict(COFFEE, threshold=2)
+
     def test_what_it_is(self, model):
         assert (model.name, model.version, model.info.task) == ("fake", "3", "classification")
         assert [label.label for label in model.labels[:2]] == ["class 0", "class 1"]
