@@ -1,0 +1,26 @@
+"""The base of all errors."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ServiceError(Exception):
+    """Base of all errors that a caller may see.
+
+    The message says what was wrong and what is allowed, in one or two sentences, without paths of the server.
+
+    Attributes:
+        status: the status code of a server's answer that said so; None where no server did.
+        request_id: the id of that request, as the server's log has it.
+    """
+
+    slug: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Internal error"
+    status: int | None = None
+    request_id: str | None = None
+
+
+def unexpected_error() -> ServiceError:
+    """What a caller may see of a defect of ours. Log the defect itself."""
+    return ServiceError("Something went wrong in the service; its log says what.")
