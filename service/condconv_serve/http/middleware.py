@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
-import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -15,20 +12,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from condconv_serve.domain.facts import RequestFacts
-from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import Draining, ServiceError, unexpected_error
 from condconv_serve.http.answer import ErrorRenderer
 from condconv_serve.http.body import OpenBodies, PatientBody
 from condconv_serve.http.scope import REQUEST_ID_HEADER, keep_facts, path_of
 from condconv_serve.telemetry.logs import request_logged_as
 from condconv_serve.telemetry.metrics import Metrics
-from condconv_serve.telemetry.tracing import RequestSpan, Tracer
+from condconv_serve.telemetry.requests import Ending, RequestBook
+from condconv_serve.telemetry.tracing import Tracer
 
 TRACE_HEADER = "traceresponse"
 """Header of the answer with the request's trace and span, written like `traceparent`."""
-
-_REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 
 logger = logging.getLogger("condconv_serve.access")
 
@@ -63,10 +57,8 @@ class RequestContext:
             bodies: keeps the bodies that are being received, and says how long they may take; all fronts share it.
         """
         self._app = app
-        self._front = front
+        self._book = RequestBook(front=front, metrics=metrics, tracer=tracer)
         self._render = render
-        self._metrics = metrics
-        self._tracer = tracer or Tracer()
         self._draining = draining
         self._bodies = bodies or OpenBodies()
 
@@ -75,11 +67,13 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.monotonic()
         headers = Headers(scope=scope)
-        parent = TraceContext.parse(headers.get("traceparent"))
-        span = self._tracer.start(parent, export=path_of(scope) not in _QUIET)
-        facts = RequestFacts(request_id=_accept(headers.get(REQUEST_ID_HEADER)), trace=span.context)
+        request = self._book.open(
+            request_id=headers.get(REQUEST_ID_HEADER),
+            traceparent=headers.get("traceparent"),
+            quiet=path_of(scope) in _QUIET,
+        )
+        facts = request.facts
         keep_facts(scope, facts)
         body = PatientBody(receive, bodies=self._bodies)
         status = 0
@@ -118,67 +112,36 @@ class RequestContext:
                 error = unexpected_error()
                 await self._render(error).send(send_with_id)
             finally:
-                self._finish(scope, facts, span, status, time.monotonic() - started)
+                request.close(ending := _ending(scope, status), quiet=ending.route in _QUIET)
 
-    def _finish(self, scope: Scope, facts: RequestFacts, span: RequestSpan, status: int, seconds: float) -> None:
-        route, method = _route(scope), scope["method"] if scope["method"] in _METHODS else "other"
-        # 499: the client went away before there was an answer.
-        code = status or 499
-        self._metrics.requests.labels(self._front, route, method, code, facts.missed).inc()
-        self._metrics.request_seconds.labels(self._front, route).observe(seconds)
-        if facts.slug:
-            self._metrics.rejected.labels(facts.slug, facts.missed).inc()
-        facts.outcome = facts.outcome or facts.slug or ("answered" if status else "disconnected")
-        # Quoted, since a decoded path may hold line breaks and so forge lines of the log.
-        path, trace, told = quote(scope["path"]), facts.trace, facts.told()
-        # Lines for people leave out what nearly all lines have in common.
-        shown = {name: value for name, value in told.items() if (name, value) != ("outcome", "answered")}
-        shown |= {"trace": trace.trace_id} if trace.sampled else {}
-        logger.log(
-            logging.DEBUG if route in _QUIET else logging.INFO,
-            "%s %s %d in %.1f ms [%s]%s",
-            quote(scope["method"]),
-            path,
-            code,
-            seconds * 1e3,
-            facts.request_id,
-            "".join(f" {name}={value}" for name, value in shown.items()),
-            extra={
-                "request_id": facts.request_id,
-                "trace_id": trace.trace_id,
-                "span_id": trace.span_id,
-                "method": method,
-                "route": route,
-                "path": path,
-                "status": code,
-                "total_ms": round(seconds * 1e3, 1),
-                **told,
-            },
-        )
-        span.end(
-            name=f"{method} {route}" if route != "unmatched" else method,
-            failed=code >= 500,
-            stages=facts.stages,
-            attributes={
-                "http.request.method": method if method != "other" else "_OTHER",
-                "http.route": route if route != "unmatched" else None,
-                "http.response.status_code": code,
-                "url.path": path,
-                "url.scheme": scope.get("scheme"),
-                "error.type": facts.outcome if code >= 500 else None,
-                "condconv.request_id": facts.request_id,
-                **{f"condconv.{name}": value for name, value in told.items()},
-            },
-        )
+
+def _ending(scope: Scope, status: int) -> Ending:
+    """How a request ended; its status is 0 if there was no answer."""
+    route, method = _route(scope), scope["method"] if scope["method"] in _METHODS else "other"
+    # 499: the client went away before there was an answer.
+    code = status or 499
+    # Quoted, since a decoded path may hold line breaks and so forge lines of the log.
+    path = quote(scope["path"])
+    return Ending(
+        route=route,
+        method=method,
+        code=code,
+        answered=bool(status),
+        line=f"{quote(scope['method'])} {path} {code}",
+        span=f"{method} {route}" if route != "unmatched" else method,
+        fields={"method": method, "path": path, "status": code},
+        attributes={
+            "http.request.method": method if method != "other" else "_OTHER",
+            "http.route": route if route != "unmatched" else None,
+            "http.response.status_code": code,
+            "url.path": path,
+            "url.scheme": scope.get("scheme"),
+        },
+    )
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET = frozenset({"/metrics", "/livez", "/readyz", "/healthz"})
-
-
-def _accept(given: str | None) -> str:
-    """Take the caller's id if it is harmless, or else make one."""
-    return given if given and _REQUEST_ID.match(given) else uuid.uuid4().hex
 
 
 def _route(scope: Scope) -> str:
