@@ -6,7 +6,7 @@ import time
 
 from condconv_serve.domain.facts import Deadline, DeadlineBy, KeyScope, RequestFacts
 from condconv_serve.errors import Forbidden, InvalidParameter, Unauthenticated
-from condconv_serve.fronts.keys import ALL_SCOPES, KeyRing
+from condconv_serve.fronts.keys import ALL_SCOPES, ApiKey, KeyRing
 from condconv_serve.fronts.rates import RateLimits
 from condconv_serve.inference.batching import Priority
 from condconv_serve.serving.readiness import Readiness
@@ -62,15 +62,24 @@ class Gatekeeper:
             Forbidden: the key lacks the scope.
             RateLimited: the key has used up its requests of the last minute.
         """
+        if key := self.identify(facts, secret=secret):
+            self._rates.use(key)
+
+    def identify(self, facts: RequestFacts, *, secret: str | None) -> ApiKey | None:
+        """Do the same without counting, for connections on which requests will come; each of them is admitted.
+
+        Returns:
+            The key; None if there are no keys.
+        """
         if self._keys is None:
             facts.grants = self._open_grants
-            return
+            return None
         if not secret:
             raise Unauthenticated(f"An API key is needed, as {API_KEY_HEADER} or as Authorization: Bearer.")
         key = self._keys.find(secret)
         facts.key_name, facts.grants = key.name, key.grants
         demand(facts, "predict")
-        self._rates.use(key)
+        return key
 
     def check_ready(self) -> None:
         """Refuse a request that can't be answered now.
