@@ -38,6 +38,7 @@ own = HATCH_BUILD_NO_HOOKS=true $(1)/bin/python -m pip install --quiet --disable
 # fetched and thrown away again (100 MB); if that fails, TensorFlow's kernels do the work.
 KERNELS := service/condconv_serve/runtime/kernels
 COMPILE := $(KERNELS)/build.py --fetch requirements/compiler.txt
+COMPILE_PROTOS := service/condconv_serve/fronts/grpc/compile_protos.py
 NATIVE := $(VENV)/.native
 
 # What Python compiles is kept, wherever it is told not to: hundreds of processes of the tests need the same.
@@ -45,7 +46,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-quick test-lowest test-browser test-docs test-examples test-parity test-docker bench bench-native bench-service \
-	fuzz soak native check format docs lock clean
+	fuzz soak native check format docs protos lock clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -184,6 +185,7 @@ check: $(TEST_VENV)/.installed  ## Format, lint, types, import contracts, genera
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python docs/generate.py --check
+	@$(BIN)/python $(COMPILE_PROTOS) --check
 	@$(BIN)/python -m pytest -q -m files tests/deploy tests/docs tests/files
 
 format: $(TEST_VENV)/.installed  ## Rewrite the code in the house format
@@ -192,6 +194,9 @@ format: $(TEST_VENV)/.installed  ## Rewrite the code in the house format
 
 docs: $(TEST_VENV)/.installed  ## Renew the generated parts of the documentation
 	@$(BIN)/python docs/generate.py
+
+protos: $(TEST_VENV)/.installed  ## Compile the .proto files of the protocols over gRPC
+	@$(BIN)/python $(COMPILE_PROTOS)
 
 lock: $(UV_VENV)/bin/uv  ## Renew the lock files in requirements/ from pyproject.toml
 	@$(UV_VENV)/bin/python requirements/lock.py

@@ -7,7 +7,8 @@ import contextlib
 import io
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
@@ -29,6 +30,9 @@ from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.telemetry.metrics import Metrics
 from tests.contract.fakes import FakeModels, NoVersions, served_model
+from tests.contract.grpc_calls import call, grpc_served
+from tests.contract.grpc_front import PATH, REQUEST, RESPONSE, rows_service
+from tests.contract.heard import Heard
 from tests.contract.npz_front import npz_front
 from tests.pictures import encode
 
@@ -82,43 +86,40 @@ class CountingBatcher(Batcher[ServedModel, Row, Tensors]):
         return await super().submit(*arguments, **options)
 
 
-@dataclass(frozen=True)
-class Heard:
-    """An answer in one shape: the status code, an error's slug, or else the classes of the images."""
-
-    status: int
-    slug: str | None
-    classes: list[int]
-    request_id: str
-
-
 Ask = Callable[..., Coroutine[Any, Any, Heard]]
+"""Asks about shades. Takes a key, `headers` (or metadata), and parameters of the protocol."""
 
 
 @dataclass(frozen=True)
 class Front:
-    """A front: makes its application, and asks it."""
+    """A front: the route that metrics name, and how to open it and get what asks it."""
 
     route: str
-    make: Callable[[House, Gatekeeper, ImagePipeline], ASGIApp]
-    ask: Ask
+    open: Callable[[AppContext], AbstractAsyncContextManager[Ask]]
 
 
-def native(house: House, gatekeeper: Gatekeeper, images: ImagePipeline) -> ASGIApp:
-    context = AppContext(
-        images=images,
-        models=house.models,
-        metrics=house.metrics,
-        limits=BodyLimits(max_body_bytes=10**6, max_images=20),
-        gatekeeper=gatekeeper,
-        readiness=house.readiness,
-        versions=NoVersions(),
-    )
+def over_http(make: Callable[[AppContext], ASGIApp], ask_it: Ask) -> Callable[[AppContext], Any]:
+    """How to open an application, which `ask_it` asks with a client."""
+
+    @contextlib.asynccontextmanager
+    async def open_it(context: AppContext) -> AsyncIterator[Ask]:
+        transport = httpx.ASGITransport(make(context))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+            async def ask(*shades: int, headers: Any, **params: Any) -> Heard:
+                return await ask_it(client, shades, headers=headers, params=params)
+
+            yield ask
+
+    return open_it
+
+
+def native(context: AppContext) -> ASGIApp:
     return create_app(context, lifespan=None)  # type: ignore[arg-type]
 
 
-def npz(house: House, gatekeeper: Gatekeeper, images: ImagePipeline) -> ASGIApp:
-    return npz_front(gatekeeper, images.plane, house.metrics, max_body_bytes=10**6)
+def npz(context: AppContext) -> ASGIApp:
+    return npz_front(context.gatekeeper, context.images.plane, context.metrics, max_body_bytes=10**6)
 
 
 async def ask_native(client: httpx.AsyncClient, shades: Sequence[int], **asked: Any) -> Heard:
@@ -144,29 +145,71 @@ async def ask_npz(client: httpx.AsyncClient, shades: Sequence[int], **asked: Any
         return Heard(200, None, tensors["logits"].argmax(axis=1).tolist(), request_id)
 
 
+@contextlib.asynccontextmanager
+async def grpc_rows(context: AppContext) -> AsyncIterator[Ask]:
+    async with grpc_served([rows_service(context)], context) as served:
+
+        async def ask(*shades: int, headers: Any, **params: Any) -> Heard:
+            rows = np.broadcast_to(np.array(shades, np.uint8)[:, None, None, None], (len(shades), 32, 32, 3))
+            request = REQUEST(model_name=params.get("model", ""), raw_input_contents=[rows.tobytes()])
+            request.inputs.add(shape=rows.shape)
+            if "timeout_ms" in params:
+                request.parameters["timeout"].int64_param = params["timeout_ms"]
+            if "priority" in params:
+                request.parameters["priority"].string_param = params["priority"]
+            heard, data = await call(served.channel, PATH, request, headers)
+            if data is None:
+                return heard
+            logits = np.frombuffer(RESPONSE.FromString(data).raw_output_contents[0], np.float32)
+            return replace(heard, classes=logits.reshape(len(shades), -1).argmax(axis=1).tolist())
+
+        yield ask
+
+
 FRONTS = {
-    "native": Front("/predict", native, ask_native),
-    "npz": Front("/npz", npz, ask_npz),
+    "native": Front("/predict", over_http(native, ask_native)),
+    "npz": Front("/npz", over_http(npz, ask_npz)),
+    "grpc": Front(PATH, grpc_rows),
 }
 
 
 @contextlib.asynccontextmanager
 async def opened(name: str, *, ready: bool = True, max_queue_rows: int = 16) -> AsyncIterator[tuple[House, Ask]]:
     """A front over a running plane, with keys and one stream."""
+    async with (
+        house_with_keys(ready=ready, max_queue_rows=max_queue_rows) as (house, context),
+        FRONTS[name].open(context) as ask_it,
+    ):
+
+        async def ask(*shades: int, key: str | None = "ann", headers: Any = None, **params: Any) -> Heard:
+            headers = {**(headers or {}), **({} if key is None else {"X-API-Key": key})}
+            return await ask_it(*shades, headers=headers, **params)
+
+        yield house, ask
+
+
+@contextlib.asynccontextmanager
+async def house_with_keys(
+    *, ready: bool = True, max_queue_rows: int = 16, keys: KeyRing | None = KEYS, **parts: Any
+) -> AsyncIterator[tuple[House, AppContext]]:
+    """A running plane with one stream, and what fronts work with; `parts` are more fields of the context."""
     house = House(max_queue_rows=max_queue_rows)
     house.free.set()
     if ready:
         house.readiness.loaded()
-    gatekeeper = Gatekeeper(house.readiness, keys=KEYS, request_timeout=5.0)
     with ThreadPoolExecutor(2) as decoders:
-        images = ImagePipeline(house.plane, ImageDecoder(decoders, max_pixels=10**6))
-        app = FRONTS[name].make(house, gatekeeper, images)
+        context = AppContext(
+            images=ImagePipeline(house.plane, ImageDecoder(decoders, max_pixels=10**6)),
+            models=house.models,
+            metrics=house.metrics,
+            limits=BodyLimits(max_body_bytes=10**6, max_images=20),
+            gatekeeper=Gatekeeper(house.readiness, keys=keys, request_timeout=5.0),
+            readiness=house.readiness,
+            versions=NoVersions(),
+            **parts,
+        )
         async with house.batcher, asyncio.timeout(20):
-            transport = httpx.ASGITransport(app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-
-                async def ask(*shades: int, key: str | None = "ann", headers: Any = None, **params: Any) -> Heard:
-                    headers = {**(headers or {}), **({} if key is None else {"X-API-Key": key})}
-                    return await FRONTS[name].ask(client, shades, headers=headers, params=params)
-
-                yield house, ask
+            try:
+                yield house, context
+            finally:
+                house.free.set()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.contract import npz_front
 from tests.contract.fronts import FRONTS, Ask, House, opened
+from tests.contract.until import until
 
 Opened = tuple[House, Ask]
 
@@ -148,10 +149,3 @@ async def test_a_client_that_leaves_takes_its_rows_along(front: Opened) -> None:
     house.free.set()
     assert (await first).classes == [1]
     assert house.batches == [[1]]
-
-
-async def until(condition: object) -> None:
-    """Wait until a condition holds; the test's own time-out ends it otherwise."""
-    assert callable(condition)
-    while not condition():  # noqa: ASYNC110 - what it waits for has no event
-        await asyncio.sleep(0.001)

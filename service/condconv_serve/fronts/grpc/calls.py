@@ -1,0 +1,274 @@
+"""What every call gets: an id, a place in a trace, a check of its key, a time limit, a count, its error's status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn, TypeVar
+
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
+from grpc.aio import EOF, AbortError, ServicerContext
+
+from condconv_serve.domain.facts import Deadline, RequestFacts
+from condconv_serve.errors import (
+    CapacityError,
+    DeadlineExceeded,
+    Draining,
+    MalformedBody,
+    RequestTimeout,
+    ServiceError,
+    TooManyConnections,
+    unexpected_error,
+)
+from condconv_serve.fronts.context import AppContext
+from condconv_serve.fronts.gatekeeper import demand
+from condconv_serve.fronts.grpc.metadata import REQUEST_ID, TRACEPARENT, readable, secret_of, with_answer
+from condconv_serve.fronts.grpc.service import Access, Call, Method
+from condconv_serve.fronts.grpc.status import HTTP_STATUS, STATUS, refusal
+from condconv_serve.telemetry.logs import request_logged_as
+from condconv_serve.telemetry.requests import Ending, OpenRequest, RequestBook
+
+FRONT = "grpc"
+"""The front's name in metrics."""
+_MARGIN_SECONDS = 0.005
+"""How much sooner than the client we give up, so that it hears from us why."""
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+Handler = Callable[[Any, ServicerContext[Any, Any]], Awaitable[Any]]
+
+
+class Calls:
+    """Answers the calls of one server.
+
+    Attributes:
+        stopping: whether streams are to end, as the server takes no more calls.
+        ending: whether all calls were given up.
+        readers: tasks that read streams.
+    """
+
+    def __init__(self, context: AppContext, *, max_calls: int) -> None:
+        """Answer with the parts of `context`, and `max_calls` calls at the same time."""
+        self._context = context
+        self._book = RequestBook(front=FRONT, metrics=context.metrics, tracer=context.tracer)
+        self._max_calls = max_calls
+        self._open: set[asyncio.Task[Any]] = set()
+        self.ending = self.stopping = False
+        self.readers: set[asyncio.Task[None]] = set()
+
+    def stop(self) -> None:
+        """Read no more of streams; what has come is answered."""
+        self.stopping = True
+        for task in self.readers:
+            task.cancel()
+
+    def give_up(self) -> None:
+        """Refuse all calls that are still open, since the service ends now."""
+        self.ending = True
+        for task in self._open:
+            task.cancel()
+
+    def unary(self, path: str, method: Method) -> Handler:
+        """What answers the calls of a method. It takes and returns bytes, so that nothing can fail outside of it."""
+
+        async def answer(_: Any, context: ServicerContext[Any, Any]) -> bytes:
+            async def work(call: Call) -> bytes:
+                self.let_in(method.access, call)
+                if method.before_body is not None:
+                    method.before_body(call)
+                data = await self.receive(context)
+                if data is None:
+                    raise MalformedBody("The call holds no message; send one.")
+                found: bytes = (await method.answer(parsed(method.request, data), call)).SerializeToString()
+                return found
+
+            return await self.run(context, work, path=path, quiet=method.quiet)
+
+        return answer
+
+    async def run(
+        self,
+        context: ServicerContext[Any, Any],
+        work: Callable[[Call], Awaitable[Result]],
+        *,
+        path: str,
+        quiet: bool = False,
+        count_success: bool = True,
+    ) -> Result:
+        """Do the work of a call, and book it. Errors end the call with their status.
+
+        Args:
+            context: of the call.
+            work: what the client waits for.
+            path: of the method.
+            quiet: whether it is a probe.
+            count_success: whether a call is booked that had no error.
+        """
+        request, call = self._begin(context, quiet=quiet)
+        code = StatusCode.CANCELLED
+        with request_logged_as(call.facts):
+            try:
+                with self._place():
+                    result = await work(call)
+                code = StatusCode.OK
+                context.set_trailing_metadata(with_answer(call.facts))
+                return result
+            except AbortError:  # a stream has ended itself
+                raise
+            except (Exception, asyncio.CancelledError) as error:
+                known = self.known(error, call, path=path)
+                code = STATUS[known.slug]
+                await refuse(context, known, call.facts)
+            finally:
+                if count_success or call.facts.slug:
+                    close(request, code, path=path, quiet=quiet)
+
+    def begin_within(self, call: Call, request_id: str) -> tuple[OpenRequest, Call]:
+        """A request begins that is one of several of a call."""
+        request = self._book.open(request_id=request_id, traceparent=call.metadata.get(TRACEPARENT))
+        return request, Call(request.facts, call.metadata, call.ends)
+
+    def identify(self, access: Access, call: Call) -> None:
+        """Refuse a call whose key doesn't allow it, without counting it.
+
+        Raises:
+            Unauthenticated, Forbidden: why.
+        """
+        if access != "open":
+            self._context.gatekeeper.identify(call.facts, secret=secret_of(call.metadata))
+        if access == "admin":
+            demand(call.facts, "admin")
+
+    def let_in(self, access: Access, call: Call) -> None:
+        """Refuse a call whose key doesn't allow it, or count it.
+
+        Raises:
+            Unauthenticated, Forbidden, RateLimited: why.
+        """
+        if access == "open":
+            return
+        self._context.gatekeeper.admit(call.facts, secret=secret_of(call.metadata))
+        if access == "admin":
+            demand(call.facts, "admin")
+
+    async def receive(self, context: ServicerContext[Any, Any]) -> bytes | None:
+        """The next message of a call; None if there is none.
+
+        Raises:
+            RequestTimeout: it was too long in coming. Draining: the service ends before it has come.
+        """
+        bodies = self._context.bodies
+        try:
+            async with bodies.waiting_until(asyncio.get_running_loop().time() + bodies.total):
+                message = await context.read()
+        except TimeoutError as error:
+            if bodies.given_up:
+                raise Draining(
+                    "The service is shutting down, and the message is incomplete.", retry_after=1.0
+                ) from error
+            raise RequestTimeout(f"The message did not arrive within {bodies.total:g} seconds.") from error
+        return None if message is EOF else message
+
+    def known(self, error: BaseException, call: Call, *, path: str) -> ServiceError:
+        """What the client may see of an error, which is noted in the call's facts.
+
+        Raises:
+            asyncio.CancelledError: the client has gone.
+        """
+        facts = call.facts
+        match error:
+            case ServiceError():
+                facts.slug = error.slug
+                if HTTP_STATUS[STATUS[error.slug]] == 500 and not isinstance(error, CapacityError):
+                    logger.error("%s: %s", path, error)
+                return error
+            case asyncio.CancelledError():
+                if self.ending:
+                    facts.slug = Draining.slug
+                    return Draining("The service is shutting down, and no time was left to answer.", retry_after=1.0)
+                if call.ends is not None and time.monotonic() >= call.ends:
+                    facts.slug, facts.deadline = DeadlineExceeded.slug, call.ends
+                raise error
+            case _:
+                logger.error("unexpected error in %s [%s]", path, facts.request_id, exc_info=error)
+                facts.slug = facts.outcome = ServiceError.slug
+                return unexpected_error()
+
+    def _begin(self, context: ServicerContext[Any, Any], *, quiet: bool) -> tuple[OpenRequest, Call]:
+        metadata = readable(context.invocation_metadata())
+        request = self._book.open(
+            request_id=metadata.get(REQUEST_ID), traceparent=metadata.get(TRACEPARENT), quiet=quiet
+        )
+        return request, Call(request.facts, metadata, _ends(context))
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places for calls, for the current task."""
+        if len(self._open) >= self._max_calls:
+            raise TooManyConnections(
+                f"{self._max_calls} calls are being answered, the most that are allowed.", retry_after=1.0
+            )
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            yield
+        finally:
+            self._open.discard(task)
+
+
+async def refuse(context: ServicerContext[Any, Any], error: ServiceError, facts: RequestFacts) -> NoReturn:
+    """End a call with the status of an error.
+
+    Raises:
+        AbortError: always, for gRPC itself.
+    """
+    said = refusal(error)
+    await context.abort(said.code, said.message, (*said.trailing_metadata, *with_answer(facts)))
+
+
+def close(request: OpenRequest, code: StatusCode, *, path: str, quiet: bool = False) -> None:
+    """Book how a request ended."""
+    service, _, method = path[1:].rpartition("/")
+    request.close(
+        Ending(
+            route=path,
+            method="POST",
+            code=HTTP_STATUS[code],
+            answered=code is not StatusCode.CANCELLED,
+            line=f"gRPC {path} {code.name}",
+            span=path[1:],
+            fields={"method": "POST", "path": path, "status": code.name},
+            attributes={
+                "rpc.system": "grpc",
+                "rpc.service": service,
+                "rpc.method": method,
+                "rpc.grpc.status_code": code.value[0],
+            },
+        ),
+        quiet=quiet,
+    )
+
+
+def parsed(kind: Any, data: bytes) -> Any:
+    """A message of some bytes.
+
+    Raises:
+        MalformedBody: they are none.
+    """
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise MalformedBody(f"The message is no {kind.DESCRIPTOR.full_name}.") from error
+
+
+def _ends(context: ServicerContext[Any, Any]) -> Deadline | None:
+    """When the client stops waiting. It is a little too soon, so that our answer with the reason comes in time."""
+    left = context.time_remaining()
+    if left is None:
+        return None
+    return Deadline(time.monotonic() + left - min(_MARGIN_SECONDS, left / 10), by="caller")

@@ -1,0 +1,33 @@
+"""What clients send along with a call, and what goes back with its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from condconv_serve.domain.facts import RequestFacts
+from condconv_serve.fronts.gatekeeper import API_KEY_HEADER, SPLIT_KEY_HEADER
+
+REQUEST_ID = "x-request-id"
+TRACEPARENT = "traceparent"
+TRACERESPONSE = "traceresponse"
+API_KEY = API_KEY_HEADER.lower()
+SPLIT_KEY = SPLIT_KEY_HEADER.lower()
+_BEARER = "bearer "
+
+
+def readable(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
+    """Metadata by name; the last value counts, and values that are bytes are left out."""
+    return {name: value for name, value in metadata or () if isinstance(value, str)}
+
+
+def secret_of(metadata: Mapping[str, str]) -> str | None:
+    """The API key: `x-api-key`, or else `authorization: Bearer`, which a proxy may want for itself."""
+    if key := metadata.get(API_KEY):
+        return key
+    authorization = metadata.get("authorization", "")
+    return authorization[len(_BEARER) :].strip() if authorization[: len(_BEARER)].lower() == _BEARER else None
+
+
+def with_answer(facts: RequestFacts) -> tuple[tuple[str, str], ...]:
+    """The trailing metadata of every answer."""
+    return (REQUEST_ID, facts.request_id), (TRACERESPONSE, str(facts.trace))

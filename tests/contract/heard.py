@@ -1,0 +1,15 @@
+"""An answer as all fronts give it, whatever its protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Heard:
+    """An answer in one shape: the status code, an error's slug, or else the classes of the images."""
+
+    status: int
+    slug: str | None
+    classes: list[int]
+    request_id: str
