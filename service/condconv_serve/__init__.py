@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from condconv_serve.domain import ClassScore, RoutingChange, Timings, Variant
     from condconv_serve.errors import ServiceError
-    from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+    from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
     from condconv_serve.offline.load import load
     from condconv_serve.offline.model import Model
     from condconv_serve.results import (
@@ -29,6 +29,7 @@ __all__ = [
     "AblatedVariant",
     "ClassScore",
     "CondConv2D",
+    "CondConvDense",
     "DepthwiseCondConv2D",
     "Description",
     "ImageAblation",
@@ -50,6 +51,7 @@ _WHERE = {
     "AblatedVariant": "condconv_serve.results",
     "ClassScore": "condconv_serve.domain",
     "CondConv2D": "condconv_serve.nn",
+    "CondConvDense": "condconv_serve.nn",
     "DepthwiseCondConv2D": "condconv_serve.nn",
     "Description": "condconv_serve.training",
     "ImageAblation": "condconv_serve.results",

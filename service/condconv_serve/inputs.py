@@ -56,10 +56,8 @@ def read_image(image: ImageInput, *, id: str | None = None) -> ImageSource:
         filename, data = readable(image), _read_file(image)
     elif isinstance(image, bytes | bytearray | memoryview):
         data = bytes(image)
-    elif isinstance(image, np.ndarray):
-        data = _array_to_png(image)
-    elif _is_pil(image):
-        filename, data = getattr(image, "filename", None) or None, _to_png(image)
+    elif isinstance(image, np.ndarray) or _is_pil(image):
+        filename, data = getattr(image, "filename", None) or None, _to_png(picture_of(image))
     elif hasattr(image, "read"):
         file = cast(BinaryIO, image)
         filename, data = _name_of(file), _read_open(file)
@@ -68,6 +66,26 @@ def read_image(image: ImageInput, *, id: str | None = None) -> ImageSource:
             f"An image is a file's name, bytes, an open file, a PIL image or a NumPy array, not {type(image).__name__}."
         )
     return ImageSource(data, filename=None if filename is None else readable(filename), id=id)
+
+
+def picture_of(image: Image.Image | NDArray[np.generic]) -> Image.Image:
+    """An array or a PIL image as a picture of a mode that PNGs have, turned as its EXIF orientation says.
+
+    Errors are those of `read_image`.
+    """
+    from PIL import ImageOps
+
+    if isinstance(image, np.ndarray):
+        return _from_array(image)
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in _OPEN_MODES:
+            raise ValueError(f"its mode is {upright.mode}, whose values have no known range")
+        return upright if upright.mode in _PNG_MODES else upright.convert("RGB")
+    except OSError as error:
+        raise CorruptImage(f"The PIL image can't be read: {error}.") from error
+    except ValueError as error:
+        raise InvalidParameter(f"The PIL image can't become a PNG: {error}. Convert it to RGB first.") from error
 
 
 def _read_file(path: str | os.PathLike[str]) -> bytes:
@@ -97,7 +115,12 @@ def _name_of(file: BinaryIO) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _array_to_png(array: NDArray[np.generic]) -> bytes:
+def _to_png(picture: Image.Image) -> bytes:
+    picture.save(buffer := io.BytesIO(), "PNG", compress_level=_FAST)
+    return buffer.getvalue()
+
+
+def _from_array(array: NDArray[np.generic]) -> Image.Image:
     from PIL import Image
 
     channels = array.shape[2] if array.ndim == 3 else 1
@@ -106,23 +129,7 @@ def _array_to_png(array: NDArray[np.generic]) -> bytes:
             "An array is one image, uint8 [height, width] or [height, width, channels] with 1, 3 or 4 channels, not "
             f"{array.dtype} {list(array.shape)}. Give many images as a list."
         )
-    return _to_png(Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array)))
-
-
-def _to_png(image: Image.Image) -> bytes:
-    from PIL import ImageOps
-
-    try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in _OPEN_MODES:
-            raise ValueError(f"its mode is {upright.mode}, whose values have no known range")
-        upright = upright if upright.mode in _PNG_MODES else upright.convert("RGB")
-    except OSError as error:
-        raise CorruptImage(f"The PIL image can't be read: {error}.") from error
-    except ValueError as error:
-        raise InvalidParameter(f"The PIL image can't become a PNG: {error}. Convert it to RGB first.") from error
-    upright.save(buffer := io.BytesIO(), "PNG", compress_level=_FAST)
-    return buffer.getvalue()
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2:] == (1,) else array))
 
 
 def _is_pil(value: object) -> TypeGuard[Image.Image]:

@@ -149,7 +149,7 @@ def test_page(page: str, shell: Shell, clone: Path) -> None:
                 printed = shell.run(command, may_fail=command is commands[-1] and fails(after))
         elif block.language == "python":
             (clone / "page.py").write_text(block.text)
-            shell.run(f"{clone}/.venv/bin/python {clone}/page.py")
+            printed = shell.run(f"{clone}/.venv/bin/python {clone}/page.py")
         elif is_expected(block):
             compare(block, printed)
 

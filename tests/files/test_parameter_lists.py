@@ -18,7 +18,7 @@ EXEMPT = {
     "cli/models.py import_model": "a Typer command: its parameters are the options of the command line",
     "inference/batching/batcher.py __init__": "a part that lives as long as the service, put together in one place",
     "serving/store_follower.py __init__": "a part that lives as long as the service, put together in one place",
-    "nn/condconv.py __init__": "a Keras layer, whose configuration is the list of its parameters",
+    "nn/experts.py __init__": "a Keras layer, whose configuration is the list of its parameters",
     "offline/bench.py bench_engine": "the options of condconv bench, passed on",
 }
 """Functions that may have more, and why."""

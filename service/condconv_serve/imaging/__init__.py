@@ -1,6 +1,6 @@
 """From photos to rows: untrusted bytes -> RGB pixels (`decode`) -> one row (`transform`)."""
 
-from condconv_serve.imaging.decode import decode, decode_image
+from condconv_serve.imaging.decode import as_rgb, decode, decode_image
 from condconv_serve.imaging.decoder import ImageDecoder, model_row
 from condconv_serve.imaging.formats import ACCEPTED_FORMATS
 from condconv_serve.imaging.row import make_row
@@ -9,6 +9,7 @@ from condconv_serve.imaging.transform import official, official_float, pillow, s
 __all__ = [
     "ACCEPTED_FORMATS",
     "ImageDecoder",
+    "as_rgb",
     "decode",
     "decode_image",
     "make_row",

@@ -86,6 +86,11 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
         raise CorruptImage(message) from error
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Convert a picture to RGB as `decode_image` does: transparent parts on white, 16-bit levels scaled to 8."""
+    return _rgb(image)
+
+
 def upright_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None:
     """Read width and height of a JPEG, if a decoder that knows neither EXIF nor CMYK would decode it correctly.
 
@@ -174,7 +179,7 @@ def _reduce(image: JpegImageFile, sufficient_side: int) -> None:
         image.draft(None, (image.width // scale, image.height // scale))
 
 
-def _rgb(image: ImageFile) -> Image.Image:
+def _rgb(image: Image.Image) -> Image.Image:
     """Convert from any mode that the readers give."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _deep_grey(image).convert("RGB")
@@ -196,7 +201,7 @@ def _only(frame: tuple[int, int, int, int] | None, photo: Image.Image) -> Image.
     return screen
 
 
-def _deep_grey(image: ImageFile) -> Image.Image:
+def _deep_grey(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit and float grey to 8 bits; Pillow's own conversion would clip it."""
     levels = np.asarray(image)
     inverted = False

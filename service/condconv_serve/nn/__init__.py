@@ -4,9 +4,11 @@ Nothing here depends on the server, so the layers can be used and trained on the
 """
 
 from condconv_serve.nn import efficientnet
-from condconv_serve.nn.condconv import CondConv2D, DepthwiseCondConv2D, mix_experts
+from condconv_serve.nn.condconv import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.nn.condconv_dense import CondConvDense, mixed_product
 from condconv_serve.nn.cost import cost
 from condconv_serve.nn.efficientnet import build_efficientnet
+from condconv_serve.nn.experts import mix_experts
 from condconv_serve.nn.families import ARCHITECTURES, Architecture, Family, build_network, get_architecture, register
 from condconv_serve.nn.network_config import network_from_json, network_to_json, variable_shapes
 from condconv_serve.nn.outline import outline
@@ -17,6 +19,7 @@ __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "CondConv2D",
+    "CondConvDense",
     "DepthwiseCondConv2D",
     "Family",
     "build_efficientnet",
@@ -24,6 +27,7 @@ __all__ = [
     "cost",
     "get_architecture",
     "mix_experts",
+    "mixed_product",
     "network_from_json",
     "network_to_json",
     "outline",

@@ -13,56 +13,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from condconv_serve.nn.experts import ExpertLayer, mix_experts, whole
+
 Tensor = Any
 
 
-def mix_experts(routing_weights: Tensor, experts: Tensor) -> Tensor:
-    """Mix expert kernels per example.
-
-    Args:
-        routing_weights: `[B, num_experts]`.
-        experts: `[num_experts, ...]`.
-
-    Returns:
-        `[B, ...]`, the sum of the experts weighted by each example's routing weights.
-    """
-    num_experts, *shape = experts.shape
-    mixed = ops.matmul(routing_weights, ops.reshape(experts, (num_experts, -1)))
-    return ops.reshape(mixed, (-1, *shape))
-
-
-@keras.saving.register_keras_serializable(package="condconv")
-class PerExpertInitializer(keras.initializers.Initializer):
-    """Initialises every expert like a layer of its own.
-
-    An ordinary initialiser would count the experts' axis as part of the receptive field and start too small.
-    """
-
-    def __init__(self, initializer: Any) -> None:
-        """Wrap anything that `keras.initializers.get` takes."""
-        self.initializer = keras.initializers.get(initializer)
-
-    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
-        """Return `[num_experts, ...]`, drawn expert by expert."""
-        # A Keras initialiser with a fixed seed returns the same values at each call, so every expert needs its own.
-        return ops.stack([self._of_expert(expert)(shape[1:], dtype=dtype) for expert in range(shape[0])])
-
-    def _of_expert(self, expert: int) -> Any:
-        if not isinstance(self.initializer, keras.initializers.Initializer):  # a plain function
-            return self.initializer
-        config = self.initializer.get_config()
-        if "seed" in config and config["seed"] is None:
-            return self.initializer.clone()
-        if isinstance(config.get("seed"), int):
-            return type(self.initializer).from_config({**config, "seed": config["seed"] + expert})
-        return self.initializer  # without randomness, or with a seed generator, which gives new values at each call
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the constructor's arguments."""
-        return {"initializer": keras.initializers.serialize(self.initializer)}
-
-
-class _CondConvBase(keras.layers.Layer):
+class _CondConvBase(ExpertLayer):
     """What the two layers share: spatial arguments, mixed bias and activation."""
 
     def __init__(
@@ -74,21 +30,10 @@ class _CondConvBase(keras.layers.Layer):
         padding: str = "valid",
         dilation_rate: int | tuple[int, int] = 1,
         data_format: str = "channels_last",
-        activation: Any = None,
-        use_bias: bool = True,
-        kernel_initializer: Any = "he_normal",
-        bias_initializer: Any = "zeros",
-        kernel_regularizer: Any = None,
-        bias_regularizer: Any = None,
-        kernel_constraint: Any = None,
-        bias_constraint: Any = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(num_experts, **kwargs)
         self.kernel_size = _pair(kernel_size, "kernel_size")
-        if isinstance(num_experts, bool) or not isinstance(num_experts, int) or num_experts < 1:
-            raise ValueError(f"num_experts must be a whole number from 1 on, not {num_experts!r}.")
-        self.num_experts = num_experts
         self.strides = _pair(strides, "strides")
         self.padding = str(padding).lower()
         if self.padding not in ("valid", "same"):
@@ -96,42 +41,11 @@ class _CondConvBase(keras.layers.Layer):
         self.dilation_rate = _pair(dilation_rate, "dilation_rate")
         if data_format not in (None, "channels_last"):
             raise ValueError(f"data_format must be 'channels_last', not {data_format!r}.")
-        self.activation = keras.activations.get(activation)
-        self.use_bias = bool(use_bias)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
-        self.bias_regularizer = keras.regularizers.get(bias_regularizer)
-        self.kernel_constraint = keras.constraints.get(kernel_constraint)
-        self.bias_constraint = keras.constraints.get(bias_constraint)
-
-    def _add_experts(self, kernel_shape: tuple[int, ...], channels: int) -> None:
-        self.kernel = self.add_weight(
-            name="kernel",
-            shape=(self.num_experts, *kernel_shape),
-            initializer=PerExpertInitializer(self.kernel_initializer),
-            regularizer=self.kernel_regularizer,
-            constraint=self.kernel_constraint,
-        )
-        self.bias = (
-            self.add_weight(
-                name="bias",
-                shape=(self.num_experts, channels),
-                initializer=PerExpertInitializer(self.bias_initializer),
-                regularizer=self.bias_regularizer,
-                constraint=self.bias_constraint,
-            )
-            if self.use_bias
-            else None
-        )
 
     def _check_shapes(self, inputs_shape: tuple[int | None, ...], routing_weights_shape: tuple[int | None, ...]) -> int:
         if len(inputs_shape) != 4 or inputs_shape[-1] is None:
             raise ValueError(f"{self.name} takes inputs [batch, height, width, channels], not shape {inputs_shape}.")
-        if len(routing_weights_shape) != 2 or routing_weights_shape[-1] != self.num_experts:
-            raise ValueError(
-                f"{self.name} takes routing_weights [batch, {self.num_experts}], not shape {routing_weights_shape}."
-            )
+        self.check_routing(routing_weights_shape)
         return inputs_shape[-1]
 
     def taps(self, inputs: Tensor) -> list[Tensor]:
@@ -183,18 +97,9 @@ class _CondConvBase(keras.layers.Layer):
         return {
             **super().get_config(),
             "kernel_size": self.kernel_size,
-            "num_experts": self.num_experts,
             "strides": self.strides,
             "padding": self.padding,
             "dilation_rate": self.dilation_rate,
-            "activation": keras.activations.serialize(self.activation),
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
-            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
-            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
-            "bias_constraint": keras.constraints.serialize(self.bias_constraint),
         }
 
 
@@ -226,14 +131,12 @@ class CondConv2D(_CondConvBase):
     def __init__(self, filters: int, kernel_size: int | tuple[int, int], num_experts: int, **kwargs: Any) -> None:
         """See the class."""
         super().__init__(kernel_size, num_experts, **kwargs)
-        if isinstance(filters, bool) or not isinstance(filters, int) or filters < 1:
-            raise ValueError(f"filters must be a whole number from 1 on, not {filters!r}.")
-        self.filters = filters
+        self.filters = whole(filters, "filters")
 
     def build(self, inputs_shape: tuple[int | None, ...], routing_weights_shape: tuple[int | None, ...]) -> None:
         """Create the experts."""
         channels = self._check_shapes(inputs_shape, routing_weights_shape)
-        self._add_experts((*self.kernel_size, channels, self.filters), self.filters)
+        self.add_experts((*self.kernel_size, channels, self.filters), self.filters)
 
     def call(self, inputs: Tensor, routing_weights: Tensor) -> Tensor:
         """Convolve each example with its own kernel: patches times kernels, one batched matrix product."""
@@ -283,14 +186,12 @@ class DepthwiseCondConv2D(_CondConvBase):
     ) -> None:
         """See the class."""
         super().__init__(kernel_size, num_experts, **kwargs)
-        if isinstance(depth_multiplier, bool) or not isinstance(depth_multiplier, int) or depth_multiplier < 1:
-            raise ValueError(f"depth_multiplier must be a whole number from 1 on, not {depth_multiplier!r}.")
-        self.depth_multiplier = depth_multiplier
+        self.depth_multiplier = whole(depth_multiplier, "depth_multiplier")
 
     def build(self, inputs_shape: tuple[int | None, ...], routing_weights_shape: tuple[int | None, ...]) -> None:
         """Create the experts."""
         channels = self._check_shapes(inputs_shape, routing_weights_shape)
-        self._add_experts((*self.kernel_size, channels, self.depth_multiplier), channels * self.depth_multiplier)
+        self.add_experts((*self.kernel_size, channels, self.depth_multiplier), channels * self.depth_multiplier)
 
     def call(self, inputs: Tensor, routing_weights: Tensor) -> Tensor:
         """Convolve each channel of each example with its own kernel: a sum of shifted products."""

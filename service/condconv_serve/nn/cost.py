@@ -10,6 +10,7 @@ import keras
 
 from condconv_serve.domain import Cost
 from condconv_serve.nn.condconv import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.nn.condconv_dense import CondConvDense
 
 
 def cost(model: keras.Model) -> Cost:
@@ -40,7 +41,7 @@ def _operations(layer: Any) -> int | None:
     """Floating-point operations of one layer for one image."""
     if isinstance(layer, keras.Model):
         return _sum(layer.layers)
-    if isinstance(layer, CondConv2D | DepthwiseCondConv2D):
+    if isinstance(layer, CondConv2D | DepthwiseCondConv2D | CondConvDense):
         experts = [weight for weight in (layer.kernel, layer.bias) if weight is not None]
         mixing = 2 * sum(math.prod(weight.shape) for weight in experts)
         kernel = math.prod(layer.kernel.shape[1:])

@@ -36,8 +36,9 @@ RandomTranslation RandomZoom RandomErasing RandomHue RandomSaturation RandomShar
 _LAYERS = frozenset(_LAYER_NAMES.split())
 _OURS = {
     "CondConv2D": "condconv_serve.nn.condconv",
+    "CondConvDense": "condconv_serve.nn.condconv_dense",
     "DepthwiseCondConv2D": "condconv_serve.nn.condconv",
-    "PerExpertInitializer": "condconv_serve.nn.condconv",
+    "PerExpertInitializer": "condconv_serve.nn.experts",
 }
 _MODELS = {"Functional": "keras.src.models.functional", "Sequential": "keras"}
 # Operations that `x + y`, `x[:, 1:]` and calls of `keras.ops` leave in a network: arithmetic, without callbacks or
@@ -185,7 +186,7 @@ def _refusal(item: dict[str, Any]) -> str:
         )
     return (
         f"{kind}{where} can't be stored in a bundle: a network is made of Keras's own layers for images (no Lambda, "
-        "no classes of your own), CondConv2D and DepthwiseCondConv2D."
+        "no classes of your own), CondConv2D, DepthwiseCondConv2D and CondConvDense."
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from condconv_serve.domain import ImageSource, readable
+from condconv_serve.domain import ImageSource, ServedModel, readable
 from condconv_serve.errors import BodyTooLarge, MissingImage
 from condconv_serve.offline.folders import Folder, scan
 
@@ -37,7 +37,7 @@ class LocalImage:
         """Its name."""
         return self.name
 
-    def read(self, max_bytes: int) -> ImageSource:
+    def read(self, model: ServedModel, *, max_bytes: int) -> ImageSource:
         """Its bytes; the errors are those of `read_image`."""
         data = self.data if self.file is None else read_image(self.file, max_bytes)
         return ImageSource(data, filename=self.name, id=self.name)

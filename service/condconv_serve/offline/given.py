@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from condconv_serve.domain import ImageSource, readable
+from condconv_serve.domain import ImageSource, PixelSource, ServedModel, readable
 from condconv_serve.errors import BodyTooLarge, CorruptImage, ServiceError
-from condconv_serve.inputs import ImageInput, is_one_image
+from condconv_serve.imaging import as_rgb, transform
+from condconv_serve.inputs import ImageInput, is_one_image, picture_of
 from condconv_serve.inputs import read_image as read_input
 from condconv_serve.offline.files import expand, read_image
 
@@ -30,8 +31,8 @@ class GivenImage:
     filename: str | None
     value: Any
 
-    def read(self, max_bytes: int) -> ImageSource:
-        """Its bytes.
+    def read(self, model: ServedModel, *, max_bytes: int) -> ImageSource | PixelSource:
+        """Its bytes, or its pixels as the model takes them.
 
         Raises:
             ServiceError: it can't be read, or a file has more than `max_bytes`.
@@ -39,10 +40,17 @@ class GivenImage:
         if isinstance(self.value, ServiceError):
             raise self.value
         if isinstance(self.value, Path):
-            return ImageSource(read_image(self.value, max_bytes), filename=self.filename, id=self.id)
-        data = self.value if isinstance(self.value, bytes) else read_input(self.value).data
-        if isinstance(self.value, bytes) and len(data) > max_bytes:
-            raise BodyTooLarge(f"The image has {len(data)} bytes; the most allowed is {max_bytes}.")
+            return self._source(read_image(self.value, max_bytes))
+        if isinstance(self.value, bytes):
+            if len(self.value) > max_bytes:
+                raise BodyTooLarge(f"The image has {len(self.value)} bytes; the most allowed is {max_bytes}.")
+            return self._source(self.value)
+        preprocessing = model.info.preprocessing
+        if preprocessing.row_type is np.float32:  # its rows overshoot the scale that given pixels keep to
+            return self._source(read_input(self.value).data)
+        return PixelSource(transform(as_rgb(picture_of(self.value)), preprocessing), id=self.id)
+
+    def _source(self, data: bytes) -> ImageSource:
         return ImageSource(data, filename=self.filename, id=self.id)
 
 

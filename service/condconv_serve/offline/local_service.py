@@ -14,12 +14,14 @@ import weakref
 from collections import deque
 from collections.abc import Coroutine, Generator, Iterable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from condconv_serve.bootstrap import ModelLoader, Service
-from condconv_serve.domain import ImageResult, ImageSource
+from condconv_serve.domain import ImageResult, ImageSource, PixelSource, ServedModel
 from condconv_serve.errors import ServiceError
 from condconv_serve.settings import Settings
 from condconv_serve.tasks.task import Task
@@ -46,8 +48,8 @@ class ReadableImage(Protocol):
         """Of its file, if it has one."""
         ...
 
-    def read(self, max_bytes: int) -> ImageSource:
-        """Read it, on any thread.
+    def read(self, model: ServedModel, *, max_bytes: int) -> ImageSource | PixelSource:
+        """Read it for a model, on any thread.
 
         Raises:
             ServiceError: it can't be read, or has more bytes.
@@ -165,15 +167,15 @@ class LocalService:
         assert running is not None
         self._answering.add(running)
         running.add_done_callback(self._answering.discard)
+        model = self.model
         async with self._room:  # many threads may ask for more than the queue holds
             try:
-                reading = asyncio.get_running_loop().run_in_executor(self._readers, image.read, self._max_bytes)
-                source = await reading
+                read = partial(image.read, model, max_bytes=self._max_bytes)
+                source = await asyncio.get_running_loop().run_in_executor(self._readers, read)
             except ServiceError as error:
                 return ImageResult(id=image.id, filename=image.filename, error=error)
-            model = self.model
             answered = await self._service.images.run([source], task, model=model.name, version=model.version)
-            return answered.results[0]
+            return replace(answered.results[0], filename=image.filename)
 
     def _run(self) -> None:
         try:

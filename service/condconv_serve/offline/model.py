@@ -105,7 +105,13 @@ class Model:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a name is an iterable, too
-        self, images: ImageInput, *, top_k: int | None = ..., on_error: OnError = ..., progress: bool | None = ...
+        self,
+        images: ImageInput,
+        *,
+        top_k: int | None = ...,
+        threshold: float | None = ...,
+        on_error: OnError = ...,
+        progress: bool | None = ...,
     ) -> ImagePrediction: ...
 
     @overload
@@ -114,6 +120,7 @@ class Model:
         images: Iterable[ImageInput],
         *,
         top_k: int | None = ...,
+        threshold: float | None = ...,
         on_error: OnError = ...,
         progress: bool | None = ...,
     ) -> list[ImagePrediction]: ...
@@ -123,6 +130,7 @@ class Model:
         images: ImagesInput,
         *,
         top_k: int | None = None,
+        threshold: float | None = None,
         on_error: OnError = "keep",
         progress: bool | None = None,
     ) -> ImagePrediction | list[ImagePrediction]:
@@ -131,6 +139,7 @@ class Model:
         Args:
             images: see `Model`. Type checkers take a lone name for one image, so give them a folder as `[folder]`.
             top_k: how many classes to return, best first; 5, or all if there are fewer, if None.
+            threshold: of these, classes with a smaller probability are left out, 0 to 1, perhaps all; none if None.
             on_error: whether an image's error among many is kept in its result, or raised. One image's is raised.
             progress: whether to show a progress bar; None: on a terminal and in a notebook, for 8 images or more.
 
@@ -138,21 +147,28 @@ class Model:
             One result for one image, else a list, in order; it is empty if no images are given.
 
         Raises:
-            InvalidParameter: `top_k` is less than 1 or more than there are classes.
+            InvalidParameter: `top_k` is less than 1 or more than there are classes, or `threshold` is not from 0 to 1.
             MissingImage: a folder without images, or a pattern that matches none.
             ServiceError: why the image, or with `on_error="raise"` the first one, has no answer.
             TypeError: something is no image. RuntimeError: the model is closed.
         """
-        return self._ask(images, Classify(top_k), self._predicted, on_error=on_error, progress=progress)
+        return self._ask(
+            images, Classify(top_k, threshold or 0.0), self._predicted, on_error=on_error, progress=progress
+        )
 
     def predict_iter(
-        self, images: ImagesInput, *, top_k: int | None = None, on_error: OnError = "keep"
+        self,
+        images: ImagesInput,
+        *,
+        top_k: int | None = None,
+        threshold: float | None = None,
+        on_error: OnError = "keep",
     ) -> Iterator[ImagePrediction]:
         """Classify many images, and give each result as it comes, in order. Only a few images are read ahead.
 
         Arguments and errors are those of `predict`. Use it where a list of all results would be too long.
         """
-        task = Classify(top_k)
+        task = Classify(top_k, threshold or 0.0)
         self._check(task, on_error)
         return self._each(GivenImages(images), task, self._predicted, on_error=on_error)
 

@@ -1,4 +1,4 @@
-"""Folds batch norms into the convolutions before them, so that inference needn't compute them.
+"""Folds batch norms into the convolutions and dense layers before them, so that inference needn't compute them.
 
 For CondConv every expert's output channels are scaled; the mixture is linear in the experts, so the fold is exact.
 """
@@ -12,13 +12,13 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve.runtime.layer_kinds import Role, has_role, kind_of
+from condconv_serve.runtime.layer_kinds import Role, has_kernel, has_role, kind_of
 from condconv_serve.runtime.model_graph import ModelGraph
 
 
 @dataclass(frozen=True, slots=True)
-class FoldedConvolution:
-    """A convolution's weights for inference, float32.
+class FoldedWeights:
+    """A convolution's or dense layer's weights for inference, float32.
 
     `kernel` has the layer's layout with the norm's scale in its output channels; `bias` `[channels]` is the layer's
     plain bias and the norm's shift; `expert_bias` `[num_experts, channels]` is a CondConv layer's mixed bias.
@@ -30,19 +30,19 @@ class FoldedConvolution:
 
 
 def foldable_norms(graph: ModelGraph) -> dict[str, Any]:
-    """Every batch norm that alone reads a convolution's output, by the convolution's name.
+    """Every batch norm that alone reads a convolution's or dense layer's output, by that layer's name.
 
-    Layers called more than once keep their norms, and so do convolutions whose output is read by anything besides the
-    norm (a layer, an operation, a model inside the model).
+    Layers called more than once keep their norms, and so do those whose output is read by anything besides the norm (a
+    layer, an operation, a model inside the model).
     """
     found: dict[str, Any] = {}
     for call in graph.calls:
         layer, reader = call.operation, graph.sole_reader(call)
-        if reader is None or not has_role(layer, Role.CONVOLUTION) or not has_role(reader.operation, Role.NORM):
+        if reader is None or not has_kernel(layer) or not has_role(reader.operation, Role.NORM):
             continue
         norm: Any = reader.operation
         if (
-            norm.axis in (-1, 3)
+            norm.axis in (-1, len(call.outputs[0].shape) - 1)
             and layer.activation is keras.activations.linear
             and graph.called_once(layer)
             and graph.called_once(norm)
@@ -62,11 +62,11 @@ def norm_factors(norm: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return scale, shift
 
 
-def fold(layer: Any, norm: Any | None) -> FoldedConvolution:
-    """A convolution's weights with the norm that follows it, if one is folded.
+def fold(layer: Any, norm: Any | None) -> FoldedWeights:
+    """A layer's weights with the norm that follows it, if one is folded.
 
     Args:
-        layer: one whose role is `Role.CONVOLUTION`.
+        layer: one for which `has_kernel` is true.
         norm: from `foldable_norms`.
     """
     kind = kind_of(layer)
@@ -80,4 +80,4 @@ def fold(layer: Any, norm: Any | None) -> FoldedConvolution:
     if experts:
         expert_bias = None if layer.bias is None else (bias * scale).astype(np.float32)
         bias = np.zeros(channels)
-    return FoldedConvolution(kernel.astype(np.float32), (bias * scale + shift).astype(np.float32), expert_bias)
+    return FoldedWeights(kernel.astype(np.float32), (bias * scale + shift).astype(np.float32), expert_bias)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import keras
 
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
 
 
 class Role(enum.Enum):
@@ -19,7 +19,7 @@ class Role(enum.Enum):
     CONVOLUTION = "computed from its folded weights, with the norm and the activation that follow it"
     NORM = "folded into the convolution before it"
     ACTIVATION = "computed by the convolution before it, or as a plain function"
-    DENSE = "computed as one matrix product"
+    DENSE = "computed as one matrix product from its folded weights, with what follows it, as a convolution is"
     STATELESS = "computed by Keras; it has no weights, so it is built anew from its config"
 
 
@@ -48,6 +48,7 @@ LAYER_KINDS: Final[Mapping[type, LayerKind]] = MappingProxyType(
         keras.layers.BatchNormalization: LayerKind(Role.NORM),
         keras.layers.Activation: LayerKind(Role.ACTIVATION),
         keras.layers.Dense: LayerKind(Role.DENSE),
+        CondConvDense: LayerKind(Role.DENSE, experts=True),
         keras.layers.Add: LayerKind(Role.STATELESS),
         keras.layers.Dropout: LayerKind(Role.STATELESS),
         keras.layers.GlobalAveragePooling2D: LayerKind(Role.STATELESS),
@@ -70,6 +71,11 @@ def has_role(layer: Any, role: Role) -> bool:
     """Whether the engines know a layer, and in this role."""
     kind = kind_of(layer)
     return kind is not None and kind.role is role
+
+
+def has_kernel(layer: Any) -> bool:
+    """Whether a layer has a kernel that the engines know, into which a norm that follows it can be folded."""
+    return has_role(layer, Role.CONVOLUTION) or has_role(layer, Role.DENSE)
 
 
 def is_pointwise(layer: Any) -> bool:

@@ -18,14 +18,17 @@ from numpy.typing import NDArray
 
 from condconv_serve.domain import Preprocessing
 from condconv_serve.training.batches import Selection, normalise, shuffled
-from condconv_serve.training.network import last_layers
+from condconv_serve.training.network import ending_of
 
 _FEATURES = "features.npy"
 
 
 @dataclass(frozen=True, slots=True)
 class SplitNetwork:
-    """One network in two: `backbone` makes `features` and `routing` of pixels, `head` makes logits of features."""
+    """One network in two: `backbone` makes `features` and `routing` of pixels, `head` makes logits of features.
+
+    The features of a head with experts end in its routing weights.
+    """
 
     backbone: keras.Model
     head: keras.Model
@@ -35,14 +38,21 @@ def split_network(network: keras.Model) -> SplitNetwork:
     """Split a network before its last layer, and the dropout before that; both parts share its layers.
 
     Raises:
-        ConfigurationError: the network doesn't end in a Dense layer.
+        ConfigurationError: the network doesn't end in a Dense or CondConvDense layer.
     """
-    layers, features = last_layers(network)
+    ending = ending_of(network)
+    features, routing = ending.features, ending.routing
+    if routing is not None:
+        features = keras.layers.Concatenate(dtype="float32")([features, routing])
     backbone = keras.Model(network.inputs[0], {"features": features, "routing": network.output["routing"]})
     inputs = x = keras.Input(features.shape[1:])
-    for layer in layers:
-        x = layer(x)
-    return SplitNetwork(backbone, keras.Model(inputs, x))
+    rest: list[Any] = []
+    if routing is not None:
+        experts = routing.shape[-1]
+        x, rest = inputs[:, :-experts], [inputs[:, -experts:]]
+    for dropout in ending.dropouts:
+        x = dropout(x)
+    return SplitNetwork(backbone, keras.Model(inputs, ending.head(x, *rest)))
 
 
 def compute_features(

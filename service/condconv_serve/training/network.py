@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
 
 from condconv_serve.errors import ConfigurationError
+from condconv_serve.nn import CondConvDense
 from condconv_serve.runtime.layer_kinds import is_condconv
 from condconv_serve.runtime.model_graph import ModelGraph, layers_within
 
 Part = Literal["all", "experts", "routing", "head"]
 """What is trained: everything but the batch norms; experts, routers and head; routers and head; or only the head."""
+
+_HEADS = (keras.layers.Dense, CondConvDense)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ending:
+    """How a network ends.
+
+    Attributes:
+        dropouts: the layers before the last one that drop some features, in order.
+        head: the last layer.
+        features: what the dropouts read, symbolic.
+        routing: what the head reads besides; None if it isn't mixed from experts.
+    """
+
+    dropouts: tuple[Any, ...]
+    head: Any
+    features: Any
+    routing: Any | None
 
 
 def with_classes(network: keras.Model, classes: int) -> keras.Model:
@@ -23,13 +44,13 @@ def with_classes(network: keras.Model, classes: int) -> keras.Model:
         classes: of the new last layer.
 
     Raises:
-        ConfigurationError: the network doesn't end in a Dense layer.
+        ConfigurationError: the network doesn't end in a Dense or CondConvDense layer.
     """
     output = network.output
-    layer, before = _head(network)
+    layer, inputs = _head(network)
     # With zeros no class is preferred at first, and the first gradients reach only this layer.
     fresh = type(layer).from_config({**layer.get_config(), "units": classes, "kernel_initializer": "zeros"})
-    return keras.Model(network.inputs[0], {**output, "logits": fresh(before)}, name=network.name)
+    return keras.Model(network.inputs[0], {**output, "logits": fresh(*inputs)}, name=network.name)
 
 
 def set_trainable(network: keras.Model, part: Part) -> int:
@@ -60,24 +81,27 @@ def set_trainable(network: keras.Model, part: Part) -> int:
     return sum(math.prod(variable.shape) for variable in network.trainable_variables)
 
 
-def last_layers(network: keras.Model) -> tuple[list[Any], Any]:
-    """The last layer and the dropout before it, in the order in which they compute, and the tensor that they read.
+def ending_of(network: keras.Model) -> Ending:
+    """How a network ends.
 
     Raises:
-        ConfigurationError: the network doesn't end in a Dense layer.
+        ConfigurationError: the network doesn't end in a Dense or CondConvDense layer.
     """
-    layer, tensor = _head(network)
-    graph, layers = ModelGraph(network), [layer]
+    head, (tensor, *routing) = _head(network)
+    graph = ModelGraph(network)
+    dropouts: list[Any] = []
     while (call := graph.producer(tensor)) is not None and type(call.operation) is keras.layers.Dropout:
-        layers.insert(0, call.operation)
+        dropouts.insert(0, call.operation)
         tensor = call.inputs[0]
-    return layers, tensor
+    return Ending(tuple(dropouts), head, tensor, routing[0] if routing else None)
 
 
-def _head(network: keras.Model) -> tuple[Any, Any]:
-    """The last layer, and the tensor that it reads."""
+def _head(network: keras.Model) -> tuple[Any, tuple[Any, ...]]:
+    """The last layer, and the tensors that it reads: features, and routing weights if it has experts."""
     call = ModelGraph(network).producer(network.output["logits"])
-    if call is None or type(call.operation) is not keras.layers.Dense:
+    if call is None or type(call.operation) not in _HEADS:
         ends = "its input" if call is None else f"a {type(call.operation).__name__}"
-        raise ConfigurationError(f"The network ends in {ends}, but only a Dense layer can be given other classes.")
-    return call.operation, call.inputs[0]
+        raise ConfigurationError(
+            f"The network ends in {ends}, but only a Dense or CondConvDense layer can be given other classes."
+        )
+    return call.operation, call.inputs

@@ -56,9 +56,9 @@ def save_bundle(
     """Save a trained Keras model as a bundle that the server loads like any other.
 
     Args:
-        model: a functional or sequential classifier of Keras's own layers, `CondConv2D` and `DepthwiseCondConv2D`. It
-            takes normalised pixels float32 `[B, image_size, image_size, 3]` and returns one logit per class (a final
-            softmax is left out); the routing weights are found for you. Or it returns
+        model: a functional or sequential classifier of Keras's own layers, `CondConv2D`, `DepthwiseCondConv2D` and
+            `CondConvDense`. It takes normalised pixels float32 `[B, image_size, image_size, 3]` and returns one logit
+            per class (a final softmax is left out); the routing weights are found for you. Or it returns
             `{"logits": [B, classes], "routing": {block: [B, experts]}}`.
         store: the model store, a directory; created if absent.
         name: of the model: lower-case letters, digits, `.`, `_` and `-`.

@@ -7,7 +7,7 @@ import tensorflow as tf
 from skimage import data
 
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, mix_experts
-from condconv_serve.nn.condconv import PerExpertInitializer
+from condconv_serve.nn.experts import PerExpertInitializer
 
 pytestmark = pytest.mark.tensorflow
 

@@ -2,7 +2,15 @@ import keras
 import pytest
 
 from condconv_serve.domain import Cost
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_network, cost, get_architecture, outline
+from condconv_serve.nn import (
+    CondConv2D,
+    CondConvDense,
+    DepthwiseCondConv2D,
+    build_network,
+    cost,
+    get_architecture,
+    outline,
+)
 
 pytestmark = pytest.mark.tensorflow
 
@@ -65,6 +73,15 @@ def test_mixing_the_experts_counts():
     assert cost(model_of(conv, routed=True)) == Cost(3 * 216, 64 * 216 + 3 * 216)
     assert cost(model_of(bias, routed=True)) == Cost(3 * 30, 64 * 24 + 3 * 30 + 64 * 6 // 2)
     assert cost(model_of(depthwise, routed=True)) == Cost(3 * 36, 16 * 36 + 3 * 36)
+
+
+def test_a_dense_layer_with_experts_costs_a_product_for_each():
+    def classify(x, r):
+        return CondConvDense(5, 3)(keras.layers.Flatten()(x), r)
+
+    product = 256 * 5
+    mixing, bias = 3 * product + 3 * 5, 5 // 2
+    assert cost(model_of(classify, routed=True)) == Cost(3 * product + 3 * 5, product + mixing + bias)
 
 
 def test_models_inside_models_count():

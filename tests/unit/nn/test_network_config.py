@@ -7,7 +7,7 @@ import pytest
 from keras import layers
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import CondConv2D, network_from_json, network_to_json, variable_shapes
+from condconv_serve.nn import CondConv2D, CondConvDense, network_from_json, network_to_json, variable_shapes
 
 pytestmark = pytest.mark.tensorflow
 
@@ -18,7 +18,7 @@ def network():
     x = CondConv2D(8, 3, 4, padding="same", activation="relu", name="condconv")(pixels, routing)
     x = keras.Sequential([layers.RandomFlip(), layers.Conv2D(8, 3, kernel_regularizer="l2")], name="inner")(x)
     x = keras.ops.relu(x[:, 1:] * 2.0 + 1.0)
-    return keras.Model(pixels, layers.Dense(5, name="logits")(layers.GlobalMaxPooling2D()(x)))
+    return keras.Model(pixels, CondConvDense(5, 4, name="logits")(layers.GlobalMaxPooling2D()(x), routing))
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +167,6 @@ def test_shapes_of_a_giant_take_no_memory(document):
     changed = copy.deepcopy(document)
     changed["network"]["config"]["layers"][-1]["config"]["units"] = 10**12
     shapes = variable_shapes(json.dumps(changed), image_size=16)
-    assert shapes["logits/kernel"] == (8, 10**12)
+    assert shapes["logits/kernel"] == (4, 8, 10**12)
     # Keras computes shapes of such layers by tracing them, after which it creates what waits for its values.
     OwnLayer()(keras.Input((3,)))

@@ -76,6 +76,19 @@ def model(bundle):
         yield made
 
 
+@pytest.fixture(scope="module")
+def exact_model(bundle):
+    """One whose rows aren't rounded, and overshoot the scale of levels."""
+
+    def load(*given, **options):
+        model = load_fake(*given, **options)
+        exact = replace(model.info.preprocessing, transform="official", exact_decoding=True)
+        return replace(model, info=replace(model.info, preprocessing=exact))
+
+    with Model(bundle, Settings(native="off", engine="tensorflow", streams=1), load=load) as made:
+        yield made
+
+
 @pytest.fixture
 def photos(tmp_path):
     """Twelve photos, in the order of their names, and what is none."""
@@ -216,6 +229,23 @@ class TestForms:
         assert len(model.predict(images())) == 60
         assert max(most) < 20
 
+    @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I;16"])
+    @pytest.mark.parametrize("exact", [False, True])
+    def test_pictures_are_what_their_files_are(self, mode, exact, request, exact_model):
+        """Their pixels go to the network without becoming a file first, unless its rows aren't whole levels."""
+        model = exact_model if exact else request.getfixturevalue("model")
+        picture = Image.fromarray(COFFEE).convert(mode if mode not in ("PA", "I;16") else "P" if mode == "PA" else "L")
+        if mode == "I;16":
+            picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+        if mode in ("LA", "RGBA"):
+            picture.putalpha(Image.linear_gradient("L").resize(picture.size))
+        if mode == "PA":
+            picture.info["transparency"] = 3
+        saved = picture if mode not in ("CMYK", "YCbCr", "HSV") else picture.convert("RGB")
+        saved.save(file := io.BytesIO(), "PNG")
+        found, expected = model.predict([picture, file.getvalue()])
+        assert np.array_equal(found.routing.weights, expected.routing.weights)
+
     def test_one_after_the_other(self, model, photos):
         found = model.predict_iter(photos, top_k=1)
         assert next(found).id == "0"
@@ -333,6 +363,14 @@ class TestAnswers:
         assert {(len(result.classes), len(result.insight.blocks)) for result in many} == {(2, 2)}
         (failed,) = model.routing([b""])
         assert (failed.insight, failed.error.slug) == (None, "missing_image")
+
+    def test_threshold(self, model):
+        (found,) = model.predict([COFFEE], top_k=3, threshold=0.5)
+        assert [scored.label for scored in found.classes] == ["class 3"]
+        assert len(model.predict(COFFEE, top_k=3).classes) == 3
+        assert [len(result.classes) for result in model.predict_iter(COFFEE, threshold=0.5)] == [1]
+        with pytest.raises(InvalidParameter, match="threshold must be from 0 to 1"):
+            model.predict(COFFEE, threshold=2)
 
     def test_what_it_is(self, model):
         assert (model.name, model.version, model.info.task) == ("fake", "3", "classification")

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
 
 SIZE = 15
 Apply = Callable[..., Any]
@@ -27,6 +27,21 @@ def normalised(layer: Any) -> Apply:
 
 def static(layer: Any) -> Apply:
     return lambda x, r: normalised(layer)(x)
+
+
+def pooled(dense: Apply) -> Apply:
+    """A dense layer of a vector, which is then a map of one pixel again."""
+
+    def apply(x: Any, r: Any) -> Any:
+        y = dense(layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(x)), r)
+        return layers.Reshape((1, 1, y.shape[-1]))(y)
+
+    return apply
+
+
+def condconv_dense_of_a_flat_map(x: Any, r: Any) -> Any:
+    y = layers.Flatten()(layers.Conv2D(4, 3, strides=5)(x))
+    return layers.Reshape((1, 1, 6))(CondConvDense(6, 3, activation="relu6", bias_initializer="normal")(y, r))
 
 
 def read_twice(x: Any, r: Any) -> Any:
@@ -147,5 +162,10 @@ NETWORKS = {
     "channels first": channels_first,
     "unknown layers": unknown_layers,
     "dense on a map": lambda x, r: layers.Dense(6, activation="swish", use_bias=False)(x),
+    "dense, norm": pooled(static(layers.Dense(6))),
+    "condconv dense": pooled(lambda x, r: CondConvDense(6, 3, bias_initializer="normal")(x, r)),
+    "condconv dense, norm": pooled(normalised(CondConvDense(6, 3, bias_initializer="normal"))),
+    "condconv dense, without a bias": pooled(normalised(CondConvDense(40, 3, use_bias=False))),
+    "condconv dense of a flat map": condconv_dense_of_a_flat_map,
     "dropout and noise": lambda x, r: layers.GaussianNoise(1.0)(layers.Dropout(0.5)(x)),
 }

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
 
 Tensor = Any
 ACTIVATIONS = ("linear", "relu", "relu6", "silu", "hard_silu", "sigmoid", "hard_sigmoid", "tanh")
@@ -133,7 +133,13 @@ class RandomNetwork:
     def vector(self) -> None:
         x = self.map()
         x = self.choose([layers.Flatten(), layers.GlobalAveragePooling2D()])(x) if x.shape[1] < 9 else self.vectors[-1]
-        self.vectors.append(layers.Dense(int(self.random.integers(1, 9)), activation=self.choose(ACTIVATIONS))(x))
+        units, activation = int(self.random.integers(1, 9)), self.choose(ACTIVATIONS)
+        if self.random.random() < 0.3:
+            routing = self.choose(self.routings)
+            x = CondConvDense(units, routing.shape[-1], activation=activation)(x, routing)
+        else:
+            x = layers.Dense(units, activation=activation)(x)
+        self.vectors.append(layers.BatchNormalization()(x) if self.random.random() < 0.2 else x)
 
     def routing(self) -> None:
         experts = int(self.random.integers(1, 5))

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from keras import layers
 
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
 from condconv_serve.runtime.layer_kinds import LayerKind, Role, has_role, is_condconv, is_pointwise, kind_of
 
 pytestmark = pytest.mark.tensorflow
@@ -20,6 +20,7 @@ class DerivedCondConv2D(CondConv2D):
         (layers.DepthwiseConv2D(3), LayerKind(Role.CONVOLUTION, depthwise=True)),
         (CondConv2D(4, 3, 2), LayerKind(Role.CONVOLUTION, experts=True)),
         (DepthwiseCondConv2D(3, 2), LayerKind(Role.CONVOLUTION, depthwise=True, experts=True)),
+        (CondConvDense(4, 2), LayerKind(Role.DENSE, experts=True)),
         (layers.BatchNormalization(), LayerKind(Role.NORM)),
         (layers.Multiply(), LayerKind(Role.STATELESS)),
         (layers.Conv2D(4, 3, data_format="channels_first"), None),
@@ -50,5 +51,6 @@ def test_pointwise_convolutions(layer: Any, pointwise: bool) -> None:
 
 
 def test_what_is_routed() -> None:
-    assert all(map(is_condconv, (CondConv2D(4, 3, 2), DepthwiseCondConv2D(3, 2), DerivedCondConv2D(4, 3, 2))))
+    routed = (CondConv2D(4, 3, 2), DepthwiseCondConv2D(3, 2), CondConvDense(4, 2), DerivedCondConv2D(4, 3, 2))
+    assert all(map(is_condconv, routed))
     assert not is_condconv(layers.Conv2D(4, 3))

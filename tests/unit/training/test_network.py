@@ -4,8 +4,9 @@ import pytest
 from keras import layers
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import build_network, get_architecture
+from condconv_serve.nn import CondConvDense, build_network, get_architecture
 from condconv_serve.runtime.outputs import with_routing
+from condconv_serve.training.frozen import split_network
 from condconv_serve.training.network import set_trainable, with_classes
 from tests.unit.training.samples import small_network
 
@@ -53,6 +54,25 @@ def test_our_own_architectures():
     assert learning(with_classes(network, 5)) == {"logits", *(f"block_{i}_routing" for i in range(8, 16))}
 
 
+def test_a_head_with_experts(randomise):
+    inputs = keras.Input((32, 32, 3))
+    features = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(inputs))
+    routing = layers.Dense(4, activation="sigmoid", name="classifier_routing")(features)
+    logits = CondConvDense(3, 4, name="classifier")(layers.Dropout(0.5)(features), routing)
+    network = randomise(with_routing(keras.Model(inputs, logits)))
+    fresh = with_classes(network, 7)
+    before, after = network(PIXELS, training=False), fresh(PIXELS, training=False)
+    assert np.asarray(after["logits"]).tolist() == [[0.0] * 7] * 2
+    np.testing.assert_array_equal(after["routing"]["classifier"], before["routing"]["classifier"])
+    split = split_network(network)
+    ends = split.head(split.backbone(PIXELS)["features"], training=False)
+    np.testing.assert_allclose(ends, before["logits"], rtol=1e-5, atol=1e-6)
+    assert set_trainable(network, "head") == 4 * (8 + 1) * 3
+    assert learning(network) == {"classifier"}
+    set_trainable(network, "routing")
+    assert learning(network) == {"classifier", "classifier_routing"}
+
+
 def test_static_networks_have_no_routing():
     inputs = keras.Input((32, 32, 3))
     network = with_routing(keras.Model(inputs, layers.Dense(3)(layers.Flatten()(inputs))))
@@ -65,5 +85,5 @@ def test_static_networks_have_no_routing():
 def test_only_a_dense_layer_can_be_replaced():
     inputs = keras.Input((32, 32, 3))
     network = with_routing(keras.Model(inputs, layers.GlobalAveragePooling2D()(layers.Conv2D(3, 1)(inputs))))
-    with pytest.raises(ConfigurationError, match="ends in a GlobalAveragePooling2D, but only a Dense layer"):
+    with pytest.raises(ConfigurationError, match="ends in a GlobalAveragePooling2D, but only a Dense or CondConvDense"):
         with_classes(network, 4)

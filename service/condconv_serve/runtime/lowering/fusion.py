@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from condconv_serve.runtime.layer_kinds import Role, has_role, is_pointwise
+from condconv_serve.runtime.layer_kinds import Role, has_kernel, has_role, is_pointwise
 from condconv_serve.runtime.model_graph import ModelGraph
 
 
@@ -31,18 +31,18 @@ def scaled_convolutions(graph: ModelGraph) -> dict[str, str]:
 
 
 def following_activations(graph: ModelGraph, norms: Mapping[str, Any]) -> dict[str, Any]:
-    """The activation layer that alone reads a convolution, or its folded norm, by the convolution's name.
+    """The activation layer that alone reads a convolution or dense layer, or its folded norm, by that layer's name.
 
     Args:
         graph: of the model.
-        norms: the norms that are folded away, by the names of their convolutions.
+        norms: the norms that are folded away, by the names of their layers.
     """
     found: dict[str, Any] = {}
     for call in graph.calls:
         layer, reader = call.operation, graph.sole_reader(call)
         if reader is not None and reader.operation is norms.get(layer.name):
             reader = graph.sole_reader(reader)
-        if reader is None or not has_role(reader.operation, Role.ACTIVATION) or not has_role(layer, Role.CONVOLUTION):
+        if reader is None or not has_role(reader.operation, Role.ACTIVATION) or not has_kernel(layer):
             continue
         linear = layer.activation is keras.activations.linear
         if linear and graph.called_once(layer) and graph.called_once(reader.operation):

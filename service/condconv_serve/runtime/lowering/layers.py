@@ -10,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from condconv_serve.runtime.fold import FoldedConvolution
+from condconv_serve.nn import mixed_product
+from condconv_serve.runtime.fold import FoldedWeights
 from condconv_serve.runtime.layer_kinds import is_pointwise, kind_of
 from condconv_serve.runtime.lowering.convolutions import conv, depthwise_conv, shifted_products
 from condconv_serve.runtime.lowering.slots import Activation, ConvCall, Lowering, Tensor
@@ -25,16 +26,23 @@ def activation_of(layer: Any) -> Activation:
     return activation
 
 
-def dense(layer: Any, lowering: Lowering) -> Callable[[Tensor], Tensor]:
-    """A dense layer, as a function of `[..., C]`."""
-    kernel = lowering.hold(np.asarray(layer.kernel))
-    bias = lowering.hold(np.zeros(layer.units, np.float32) if layer.bias is None else np.asarray(layer.bias))
-    activate = activation_of(layer)
-    return lambda x: activate(tf.nn.bias_add(tf.matmul(x, kernel), bias))
+def dense(layer: Any, weights: FoldedWeights, activation: Activation, lowering: Lowering) -> Callable[..., Tensor]:
+    """A dense layer, as a function of `[..., C]`, and of routing weights if it has experts; then of `[B, C]`."""
+    kernel, bias = lowering.hold(weights.kernel), lowering.hold(weights.bias)
+    kind = kind_of(layer)
+    if kind is None or not kind.experts:
+        return lambda x: activation(tf.nn.bias_add(tf.matmul(x, kernel), bias))
+    expert_bias = None if weights.expert_bias is None else lowering.hold(weights.expert_bias)
+
+    def with_routing(x: Tensor, routing: Tensor) -> Tensor:
+        y = tf.nn.bias_add(mixed_product(x, routing, kernel), bias)
+        return activation(y if expert_bias is None else y + tf.matmul(routing, expert_bias))
+
+    return with_routing
 
 
 def convolution(
-    layer: Any, weights: FoldedConvolution, activation: Activation, lowering: Lowering
+    layer: Any, weights: FoldedWeights, activation: Activation, lowering: Lowering
 ) -> Callable[..., Tensor]:
     """A convolution, as a function of features, routing weights if it has experts, and a scale if it gets one."""
 

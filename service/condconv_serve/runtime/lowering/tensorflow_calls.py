@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from condconv_serve.domain import Preprocessing
 from condconv_serve.runtime.fold import fold, foldable_norms
-from condconv_serve.runtime.layer_kinds import Role, has_role
+from condconv_serve.runtime.layer_kinds import Role, has_kernel, has_role
 from condconv_serve.runtime.lowering.fusion import following_activations, scaled_convolutions
 from condconv_serve.runtime.lowering.layers import activation_of, convolution, dense
 from condconv_serve.runtime.lowering.lowered import Lowered
@@ -35,7 +35,7 @@ class TensorFlowCalls:
         Args:
             graph: of the network.
             lowering: which operations to use.
-            but: calls that something else computes. Norms and activations go with the convolution that they follow.
+            but: calls that something else computes. Norms and activations go with the layer that they follow.
         """
         others = {id(call) for call in but}
         calls = [call for call in graph.calls if id(call) not in others]
@@ -59,14 +59,14 @@ class TensorFlowCalls:
         for layer in {id(call.operation): call.operation for call in calls}.values():
             if layer.name in self._unchanged:
                 continue
-            if has_role(layer, Role.CONVOLUTION):
+            if has_kernel(layer):
                 activation = activation_of(activations.get(layer.name, layer))
                 weights = fold(layer, norms.get(layer.name))
-                self._functions[layer.name] = _cast(convolution(layer, weights, activation, lowering), lowering.dtype)
+                is_dense = has_role(layer, Role.DENSE)
+                function = (dense if is_dense else convolution)(layer, weights, activation, lowering)
+                self._functions[layer.name] = _cast(function, tf.float32 if is_dense else lowering.dtype)
             elif has_role(layer, Role.ACTIVATION):
                 self._functions[layer.name] = _cast(activation_of(layer), tf.float32)
-            elif has_role(layer, Role.DENSE):
-                self._functions[layer.name] = _cast(dense(layer, lowering), tf.float32)
 
     def compute(self, call: Call, values: Values) -> None:
         """Compute one call: read its inputs from `values`, and add its outputs."""

@@ -9,7 +9,7 @@ import pytest
 from keras import layers
 
 from condconv_serve.domain import Preprocessing
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
 from condconv_serve.runtime.kernels.program import Activation, BankType, Place, Step, StepKind, ValueType
 from condconv_serve.runtime.lowering import NativeLowering, lower
 from condconv_serve.runtime.lowering.native.fusing import MAX_PRODUCER_DEPTH
@@ -99,6 +99,11 @@ def flattened(x: Any, r: Any) -> Any:
     return layers.Reshape((1, 1, 6))(layers.Dense(6, activation="relu")(x))
 
 
+def routed_dense(x: Any, r: Any) -> Any:
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(x))
+    return layers.ReLU()(layers.BatchNormalization()(CondConvDense(6, 3)(x, r)))
+
+
 CASES: dict[str, tuple[Apply, list[str]]] = {
     "norm and activation": (static(layers.Conv2D(4, 3)), ["conv SWISH"]),
     "a layer's own activation": (lambda x, r: layers.Conv2D(4, 3, activation="relu6")(x), ["conv RELU6"]),
@@ -130,6 +135,7 @@ CASES: dict[str, tuple[Apply, list[str]]] = {
         ["depthwise RELU", "conv"],
     ),
     "a vector of a whole map": (flattened, ["conv", "conv RELU"]),
+    "a dense layer with experts": (routed_dense, ["conv", "pool", "conv RELU"]),
     "zeros around the input": (
         lambda x, r: layers.Conv2D(4, 3, strides=2)(layers.ZeroPadding2D(((0, 1), (0, 1)))(x)),
         ["conv"],

@@ -8,7 +8,7 @@ from typing import Final
 
 from condconv_serve.runtime.fold import foldable_norms
 from condconv_serve.runtime.kernels.program import Activation, StepKind
-from condconv_serve.runtime.layer_kinds import Role, has_role
+from condconv_serve.runtime.layer_kinds import has_kernel
 from condconv_serve.runtime.lowering.native.nodes import Node
 from condconv_serve.runtime.lowering.native.patterns import find_node
 from condconv_serve.runtime.lowering.native.tensors import Tensors
@@ -52,7 +52,7 @@ def _single_nodes(graph: ModelGraph, tensors: Tensors) -> tuple[dict[int, Node],
     nodes: dict[int, Node] = {}
     reasons: dict[int, str] = {}
     norms = {id(norm): name for name, norm in foldable_norms(graph).items()}
-    convolutions = {call.operation.name: call for call in graph.calls if has_role(call.operation, Role.CONVOLUTION)}
+    convolutions = {call.operation.name: call for call in graph.calls if has_kernel(call.operation)}
     for call in graph.calls:
         if id(call) in tensors.aliases:
             continue
@@ -73,7 +73,7 @@ def _single_nodes(graph: ModelGraph, tensors: Tensors) -> tuple[dict[int, Node],
 
 
 def _convolves(call: Call, norms: dict[int, str]) -> bool:
-    return has_role(call.operation, Role.CONVOLUTION) or id(call.operation) in norms
+    return has_kernel(call.operation) or id(call.operation) in norms
 
 
 def _folded(node: Node | None, norm: Call) -> Node | None:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import keras
 from keras import layers
 
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
 from condconv_serve.runtime.kernels.program import Activation, StepKind
 from condconv_serve.runtime.layer_kinds import kind_of
 from condconv_serve.runtime.lowering.native.nodes import Convolution, Node
@@ -46,7 +46,7 @@ def find_node(call: Call, tensors: Tensors) -> Found:
     if getattr(layer, "data_format", "channels_last") != "channels_last":
         return "its channels come first"
     reshaped = any(map_size(tensors.root(tensor)) != map_size(tensor) for tensor in call.inputs)
-    if reshaped and type(layer) is not layers.Dense:
+    if reshaped and type(layer) not in (layers.Dense, CondConvDense):
         return "its input was reshaped"
     return pattern(call, tensors)
 
@@ -121,13 +121,18 @@ def _dense(call: Call, tensors: Tensors) -> Found:
     activation = _activation_of(call.operation)
     if isinstance(activation, str):
         return activation
+    kind = kind_of(call.operation)
+    if kind is None or len(call.inputs) != (2 if kind.experts else 1):
+        return "it is called in an unusual way"
     size, out_size = map_size(tensors.root(call.inputs[0])), map_size(call.outputs[0])
     if size is None or out_size is None:
         return "its input is neither a map nor a vector"
     # Of a map that was made a vector, it is a convolution whose kernel is as large as the map.
     kernel = size[:2] if len(call.inputs[0].shape) == 2 else (1, 1)
-    convolution = Convolution(layer=call.operation, kernel=kernel, size=size, out_size=out_size)
-    return _node(StepKind.CONV, call, tensors, activation=activation, convolution=convolution)
+    experts = call.operation.num_experts if kind.experts else None
+    convolution = Convolution(layer=call.operation, experts=experts, kernel=kernel, size=size, out_size=out_size)
+    routing = tensors.root(call.inputs[1]) if kind.experts else None
+    return _node(StepKind.CONV, call, tensors, routing=routing, activation=activation, convolution=convolution)
 
 
 def _norm(call: Call, tensors: Tensors) -> Found:
@@ -175,6 +180,7 @@ _PATTERNS: Final[Mapping[type, Callable[[Call, Tensors], Found]]] = {
     CondConv2D: _convolution,
     DepthwiseCondConv2D: _convolution,
     layers.Dense: _dense,
+    CondConvDense: _dense,
     layers.BatchNormalization: _norm,
     layers.Activation: _activation,
     layers.ReLU: _activation,

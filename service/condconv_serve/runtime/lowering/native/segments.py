@@ -9,6 +9,7 @@ from typing import Any
 
 from keras import layers
 
+from condconv_serve.nn import CondConvDense
 from condconv_serve.runtime.lowering.native.fusing import find_nodes
 from condconv_serve.runtime.lowering.native.nodes import Node
 from condconv_serve.runtime.lowering.native.tensors import Tensors
@@ -98,4 +99,4 @@ def _levels(graph: ModelGraph, tensors: Tensors, nodes: Collection[Node]) -> tup
 def _convolves(nodes: Collection[Node]) -> bool:
     both = [*nodes, *(node.producer for node in nodes if node.producer is not None)]
     found = [node.convolution for node in both if node.convolution is not None]
-    return not nodes or any(type(one.layer) not in (layers.Dense, type(None)) for one in found)
+    return not nodes or any(type(one.layer) not in (layers.Dense, CondConvDense, type(None)) for one in found)
