@@ -41,7 +41,7 @@ def classify(
     images = find_images(arguments, max_bytes=settings.max_body_bytes, note=note)
     task, done, failed = Classify(top_k), 0, 0
     try:
-        with LocalService(settings, bundle) as service:
+        with LocalService(settings, bundle, release=False) as service:
             task.check(service.model.info)
             with interrupts_held():
                 results.started(service.model)

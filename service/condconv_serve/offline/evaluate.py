@@ -132,7 +132,7 @@ def run(settings: Settings, evaluation: Evaluation, *, progress: Callable[[Evalu
             file, index = evaluation.data.files[place]
             yield LocalImage(readable(file), file), Judge(index)
 
-    with LocalService(settings, evaluation.bundle) as service:
+    with LocalService(settings, evaluation.bundle, release=False) as service:
         for result in service.stream(images()):
             with interrupts_held():
                 evaluation.take(result)

@@ -63,13 +63,17 @@ class LocalService:
     Use as a context manager, or close it.
     """
 
-    def __init__(self, settings: Settings, bundle: Path, *, load: ModelLoader | None = None) -> None:
+    def __init__(
+        self, settings: Settings, bundle: Path, *, load: ModelLoader | None = None, release: bool = True
+    ) -> None:
         """Load and warm up a version.
 
         Args:
             settings: as for a server.
             bundle: directory of the version.
             load: makes an engine of a bundle; the usual one if None.
+            release: whether closing releases the weights, which takes some tenths of a second. A command's process ends
+                then anyway.
 
         Raises:
             BundleError: the version is damaged, or doesn't fit. ConfigurationError: this machine lacks what the
@@ -78,6 +82,7 @@ class LocalService:
         quiet = settings.model_copy(update={"routing_statistics": False, "otlp_endpoint": None})
         self._service = Service(quiet, only=bundle.parent.name, load=load)
         self.model = self._service.load_only(bundle)
+        self._release = release
         self._max_bytes, self._max_rows = settings.max_body_bytes, settings.max_queue_rows
         # Keeps decoders and streams busy.
         self._ahead = min(4 * self._service.plan.max_batch_size * self._service.plan.streams, self._max_rows)
@@ -114,7 +119,7 @@ class LocalService:
                 future.cancel()
 
     def close(self) -> None:
-        """Give up what is unanswered, end the threads and release the weights. A second time it does nothing."""
+        """Give up what is unanswered, and end the threads. A second time it does nothing."""
         self.stop()
         if self._process == os.getpid() and threading.current_thread() is not self._thread:
             self._thread.join(_SECONDS_TO_END)
@@ -187,9 +192,10 @@ class LocalService:
                 self._started.set_exception(error)
         finally:
             self._readers.shutdown(wait=False, cancel_futures=True)
-            released = threading.Event()
-            self._service.registry.unload(self.model.name, self.model.version, done=released.set)
-            released.wait(_SECONDS_TO_END)
+            if self._release:
+                released = threading.Event()
+                self._service.registry.unload(self.model.name, self.model.version, done=released.set)
+                released.wait(_SECONDS_TO_END)
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -208,4 +214,5 @@ _open: weakref.WeakSet[LocalService] = weakref.WeakSet()
 def _close_all() -> None:
     """Let threads end before the interpreter does: TensorFlow's own destructors must not meet them."""
     for service in list(_open):
+        service._release = False
         service.close()
