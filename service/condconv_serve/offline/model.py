@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, NoReturn, TypeVar, overload
 
 from condconv_serve.bootstrap import ModelLoader
 from condconv_serve.domain import EngineDescription, ImageResult, Label, ModelInfo, Prediction
@@ -223,6 +223,17 @@ class Model:
     ) -> None:
         """Close it."""
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Say what to do instead of copying it.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "A loaded model can't be copied, or sent to another process. Call condconv_serve.load there, too; threads "
+            "may share one."
+        )
 
     def __repr__(self) -> str:
         """Which model it is, and what computes it."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import _thread
 import asyncio
 import contextlib
+import copy
 import gc
 import io
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -426,6 +428,12 @@ class TestThreadsAndLoops:
         model.close()
         monkeypatch.undo()
         assert model.predict(COFFEE).ok, "a copy of it closes nothing"
+
+
+def test_it_is_not_copied(model):
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match=r"Call condconv_serve\.load there, too"):
+            copied(model)
 
 
 class TestEnd:
