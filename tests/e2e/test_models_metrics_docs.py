@@ -211,6 +211,7 @@ def test_openapi_references_resolve(openapi: dict[str, Any]) -> None:
 def test_openapi_names_every_route(openapi: dict[str, Any]) -> None:
     assert {(method, path) for method, path, _ in operations(openapi)} == {
         ("post", "/predict"),
+        ("post", "/features"),
         ("post", "/routing"),
         ("get", "/routing"),
         ("get", "/routing/classes/{index}"),
@@ -275,13 +276,13 @@ def test_every_documented_example_runs(client: httpx.Client, openapi: dict[str, 
             response = client.request(method, path)
             assert response.is_success, (path, response.text)
             ran.append((path, ""))
-    assert len(ran) == 3 * 4 + 13
+    assert len(ran) == 4 * 4 + 13
 
 
 def test_documented_statuses_are_those_that_are_answered(client: httpx.Client, openapi: dict[str, Any]) -> None:
     documented = {(m, path): set(operation["responses"]) for m, path, operation in operations(openapi)}
     images = {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
-    for path in ("/predict", "/routing", "/routing/ablation"):
+    for path in ("/predict", "/features", "/routing", "/routing/ablation"):
         assert documented["post", path] == images
     assert documented["get", "/readyz"] == documented["get", "/healthz"] == {"200", "503"}
     for path in ("/models/{name}", "/routing", "/routing/classes/{index}", "/routing/experts/{block}/{expert}"):

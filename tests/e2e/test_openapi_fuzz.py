@@ -50,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_whatever_is_sent(server: Server) -> None:
     schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
-    assert len(operations) == 21
+    assert len(operations) == 22
     for operation in operations:
         strategy = st.one_of(
             operation.as_strategy(generation_mode=GenerationMode.POSITIVE),

@@ -103,7 +103,7 @@ def test_documents_and_what_they_refer_to(client: httpx.Client, base: str, coffe
     # What a generated client does: the server's address is relative to the document's.
     address = urljoin(str(document.url), told["url"])
     assert address.removesuffix(PREFIX) == base.removesuffix(PREFIX)
-    for path in ("/predict", "/routing"):
+    for path in ("/predict", "/features", "/routing"):
         assert path in document.json()["paths"]
         assert client.post(address + path, content=coffee).status_code == 200
 

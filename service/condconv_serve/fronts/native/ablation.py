@@ -18,7 +18,7 @@ from condconv_serve.fronts.native.ablation_schemas import (
     ChangeBody,
     VariantBody,
 )
-from condconv_serve.fronts.native.classification import SLUGS, request_body
+from condconv_serve.fronts.native.answering import SLUGS, request_body
 from condconv_serve.fronts.native.images import read_query, read_request
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.schemas import ClassBody, ModelReference, milliseconds, routing_body

@@ -12,7 +12,7 @@ from fastapi_offline import FastAPIOffline
 from condconv_serve import __version__
 from condconv_serve.domain.facts import DEADLINE_SLUGS, DeadlineBy
 from condconv_serve.fronts.context import AppContext
-from condconv_serve.fronts.native import ablation, health, models, page, predict, problems, routing, security
+from condconv_serve.fronts.native import ablation, features, health, models, page, predict, problems, routing, security
 from condconv_serve.fronts.native.schemas import EncodedImage
 from condconv_serve.http.middleware import RequestContext
 
@@ -55,7 +55,7 @@ def create_app(
         redirect_slashes=False,
         servers=[{"url": root_path}] if root_path else None,
         openapi_tags=[
-            {"name": "predict", "description": "Images in, classes out."},
+            {"name": "predict", "description": "Images in, classes or features out."},
             {"name": "routing", "description": "Which experts images are routed to: one image, and live traffic."},
             {"name": "models", "description": "What is served."},
             {"name": "health", "description": "Probes and metrics."},
@@ -63,7 +63,7 @@ def create_app(
     )
     problems.install(app)
     guard = security.guard(context.gatekeeper)
-    for module in (predict, routing, ablation, models):
+    for module in (predict, features, routing, ablation, models):
         app.include_router(module.router(context), dependencies=[guard])
     app.include_router(health.router(context, serve_metrics=serve_metrics))
     app.include_router(page.router(root_path))

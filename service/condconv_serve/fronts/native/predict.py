@@ -5,7 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from condconv_serve.fronts.context import AppContext
-from condconv_serve.fronts.native.classification import PROBLEMS, classify, request_body
+from condconv_serve.fronts.native.answering import PROBLEMS, request_body
+from condconv_serve.fronts.native.classification import classify
 from condconv_serve.fronts.native.schemas import PredictParameters, PredictResponse, predict_response
 
 

@@ -10,10 +10,12 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from condconv_serve.domain import ModelInfo
 from condconv_serve.errors import ModelNotFound, ModelUnavailable, RoutingNotFound, VersionNotFound
 from condconv_serve.fronts.context import AppContext
-from condconv_serve.fronts.native.classification import PROBLEMS, classify, in_time, request_body
+from condconv_serve.fronts.native.accept import preferred
+from condconv_serve.fronts.native.answering import PROBLEMS, in_time, request_body
+from condconv_serve.fronts.native.classification import classify
 from condconv_serve.fronts.native.examples import EXAMPLE_REQUEST_ID
 from condconv_serve.fronts.native.problems import problem_responses
-from condconv_serve.fronts.native.routing_formats import MEDIA_TYPES, OTHER_CONTENT, accepted_format, exported
+from condconv_serve.fronts.native.routing_formats import BY_TYPE, MEDIA_TYPES, OTHER_CONTENT, exported
 from condconv_serve.fronts.native.routing_schemas import (
     ClassResponse,
     ExpertParameters,
@@ -71,7 +73,7 @@ def router(context: AppContext) -> APIRouter:
         picture of all images side by side (PNG or SVG).
         """
         parameters, classification = await classify(request, TracesParameters, context)
-        chosen = parameters.format or accepted_format(request.headers.get("accept", ""))
+        chosen = parameters.format or preferred(request.headers.get("accept", ""), BY_TYPE, otherwise="json")
         if chosen == "json":
             return routed_response(classification, live=context.routing)
         content = await unless_disconnected(request, in_time(exported(classification, chosen, context.drawer), request))

@@ -26,7 +26,7 @@ OTHER_CONTENT: dict[str, Any] = {
     **{MEDIA_TYPES[name]: {"schema": {"type": "string", "format": "binary"}} for name in ("npz", "png", "svg")},
 }
 """OpenAPI entries."""
-_BY_TYPE: dict[str, RoutingFormat] = {
+BY_TYPE: dict[str, RoutingFormat] = {
     "application/json": "json",
     "text/csv": "csv",
     "application/octet-stream": "npz",
@@ -36,28 +36,7 @@ _BY_TYPE: dict[str, RoutingFormat] = {
     "image/*": "png",
     "text/*": "csv",
 }
-
-
-def accepted_format(accept: str) -> RoutingFormat:
-    """The form that an Accept header prefers; JSON if it names none of ours, or takes anything."""
-    best: tuple[float, RoutingFormat] = (0.0, "json")
-    for part in accept.split(","):
-        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = _quality(parameters)
-        name = "json" if media_type in ("*/*", "application/*") else _BY_TYPE.get(media_type)
-        if name is not None and quality > best[0]:
-            best = (quality, name)
-    return best[1]
-
-
-def _quality(parameters: list[str]) -> float:
-    for parameter in parameters:
-        if parameter.startswith("q="):
-            try:
-                return float(parameter[2:])
-            except ValueError:
-                return 0.0
-    return 1.0
+"""Forms by the media types of an Accept header."""
 
 
 async def exported(classification: Classification, form: RoutingFormat, drawer: Drawer) -> bytes:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from condconv_serve.domain import Classification, ClassifiedImage, Prediction, RoutingTrace
+from condconv_serve.domain import Classification, ClassifiedImage, Prediction, RoutingTrace, Timings
 from condconv_serve.fronts.native.problems import Problem
 
 MAX_NAME = 1024
@@ -27,21 +27,11 @@ Share = Annotated[float, NoBoolean, Field(ge=0, le=1, allow_inf_nan=False)]
 """A number from 0 to 1."""
 
 
-class RoutingParameters(BaseModel):
+class ImageParameters(BaseModel):
     """Parameters of a request with images. Give them in the query, or as fields of a JSON or form body."""
 
     model_config = ConfigDict(extra="forbid")
 
-    top_k: Whole | None = Field(
-        None,
-        ge=1,
-        description="How many classes to return, best first. Absent: 5, or all if the model has fewer.",
-    )
-    threshold: Share = Field(
-        0.0,
-        description="Of these, classes with a smaller probability are left out. If even the best one has, `classes` is "
-        "an empty list.",
-    )
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
     version: str | None = Field(None, max_length=MAX_NAME, description=VERSION)
     timeout_ms: Whole | None = Field(
@@ -52,6 +42,21 @@ class RoutingParameters(BaseModel):
     )
     priority: Literal["high", "normal", "low"] = Field(
         "normal", description="Which images go first when many wait. Images that have waited long move up."
+    )
+
+
+class RoutingParameters(ImageParameters):
+    """Parameters of a request whose images are classified."""
+
+    top_k: Whole | None = Field(
+        None,
+        ge=1,
+        description="How many classes to return, best first. Absent: 5, or all if the model has fewer.",
+    )
+    threshold: Share = Field(
+        0.0,
+        description="Of these, classes with a smaller probability are left out. If even the best one has, `classes` is "
+        "an empty list.",
     )
 
 
@@ -177,19 +182,13 @@ def prediction_body(result: ClassifiedImage, *, routing: bool) -> PredictionBody
 
 
 def _answer(prediction: Prediction, *, routing: bool) -> dict[str, Any]:
-    timings = prediction.timings
     return {
         "classes": [
             ClassBody(index=c.index, label=c.label, synset=c.synset, probability=c.probability)
             for c in prediction.classes
         ],
         "routing": routing_body(prediction.routing) if routing else None,
-        "timings_ms": TimingsBody(
-            decode=milliseconds(timings.decode),
-            queue=milliseconds(timings.queue),
-            inference=milliseconds(timings.inference),
-            total=milliseconds(timings.total),
-        ),
+        "timings_ms": timings_body(prediction.timings),
         "batch_size": prediction.batch_size,
     }
 
@@ -197,6 +196,16 @@ def _answer(prediction: Prediction, *, routing: bool) -> dict[str, Any]:
 def routing_body(trace: RoutingTrace) -> RoutingBody:
     """Routing weights by block, as they are in float32."""
     return trace.layout.lists(trace.weights)
+
+
+def timings_body(timings: Timings) -> TimingsBody:
+    """Where an image's time went."""
+    return TimingsBody(
+        decode=milliseconds(timings.decode),
+        queue=milliseconds(timings.queue),
+        inference=milliseconds(timings.inference),
+        total=milliseconds(timings.total),
+    )
 
 
 def milliseconds(seconds: float) -> float:

@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from condconv_serve.fronts.gatekeeper import API_KEY_HEADER, Gatekeeper, demand
+from condconv_serve.fronts.native.feature_schemas import MODEL_HEADER, SHAPE_HEADER
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.http.scope import REQUEST_ID_HEADER, facts_of, path_of
 
@@ -21,9 +22,9 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
 }
-PRIVATE = ("/predict", "/routing")
+PRIVATE = ("/predict", "/features", "/routing")
 """Answers about pictures are private, so no cache on the way may keep them."""
-EXPOSED = (REQUEST_ID_HEADER, "Retry-After")
+EXPOSED = (REQUEST_ID_HEADER, "Retry-After", SHAPE_HEADER, MODEL_HEADER)
 
 _api_key = APIKeyHeader(
     name=API_KEY_HEADER, scheme_name="ApiKey", auto_error=False, description="From `condconv keys new`."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -72,6 +73,7 @@ def served(
 
 
 SHADES = np.arange(256)
+featureless = served("featureless")
 MODELS = FakeModels(
     served("m"),
     served("m", version="2"),
@@ -83,6 +85,7 @@ MODELS = FakeModels(
         layout=UNEVEN_LAYOUT,
         weights=UNEVEN,
     ),
+    replace(featureless, info=replace(featureless.info, outputs=featureless.info.outputs[:2])),
 )
 
 

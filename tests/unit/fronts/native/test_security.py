@@ -77,7 +77,7 @@ def bearer(secret: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
 
 
-REQUESTS = [("GET", "/models"), ("GET", "/models/x"), ("POST", "/predict"), ("POST", "/routing")]
+REQUESTS = [("GET", "/models"), ("GET", "/models/x"), ("POST", "/predict"), ("POST", "/features"), ("POST", "/routing")]
 
 
 @pytest.mark.parametrize(("method", "path"), REQUESTS)
@@ -282,7 +282,7 @@ async def test_headers_on_every_answer(method: str, path: str, secret: str) -> N
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["x-frame-options"] == "DENY"
     assert response.headers["referrer-policy"] == "no-referrer"
-    assert (response.headers.get("cache-control") == "no-store") is (path in ("/predict", "/routing"))
+    assert (response.headers.get("cache-control") == "no-store") is (path in ("/predict", "/features", "/routing"))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,8 @@ async def test_allowed_origin_may_use_the_service_from_a_browser() -> None:
     assert "x-api-key" in response.headers["access-control-allow-headers"].lower()
     response = await ask(app, headers={"Origin": "https://a.org", **bearer(USER)})
     assert response.status_code == 200
-    assert "X-Request-Id" in response.headers["access-control-expose-headers"]
+    exposed = response.headers["access-control-expose-headers"]
+    assert {"X-Request-Id", "X-Features-Shape", "X-Features-Model"} <= {name.strip() for name in exposed.split(",")}
     assert "access-control-allow-credentials" not in response.headers
     refused = await ask(app, headers={"Origin": "https://a.org"})
     assert refused.status_code == 401
