@@ -198,7 +198,7 @@ def differences(shown: Any, found: Any, where: str = "") -> Iterator[str]:
         yield f"{where} is {found!r}, not {shown!r}"
 
 
-SHORTENED = {"routing", "blocks"}
+SHORTENED = {"routing", "blocks", "features"}
 """Of these a page may show some only."""
 
 
