@@ -22,7 +22,7 @@ CSV_COLUMNS = ("image", "id", "filename", "error")
 
 def stacked_features(results: Sequence[EmbeddedImage], model: ModelInfo) -> NDArray[np.float32]:
     """The features of `N` images, float32 `[N, features]`; the row of one that failed is NaN throughout."""
-    return _stacked([r.prediction and r.prediction.features for r in results], features_of(model))
+    return _stacked([None if r.prediction is None else r.prediction.features for r in results], features_of(model))
 
 
 def to_bytes(results: Sequence[EmbeddedImage], model: ModelInfo) -> bytes:
@@ -38,9 +38,11 @@ def to_npz(results: Sequence[EmbeddedImage], model: ModelInfo, *, made_by: Prove
         `logits` float32 `[N, classes]` likewise, if they were asked for; `ids`, `filenames` and `errors` (slugs; empty
         if all is well) `[N]`; and `made_by`, a JSON object.
     """
-    arrays: dict[str, NDArray[Any]] = {"features": stacked_features(results, model)}
+    arrays: dict[str, Any] = {"features": stacked_features(results, model)}
     if _have_logits(results):
-        arrays["logits"] = _stacked([r.prediction and r.prediction.logits for r in results], len(model.labels))
+        arrays["logits"] = _stacked(
+            [None if r.prediction is None else r.prediction.logits for r in results], len(model.labels)
+        )
     np.savez(
         buffer := io.BytesIO(),
         **arrays,
