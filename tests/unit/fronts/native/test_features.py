@@ -49,11 +49,9 @@ async def test_json(shared_client: httpx.AsyncClient) -> None:
 
 
 async def test_logits_on_request(shared_client: httpx.AsyncClient) -> None:
-    for options in (
-        {"params": {"logits": "true"}, "files": form(7, 9)},
-        {"data": {"logits": "1"}, "files": form(7, 9)},
-    ):
-        entries = (await shared_client.post("/features", **options)).json()["predictions"]
+    asked: list[dict[str, Any]] = [{"params": {"logits": "true"}}, {"data": {"logits": "1"}}]
+    for options in asked:
+        entries = (await shared_client.post("/features", files=form(7, 9), **options)).json()["predictions"]
         np.testing.assert_array_equal([entry["logits"] for entry in entries], logits_of(7, 9))
     body = {"images": [{"id": "a", "data": base64.b64encode(image(7)).decode()}], "logits": True, "format": "json"}
     (entry,) = (await shared_client.post("/features", json=body)).json()["predictions"]
@@ -64,7 +62,7 @@ async def test_logits_on_request(shared_client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("logits", [False, True])
 async def test_npz(shared_client: httpx.AsyncClient, logits: bool) -> None:
-    query = {"format": "npz", "logits": logits, "model": "m", "version": "1"}
+    query: dict[str, Any] = {"format": "npz", "logits": logits, "model": "m", "version": "1"}
     response = await shared_client.post("/features", params=query, files=form(7, None, 200))
     assert response.headers["content-type"] == NPZ
     assert response.headers["x-features-shape"] == "3,3"
