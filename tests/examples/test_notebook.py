@@ -50,7 +50,7 @@ def test_its_answers(cells):
 
 def test_its_pictures(cells):
     with_pictures = [name for name, outputs in cells.items() if any("image/png" in o.get("data", {}) for o in outputs)]
-    assert with_pictures == ["photos", "routing", "network"]
+    assert with_pictures == ["photos", "routing", "features", "network"]
 
 
 def test_nothing_is_written_to_stderr(cells):

@@ -17,18 +17,19 @@ from condconv_serve.inputs import ImageInput
 from condconv_serve.offline.given import GivenImages, ImagesInput
 from condconv_serve.offline.local_service import LocalService
 from condconv_serve.offline.progress import ProgressBar
-from condconv_serve.results import ImagePrediction, ImageRouting, ModelVersion, OnError, RoutingInsight
+from condconv_serve.results import ImageFeatures, ImagePrediction, ImageRouting, ModelVersion, OnError, RoutingInsight
 from condconv_serve.routing.views import insight_view
 from condconv_serve.settings import Settings
 from condconv_serve.store import open_bundle
 from condconv_serve.tasks.classification import Classify
+from condconv_serve.tasks.features import Embed, Embedding
 from condconv_serve.tasks.task import Task
 
 if TYPE_CHECKING:
     import keras
 
 Answer = TypeVar("Answer")
-Result = TypeVar("Result", ImagePrediction, ImageRouting)
+Result = TypeVar("Result", ImagePrediction, ImageRouting, ImageFeatures)
 
 
 class Model:
@@ -210,6 +211,52 @@ class Model:
         self._check(task, on_error)
         return self._each(GivenImages(images), task, self._routed, on_error=on_error)
 
+    @overload
+    def features(  # type: ignore[overload-overlap]
+        self, images: ImageInput, *, logits: bool = ..., on_error: OnError = ..., progress: bool | None = ...
+    ) -> ImageFeatures: ...
+
+    @overload
+    def features(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        logits: bool = ...,
+        on_error: OnError = ...,
+        progress: bool | None = ...,
+    ) -> list[ImageFeatures]: ...
+
+    def features(
+        self,
+        images: ImagesInput,
+        *,
+        logits: bool = False,
+        on_error: OnError = "keep",
+        progress: bool | None = None,
+    ) -> ImageFeatures | list[ImageFeatures]:
+        """What the classifier reads of one image, or of many: a vector by which images can be compared.
+
+        Other arguments and errors are those of `predict`. A result's `features` is float32 `[features]`.
+
+        Args:
+            images: see `Model`.
+            logits: whether to return the logits, too: float32 `[classes]`.
+            on_error: as for `predict`.
+            progress: as for `predict`.
+
+        Raises:
+            InvalidParameter: the model has no features.
+        """
+        return self._ask(images, Embed(logits), self._embedded, on_error=on_error, progress=progress)
+
+    def features_iter(
+        self, images: ImagesInput, *, logits: bool = False, on_error: OnError = "keep"
+    ) -> Iterator[ImageFeatures]:
+        """The features of many images; as `predict_iter`."""
+        task = Embed(logits)
+        self._check(task, on_error)
+        return self._each(GivenImages(images), task, self._embedded, on_error=on_error)
+
     def close(self) -> None:
         """Release the model's memory; calls that wait get an error. A second time it does nothing."""
         self._service.close()
@@ -292,6 +339,20 @@ class Model:
             batch_size=found.batch_size,
             classes=found.classes,
             routing=found.routing,
+        )
+
+    def _embedded(self, result: ImageResult[Embedding]) -> ImageFeatures:
+        found = result.prediction
+        if found is None:
+            return ImageFeatures(id=result.id, filename=result.filename, error=result.error)
+        return ImageFeatures(
+            id=result.id,
+            filename=result.filename,
+            model=self._version,
+            timings=found.timings,
+            batch_size=found.batch_size,
+            features=found.features,
+            logits=found.logits,
         )
 
     def _routed(self, result: ImageResult[Prediction]) -> ImageRouting:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from condconv_serve.errors import InvalidParameter, MissingImage, ServiceError, UnsupportedImage
 from condconv_serve.offline.model import Model
-from condconv_serve.results import ImagePrediction, ImageRouting
+from condconv_serve.results import ImageFeatures, ImagePrediction, ImageRouting
 from condconv_serve.settings import Settings
 from tests.contract.fake_server import load_fake
 from tests.contract.fakes import FunctionEngine
@@ -366,6 +366,26 @@ class TestAnswers:
         (failed,) = model.routing([b""])
         assert (failed.insight, failed.error.slug) == (None, "missing_image")
 
+    def test_features(self, model, photos):
+        one = model.features(COFFEE)
+        assert type(one) is ImageFeatures
+        assert one.features.dtype == np.float32
+        assert (one.features.shape, one.logits) == (model.info.outputs[2].shape, None)
+        bad, *many = model.features([b"", *sorted(photos.glob("*.png"))], logits=True)
+        assert (bad.ok, bad.features, bad.logits) == (False, None, None)
+        assert {result.logits.shape for result in many} == {(16,)}
+        assert np.array_equal(many[0].features, one.features)
+        assert len(np.unique([result.features[0] for result in many])) == 12
+        assert [result.id for result in model.features_iter(photos)] == [str(number) for number in range(12)]
+        assert repr(one) == f"ImageFeatures('0': float32 {list(one.features.shape)})"
+
+    def test_a_model_without_features(self, make_model):
+        def lose(model):
+            object.__setattr__(model.info, "outputs", model.info.outputs[:2])
+
+        with pytest.raises(InvalidParameter, match="has no features"):
+            make_model(loaded=lose).features([])
+
     def test_threshold(self, model):
         (found,) = model.predict([COFFEE], top_k=3, threshold=0.5)
         assert [scored.label for scored in found.classes] == ["class 3"]
@@ -445,7 +465,7 @@ class TestEnd:
             assert "model-fake" in names
         assert engines[0]._engine.closed.is_set()
         model.close()
-        for ask in (model.predict, model.routing):
+        for ask in (model.predict, model.routing, model.features):
             with pytest.raises(RuntimeError, match=r"^fake has been closed. Load it again.$"):
                 ask(COFFEE)
 
