@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from condconv_serve.deadline import ending_at
 from condconv_serve.domain import Answered, Timings
 from condconv_serve.fronts.context import AppContext
+from condconv_serve.fronts.examples import EXAMPLE_JPEG_BASE64, EXAMPLE_REQUEST_ID
 from condconv_serve.fronts.gatekeeper import SPLIT_KEY_HEADER
-from condconv_serve.fronts.native.examples import EXAMPLE_JPEG_BASE64, EXAMPLE_REQUEST_ID
 from condconv_serve.fronts.native.images import read_query, read_request
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.schemas import ImageParameters, ImagesBody

@@ -11,10 +11,15 @@ from fastapi_offline import FastAPIOffline
 
 from condconv_serve import __version__
 from condconv_serve.domain.facts import DEADLINE_SLUGS, DeadlineBy
+from condconv_serve.fronts import security
 from condconv_serve.fronts.context import AppContext
-from condconv_serve.fronts.native import ablation, features, health, models, page, predict, problems, routing, security
+from condconv_serve.fronts.native import ablation, features, health, models, page, predict, problems, routing
+from condconv_serve.fronts.native.feature_schemas import MODEL_HEADER, SHAPE_HEADER
 from condconv_serve.fronts.native.schemas import EncodedImage
 from condconv_serve.http.middleware import RequestContext
+
+PRIVATE = ("/predict", "/features", "/routing")
+"""Answers about pictures are private, so no cache on the way may keep them."""
 
 DESCRIPTION = """
 Classifies images with CondConv-EfficientNets and shows their routing weights: which experts of each block made the
@@ -76,7 +81,7 @@ def create_app(
         draining=lambda: context.readiness.draining,
         bodies=context.bodies,
     )
-    security.install(app, cors_origins=cors_origins)
+    security.install(app, cors_origins=cors_origins, private=PRIVATE, exposed=(SHAPE_HEADER, MODEL_HEADER))
     _document_problems(app)
     return app
 
@@ -104,7 +109,7 @@ def _document_problems(app: FastAPI) -> None:
         schemas.setdefault("EncodedImage", EncodedImage.model_json_schema())
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        security.document(document)
+        security.document(document, problems.problem_responses(*security.REFUSALS))
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
@@ -22,6 +19,7 @@ from condconv_serve.errors import (
     TooManyImages,
     UnsupportedBody,
 )
+from condconv_serve.fronts.base64_text import decode_base64
 from condconv_serve.fronts.context import BodyLimits
 from condconv_serve.fronts.native.forms import read_parts
 from condconv_serve.fronts.native.problems import NAMED, describe_validation
@@ -38,8 +36,6 @@ MAX_FIELDS = 64
 """Most text fields of a form."""
 MAX_FIELD_BYTES = 64 * 1024
 """Most bytes of a text field."""
-# For `str.translate`: blanks and byte-order marks go, and the alphabet for URLs (RFC 4648) becomes the other one.
-_BASE64 = dict.fromkeys(map(ord, " \t\r\n\f\v\ufeff")) | str.maketrans("-_", "+/")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -145,24 +141,10 @@ def _parse_json(body: bytes, limits: BodyLimits) -> tuple[dict[str, Any], list[I
     except ValidationError as error:
         raise InvalidParameter(describe_validation(error.errors())) from error
     images = [
-        ImageSource(_decode_base64(image.data, position), image.filename, image.id)
+        ImageSource(decode_base64(image.data, what=f"Image {position}"), image.filename, image.id)
         for position, image in enumerate(parsed.images)
     ]
     return document, images
-
-
-def _decode_base64(text: str, position: int) -> bytes:
-    text = text.lstrip("\ufeff")
-    if text[:5].lower() == "data:":
-        text = text.partition(",")[2]
-        if text.count("%") > MAX_JSON_ENTRIES:
-            raise BodyTooLarge(f"Image {position} has more than {MAX_JSON_ENTRIES} percent-encoded characters.")
-        text = unquote(text)
-    text = text.translate(_BASE64).rstrip("=")
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise MalformedBody(f"Image {position} is not valid base64: {error}.") from error
 
 
 def _parse_multipart(content_type: str, body: bytes, limits: BodyLimits) -> tuple[dict[str, Any], list[ImageSource]]:

@@ -26,7 +26,7 @@ from condconv_serve.fronts.native.model_schemas import (
 )
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.schemas import MAX_NAME, VERSION
-from condconv_serve.fronts.native.security import needs_admin
+from condconv_serve.fronts.security import needs_admin
 from condconv_serve.serving.versions import VersionStatus
 
 EXAMPLE_MODEL = "efficientnet-lite0-condconv-4e"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 from condconv_serve.errors import CapacityError, InvalidParameter, ServiceError
+from condconv_serve.fronts.http_errors import note_error, unrouted
 from condconv_serve.http.answer import Answer
-from condconv_serve.http.scope import facts_of, root_path_of
+from condconv_serve.http.scope import facts_of
 from condconv_serve.validation import Place, describe_errors, dotted
-
-logger = logging.getLogger(__name__)
 
 STATUS = {
     "internal_error": 500,
@@ -144,9 +141,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> JSONResponse:
-        if STATUS[error.slug] >= 500 and not isinstance(error, CapacityError):
-            logger.error("%s %s: %s", request.method, request.url.path, error)
-        facts_of(request.scope).slug = error.slug
+        note_error(request, error, status=STATUS[error.slug])
         return problem_response(Problem.of(error))
 
     @app.exception_handler(RequestValidationError)
@@ -157,33 +152,16 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        detail, headers = str(error.detail), dict(error.headers or {})
-        if error.status_code == 404:
-            detail = f"There is nothing at {request.url.path}; {root_path_of(request.scope)}/docs lists what there is."
-        elif error.status_code == 405:
-            headers["Allow"] = ", ".join(_allowed_methods(request))
-            detail = f"{request.url.path} doesn't take {request.method}; it takes {headers['Allow']}."
-        slug = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        facts_of(request.scope).slug = slug
+        found = unrouted(request, error, docs="/docs")
         problem = Problem(
-            type=f"urn:condconv-serve:problem:{slug}",
-            title={404: "Not found", 405: "Method not allowed"}.get(error.status_code, "HTTP error"),
-            status=error.status_code,
-            detail=detail,
-            slug=slug,
+            type=f"urn:condconv-serve:problem:{found.slug}",
+            title=found.title,
+            status=found.status,
+            detail=found.detail,
+            slug=found.slug,
             retry_after=None,
         )
-        return problem_response(problem, headers)
-
-
-def _allowed_methods(request: Request) -> list[str]:
-    """All methods of a path; the router names those of the first route only."""
-
-    def is_taken(method: str) -> bool:
-        scope = {**request.scope, "method": method}
-        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
-
-    return [method for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") if is_taken(method)]
+        return problem_response(problem, dict(found.headers))
 
 
 def _query_parameters(request: Request) -> str:

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from condconv_serve.domain import ModelInfo
 from condconv_serve.errors import ModelNotFound, ModelUnavailable, RoutingNotFound, VersionNotFound
 from condconv_serve.fronts.context import AppContext
+from condconv_serve.fronts.examples import EXAMPLE_REQUEST_ID
 from condconv_serve.fronts.native.accept import preferred
 from condconv_serve.fronts.native.answering import PROBLEMS, in_time, request_body
 from condconv_serve.fronts.native.classification import classify
-from condconv_serve.fronts.native.examples import EXAMPLE_REQUEST_ID
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.routing_formats import BY_TYPE, MEDIA_TYPES, OTHER_CONTENT, exported
 from condconv_serve.fronts.native.routing_schemas import (
@@ -33,7 +33,7 @@ from condconv_serve.fronts.native.routing_schemas import (
     routed_response,
 )
 from condconv_serve.fronts.native.schemas import MAX_NAME, ModelReference
-from condconv_serve.fronts.native.security import needs_admin
+from condconv_serve.fronts.security import needs_admin
 from condconv_serve.http.disconnect import unless_disconnected
 from condconv_serve.http.scope import facts_of
 from condconv_serve.routing.live import LiveModel

@@ -17,9 +17,10 @@ from prometheus_client import CollectorRegistry
 import condconv_serve
 from condconv_serve.domain import Classification
 from condconv_serve.errors import CorruptImage, InferenceFailed, QueueFull
+from condconv_serve.fronts import security
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import ApiKey, KeyRing
-from condconv_serve.fronts.native import problems, security
+from condconv_serve.fronts.native import problems
 from condconv_serve.http.middleware import RequestContext
 from condconv_serve.http.scope import facts_of
 from condconv_serve.serving.readiness import Readiness

@@ -1,8 +1,8 @@
-"""Who may use which route, and headers that keep browsers from misusing an answer."""
+"""Who may use which route of a REST front, and headers that keep browsers from misusing an answer."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, Security
@@ -13,8 +13,6 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from condconv_serve.fronts.gatekeeper import API_KEY_HEADER, Gatekeeper, demand
-from condconv_serve.fronts.native.feature_schemas import MODEL_HEADER, SHAPE_HEADER
-from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.http.scope import REQUEST_ID_HEADER, facts_of, path_of
 
 HEADERS = {
@@ -22,9 +20,10 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
 }
-PRIVATE = ("/predict", "/features", "/routing")
-"""Answers about pictures are private, so no cache on the way may keep them."""
-EXPOSED = (REQUEST_ID_HEADER, "Retry-After", SHAPE_HEADER, MODEL_HEADER)
+REFUSALS = ("unauthenticated", "forbidden", "rate_limited")
+"""Slugs of what the guard may answer."""
+EXPOSED = (REQUEST_ID_HEADER, "Retry-After")
+"""Headers that pages of other origins may read, of every front."""
 
 _api_key = APIKeyHeader(
     name=API_KEY_HEADER, scheme_name="ApiKey", auto_error=False, description="From `condconv keys new`."
@@ -59,10 +58,19 @@ needs_admin = Dependency(_check_admin)
 """For a route behind the guard that needs the scope `admin`. Without the guard nobody may use it."""
 
 
-def install(app: FastAPI, *, cors_origins: Sequence[str]) -> None:
+def install(
+    app: FastAPI, *, cors_origins: Sequence[str], private: Sequence[str] = (), exposed: Sequence[str] = ()
+) -> None:
     """Put the headers on every answer, and let pages of other origins read it if they may.
 
     Call this last: middleware that is added later answers without the headers.
+
+    Args:
+        app: a front.
+        cors_origins: origins whose pages may read the answers; `*` is any.
+        private: beginnings of paths, in whole segments, whose answers are about pictures: no cache on the way may keep
+            them.
+        exposed: headers of the front's own that pages of other origins may read.
     """
     if cors_origins:
         app.add_middleware(
@@ -71,14 +79,18 @@ def install(app: FastAPI, *, cors_origins: Sequence[str]) -> None:
             allow_methods=("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"),
             # Harmless without credentials: a page can only send the key that it was given.
             allow_headers=("*",),
-            expose_headers=EXPOSED,
+            expose_headers=(*EXPOSED, *exposed),
         )
-    app.add_middleware(SecurityHeaders)
+    app.add_middleware(SecurityHeaders, private=private)
 
 
-def document(openapi: dict[str, Any]) -> None:
-    """Add to a new OpenAPI document what the guard may answer."""
-    refusals = problem_responses("unauthenticated", "forbidden", "rate_limited")
+def document(openapi: dict[str, Any], refusals: Mapping[int | str, dict[str, Any]]) -> None:
+    """Add to a new OpenAPI document what the guard may answer.
+
+    Args:
+        openapi: the document.
+        refusals: entries by status for the errors of `REFUSALS`.
+    """
     for operations in openapi["paths"].values():
         for operation in operations.values():
             if "security" not in operation:
@@ -93,18 +105,22 @@ def document(openapi: dict[str, Any]) -> None:
 class SecurityHeaders:
     """ASGI middleware: puts `HEADERS` on every answer, and forbids caching of answers about images."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap an app."""
+    def __init__(self, app: ASGIApp, *, private: Sequence[str] = ()) -> None:
+        """Wrap an app; answers under the paths `private` may be kept by nobody."""
         self._app = app
+        self._private = private
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; other kinds of connections pass."""
-        await self._app(scope, receive, _with_headers(send, path_of(scope)) if scope["type"] == "http" else send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = path_of(scope)
+        private = any(path == prefix or path.startswith(f"{prefix}/") for prefix in self._private)
+        await self._app(scope, receive, _with_headers(send, private=private))
 
 
-def _with_headers(send: Send, path: str) -> Callable[[Message], Awaitable[None]]:
-    private = any(path == prefix or path.startswith(f"{prefix}/") for prefix in PRIVATE)
-
+def _with_headers(send: Send, *, private: bool) -> Callable[[Message], Awaitable[None]]:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)

@@ -1,0 +1,37 @@
+"""Base64 of images in JSON, in all the ways that people write it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from urllib.parse import unquote
+
+from condconv_serve.errors import BodyTooLarge, MalformedBody
+
+MAX_ESCAPES = 100_000
+"""Most percent-encoded characters of a data URL. A million would hold up everybody for a second or two."""
+# For `str.translate`: blanks and byte-order marks go, and the alphabet for URLs (RFC 4648) becomes the other one.
+_ALPHABET = dict.fromkeys(map(ord, " \t\r\n\f\v\ufeff")) | str.maketrans("-_", "+/")
+
+
+def decode_base64(text: str, *, what: str) -> bytes:
+    """Decode base64: either alphabet, with or without padding, blanks or `data:...,` before it.
+
+    Args:
+        text: the base64.
+        what: whose it is, for messages: `Image 0`.
+
+    Raises:
+        MalformedBody: it is no base64. BodyTooLarge: it is a data URL with too many escapes.
+    """
+    text = text.lstrip("\ufeff")
+    if text[:5].lower() == "data:":
+        text = text.partition(",")[2]
+        if text.count("%") > MAX_ESCAPES:
+            raise BodyTooLarge(f"{what} has more than {MAX_ESCAPES} percent-encoded characters.")
+        text = unquote(text)
+    text = text.translate(_ALPHABET).rstrip("=")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedBody(f"{what} is not valid base64: {error}.") from error

@@ -1,0 +1,70 @@
+"""What REST fronts share where FastAPI finds an error: what is noted of it, and what is said of unknown routes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from condconv_serve.errors import CapacityError, ServiceError
+from condconv_serve.http.scope import facts_of, root_path_of
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_TITLES = {"not_found": "Not found", "method_not_allowed": "Method not allowed", "http_error": "HTTP error"}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unrouted:
+    """A request that no route takes: why, and headers that go with the answer."""
+
+    status: int
+    slug: str
+    detail: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The kind of error, in words."""
+        return _TITLES[self.slug]
+
+
+def note_error(request: Request, error: ServiceError, *, status: int) -> None:
+    """Tell facts and log of an error that is about to be answered with a status."""
+    if status >= 500 and not isinstance(error, CapacityError):
+        logger.error("%s %s: %s", request.method, request.url.path, error)
+    facts_of(request.scope).slug = error.slug
+
+
+def unrouted(request: Request, error: HTTPException, *, docs: str) -> Unrouted:
+    """Describe Starlette's error, and tell the facts of it.
+
+    Args:
+        request: no route takes it.
+        error: Starlette's.
+        docs: path of the page or document that lists the routes.
+    """
+    slug = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    facts_of(request.scope).slug = slug
+    detail, headers = str(error.detail), dict(error.headers or {})
+    if error.status_code == 404:
+        detail = f"There is nothing at {request.url.path}; {root_path_of(request.scope)}{docs} lists what there is."
+    elif error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed_methods(request))
+        detail = f"{request.url.path} doesn't take {request.method}; it takes {headers['Allow']}."
+    return Unrouted(status=error.status_code, slug=slug, detail=detail, headers=headers)
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """All methods of a path; the router names those of the first route only."""
+
+    def is_taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in METHODS if is_taken(method)]
