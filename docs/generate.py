@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from condconv_serve.cli import app
 from condconv_serve.errors import ServiceError
+from condconv_serve.fronts import oip
 from condconv_serve.fronts.context import AppContext, BodyLimits
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.native import create_app
@@ -69,10 +71,10 @@ def problems_table() -> str:
     return table(("status", "slug", "when"), sorted(rows))
 
 
-def routes_table() -> str:
-    """Every route with its summary."""
+def nowhere() -> AppContext:
+    """What fronts work with, though nobody will ask them anything."""
     nothing: Any = None
-    context = AppContext(
+    return AppContext(
         images=nothing,
         models=nothing,
         metrics=Metrics(CollectorRegistry()),
@@ -81,13 +83,27 @@ def routes_table() -> str:
         readiness=Readiness(lambda: None),
         versions=nothing,
     )
-    document = create_app(context, lifespan=nothing).openapi()
+
+
+def routes_table(app: FastAPI) -> str:
+    """Every route of a front with its summary."""
     rows = [
         (f"`{method.upper()} {path}`", operation["summary"])
-        for path, operations in document["paths"].items()
+        for path, operations in app.openapi()["paths"].items()
         for method, operation in operations.items()
     ]
     return table(("route", "what it does"), rows)
+
+
+def native_routes() -> str:
+    """Our own interface's routes."""
+    nothing: Any = None
+    return routes_table(create_app(nowhere(), lifespan=nothing))
+
+
+def open_inference_routes() -> str:
+    """The routes of the Open Inference Protocol."""
+    return routes_table(oip.create_app(nowhere()))
 
 
 def architectures_table() -> str:
@@ -135,8 +151,9 @@ def _plain(text: str) -> str:
 
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "operations.md": {"settings": settings_table, "metrics": metrics_table},
-    "api.md": {"routes": routes_table, "problems": problems_table},
+    "api.md": {"routes": native_routes, "problems": problems_table},
     "cli.md": {"cli": cli_reference},
+    "open-inference-protocol.md": {"open-inference-routes": open_inference_routes},
     "models.md": {"architectures": architectures_table},
 }
 

@@ -57,6 +57,7 @@ from condconv_serve.store import Bundle, open_bundle
 from condconv_serve.store.default import check_store
 from condconv_serve.telemetry.logs import ContextThreads, count_lost_lines
 from condconv_serve.telemetry.metrics import Metrics
+from condconv_serve.telemetry.tally import Tallies
 from condconv_serve.telemetry.tracing import make_tracer
 
 logger = logging.getLogger(__name__)
@@ -173,6 +174,7 @@ class Service:
             self.plan.max_batch_size,
         )
         self.metrics = Metrics(CollectorRegistry())
+        self.tallies = Tallies()
         self.metrics.streams.set(self.plan.streams)
         self.metrics.max_queue_rows.set(settings.max_queue_rows)
         count_lost_lines(self.metrics.log_lines_lost.inc)
@@ -220,7 +222,7 @@ class Service:
         self._streams = StreamPool(self.plan.streams, stall_timeout=settings.stall_timeout, metrics=self.metrics)
         self._decoders = ContextThreads(decode_threads, thread_name_prefix="decode")
         self._batcher: RowBatcher = Batcher(
-            BatchRunner(self._streams, hold=self.registry.hold),
+            BatchRunner(self._streams, hold=self.registry.hold, tallies=self.tallies),
             streams=self.plan.streams,
             max_batch_size=self.plan.max_batch_size,
             max_queue_rows=settings.max_queue_rows,
@@ -233,7 +235,7 @@ class Service:
             identity_of=lambda model: (model.name, model.version),
         )
         self.images = ImagePipeline(
-            InferencePlane(self.registry, self._batcher, metrics=self.metrics),
+            InferencePlane(self.registry, self._batcher, metrics=self.metrics, tallies=self.tallies),
             ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
             observe=self._observe,
         )
@@ -283,8 +285,10 @@ class Service:
             self.routing.observe(model, row)
 
     def _forget(self, name: str, version: str) -> None:
-        if self.routing is not None and version not in self.registry.models().get(name, {}):
-            self.routing.forget(name, version)
+        if version not in self.registry.models().get(name, {}):
+            self.tallies.forget(name, version)
+            if self.routing is not None:
+                self.routing.forget(name, version)
         self.ablator.forget(name, version)
 
     def http_protocol(self) -> type[asyncio.Protocol]:
@@ -365,6 +369,7 @@ class Service:
             recent=None if self.routing is None else RecentRequests(),
             ablator=self.ablator,
             drawer=self._drawer,
+            tallies=self.tallies,
             bodies=self.bodies,
         )
 

@@ -29,11 +29,13 @@ from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.telemetry.metrics import Metrics
+from condconv_serve.telemetry.tally import Tallies
 from tests.contract.fakes import FakeModels, NoVersions, served_model
 from tests.contract.grpc_calls import call, grpc_served
 from tests.contract.grpc_front import PATH, REQUEST, RESPONSE, rows_service
 from tests.contract.heard import Heard
 from tests.contract.npz_front import npz_front
+from tests.contract.open_inference import ask_open_inference, open_inference
 from tests.pictures import encode
 
 KEYS = KeyRing(
@@ -55,12 +57,13 @@ class House:
     batches: list[list[int]] = field(default_factory=list)
     readiness: Readiness = field(default_factory=lambda: Readiness(lambda: None))
     models: FakeModels = field(default_factory=lambda: FakeModels(served_model()))
+    tallies: Tallies = field(default_factory=Tallies)
 
     def __post_init__(self) -> None:
         self.batcher = CountingBatcher(
             self.run, streams=1, max_batch_size=4, max_queue_rows=self.max_queue_rows, metrics=self.metrics
         )
-        self.plane = InferencePlane(self.models, self.batcher, metrics=self.metrics)
+        self.plane = InferencePlane(self.models, self.batcher, metrics=self.metrics, tallies=self.tallies)
 
     async def run(self, model: ServedModel, rows: Sequence[Row]) -> Sequence[Tensors]:
         await self.free.wait()
@@ -170,6 +173,7 @@ FRONTS = {
     "native": Front("/predict", over_http(native, ask_native)),
     "npz": Front("/npz", over_http(npz, ask_npz)),
     "grpc": Front(PATH, grpc_rows),
+    "oip": Front("/v2/models/{model}/infer", over_http(open_inference, ask_open_inference)),
 }
 
 
@@ -206,6 +210,7 @@ async def house_with_keys(
             gatekeeper=Gatekeeper(house.readiness, keys=keys, request_timeout=5.0),
             readiness=house.readiness,
             versions=NoVersions(),
+            tallies=house.tallies,
             **parts,
         )
         async with house.batcher, asyncio.timeout(20):

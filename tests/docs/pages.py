@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -31,6 +32,9 @@ NOT_RUN = {
     "docker": "needs a Docker engine; make test-docker runs the image and the Compose project",
 }
 """Commands that begin so are only looked at, and why."""
+
+CLIENTS = ("tritonclient",)
+"""Packages of other projects' clients. Python that imports one is only looked at where it isn't installed."""
 
 NOT_COMPARED = {
     ("docs/models.md", '{"schema_version"'): "a file that you write",
@@ -103,6 +107,11 @@ def begins(command: str, start: str) -> bool:
         if start.startswith("make ")
         else re.match(rf"(\.venv/bin/)?{re.escape(start)}", words) is not None
     )
+
+
+def lacks_its_client(text: str) -> bool:
+    """Whether Python imports a client that isn't installed here."""
+    return any(re.search(rf"^(import|from) {name}\b", text, re.M) and find_spec(name) is None for name in CLIENTS)
 
 
 def simple_commands(text: str) -> Iterator[list[str]]:

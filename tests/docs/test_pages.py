@@ -24,7 +24,18 @@ from typing import Any
 import pytest
 
 from condconv_serve.runtime.kernels.build import LIBRARY
-from tests.docs.pages import PAGES, ROOT, SERVES, Block, blocks_of, commands_of, fails, is_expected, why_not_run
+from tests.docs.pages import (
+    PAGES,
+    ROOT,
+    SERVES,
+    Block,
+    blocks_of,
+    commands_of,
+    fails,
+    is_expected,
+    lacks_its_client,
+    why_not_run,
+)
 
 pytestmark = pytest.mark.docs
 
@@ -82,9 +93,13 @@ class Shell:
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
 
+    def at_its_port(self, text: str) -> str:
+        """A page's text with the server's own port."""
+        return re.sub(r"\b(127\.0\.0\.1|localhost):8000\b", rf"\1:{self.port}", text)
+
     def run(self, command: str, *, may_fail: bool = False) -> str:
         """Run a command; return what it printed. Commands that serve go on in the background."""
-        command = re.sub(r"\b(127\.0\.0\.1|localhost):8000\b", rf"\1:{self.port}", command)
+        command = self.at_its_port(command)
         # As `curl` in a terminal, but an answer that is an error ends the test.
         quiet = 'curl() { command curl --silent --show-error ${FAIL:---fail-with-body} "$@"; }\n'
         if SERVES.search(command):
@@ -147,8 +162,8 @@ def test_page(page: str, shell: Shell, clone: Path) -> None:
             commands = [command for command in commands_of(block) if why_not_run(command) is None]
             for command in commands:
                 printed = shell.run(command, may_fail=command is commands[-1] and fails(after))
-        elif block.language == "python":
-            (clone / "page.py").write_text(block.text)
+        elif block.language == "python" and not lacks_its_client(block.text):
+            (clone / "page.py").write_text(shell.at_its_port(block.text))
             printed = shell.run(f"{clone}/.venv/bin/python {clone}/page.py")
         elif is_expected(block):
             compare(block, printed)

@@ -17,6 +17,7 @@ from condconv_serve.serving.readiness import Readiness
 from condconv_serve.serving.versions import VersionStatus
 from condconv_serve.store.aliases import Alias
 from condconv_serve.telemetry.metrics import Metrics
+from condconv_serve.telemetry.tally import Tallies
 from condconv_serve.telemetry.tracing import Tracer
 
 
@@ -83,6 +84,7 @@ class AppContext:
         recent: keeps recent requests; None if none are kept.
         ablator: computes ablations; None if there are none.
         drawer: draws pictures; whoever makes it closes it.
+        tallies: what each version has done.
         bodies: those that are being received, and how long they may take; whoever ends the service gives them up.
     """
 
@@ -97,5 +99,6 @@ class AppContext:
     recent: RecentRequests | None = None
     ablator: Ablator | None = None
     drawer: Drawer = field(default_factory=Drawer)
+    tallies: Tallies = field(default_factory=Tallies)
     tracer: Tracer = field(default_factory=Tracer)
     bodies: OpenBodies = field(default_factory=OpenBodies)

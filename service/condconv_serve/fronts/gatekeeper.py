@@ -90,7 +90,12 @@ class Gatekeeper:
         if reason := self._readiness.refusal():
             raise reason
 
-    def deadline(self, timeout_ms: int | None = None) -> Deadline:
+    @property
+    def request_timeout(self) -> float:
+        """Most seconds that an answer may take."""
+        return self._request_timeout
+
+    def deadline(self, timeout_ms: float | None = None) -> Deadline:
         """When a request that starts now must be answered, on the monotonic clock.
 
         Args:

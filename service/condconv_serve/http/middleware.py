@@ -141,7 +141,7 @@ def _ending(scope: Scope, status: int) -> Ending:
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_QUIET = frozenset({"/metrics", "/livez", "/readyz", "/healthz"})
+_QUIET = frozenset({"/metrics", "/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"})
 
 
 def _route(scope: Scope) -> str:

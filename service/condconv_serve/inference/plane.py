@@ -16,6 +16,7 @@ from condconv_serve.domain.facts import STAGES, deadline_by
 from condconv_serve.errors import DeadlineExceeded, InferenceFailed, InvalidParameter, ServiceError, unexpected_error
 from condconv_serve.inference.batching import Admission, Batcher, Priority
 from condconv_serve.telemetry.metrics import Metrics
+from condconv_serve.telemetry.tally import Tallies
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +28,21 @@ RowSource = Callable[[], Awaitable[MadeRow]]
 class InferencePlane:
     """Rows in, named tensors out: the same for every front and every task."""
 
-    def __init__(self, models: ModelSource, batcher: RowBatcher, *, metrics: Metrics) -> None:
-        """Find models in `models`, compute their rows with `batcher`, and count each row's result in `metrics`."""
+    def __init__(
+        self, models: ModelSource, batcher: RowBatcher, *, metrics: Metrics, tallies: Tallies | None = None
+    ) -> None:
+        """Wire the parts together.
+
+        Args:
+            models: where models are found.
+            batcher: computes their rows.
+            metrics: counts each row's result.
+            tallies: counts each request by version.
+        """
         self._models = models
         self._batcher = batcher
         self._metrics = metrics
+        self._tallies = tallies or Tallies()
 
     def lease(
         self, model: str | None = None, version: str | None = None, *, split_key: str | None = None
@@ -106,17 +117,29 @@ class InferencePlane:
             WaitTooLong: they would not be computed by the deadline; no row was made.
             Draining: the service is shutting down.
         """
-        with self._batcher.admit(model, len(sources), priority=priority, deadline=deadline) as admission:
-            self._metrics.rows_accepted.labels(model.name).inc(len(sources))
-            outcomes: list[tuple[str, str]] = []
-            try:
-                return await asyncio.gather(
-                    *(self._outcome(model, source, admission, deadline, outcomes) for source in sources)
-                )
-            finally:  # a row without an outcome was cancelled
-                outcomes += [("cancelled", "")] * (len(sources) - len(outcomes))
-                for outcome, missed in outcomes:
-                    self._metrics.rows.labels(model.name, outcome, missed).inc()
+        started, found = time.monotonic(), list[RowAnswer | ServiceError]()
+        try:
+            with self._batcher.admit(model, len(sources), priority=priority, deadline=deadline) as admission:
+                found = await self._outcomes(model, sources, admission, deadline)
+        finally:
+            answers = [row for row in found if isinstance(row, RowAnswer)]
+            seconds, whole = time.monotonic() - started, len(answers) == len(sources)
+            self._tallies.request(model.name, model.version, seconds=seconds, answers=answers, whole=whole)
+        return found
+
+    async def _outcomes(
+        self, model: ServedModel, sources: Sequence[RowSource], admission: Admission[ServedModel], deadline: float
+    ) -> list[RowAnswer | ServiceError]:
+        self._metrics.rows_accepted.labels(model.name).inc(len(sources))
+        outcomes: list[tuple[str, str]] = []
+        try:
+            return await asyncio.gather(
+                *(self._outcome(model, source, admission, deadline, outcomes) for source in sources)
+            )
+        finally:  # a row without an outcome was cancelled
+            outcomes += [("cancelled", "")] * (len(sources) - len(outcomes))
+            for outcome, missed in outcomes:
+                self._metrics.rows.labels(model.name, outcome, missed).inc()
 
     async def _outcome(
         self,

@@ -1,0 +1,96 @@
+"""`POST .../infer`: tensors in, tensors out."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from fastapi import APIRouter, Request, Response
+
+from condconv_serve.fronts.context import AppContext
+from condconv_serve.fronts.gatekeeper import SPLIT_KEY_HEADER
+from condconv_serve.fronts.oip import openapi
+from condconv_serve.fronts.oip.asked import named_model
+from condconv_serve.fronts.oip.binary import HEADER_LENGTH, InferRequest, infer_response, read_infer_request
+from condconv_serve.fronts.oip.outputs import output_tensors
+from condconv_serve.fronts.tensor_inference import TensorAnswer, TensorInference, TensorRequest
+from condconv_serve.http.body import read_body
+from condconv_serve.http.disconnect import unless_disconnected
+from condconv_serve.http.encodings import compressed, decompressed, encoding_for
+from condconv_serve.http.scope import facts_of
+
+_JSON_AT_ONCE = 128 * 1024
+"""JSON of more bytes is read on another thread, so that others get their turn in between."""
+
+
+def router(context: AppContext) -> APIRouter:
+    """The routes of inference."""
+    routes = APIRouter(tags=["inference"])
+    gatekeeper, limits = context.gatekeeper, context.limits
+    inference = TensorInference(context.images, gatekeeper, max_images=limits.max_images)
+
+    async def infer(request: Request) -> Response:
+        """Compute a model's outputs for images or pixels.
+
+        Send one input: `image`, encoded images (`BYTES [N]`), or `pixels`, rows that are already cropped and resized
+        (`UINT8` or `FP32` `[N, S, S, 3]`, RGB from 0 to 255). Name the outputs that you want; without `outputs` you
+        get all. One bad image fails the whole request, and the error says which one it is.
+
+        In JSON an encoded image is base64 text. Raw bytes stand behind the JSON: then `binary_data_size` says how many
+        they are, and the header `Inference-Header-Content-Length` where the JSON ends.
+        """
+        facts, (name, version) = facts_of(request.scope), named_model(request)
+        split_key = gatekeeper.split_key(facts, request.headers.get(SPLIT_KEY_HEADER))
+        inference.check(facts, model=name, version=version, split_key=split_key)
+        body = await decompressed(
+            await read_body(request, limits.max_body_bytes),
+            request.headers.get("content-encoding", ""),
+            max_bytes=limits.max_body_bytes,
+        )
+        asked = await _read(
+            body,
+            partial(
+                read_infer_request,
+                header_length=request.headers.get(HEADER_LENGTH),
+                model=context.models.get(name, version, key=split_key).info,
+                max_rows=limits.max_images,
+            ),
+            json_bytes=0 if HEADER_LENGTH in request.headers else len(body),
+        )
+        answer = await unless_disconnected(
+            request,
+            inference.infer(
+                facts,
+                TensorRequest(
+                    sources=asked.sources,
+                    outputs=tuple(output.name for output in asked.outputs),
+                    model=name,
+                    version=version,
+                    priority=asked.parameters.priority,
+                    split_key=split_key,
+                ),
+                deadline=asked.parameters.deadline(gatekeeper),
+            ),
+        )
+        return await _respond(answer, asked, accepted=request.headers.get("accept-encoding", ""))
+
+    for path in openapi.paths("/v2/models/{model}", "/infer"):
+        routes.add_api_route(path, infer, methods=["POST"], **openapi.INFER)
+    return routes
+
+
+async def _read(body: bytes, read: partial[InferRequest], *, json_bytes: int) -> InferRequest:
+    return await asyncio.to_thread(read, body) if json_bytes > _JSON_AT_ONCE else read(body)
+
+
+async def _respond(answer: TensorAnswer, asked: InferRequest, *, accepted: str) -> Response:
+    tensors = output_tensors(asked.outputs, answer.tensors, answer.model)
+    body, header_length = infer_response(tensors, asked.outputs, model=answer.model, id=asked.id)
+    headers = {"Vary": "Accept-Encoding"}
+    if header_length is not None:
+        headers[HEADER_LENGTH] = str(header_length)
+    if encoding := encoding_for(accepted, len(body)):
+        body = await compressed(body, encoding)
+        headers["Content-Encoding"] = encoding
+    media_type = "application/json" if header_length is None else "application/octet-stream"
+    return Response(body, headers=headers, media_type=media_type)
