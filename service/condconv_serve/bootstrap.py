@@ -162,17 +162,7 @@ class Service:
         self._tracer = make_tracer(settings.otlp_endpoint)
         self._at_start = (only,) if only else check_store(settings.model_store, default_model=settings.default_model)
         self.plan = plan_engines(settings)
-        logger.info(
-            "engine: %s (%s), native kernels %s (%s), on %s in %s, %d streams, batches of up to %d rows",
-            self.plan.engine,
-            self.plan.reason,
-            self.plan.native,
-            self.plan.native_use.reason,
-            ", ".join(self.plan.devices),
-            self.plan.precision,
-            self.plan.streams,
-            self.plan.max_batch_size,
-        )
+        logger.info("engine: %s", self.plan)
         self.metrics = Metrics(CollectorRegistry())
         self.tallies = Tallies()
         self.metrics.streams.set(self.plan.streams)

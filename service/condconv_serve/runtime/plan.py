@@ -62,6 +62,14 @@ class EnginePlan:
     max_batch_size: int
     batch_timeout: float = 0.0
 
+    def __str__(self) -> str:
+        """In words."""
+        return (
+            f"{self.engine} ({self.reason}), native kernels {self.native} ({self.native_use.reason}), on "
+            f"{', '.join(self.devices)} in {self.precision}, {self.streams} streams, batches of up to "
+            f"{self.max_batch_size} rows"
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineOptions:
