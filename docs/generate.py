@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from condconv_serve.cli import app
 from condconv_serve.errors import ServiceError
-from condconv_serve.fronts import oip
+from condconv_serve.fronts import oip, tfserving
 from condconv_serve.fronts.context import AppContext, BodyLimits
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.native import create_app
@@ -106,6 +106,11 @@ def open_inference_routes() -> str:
     return routes_table(oip.create_app(nowhere()))
 
 
+def tensorflow_serving_routes() -> str:
+    """The routes of TensorFlow Serving's REST API."""
+    return routes_table(tfserving.create_app(nowhere()))
+
+
 def architectures_table() -> str:
     """Every registered architecture with its cost."""
     import_tensorflow()
@@ -154,6 +159,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "api.md": {"routes": native_routes, "problems": problems_table},
     "cli.md": {"cli": cli_reference},
     "open-inference-protocol.md": {"open-inference-routes": open_inference_routes},
+    "tensorflow-serving.md": {"tensorflow-serving-routes": tensorflow_serving_routes},
     "models.md": {"architectures": architectures_table},
 }
 

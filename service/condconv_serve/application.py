@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from condconv_serve.fronts import oip
+from condconv_serve.fronts import oip, tfserving
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.native import create_app, create_probes_app
 from condconv_serve.http.prefixes import ByPrefix, RootPath, check_root_path
@@ -38,10 +38,11 @@ def create_application(
         context, lifespan=lifespan, cors_origins=cors_origins, serve_metrics=serve_metrics, root_path=root_path
     )
     open_inference = oip.create_app(context, cors_origins=cors_origins, root_path=root_path)
-    others: Mapping[str, ASGIApp] = {"/v2": open_inference}
+    tensorflow_serving = tfserving.create_app(context, cors_origins=cors_origins, root_path=root_path)
+    others: Mapping[str, ASGIApp] = {"/v2": open_inference, "/v1": tensorflow_serving}
     if not root_path:
         return ByPrefix(main, others)
-    check_root_path(root_path, [*main.routes, *open_inference.routes])
+    check_root_path(root_path, [*main.routes, *open_inference.routes, *tensorflow_serving.routes])
     return RootPath(ByPrefix(main, others), root_path)
 
 

@@ -36,6 +36,7 @@ from tests.contract.grpc_front import PATH, REQUEST, RESPONSE, rows_service
 from tests.contract.heard import Heard
 from tests.contract.npz_front import npz_front
 from tests.contract.open_inference import ask_open_inference, open_inference
+from tests.contract.tensorflow_serving import ask_tensorflow_serving, tensorflow_serving
 from tests.pictures import encode
 
 KEYS = KeyRing(
@@ -174,6 +175,7 @@ FRONTS = {
     "npz": Front("/npz", over_http(npz, ask_npz)),
     "grpc": Front(PATH, grpc_rows),
     "oip": Front("/v2/models/{model}/infer", over_http(open_inference, ask_open_inference)),
+    "tfserving": Front("/v1/models/{name}:predict", over_http(tensorflow_serving, ask_tensorflow_serving)),
 }
 
 

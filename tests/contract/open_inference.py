@@ -9,31 +9,18 @@ from typing import Any
 import httpx
 import numpy as np
 from PIL import Image
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.oip import create_app
-from condconv_serve.http.scope import facts_of
 from tests.contract.heard import Heard
+from tests.contract.slugs import SLUG, telling_slugs
 from tests.pictures import encode
-
-SLUG = "X-Test-Slug"
 
 
 def open_inference(context: AppContext) -> ASGIApp:
-    """The front; its errors have no slugs, so those of its facts are put into a header."""
-    app = create_app(context)
-
-    async def told(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_slug(message: Message) -> None:
-            if message["type"] == "http.response.start" and facts_of(scope).slug:
-                MutableHeaders(scope=message)[SLUG] = str(facts_of(scope).slug)
-            await send(message)
-
-        await app(scope, receive, send_slug)
-
-    return told
+    """The front."""
+    return telling_slugs(create_app(context))
 
 
 async def ask_open_inference(client: httpx.AsyncClient, shades: Sequence[int], *, headers: Any, params: Any) -> Heard:

@@ -33,7 +33,7 @@ NOT_RUN = {
 }
 """Commands that begin so are only looked at, and why."""
 
-CLIENTS = ("tritonclient",)
+CLIENTS = ("ovmsclient", "tensorflow_serving", "tritonclient")
 """Packages of other projects' clients. Python that imports one is only looked at where it isn't installed."""
 
 NOT_COMPARED = {

@@ -23,6 +23,7 @@ from condconv_serve.fronts.grpc import status
 from condconv_serve.fronts.keys import ApiKey, KeyRing
 from condconv_serve.fronts.native import problems
 from condconv_serve.fronts.oip import errors as oip_errors
+from condconv_serve.fronts.tfserving import errors as tfserving_errors
 from condconv_serve.imaging.formats import ACCEPTED_FORMATS, IMAGE_SUFFIXES, SUFFIXES, FormatName, recognise
 from condconv_serve.settings import Settings
 from condconv_serve.telemetry.metrics import Metrics
@@ -89,6 +90,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "native": problems.STATUS,
     "grpc": status.STATUS,
     "oip": oip_errors.STATUS,
+    "tfserving": tfserving_errors.STATUS,
 }
 """The fronts' tables of errors, by the name of the front's package."""
 
