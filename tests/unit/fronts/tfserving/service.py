@@ -1,4 +1,4 @@
-"""The REST front around a plane whose network needs no TensorFlow."""
+"""Both fronts around a plane whose network needs no TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 from PIL import Image
@@ -17,12 +18,14 @@ from condconv_serve.errors import ModelUnavailable
 from condconv_serve.fronts.context import AppContext, BodyLimits
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.tfserving import create_app
+from condconv_serve.fronts.tfserving.grpc import model_service, prediction_service
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.serving.versions import VersionStatus
 from condconv_serve.store.aliases import Alias
 from tests.contract.fakes import FakeModels, NoVersions, model_info, served_model
 from tests.contract.fronts import House
+from tests.contract.grpc_calls import grpc_served
 from tests.pictures import encode
 
 SIZE, CLASSES = 32, 6
@@ -73,6 +76,15 @@ async def opened(**options: Any) -> AsyncIterator[tuple[httpx.AsyncClient, House
 
 
 @contextlib.asynccontextmanager
+async def opened_over_grpc() -> AsyncIterator[tuple[grpc.aio.Channel, House]]:
+    """A channel to the gRPC services, and what stands below them."""
+    async with _context() as (context, house):
+        services = [prediction_service(context), model_service(context)]
+        async with grpc_served(services, context) as served:
+            yield served.channel, house
+
+
+@contextlib.asynccontextmanager
 async def _context(**options: Any) -> AsyncIterator[tuple[AppContext, House]]:
     house = House(models=Models(served_model(info("1")), served_model(info("2"))))
     house.free.set()
@@ -104,7 +116,7 @@ def b64(shade: int) -> dict[str, str]:
 
 def pixels(*shades: float, dtype: Any = int) -> list[Any]:
     """Rows of pixels, as lists."""
-    return np.broadcast_to(np.array(shades, dtype)[:, None, None, None], (len(shades), SIZE, SIZE, 3)).tolist()  # type: ignore[no-any-return]
+    return np.broadcast_to(np.array(shades, dtype)[:, None, None, None], (len(shades), SIZE, SIZE, 3)).tolist()
 
 
 def probabilities(shades: Sequence[int]) -> np.ndarray:

@@ -20,7 +20,7 @@ MODEL = model_info(image_size=2)
 MOST = 3
 PIXELS = [[[0, 127.5, 255], [1, 2, 3]], [[4, 5, 6], [7, 8, 9]]]
 
-VALUES = st.deferred(
+VALUES: st.SearchStrategy[Any] = st.deferred(
     lambda: (
         st.sampled_from(
             [{"b64": "QUJD"}, "QUJD", {"b64": "*"}, {"b64": 1}, {"b64": "QQ", "x": 1}, {}, [], "", None, True]

@@ -291,7 +291,8 @@ async def test_regress_is_refused(client: httpx.AsyncClient) -> None:
     message = (
         "Expected regression signature method_name to be tensorflow/serving/regress. Was: tensorflow/serving/predict"
     )
-    for body in ({"examples": [{}]}, b"", b"\0"):
+    bodies: tuple[Any, ...] = ({"examples": [{}]}, b"", b"\0")
+    for body in bodies:
         assert message in (await told(client, "/v1/models/pear:regress", body, status=400))["error"]
     answer = await told(client, "/v1/models/plum:regress", {}, status=404)
     assert answer == {"error": "Servable not found for request: Latest(plum)"}
