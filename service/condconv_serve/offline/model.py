@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 
 from condconv_serve.bootstrap import ModelLoader
 from condconv_serve.domain import EngineDescription, ImageResult, Label, ModelInfo, Prediction
@@ -330,32 +330,31 @@ class Model:
     def _predicted(self, result: ImageResult[Prediction]) -> ImagePrediction:
         found = result.prediction
         if found is None:
-            return ImagePrediction(id=result.id, filename=result.filename, error=result.error)
+            return ImagePrediction(**self._about(result))
         return ImagePrediction(
-            id=result.id,
-            filename=result.filename,
-            model=self._version,
+            **self._about(result),
             timings=found.timings,
             batch_size=found.batch_size,
             classes=found.classes,
             routing=found.routing,
         )
 
+    def _routed(self, result: ImageResult[Prediction]) -> ImageRouting:
+        found = result.prediction
+        view = None if found is None else insight_view(found, self.info, live=None)
+        return ImageRouting(**vars(self._predicted(result)), insight=None if view is None else RoutingInsight.of(view))
+
     def _embedded(self, result: ImageResult[Embedding]) -> ImageFeatures:
         found = result.prediction
         if found is None:
-            return ImageFeatures(id=result.id, filename=result.filename, error=result.error)
+            return ImageFeatures(**self._about(result))
         return ImageFeatures(
-            id=result.id,
-            filename=result.filename,
-            model=self._version,
+            **self._about(result),
             timings=found.timings,
             batch_size=found.batch_size,
             features=found.features,
             logits=found.logits,
         )
 
-    def _routed(self, result: ImageResult[Prediction]) -> ImageRouting:
-        found = result.prediction
-        view = None if found is None else insight_view(found, self.info, live=None)
-        return ImageRouting(**vars(self._predicted(result)), insight=None if view is None else RoutingInsight.of(view))
+    def _about(self, result: ImageResult[Any]) -> dict[str, Any]:
+        return {"id": result.id, "filename": result.filename, "error": result.error, "model": self._version}

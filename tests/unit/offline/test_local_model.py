@@ -283,7 +283,7 @@ class TestRefusals:
         assert slugs == ["unsupported_image", *["missing_image"] * 3, "invalid_parameter", "missing_image"]
         assert [result.filename for result in found[3:5]] == [str(photos / "gone.png"), "https://example.org/a.png"]
         failed = found[1]
-        assert (failed.classes, failed.routing, failed.timings, failed.model) == ((), None, None, None)
+        assert (failed.classes, failed.routing, failed.timings, str(failed.model)) == ((), None, None, "fake/3")
         with pytest.raises(UnsupportedImage, match=r"^Image 1: "):
             _ = failed.label
         assert repr(failed).startswith("ImagePrediction('1': UnsupportedImage: ")
