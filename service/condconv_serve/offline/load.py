@@ -58,7 +58,7 @@ def load(
 
 
 def _settings(given: dict[str, object], model_store: str | os.PathLike[str] | None) -> Settings:
-    store = {} if model_store is None else {"model_store": Path(model_store)}
+    store = {} if model_store is None else {"model_store": Path(model_store).expanduser()}
     try:
         settings = Settings(**given, **store)  # type: ignore[arg-type]  # pydantic checks them
     except ValidationError as error:
@@ -88,7 +88,7 @@ def _is_path(model: str | os.PathLike[str]) -> bool:
         or text.startswith((".", "~"))
         or os.path.isabs(text)
         or text.count("/") > 1
-        or (Path(text) / MANIFEST).is_file()
+        or ("/" in text and Path(text).is_dir())
     )
 
 

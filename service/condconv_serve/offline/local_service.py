@@ -34,6 +34,9 @@ _READERS = 4
 """Images read at once: a file system over a network may take longer for one than the network takes to answer it."""
 _SECONDS_TO_END = 5.0
 
+LOADING = threading.Lock()
+"""Held while TensorFlow is imported, or a network built: once at a time."""
+
 
 class ReadableImage(Protocol):
     """An image that can be read when its turn comes."""
@@ -80,8 +83,9 @@ class LocalService:
                 settings ask for.
         """
         quiet = settings.model_copy(update={"routing_statistics": False, "otlp_endpoint": None})
-        self._service = Service(quiet, only=bundle.parent.name, load=load)
-        self.model = self._service.load_only(bundle)
+        with LOADING:
+            self._service = Service(quiet, only=bundle.parent.name, load=load)
+            self.model = self._service.load_only(bundle)
         self._release = release
         self._max_bytes, self._max_rows = settings.max_body_bytes, settings.max_queue_rows
         # Keeps decoders and streams busy.

@@ -15,7 +15,7 @@ from condconv_serve.domain import EngineDescription, ImageResult, Label, ModelIn
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.inputs import ImageInput
 from condconv_serve.offline.given import GivenImages, ImagesInput
-from condconv_serve.offline.local_service import LocalService
+from condconv_serve.offline.local_service import LOADING, LocalService
 from condconv_serve.offline.progress import ProgressBar
 from condconv_serve.results import ImageFeatures, ImagePrediction, ImageRouting, ModelVersion, OnError, RoutingInsight
 from condconv_serve.routing.views import insight_view
@@ -102,7 +102,8 @@ class Model:
         """
         from condconv_serve.runtime.loading import load_network
 
-        return load_network(open_bundle(self._bundle))
+        with LOADING:
+            return load_network(open_bundle(self._bundle))
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a name is an iterable, too

@@ -217,6 +217,15 @@ class TestForms:
         for images in (frames(), opened(), pictures()):
             assert np.array_equal(routing_of(model.predict(images)), expected)
 
+    def test_an_iterable_that_breaks(self, model):
+        def images():
+            yield from [COFFEE] * 3
+            raise OSError("the camera is gone")
+
+        with pytest.raises(OSError, match="the camera is gone"):
+            model.predict(images())
+        assert model.predict(COFFEE).ok
+
     def test_images_are_taken_as_they_are_needed(self, make_model):
         """Half a million pixels each, and nobody can hold them all: a few are read ahead, and the rest waits."""
         taken, most = [], []

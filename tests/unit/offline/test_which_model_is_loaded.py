@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,14 +91,13 @@ def test_without_arguments(store, monkeypatch):
         ("{store}/fake/3", 3, "fake/3"),
         ("./store/fake/1", None, "fake/1"),
         ("fake/1", None, "fake/1"),
+        ("store/fake", None, "fake/2"),
         ("../store/fake/1/", None, "fake/1"),
     ],
 )
 def test_directories(given, version, found, store, tmp_path, monkeypatch):
     """Wherever the working directory is, and without a store."""
-    monkeypatch.chdir({".": store.parent, "f": store, "/": tmp_path}.get(given.format(store=store)[0], store))
-    if given.startswith(".."):
-        monkeypatch.chdir(store)
+    monkeypatch.chdir({"./": store.parent, "st": store.parent, "{s": tmp_path}.get(given[:2], store))
     path = given.format(store=store)
     assert loaded(path, version=version) == found
     assert loaded(Path(path), version=version) == found
@@ -157,6 +158,29 @@ def _machine():
     from condconv_serve.runtime.devices import Machine
 
     return Machine(cores=1, cpu_bfloat16=False, openvino=False)
+
+
+def test_loaded_by_several_threads_at_once(store, monkeypatch):
+    """TensorFlow is imported, and networks are built, once at a time."""
+    loading = []
+
+    def load(*given, **options):
+        loading.append(1)
+        time.sleep(0.01)
+        assert len(loading) == 1
+        model = load_fake(*given, **options)
+        loading.clear()
+        return model
+
+    monkeypatch.setattr(bootstrap, "load_model", load)
+    with ThreadPoolExecutor(4) as threads:
+        names = threads.map(lambda name: loaded(name, model_store=store), ["fake/1", "other", "fake", "fake/3"])
+        assert list(names) == ["fake/1", "other/5", "fake/2", "fake/3"]
+
+
+def test_the_store_in_the_home_directory(store, monkeypatch):
+    monkeypatch.setenv("HOME", str(store.parent))
+    assert loaded("other", model_store="~/store") == "other/5"
 
 
 def test_no_default_model(store, tmp_path):
