@@ -17,12 +17,14 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
+from condconv_serve.ablation_loading import load_ablation
 from condconv_serve.application import create_application, create_probes
-from condconv_serve.domain import Ablation, ModelInfo, RowAnswer, ServedModel
+from condconv_serve.domain import ModelInfo, RowAnswer, ServedModel
 from condconv_serve.fronts.context import AppContext, BodyLimits
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import KeyRing
 from condconv_serve.fronts.native import problems
+from condconv_serve.grpc_port import GrpcPort
 from condconv_serve.http.body import OpenBodies
 from condconv_serve.http.guard import guarded_protocol
 from condconv_serve.http.limits import LINGER_BYTES, ConnectionLimits
@@ -45,7 +47,6 @@ from condconv_serve.runtime.plan import EngineOptions, EnginePlan, make_plan
 from condconv_serve.runtime.tensorflow_import import import_tensorflow
 from condconv_serve.serving.default_model import DefaultModel
 from condconv_serve.serving.memory_check import MemoryCheck
-from condconv_serve.serving.open_store import open_store
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.serving.registry import Registry
 from condconv_serve.serving.store_follower import StoreFollower
@@ -88,28 +89,6 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     from condconv_serve.runtime.loading import load_model
 
     return load_model(bundle, plan, metrics=metrics)
-
-
-def load_ablation(settings: Settings, plan: EnginePlan, memory: MemoryCheck, name: str, version: str) -> Ablation:
-    """Load a version from the store for ablations, if there is memory for it.
-
-    Raises:
-        TooLittleMemory: there isn't.
-        BundleError, ModelNotFound, VersionNotFound: the version is damaged, or no longer in the store.
-        StoreUnavailable: the store can't be read.
-    """
-    with open_store(settings.model_store) as catalog:
-        bundle = open_bundle(catalog.find(name, version))
-    with memory.loading(bundle):
-        return make_ablation(bundle, plan)
-
-
-def make_ablation(bundle: Bundle, plan: EnginePlan) -> Ablation:
-    """Make what ablates a bundle's network."""
-    from condconv_serve.runtime.loading import load_network
-    from condconv_serve.runtime.native_engine import build_ablation
-
-    return build_ablation(load_network(bundle), bundle.manifest.preprocessing.to_domain(), plan)
 
 
 def plan_engines(settings: Settings) -> EnginePlan:
@@ -240,6 +219,7 @@ class Service:
         )
         self.bodies = OpenBodies(pause=settings.body_timeout, total=settings.body_total_timeout)
         self._ends_at: float | None = None
+        self._grpc: GrpcPort | None = None
         self._looking: set[asyncio.Task[None]] = set()
         self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
 
@@ -263,6 +243,11 @@ class Service:
         """Be ready no more; the process is about to end, within the time for a shutdown."""
         self._ends_at = time.monotonic() + self._settings.shutdown_timeout
         self.readiness.drain()
+
+    def stop_listening(self) -> None:
+        """Take no more calls of gRPC; called on the event loop when the server takes no more connections."""
+        if self._grpc is not None:
+            self._grpc.stop(math.inf if self._ends_at is None else self._ends_at - time.monotonic())
 
     def look_again(self) -> None:
         """Look at the model store now rather than at the next change; called on the event loop."""
@@ -363,6 +348,8 @@ class Service:
             bodies=self.bodies,
         )
 
+        grpc = self._grpc = GrpcPort.of(self._settings, context, on_failure)
+
         async def load_and_watch() -> None:
             try:
                 # On the loader's thread: an engine's own threads inherit its low priority.
@@ -377,7 +364,11 @@ class Service:
         @contextlib.asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
             side = create_probes(context, root_path=self._settings.root_path)
-            async with serving_beside(side, probes, self.http_protocol()), self.running():
+            async with (
+                serving_beside(side, probes, self.http_protocol()),
+                self.running(),
+                grpc.serving(self._settings.host),
+            ):
                 watching = asyncio.create_task(load_and_watch())
                 yield
                 watching.cancel()

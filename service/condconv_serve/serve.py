@@ -32,7 +32,7 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
     disable_created_metrics()  # type: ignore[no-untyped-call]
     keys = load_keys(settings)
     service = Service(settings, load=load)
-    allow_open_files(settings.max_connections)
+    allow_open_files(settings.max_connections * (1 if settings.grpc_port is None else 2))
     listener = listen(settings.host, settings.port)
     probes = None if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
     failures: list[Exception] = []
@@ -60,6 +60,7 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
         on_drain=service.drain,
         drain_delay=drain_delay,
         on_hangup=look_again,
+        on_stop_listening=service.stop_listening,
         on_last_answers=service.bodies.give_up,
     )
     logger.info("listening on %s", url(listener))

@@ -88,6 +88,23 @@ class Settings(BaseSettings):
         description="Port of its own for metrics and probes, at the same address. The main port then has no /metrics; "
         "probes answer on both.",
     )
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port for gRPC, at the same address; 0 takes a free one. Unset: none. The images set 8001.",
+    )
+    grpc_tls_certificate: Path | None = Field(
+        None,
+        description="Certificate of the gRPC port with its chain, a file in PEM. With it the port takes TLS only. It "
+        "is read again when it changes.",
+    )
+    grpc_tls_key: Path | None = Field(None, description="Key of that certificate, a file in PEM without a password.")
+    grpc_tls_client_ca: Path | None = Field(
+        None,
+        description="Certificates of those who sign the certificates of clients, a file in PEM. With it every client "
+        "of the gRPC port must show such a certificate.",
+    )
     api_keys_file: Path | None = Field(
         None,
         description="JSON file with the API keys that are accepted. It is read again when it changes. Without keys, "

@@ -26,7 +26,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve import bootstrap
+from condconv_serve import ablation_loading, bootstrap
 from condconv_serve.cli import main
 from condconv_serve.domain import (
     FEATURES,
@@ -199,7 +199,7 @@ def run() -> NoReturn:
     """Run the command line with stand-ins of networks."""
     name = os.environ.get("FAULT_FILE")
     bootstrap.import_engines = cache(lambda: None)
-    bootstrap.make_ablation = make_fake_ablation
+    ablation_loading.make_ablation = make_fake_ablation
     bootstrap.load_model = partial(load_fake, file=Path(name) if name else None)
     main()
 

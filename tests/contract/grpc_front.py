@@ -42,6 +42,7 @@ def rows_service(context: AppContext) -> Service:
 
     return Service(
         name=NAME,
+        front="grpc",
         methods={
             "ModelInfer": Method(request=REQUEST, answer=infer, before_body=lambda _: gatekeeper.check_ready()),
             "ModelStreamInfer": StreamMethod(

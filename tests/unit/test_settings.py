@@ -35,6 +35,8 @@ def test_defaults_need_no_environment():
         ("host", "0.0.0.0", "0.0.0.0"),
         ("port", "0", 0),
         ("metrics_port", "9001", 9001),
+        ("grpc_port", "8001", 8001),
+        ("grpc_tls_key", "tls.key", Path("tls.key")),
         ("api_keys_file", "keys.json", Path("keys.json")),
         ("api_keys", "{}", SecretStr("{}")),
         ("cors_origins", "https://a.org, http://localhost:3000", ("https://a.org", "http://localhost:3000")),

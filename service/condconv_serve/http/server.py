@@ -56,6 +56,7 @@ class DrainingServer(uvicorn.Server):
         on_drain: Callable[[], None],
         drain_delay: float,
         on_hangup: Callable[[], None] = lambda: None,
+        on_stop_listening: Callable[[], None] = lambda: None,
         on_last_answers: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare.
@@ -65,6 +66,7 @@ class DrainingServer(uvicorn.Server):
             on_drain: called at the first signal.
             drain_delay: seconds from SIGTERM to the end of listening.
             on_hangup: called on the loop at SIGHUP.
+            on_stop_listening: called on the loop when no more connections are taken.
             on_last_answers: called on the loop when the time for open requests is all but over: what waits for a client
                 must be answered now.
         """
@@ -72,6 +74,7 @@ class DrainingServer(uvicorn.Server):
         self._on_drain = on_drain
         self._drain_delay = drain_delay
         self._on_hangup = on_hangup
+        self._on_stop_listening = on_stop_listening
         self._on_last_answers = on_last_answers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._first_signal: tuple[int, float] | None = None
@@ -94,6 +97,7 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, but take the connections that clients have already opened; otherwise they would be reset."""
+        self._on_stop_listening()
         time_left = self.config.timeout_graceful_shutdown
         if time_left is not None:
             before = min(LAST_ANSWERS_SECONDS, time_left / 2)

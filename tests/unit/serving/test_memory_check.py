@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from condconv_serve.bootstrap import load_ablation
+from condconv_serve.ablation_loading import load_ablation
 from condconv_serve.errors import OutOfMemory, TooLittleMemory
 from condconv_serve.machine.memory import MemoryUse
 from condconv_serve.runtime.devices import Machine

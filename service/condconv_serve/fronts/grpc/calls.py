@@ -27,7 +27,7 @@ from condconv_serve.errors import (
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.gatekeeper import demand
 from condconv_serve.fronts.grpc.metadata import REQUEST_ID, TRACEPARENT, readable, secret_of, with_answer
-from condconv_serve.fronts.grpc.service import Access, Call, Method
+from condconv_serve.fronts.grpc.service import Access, Call, Method, Route
 from condconv_serve.fronts.grpc.status import HTTP_STATUS, STATUS, refusal
 from condconv_serve.telemetry.logs import request_logged_as
 from condconv_serve.telemetry.requests import Ending, OpenRequest, RequestBook
@@ -54,7 +54,7 @@ class Calls:
     def __init__(self, context: AppContext, *, max_calls: int) -> None:
         """Answer with the parts of `context`, and `max_calls` calls at the same time."""
         self._context = context
-        self._book = RequestBook(front=FRONT, metrics=context.metrics, tracer=context.tracer)
+        self._books: dict[str, RequestBook] = {}
         self._max_calls = max_calls
         self._open: set[asyncio.Task[Any]] = set()
         self.ending = self.stopping = False
@@ -72,7 +72,7 @@ class Calls:
         for task in self._open:
             task.cancel()
 
-    def unary(self, path: str, method: Method) -> Handler:
+    def unary(self, route: Route, method: Method) -> Handler:
         """What answers the calls of a method. It takes and returns bytes, so that nothing can fail outside of it."""
 
         async def answer(_: Any, context: ServicerContext[Any, Any]) -> bytes:
@@ -82,11 +82,11 @@ class Calls:
                     method.before_body(call)
                 data = await self.receive(context)
                 if data is None:
-                    raise MalformedBody("The call holds no message; send one.")
+                    raise MalformedBody("The call holds no message, or one that is too long or incomplete; send one.")
                 found: bytes = (await method.answer(parsed(method.request, data), call)).SerializeToString()
                 return found
 
-            return await self.run(context, work, path=path, quiet=method.quiet)
+            return await self.run(context, work, route=route)
 
         return answer
 
@@ -95,8 +95,7 @@ class Calls:
         context: ServicerContext[Any, Any],
         work: Callable[[Call], Awaitable[Result]],
         *,
-        path: str,
-        quiet: bool = False,
+        route: Route,
         count_success: bool = True,
     ) -> Result:
         """Do the work of a call, and book it. Errors end the call with their status.
@@ -104,11 +103,10 @@ class Calls:
         Args:
             context: of the call.
             work: what the client waits for.
-            path: of the method.
-            quiet: whether it is a probe.
+            route: of the method.
             count_success: whether a call is booked that had no error.
         """
-        request, call = self._begin(context, quiet=quiet)
+        request, call = self._begin(context, route)
         code = StatusCode.CANCELLED
         with request_logged_as(call.facts):
             try:
@@ -120,16 +118,17 @@ class Calls:
             except AbortError:  # a stream has ended itself
                 raise
             except (Exception, asyncio.CancelledError) as error:
-                known = self.known(error, call, path=path)
+                known = self.known(error, call, path=route.path)
                 code = STATUS[known.slug]
                 await refuse(context, known, call.facts)
             finally:
                 if count_success or call.facts.slug:
-                    close(request, code, path=path, quiet=quiet)
+                    close(request, code, route)
 
-    def begin_within(self, call: Call, request_id: str) -> tuple[OpenRequest, Call]:
+    def begin_within(self, call: Call, route: Route, *, request_id: str) -> tuple[OpenRequest, Call]:
         """A request begins that is one of several of a call."""
-        request = self._book.open(request_id=request_id, traceparent=call.metadata.get(TRACEPARENT))
+        book = self._book(route.front)
+        request = book.open(request_id=request_id, traceparent=call.metadata.get(TRACEPARENT))
         return request, Call(request.facts, call.metadata, call.ends)
 
     def identify(self, access: Access, call: Call) -> None:
@@ -198,12 +197,18 @@ class Calls:
                 facts.slug = facts.outcome = ServiceError.slug
                 return unexpected_error()
 
-    def _begin(self, context: ServicerContext[Any, Any], *, quiet: bool) -> tuple[OpenRequest, Call]:
+    def _begin(self, context: ServicerContext[Any, Any], route: Route) -> tuple[OpenRequest, Call]:
         metadata = readable(context.invocation_metadata())
-        request = self._book.open(
-            request_id=metadata.get(REQUEST_ID), traceparent=metadata.get(TRACEPARENT), quiet=quiet
+        request = self._book(route.front).open(
+            request_id=metadata.get(REQUEST_ID), traceparent=metadata.get(TRACEPARENT), quiet=route.quiet
         )
         return request, Call(request.facts, metadata, _ends(context))
+
+    def _book(self, front: str) -> RequestBook:
+        if front not in self._books:
+            metrics, tracer = self._context.metrics, self._context.tracer
+            self._books[front] = RequestBook(front=front, metrics=metrics, tracer=tracer)
+        return self._books[front]
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -231,8 +236,9 @@ async def refuse(context: ServicerContext[Any, Any], error: ServiceError, facts:
     await context.abort(said.code, said.message, (*said.trailing_metadata, *with_answer(facts)))
 
 
-def close(request: OpenRequest, code: StatusCode, *, path: str, quiet: bool = False) -> None:
+def close(request: OpenRequest, code: StatusCode, route: Route) -> None:
     """Book how a request ended."""
+    path = route.path
     service, _, method = path[1:].rpartition("/")
     request.close(
         Ending(
@@ -250,7 +256,7 @@ def close(request: OpenRequest, code: StatusCode, *, path: str, quiet: bool = Fa
                 "rpc.grpc.status_code": code.value[0],
             },
         ),
-        quiet=quiet,
+        quiet=route.quiet,
     )
 
 

@@ -9,9 +9,9 @@ from grpc.aio import ServicerContext
 
 from condconv_serve.errors import NotSupported
 from condconv_serve.fronts.grpc.calls import Calls
-from condconv_serve.fronts.grpc.service import Call
+from condconv_serve.fronts.grpc.service import Call, Route
 
-UNMATCHED = "/unmatched"
+UNMATCHED = Route("/unmatched", "grpc")
 """The route of all of them, so that they make no new series."""
 
 
@@ -30,6 +30,6 @@ class Fallback(grpc.GenericRpcHandler):
             async def work(call: Call) -> bytes:
                 raise NotSupported(f"There is no method {method[:200]}; server reflection lists those that there are.")
 
-            return await self._calls.run(context, work, path=UNMATCHED)
+            return await self._calls.run(context, work, route=UNMATCHED)
 
         return grpc.stream_unary_rpc_method_handler(answer)

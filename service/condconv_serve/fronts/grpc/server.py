@@ -18,7 +18,7 @@ from condconv_serve.fronts.grpc import health, reflection
 from condconv_serve.fronts.grpc.calls import Calls
 from condconv_serve.fronts.grpc.fallback import Fallback
 from condconv_serve.fronts.grpc.health import Health
-from condconv_serve.fronts.grpc.service import Method, Service
+from condconv_serve.fronts.grpc.service import Method, Route, Service
 from condconv_serve.fronts.grpc.streams import stream
 from condconv_serve.fronts.grpc.tls import TlsFiles, server_credentials
 
@@ -150,12 +150,12 @@ class GrpcServer:
     def _handler(self, service: Service) -> grpc.GenericRpcHandler:
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         for name, method in service.methods.items():
-            path = f"/{service.name}/{name}"
+            route = Route(f"/{service.name}/{name}", service.front, quiet=isinstance(method, Method) and method.quiet)
             if isinstance(method, Method):
-                handlers[name] = grpc.stream_unary_rpc_method_handler(self._calls.unary(path, method))
+                handlers[name] = grpc.stream_unary_rpc_method_handler(self._calls.unary(route, method))
             else:
                 handlers[name] = grpc.stream_stream_rpc_method_handler(
-                    stream(self._calls, path, method, write_timeout=self._limits.write_timeout)
+                    stream(self._calls, route, method, write_timeout=self._limits.write_timeout)
                 )
         return grpc.method_handlers_generic_handler(service.name, handlers)
 
@@ -167,6 +167,6 @@ class GrpcServer:
             response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
         )
         check: grpc.RpcMethodHandler[Any, Any] = grpc.stream_unary_rpc_method_handler(
-            self._calls.unary(f"/{health.NAME}/Check", own.check())
+            self._calls.unary(Route(f"/{health.NAME}/Check", "grpc", quiet=True), own.check())
         )
         return [grpc.method_handlers_generic_handler(health.NAME, {"Check": check, "Watch": watch})]

@@ -79,10 +79,21 @@ class Service:
 
     Attributes:
         name: with its package, such as `inference.GRPCInferenceService`.
+        front: name of the front in metrics.
         methods: by name.
         files: serialised descriptors of the files that describe it, for reflection; see `MessageSet.files`.
     """
 
     name: str
+    front: str
     methods: Mapping[str, Method | StreamMethod]
     files: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where calls go, as metrics and the log name it: the path of a method, and its front. `quiet` ones are probes."""
+
+    path: str
+    front: str
+    quiet: bool = False

@@ -11,7 +11,7 @@ from grpc.aio import EOF, ServicerContext
 
 from condconv_serve.errors import Draining, RequestTimeout, ServiceError
 from condconv_serve.fronts.grpc.calls import Calls, close, parsed, refuse
-from condconv_serve.fronts.grpc.service import Call, StreamMethod
+from condconv_serve.fronts.grpc.service import Call, Route, StreamMethod
 from condconv_serve.fronts.grpc.status import STATUS
 from condconv_serve.telemetry.logs import request_logged_as
 
@@ -25,12 +25,12 @@ StreamHandler = Callable[[Any, ServicerContext[Any, Any]], Awaitable[None]]
 _Outcome = tuple[Any, ServiceError | None]
 
 
-def stream(calls: Calls, path: str, method: StreamMethod, *, write_timeout: float) -> StreamHandler:
+def stream(calls: Calls, route: Route, method: StreamMethod, *, write_timeout: float) -> StreamHandler:
     """What answers the streams of a method.
 
     Args:
         calls: of the server.
-        path: of the method.
+        route: of the method.
         method: answers the requests.
         write_timeout: most seconds that a client may leave an answer unread.
     """
@@ -38,22 +38,22 @@ def stream(calls: Calls, path: str, method: StreamMethod, *, write_timeout: floa
     async def answer(_: Any, context: ServicerContext[Any, Any]) -> None:
         async def work(call: Call) -> None:
             calls.identify(method.access, call)
-            await _Stream(calls, context, call, path=path, method=method).run(write_timeout)
+            await _Stream(calls, context, call, route=route, method=method).run(write_timeout)
 
         # Its requests count, not the stream. But a stream that is refused as a whole counts as one.
-        await calls.run(context, work, path=path, count_success=False)
+        await calls.run(context, work, route=route, count_success=False)
 
     return answer
 
 
 class _Stream:
     def __init__(
-        self, calls: Calls, context: ServicerContext[Any, Any], call: Call, *, path: str, method: StreamMethod
+        self, calls: Calls, context: ServicerContext[Any, Any], call: Call, *, route: Route, method: StreamMethod
     ) -> None:
         self._calls = calls
         self._context = context
         self._call = call
-        self._path = path
+        self._route = route
         self._method = method
         self._room = asyncio.Semaphore(MAX_AHEAD)
         self._pending: asyncio.Queue[asyncio.Task[_Outcome] | None] = asyncio.Queue()
@@ -104,7 +104,7 @@ class _Stream:
     async def _answer(self, data: bytes, number: int) -> _Outcome:
         """One request: its answer, or the error with which the stream ends."""
         stem = self._call.facts.request_id[:_MAX_STEM]
-        request, call = self._calls.begin_within(self._call, f"{stem}-{number}")
+        request, call = self._calls.begin_within(self._call, self._route, request_id=f"{stem}-{number}")
         code, message = StatusCode.CANCELLED, None
         with request_logged_as(call.facts):
             try:
@@ -114,12 +114,12 @@ class _Stream:
                 code = StatusCode.OK
                 return answer, None
             except (Exception, asyncio.CancelledError) as error:
-                known = self._calls.known(error, call, path=self._path)
+                known = self._calls.known(error, call, path=self._route.path)
                 code = STATUS[known.slug]
                 answer = self._method.failed(known, message, call)
                 return answer, None if answer is not None else known
             finally:
-                close(request, code, path=self._path)
+                close(request, code, self._route)
 
 
 def _draining() -> Draining:

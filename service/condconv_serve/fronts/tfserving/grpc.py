@@ -34,6 +34,7 @@ from condconv_serve.tasks.named_outputs import outputs_of
 MESSAGES = MessageSet("tensorflow_serving")
 PREDICTION_SERVICE = "tensorflow.serving.PredictionService"
 MODEL_SERVICE = "tensorflow.serving.ModelService"
+FRONT = "tfserving-grpc"
 PRIORITY = "x-priority"
 """Name of the metadata that says how urgent a request is: high, normal or low."""
 SIGNATURE_DEF = "signature_def"
@@ -63,6 +64,7 @@ def prediction_service(context: AppContext) -> Service:
     }
     return Service(
         name=PREDICTION_SERVICE,
+        front=FRONT,
         methods={
             **{
                 name: Method(request=_message(request), answer=answer, before_body=before_body)
@@ -89,6 +91,7 @@ def model_service(context: AppContext) -> Service:
 
     return Service(
         name=MODEL_SERVICE,
+        front=FRONT,
         methods={
             "GetModelStatus": Method(request=_message("GetModelStatusRequest"), answer=status),
             "HandleReloadConfigRequest": Method(request=_message("ReloadConfigRequest"), answer=reload, access="admin"),

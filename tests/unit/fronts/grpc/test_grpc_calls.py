@@ -40,7 +40,10 @@ def rows(*shades: int) -> Any:
 
 def answering(answer: Any, **options: Any) -> Service:
     return Service(
-        name=NAME, methods={"ModelInfer": Method(request=REQUEST, answer=answer, **options)}, files=MESSAGES.files
+        name=NAME,
+        front="grpc",
+        methods={"ModelInfer": Method(request=REQUEST, answer=answer, **options)},
+        files=MESSAGES.files,
     )
 
 
