@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 from urllib.parse import unquote
 
 from condconv_serve.errors import BodyTooLarge, MalformedBody
@@ -24,6 +25,8 @@ def decode_base64(text: str, *, what: str) -> bytes:
     Raises:
         MalformedBody: it is no base64. BodyTooLarge: it is a data URL with too many escapes.
     """
+    with contextlib.suppress(ValueError):  # nearly always it is written as it should be, and then this is all
+        return binascii.a2b_base64(text, strict_mode=True)
     text = text.lstrip("\ufeff")
     if text[:5].lower() == "data:":
         text = text.partition(",")[2]

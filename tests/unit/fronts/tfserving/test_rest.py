@@ -380,15 +380,16 @@ async def test_answers_about_pictures_stay_in_no_cache(client: httpx.AsyncClient
     assert response.headers["x-request-id"]
 
 
-async def test_keys() -> None:
+async def test_every_route_asks_for_a_key() -> None:
     async with asyncio.timeout(20), opened(keys=KeyRing([])) as (client, _):
-        for path in ("/v1/models/pear", "/v1/models/pear/metadata", "/v1/models"):
-            response = await client.get(path)
-            assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
-            assert list(response.json()) == ["error"]
         document = (await client.get("/v1/openapi.json")).json()
-        assert document["paths"][PREDICT.replace("pear", "{name}")]["post"]["security"]
-        assert "401" in document["paths"]["/v1/models/{name}"]["get"]["responses"]
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                response = await client.request(method, re.sub(r"{\w+}", "1", path), content=b"{}")
+                assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer"), path
+                assert list(response.json()) == ["error"]
+                assert operation["security"]
+                assert "401" in operation["responses"]
 
 
 async def test_the_document_and_its_page(client: httpx.AsyncClient) -> None:
