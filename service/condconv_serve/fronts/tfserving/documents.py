@@ -197,7 +197,7 @@ def _numbers_in(part: bytes) -> slice | None:
     start = first.start(1)
     ends = [place for place in (part.find(brace, start) for brace in (b"{", b"}")) if place >= 0]
     stop = part.rfind(b"]", start, min(ends, default=len(part))) + 1
-    # Brackets that end after it, as in {"a": [{"b": [1]}]}, belong to another list; some that don't end hold others.
+    # It is whole if as many brackets end as begin. Others, as in {"a": [1, "b"]}, hold more than numbers.
     blocks = [(place, min(place + _BLOCK, stop)) for place in range(start, stop, _BLOCK)]
     surplus = sum(part.count(b"]", *block) - part.count(b"[", *block) for block in blocks)
     return slice(start, stop) if stop and surplus == 0 else None

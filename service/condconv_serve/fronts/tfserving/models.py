@@ -18,7 +18,7 @@ from condconv_serve.fronts.tfserving.model_spec import spec_of
 from condconv_serve.fronts.tfserving.model_status import status_entry, wanted_statuses
 from condconv_serve.http.scope import facts_of
 
-SLUGS = ("invalid_parameter", "model_not_found", "version_not_found")
+SLUGS = ("invalid_parameter", "model_not_found", "version_not_found", "model_unavailable")
 """What can go wrong."""
 
 
@@ -64,7 +64,7 @@ def router(context: AppContext) -> APIRouter:
             methods=["GET"],
             summary="The signatures of a version",
             response_model=schemas.MetadataResponse,
-            responses=error_entries(*SLUGS, "model_unavailable"),
+            responses=error_entries(*SLUGS),
             openapi_extra=extra,
         )
     return routes
