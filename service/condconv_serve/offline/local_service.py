@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 from condconv_serve.bootstrap import ModelLoader, Service
 from condconv_serve.domain import ImageResult, ImageSource, PixelSource, ServedModel
-from condconv_serve.errors import ServiceError
+from condconv_serve.errors import OutOfMemory, ServiceError, unexpected_error
 from condconv_serve.settings import Settings
 from condconv_serve.tasks.task import Task
 
@@ -183,6 +183,12 @@ class LocalService:
                 source = await asyncio.get_running_loop().run_in_executor(self._readers, read)
             except ServiceError as error:
                 return ImageResult(id=image.id, filename=image.filename, error=error)
+            except MemoryError:
+                none = OutOfMemory("There is too little memory to read this image.", retry_after=5.0)
+                return ImageResult(id=image.id, filename=image.filename, error=none)
+            except Exception:  # Pillow's readers may raise anything; others of the call must not be lost
+                logger.exception("reading an image met an unexpected error")
+                return ImageResult(id=image.id, filename=image.filename, error=unexpected_error())
             answered = await self._service.images.run([source], task, model=model.name, version=model.version)
             return replace(answered.results[0], filename=image.filename)
 

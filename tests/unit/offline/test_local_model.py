@@ -24,6 +24,8 @@ import pytest
 from PIL import Image
 
 from condconv_serve.errors import InvalidParameter, MissingImage, ServiceError, UnsupportedImage
+from condconv_serve.inputs import picture_of
+from condconv_serve.offline import given
 from condconv_serve.offline.model import Model
 from condconv_serve.results import ImageFeatures, ImagePrediction, ImageRouting
 from condconv_serve.settings import Settings
@@ -297,6 +299,19 @@ class TestRefusals:
             _ = failed.label
         assert repr(failed).startswith("ImagePrediction('1': UnsupportedImage: ")
 
+    @pytest.mark.parametrize(("error", "slug"), [(MemoryError(), "out_of_memory"), (KeyError(1), "internal_error")])
+    def test_whatever_goes_wrong_with_one_is_its_own_error(self, error, slug, model, monkeypatch):
+        def fail(picture):
+            if picture is odd:
+                raise error
+            return picture_of(picture)
+
+        monkeypatch.setattr(given, "picture_of", fail)
+        odd = Image.new("CMYK", (8, 8))
+        found = model.predict([COFFEE, odd, CAT])
+        assert [result.ok for result in found] == [True, False, True]
+        assert found[1].error.slug == slug
+
     def test_raised_instead(self, model, photos):
         with pytest.raises(UnsupportedImage, match=r"^Image 1: "):
             model.predict([COFFEE, b"no image", CAT], on_error="raise")
@@ -513,7 +528,9 @@ class TestEnd:
     def test_nothing_is_said_at_the_end_of_a_process(self, bundle):
         program = f"""
             from pathlib import Path
-            from condconv_serve.offline.model import Model
+            from condconv_serve.inputs import picture_of
+from condconv_serve.offline import given
+from condconv_serve.offline.model import Model
             from condconv_serve.settings import Settings
             from tests.contract.fake_server import load_fake
             settings = Settings(native="off", engine="tensorflow", streams=2)
