@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SERVICES = (
+    "condconv_serve.fronts.oip.grpc:service",
     "condconv_serve.fronts.tfserving.grpc:prediction_service",
     "condconv_serve.fronts.tfserving.grpc:model_service",
 )

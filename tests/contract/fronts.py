@@ -30,6 +30,7 @@ from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tally import Tallies
+from tests.contract import open_inference_grpc
 from tests.contract.fakes import FakeModels, NoVersions, served_model
 from tests.contract.grpc_calls import call, grpc_served
 from tests.contract.grpc_front import PATH, REQUEST, RESPONSE, rows_service
@@ -174,6 +175,7 @@ FRONTS = {
     "native": Front("/predict", over_http(native, ask_native)),
     "npz": Front("/npz", over_http(npz, ask_npz)),
     "grpc": Front(PATH, grpc_rows),
+    "oip-grpc": Front(open_inference_grpc.PATH, open_inference_grpc.open_inference_grpc),
     "oip": Front("/v2/models/{model}/infer", over_http(open_inference, ask_open_inference)),
     "tfserving": Front("/v1/models/{name}:predict", over_http(tensorflow_serving, ask_tensorflow_serving)),
 }
