@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from condconv_serve.client import AsyncClient, Client
     from condconv_serve.domain import ClassScore, RoutingChange, Timings, Variant
     from condconv_serve.errors import ServiceError
     from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
@@ -27,7 +28,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AblatedVariant",
+    "AsyncClient",
     "ClassScore",
+    "Client",
     "CondConv2D",
     "CondConvDense",
     "DepthwiseCondConv2D",
@@ -49,7 +52,9 @@ __all__ = [
 
 _WHERE = {
     "AblatedVariant": "condconv_serve.results",
+    "AsyncClient": "condconv_serve.client",
     "ClassScore": "condconv_serve.domain",
+    "Client": "condconv_serve.client",
     "CondConv2D": "condconv_serve.nn",
     "CondConvDense": "condconv_serve.nn",
     "DepthwiseCondConv2D": "condconv_serve.nn",

@@ -315,6 +315,11 @@ def unknown_variables(environment: Mapping[str, str] = os.environ) -> Iterator[t
         yield name, PREFIX + nearest[0] if nearest else None
 
 
+def client_variable(name: Literal["URL", "API_KEY"]) -> str | None:
+    """What the environment says of the server that clients ask, as `CONDCONV_<NAME>`; None if nothing."""
+    return os.environ.get(PREFIX + name) or None
+
+
 def is_service_link(value: str) -> bool:
     """Whether Kubernetes has set a variable: it does for each Service, and one called `condconv` sets CONDCONV_PORT."""
     return _SERVICE_LINK_URL.match(value) is not None

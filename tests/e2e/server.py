@@ -102,9 +102,11 @@ class Server(RunningServer):
         exit_code: int = 0,
         tracebacks: bool = False,
         variables: dict[str, str] | None = None,
+        port: int = 0,
         **settings: object,
     ) -> None:
         self._real = real
+        self._port = str(port)
         self._until_ready = until_ready
         self._first_fault = fault
         self._exit_code = exit_code
@@ -141,11 +143,15 @@ class Server(RunningServer):
     def _start(self, variables: dict[str, str]) -> subprocess.Popen[bytes] | ForkedServer:
         if not self._real and not self._variables:
             self.log_file.touch()
-            arguments = ("serve", "--port", "0")
+            arguments = ("serve", "--port", self._port)
             return forker(FAKE).start(*arguments, environment=variables, output=self.log_file)
         with self.log_file.open("wb") as log:
             return subprocess.Popen(
-                command("--port", "0", real=self._real), env=variables, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
+                command("--port", self._port, real=self._real),
+                env=variables,
+                cwd=ROOT,
+                stdout=log,
+                stderr=subprocess.STDOUT,
             )
 
     def __exit__(

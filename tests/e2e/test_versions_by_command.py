@@ -85,7 +85,7 @@ def test_what_a_server_refuses(arguments: tuple[str, ...], says: str, server: Se
 def test_who_may_not(server: Server) -> None:
     assert "scope admin" in run("load", "tiny/1", CONDCONV_URL=server.url, CONDCONV_API_KEY=SECRETS["user"]).output
     assert "API key is needed" in run("load", "tiny/1", CONDCONV_URL=server.url, CONDCONV_API_KEY="").output
-    nobody = run("load", "tiny/1", "--url", "http://127.0.0.1:9")
+    nobody = run("load", "tiny/1", "--server", "http://127.0.0.1:9")
     assert (nobody.exit_code, "can't be reached" in nobody.output) == (1, True)
 
 

@@ -47,6 +47,17 @@ Images = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape of the HTTP answer.")]
 
+MaybeServer = Annotated[
+    str | None,
+    typer.Option(
+        "--server", metavar="URL", help="Ask this server, such as http://127.0.0.1:8000. Default: compute here."
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", help="A key, if the server needs one.", envvar="CONDCONV_API_KEY", show_envvar=True),
+]
+
 ThemeOption = Annotated[
     Literal["auto", "light", "dark"],
     typer.Option("--theme", help="Colours of pictures. auto: an .svg or a page turns dark where its viewer is dark."),

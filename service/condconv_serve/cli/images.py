@@ -1,4 +1,4 @@
-"""Commands that classify images without a server."""
+"""Commands that classify images, without a server or with one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from condconv_serve.cli.classifying import classify
-from condconv_serve.cli.common import Images, Json, ModelOption, Store, ThemeOption, friendly
+from condconv_serve.cli.classifying import Where, classify
+from condconv_serve.cli.common import ApiKey, Images, Json, MaybeServer, ModelOption, Store, ThemeOption, friendly
 from condconv_serve.cli.output import say
 from condconv_serve.cli.results import JsonLines, JsonResults, Results, TextResults
 from condconv_serve.domain import Prediction
@@ -31,10 +31,13 @@ def predict(
     as_lines: Lines = False,
     model: ModelOption = None,
     model_store: Store = None,
+    server: MaybeServer = None,
+    api_key: ApiKey = None,
 ) -> None:
-    """Classify images without a server. Results appear as they come."""
+    """Classify images, here or with a server. Results appear as they come."""
     results: Results = _as_json(as_json, as_lines, routing=False) or TextResults(_print_classes)
-    raise typer.Exit(classify(images, results, model=model, model_store=model_store, top_k=top_k))
+    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
+    raise typer.Exit(classify(images, results, where, top_k=top_k))
 
 
 @app.command(
@@ -66,8 +69,10 @@ def routing(
     as_lines: Lines = False,
     model: ModelOption = None,
     model_store: Store = None,
+    server: MaybeServer = None,
+    api_key: ApiKey = None,
 ) -> None:
-    """Show which experts images are routed to, without a server. Results appear as they come."""
+    """Show which experts images are routed to, here or with a server. Results appear as they come."""
     from condconv_serve.cli.routing_output import ClassResults, Kept, Wanted, print_routing
 
     wanted = Wanted(plot=plot, report=report, data=tuple(data or ()), theme=theme, narrow=narrow)
@@ -81,7 +86,8 @@ def routing(
         results = _as_json(as_json, as_lines, routing=True) or TextResults(print_routing)
         if plot is not None or data:
             results = Kept(results, wanted)
-    raise typer.Exit(classify(images, results, model=model, model_store=model_store, top_k=1))
+    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
+    raise typer.Exit(classify(images, results, where, top_k=1, routing=True))
 
 
 def _as_json(as_json: bool, as_lines: bool, *, routing: bool) -> Results | None:

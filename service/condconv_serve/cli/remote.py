@@ -1,119 +1,100 @@
-"""The command line's requests to a running server."""
+"""Classifies images with a running server."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import TracebackType
-from typing import Annotated, Any, TypeVar
-from urllib.parse import quote
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
 
-import httpx
-from pydantic import BaseModel, Field, PositiveInt, TypeAdapter, ValidationError
+import numpy as np
+from pydantic import TypeAdapter
 
-from condconv_serve.errors import RemoteFailed
+from condconv_serve.cli.results import AnsweringModel
+from condconv_serve.client import Client, ModelDetails
+from condconv_serve.domain import (
+    ClassifiedImage,
+    EngineDescription,
+    ImageResult,
+    Prediction,
+    RoutingLayout,
+    RoutingTrace,
+)
+from condconv_serve.errors import NoDefaultModel
+from condconv_serve.offline.files import LocalImage
+from condconv_serve.results import ImagePrediction
 
-Answer = TypeVar("Answer")
-_Versions = Annotated[dict[str, PositiveInt], Field(min_length=1)]
-
-
-class _State(BaseModel):
-    state: str
-
-
-class _Alias(BaseModel):
-    versions: _Versions
-
-
-class _Aliases(BaseModel):
-    aliases: dict[str, _Alias]
+_STATIC = RoutingTrace(RoutingLayout(), np.zeros((0, 0), np.float32))
 
 
-class _Problem(BaseModel):
-    detail: str
+@dataclass(frozen=True, slots=True)
+class _ReadLater:
+    """A file that is read when its turn comes."""
+
+    image: LocalImage
+    max_bytes: int
+
+    @property
+    def name(self) -> str:
+        return self.image.name
+
+    def read(self) -> bytes:
+        return self.image.read_bytes(self.max_bytes)
 
 
-_CONNECT_SECONDS = 10.0
-_LOAD_SECONDS = 600.0
+def describe(client: Client, model: str | None) -> AnsweringModel:
+    """The version that a server answers with.
+
+    Args:
+        client: of the server.
+        model: `NAME[/VERSION]`; the server's default model if None.
+
+    Raises:
+        NoDefaultModel: none was named, and the server has no default one. Others as those of `Client`.
+    """
+    if model is None:
+        model = next((summary.name for summary in client.models() if summary.default), None)
+    if model is None:
+        raise NoDefaultModel(f"The server at {client.url} has no default model. Name one with --model.")
+    name, _, version = model.partition("/")
+    return _answering(client.model(name, version or None))
 
 
-class RemoteService:
-    """A server's routes for versions. Use as a context manager."""
+def classify_remotely(
+    client: Client, images: Sequence[LocalImage], model: AnsweringModel, *, max_bytes: int, **options: Any
+) -> Iterator[ClassifiedImage]:
+    """Classify images, in order; a few are read ahead.
 
-    def __init__(self, url: str, *, api_key: str | None = None) -> None:
-        """Prepare to talk to a server.
+    Args:
+        client: of the server.
+        images: what to classify.
+        model: the version that answers, even if it isn't the newest any more.
+        max_bytes: most bytes of an image.
+        options: those of `Client.predict`.
+    """
+    later = (cast(BinaryIO, _ReadLater(image, max_bytes)) for image in images)
+    answers = client.predict_iter(later, model=model.name, version=model.version, **options)
+    for image, answer in zip(images, answers, strict=True):
+        yield _classified(image.name, answer)
 
-        Args:
-            url: where it listens, such as `http://127.0.0.1:8000`.
-            api_key: a key with the scope `admin`, if the server needs keys.
 
-        Raises:
-            RemoteFailed: the address is not a URL, or the key can't be a key.
-        """
-        api_key = (api_key or "").strip()
-        if not (api_key.isascii() and api_key.isprintable()):
-            raise RemoteFailed("The API key holds characters that no key has.")
-        headers = {"X-API-Key": api_key} if api_key else {}
-        timeout = httpx.Timeout(_LOAD_SECONDS, connect=_CONNECT_SECONDS)
-        try:
-            self._client = httpx.Client(base_url=url, headers=headers, timeout=timeout)
-        except (httpx.InvalidURL, UnicodeError, ValueError) as error:
-            raise RemoteFailed(f"{url!r} is not the address of a server: {error}.") from error
-        self._url = self._client.base_url.copy_with(userinfo=b"")  # messages must not show a password
+def _answering(details: ModelDetails) -> AnsweringModel:
+    return AnsweringModel(
+        name=details.name,
+        version=details.version,
+        computed_by=TypeAdapter(EngineDescription).validate_python(details.computed_by),
+        routing=RoutingLayout(details.routing_blocks, details.routing_experts),
+        weights_sha256=str(details.files.get("weights.safetensors", {}).get("sha256", "")),
+    )
 
-    def __enter__(self) -> RemoteService:
-        """Keep connections."""
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close connections."""
-        self._client.close()
-
-    def load(self, name: str, version: str) -> str:
-        """Load a version; returns its state.
-
-        Raises:
-            RemoteFailed: the server says no, or can't be reached.
-        """
-        return self._ask(_State, "POST", "models", name, "versions", version, "load").state
-
-    def unload(self, name: str, version: str) -> str:
-        """Unload a version; returns its state. Errors are those of `load`."""
-        return self._ask(_State, "POST", "models", name, "versions", version, "unload").state
-
-    def aliases(self, name: str) -> dict[str, dict[str, int]]:
-        """The versions of each alias with their weights. Errors are those of `load`."""
-        found = self._ask(_Aliases, "GET", "models", name, "aliases").aliases
-        return {alias: to.versions for alias, to in found.items()}
-
-    def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> dict[str, int]:
-        """Point an alias at versions. Errors are those of `load`."""
-        given = {"versions": dict(versions)}
-        return self._ask(_Alias, "PUT", "models", name, "aliases", alias, json=given).versions
-
-    def roll_back(self, name: str, alias: str) -> dict[str, int]:
-        """Point an alias back to where it pointed before. Errors are those of `load`."""
-        return self._ask(_Alias, "POST", "models", name, "aliases", alias, "rollback").versions
-
-    def delete_alias(self, name: str, alias: str) -> None:
-        """Remove an alias. Errors are those of `load`."""
-        self._ask(type(None), "DELETE", "models", name, "aliases", alias)
-
-    def _ask(self, kind: type[Answer], method: str, *path: str, json: Any = None) -> Answer:
-        place = "/" + "/".join(quote(part, safe="", errors="surrogateescape") for part in path)
-        try:
-            response = self._client.request(method, place, json=json)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = str(error).rstrip(".") or type(error).__name__
-            raise RemoteFailed(f"The server at {self._url} can't be reached: {reason}.") from error
-        foreign = RemoteFailed(
-            f"The server at {self._url} answered {response.status_code}, but this is no answer of condconv-serve."
-        )
-        try:
-            if response.is_success:
-                return TypeAdapter(kind).validate_json(response.content or b"null", strict=True)
-            problem = _Problem.model_validate_json(response.content)
-        except ValidationError as error:
-            raise foreign from error
-        raise RemoteFailed(problem.detail)
+def _classified(name: str, answer: ImagePrediction) -> ClassifiedImage:
+    if not answer.classes or answer.timings is None or answer.batch_size is None:
+        return ImageResult(id=name, filename=name, error=answer.error)
+    prediction = Prediction(
+        best=answer.classes[0],
+        classes=answer.classes,
+        routing=answer.routing or _STATIC,
+        timings=answer.timings,
+        batch_size=answer.batch_size,
+    )
+    return ImageResult(id=name, filename=name, prediction=prediction)

@@ -4,18 +4,49 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from condconv_serve.cli.output import note, print_failure, to_json, write_json
-from condconv_serve.domain import Classification, ClassifiedImage, Prediction, ServedModel
+from condconv_serve.domain import ClassifiedImage, EngineDescription, Prediction, RoutingLayout, ServedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnsweringModel:
+    """Which model answers, here or on a server.
+
+    Attributes:
+        name: its name.
+        version: its version.
+        computed_by: what computes it.
+        routing: its CondConv blocks.
+        weights_sha256: the checksum of its weights; empty if it has none.
+    """
+
+    name: str
+    version: str
+    computed_by: EngineDescription
+    routing: RoutingLayout
+    weights_sha256: str
+
+    @classmethod
+    def of(cls, model: ServedModel) -> AnsweringModel:
+        """A model that was loaded here."""
+        weights = model.info.manifest.files.get("weights.safetensors")
+        return cls(
+            name=model.name,
+            version=model.version,
+            computed_by=model.computed_by,
+            routing=model.info.routing,
+            weights_sha256=weights.sha256 if weights else "",
+        )
 
 
 class Results(Protocol):
     """Prints results as they come."""
 
-    def started(self, model: ServedModel) -> None:
-        """The model is loaded."""
+    def started(self, model: AnsweringModel) -> None:
+        """It is known which model answers."""
 
     def result(self, result: ClassifiedImage) -> None:
         """Print a result: an answer, or the image's own error."""
@@ -31,7 +62,7 @@ class TextResults:
         """Print each answer with `show`, which gets the image's name and the answer."""
         self._show = show
 
-    def started(self, model: ServedModel) -> None:
+    def started(self, model: AnsweringModel) -> None:
         """Say which model answers, and what computes it."""
         note(f"{model.name}/{model.version}, computed by {model.computed_by}")
 
@@ -56,7 +87,7 @@ class JsonResults:
         self._begun = False
         self._count = 0
 
-    def started(self, model: ServedModel) -> None:
+    def started(self, model: AnsweringModel) -> None:
         """Print everything but the results."""
         self._begun, self._model = True, model
         head = to_json({"model": name_of(model), "computed_by": asdict(model.computed_by)})
@@ -64,7 +95,7 @@ class JsonResults:
 
     def result(self, result: ClassifiedImage) -> None:
         """Print an entry."""
-        entry = textwrap.indent(to_json(entry_of(self._model, result, routing=self._routing)), "    ")
+        entry = textwrap.indent(to_json(entry_of(result, routing=self._routing)), "    ")
         write_json((",\n" if self._count else "\n") + entry)
         self._count += 1
 
@@ -83,28 +114,27 @@ class JsonLines:
         """Print with or without routing weights."""
         self._routing = routing
 
-    def started(self, model: ServedModel) -> None:
+    def started(self, model: AnsweringModel) -> None:
         """Remember the model: each line names it."""
         self._model = model
 
     def result(self, result: ClassifiedImage) -> None:
         """Print a line."""
-        line = {"model": name_of(self._model), **entry_of(self._model, result, routing=self._routing)}
+        line = {"model": name_of(self._model), **entry_of(result, routing=self._routing)}
         write_json(to_json(line, indent=None) + "\n")
 
     def ended(self, *, interrupted: bool) -> None:
         """Nothing: each line stands for itself."""
 
 
-def name_of(model: ServedModel) -> dict[str, str]:
+def name_of(model: AnsweringModel) -> dict[str, str]:
     """Name and version, as answers have them."""
     return {"name": model.name, "version": model.version}
 
 
-def entry_of(model: ServedModel, result: ClassifiedImage, *, routing: bool) -> dict[str, Any]:
+def entry_of(result: ClassifiedImage, *, routing: bool) -> dict[str, Any]:
     """A result as the HTTP answer has it."""
-    from condconv_serve.fronts.native.schemas import predict_response
+    from condconv_serve.fronts.native.schemas import prediction_body
 
-    body = predict_response(Classification(model.info, (result,)), routing=routing)
-    entry: dict[str, Any] = body.predictions[0].model_dump(mode="json", exclude_none=True)
+    entry: dict[str, Any] = prediction_body(result, routing=routing).model_dump(mode="json", exclude_none=True)
     return entry

@@ -9,9 +9,9 @@ from rich.table import Table
 
 from condconv_serve.cli.common import command_line
 from condconv_serve.cli.output import add_row, err, print_failure, print_json, print_table, say
-from condconv_serve.cli.results import Results
+from condconv_serve.cli.results import AnsweringModel, Results
 from condconv_serve.cli.tables import fits
-from condconv_serve.domain import ClassifiedImage, Prediction, ServedModel
+from condconv_serve.domain import ClassifiedImage, Prediction
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.routing.by_class import RoutingByClass, by_class
 from condconv_serve.routing.class_export import check_data_path, classes_csv, classes_npz, with_origin
@@ -63,7 +63,7 @@ class Kept:
         self._wanted = wanted
         self._found: list[ClassifiedImage] = []
 
-    def started(self, model: ServedModel) -> None:
+    def started(self, model: AnsweringModel) -> None:
         """Remember the model."""
         self._model = model
         self._results.started(model)
@@ -88,7 +88,7 @@ class Kept:
             if path.suffix.lower() == ".csv":
                 path.write_bytes(with_origin(to_csv(self._found), made_by))
             else:
-                path.write_bytes(to_npz(self._found, self._model.info.routing, made_by=made_by))
+                path.write_bytes(to_npz(self._found, self._model.routing, made_by=made_by))
             say(f"wrote {path}", console=err)
 
 
@@ -101,7 +101,7 @@ class ClassResults:
         self._as_json = as_json
         self._found: list[ClassifiedImage] = []
 
-    def started(self, model: ServedModel) -> None:
+    def started(self, model: AnsweringModel) -> None:
         """Remember the model."""
         self._model = model
 
@@ -163,9 +163,10 @@ def _predictions(results: list[ClassifiedImage]) -> list[tuple[str, Prediction]]
     return [(r.filename or r.id, r.prediction) for r in results if r.prediction is not None]
 
 
-def _made_by(model: ServedModel, *, interrupted: bool) -> Provenance:
+def _made_by(model: AnsweringModel, *, interrupted: bool) -> Provenance:
     command = command_line()
-    return Provenance.of(model.info.manifest, f"{command} # interrupted" if interrupted else command)
+    command = f"{command} # interrupted" if interrupted else command
+    return Provenance.now(model.name, model.version, model.weights_sha256, command)
 
 
 def print_routing(name: str, prediction: Prediction) -> None:

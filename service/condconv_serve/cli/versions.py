@@ -13,11 +13,14 @@ from condconv_serve.errors import InvalidParameter
 
 app = typer.Typer()
 
-Url = Annotated[str, typer.Option("--url", help="Where the server listens.", envvar="CONDCONV_URL")]
-MaybeUrl = Annotated[
+Server = Annotated[
+    str, typer.Option("--server", metavar="URL", help="Where the server listens.", envvar="CONDCONV_URL")
+]
+MaybeServer = Annotated[
     str | None,
     typer.Option(
-        "--url",
+        "--server",
+        metavar="URL",
         help="Ask this server; it loads the versions first. Default: change the store; servers that use it follow.",
         envvar="CONDCONV_URL",
     ),
@@ -40,22 +43,22 @@ LOCAL = "http://127.0.0.1:8000"
 
 @app.command("load", epilog="Example: [bold]condconv models load b0-8e/2[/]")
 @friendly
-def load(version: Version, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+def load(version: Version, server: Server = LOCAL, api_key: ApiKey = None) -> None:
     """Make a running server load a version from its store, and keep it."""
-    from condconv_serve.cli.remote import RemoteService
+    from condconv_serve.client import Client
 
-    with RemoteService(url, api_key=api_key) as server:
-        say(f"{version} is {server.load(*_split(version))}")
+    with Client(server, api_key=api_key, retries=0) as client:
+        say(f"{version} is {client.load_version(*_split(version)).state}")
 
 
 @app.command("unload", epilog="Example: [bold]condconv models unload b0-8e/1[/]")
 @friendly
-def unload(version: Version, url: Url = LOCAL, api_key: ApiKey = None) -> None:
+def unload(version: Version, server: Server = LOCAL, api_key: ApiKey = None) -> None:
     """Make a running server unload a version."""
-    from condconv_serve.cli.remote import RemoteService
+    from condconv_serve.client import Client
 
-    with RemoteService(url, api_key=api_key) as server:
-        say(f"{version} is {server.unload(*_split(version))}")
+    with Client(server, api_key=api_key, retries=0) as client:
+        say(f"{version} is {client.unload_version(*_split(version)).state}")
 
 
 @app.command("alias", epilog="Example: [bold]condconv models alias b0-8e stable 1=90 2=10[/]")
@@ -70,18 +73,18 @@ def alias(
         ),
     ],
     model_store: Store = None,
-    url: MaybeUrl = None,
+    server: MaybeServer = None,
     api_key: ApiKey = None,
 ) -> None:
     """Point an alias at a version, or split its traffic over several by weight."""
-    from condconv_serve.cli.remote import RemoteService
+    from condconv_serve.client import Client
     from condconv_serve.store import Catalog
     from condconv_serve.store.aliases import set_alias
 
     split = _weights(versions)
-    if url is not None:
-        with RemoteService(url, api_key=api_key) as server:
-            _print_alias(name, alias_name, server.set_alias(name, alias_name, split))
+    if server is not None:
+        with Client(server, api_key=api_key, retries=0) as client:
+            _print_alias(name, alias_name, client.set_alias(name, alias_name, split).versions)
         return
     store = read_settings(model_store=model_store).model_store
     for version in split:
@@ -92,16 +95,16 @@ def alias(
 @app.command("rollback", epilog="Example: [bold]condconv models rollback b0-8e stable[/]")
 @friendly
 def roll_back(
-    name: Name, alias_name: AliasName, model_store: Store = None, url: MaybeUrl = None, api_key: ApiKey = None
+    name: Name, alias_name: AliasName, model_store: Store = None, server: MaybeServer = None, api_key: ApiKey = None
 ) -> None:
     """Point an alias back to where it pointed before. A second rollback undoes the first."""
-    from condconv_serve.cli.remote import RemoteService
+    from condconv_serve.client import Client
     from condconv_serve.store import Catalog
     from condconv_serve.store import aliases as stored
 
-    if url is not None:
-        with RemoteService(url, api_key=api_key) as server:
-            _print_alias(name, alias_name, server.roll_back(name, alias_name))
+    if server is not None:
+        with Client(server, api_key=api_key, retries=0) as client:
+            _print_alias(name, alias_name, client.roll_back_alias(name, alias_name).versions)
         return
     store = read_settings(model_store=model_store).model_store
     Catalog(store).find(name)
@@ -111,16 +114,16 @@ def roll_back(
 @app.command("unalias", epilog="Example: [bold]condconv models unalias b0-8e canary[/]")
 @friendly
 def unalias(
-    name: Name, alias_name: AliasName, model_store: Store = None, url: MaybeUrl = None, api_key: ApiKey = None
+    name: Name, alias_name: AliasName, model_store: Store = None, server: MaybeServer = None, api_key: ApiKey = None
 ) -> None:
     """Remove an alias."""
-    from condconv_serve.cli.remote import RemoteService
+    from condconv_serve.client import Client
     from condconv_serve.store import Catalog
     from condconv_serve.store.aliases import delete_alias
 
-    if url is not None:
-        with RemoteService(url, api_key=api_key) as server:
-            server.delete_alias(name, alias_name)
+    if server is not None:
+        with Client(server, api_key=api_key, retries=0) as client:
+            client.delete_alias(name, alias_name)
     else:
         store = read_settings(model_store=model_store).model_store
         Catalog(store).find(name)
@@ -130,15 +133,15 @@ def unalias(
 
 @app.command("aliases", epilog="Example: [bold]condconv models aliases b0-8e[/]")
 @friendly
-def aliases(name: Name, model_store: Store = None, url: MaybeUrl = None, api_key: ApiKey = None) -> None:
+def aliases(name: Name, model_store: Store = None, server: MaybeServer = None, api_key: ApiKey = None) -> None:
     """List a model's aliases."""
-    from condconv_serve.cli.remote import RemoteService
+    from condconv_serve.client import Client
     from condconv_serve.store import Catalog
     from condconv_serve.store.aliases import read_aliases
 
-    if url is not None:
-        with RemoteService(url, api_key=api_key) as server:
-            found: Mapping[str, Mapping[str, int]] = server.aliases(name)
+    if server is not None:
+        with Client(server, api_key=api_key, retries=0) as client:
+            found = {k: v.versions for k, v in client.aliases(name).items()}
     else:
         store = read_settings(model_store=model_store).model_store
         Catalog(store).find(name)

@@ -38,9 +38,12 @@ class LocalImage:
         return self.name
 
     def read(self, model: ServedModel, *, max_bytes: int) -> ImageSource:
+        """The image, for any model; the errors are those of `read_image`."""
+        return ImageSource(self.read_bytes(max_bytes), filename=self.name, id=self.name)
+
+    def read_bytes(self, max_bytes: int) -> bytes:
         """Its bytes; the errors are those of `read_image`."""
-        data = self.data if self.file is None else read_image(self.file, max_bytes)
-        return ImageSource(data, filename=self.name, id=self.name)
+        return self.data if self.file is None else read_image(self.file, max_bytes)
 
 
 def _silence(text: str) -> None:

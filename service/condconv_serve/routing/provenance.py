@@ -35,13 +35,18 @@ class Provenance:
     @classmethod
     def of(cls, manifest: Manifest, command: str) -> Provenance:
         """Say what makes something from a model right now."""
+        weights = manifest.files.get("weights.safetensors")
+        return cls.now(manifest.name, manifest.version, weights.sha256 if weights else "", command)
+
+    @classmethod
+    def now(cls, model: str, version: str, weights_sha256: str, command: str) -> Provenance:
+        """Say what makes something right now; the arguments are the attributes."""
         if len(command) > MAX_COMMAND:
             command = f"{command[: MAX_COMMAND - 1]}…"
-        weights = manifest.files.get("weights.safetensors")
         return cls(
-            model=manifest.name,
-            version=manifest.version,
-            weights_sha256=weights.sha256 if weights else "",
+            model=model,
+            version=version,
+            weights_sha256=weights_sha256,
             made=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             software=f"condconv-serve {__version__}",
             command=command,

@@ -1,0 +1,20 @@
+"""The Python client of a running server: `Client`, and `AsyncClient` for asyncio.
+
+What is sent and what answers mean is decided by functions that do no I/O (`calls`, `answers`, `exchange`, `many`); the
+two clients only send and wait.
+"""
+
+from condconv_serve.client.asynchronous import AsyncClient
+from condconv_serve.client.live import LiveRouting
+from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, VersionState
+from condconv_serve.client.sync import Client
+
+__all__ = [
+    "AliasTarget",
+    "AsyncClient",
+    "Client",
+    "LiveRouting",
+    "ModelDetails",
+    "ModelSummary",
+    "VersionState",
+]

@@ -1,0 +1,186 @@
+"""How a request is answered in the end: what is sent again, after which pause, and until when.
+
+A generator says what to do next (`Send` or `Pause`); the clients do it, and send back what came of it. So one decision
+serves threads and asyncio alike.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import httpx
+
+from condconv_serve.client import calls
+from condconv_serve.client.answers import Reply
+from condconv_serve.client.calls import Call
+from condconv_serve.errors import (
+    AblationBusy,
+    CapacityError,
+    DeadlineExceeded,
+    Draining,
+    InvalidParameter,
+    ModelUnavailable,
+    NotReady,
+    QueueFull,
+    RateLimited,
+    RemoteFailed,
+    ServiceError,
+    TooManyConnections,
+    WaitTooLong,
+)
+
+Answer = TypeVar("Answer")
+
+PASSING = (
+    AblationBusy,
+    Draining,
+    ModelUnavailable,
+    NotReady,
+    QueueFull,
+    RateLimited,
+    TooManyConnections,
+    WaitTooLong,
+)
+"""Errors that may be over at the next try, and cost the server nothing."""
+PROXY_TROUBLE = frozenset({429, 502, 503})
+"""Status codes of proxies whose server can't be reached right now, or of those that limit rates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a request, and wait for its whole answer, at most so many seconds."""
+
+    call: Call[Any]
+    seconds: float
+    timeout_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait."""
+
+    seconds: float
+
+
+Work = Generator[Send | Pause, Reply | None, Answer]
+
+
+@dataclass(kw_only=True)
+class Manners:
+    """How a client asks its server, and what it has learned of it. All its threads share this.
+
+    Attributes:
+        server: its address, for messages.
+        seconds: how long a request may take if it doesn't say, repetitions included.
+        retries: how often a request is sent again at most.
+        first_pause: seconds before a request is sent again, if the server doesn't say; doubled each time.
+        longest_pause: what these pauses grow to.
+        images: most images in a request.
+        image_bytes: most bytes of images in a request of several.
+        server_seconds: a request that may take longer than this doesn't say so, since the server won't wait so long.
+        clock: monotonic, in seconds.
+    """
+
+    server: str
+    seconds: float = 60.0
+    retries: int = 3
+    first_pause: float = 0.2
+    longest_pause: float = 10.0
+    images: int = 16
+    image_bytes: int = 16 * 2**20
+    server_seconds: float = 30.0
+    clock: Callable[[], float] = time.monotonic
+    random: Callable[[], float] = field(default=random.random, repr=False)
+
+    def pause(self, error: ServiceError, tries: int) -> float:
+        """Seconds before the next try: not all clients at once, and never before the server says."""
+        asked = getattr(error, "retry_after", None)
+        if asked is not None:
+            return float(asked) * (1 + 0.1 * self.random())
+        return min(self.first_pause * 2.0 ** min(tries - 1, 30), self.longest_pause) * (0.5 + 0.5 * self.random())
+
+
+def exchange(call: Call[Answer], manners: Manners) -> Work[Answer]:
+    """Ask until there is an answer, or no try is left.
+
+    Raises:
+        ServiceError: what the server says. DeadlineExceeded: there was no answer in time. RemoteFailed: the server
+            can't be reached, or its answer isn't one.
+    """
+    seconds = manners.seconds if call.seconds is None else call.seconds
+    end = manners.clock() + seconds
+    tries, timed = 0, call.timed
+    while True:
+        left = end - manners.clock()
+        told = round(left * 1e3) if timed and 0.001 <= left < manners.server_seconds else None
+        try:
+            reply = yield Send(call, left, told)
+            assert reply is not None
+            return call.read(reply)
+        except httpx.TimeoutException as error:
+            failed: ServiceError = (
+                DeadlineExceeded(f"The server at {manners.server} gave no answer within {seconds:g} seconds.")
+                if end - manners.clock() < 0.01 * seconds
+                else _unreachable(error, manners)
+            )
+            cause: Exception | None = error
+        except httpx.RequestError as error:
+            failed, cause = _unreachable(error, manners), error
+        except InvalidParameter as error:
+            if told is None or "timeout_ms" not in str(error):
+                raise
+            # The server waits less long than that; how long is its own affair now.
+            manners.server_seconds, timed = min(manners.server_seconds, left), False
+            continue
+        except ServiceError as error:
+            failed, cause = error, error.__cause__ if isinstance(error.__cause__, Exception) else None
+        tries += 1
+        wait = manners.pause(failed, tries)
+        if not _may_repeat(call, failed) or tries > manners.retries or manners.clock() + wait >= end:
+            raise failed from cause
+        yield Pause(wait)
+
+
+def until_ready(manners: Manners, *, seconds: float) -> Work[None]:
+    """Ask until the server takes requests.
+
+    Raises:
+        ServiceError: why it still doesn't after `seconds`.
+    """
+    end = manners.clock() + seconds
+    pause = 0.05
+    while True:
+        try:
+            return (yield from exchange(calls.ready(), manners))
+        except (CapacityError, RemoteFailed) as error:
+            if manners.clock() + pause >= end:
+                raise
+            del error
+        yield Pause(pause)
+        pause = min(2 * pause, 1.0)
+
+
+def is_ready(manners: Manners) -> Work[bool]:
+    """Whether the server takes requests; not, if it can't be reached."""
+    try:
+        yield from exchange(calls.ready(), manners)
+    except (CapacityError, RemoteFailed):
+        return False
+    return True
+
+
+def _may_repeat(call: Call[Any], error: ServiceError) -> bool:
+    if not call.repeatable:
+        return False
+    if isinstance(error, RemoteFailed):
+        return error.status is None or error.status in PROXY_TROUBLE
+    return isinstance(error, PASSING)
+
+
+def _unreachable(error: httpx.RequestError, manners: Manners) -> RemoteFailed:
+    reason = str(error).rstrip(".") or type(error).__name__
+    return RemoteFailed(f"The server at {manners.server} can't be reached: {reason}.")

@@ -1,0 +1,237 @@
+"""Many images as requests of a few each: how they are cut, and how answers find back to their images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from condconv_serve.client.answers import Reply, fields_of, foreign, insight_of, read_predictions
+from condconv_serve.client.calls import Call
+from condconv_serve.client.exchange import Manners, Work, exchange
+from condconv_serve.client.options import (
+    PredictOptions,
+    RoutingOptions,
+    check_options,
+    headers_of,
+    parameters_of,
+    query_of,
+)
+from condconv_serve.domain import ImageSource
+from condconv_serve.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    EngineStalled,
+    ImageError,
+    InferenceFailed,
+    MissingImage,
+    OutOfMemory,
+    ServiceError,
+    TooManyImages,
+)
+from condconv_serve.inputs import ImageInput, read_image
+from condconv_serve.results import ImagePrediction, ImageRouting
+
+Result = TypeVar("Result", bound=ImagePrediction)
+
+OF_THE_IMAGE = (
+    ImageError,
+    MissingImage,
+    BodyTooLarge,
+    InferenceFailed,
+    EngineStalled,
+    OutOfMemory,
+    DeadlineExceeded,
+)
+"""What can be wrong with one image. Alone in its request it makes the whole answer an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An image that was read, or why it could not be."""
+
+    id: str
+    filename: str | None
+    source: ImageSource | None
+    error: ServiceError | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that it adds to a request."""
+        return 0 if self.source is None else len(self.source.data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind(Generic[Result]):
+    """What is asked about images.
+
+    Attributes:
+        name: of the client's method.
+        path: of the route.
+        options: a TypedDict of what may be asked.
+        failed: makes the result of an image that failed.
+        read: makes results of a reply, one per image.
+    """
+
+    name: str
+    path: str
+    options: Any
+    failed: Callable[..., Result]
+    read: Callable[[Reply, Sequence[Loaded]], list[Result]]
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        """Refuse options that it doesn't take; see `check_options`."""
+        check_options(given, self.options, of=self.name)
+
+    def call(self, images: Sequence[Loaded], given: Mapping[str, Any]) -> Call[list[Result]]:
+        """The request for images that were read."""
+        data = [image.source.data for image in images if image.source is not None]
+        return Call(
+            method="POST",
+            path=self.path,
+            read=lambda reply: self.read(reply, images),
+            query=query_of(parameters_of(given)),
+            headers=headers_of(given),
+            content=data[0] if len(data) == 1 else None,
+            files=data if len(data) > 1 else (),
+            seconds=given.get("timeout"),
+            timed=True,
+        )
+
+
+def load(image: ImageInput, place: int, *, keep: bool) -> Loaded:
+    """Read an image.
+
+    Args:
+        image: what to read.
+        place: where it stands among all.
+        keep: whether to keep an error of the image rather than raise it.
+
+    Raises:
+        TypeError: this can't be an image. ServiceError: it can't be read, see `read_image`.
+    """
+    try:
+        source = read_image(image, id=str(place))
+    except ServiceError as error:
+        if not keep:
+            raise
+        name = str(image) if isinstance(image, str) or hasattr(image, "__fspath__") else None
+        return Loaded(str(place), name, None, error)
+    return Loaded(str(place), source.filename, source)
+
+
+class Packer:
+    """Puts images together to requests."""
+
+    def __init__(self, manners: Manners) -> None:
+        """Fill requests as far as `manners` allow."""
+        self._manners = manners
+        self._waiting: list[Loaded] = []
+        self._bytes = 0
+
+    def add(self, image: Loaded) -> Iterator[list[Loaded]]:
+        """Take an image; gives the requests that became full."""
+        if self._waiting and self._bytes + image.size > self._manners.image_bytes:
+            yield self._take()
+        self._waiting.append(image)
+        self._bytes += image.size
+        if len(self._waiting) >= self._manners.images:
+            yield self._take()
+
+    def rest(self) -> Iterator[list[Loaded]]:
+        """The last request, if any image is left."""
+        if self._waiting:
+            yield self._take()
+
+    def _take(self) -> list[Loaded]:
+        taken, self._waiting, self._bytes = self._waiting, [], 0
+        return taken
+
+
+def in_turn(results: Iterable[Result], given: Mapping[str, Any]) -> Iterator[Result]:
+    """Results, until one has an error that is to be raised."""
+    for result in results:
+        if given.get("on_error") == "raise":
+            result.raise_error()
+        yield result
+
+
+def answer_one(kind: Kind[Result], image: Loaded, given: Mapping[str, Any], manners: Manners) -> Work[Result]:
+    """The answer about one image. Raises its error."""
+    (result,) = yield from exchange(kind.call([image], given), manners)
+    return result
+
+
+def answer_some(
+    kind: Kind[Result], images: Sequence[Loaded], given: Mapping[str, Any], manners: Manners
+) -> Work[list[Result]]:
+    """The answers about the images of one request, or of several if the server takes fewer.
+
+    Raises:
+        ServiceError: the request can't be answered; an image's own error is in its result.
+    """
+    good = [image for image in images if image.source is not None]
+    answers = iter((yield from _ask(kind, good, given, manners)) if good else ())
+    return [
+        next(answers)
+        if image.source is not None
+        else kind.failed(id=image.id, filename=image.filename, error=image.error)
+        for image in images
+    ]
+
+
+def _ask(
+    kind: Kind[Result], images: Sequence[Loaded], given: Mapping[str, Any], manners: Manners
+) -> Work[list[Result]]:
+    try:
+        return (yield from exchange(kind.call(images, given), manners))
+    except (TooManyImages, BodyTooLarge) as error:
+        if len(images) == 1:
+            if isinstance(error, TooManyImages):
+                raise
+            return [_failed(kind, images[0], error)]
+        half = len(images) // 2
+        if isinstance(error, TooManyImages):
+            manners.images = min(manners.images, half)
+        else:
+            manners.image_bytes = min(manners.image_bytes, sum(image.size for image in images) // 2)
+    except OF_THE_IMAGE as error:
+        if len(images) > 1 or error.status is None:  # None: the network's, so it is the request's
+            raise
+        return [_failed(kind, images[0], error)]
+    first = yield from _ask(kind, images[:half], given, manners)
+    second = yield from _ask(kind, images[half:], given, manners)
+    return first + second
+
+
+def _failed(kind: Kind[Result], image: Loaded, error: ServiceError) -> Result:
+    return kind.failed(id=image.id, filename=image.filename, error=error, request_id=error.request_id)
+
+
+def _read_predicted(reply: Reply, images: Sequence[Loaded]) -> list[ImagePrediction]:
+    answer = read_predictions(reply)
+    if len(answer.predictions) != len(images):
+        raise foreign(reply)
+    return [
+        ImagePrediction(id=image.id, filename=image.filename, **fields_of(body, answer.model, reply))
+        for image, body in zip(images, answer.predictions, strict=True)
+    ]
+
+
+def _read_routed(reply: Reply, images: Sequence[Loaded]) -> list[ImageRouting]:
+    answer = read_predictions(reply)
+    if len(answer.predictions) != len(images):
+        raise foreign(reply)
+    return [
+        ImageRouting(
+            id=image.id,
+            filename=image.filename,
+            insight=insight_of(body, reply),
+            **fields_of(body, answer.model, reply),
+        )
+        for image, body in zip(images, answer.predictions, strict=True)
+    ]
+
+
+PREDICT = Kind(name="predict", path="/predict", options=PredictOptions, failed=ImagePrediction, read=_read_predicted)
+ROUTING = Kind(name="routing", path="/routing", options=RoutingOptions, failed=ImageRouting, read=_read_routed)

@@ -1,0 +1,116 @@
+"""The options of calls about images, and how a request says them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict
+
+from condconv_serve.errors import InvalidParameter
+from condconv_serve.results import OnError
+
+SPLIT_KEY_HEADER = "X-Split-Key"
+
+
+class CallOptions(TypedDict, total=False):
+    """What every call about images takes.
+
+    Attributes:
+        model: name of the model; the server's default one if absent.
+        version: its version, or an alias; the alias `default`, or else the newest version, if absent.
+        timeout: seconds that you wait for each request, its repetitions included; the client's own if absent.
+        priority: which images go first when many wait; normal if absent.
+        split_key: where an alias splits traffic, equal keys get equal versions.
+        on_error: what happens if one image among several fails; its result keeps the error if absent.
+    """
+
+    model: str | None
+    version: str | None
+    timeout: float | None
+    priority: Literal["high", "normal", "low"]
+    split_key: str | None
+    on_error: OnError
+
+
+class RoutingOptions(CallOptions, total=False):
+    """What `routing` takes.
+
+    Attributes:
+        top_k: how many classes each image gets, best first; 5, or all if the model has fewer, if absent.
+        threshold: of these, classes with a smaller probability are left out, 0 to 1; 0 if absent.
+    """
+
+    top_k: int | None
+    threshold: float | None
+
+
+class PredictOptions(RoutingOptions, total=False):
+    """What `predict` takes.
+
+    Attributes:
+        routing: whether to return routing weights; not if absent.
+    """
+
+    routing: bool
+
+
+class AblationOptions(TypedDict, total=False):
+    """What `ablation` takes beside its routings: as other calls."""
+
+    model: str | None
+    version: str | None
+    timeout: float | None
+
+
+_OWN = ("timeout", "split_key", "on_error")
+"""Options that are no parameters of the server."""
+
+
+def check_options(given: Mapping[str, Any], kind: Any, *, of: str) -> None:
+    """Refuse what a call doesn't take.
+
+    Raises:
+        TypeError: there is no such option.
+        InvalidParameter: its value is impossible.
+    """
+    known = kind.__annotations__
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{of}() got an unexpected keyword argument {name!r}. It takes {', '.join(known)}.")
+    check_seconds("timeout", given.get("timeout"))
+    if given.get("on_error", "keep") not in ("keep", "raise"):
+        raise InvalidParameter(f"on_error may be keep or raise, not {given['on_error']!r}.")
+    key = given.get("split_key")
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise InvalidParameter("split_key may have printable characters of ASCII only, since it is a header.")
+
+
+def check_seconds(name: str, value: float | None) -> None:
+    """Refuse an impossible time.
+
+    Raises:
+        InvalidParameter: it isn't positive and finite.
+    """
+    if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+        raise InvalidParameter(f"{name} is a time in seconds, more than 0, not {value!r}.")
+
+
+def parameters_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are the server's parameters."""
+    return {name: value for name, value in given.items() if value is not None and name not in _OWN}
+
+
+def query_of(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters as a query has them."""
+    return {name: as_text(value) for name, value in parameters.items() if value is not None}
+
+
+def as_text(value: Any) -> str:
+    """A parameter as a query has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def headers_of(given: Mapping[str, Any]) -> dict[str, str]:
+    """The options that are headers."""
+    key = given.get("split_key")
+    return {} if key is None else {SPLIT_KEY_HEADER: key}
