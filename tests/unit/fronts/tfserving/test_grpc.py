@@ -294,3 +294,22 @@ async def test_large_requests_are_read_in_a_thread(channel: grpc.aio.Channel, mo
     put(asked.inputs["pixels"], DT_UINT8, (2, SIZE, SIZE, 3), int_val=[8])
     assert array((await told(channel, "Predict", asked)).outputs["label"]).tolist() == ["class 2", "class 2"]
     assert array((await told(channel, "Predict", photos(1))).outputs["label"]).tolist() == ["class 1"]
+
+
+async def test_damaged_messages_are_answered_or_refused(channel: grpc.aio.Channel) -> None:
+    random = np.random.default_rng(0)
+    whole = [("Predict", photos(1)), ("Predict", rows(1, dtype=DT_FLOAT)), ("Classify", examples(1, -1, context=2))]
+    found = set()
+    for round_ in range(150):
+        method, request = whole[round_ % 3]
+        damaged = bytearray(request.SerializeToString())
+        # Names and lengths stand at the beginning; further behind there are only pixels.
+        for place in random.integers(0, min(len(damaged), 90), random.integers(1, 4)):
+            damaged[place] ^= 1 << random.integers(8)
+        try:
+            await channel.unary_unary(f"/{PREDICTION_SERVICE}/{method}")(bytes(damaged))
+            found.add("OK")
+        except grpc.aio.AioRpcError as error:
+            found.add(error.code().name)
+    assert found <= {"OK", "INVALID_ARGUMENT", "NOT_FOUND"}
+    assert "INVALID_ARGUMENT" in found

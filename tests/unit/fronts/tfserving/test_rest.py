@@ -408,3 +408,22 @@ async def test_the_document_and_its_page(client: httpx.AsyncClient) -> None:
 def test_the_picture_is_what_it_should_be() -> None:
     assert base64.b64decode(text64(1)) == photo(1)
     assert info().labels[0].label == LABELS[0]
+
+
+async def test_damaged_bodies_are_answered_or_refused(client: httpx.AsyncClient) -> None:
+    random = np.random.default_rng(0)
+    small = {"instances": [{"image": b64(1)}], "signature_name": "routing", "other": [[1, -2.5e3], {"a": ["\\", 0]}]}
+    whole = [(PREDICT, json.dumps({"instances": pixels(1)}).encode()[:-2] + b"]}")]
+    whole += [(PREDICT, json.dumps(small).encode()), (CLASSIFY, json.dumps({"examples": [{"image": b64(1)}]}).encode())]
+    found = set()
+    for round_ in range(150):
+        path, body = whole[round_ % 3]
+        damaged = bytearray(body)
+        for place in random.integers(0, len(body), random.integers(1, 4)):
+            damaged[place] = random.choice(list(b'[]{}",:0-e.\\ \xff\0b'))
+        cut = random.integers(len(body)) if round_ % 5 == 0 else len(body)
+        response = await client.post(path, content=bytes(damaged[:cut]))
+        found.add(response.status_code)
+        if response.status_code != 200:
+            assert list(response.json()) == ["error"]
+    assert found == {200, 400}
