@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 
+from condconv_serve.fronts.tfserving.grpc import MESSAGES, PREDICTION_SERVICE
+from condconv_serve.fronts.tfserving.tensors import DT_STRING
 from condconv_serve.samples import SAMPLES
 from condconv_serve.store.aliases import set_alias
-from tests.e2e.server import MODEL, Server, wait_for
+from tests.e2e.server import MODEL, Server, new_client, sample_name, wait_for
 from tests.e2e.tiny_models import write_fake
 
 PREDICT = f"/v1/models/{MODEL}:predict"
@@ -28,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for version in (1, 2):
         write_fake(store, MODEL, version)
     set_alias(store, MODEL, "stable", {"1": 1})
-    with Server(model_store=store) as running:
+    with Server(model_store=store, grpc_port=0) as running:
         wait_for(lambda: len(running.client.get(f"/models/{MODEL}").json().get("versions", [])) == 2)
         yield running
 
@@ -45,11 +49,41 @@ def test_the_same_answers_all_at_once(server: Server) -> None:
 
     def ask(photo: bytes) -> Any:
         body = {"instances": [{"b64": base64.b64encode(photo).decode()}]}
-        return client.post(PREDICT, json=body).json()["predictions"][0]["probabilities"]
+        return many.post(PREDICT, json=body).json()["predictions"][0]["probabilities"]
 
-    with ThreadPoolExecutor(8) as threads:
+    with new_client(server.url, connections=8) as many, ThreadPoolExecutor(8) as threads:
         found = list(threads.map(ask, PHOTOS * 4))
     np.testing.assert_allclose(found, np.tile(expected, (4, 1)), rtol=1e-6, atol=1e-9)
+
+
+def test_the_same_answers_over_grpc(server: Server) -> None:
+    port = re.search(r"gRPC on 127\.0\.0\.1:(\d+)", server.log)
+    assert port, server.log
+    request, response = (MESSAGES.message(f"tensorflow.serving.Predict{kind}") for kind in ("Request", "Response"))
+    asked = request(output_filter=["probabilities", "label"])
+    asked.model_spec.name = MODEL
+    asked.inputs["image"].dtype = DT_STRING
+    asked.inputs["image"].tensor_shape.dim.add().size = len(PHOTOS)
+    asked.inputs["image"].string_val.extend(PHOTOS)
+    with grpc.insecure_channel(f"127.0.0.1:{port[1]}") as channel:
+        predict = channel.unary_unary(
+            f"/{PREDICTION_SERVICE}/Predict",
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
+        answer = predict(asked, timeout=30)
+        asked.model_spec.name = "plum"
+        with pytest.raises(grpc.RpcError) as refused:
+            predict(asked, timeout=30)
+    assert (answer.model_spec.name, answer.model_spec.version.value) == (MODEL, 2)
+    found = np.array(answer.outputs["probabilities"].float_val).reshape(len(PHOTOS), -1)
+    expected = [probabilities_of(server.client, photo) for photo in PHOTOS]
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    labels = {"front": "tfserving-grpc", "route": f"/{PREDICTION_SERVICE}/Predict", "method": "POST"}
+    counted = server.metrics()
+    assert counted[sample_name("condconv_requests_total", code="200", **labels)] == 1
+    assert counted[sample_name("condconv_requests_total", code="404", **labels)] == 1
 
 
 def test_labels_are_aliases(server: Server) -> None:
