@@ -306,8 +306,9 @@ async def test_damaged_messages_are_answered_or_refused(channel: grpc.aio.Channe
         # Names and lengths stand at the beginning; further behind there are only pixels.
         for place in random.integers(0, min(len(damaged), 90), random.integers(1, 4)):
             damaged[place] ^= 1 << random.integers(8)
+        call: Any = channel.unary_unary(f"/{PREDICTION_SERVICE}/{method}")
         try:
-            await channel.unary_unary(f"/{PREDICTION_SERVICE}/{method}")(bytes(damaged))
+            await call(bytes(damaged))
             found.add("OK")
         except grpc.aio.AioRpcError as error:
             found.add(error.code().name)
