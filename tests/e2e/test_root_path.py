@@ -88,6 +88,19 @@ def test_routes(client: httpx.Client, coffee: bytes) -> None:
     assert client.get("/predict").json()["slug"] == "method_not_allowed"
 
 
+def test_open_inference(client: httpx.Client, coffee: bytes) -> None:
+    (name,) = client.get("/v2/models").json()["models"]
+    headers = {"Inference-Header-Content-Length": "0"}
+    assert client.post(f"/v2/models/{name}/infer", content=coffee, headers=headers).status_code == 200
+    missing = client.get("/v2/nothing").json()
+    assert missing == {
+        "error": f"There is nothing at {PREFIX}/v2/nothing; {PREFIX}/v2/openapi.json lists what there is."
+    }
+    found = follow(client, client.get("/v2/docs"))
+    assert f"{PREFIX}/v2/openapi.json" in found
+    assert all(part.startswith(f"{PREFIX}/v2/") for part in found)
+
+
 def test_photos_of_many_megabytes_get_through(client: httpx.Client) -> None:
     answer = client.post("/predict", content=bytes(9 * 2**20))
     assert (answer.status_code, answer.json()["slug"]) == (415, "unsupported_image")

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import Request
 
 from condconv_serve.errors import InvalidParameter
-from condconv_serve.fronts.oip.binary import parse_object
+from condconv_serve.fronts.json_documents import parse
 from condconv_serve.http.body import read_body
 
 MAX_NAME = 256
@@ -38,4 +38,4 @@ async def read_small(request: Request) -> Mapping[str, Any]:
         BodyTooLarge: more bytes than allowed. MalformedBody: no JSON object.
     """
     body = await read_body(request, MAX_SMALL_BYTES)
-    return parse_object(body) if body.strip() else {}
+    return parse(body) if body.strip() else {}

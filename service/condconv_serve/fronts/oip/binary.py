@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from condconv_serve.domain import ModelInfo
-from condconv_serve.errors import BodyTooLarge, InvalidParameter, MalformedBody, MissingImage
+from condconv_serve.errors import InvalidParameter, MalformedBody, MissingImage
+from condconv_serve.fronts.json_documents import Numbers, parse
 from condconv_serve.fronts.oip.datatypes import BYTES, bytes_of, joined
 from condconv_serve.fronts.oip.inputs import Sources, declared, demand_one, sources_of_raw
 from condconv_serve.fronts.oip.json_data import sources_of_json
@@ -24,8 +25,8 @@ from condconv_serve.fronts.tensor_inference import IMAGE
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 """Header with the number of bytes of the JSON, where raw bytes stand behind it."""
-MAX_ENTRIES = 1_000_000
-"""Most entries of a body's JSON: some six rows of 224 pixels. Raw bytes have no such limit."""
+_LONGEST_SHAPE = 1000
+"""Most bytes of a shape that is looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,7 @@ def read_infer_request(body: bytes, *, header_length: str | None, model: ModelIn
     head, raw = _split(body, header_length)
     if header_length is not None and not head:
         return _raw_binary_request(raw, model, max_rows)
-    document = _parse(head)
+    document = parse(head)
     parameters = request_parameters(document.get("parameters"))
     sources = _read_inputs(_objects(document, "inputs"), raw, model=model, max_rows=max_rows)
     return InferRequest(
@@ -129,34 +130,6 @@ def _raw_binary_request(image: memoryview, model: ModelInfo, max_rows: int) -> I
     )
 
 
-def _parse(head: bytes) -> Mapping[str, Any]:
-    if head.count(b",") > MAX_ENTRIES:
-        raise BodyTooLarge(
-            f"The JSON has more than {MAX_ENTRIES} entries, the most that is allowed. Send tensors as binary data."
-        )
-    return parse_object(head)
-
-
-def parse_object(text: bytes) -> Mapping[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        MalformedBody: it is none.
-    """
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = (
-            str(error)
-            if isinstance(error, json.JSONDecodeError)
-            else "not UTF-8, nested too deeply, or a number too long"
-        )
-        raise MalformedBody(f"The body is not valid JSON: {reason}.") from error
-    if not isinstance(document, dict):
-        raise MalformedBody("The body must be a JSON object.")
-    return document
-
-
 def _objects(document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     value = document.get(name)
     if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
@@ -170,7 +143,7 @@ _EXAMPLES = {"inputs": "image", "outputs": "probabilities"}
 def _read_inputs(inputs: Sequence[Mapping[str, Any]], raw: memoryview, *, model: ModelInfo, max_rows: int) -> Sources:
     demand_one(inputs)
     only = inputs[0]
-    of = declared(only.get("name"), only.get("datatype"), only.get("shape"), model=model, max_rows=max_rows)
+    of = declared(only.get("name"), only.get("datatype"), _shape(only), model=model, max_rows=max_rows)
     parameters = input_parameters(only.get("parameters"), name=of.name)
     size = binary_data_size(parameters, name=of.name)
     if size is None:
@@ -187,6 +160,19 @@ def _read_inputs(inputs: Sequence[Mapping[str, Any]], raw: memoryview, *, model:
             f"{HEADER_LENGTH} says where the JSON ends."
         )
     return sources_of_raw(of, raw)
+
+
+def _shape(of: Mapping[str, Any]) -> Any:
+    """A shape; the document keeps its numbers as text, as it does with all lists of numbers."""
+    shape = of.get("shape")
+    if not isinstance(shape, Numbers):
+        return shape
+    if len(shape.text) > _LONGEST_SHAPE:
+        return str(shape)
+    try:
+        return json.loads(shape.text)
+    except ValueError as error:
+        raise MalformedBody(f"A shape is not valid JSON: {error}.") from error
 
 
 def _read_outputs(document: Mapping[str, Any], model: ModelInfo, *, binary: bool) -> tuple[WantedOutput, ...]:

@@ -113,7 +113,7 @@ def sources_of_pixels(of: DeclaredInput, values: NDArray[Any]) -> list[PixelSour
     """The rows of an array of pixels, flat or in its shape, as sources.
 
     Raises:
-        InvalidParameter: it has more or fewer elements than the shape says, or is of a type that isn't numbers.
+        InvalidParameter: it has more or fewer elements than the shape says, or others than its type can have.
     """
     if values.size != of.elements:
         raise InvalidParameter(f"Input {of.name} has {values.size} elements; {list(of.shape)} has {of.elements}.")
@@ -125,8 +125,6 @@ def _in_type(of: DeclaredInput, values: NDArray[Any]) -> NDArray[Any]:
     wanted = np.dtype(np.uint8 if of.datatype == "UINT8" else np.float32)
     if values.dtype == wanted:
         return values
-    if values.dtype.kind not in "iuf":
-        raise InvalidParameter(f"The elements of input {of.name} are numbers from 0 to 255.")
     if wanted == np.uint8:
         with np.errstate(invalid="ignore"):
             whole = values.astype(np.uint8)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.base64_text import decode_base64
+from condconv_serve.fronts.json_documents import Numbers
 from condconv_serve.fronts.oip.datatypes import BYTES
 from condconv_serve.fronts.oip.inputs import DeclaredInput, Sources, sources_of_images, sources_of_pixels
 
@@ -28,12 +25,19 @@ def sources_of_json(of: DeclaredInput, data: Any, *, content_type: Any = None) -
 
     Raises:
         InvalidParameter: the data doesn't fit the shape or the type.
-        MalformedBody: an image isn't base64. MissingImage: one is empty.
+        MalformedBody: an image isn't base64, or a list of numbers no JSON. MissingImage: an image is empty.
     """
-    if not isinstance(data, list):
+    if not isinstance(data, list | Numbers):
         raise InvalidParameter(f"The data of input {of.name} must be a list in JSON, or binary with binary_data_size.")
     if of.datatype != BYTES:
-        return sources_of_pixels(of, _numbers(of, data))
+        if not isinstance(data, Numbers):
+            raise InvalidParameter(
+                f"The data of input {of.name} must be a flat list of numbers from 0 to 255, or lists nested as "
+                f"its shape {list(of.shape)} says."
+            )
+        return sources_of_pixels(of, data.array_or_flat(of.shape))
+    if isinstance(data, Numbers):
+        raise InvalidParameter(f"The elements of input {of.name} must be base64 text, not numbers.")
     if content_type not in (None, BASE64):
         raise InvalidParameter(
             f"The content_type of input {of.name} may be {BASE64}, not {str(content_type)[:100]!r}: in JSON, encoded "
@@ -49,25 +53,6 @@ def _images(of: DeclaredInput, data: list[Any]) -> Iterator[bytes]:
         if not isinstance(element, str):
             raise InvalidParameter(f"Element {place} of input {of.name} must be base64 text, not {_kind(element)}.")
         yield decode_base64(element, what=f"Element {place} of input {of.name}")
-
-
-def _numbers(of: DeclaredInput, data: list[Any]) -> NDArray[np.float64]:
-    # NumPy alone would take "5", null and true for numbers, and make one long text as wide as all others.
-    flat: Iterable[Any] = data
-    while (kinds := set(map(type, flat))) == {list}:
-        flat = list(chain.from_iterable(flat))
-    if not kinds <= {int, float}:
-        raise InvalidParameter(f"The elements of input {of.name} are numbers from 0 to 255.")
-    try:
-        values = np.array(data, np.float64)
-    except (ValueError, OverflowError):  # ragged lists, or numbers beyond all bounds
-        values = np.empty((0, 0))
-    if values.shape not in ((of.elements,), of.shape):
-        raise InvalidParameter(
-            f"The data of input {of.name} must be a flat list of {of.elements} numbers from 0 to 255, or lists nested "
-            f"as its shape {list(of.shape)} says."
-        )
-    return values
 
 
 def _kind(value: Any) -> str:

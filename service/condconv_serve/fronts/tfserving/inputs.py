@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from condconv_serve.domain import ImageSource, ModelInfo, PixelSource
 from condconv_serve.errors import InvalidParameter, MalformedBody, MissingImage, ServiceError, TooManyImages
 from condconv_serve.fronts.base64_text import decode_base64
+from condconv_serve.fronts.json_documents import Document, Numbers
 from condconv_serve.fronts.tensor_inference import IMAGE, PIXELS
-from condconv_serve.fronts.tfserving.documents import Document, Numbers
 from condconv_serve.fronts.tfserving.signatures import INPUT_NAMES, Signature, predict_signature
 
 IMAGE_FEATURES = ("image/encoded", IMAGE)

@@ -13,8 +13,8 @@ from condconv_serve.domain import PROBABILITIES, ImageSource
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.gatekeeper import SPLIT_KEY_HEADER
+from condconv_serve.fronts.json_documents import Document, with_document
 from condconv_serve.fronts.tfserving import schemas
-from condconv_serve.fronts.tfserving.documents import Document, with_document
 from condconv_serve.fronts.tfserving.errors import error_entries
 from condconv_serve.fronts.tfserving.inputs import read_examples, read_predict, signature_name
 from condconv_serve.fronts.tfserving.model_spec import spec_of

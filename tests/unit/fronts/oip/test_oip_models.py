@@ -268,7 +268,7 @@ async def test_unload(model: str, body: Any, done: Any) -> None:
     ("path", "body", "status", "message"),
     [
         ("index", {"ready": 1}, 400, "ready must be true or false"),
-        ("index", [], 400, "must be a JSON object"),
+        ("index", [], 400, "Is not object"),
         ("models/grape/load", {}, 404, "no model 'grape' in the store"),
         ("models/pear/load", {"parameters": {"version": "3"}}, 400, "weights.safetensors is missing"),
         ("models/pear/load", {"parameters": {"version": 1}}, 400, "version must be text"),

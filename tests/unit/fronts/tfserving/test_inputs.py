@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from condconv_serve.domain import ImageSource, PixelSource
 from condconv_serve.errors import RequestError
-from condconv_serve.fronts.tfserving.documents import parse
+from condconv_serve.fronts.json_documents import parse
 from condconv_serve.fronts.tfserving.inputs import read_examples, read_predict, signature_name
 from condconv_serve.fronts.tfserving.signatures import check_classify_signature
 from tests.contract.fakes import model_info

@@ -52,6 +52,10 @@ class Numbers:
 
     text: bytes = field(repr=False)
 
+    def __str__(self) -> str:
+        """Its beginning, for messages."""
+        return self.text[:100].decode(errors="replace")
+
     def batch(self, shape: tuple[int, ...], *, most: int) -> NDArray[np.float32]:
         """Read a list of arrays that all have one shape.
 
@@ -80,6 +84,11 @@ class Numbers:
         if not _is_structure(structure, shape):
             raise self._misshaped(structure, shape)
         return self._read(shape)
+
+    def array_or_flat(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Read an array that stands in lists of its shape, or in one flat list; the errors are those of `batch`."""
+        nested = self.text[1:].lstrip(_WHITESPACE).startswith(b"[")
+        return self.array(shape if nested else (prod(shape),)).reshape(shape)
 
     def _structure(self) -> bytes:
         """The brackets and commas alone."""
@@ -155,7 +164,7 @@ def parse(body: bytes) -> Document:
     except ValueError as error:
         raise MalformedBody(f"JSON Parse error: {error}.") from error
     if not isinstance(found, dict):
-        raise MalformedBody('JSON Value: Is not object. Send an object such as {"instances": [{"b64": "..."}]}.')
+        raise MalformedBody("JSON Value: Is not object.")
     return _put_back(found, numbers) if numbers else found
 
 

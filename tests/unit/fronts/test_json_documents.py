@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from condconv_serve.errors import BodyTooLarge, InvalidParameter, MalformedBody, RequestError, TooManyImages
-from condconv_serve.fronts.tfserving import documents
-from condconv_serve.fronts.tfserving.documents import Document, Numbers, parse, with_document
+from condconv_serve.fronts import json_documents as documents
+from condconv_serve.fronts.json_documents import Document, Numbers, parse, with_document
 
 
 def numbers_of(body: str | bytes, key: str = "a") -> Numbers:
