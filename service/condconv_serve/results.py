@@ -31,7 +31,7 @@ class ModelVersion:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class _ForImage:
+class ForImage:
     """What every result says: which image it is for, and how it went.
 
     Attributes:
@@ -78,7 +78,7 @@ class _ForImage:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class ImagePrediction(_ForImage):
+class ImagePrediction(ForImage):
     """The classes of one image.
 
     Attributes:
@@ -191,7 +191,7 @@ class ImageRouting(ImagePrediction):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class ImageFeatures(_ForImage):
+class ImageFeatures(ForImage):
     """The embedding of one image.
 
     Attributes:
@@ -230,7 +230,7 @@ class AblatedVariant:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class ImageAblation(_ForImage):
+class ImageAblation(ForImage):
     """What the answer to one image would have been with other routings.
 
     Attributes:

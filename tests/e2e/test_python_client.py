@@ -290,3 +290,12 @@ def test_threshold(client: Any, coffee: bytes) -> None:
     assert some.classes == tuple(scored for scored in every.classes if scored.probability >= 0.01)
     nothing = client.routing(coffee, threshold=1.0)
     assert (nothing.ok, nothing.classes, nothing.top) == (True, (), None)
+
+
+def test_features(client: Any, server: Server, coffee: bytes, cat: bytes) -> None:
+    one, other, bad = client.features([coffee, cat, b"bad"], logits=True)
+    said = np.frombuffer(server.client.post("/features?format=raw", content=coffee).content, "<f4")
+    np.testing.assert_allclose(one.features, said, atol=1e-6)
+    assert (one.features.dtype, other.logits.shape, bad.features) == (np.float32, (1000,), None)
+    assert one.logits.argmax() == client.predict(coffee).top.index
+    assert client.features(cat).logits is None

@@ -42,7 +42,7 @@ def test_no_class_reaches_the_threshold():
 
 def test_an_insight_of_a_view():
     class Answer:
-        classes = (CUP,)
+        best = CUP
         routing = RoutingTrace(LAYOUT, np.array([[0.1, 0.2, 0.9], [0.5, 0.5, 0.5]], np.float32))
 
     view = insight_view(Answer(), model_info(classes=1000), live=None)

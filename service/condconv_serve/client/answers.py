@@ -82,17 +82,29 @@ class TimingsBody(BaseModel):
 RoutingBody = dict[str, list[float]]
 
 
-class PredictionBody(BaseModel):
-    """The answer for one image of `/predict` or `/routing`: `error`, or the rest."""
+class ImageBody(BaseModel):
+    """What every answer for one image has: `error`, or the rest."""
 
     id: str
     filename: str | None = None
-    classes: list[ClassBody] = []
-    routing: RoutingBody | None = None
     timings_ms: TimingsBody | None = None
     batch_size: int | None = None
-    insight: dict[str, Any] | None = None
     error: ProblemBody | None = None
+
+
+class PredictionBody(ImageBody):
+    """The answer for one image of `/predict` or `/routing`."""
+
+    classes: list[ClassBody] = []
+    routing: RoutingBody | None = None
+    insight: dict[str, Any] | None = None
+
+
+class FeaturesBody(ImageBody):
+    """The answer for one image of `/features`."""
+
+    features: list[float] | None = None
+    logits: list[float] | None = None
 
 
 class PredictionsBody(BaseModel):
@@ -100,6 +112,19 @@ class PredictionsBody(BaseModel):
 
     model: ModelVersion
     predictions: list[PredictionBody]
+
+
+class RecentBody(PredictionsBody):
+    """What was answered to a recent request."""
+
+    request_id: str
+
+
+class EmbeddingsBody(BaseModel):
+    """The answer of `/features` for all images of a request."""
+
+    model: ModelVersion
+    predictions: list[FeaturesBody]
 
 
 class ChangeBody(BaseModel):
@@ -190,52 +215,55 @@ def foreign(reply: Reply) -> RemoteFailed:
     return _from(reply, error, status=reply.status)
 
 
-def read_predictions(reply: Reply) -> PredictionsBody:
-    """The answer of a route that classifies. Errors are those of `content_of`."""
-    return reader(PredictionsBody)(reply)
-
-
-def fields_of(body: PredictionBody, model: ModelVersion, reply: Reply) -> dict[str, Any]:
-    """One image's answer as the fields of `ImagePrediction`, but for the image's own names."""
+def common_fields(body: ImageBody, model: ModelVersion, reply: Reply) -> dict[str, Any]:
+    """What every answer for one image has, as the fields of results, but for the image's own names."""
     return {
         "model": model,
         "request_id": reply.request_id,
         "error": None if body.error is None else error_of(body.error, reply),
-        "classes": tuple(scored.score() for scored in body.classes),
-        "routing": None if body.routing is None else trace_of(body.routing),
         "timings": None if body.timings_ms is None else body.timings_ms.seconds(),
         "batch_size": body.batch_size,
     }
 
 
-def insight_of(body: PredictionBody, reply: Reply) -> RoutingInsight | None:
-    """What stands out in one image's routing."""
+def prediction_fields(body: PredictionBody, model: ModelVersion, reply: Reply) -> dict[str, Any]:
+    """The fields of `ImagePrediction`."""
+    return {
+        **common_fields(body, model, reply),
+        "classes": tuple(scored.score() for scored in body.classes),
+        "routing": None if body.routing is None else trace_of(body.routing),
+    }
+
+
+def routing_fields(body: PredictionBody, model: ModelVersion, reply: Reply) -> dict[str, Any]:
+    """The fields of `ImageRouting`."""
     try:
-        return None if body.insight is None else RoutingInsight.of(body.insight)
+        insight = None if body.insight is None else RoutingInsight.of(body.insight)
     except ValidationError as error:
         raise foreign(reply) from error
+    return {**prediction_fields(body, model, reply), "insight": insight}
+
+
+def features_fields(body: FeaturesBody, model: ModelVersion, reply: Reply) -> dict[str, Any]:
+    """The fields of `ImageFeatures`."""
+    return {
+        **common_fields(body, model, reply),
+        "features": None if body.features is None else np.array(body.features, np.float32),
+        "logits": None if body.logits is None else np.array(body.logits, np.float32),
+    }
 
 
 def read_recent(reply: Reply) -> list[ImageRouting]:
     """A recent request's images. Errors are those of `content_of`."""
-    answer = read_predictions(reply)
+    answer = reader(RecentBody)(reply)
     return [
         ImageRouting(
             id=body.id,
             filename=body.filename,
-            insight=insight_of(body, reply),
-            **fields_of(body, answer.model, reply) | {"request_id": _asked_for(reply)},
+            **routing_fields(body, answer.model, reply) | {"request_id": answer.request_id},
         )
         for body in answer.predictions
     ]
-
-
-class _Recent(BaseModel):
-    request_id: str
-
-
-def _asked_for(reply: Reply) -> str:
-    return reader(_Recent)(reply).request_id
 
 
 def read_ablation(reply: Reply, image: ImageSource) -> ImageAblation:

@@ -17,6 +17,7 @@ from condconv_serve.client.connection import Connection, Verify, reply_of, reque
 from condconv_serve.client.exchange import Pause, Send, Work, exchange, is_ready, until_ready
 from condconv_serve.client.live import LiveRouting
 from condconv_serve.client.many import (
+    FEATURES,
     PREDICT,
     ROUTING,
     Kind,
@@ -29,10 +30,10 @@ from condconv_serve.client.many import (
     load,
 )
 from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, VersionState
-from condconv_serve.client.options import AblationOptions, CallOptions, PredictOptions, RoutingOptions
+from condconv_serve.client.options import AblationOptions, CallOptions, FeaturesOptions, PredictOptions, RoutingOptions
 from condconv_serve.domain import RoutingChange, Variant
 from condconv_serve.inputs import ImageInput, is_one_image
-from condconv_serve.results import ImageAblation, ImagePrediction, ImageRouting
+from condconv_serve.results import ImageAblation, ImageFeatures, ImagePrediction, ImageRouting
 
 Answer = TypeVar("Answer")
 Images = Iterable[ImageInput] | AsyncIterable[ImageInput]
@@ -149,6 +150,23 @@ class AsyncClient:
     def routing_iter(self, images: Images, **options: Unpack[RoutingOptions]) -> AsyncGenerator[ImageRouting, None]:
         """The routing weights of many images; as `predict_iter`."""
         return self._many(ROUTING, images, options)
+
+    @overload
+    async def features(self, images: ImageInput, **options: Unpack[FeaturesOptions]) -> ImageFeatures: ...  # type: ignore[overload-overlap]
+    @overload
+    async def features(self, images: Images, **options: Unpack[FeaturesOptions]) -> list[ImageFeatures]: ...
+    async def features(
+        self, images: ImageInput | Images, **options: Unpack[FeaturesOptions]
+    ) -> ImageFeatures | list[ImageFeatures]:
+        """What the classifier reads of an image or of many: a vector by which images can be compared.
+
+        As `predict`, with the options `model`, `version`, `logits`, `timeout`, `priority`, `split_key` and `on_error`.
+        """
+        return await self._one_or_many(FEATURES, images, options)
+
+    def features_iter(self, images: Images, **options: Unpack[FeaturesOptions]) -> AsyncGenerator[ImageFeatures, None]:
+        """The features of many images; as `predict_iter`."""
+        return self._many(FEATURES, images, options)
 
     async def ablation(
         self,

@@ -6,10 +6,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from condconv_serve.client.answers import Reply, fields_of, foreign, insight_of, read_predictions
+from condconv_serve.client.answers import (
+    EmbeddingsBody,
+    PredictionsBody,
+    Reply,
+    features_fields,
+    foreign,
+    prediction_fields,
+    reader,
+    routing_fields,
+)
 from condconv_serve.client.calls import Call
 from condconv_serve.client.exchange import Manners, Work, exchange
 from condconv_serve.client.options import (
+    FeaturesOptions,
     PredictOptions,
     RoutingOptions,
     check_options,
@@ -30,9 +40,9 @@ from condconv_serve.errors import (
     TooManyImages,
 )
 from condconv_serve.inputs import ImageInput, read_image
-from condconv_serve.results import ImagePrediction, ImageRouting
+from condconv_serve.results import ForImage, ImageFeatures, ImagePrediction, ImageRouting
 
-Result = TypeVar("Result", bound=ImagePrediction)
+Result = TypeVar("Result", bound=ForImage)
 
 OF_THE_IMAGE = (
     ImageError,
@@ -69,15 +79,17 @@ class Kind(Generic[Result]):
         name: of the client's method.
         path: of the route.
         options: a TypedDict of what may be asked.
-        failed: makes the result of an image that failed.
-        read: makes results of a reply, one per image.
+        result: the type of what comes of an image.
+        body: the type of an answer's JSON.
+        fields: makes the result's fields of an entry of the body.
     """
 
     name: str
     path: str
     options: Any
-    failed: Callable[..., Result]
-    read: Callable[[Reply, Sequence[Loaded]], list[Result]]
+    result: Callable[..., Result]
+    body: type[PredictionsBody] | type[EmbeddingsBody]
+    fields: Callable[..., dict[str, Any]]
 
     def check(self, given: Mapping[str, Any]) -> None:
         """Refuse options that it doesn't take; see `check_options`."""
@@ -97,6 +109,20 @@ class Kind(Generic[Result]):
             seconds=given.get("timeout"),
             timed=True,
         )
+
+    def read(self, reply: Reply, images: Sequence[Loaded]) -> list[Result]:
+        """The results that a reply tells.
+
+        Raises:
+            ServiceError: the error that it tells. RemoteFailed: it is no answer about these images.
+        """
+        answer = reader(self.body)(reply)
+        if len(answer.predictions) != len(images):
+            raise foreign(reply)
+        return [
+            self.result(id=image.id, filename=image.filename, **self.fields(body, answer.model, reply))
+            for image, body in zip(images, answer.predictions, strict=True)
+        ]
 
 
 def load(image: ImageInput, place: int, *, keep: bool) -> Loaded:
@@ -175,7 +201,7 @@ def answer_some(
     return [
         next(answers)
         if image.source is not None
-        else kind.failed(id=image.id, filename=image.filename, error=image.error)
+        else kind.result(id=image.id, filename=image.filename, error=image.error)
         for image in images
     ]
 
@@ -205,33 +231,30 @@ def _ask(
 
 
 def _failed(kind: Kind[Result], image: Loaded, error: ServiceError) -> Result:
-    return kind.failed(id=image.id, filename=image.filename, error=error, request_id=error.request_id)
+    return kind.result(id=image.id, filename=image.filename, error=error, request_id=error.request_id)
 
 
-def _read_predicted(reply: Reply, images: Sequence[Loaded]) -> list[ImagePrediction]:
-    answer = read_predictions(reply)
-    if len(answer.predictions) != len(images):
-        raise foreign(reply)
-    return [
-        ImagePrediction(id=image.id, filename=image.filename, **fields_of(body, answer.model, reply))
-        for image, body in zip(images, answer.predictions, strict=True)
-    ]
-
-
-def _read_routed(reply: Reply, images: Sequence[Loaded]) -> list[ImageRouting]:
-    answer = read_predictions(reply)
-    if len(answer.predictions) != len(images):
-        raise foreign(reply)
-    return [
-        ImageRouting(
-            id=image.id,
-            filename=image.filename,
-            insight=insight_of(body, reply),
-            **fields_of(body, answer.model, reply),
-        )
-        for image, body in zip(images, answer.predictions, strict=True)
-    ]
-
-
-PREDICT = Kind(name="predict", path="/predict", options=PredictOptions, failed=ImagePrediction, read=_read_predicted)
-ROUTING = Kind(name="routing", path="/routing", options=RoutingOptions, failed=ImageRouting, read=_read_routed)
+PREDICT = Kind(
+    name="predict",
+    path="/predict",
+    options=PredictOptions,
+    result=ImagePrediction,
+    body=PredictionsBody,
+    fields=prediction_fields,
+)
+ROUTING = Kind(
+    name="routing",
+    path="/routing",
+    options=RoutingOptions,
+    result=ImageRouting,
+    body=PredictionsBody,
+    fields=routing_fields,
+)
+FEATURES = Kind(
+    name="features",
+    path="/features",
+    options=FeaturesOptions,
+    result=ImageFeatures,
+    body=EmbeddingsBody,
+    fields=features_fields,
+)

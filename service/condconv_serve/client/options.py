@@ -54,6 +54,16 @@ class PredictOptions(RoutingOptions, total=False):
     routing: bool
 
 
+class FeaturesOptions(CallOptions, total=False):
+    """What `features` takes.
+
+    Attributes:
+        logits: whether to return the logits, too; not if absent.
+    """
+
+    logits: bool
+
+
 class AblationOptions(TypedDict, total=False):
     """What `ablation` takes beside its routings: as other calls."""
 

@@ -19,6 +19,7 @@ from condconv_serve.client.connection import Connection, Verify, reply_of, reque
 from condconv_serve.client.exchange import Pause, Send, Work, exchange, is_ready, until_ready
 from condconv_serve.client.live import LiveRouting
 from condconv_serve.client.many import (
+    FEATURES,
     PREDICT,
     ROUTING,
     Kind,
@@ -31,10 +32,10 @@ from condconv_serve.client.many import (
     load,
 )
 from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, VersionState
-from condconv_serve.client.options import AblationOptions, CallOptions, PredictOptions, RoutingOptions
+from condconv_serve.client.options import AblationOptions, CallOptions, FeaturesOptions, PredictOptions, RoutingOptions
 from condconv_serve.domain import RoutingChange, Variant
 from condconv_serve.inputs import ImageInput, is_one_image
-from condconv_serve.results import ImageAblation, ImagePrediction, ImageRouting
+from condconv_serve.results import ImageAblation, ImageFeatures, ImagePrediction, ImageRouting
 
 Answer = TypeVar("Answer")
 
@@ -160,6 +161,25 @@ class Client:
     ) -> Generator[ImageRouting, None, None]:
         """The routing weights of many images; as `predict_iter`."""
         return self._many(ROUTING, images, options)
+
+    @overload
+    def features(self, images: ImageInput, **options: Unpack[FeaturesOptions]) -> ImageFeatures: ...  # type: ignore[overload-overlap]
+    @overload
+    def features(self, images: Iterable[ImageInput], **options: Unpack[FeaturesOptions]) -> list[ImageFeatures]: ...
+    def features(
+        self, images: ImageInput | Iterable[ImageInput], **options: Unpack[FeaturesOptions]
+    ) -> ImageFeatures | list[ImageFeatures]:
+        """What the classifier reads of an image or of many: a vector by which images can be compared.
+
+        As `predict`, with the options `model`, `version`, `logits`, `timeout`, `priority`, `split_key` and `on_error`.
+        """
+        return self._one_or_many(FEATURES, images, options)
+
+    def features_iter(
+        self, images: Iterable[ImageInput], **options: Unpack[FeaturesOptions]
+    ) -> Generator[ImageFeatures, None, None]:
+        """The features of many images; as `predict_iter`."""
+        return self._many(FEATURES, images, options)
 
     def ablation(
         self,

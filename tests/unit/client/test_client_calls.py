@@ -280,6 +280,21 @@ def test_routing(client, seen):
     assert isinstance(found, ImagePrediction)
 
 
+def test_features(client, seen):
+    body = {"id": "0", "features": [0.1, 2.5], "logits": [1.5], "timings_ms": entry(0)["timings_ms"], "batch_size": 2}
+    client.answer(lambda request: predictions(body))
+    found = client.features(b"\1", logits=True, model="m")
+    assert (seen[0].url.path, dict(seen[0].url.params)) == ("/features", {"logits": "true", "model": "m"})
+    assert (found.features.dtype, found.logits.dtype) == (np.float32, np.float32)
+    np.testing.assert_array_equal(found.features, np.array([0.1, 2.5], np.float32))
+    assert (found.logits.tolist(), found.batch_size, str(found.model)) == ([1.5], 2, "m/3")
+    client.answer(lambda request: predictions({"id": "0", "error": {"slug": "corrupt_image", "detail": "It is cut."}}))
+    (failed,) = client.features_iter([b"\1"])
+    assert (failed.features, failed.error.slug) == (None, "corrupt_image")
+    with pytest.raises(TypeError, match=r"features\(\) got an unexpected keyword argument 'top_k'"):
+        client.features(b"\1", top_k=1)
+
+
 def test_ablation(client, seen):
     change = {"block": "a", "off": [0]}
     top = {"index": 1, "label": "x", "probability": 0.5}

@@ -13,11 +13,10 @@ import pytest
 
 from condconv_serve import AsyncClient, Client, ServiceError, results
 from condconv_serve.client import LiveRouting, ModelDetails, ModelSummary, answers, live, models
-from condconv_serve.client.options import AblationOptions, PredictOptions, RoutingOptions
+from condconv_serve.client.options import AblationOptions, FeaturesOptions, PredictOptions, RoutingOptions
 from tests.unit.fronts.native.application import application
 
 LEFT_OUT = {
-    "POST /features": "soon",
     "GET /livez": "for orchestrators; readiness says more",
     "GET /healthz": "the same as /readyz",
     "GET /metrics": "for Prometheus",
@@ -31,6 +30,7 @@ LEFT_OUT = {
 CALLS: dict[str, tuple[Any, ...]] = {
     "predict": (b"x",),
     "routing": (b"x",),
+    "features": (b"x",),
     "ablation": (b"x",),
     "recent_routing": ("request_id",),
     "live_routing": (),
@@ -46,11 +46,12 @@ CALLS: dict[str, tuple[Any, ...]] = {
 }
 """Each method that asks something, with arguments whose names stand in the routes."""
 
-NO_ROUTE_OF_THEIR_OWN = {"close", "predict_iter", "routing_iter", "wait_until_ready"}
+NO_ROUTE_OF_THEIR_OWN = {"close", "features_iter", "predict_iter", "routing_iter", "wait_until_ready"}
 
 PARAMETERS = {
     "POST /predict": (PredictOptions, {"timeout_ms"}),
     "POST /routing": (RoutingOptions, {"timeout_ms", "format"}),  # the forms other than JSON are for people
+    "POST /features": (FeaturesOptions, {"timeout_ms", "format"}),  # the other forms tell less of what went wrong
     "POST /routing/ablation": (AblationOptions, {"timeout_ms", "blocks", "experts", "variants", "uniform", "routing"}),
 }
 """By route: the options that are its parameters, and those that have another shape."""
@@ -76,6 +77,8 @@ FIELDS: dict[str, tuple[Any, set[str]]] = {
     "ClassProfileBody": (results.ClassImages, set()),
     "Problem": (answers.ProblemBody, {"type", "title"}),  # the error's class has these
     "RoutedPredictionBody": (answers.PredictionBody, set()),
+    "FeaturesBody": (answers.FeaturesBody, set()),
+    "RecentResponse": (answers.RecentBody, {"at"}),
     "ClassBody": (answers.ClassBody, set()),
     "TimingsBody": (answers.TimingsBody, set()),
     "AblationResponse": (answers.AblationBody, {"id", "filename"}),  # those of the caller
