@@ -8,6 +8,7 @@ from typing import Protocol
 
 from condconv_serve.domain import Ablator, ModelSource, ServedModel
 from condconv_serve.fronts.gatekeeper import Gatekeeper
+from condconv_serve.fronts.long_reads import LongReads
 from condconv_serve.http.body import OpenBodies
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.drawer import Drawer
@@ -86,6 +87,7 @@ class AppContext:
         drawer: draws pictures; whoever makes it closes it.
         tallies: what each version has done.
         bodies: those that are being received, and how long they may take; whoever ends the service gives them up.
+        long_reads: gives bodies that take long to read their turns.
     """
 
     images: ImagePipeline
@@ -102,3 +104,4 @@ class AppContext:
     tallies: Tallies = field(default_factory=Tallies)
     tracer: Tracer = field(default_factory=Tracer)
     bodies: OpenBodies = field(default_factory=OpenBodies)
+    long_reads: LongReads = field(default_factory=LongReads)

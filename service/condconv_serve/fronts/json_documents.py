@@ -7,7 +7,6 @@ somebody needs it, straight into an array.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ import pydantic_core
 from numpy.typing import NDArray
 
 from condconv_serve.errors import BodyTooLarge, InvalidParameter, MalformedBody, TooManyImages
+from condconv_serve.fronts.long_reads import LongReads
 
 MAX_ENTRIES = 100_000
 """Most entries of a body's lists and objects, not counting the numbers of lists of numbers."""
@@ -134,20 +134,21 @@ class Numbers:
             start = end + 1
 
 
-async def with_document(body: bytes, read: Callable[[Document], Result]) -> Result:
+async def with_document(body: bytes, make: Callable[[Document], Result], *, long_reads: LongReads) -> Result:
     """Parse a body and make something of it, in a thread if that may take long.
 
     Args:
         body: JSON.
-        read: makes something of the document.
+        make: makes something of the document.
+        long_reads: gives long bodies their turns.
 
     Raises:
         MalformedBody: it is no JSON object. BodyTooLarge: it has more than `MAX_ENTRIES` entries.
     """
     size = len(body)
     if size <= INLINE_NUMBER_BYTES or (size <= INLINE_BYTES and not _STARTS_NUMBERS.search(body)):
-        return read(parse(body))
-    return await asyncio.to_thread(lambda: read(parse(body)))
+        return make(parse(body))
+    return await long_reads.run(lambda: make(parse(body)))
 
 
 def parse(body: bytes) -> Document:

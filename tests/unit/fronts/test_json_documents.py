@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis.extra import numpy as arrays
 from condconv_serve.errors import BodyTooLarge, InvalidParameter, MalformedBody, RequestError, TooManyImages
 from condconv_serve.fronts import json_documents as documents
 from condconv_serve.fronts.json_documents import Document, Numbers, parse, with_document
+from condconv_serve.fronts.long_reads import LongReads
 
 
 def numbers_of(body: str | bytes, key: str = "a") -> Numbers:
@@ -60,7 +63,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=40, deadline=None, database=None)
 @given(
     fields=st.dictionaries(st.text(max_size=3), JSON), indent=st.none() | st.integers(0, 2), ascii_only=st.booleans()
 )
@@ -177,16 +180,27 @@ def test_nobody_can_name_a_list_that_was_taken_out() -> None:
     assert {key: type(document[key]) for key in "abc"} == {"a": Numbers, "b": str, "c": str}
 
 
-@pytest.mark.parametrize(
-    "body", [b'{"a": [1]}', b'{"a": [' + b"1, " * 20_000 + b"1]}", b'{"a": "' + b"x" * 300_000 + b'"}']
-)
-async def test_large_bodies_are_read_in_a_thread(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = []
+LONG = (b'{"a": [' + b"1, " * 20_000 + b"1]}", b'{"a": "' + b"x" * 300_000 + b'"}')
 
-    async def to_thread(work: Any) -> Any:
-        threads.append(work)
-        return work()
 
-    monkeypatch.setattr(asyncio, "to_thread", to_thread)
-    assert await with_document(body, lambda document: list(document)) == ["a"]
-    assert len(threads) == (len(body) > 20_000)
+@pytest.mark.parametrize(("body", "in_a_thread"), [(b'{"a": [1]}', False), (LONG[0], True), (LONG[1], True)])
+async def test_long_bodies_are_read_in_a_thread(body: bytes, in_a_thread: bool) -> None:
+    read_by = await with_document(
+        body, lambda document: (list(document), threading.get_ident()), long_reads=LongReads()
+    )
+    assert read_by[0] == ["a"]
+    assert (read_by[1] != threading.get_ident()) == in_a_thread
+
+
+async def test_long_bodies_take_turns() -> None:
+    long_reads, at_once, most = LongReads(), 0, 0
+
+    def make(document: Document) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        time.sleep(0.01)
+        at_once -= 1
+
+    await asyncio.gather(*(with_document(body, make, long_reads=long_reads) for body in LONG * 3))
+    assert most == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import Any
 
@@ -85,7 +84,7 @@ class _Inference:
         self._inference.check(facts, model=name, version=version, split_key=split_key)
         model = context.models.get(name, version, key=split_key).info
         read = partial(read_infer_request, request, model=model, max_rows=context.limits.max_images)
-        asked = await asyncio.to_thread(read) if _holds_many(request) else read()
+        asked = await context.long_reads.run(read) if _holds_many(request) else read()
         answer = await self._inference.infer(
             facts,
             TensorRequest(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.gatekeeper import SPLIT_KEY_HEADER
+from condconv_serve.fronts.long_reads import LongReads
 from condconv_serve.fronts.oip import openapi
 from condconv_serve.fronts.oip.asked import named_model
 from condconv_serve.fronts.oip.binary import HEADER_LENGTH, InferRequest, infer_response, read_infer_request
@@ -56,6 +56,7 @@ def router(context: AppContext) -> APIRouter:
                 max_rows=limits.max_images,
             ),
             json_bytes=0 if HEADER_LENGTH in request.headers else len(body),
+            long_reads=context.long_reads,
         )
         answer = await unless_disconnected(
             request,
@@ -79,8 +80,8 @@ def router(context: AppContext) -> APIRouter:
     return routes
 
 
-async def _read(body: bytes, read: partial[InferRequest], *, json_bytes: int) -> InferRequest:
-    return await asyncio.to_thread(read, body) if json_bytes > _JSON_AT_ONCE else read(body)
+async def _read(body: bytes, read: partial[InferRequest], *, json_bytes: int, long_reads: LongReads) -> InferRequest:
+    return await long_reads.run(partial(read, body)) if json_bytes > _JSON_AT_ONCE else read(body)
 
 
 async def _respond(answer: TensorAnswer, asked: InferRequest, *, accepted: str) -> Response:

@@ -164,7 +164,7 @@ class _Predictions:
 
     async def _read(self, request: Any, read: Any) -> Sources:
         """Read a request in a thread if that may take long."""
-        found: Sources = read() if request.ByteSize() <= INLINE_BYTES else await asyncio.to_thread(read)
+        found: Sources = read() if request.ByteSize() <= INLINE_BYTES else await self._context.long_reads.run(read)
         return found
 
     async def _infer(self, question: Question, sources: Sources, outputs: tuple[str, ...], call: Call) -> Any:

@@ -62,9 +62,10 @@ def router(context: AppContext) -> APIRouter:
         spec = spec_of(context.models, **request.path_params)
         return questions.ask(facts_of(request.scope), spec, split_key=request.headers.get(SPLIT_KEY_HEADER))
 
-    async def read(request: Request, kind: Callable[[Document], Result]) -> Result:
+    async def read(request: Request, make: Callable[[Document], Result]) -> Result:
         most, encoding = context.limits.max_body_bytes, request.headers.get("content-encoding", "")
-        return await with_document(await decompressed(await read_body(request, most), encoding, max_bytes=most), kind)
+        body = await decompressed(await read_body(request, most), encoding, max_bytes=most)
+        return await with_document(body, make, long_reads=context.long_reads)
 
     async def predict(request: Request) -> Response:
         """Return a model's outputs for images (signature `serving_default`) or for pixels (signature `pixels`).

@@ -41,7 +41,7 @@ DOCUMENTS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=120, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(DOCUMENTS)
 def test_any_body_is_read_or_refused(fields: dict[str, Any]) -> None:
     with contextlib.suppress(RequestError):

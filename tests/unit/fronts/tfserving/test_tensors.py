@@ -127,7 +127,7 @@ def test_an_unknown_rank_is_refused() -> None:
         images_of(given, "image", max_images=MOST)
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=100, deadline=None, database=None)
 @given(
     dtype=st.integers(0, 30),
     shape=st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 3), max_size=5),
