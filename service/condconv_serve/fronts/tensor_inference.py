@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from condconv_serve.domain import ImageSource, ModelInfo, OutputSpec, PixelSource, RowAnswer, Tensors, Timings
 from condconv_serve.domain.facts import Deadline, RequestFacts
-from condconv_serve.errors import MissingImage, ServiceError, TooManyImages
+from condconv_serve.errors import MissingImage, QueueFull, ServiceError, TooManyImages
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.inference.batching import Priority
 from condconv_serve.pipeline import ImagePipeline
@@ -91,6 +91,20 @@ class TensorInference:
             deadline=gatekeeper.deadline(),
             split_key=gatekeeper.split_key(facts, split_key),
         )
+
+    def check_unnamed(self) -> None:
+        """Refuse a request before its body is read, in which its model stands, if the queue is full or nobody serves.
+
+        Raises:
+            CapacityError: nothing can be answered now, whatever the model.
+        """
+        self._gatekeeper.check_ready()
+        try:
+            self._images.plane.check()
+        except QueueFull:
+            raise
+        except ServiceError:  # of the default model; the request may name another one
+            pass
 
     async def infer(
         self, facts: RequestFacts, request: TensorRequest, *, deadline: Deadline | None = None

@@ -143,6 +143,7 @@ async def test_a_cancelled_request_leaves_the_queue(subject: Subject) -> None:
 async def test_a_check_before_the_body(subject: Subject) -> None:
     house, inference = subject
     inference.check(facts())
+    inference.check_unnamed()
     with pytest.raises(ModelNotFound):
         inference.check(facts(), model="other")
     house.free.clear()
@@ -152,8 +153,13 @@ async def test_a_check_before_the_body(subject: Subject) -> None:
     await until(lambda: house.batcher.submitted == 5)
     with pytest.raises(QueueFull):
         inference.check(facts())
+    with pytest.raises(QueueFull):
+        inference.check_unnamed()
     house.free.set()
     await asyncio.gather(*tasks)
+    house.models.served.clear()
+    inference.check_unnamed()  # a model that a request names might come meanwhile
     house.readiness.failed("Broken.")
-    with pytest.raises(NotReady):
-        inference.check(facts())
+    for check in (lambda: inference.check(facts()), inference.check_unnamed):
+        with pytest.raises(NotReady):
+            check()

@@ -8,7 +8,7 @@ from typing import Any
 from google.protobuf.json_format import ParseDict
 
 from condconv_serve.domain import ServedModel
-from condconv_serve.errors import InvalidParameter, NotSupported, QueueFull, ServiceError
+from condconv_serve.errors import InvalidParameter, NotSupported, ServiceError
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.grpc.metadata import SPLIT_KEY
 from condconv_serve.fronts.grpc.service import Call, Method, Service, StreamMethod
@@ -61,14 +61,7 @@ class _Inference:
         }
 
     def _before_body(self, call: Call) -> None:
-        """Refuse what is refused whatever model it names: it stands in the message."""
-        self._context.gatekeeper.check_ready()
-        try:
-            self._context.images.plane.check()
-        except QueueFull:
-            raise
-        except ServiceError:
-            pass
+        self._inference.check_unnamed()
 
     async def _infer(self, request: Any, call: Call) -> Any:
         return await self._answer(request, call)

@@ -54,7 +54,7 @@ def prediction_service(context: AppContext) -> Service:
     answers = _Predictions(context)
 
     def before_body(call: Call) -> None:
-        context.gatekeeper.check_ready()
+        answers.questions.check_unnamed()
 
     computing = {
         "Predict": (answers.predict, "PredictRequest"),
@@ -105,7 +105,7 @@ class _Predictions:
 
     def __init__(self, context: AppContext) -> None:
         self._context = context
-        self._questions = Questions(context)
+        self.questions = Questions(context)
 
     async def predict(self, request: Any, call: Call) -> Any:
         spec, signature_name = _spec(self._context, request)
@@ -160,7 +160,7 @@ class _Predictions:
         return response
 
     def _ask(self, spec: ModelSpec, call: Call) -> Question:
-        return self._questions.ask(call.facts, spec, split_key=call.metadata.get(SPLIT_KEY))
+        return self.questions.ask(call.facts, spec, split_key=call.metadata.get(SPLIT_KEY))
 
     async def _read(self, request: Any, read: Any) -> Sources:
         """Read a request in a thread if that may take long."""
