@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pydantic_core
+
 from condconv_serve.domain import ModelInfo
 from condconv_serve.errors import InvalidParameter, MalformedBody, MissingImage
+from condconv_serve.fronts.json_answers import values_of
 from condconv_serve.fronts.json_documents import Numbers, parse
-from condconv_serve.fronts.oip.datatypes import BYTES, bytes_of, joined
-from condconv_serve.fronts.oip.inputs import Sources, declared, demand_one, sources_of_raw
+from condconv_serve.fronts.oip.datatypes import BYTES, bytes_of
+from condconv_serve.fronts.oip.inputs import Sources, declared, demand_one, sources_of_images, sources_of_raw
 from condconv_serve.fronts.oip.json_data import sources_of_json
 from condconv_serve.fronts.oip.outputs import OutputTensor, WantedOutput, all_outputs, wanted
 from condconv_serve.fronts.oip.parameters import (
@@ -56,7 +59,8 @@ def read_infer_request(body: bytes, *, header_length: str | None, model: ModelIn
         InvalidParameter: something in it is wrong; says what is allowed.
         MissingImage, TooManyImages: no rows, or more than allowed.
     """
-    head, raw = _split(body, header_length)
+    size = json_size(body, header_length)
+    head, raw = body[:size], memoryview(body)[size:]
     if header_length is not None and not head:
         return _raw_binary_request(raw, model, max_rows)
     document = parse(head)
@@ -96,18 +100,21 @@ def infer_response(
             raws.append(bytes_of(tensor.values, tensor.datatype))
             entry["parameters"] = {"binary_data_size": len(raws[-1])}
         else:
-            entry["data"] = tensor.values.ravel().tolist()
+            entry["data"] = values_of(tensor.values.ravel())
         entries.append(entry)
     known = {"model_name": model.name, "model_version": model.version}
-    head = json.dumps(
-        {**known, **({} if id is None else {"id": id}), "outputs": entries}, separators=(",", ":")
-    ).encode()
+    head = pydantic_core.to_json({**known, **({} if id is None else {"id": id}), "outputs": entries})
     return b"".join([head, *raws]), len(head) if raws else None
 
 
-def _split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
+def json_size(body: bytes, header_length: str | None) -> int:
+    """How many bytes of a body are JSON.
+
+    Raises:
+        InvalidParameter: the header says something else than a number of its bytes.
+    """
     if header_length is None:
-        return body, memoryview(b"")
+        return len(body)
     text = header_length.strip()
     # More digits than any body has bytes, and more than int() takes.
     if not (text.isascii() and text.isdigit() and len(text) < 20) or int(text) > len(body):
@@ -115,8 +122,7 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
             f"{HEADER_LENGTH} is the number of bytes of the JSON, from 0 to {len(body)}, the length of the body; not "
             f"{header_length[:100]!r}."
         )
-    length = int(text)
-    return body[:length], memoryview(body)[length:]
+    return int(text)
 
 
 def _raw_binary_request(image: memoryview, model: ModelInfo, max_rows: int) -> InferRequest:
@@ -124,7 +130,7 @@ def _raw_binary_request(image: memoryview, model: ModelInfo, max_rows: int) -> I
         raise MissingImage(f"The body is empty; with {HEADER_LENGTH}: 0 it is one encoded image.")
     only = declared(IMAGE, BYTES, [1], model=model, max_rows=max_rows)
     return InferRequest(
-        sources=sources_of_raw(only, joined([bytes(image)])),
+        sources=sources_of_images(only, [bytes(image)]),
         outputs=all_outputs(model, binary=True),
         parameters=RequestParameters(binary_data_output=True),
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
@@ -11,7 +12,7 @@ from condconv_serve.fronts.gatekeeper import SPLIT_KEY_HEADER
 from condconv_serve.fronts.long_reads import LongReads
 from condconv_serve.fronts.oip import openapi
 from condconv_serve.fronts.oip.asked import named_model
-from condconv_serve.fronts.oip.binary import HEADER_LENGTH, InferRequest, infer_response, read_infer_request
+from condconv_serve.fronts.oip.binary import HEADER_LENGTH, InferRequest, infer_response, json_size, read_infer_request
 from condconv_serve.fronts.oip.outputs import output_tensors
 from condconv_serve.fronts.tensor_inference import TensorAnswer, TensorInference, TensorRequest
 from condconv_serve.http.body import read_body
@@ -21,6 +22,9 @@ from condconv_serve.http.scope import facts_of
 
 _JSON_AT_ONCE = 128 * 1024
 """JSON of more bytes is read on another thread, so that others get their turn in between."""
+_ELEMENTS_AT_ONCE = 20_000
+"""The same for elements of tensors that are written as JSON."""
+Result = TypeVar("Result")
 
 
 def router(context: AppContext) -> APIRouter:
@@ -47,16 +51,11 @@ def router(context: AppContext) -> APIRouter:
             request.headers.get("content-encoding", ""),
             max_bytes=limits.max_body_bytes,
         )
-        asked = await _read(
-            body,
-            partial(
-                read_infer_request,
-                header_length=request.headers.get(HEADER_LENGTH),
-                model=context.models.get(name, version, key=split_key).info,
-                max_rows=limits.max_images,
-            ),
-            json_bytes=0 if HEADER_LENGTH in request.headers else len(body),
-            long_reads=context.long_reads,
+        header_length = request.headers.get(HEADER_LENGTH)
+        model = context.models.get(name, version, key=split_key).info
+        asked = await _in_turn(
+            lambda: read_infer_request(body, header_length=header_length, model=model, max_rows=limits.max_images),
+            None if json_size(body, header_length) <= _JSON_AT_ONCE else context.long_reads,
         )
         answer = await unless_disconnected(
             request,
@@ -73,20 +72,26 @@ def router(context: AppContext) -> APIRouter:
                 deadline=asked.parameters.deadline(gatekeeper),
             ),
         )
-        return await _respond(answer, asked, accepted=request.headers.get("accept-encoding", ""))
+        accepted = request.headers.get("accept-encoding", "")
+        return await _respond(answer, asked, accepted=accepted, long_reads=context.long_reads)
 
     for path in openapi.paths("/v2/models/{model}", "/infer"):
         routes.add_api_route(path, infer, methods=["POST"], **openapi.INFER)
     return routes
 
 
-async def _read(body: bytes, read: partial[InferRequest], *, json_bytes: int, long_reads: LongReads) -> InferRequest:
-    return await long_reads.run(partial(read, body)) if json_bytes > _JSON_AT_ONCE else read(body)
+async def _in_turn(work: Callable[[], Result], long_reads: LongReads | None) -> Result:
+    """Do what takes long on another thread, in turn, and anything else here."""
+    return work() if long_reads is None else await long_reads.run(work)
 
 
-async def _respond(answer: TensorAnswer, asked: InferRequest, *, accepted: str) -> Response:
+async def _respond(answer: TensorAnswer, asked: InferRequest, *, accepted: str, long_reads: LongReads) -> Response:
     tensors = output_tensors(asked.outputs, answer.tensors, answer.model)
-    body, header_length = infer_response(tensors, asked.outputs, model=answer.model, id=asked.id)
+    elements = sum(t.values.size for t, output in zip(tensors, asked.outputs, strict=True) if not output.binary)
+    body, header_length = await _in_turn(
+        lambda: infer_response(tensors, asked.outputs, model=answer.model, id=asked.id),
+        None if elements <= _ELEMENTS_AT_ONCE else long_reads,
+    )
     headers = {"Vary": "Accept-Encoding"}
     if header_length is not None:
         headers[HEADER_LENGTH] = str(header_length)

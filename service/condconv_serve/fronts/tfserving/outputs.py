@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pydantic_core
-from numpy.typing import NDArray
 
 from condconv_serve.domain import PROBABILITIES, Tensors
+from condconv_serve.fronts.json_answers import values_of
 from condconv_serve.fronts.tensor_inference import TensorAnswer
 from condconv_serve.fronts.tfserving.signatures import CLASSES
-
-_DIGITS = 9
-"""Significant digits that tell any two float32 apart."""
 
 
 def predict_json(tensors: Tensors, *, by_row: bool) -> bytes:
     """Write outputs `[N, ...]` in the row or the column format; a single one stands there without its name."""
     if by_row:
-        columns = {name: _values(tensor) for name, tensor in tensors.items()}
+        columns = {name: values_of(tensor) for name, tensor in tensors.items()}
         if len(columns) == 1:
             rows = next(iter(columns.values()))
         else:
             rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         return pydantic_core.to_json({"predictions": rows})
-    found = {name: _values(tensor) for name, tensor in tensors.items()}
+    found = {name: values_of(tensor) for name, tensor in tensors.items()}
     return pydantic_core.to_json({"outputs": next(iter(found.values())) if len(found) == 1 else found})
 
 
 def classify_json(answer: TensorAnswer) -> bytes:
     """Write the most probable classes of each image, as pairs of label and score."""
     found = best_classes(answer)
-    scores = _values(np.array([[score for _, score in row] for row in found]))
+    scores = values_of(np.array([[score for _, score in row] for row in found]))
     results = [
         [[label, score] for (label, _), score in zip(row, rounded, strict=True)]
         for row, rounded in zip(found, scores, strict=True)
@@ -47,12 +42,3 @@ def best_classes(answer: TensorAnswer) -> list[list[tuple[str, float]]]:
         order = np.argsort(-row, kind="stable")[:CLASSES]
         found.append([(labels[index].label, float(row[index])) for index in order])
     return found
-
-
-def _values(tensor: NDArray[Any]) -> Any:
-    """Nested lists of text or numbers. Numbers have no more digits than float32 has: half as many bytes to send."""
-    if tensor.dtype == np.object_:
-        return tensor.tolist()
-    exact = tensor.astype(np.float64)
-    scale = 10.0 ** (_DIGITS - 1 - np.floor(np.log10(np.abs(np.where(exact == 0, 1, exact)))))
-    return (np.round(exact * scale) / scale).tolist()

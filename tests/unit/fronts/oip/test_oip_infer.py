@@ -181,7 +181,12 @@ async def test_the_id_comes_back(client: httpx.AsyncClient) -> None:
     [("gzip", "gzip"), ("deflate", "deflate"), ("br, deflate;q=0.5, gzip;q=0.9", "gzip"), ("br", None), ("*", None)],
 )
 async def test_compressed_answers(client: httpx.AsyncClient, accepted: str, encoding: str | None) -> None:
-    outputs = [{"name": "label", "parameters": {"binary_data": True}}, *LOGITS, {"name": "probabilities"}]
+    outputs = [
+        {"name": "label", "parameters": {"binary_data": True}},
+        *LOGITS,
+        {"name": "probabilities"},
+        {"name": "routing"},
+    ]
     request = {"inputs": [image_input(5, data=encoded(*range(5)))], "outputs": outputs}
     response = await client.post(INFER, json=request, headers={"Accept-Encoding": accepted})
     assert response.headers.get("content-encoding") == encoding
