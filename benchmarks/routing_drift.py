@@ -18,7 +18,7 @@ from PIL import Image, ImageFilter
 from condconv_serve.bootstrap import load_model, plan_engines
 from condconv_serve.domain import Pixels, ServedModel
 from condconv_serve.imaging import model_row
-from condconv_serve.offline.files import expand
+from condconv_serve.inputs.files import expand
 from condconv_serve.routing.drift import PSI_ALERT, DriftMeter
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.routing.tally import Tally

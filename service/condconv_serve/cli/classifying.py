@@ -16,7 +16,7 @@ from condconv_serve.errors import ServiceError
 from condconv_serve.settings import Settings
 
 if TYPE_CHECKING:
-    from condconv_serve.offline.files import LocalImage
+    from condconv_serve.inputs.files import LocalImage
 
 Answers: TypeAlias = AbstractContextManager[tuple[AnsweringModel, Iterator[ClassifiedImage]]]
 """Which model answers, and its answers as they come."""
@@ -58,7 +58,7 @@ def classify(
     Raises:
         ServiceError: an argument, the store, the model or the server is unusable.
     """
-    from condconv_serve.offline.files import find_images
+    from condconv_serve.inputs.files import find_images
     from condconv_serve.offline.interrupts import interrupts_held
     from condconv_serve.offline.progress import ProgressBar
 

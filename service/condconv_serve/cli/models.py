@@ -84,7 +84,7 @@ def verify_models(
 ) -> None:
     """Check bundles: manifest, checksums, labels, and whether the weights fit and compute an answer."""
     from condconv_serve.bootstrap import plan_engines
-    from condconv_serve.offline.files import expand
+    from condconv_serve.inputs.files import expand
     from condconv_serve.offline.verify import verify_bundle
     from condconv_serve.samples import SAMPLES
     from condconv_serve.store import Catalog, open_bundle
@@ -281,7 +281,7 @@ def profile_model(
     model_store: Store = None,
 ) -> None:
     """Add a reference routing profile to a bundle. Drift is measured against it."""
-    from condconv_serve.offline.files import expand
+    from condconv_serve.inputs.files import expand
     from condconv_serve.offline.profile import profile_files
     from condconv_serve.store import Catalog, add_profile
 

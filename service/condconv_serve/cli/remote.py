@@ -20,7 +20,7 @@ from condconv_serve.domain import (
     RoutingTrace,
 )
 from condconv_serve.errors import NoDefaultModel
-from condconv_serve.offline.files import LocalImage
+from condconv_serve.inputs.files import LocalImage
 from condconv_serve.results import ImagePrediction
 
 _STATIC = RoutingTrace(RoutingLayout(), np.zeros((0, 0), np.float32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self, TypeVar, Unpack, cast, overload
 
@@ -28,15 +28,17 @@ from condconv_serve.client.many import (
     answer_some,
     in_turn,
     load,
+    the_only,
 )
 from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, VersionState
 from condconv_serve.client.options import AblationOptions, CallOptions, FeaturesOptions, PredictOptions, RoutingOptions
 from condconv_serve.domain import RoutingChange, Variant
-from condconv_serve.inputs import ImageInput, is_one_image
+from condconv_serve.inputs import GivenImage, GivenImages, ImageInput, ImagesInput, images_of
 from condconv_serve.results import ImageAblation, ImageFeatures, ImagePrediction, ImageRouting
 
 Answer = TypeVar("Answer")
-Images = Iterable[ImageInput] | AsyncIterable[ImageInput]
+Many = Iterable[ImageInput] | AsyncIterable[ImageInput]
+Images = ImagesInput | AsyncIterable[ImageInput]
 
 
 class AsyncClient:
@@ -113,15 +115,17 @@ class AsyncClient:
     @overload
     async def predict(self, images: ImageInput, **options: Unpack[PredictOptions]) -> ImagePrediction: ...  # type: ignore[overload-overlap]
     @overload
-    async def predict(self, images: Images, **options: Unpack[PredictOptions]) -> list[ImagePrediction]: ...
+    async def predict(self, images: Many, **options: Unpack[PredictOptions]) -> list[ImagePrediction]: ...
     async def predict(
-        self, images: ImageInput | Images, **options: Unpack[PredictOptions]
+        self, images: Images, **options: Unpack[PredictOptions]
     ) -> ImagePrediction | list[ImagePrediction]:
         """Classify an image, or many.
 
         Args:
-            images: a file's name, bytes, an open file, a PIL image or an array (`condconv_serve.inputs`); or several.
-                They are sent in requests of a few images each, some at once.
+            images: a file's name, bytes, an open file, a PIL image or an array, uint8 `[height, width]` or
+                `[height, width, channels]`; or many: any iterable of these, an array `[N, height, width, channels]`,
+                the name of a folder, or a pattern such as `"photos/*.jpg"`. Many are sent in requests of a few images
+                each, some at once. Type checkers take a lone name for one image, so give them a folder as `[folder]`.
             options: `model`, `version`, `top_k`, `threshold`, `routing`, `timeout`, `priority`, `split_key`,
                 `on_error`; see `condconv_serve.client.options.PredictOptions`.
 
@@ -140,10 +144,8 @@ class AsyncClient:
     @overload
     async def routing(self, images: ImageInput, **options: Unpack[RoutingOptions]) -> ImageRouting: ...  # type: ignore[overload-overlap]
     @overload
-    async def routing(self, images: Images, **options: Unpack[RoutingOptions]) -> list[ImageRouting]: ...
-    async def routing(
-        self, images: ImageInput | Images, **options: Unpack[RoutingOptions]
-    ) -> ImageRouting | list[ImageRouting]:
+    async def routing(self, images: Many, **options: Unpack[RoutingOptions]) -> list[ImageRouting]: ...
+    async def routing(self, images: Images, **options: Unpack[RoutingOptions]) -> ImageRouting | list[ImageRouting]:
         """The routing weights of an image or of many, with classes and an insight; otherwise as `predict`."""
         return await self._one_or_many(ROUTING, images, options)
 
@@ -154,10 +156,8 @@ class AsyncClient:
     @overload
     async def features(self, images: ImageInput, **options: Unpack[FeaturesOptions]) -> ImageFeatures: ...  # type: ignore[overload-overlap]
     @overload
-    async def features(self, images: Images, **options: Unpack[FeaturesOptions]) -> list[ImageFeatures]: ...
-    async def features(
-        self, images: ImageInput | Images, **options: Unpack[FeaturesOptions]
-    ) -> ImageFeatures | list[ImageFeatures]:
+    async def features(self, images: Many, **options: Unpack[FeaturesOptions]) -> list[ImageFeatures]: ...
+    async def features(self, images: Images, **options: Unpack[FeaturesOptions]) -> ImageFeatures | list[ImageFeatures]:
         """What the classifier reads of an image or of many: a vector by which images can be compared.
 
         As `predict`, with the options `model`, `version`, `logits`, `timeout`, `priority`, `split_key` and `on_error`.
@@ -193,8 +193,7 @@ class AsyncClient:
         Raises:
             ServiceError: the image can't be used, there is no such block or expert, or too many ablations wait.
         """
-        source = (await asyncio.to_thread(load, image, 0, keep=False)).source
-        assert source is not None
+        source = await asyncio.to_thread(the_only, image)
         return await self._call(
             calls.ablation(
                 source,
@@ -313,20 +312,24 @@ class AsyncClient:
             raise httpx.ReadTimeout("the answer came too slowly", request=request) from error
         return reply_of(response, response.content, self.url)
 
-    async def _one_or_many(
-        self, kind: Kind[Result], images: ImageInput | Images, options: CallOptions
-    ) -> Result | list[Result]:
-        if is_one_image(images):
-            kind.check(options)
-            loaded = await asyncio.to_thread(load, cast(ImageInput, images), 0, keep=False)
-            return await self._run(answer_one(kind, loaded, options, self._manners))
-        return [result async for result in self._many(kind, cast(Images, images), options)]
+    async def _one_or_many(self, kind: Kind[Result], images: Images, options: CallOptions) -> Result | list[Result]:
+        kind.check(options)
+        if isinstance(images, AsyncIterable):
+            return [result async for result in self._answers(kind, images, options)]
+        given = await asyncio.to_thread(GivenImages, images)
+        if not given.alone:
+            return [result async for result in self._answers(kind, given, options)]
+        (image,) = await asyncio.to_thread(list, given)
+        loaded = await asyncio.to_thread(load, image, keep=False)
+        return await self._run(answer_one(kind, loaded, options, self._manners))
 
     def _many(self, kind: Kind[Result], images: Images, options: CallOptions) -> AsyncGenerator[Result, None]:
         kind.check(options)  # now, not when the first answer is asked for
-        return self._answers(kind, images, options)
+        return self._answers(kind, images if isinstance(images, AsyncIterable) else GivenImages(images), options)
 
-    async def _answers(self, kind: Kind[Result], images: Images, options: CallOptions) -> AsyncGenerator[Result, None]:
+    async def _answers(
+        self, kind: Kind[Result], images: GivenImages | AsyncIterable[ImageInput], options: CallOptions
+    ) -> AsyncGenerator[Result, None]:
         free = asyncio.Semaphore(self._concurrency)
         coming: deque[asyncio.Task[list[Result]]] = deque()
 
@@ -348,21 +351,29 @@ class AsyncClient:
                 task.cancel()
             await asyncio.gather(*coming, return_exceptions=True)
 
-    async def _packed(self, images: Images) -> AsyncIterator[list[Loaded]]:
+    async def _packed(self, images: GivenImages | AsyncIterable[ImageInput]) -> AsyncIterator[list[Loaded]]:
         packer = Packer(self._manners)
-        place = 0
         async for image in _each(images):
-            for full in packer.add(await asyncio.to_thread(load, image, place, keep=True)):
+            for full in packer.add(await asyncio.to_thread(load, image, keep=True)):
                 yield full
-            place += 1
         for rest in packer.rest():
             yield rest
 
 
-async def _each(images: Images) -> AsyncIterator[ImageInput]:
+async def _each(images: GivenImages | AsyncIterable[ImageInput]) -> AsyncIterator[GivenImage]:
+    """The images one by one; what blocks is done on a thread."""
     if isinstance(images, AsyncIterable):
-        async for image in images:
-            yield image
-    else:
-        for image in images:
-            yield image
+        place = 0
+        async for item in images:
+            found = await asyncio.to_thread(images_of, item, place)
+            place += len(found)
+            for image in found:
+                yield image
+        return
+    waiting = iter(images)
+    while (following := await asyncio.to_thread(_next, waiting)) is not None:
+        yield following
+
+
+def _next(images: Iterator[GivenImage]) -> GivenImage | None:
+    return next(images, None)

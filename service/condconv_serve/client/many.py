@@ -34,12 +34,13 @@ from condconv_serve.errors import (
     EngineStalled,
     ImageError,
     InferenceFailed,
+    InvalidParameter,
     MissingImage,
     OutOfMemory,
     ServiceError,
     TooManyImages,
 )
-from condconv_serve.inputs import ImageInput, read_image
+from condconv_serve.inputs import GivenImage, GivenImages, ImageInput
 from condconv_serve.results import ForImage, ImageFeatures, ImagePrediction, ImageRouting
 
 Result = TypeVar("Result", bound=ForImage)
@@ -125,25 +126,35 @@ class Kind(Generic[Result]):
         ]
 
 
-def load(image: ImageInput, place: int, *, keep: bool) -> Loaded:
+def load(image: GivenImage, *, keep: bool) -> Loaded:
     """Read an image.
 
     Args:
         image: what to read.
-        place: where it stands among all.
         keep: whether to keep an error of the image rather than raise it.
 
     Raises:
-        TypeError: this can't be an image. ServiceError: it can't be read, see `read_image`.
+        ServiceError: it can't be read.
     """
     try:
-        source = read_image(image, id=str(place))
+        return Loaded(image.id, image.filename, image.encoded())
     except ServiceError as error:
         if not keep:
             raise
-        name = str(image) if isinstance(image, str) or hasattr(image, "__fspath__") else None
-        return Loaded(str(place), name, None, error)
-    return Loaded(str(place), source.filename, source)
+        return Loaded(image.id, image.filename, None, error)
+
+
+def the_only(image: ImageInput) -> ImageSource:
+    """Read the image of a call that takes one.
+
+    Raises:
+        InvalidParameter: these are several. Otherwise as `load`.
+    """
+    given = GivenImages(image)
+    if not given.alone:
+        raise InvalidParameter("This takes one image, not many.")
+    (only,) = given
+    return only.encoded()
 
 
 class Packer:

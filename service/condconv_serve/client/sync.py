@@ -30,11 +30,12 @@ from condconv_serve.client.many import (
     answer_some,
     in_turn,
     load,
+    the_only,
 )
 from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, VersionState
 from condconv_serve.client.options import AblationOptions, CallOptions, FeaturesOptions, PredictOptions, RoutingOptions
 from condconv_serve.domain import RoutingChange, Variant
-from condconv_serve.inputs import ImageInput, is_one_image
+from condconv_serve.inputs import GivenImages, ImageInput, ImagesInput
 from condconv_serve.results import ImageAblation, ImageFeatures, ImagePrediction, ImageRouting
 
 Answer = TypeVar("Answer")
@@ -122,13 +123,15 @@ class Client:
     @overload
     def predict(self, images: Iterable[ImageInput], **options: Unpack[PredictOptions]) -> list[ImagePrediction]: ...
     def predict(
-        self, images: ImageInput | Iterable[ImageInput], **options: Unpack[PredictOptions]
+        self, images: ImagesInput, **options: Unpack[PredictOptions]
     ) -> ImagePrediction | list[ImagePrediction]:
         """Classify an image, or many.
 
         Args:
-            images: a file's name, bytes, an open file, a PIL image or an array (`condconv_serve.inputs`); or several.
-                They are sent in requests of a few images each, some at once.
+            images: a file's name, bytes, an open file, a PIL image or an array, uint8 `[height, width]` or
+                `[height, width, channels]`; or many: any iterable of these, an array `[N, height, width, channels]`,
+                the name of a folder, or a pattern such as `"photos/*.jpg"`. Many are sent in requests of a few images
+                each, some at once. Type checkers take a lone name for one image, so give them a folder as `[folder]`.
             options: `model`, `version`, `top_k`, `threshold`, `routing`, `timeout`, `priority`, `split_key`,
                 `on_error`; see `condconv_serve.client.options.PredictOptions`.
 
@@ -141,7 +144,7 @@ class Client:
         return self._one_or_many(PREDICT, images, options)
 
     def predict_iter(
-        self, images: Iterable[ImageInput], **options: Unpack[PredictOptions]
+        self, images: ImagesInput, **options: Unpack[PredictOptions]
     ) -> Generator[ImagePrediction, None, None]:
         """Classify many images, and give each answer as it comes, in order. Only a few images are read ahead."""
         return self._many(PREDICT, images, options)
@@ -150,14 +153,12 @@ class Client:
     def routing(self, images: ImageInput, **options: Unpack[RoutingOptions]) -> ImageRouting: ...  # type: ignore[overload-overlap]
     @overload
     def routing(self, images: Iterable[ImageInput], **options: Unpack[RoutingOptions]) -> list[ImageRouting]: ...
-    def routing(
-        self, images: ImageInput | Iterable[ImageInput], **options: Unpack[RoutingOptions]
-    ) -> ImageRouting | list[ImageRouting]:
+    def routing(self, images: ImagesInput, **options: Unpack[RoutingOptions]) -> ImageRouting | list[ImageRouting]:
         """The routing weights of an image or of many, with classes and an insight; otherwise as `predict`."""
         return self._one_or_many(ROUTING, images, options)
 
     def routing_iter(
-        self, images: Iterable[ImageInput], **options: Unpack[RoutingOptions]
+        self, images: ImagesInput, **options: Unpack[RoutingOptions]
     ) -> Generator[ImageRouting, None, None]:
         """The routing weights of many images; as `predict_iter`."""
         return self._many(ROUTING, images, options)
@@ -166,9 +167,7 @@ class Client:
     def features(self, images: ImageInput, **options: Unpack[FeaturesOptions]) -> ImageFeatures: ...  # type: ignore[overload-overlap]
     @overload
     def features(self, images: Iterable[ImageInput], **options: Unpack[FeaturesOptions]) -> list[ImageFeatures]: ...
-    def features(
-        self, images: ImageInput | Iterable[ImageInput], **options: Unpack[FeaturesOptions]
-    ) -> ImageFeatures | list[ImageFeatures]:
+    def features(self, images: ImagesInput, **options: Unpack[FeaturesOptions]) -> ImageFeatures | list[ImageFeatures]:
         """What the classifier reads of an image or of many: a vector by which images can be compared.
 
         As `predict`, with the options `model`, `version`, `logits`, `timeout`, `priority`, `split_key` and `on_error`.
@@ -176,7 +175,7 @@ class Client:
         return self._one_or_many(FEATURES, images, options)
 
     def features_iter(
-        self, images: Iterable[ImageInput], **options: Unpack[FeaturesOptions]
+        self, images: ImagesInput, **options: Unpack[FeaturesOptions]
     ) -> Generator[ImageFeatures, None, None]:
         """The features of many images; as `predict_iter`."""
         return self._many(FEATURES, images, options)
@@ -206,8 +205,7 @@ class Client:
         Raises:
             ServiceError: the image can't be used, there is no such block or expert, or too many ablations wait.
         """
-        source = load(image, 0, keep=False).source
-        assert source is not None
+        source = the_only(image)
         return self._call(
             calls.ablation(
                 source,
@@ -333,23 +331,19 @@ class Client:
             response.close()
         return reply_of(response, b"".join(chunks), self.url)
 
-    def _one_or_many(
-        self, kind: Kind[Result], images: ImageInput | Iterable[ImageInput], options: CallOptions
-    ) -> Result | list[Result]:
-        if is_one_image(images):
-            kind.check(options)
-            return self._run(answer_one(kind, load(cast(ImageInput, images), 0, keep=False), options, self._manners))
-        return list(self._many(kind, cast("Iterable[ImageInput]", images), options))
+    def _one_or_many(self, kind: Kind[Result], images: ImagesInput, options: CallOptions) -> Result | list[Result]:
+        kind.check(options)
+        given = GivenImages(images)
+        if not given.alone:
+            return list(self._answers(kind, given, options))
+        (image,) = given
+        return self._run(answer_one(kind, load(image, keep=False), options, self._manners))
 
-    def _many(
-        self, kind: Kind[Result], images: Iterable[ImageInput], options: CallOptions
-    ) -> Generator[Result, None, None]:
+    def _many(self, kind: Kind[Result], images: ImagesInput, options: CallOptions) -> Generator[Result, None, None]:
         kind.check(options)  # now, not when the first answer is asked for
-        return self._answers(kind, images, options)
+        return self._answers(kind, GivenImages(images), options)
 
-    def _answers(
-        self, kind: Kind[Result], images: Iterable[ImageInput], options: CallOptions
-    ) -> Generator[Result, None, None]:
+    def _answers(self, kind: Kind[Result], given: GivenImages, options: CallOptions) -> Generator[Result, None, None]:
         pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="condconv-client")
         coming: deque[Future[list[Result]]] = deque()
         given_up = threading.Event()
@@ -358,7 +352,7 @@ class Client:
             return self._run(answer_some(kind, some, options, self._manners), given_up)
 
         try:
-            for some in self._packed(images):
+            for some in self._packed(given):
                 if len(coming) == 2 * self._concurrency:  # one slow request keeps no others waiting
                     yield from in_turn(coming.popleft().result(), options)
                 coming.append(pool.submit(ask, some))
@@ -369,8 +363,8 @@ class Client:
             # What is under way ends first: a connection must not be closed while another thread reads from it.
             pool.shutdown(cancel_futures=True)
 
-    def _packed(self, images: Iterable[ImageInput]) -> Iterator[list[Loaded]]:
+    def _packed(self, given: GivenImages) -> Iterator[list[Loaded]]:
         packer = Packer(self._manners)
-        for place, image in enumerate(images):
-            yield from packer.add(load(image, place, keep=True))
+        for image in given:
+            yield from packer.add(load(image, keep=True))
         yield from packer.rest()

@@ -11,7 +11,7 @@ from pathlib import Path
 from condconv_serve.domain import Label, readable
 from condconv_serve.errors import DataSetError
 from condconv_serve.imaging.formats import IMAGE_SUFFIXES
-from condconv_serve.offline.folders import scan
+from condconv_serve.inputs.folders import scan
 
 MAX_NAMED = 8
 

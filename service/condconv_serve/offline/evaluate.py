@@ -11,8 +11,8 @@ import numpy as np
 
 from condconv_serve.domain import ImageResult, Label, Manifest, readable
 from condconv_serve.errors import DataSetError
+from condconv_serve.inputs.files import LocalImage
 from condconv_serve.offline.class_folders import LabelledFiles, find_classes
-from condconv_serve.offline.files import LocalImage
 from condconv_serve.offline.interrupts import interrupts_held
 from condconv_serve.offline.local_service import LocalService
 from condconv_serve.settings import Settings

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, overload
 from condconv_serve.bootstrap import ModelLoader
 from condconv_serve.domain import EngineDescription, ImageResult, Label, ModelInfo, Prediction
 from condconv_serve.errors import InvalidParameter
-from condconv_serve.inputs import ImageInput
-from condconv_serve.offline.given import GivenImages, ImagesInput
+from condconv_serve.inputs import GivenImages, ImageInput, ImagesInput
 from condconv_serve.offline.local_service import LOADING, LocalService
 from condconv_serve.offline.progress import ProgressBar
 from condconv_serve.results import ImageFeatures, ImagePrediction, ImageRouting, ModelVersion, OnError, RoutingInsight

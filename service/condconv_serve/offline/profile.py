@@ -17,7 +17,7 @@ from condconv_serve.bootstrap import ModelLoader, load_model, plan_engines
 from condconv_serve.domain import LOGITS, ROUTING, RoutingProfile, Row, ServedModel
 from condconv_serve.errors import BundleError, MissingImage, ServiceError
 from condconv_serve.imaging import model_row
-from condconv_serve.offline.files import read_image
+from condconv_serve.inputs.files import read_image
 from condconv_serve.routing.profile import profile_from
 from condconv_serve.routing.tally import Tally
 from condconv_serve.settings import Settings

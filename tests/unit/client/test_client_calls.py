@@ -8,6 +8,7 @@ import ssl
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from condconv_serve import RoutingChange, Variant
 from condconv_serve.domain import ClassScore, Timings
@@ -145,6 +146,59 @@ def test_names_of_files_stay_here(client, seen, tmp_path):
     assert b"passport" not in seen[0].content + seen[0].url.raw_path
     client.predict(file)
     assert b"passport" not in seen[1].content + seen[1].url.raw_path
+
+
+def test_folders_patterns_and_arrays_of_many(client, seen, tmp_path):
+    client.answer(lambda request: predictions(*(entry(1) for _ in images_of(request))))
+    for name in ("a.jpg", "b.png", "more/c.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    names = [str(tmp_path / name) for name in ("a.jpg", "b.png", "more/c.jpg")]
+    for folder in (tmp_path, str(tmp_path), f"{tmp_path}/**/*.[jp]*"):
+        assert [result.filename for result in client.predict(folder)] == names
+    assert images_of(seen[0]) == [b"a.jpg", b"b.png", b"more/c.jpg"]
+    found = list(client.predict_iter([b"x", tmp_path / "more", tmp_path / "a.jpg"]))
+    assert [(result.id, result.filename) for result in found] == [("0", None), ("1", names[2]), ("2", names[0])]
+    arrays = np.zeros((3, 4, 5, 3), np.uint8)
+    assert len(client.predict(arrays)) == 3
+    assert client.predict(arrays[0]).ok
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingImage, match="this folder is empty"):
+        client.predict(tmp_path / "empty")
+    with pytest.raises(InvalidParameter, match="one image"):
+        client.ablation(tmp_path)
+
+
+def test_tensors_of_other_libraries(client, seen):
+    class Tensor:
+        def __init__(self, values):
+            self.values = values
+
+        def __array__(self, dtype=None, copy=None):
+            return self.values
+
+    client.answer(lambda request: predictions(*(entry(1) for _ in images_of(request))))
+    assert client.predict(Tensor(np.zeros((4, 5, 3), np.uint8))).ok
+    assert len(client.predict([Tensor(np.zeros((4, 5), np.uint8))] * 2)) == 2
+
+
+def test_images_that_change_while_others_are_read(client, seen):
+    """A generator may fill one array again and again, and close each file."""
+
+    def frames():
+        frame = np.zeros((2, 2), np.uint8)
+        for shade in range(5):
+            frame[:] = shade
+            yield frame
+        with io.BytesIO(b"\5") as file:
+            yield file
+
+    def answer(request):
+        shades = [int(np.asarray(Image.open(io.BytesIO(image)))[0, 0]) for image in images_of(request)[:5]]
+        return predictions(*(entry(shade) for shade in [*shades, 5]))
+
+    client.answer(answer)
+    assert [result.classes[0].index for result in client.predict(frames())] == [0, 1, 2, 3, 4, 5]
 
 
 def test_large_images_share_no_request(client, seen):

@@ -24,8 +24,7 @@ import pytest
 from PIL import Image
 
 from condconv_serve.errors import InvalidParameter, MissingImage, ServiceError, UnsupportedImage
-from condconv_serve.inputs import picture_of
-from condconv_serve.offline import given
+from condconv_serve.inputs import given, picture_of
 from condconv_serve.offline.model import Model
 from condconv_serve.results import ImageFeatures, ImagePrediction, ImageRouting
 from condconv_serve.settings import Settings
@@ -529,7 +528,7 @@ class TestEnd:
         program = f"""
             from pathlib import Path
             from condconv_serve.inputs import picture_of
-from condconv_serve.offline import given
+from condconv_serve.inputs import given
 from condconv_serve.offline.model import Model
             from condconv_serve.settings import Settings
             from tests.contract.fake_server import load_fake

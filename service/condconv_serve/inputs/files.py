@@ -12,7 +12,7 @@ from pathlib import Path
 
 from condconv_serve.domain import ImageSource, ServedModel, readable
 from condconv_serve.errors import BodyTooLarge, MissingImage
-from condconv_serve.offline.folders import Folder, scan
+from condconv_serve.inputs.folders import Folder, scan
 
 STDIN = "-"
 

@@ -1,4 +1,4 @@
-"""Images as callers of the library give them: one or many, in any form, in folders or one after the other."""
+"""Images as Python callers give them: one or many, in any form, in folders or one after the other."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 from condconv_serve.domain import ImageSource, PixelSource, ServedModel, readable
 from condconv_serve.errors import BodyTooLarge, CorruptImage, ServiceError
 from condconv_serve.imaging import as_rgb, transform
-from condconv_serve.inputs import ImageInput, is_one_image, picture_of
-from condconv_serve.inputs import read_image as read_input
-from condconv_serve.offline.files import expand, read_image
+from condconv_serve.inputs.files import expand, read_image
+from condconv_serve.inputs.image import ImageInput, is_one_image, picture_of
+from condconv_serve.inputs.image import read_image as read_input
 
 ImagesInput = ImageInput | Iterable[ImageInput]
 """One image, or many. The name of a folder stands for all images in it and below it, and so does a pattern such as
@@ -49,6 +49,16 @@ class GivenImage:
         if preprocessing.row_type is np.float32:  # its rows overshoot the scale that given pixels keep to
             return self._source(read_input(self.value).data)
         return PixelSource(transform(as_rgb(picture_of(self.value)), preprocessing), id=self.id)
+
+    def encoded(self) -> ImageSource:
+        """Its bytes, as they are sent: arrays and PIL images become PNGs.
+
+        Raises:
+            ServiceError: it can't be read.
+        """
+        if isinstance(self.value, ServiceError):
+            raise self.value
+        return self._source(self.value if isinstance(self.value, bytes) else read_input(self.value).data)
 
     def _source(self, data: bytes) -> ImageSource:
         return ImageSource(data, filename=self.filename, id=self.id)
@@ -94,23 +104,40 @@ class GivenImages:
         """
         place = 0
         for item in self._items:
-            for filename, value in self._images_of(_as_array(item)):
-                yield GivenImage(id=str(place), filename=filename, value=value)
-                place += 1
+            found = images_of(item, place)
+            place += len(found)
+            if self.total is not None:
+                self.total += len(found) - 1
+            yield from found
 
-    def _images_of(self, item: Any) -> Iterator[tuple[str | None, Any]]:
-        if not isinstance(item, str | os.PathLike):
-            yield _kept(item)
-            return
-        try:
-            files = [item] if isinstance(item, Path) and item.is_file() else expand([os.fspath(item)])
-        except ServiceError as error:
-            yield readable(os.fspath(item)), error
-            return
-        if self.total is not None:
-            self.total += len(files) - 1
-        for file in files:
-            yield readable(file), file
+
+def images_of(item: Any, place: int) -> list[GivenImage]:
+    """The images that one of several items stands for: itself, or those of a folder or a pattern.
+
+    Args:
+        item: it is read or copied now if it may change or be closed later.
+        place: of the first image, for its id.
+
+    Raises:
+        TypeError: it is no image.
+    """
+    return [
+        GivenImage(id=str(number), filename=filename, value=value)
+        for number, (filename, value) in enumerate(_values_of(_as_array(item)), place)
+    ]
+
+
+def _values_of(item: Any) -> Iterator[tuple[str | None, Any]]:
+    if not isinstance(item, str | os.PathLike):
+        yield _kept(item)
+        return
+    try:
+        files = [item] if isinstance(item, Path) and item.is_file() else expand([os.fspath(item)])
+    except ServiceError as error:
+        yield readable(os.fspath(item)), error
+        return
+    for file in files:
+        yield readable(file), file
 
 
 def _is_alone(images: Any) -> bool:
