@@ -47,8 +47,8 @@ def signatures_of(model: ModelInfo) -> dict[str, Signature]:
     """All signatures of a model, by name.
 
     `serving_default` takes encoded images, `pixels` takes rows of pixels; both return probabilities and labels. Beside
-    them there is one for each other output alone, and one for all outputs, such as `routing`, `pixels_routing`, `all`
-    and `pixels_all`.
+    them there is one for each output alone, and one for all outputs, such as `routing`, `pixels_routing`, `all` and
+    `pixels_all`.
     """
     every = outputs_of(model)
     usual = tuple(output for output in every if output.name in (PROBABILITIES, LABEL))
@@ -56,8 +56,7 @@ def signatures_of(model: ModelInfo) -> dict[str, Signature]:
     for given in inputs_of(model):
         first, prefix = (DEFAULT_SIGNATURE, "") if given.name == IMAGE else (given.name, f"{given.name}_")
         found[first] = Signature(name=first, input=given, outputs=usual or every)
-        others = {output.name: (output,) for output in every if output not in usual}
-        for name, outputs in {**others, ALL: every}.items():
+        for name, outputs in {**{output.name: (output,) for output in every}, ALL: every}.items():
             found[prefix + name] = Signature(name=prefix + name, input=given, outputs=outputs)
     if usual:
         found[CLASSIFY] = _classify(len(model.labels))

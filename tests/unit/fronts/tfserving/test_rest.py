@@ -98,6 +98,8 @@ async def test_one_image_alone_is_a_column_of_one(client: httpx.AsyncClient) -> 
 async def test_signatures_of_one_output(client: httpx.AsyncClient, name: str, given: list[Any]) -> None:
     logits = await told(client, PREDICT, {"signature_name": f"{name}logits", "instances": given})
     assert logits == {"predictions": (5 * np.eye(CLASSES)[[3, 4]]).tolist()}
+    label = await told(client, PREDICT, {"signature_name": f"{name}label", "instances": given})
+    assert label == {"predictions": ["class 3", "class 4"]}
     column = await told(client, PREDICT, {"signature_name": f"{name}logits", "inputs": given})
     assert column == {"outputs": logits["predictions"]}
     routing = await told(client, PREDICT, {"signature_name": f"{name}routing", "instances": given})
@@ -328,9 +330,9 @@ async def test_metadata(client: httpx.AsyncClient) -> None:
         assert body["model_spec"] == {"name": "pear", "signature_name": "", "version": version}
     signatures = body["metadata"]["signature_def"]["signature_def"]
     assert set(signatures) == {
-        *("serving_default", "logits", "routing", "features", "all"),
-        *("pixels", "pixels_logits", "pixels_routing", "pixels_features", "pixels_all"),
-        "classify",
+        *("serving_default", "probabilities", "label", "logits", "routing", "features", "all"),
+        *("pixels", "pixels_probabilities", "pixels_label", "pixels_logits", "pixels_routing", "pixels_features"),
+        *("pixels_all", "classify"),
     }
     default = signatures["serving_default"]
     assert default["method_name"] == "tensorflow/serving/predict"
