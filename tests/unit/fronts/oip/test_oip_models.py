@@ -335,6 +335,23 @@ async def test_keys() -> None:
             assert (await client.get(path)).status_code == 200, path
 
 
+async def test_every_documented_route_is_guarded_but_for_the_probes() -> None:
+    async with opened(keys=KEYS) as client:
+        paths = (await client.get("/v2/openapi.json")).json()["paths"]
+        found = {
+            (method, path): (
+                (await client.request(method, path.replace("{model}", "fake").replace("{version}", "1"))).status_code,
+                "security" in operation,
+                "401" in operation["responses"],
+            )
+            for path, operations in paths.items()
+            for method, operation in operations.items()
+        }
+    probes = {("get", "/v2/health/live"), ("get", "/v2/health/ready")}
+    assert {route for route, answered in found.items() if answered == (200, False, False)} == probes
+    assert {answered for route, answered in found.items() if route not in probes} == {(401, True, True)}
+
+
 async def test_every_answer_has_the_headers() -> None:
     async with opened(cors_origins=["https://a.org"]) as client:
         for path in ("/v2", "/v2/nothing", "/v2/models/fake"):
