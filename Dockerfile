@@ -13,7 +13,7 @@ FROM ${BASE_IMAGE} AS base
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="condconv-serve" \
-      org.opencontainers.image.description="Serves CondConv-EfficientNet image classifiers over HTTP, batched in one pass" \
+      org.opencontainers.image.description="Serves CondConv-EfficientNet image classifiers over HTTP and gRPC, batched in one pass" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
@@ -23,13 +23,14 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONPATH=/opt/condconv \
     PATH=/opt/condconv/bin:/opt/venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     CONDCONV_HOST=0.0.0.0 \
+    CONDCONV_GRPC_PORT=8001 \
     CONDCONV_MODEL_STORE=/models \
     CONDCONV_LOG_FORMAT=json \
     # Writable even where the root file system is read-only.
     TMPDIR=/dev/shm \
     MPLCONFIGDIR=/dev/shm/matplotlib
 WORKDIR /
-EXPOSE 8000
+EXPOSE 8000 8001
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python3", "/usr/local/lib/condconv/healthcheck.py"]

@@ -35,6 +35,8 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
     allow_open_files(settings.max_connections * (1 if settings.grpc_port is None else 2))
     listener = listen(settings.host, settings.port)
     probes = None if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
+    if settings.grpc_port:
+        listen(settings.host, settings.grpc_port).close()  # gRPC opens it later, and wouldn't say what is wrong
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
@@ -48,7 +48,7 @@ class Calls:
     Attributes:
         stopping: whether streams are to end, as the server takes no more calls.
         ending: whether all calls were given up.
-        readers: tasks that read streams.
+        readers: tasks that go on until then.
     """
 
     def __init__(self, context: AppContext, *, max_calls: int) -> None:
@@ -65,6 +65,21 @@ class Calls:
         self.stopping = True
         for task in self.readers:
             task.cancel()
+
+    async def until_stop(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that goes on without end, until the server takes no more calls."""
+        task = asyncio.create_task(work)
+        self.readers.add(task)
+        if self.stopping:
+            task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
+        finally:
+            task.cancel()
+            self.readers.discard(task)
 
     def give_up(self) -> None:
         """Refuse all calls that are still open, since the service ends now."""

@@ -14,6 +14,7 @@ from grpc.aio import ServicerContext
 from grpc_health.v1 import health_pb2
 
 from condconv_serve.errors import NotFound
+from condconv_serve.fronts.grpc.calls import Calls
 from condconv_serve.fronts.grpc.service import Call, Method
 from condconv_serve.serving.readiness import Readiness
 
@@ -45,16 +46,25 @@ class Health:
 
         return Method(request=health_pb2.HealthCheckRequest, answer=check, access="open", quiet=True)
 
-    def watch(self) -> Callable[[Any, ServicerContext[Any, Any]], Awaitable[None]]:
-        """What answers `Watch`: the state, and then each change. It ends when the client or the server does."""
+    def watch(self, calls: Calls) -> Callable[[Any, ServicerContext[Any, Any]], Awaitable[None]]:
+        """What answers `Watch`: the state, and then each change. It ends when the server takes no more calls."""
 
         async def watch(request: Any, context: ServicerContext[Any, Any]) -> None:
             last = None
-            while True:
+
+            async def tell() -> None:
+                nonlocal last
                 if (status := self._status(request.service)) != last:
-                    await context.write(health_pb2.HealthCheckResponse(status=status))
                     last = status
-                await asyncio.sleep(_LOOK_SECONDS)
+                    await context.write(health_pb2.HealthCheckResponse(status=status))
+
+            async def follow() -> None:
+                while True:
+                    await tell()
+                    await asyncio.sleep(_LOOK_SECONDS)
+
+            await calls.until_stop(follow())
+            await tell()
 
         return watch
 

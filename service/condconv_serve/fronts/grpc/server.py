@@ -142,7 +142,9 @@ class GrpcServer:
             *found,
             *self._health(names),
             *reflection.handlers(
-                [*names, health.NAME], [*(file for service in self._services for file in service.files), *health.FILES]
+                self._calls,
+                [*names, health.NAME],
+                [*(file for service in self._services for file in service.files), *health.FILES],
             ),
             Fallback(self._calls),
         ]
@@ -162,7 +164,7 @@ class GrpcServer:
     def _health(self, names: Sequence[str]) -> list[grpc.GenericRpcHandler]:
         own = Health(self._context.readiness, services=names)
         watch = grpc.unary_stream_rpc_method_handler(
-            own.watch(),
+            own.watch(self._calls),
             request_deserializer=health_pb2.HealthCheckRequest.FromString,
             response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
         )

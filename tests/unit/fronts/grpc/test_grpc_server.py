@@ -122,6 +122,22 @@ async def test_the_end_answers_what_has_begun_and_refuses_the_rest(house):
     assert found.read("condconv_rejected_total", reason="draining") is None
 
 
+async def test_the_end_does_not_wait_for_those_who_watch(house):
+    found, context = house
+    found.readiness.loaded()
+    async with grpc_served([rows_service(context)], context) as served:
+        watched = health_pb2_grpc.HealthStub(served.channel).Watch(health_pb2.HealthCheckRequest())
+        reflected = served.channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")()
+        assert (await watched.read()).status == SERVING
+        await reflected.wait_for_connection()
+        found.readiness.drain()
+        async with asyncio.timeout(5):
+            served.server.stop(60)
+            assert (await watched.read()).status == NOT_SERVING
+            assert await watched.read() is grpc.aio.EOF
+            assert await reflected.read() is grpc.aio.EOF
+
+
 async def test_what_cant_be_answered_in_time_is_told_so(house):
     found, context = house
     found.readiness.loaded()
