@@ -70,19 +70,19 @@ def heard_of(error: grpc.aio.AioRpcError) -> Heard:
     return Heard(HTTP_STATUS[error.code()], slug_of(error), [], str(trailing.get("x-request-id", "")))
 
 
-def slug_of(error: grpc.aio.AioRpcError) -> str | None:
+def slug_of(error: Any) -> str | None:
     """The slug in an error's details; None if there is none."""
     info = detail_of(error, ErrorInfo())
     return None if info is None else str(info.reason)
 
 
-def retry_of(error: grpc.aio.AioRpcError) -> float | None:
+def retry_of(error: Any) -> float | None:
     """Seconds after which to try again; None if it isn't said."""
     info = detail_of(error, RetryInfo())
     return None if info is None else info.retry_delay.ToTimedelta().total_seconds()
 
 
-def detail_of(error: grpc.aio.AioRpcError, kind: Any) -> Any:
+def detail_of(error: Any, kind: Any) -> Any:
     """The detail of a kind; None if there is none."""
     status = Status.FromString(dict(error.trailing_metadata()).get(DETAILS_KEY, b""))
     return next((kind for detail in status.details if detail.Unpack(kind)), None)

@@ -104,7 +104,7 @@ def test_a_full_queue_says_when_to_try_again() -> None:
         ThreadPoolExecutor(2) as pool,
         server.holding(),
     ):
-        pending = [pool.submit(another.post, "/predict", content=PHOTOS[0])]
+        pending: list[Any] = [pool.submit(another.post, "/predict", content=PHOTOS[0])]
         wait_for(lambda: server.metrics()["condconv_rows_in_flight"] == 1)
         pending.append(pool.submit(infer, channel, PHOTOS[1]))
         wait_for(lambda: server.metrics()["condconv_queue_rows"] == 1)
