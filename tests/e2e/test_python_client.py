@@ -18,6 +18,7 @@ from PIL import Image
 
 from condconv_serve import AsyncClient, Client, RoutingChange
 from condconv_serve.errors import (
+    BodyTooLarge,
     DeadlineExceeded,
     Forbidden,
     InvalidParameter,
@@ -39,7 +40,7 @@ LIMIT = 8
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with Server(max_images_per_request=LIMIT, request_timeout=20) as running:
+    with Server(max_images_per_request=LIMIT, request_timeout=20, max_body_bytes=300_000) as running:
         yield running
 
 
@@ -98,6 +99,21 @@ def test_many_images(client: Any, server: Server) -> None:
             assert result.top.index == expected[n % 16].index
             assert result.top.probability == pytest.approx(expected[n % 16].probability, abs=1e-5)
     assert client.predict([taken[0], b"bad"])[1].error.status == 415
+
+
+def test_images_that_are_too_large(client: Any, coffee: bytes) -> None:
+    """Larger than the server takes, alone or together."""
+    large = pictures.encode(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8), "PNG")
+    half = pictures.encode(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8), "PNG")
+    with pytest.raises(BodyTooLarge):
+        client.predict(large)
+    found = client.predict([half, coffee, large, half, coffee])
+    assert [type(result.error).__name__ for result in found] == [
+        "NoneType",
+        "NoneType",
+        "BodyTooLarge",
+        *["NoneType"] * 2,
+    ]
 
 
 def test_answers_come_while_images_are_read(client: Any, coffee: bytes) -> None:

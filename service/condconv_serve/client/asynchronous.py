@@ -28,7 +28,7 @@ from condconv_serve.client.many import (
     answer_some,
     in_turn,
     load,
-    the_only,
+    one_image,
 )
 from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, VersionState
 from condconv_serve.client.options import AblationOptions, CallOptions, FeaturesOptions, PredictOptions, RoutingOptions
@@ -92,7 +92,7 @@ class AsyncClient:
             proxy=proxy,
         )
         self.url = connection.url
-        self._manners = connection.manners
+        self._policy = connection.policy
         self._concurrency = concurrency
         self._http = httpx.AsyncClient(**connection.options, transport=transport)
 
@@ -109,6 +109,10 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Close connections. The client can't be used any more."""
         await self._http.aclose()
+
+    def __repr__(self) -> str:
+        """Which server it asks."""
+        return f"<AsyncClient of {self.url}>"
 
     # --- images
 
@@ -193,7 +197,7 @@ class AsyncClient:
         Raises:
             ServiceError: the image can't be used, there is no such block or expert, or too many ablations wait.
         """
-        source = await asyncio.to_thread(the_only, image)
+        source = await asyncio.to_thread(one_image, image)
         return await self._call(
             calls.ablation(
                 source,
@@ -270,7 +274,7 @@ class AsyncClient:
 
     async def ready(self) -> bool:
         """Whether the server takes requests. It doesn't while it loads its models or shuts down, or if it is away."""
-        return await self._run(is_ready(self._manners))
+        return await self._run(is_ready(self._policy))
 
     async def wait_until_ready(self, seconds: float = 60.0) -> None:
         """Wait until the server takes requests.
@@ -278,12 +282,12 @@ class AsyncClient:
         Raises:
             ServiceError: why it still doesn't after so many seconds.
         """
-        await self._run(until_ready(self._manners, seconds=seconds))
+        await self._run(until_ready(self._policy, seconds=seconds))
 
     # --- sending and waiting
 
     async def _call(self, call: Call[Answer]) -> Answer:
-        return await self._run(exchange(call, self._manners))
+        return await self._run(exchange(call, self._policy))
 
     async def _run(self, work: Work[Answer]) -> Answer:
         """Do what the work says until it is done."""
@@ -321,7 +325,7 @@ class AsyncClient:
             return [result async for result in self._answers(kind, given, options)]
         (image,) = await asyncio.to_thread(list, given)
         loaded = await asyncio.to_thread(load, image, keep=False)
-        return await self._run(answer_one(kind, loaded, options, self._manners))
+        return await self._run(answer_one(kind, loaded, options, self._policy))
 
     def _many(self, kind: Kind[Result], images: Images, options: CallOptions) -> AsyncGenerator[Result, None]:
         kind.check(options)  # now, not when the first answer is asked for
@@ -335,7 +339,7 @@ class AsyncClient:
 
         async def ask(some: Sequence[Loaded]) -> list[Result]:
             async with free:
-                return await self._run(answer_some(kind, some, options, self._manners))
+                return await self._run(answer_some(kind, some, options, self._policy))
 
         try:
             async for some in self._packed(images):
@@ -352,7 +356,7 @@ class AsyncClient:
             await asyncio.gather(*coming, return_exceptions=True)
 
     async def _packed(self, images: GivenImages | AsyncIterable[ImageInput]) -> AsyncIterator[list[Loaded]]:
-        packer = Packer(self._manners)
+        packer = Packer(self._policy)
         async for image in _each(images):
             for full in packer.add(await asyncio.to_thread(load, image, keep=True)):
                 yield full

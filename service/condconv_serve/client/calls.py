@@ -169,6 +169,6 @@ def delete_alias(name: str, alias: str) -> Call[None]:
     return Call(method="DELETE", path=place("models", name, "aliases", alias), read=nothing, repeatable=False)
 
 
-def ready() -> Call[None]:
+def ready(*, seconds: float | None = None) -> Call[None]:
     """Whether the server takes requests: an error if it doesn't."""
-    return Call(method="GET", path="/readyz", read=nothing, repeatable=False)
+    return Call(method="GET", path="/readyz", read=nothing, seconds=seconds, repeatable=False)

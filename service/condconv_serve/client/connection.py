@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import httpx
 
 from condconv_serve import __version__
 from condconv_serve.client.answers import Reply
-from condconv_serve.client.exchange import Manners, Send
+from condconv_serve.client.exchange import RequestPolicy, Send
 from condconv_serve.client.options import check_seconds, query_of
 from condconv_serve.errors import ConfigurationError, InvalidParameter
 from condconv_serve.settings import client_variable
@@ -22,6 +23,8 @@ CONNECT_SECONDS = 10.0
 IDLE_SECONDS = 30.0
 """An idle connection is closed before the server does it, which could be in the moment of the next request."""
 
+_PASSWORD = re.compile(r"[^/]*@")
+
 Verify = bool | str | Path | ssl.SSLContext
 
 
@@ -31,7 +34,7 @@ class Connection:
     Attributes:
         url: the server's address, without a password; for messages.
         options: for `httpx.Client` and `httpx.AsyncClient`.
-        manners: how the server is asked.
+        policy: how the server is asked.
         concurrency: how many requests of one call are under way at once.
     """
 
@@ -59,7 +62,7 @@ class Connection:
         given = url or client_variable("URL") or LOCAL
         self.url, base_url = _address(given)
         self.concurrency = concurrency
-        self.manners = Manners(server=self.url, seconds=timeout, retries=retries)
+        self.policy = RequestPolicy(server=self.url, seconds=timeout, retries=retries)
         self.options: dict[str, Any] = {
             "base_url": base_url,
             "headers": {"User-Agent": f"condconv-serve/{__version__}", **_key_header(api_key)},
@@ -104,12 +107,12 @@ def reply_of(response: httpx.Response, content: bytes, server: str) -> Reply:
 
 
 def _address(given: str) -> tuple[str, httpx.URL]:
-    """The address for messages, without a password, and the one to connect to."""
+    """The address for messages, and the one to connect to."""
+    shown = _PASSWORD.sub("", str(given))
     try:
         url = httpx.URL(given)
     except (httpx.InvalidURL, UnicodeError, ValueError, TypeError) as error:
-        raise ConfigurationError(f"{given!r} is not the address of a server: {str(error).rstrip('.')}.") from error
-    shown = str(url.copy_with(userinfo=b""))
+        raise ConfigurationError(f"{shown!r} is not the address of a server. Write it like {LOCAL}.") from error
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigurationError(f"{shown!r} is not the address of a server. Write it like {LOCAL}.")
     if url.query or url.fragment:

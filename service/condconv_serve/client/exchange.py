@@ -35,7 +35,7 @@ from condconv_serve.errors import (
 
 Answer = TypeVar("Answer")
 
-PASSING = (
+RETRYABLE = (
     AblationBusy,
     Draining,
     ModelUnavailable,
@@ -46,7 +46,7 @@ PASSING = (
     WaitTooLong,
 )
 """Errors that may be over at the next try, and cost the server nothing."""
-PROXY_TROUBLE = frozenset({429, 502, 503})
+RETRYABLE_STATUS = frozenset({429, 502, 503})
 """Status codes of proxies whose server can't be reached right now, or of those that limit rates."""
 
 
@@ -70,7 +70,7 @@ Work = Generator[Send | Pause, Reply | None, Answer]
 
 
 @dataclass(kw_only=True)
-class Manners:
+class RequestPolicy:
     """How a client asks its server, and what it has learned of it. All its threads share this.
 
     Attributes:
@@ -104,70 +104,69 @@ class Manners:
         return min(self.first_pause * 2.0 ** min(tries - 1, 30), self.longest_pause) * (0.5 + 0.5 * self.random())
 
 
-def exchange(call: Call[Answer], manners: Manners) -> Work[Answer]:
+def exchange(call: Call[Answer], policy: RequestPolicy) -> Work[Answer]:
     """Ask until there is an answer, or no try is left.
 
     Raises:
         ServiceError: what the server says. DeadlineExceeded: there was no answer in time. RemoteFailed: the server
             can't be reached, or its answer isn't one.
     """
-    seconds = manners.seconds if call.seconds is None else call.seconds
-    end = manners.clock() + seconds
+    seconds = policy.seconds if call.seconds is None else call.seconds
+    end = policy.clock() + seconds
     tries, timed = 0, call.timed
     while True:
-        left = end - manners.clock()
-        told = round(left * 1e3) if timed and 0.001 <= left < manners.server_seconds else None
+        left = end - policy.clock()
+        told = round(left * 1e3) if timed and 0.001 <= left < policy.server_seconds else None
         try:
             reply = yield Send(call, left, told)
             assert reply is not None
             return call.read(reply)
         except httpx.TimeoutException as error:
             failed: ServiceError = (
-                DeadlineExceeded(f"The server at {manners.server} gave no answer within {seconds:g} seconds.")
-                if end - manners.clock() < 0.01 * seconds
-                else _unreachable(error, manners)
+                DeadlineExceeded(f"The server at {policy.server} gave no answer within {seconds:g} seconds.")
+                if end - policy.clock() < 0.01 * seconds
+                else _unreachable(error, policy)
             )
             cause: Exception | None = error
         except httpx.RequestError as error:
-            failed, cause = _unreachable(error, manners), error
+            failed, cause = _unreachable(error, policy), error
         except InvalidParameter as error:
             if told is None or "timeout_ms" not in str(error):
                 raise
             # The server waits less long than that; how long is its own affair now.
-            manners.server_seconds, timed = min(manners.server_seconds, left), False
+            policy.server_seconds, timed = min(policy.server_seconds, left), False
             continue
         except ServiceError as error:
             failed, cause = error, error.__cause__ if isinstance(error.__cause__, Exception) else None
         tries += 1
-        wait = manners.pause(failed, tries)
-        if not _may_repeat(call, failed) or tries > manners.retries or manners.clock() + wait >= end:
+        wait = policy.pause(failed, tries)
+        if not _may_repeat(call, failed) or tries > policy.retries or policy.clock() + wait >= end:
             raise failed from cause
         yield Pause(wait)
 
 
-def until_ready(manners: Manners, *, seconds: float) -> Work[None]:
+def until_ready(policy: RequestPolicy, *, seconds: float) -> Work[None]:
     """Ask until the server takes requests.
 
     Raises:
         ServiceError: why it still doesn't after `seconds`.
     """
-    end = manners.clock() + seconds
+    end = policy.clock() + seconds
     pause = 0.05
     while True:
         try:
-            return (yield from exchange(calls.ready(), manners))
-        except (CapacityError, RemoteFailed) as error:
-            if manners.clock() + pause >= end:
+            return (yield from exchange(calls.ready(seconds=end - policy.clock()), policy))
+        except (CapacityError, RemoteFailed):
+            if policy.clock() + pause >= end:
                 raise
-            del error
         yield Pause(pause)
         pause = min(2 * pause, 1.0)
 
 
-def is_ready(manners: Manners) -> Work[bool]:
+def is_ready(policy: RequestPolicy) -> Work[bool]:
     """Whether the server takes requests; not, if it can't be reached."""
     try:
-        yield from exchange(calls.ready(), manners)
+        yield from exchange(calls.ready(), policy)
     except (CapacityError, RemoteFailed):
         return False
     return True
@@ -177,10 +176,10 @@ def _may_repeat(call: Call[Any], error: ServiceError) -> bool:
     if not call.repeatable:
         return False
     if isinstance(error, RemoteFailed):
-        return error.status is None or error.status in PROXY_TROUBLE
-    return isinstance(error, PASSING)
+        return error.status is None or error.status in RETRYABLE_STATUS
+    return isinstance(error, RETRYABLE)
 
 
-def _unreachable(error: httpx.RequestError, manners: Manners) -> RemoteFailed:
+def _unreachable(error: httpx.RequestError, policy: RequestPolicy) -> RemoteFailed:
     reason = str(error).rstrip(".") or type(error).__name__
-    return RemoteFailed(f"The server at {manners.server} can't be reached: {reason}.")
+    return RemoteFailed(f"The server at {policy.server} can't be reached: {reason}.")

@@ -17,7 +17,7 @@ from condconv_serve.client.answers import (
     routing_fields,
 )
 from condconv_serve.client.calls import Call
-from condconv_serve.client.exchange import Manners, Work, exchange
+from condconv_serve.client.exchange import RequestPolicy, Work, exchange
 from condconv_serve.client.options import (
     FeaturesOptions,
     PredictOptions,
@@ -144,7 +144,7 @@ def load(image: GivenImage, *, keep: bool) -> Loaded:
         return Loaded(image.id, image.filename, None, error)
 
 
-def the_only(image: ImageInput) -> ImageSource:
+def one_image(image: ImageInput) -> ImageSource:
     """Read the image of a call that takes one.
 
     Raises:
@@ -160,19 +160,19 @@ def the_only(image: ImageInput) -> ImageSource:
 class Packer:
     """Puts images together to requests."""
 
-    def __init__(self, manners: Manners) -> None:
-        """Fill requests as far as `manners` allow."""
-        self._manners = manners
+    def __init__(self, policy: RequestPolicy) -> None:
+        """Fill requests as far as `policy` allow."""
+        self._policy = policy
         self._waiting: list[Loaded] = []
         self._bytes = 0
 
     def add(self, image: Loaded) -> Iterator[list[Loaded]]:
         """Take an image; gives the requests that became full."""
-        if self._waiting and self._bytes + image.size > self._manners.image_bytes:
+        if self._waiting and self._bytes + image.size > self._policy.image_bytes:
             yield self._take()
         self._waiting.append(image)
         self._bytes += image.size
-        if len(self._waiting) >= self._manners.images:
+        if len(self._waiting) >= self._policy.images:
             yield self._take()
 
     def rest(self) -> Iterator[list[Loaded]]:
@@ -193,14 +193,14 @@ def in_turn(results: Iterable[Result], given: Mapping[str, Any]) -> Iterator[Res
         yield result
 
 
-def answer_one(kind: Kind[Result], image: Loaded, given: Mapping[str, Any], manners: Manners) -> Work[Result]:
+def answer_one(kind: Kind[Result], image: Loaded, given: Mapping[str, Any], policy: RequestPolicy) -> Work[Result]:
     """The answer about one image. Raises its error."""
-    (result,) = yield from exchange(kind.call([image], given), manners)
+    (result,) = yield from exchange(kind.call([image], given), policy)
     return result
 
 
 def answer_some(
-    kind: Kind[Result], images: Sequence[Loaded], given: Mapping[str, Any], manners: Manners
+    kind: Kind[Result], images: Sequence[Loaded], given: Mapping[str, Any], policy: RequestPolicy
 ) -> Work[list[Result]]:
     """The answers about the images of one request, or of several if the server takes fewer.
 
@@ -208,7 +208,7 @@ def answer_some(
         ServiceError: the request can't be answered; an image's own error is in its result.
     """
     good = [image for image in images if image.source is not None]
-    answers = iter((yield from _ask(kind, good, given, manners)) if good else ())
+    answers = iter((yield from _ask(kind, good, given, policy)) if good else ())
     return [
         next(answers)
         if image.source is not None
@@ -218,10 +218,10 @@ def answer_some(
 
 
 def _ask(
-    kind: Kind[Result], images: Sequence[Loaded], given: Mapping[str, Any], manners: Manners
+    kind: Kind[Result], images: Sequence[Loaded], given: Mapping[str, Any], policy: RequestPolicy
 ) -> Work[list[Result]]:
     try:
-        return (yield from exchange(kind.call(images, given), manners))
+        return (yield from exchange(kind.call(images, given), policy))
     except (TooManyImages, BodyTooLarge) as error:
         if len(images) == 1:
             if isinstance(error, TooManyImages):
@@ -229,15 +229,15 @@ def _ask(
             return [_failed(kind, images[0], error)]
         half = len(images) // 2
         if isinstance(error, TooManyImages):
-            manners.images = min(manners.images, half)
+            policy.images = min(policy.images, half)
         else:
-            manners.image_bytes = min(manners.image_bytes, sum(image.size for image in images) // 2)
+            policy.image_bytes = min(policy.image_bytes, sum(image.size for image in images) // 2)
     except OF_THE_IMAGE as error:
         if len(images) > 1 or error.status is None:  # None: the network's, so it is the request's
             raise
         return [_failed(kind, images[0], error)]
-    first = yield from _ask(kind, images[:half], given, manners)
-    second = yield from _ask(kind, images[half:], given, manners)
+    first = yield from _ask(kind, images[:half], given, policy)
+    second = yield from _ask(kind, images[half:], given, policy)
     return first + second
 
 

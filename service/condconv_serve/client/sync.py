@@ -30,7 +30,7 @@ from condconv_serve.client.many import (
     answer_some,
     in_turn,
     load,
-    the_only,
+    one_image,
 )
 from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, VersionState
 from condconv_serve.client.options import AblationOptions, CallOptions, FeaturesOptions, PredictOptions, RoutingOptions
@@ -96,7 +96,7 @@ class Client:
             proxy=proxy,
         )
         self.url = connection.url
-        self._manners = connection.manners
+        self._policy = connection.policy
         self._concurrency = concurrency
         self._closed = threading.Event()
         self._http = httpx.Client(**connection.options, transport=transport)
@@ -115,6 +115,10 @@ class Client:
         """Close connections. The client can't be used any more."""
         self._closed.set()
         self._http.close()
+
+    def __repr__(self) -> str:
+        """Which server it asks."""
+        return f"<Client of {self.url}>"
 
     # --- images
 
@@ -205,7 +209,7 @@ class Client:
         Raises:
             ServiceError: the image can't be used, there is no such block or expert, or too many ablations wait.
         """
-        source = the_only(image)
+        source = one_image(image)
         return self._call(
             calls.ablation(
                 source,
@@ -282,7 +286,7 @@ class Client:
 
     def ready(self) -> bool:
         """Whether the server takes requests. It doesn't while it loads its models or shuts down, or if it is away."""
-        return self._run(is_ready(self._manners))
+        return self._run(is_ready(self._policy))
 
     def wait_until_ready(self, seconds: float = 60.0) -> None:
         """Wait until the server takes requests.
@@ -290,12 +294,12 @@ class Client:
         Raises:
             ServiceError: why it still doesn't after so many seconds.
         """
-        self._run(until_ready(self._manners, seconds=seconds))
+        self._run(until_ready(self._policy, seconds=seconds))
 
     # --- sending and waiting
 
     def _call(self, call: Call[Answer]) -> Answer:
-        return self._run(exchange(call, self._manners))
+        return self._run(exchange(call, self._policy))
 
     def _run(self, work: Work[Answer], given_up: threading.Event | None = None) -> Answer:
         """Do what the work says until it is done, or nobody waits for it any more."""
@@ -337,7 +341,7 @@ class Client:
         if not given.alone:
             return list(self._answers(kind, given, options))
         (image,) = given
-        return self._run(answer_one(kind, load(image, keep=False), options, self._manners))
+        return self._run(answer_one(kind, load(image, keep=False), options, self._policy))
 
     def _many(self, kind: Kind[Result], images: ImagesInput, options: CallOptions) -> Generator[Result, None, None]:
         kind.check(options)  # now, not when the first answer is asked for
@@ -349,7 +353,7 @@ class Client:
         given_up = threading.Event()
 
         def ask(some: Sequence[Loaded]) -> list[Result]:
-            return self._run(answer_some(kind, some, options, self._manners), given_up)
+            return self._run(answer_some(kind, some, options, self._policy), given_up)
 
         try:
             for some in self._packed(given):
@@ -364,7 +368,7 @@ class Client:
             pool.shutdown(cancel_futures=True)
 
     def _packed(self, given: GivenImages) -> Iterator[list[Loaded]]:
-        packer = Packer(self._manners)
+        packer = Packer(self._policy)
         for image in given:
             yield from packer.add(load(image, keep=True))
         yield from packer.rest()

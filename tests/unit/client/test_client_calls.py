@@ -411,6 +411,17 @@ def test_health(client):
         client.ready()
 
 
+def test_waiting_for_a_server_that_hangs(kind):
+    def hang(request):
+        given.append(request.extensions["timeout"]["read"])
+        raise httpx.ReadTimeout("timed out")
+
+    given = []
+    with answered_by(kind, hang) as client, pytest.raises(ServiceError):
+        client.wait_until_ready(0.2)
+    assert max(given) <= 0.2
+
+
 def test_changes_of_versions(client, seen):
     client.answer(lambda request: httpx.Response(200, json={"version": "2", "state": "serving", "more": 1}))
     assert client.load_version("m\udcff", "2").state == "serving"
@@ -523,6 +534,15 @@ def test_passwords_are_not_shown(kind):
             client.models()
         assert str(raised.value) == "The server at http://server can't be reached: refused."
         assert "secret" not in client.url
+    for wrong in (
+        "http://user:secret@server:99999x",
+        "user:secret@server",
+        "user:secret@server/x",
+        "http://u:secret@s?a",
+    ):
+        with pytest.raises(ConfigurationError, match="is not the address of a server") as refused, opened(kind, wrong):
+            pass
+        assert "secret" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

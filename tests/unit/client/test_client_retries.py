@@ -8,7 +8,7 @@ import pytest
 from condconv_serve import errors
 from condconv_serve.client.answers import Reply, content_of
 from condconv_serve.client.calls import Call
-from condconv_serve.client.exchange import PASSING, Manners, Pause, Send, exchange
+from condconv_serve.client.exchange import RETRYABLE, Pause, RequestPolicy, Send, exchange
 from condconv_serve.errors import (
     DeadlineExceeded,
     InvalidParameter,
@@ -28,17 +28,17 @@ OK = httpx.Response(200, content=b"yes")
 class Told:
     """Does what an exchange says, in no time at all: each reply takes `takes` seconds of a clock that is made up."""
 
-    def __init__(self, *replies, takes=0.0, random=0.0, **manners):
+    def __init__(self, *replies, takes=0.0, random=0.0, **policy):
         self.now = 1000.0
         self.replies = list(replies)
         self.takes = takes
         self.sent: list[Send] = []
         self.pauses: list[float] = []
-        self.manners = Manners(server="http://server", clock=lambda: self.now, random=lambda: random, **manners)
+        self.policy = RequestPolicy(server="http://server", clock=lambda: self.now, random=lambda: random, **policy)
 
     def ask(self, **call):
         call = Call(**{"method": "GET", "path": "/", "read": content_of, **call})
-        work = exchange(call, self.manners)
+        work = exchange(call, self.policy)
         try:
             step = next(work)
             while True:
@@ -90,7 +90,7 @@ def test_what_may_pass_is_tried_again(trouble):
 
 def test_which_errors_may_pass():
     """All others are said once: they would come again, or they cost the server as much as an answer."""
-    slugs = {kind.slug for kind in (*PASSING, RemoteFailed)}  # the last one as what a proxy would say
+    slugs = {kind.slug for kind in (*RETRYABLE, RemoteFailed)}  # the last one as what a proxy would say
     for slug, status in STATUS.items():
         told = Told(problem(slug, status), OK)
         if slug in slugs:
@@ -99,7 +99,7 @@ def test_which_errors_may_pass():
             with pytest.raises(ServiceError):
                 told.ask()
             assert len(told.sent) == 1, slug
-    assert {QueueFull, RateLimited, NotReady, errors.Draining} < set(PASSING)
+    assert {QueueFull, RateLimited, NotReady, errors.Draining} < set(RETRYABLE)
 
 
 def test_pauses_grow_up_to_a_limit():
