@@ -1,4 +1,4 @@
-"""Classifies the images that a command was given, here or with a server, and hands each result on as it comes."""
+"""Answers about the images that a command was given, here or with a server, and hands each result on as it comes."""
 
 from __future__ import annotations
 
@@ -6,26 +6,44 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from condconv_serve.cli.common import INTERRUPTED, read_settings
 from condconv_serve.cli.output import err, into_file, note
 from condconv_serve.cli.results import AnsweringModel, Results
-from condconv_serve.domain import ClassifiedImage
+from condconv_serve.domain import ImageResult, Prediction
 from condconv_serve.errors import ServiceError
 from condconv_serve.settings import Settings
 
 if TYPE_CHECKING:
     from condconv_serve.inputs.files import LocalImage
+    from condconv_serve.tasks.features import Embedding
+    from condconv_serve.tasks.task import Task
 
-Answers: TypeAlias = AbstractContextManager[tuple[AnsweringModel, Iterator[ClassifiedImage]]]
+Answer = TypeVar("Answer")
+Answers: TypeAlias = AbstractContextManager[tuple[AnsweringModel, Iterator[ImageResult[Answer]]]]
 """Which model answers, and its answers as they come."""
-Ask: TypeAlias = "Callable[[Sequence[LocalImage]], Answers]"
+Ask: TypeAlias = "Callable[[Sequence[LocalImage]], Answers[Answer]]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question(Generic[Answer]):
+    """What is asked about each image.
+
+    Attributes:
+        doing: what a progress bar says of it.
+        task: answers it here.
+        remotely: asks a server for the answers about images, in order; called as `cli.remote.classify_remotely` is.
+    """
+
+    doing: str
+    task: Task[Answer]
+    remotely: Callable[..., Iterator[ImageResult[Answer]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Where:
-    """Where images are classified: here, or on a server.
+    """Where images are answered: here, or on a server.
 
     Attributes:
         model: `NAME[/VERSION]`; the default model if None.
@@ -41,16 +59,55 @@ class Where:
 
 
 def classify(
-    arguments: Sequence[str], results: Results, where: Where, *, top_k: int | None, routing: bool = False
+    arguments: Sequence[str],
+    results: Results[Prediction],
+    where: Where,
+    *,
+    top_k: int | None,
+    threshold: float = 0.0,
+    routing: bool = False,
 ) -> int:
-    """Classify images.
+    """Classify images; as `answer`.
 
     Args:
         arguments: files, folders, globs, or `-`.
         results: prints them.
         where: here, or on a server.
         top_k: classes per image, if it was given.
+        threshold: of these, classes with a smaller probability are left out.
         routing: whether a server shall return routing weights.
+    """
+    from condconv_serve.tasks.classification import Classify
+
+    def remotely(*given: Any, **options: Any) -> Iterator[ImageResult[Prediction]]:
+        from condconv_serve.cli.remote import classify_remotely
+
+        return classify_remotely(*given, **options, top_k=top_k, threshold=threshold, routing=routing)
+
+    question = Question(doing="classifying", task=Classify(top_k, threshold), remotely=remotely)
+    return answer(arguments, results, where, question)
+
+
+def embed(arguments: Sequence[str], results: Results[Embedding], where: Where, *, logits: bool) -> int:
+    """Compute images' features, and logits if wanted; as `answer`."""
+    from condconv_serve.tasks.features import Embed
+
+    def remotely(*given: Any, **options: Any) -> Iterator[ImageResult[Embedding]]:
+        from condconv_serve.cli.remote import embed_remotely
+
+        return embed_remotely(*given, **options, logits=logits)
+
+    return answer(arguments, results, where, Question(doing="embedding", task=Embed(logits), remotely=remotely))
+
+
+def answer(arguments: Sequence[str], results: Results[Answer], where: Where, question: Question[Answer]) -> int:
+    """Answer a question about images.
+
+    Args:
+        arguments: files, folders, globs, or `-`.
+        results: prints them.
+        where: here, or on a server.
+        question: what is asked.
 
     Returns:
         The command's exit code: 1 if an image failed, 130 after Ctrl-C.
@@ -63,7 +120,7 @@ def classify(
     from condconv_serve.offline.progress import ProgressBar
 
     settings = read_settings(model_store=where.model_store)
-    ask = _here(settings, where, top_k) if where.server is None else _remotely(settings, where, top_k, routing)
+    ask = (_here if where.server is None else _remotely)(settings, where, question)
     images = find_images(arguments, max_bytes=settings.max_body_bytes, note=note)
     done = failed = 0
     try:
@@ -71,7 +128,7 @@ def classify(
             with interrupts_held():
                 results.started(model)
             # Results on a terminal are progress enough.
-            with ProgressBar("classifying", wanted=None if into_file() else False, console=err) as bar:
+            with ProgressBar(question.doing, wanted=None if into_file() else False, console=err) as bar:
                 for result in answers:
                     with interrupts_held():
                         results.result(result)
@@ -88,16 +145,15 @@ def classify(
     return int(failed > 0)
 
 
-def _here(settings: Settings, where: Where, top_k: int | None) -> Ask:
+def _here(settings: Settings, where: Where, question: Question[Answer]) -> Ask[Answer]:
     from condconv_serve.offline.bundles import find_bundle
     from condconv_serve.offline.local_service import LocalService
     from condconv_serve.store import Catalog
-    from condconv_serve.tasks.classification import Classify
 
-    bundle, task = find_bundle(settings, Catalog(settings.model_store), where.model), Classify(top_k)
+    bundle, task = find_bundle(settings, Catalog(settings.model_store), where.model), question.task
 
     @contextmanager
-    def ask(images: Sequence[LocalImage]) -> Iterator[tuple[AnsweringModel, Iterator[ClassifiedImage]]]:
+    def ask(images: Sequence[LocalImage]) -> Iterator[tuple[AnsweringModel, Iterator[ImageResult[Answer]]]]:
         with LocalService(settings, bundle, release=False) as service:
             task.check(service.model.info)
             yield AnsweringModel.of(service.model), service.stream((image, task) for image in images)
@@ -105,15 +161,14 @@ def _here(settings: Settings, where: Where, top_k: int | None) -> Ask:
     return ask
 
 
-def _remotely(settings: Settings, where: Where, top_k: int | None, routing: bool) -> Ask:
-    from condconv_serve.cli.remote import classify_remotely, describe
+def _remotely(settings: Settings, where: Where, question: Question[Answer]) -> Ask[Answer]:
+    from condconv_serve.cli.remote import describe
     from condconv_serve.client import Client
 
     @contextmanager
-    def ask(images: Sequence[LocalImage]) -> Iterator[tuple[AnsweringModel, Iterator[ClassifiedImage]]]:
-        limit = settings.max_body_bytes
+    def ask(images: Sequence[LocalImage]) -> Iterator[tuple[AnsweringModel, Iterator[ImageResult[Answer]]]]:
         with Client(where.server, api_key=where.api_key) as client:
             model = describe(client, where.model)
-            yield model, classify_remotely(client, images, model, max_bytes=limit, top_k=top_k, routing=routing)
+            yield model, question.remotely(client, images, model, max_bytes=settings.max_body_bytes)
 
     return ask

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from condconv_serve.cli.classifying import Where, classify
+from condconv_serve.cli.classifying import Where, classify, embed
 from condconv_serve.cli.common import ApiKey, Images, Json, MaybeServer, ModelOption, Store, ThemeOption, friendly
 from condconv_serve.cli.output import say
-from condconv_serve.cli.results import JsonLines, JsonResults, Results, TextResults
+from condconv_serve.cli.results import Results, TextResults, as_json, classes_entry, features_entry
 from condconv_serve.domain import Prediction
 from condconv_serve.errors import InvalidParameter
 
+if TYPE_CHECKING:
+    from condconv_serve.tasks.features import Embedding
+
 app = typer.Typer()
 
+Data = Annotated[
+    list[Path] | None,
+    typer.Option("--data", metavar="FILE", help="Write the figures (.csv or .npz). You can give several."),
+]
 Lines = Annotated[bool, typer.Option("--json-lines", help="Print a JSON object per image, each on a line of its own.")]
 
 
@@ -27,17 +35,21 @@ def predict(
         int | None,
         typer.Option("--top-k", min=1, help="Classes to show per image. Default: 5, or all if there are fewer."),
     ] = None,
-    as_json: Json = False,
-    as_lines: Lines = False,
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0, max=1, help="Of these, leave out classes with a smaller probability.")
+    ] = 0.0,
+    json_document: Json = False,
+    json_lines: Lines = False,
     model: ModelOption = None,
     model_store: Store = None,
     server: MaybeServer = None,
     api_key: ApiKey = None,
 ) -> None:
     """Classify images, here or with a server. Results appear as they come."""
-    results: Results = _as_json(as_json, as_lines, routing=False) or TextResults(_print_classes)
+    entry = partial(classes_entry, routing=False)
+    results = as_json(entry, document=json_document, lines=json_lines) or TextResults(_print_classes)
     where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
-    raise typer.Exit(classify(images, results, where, top_k=top_k))
+    raise typer.Exit(classify(images, results, where, top_k=top_k, threshold=threshold))
 
 
 @app.command(
@@ -57,16 +69,13 @@ def routing(
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="With --by class: write a page (.html).")
     ] = None,
-    data: Annotated[
-        list[Path] | None,
-        typer.Option("--data", metavar="FILE", help="Write the figures (.csv or .npz). You can give several."),
-    ] = None,
+    data: Data = None,
     theme: ThemeOption = "auto",
     narrow: Annotated[
         bool, typer.Option("--narrow", help="In the picture, put everything below each other, as for phones.")
     ] = False,
-    as_json: Json = False,
-    as_lines: Lines = False,
+    json_document: Json = False,
+    json_lines: Lines = False,
     model: ModelOption = None,
     model_store: Store = None,
     server: MaybeServer = None,
@@ -77,28 +86,54 @@ def routing(
 
     wanted = Wanted(plot=plot, report=report, data=tuple(data or ()), theme=theme, narrow=narrow)
     wanted.check(by)
-    if as_lines and by == "class":
+    if json_lines and by == "class":
         raise InvalidParameter("Lines of JSON are for images: use --json for classes.")
-    results: Results
+    results: Results[Prediction]
     if by == "class":
-        results = ClassResults(wanted, as_json=as_json)
+        results = ClassResults(wanted, as_json=json_document)
     else:
-        results = _as_json(as_json, as_lines, routing=True) or TextResults(print_routing)
+        entry = partial(classes_entry, routing=True)
+        results = as_json(entry, document=json_document, lines=json_lines) or TextResults(print_routing)
         if plot is not None or data:
             results = Kept(results, wanted)
     where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
     raise typer.Exit(classify(images, results, where, top_k=1, routing=True))
 
 
-def _as_json(as_json: bool, as_lines: bool, *, routing: bool) -> Results | None:
-    if as_json and as_lines:
-        raise typer.BadParameter("print one document or a line per image, not both.", param_hint="--json, --json-lines")
-    if as_lines:
-        return JsonLines(routing=routing)
-    return JsonResults(routing=routing) if as_json else None
+@app.command(epilog="Example: [bold]condconv features photos/ --data features.npz[/]")
+@friendly
+def features(
+    images: Images,
+    data: Data = None,
+    logits: Annotated[bool, typer.Option("--logits", help="Class scores before the softmax, too.")] = False,
+    json_document: Json = False,
+    json_lines: Lines = False,
+    model: ModelOption = None,
+    model_store: Store = None,
+    server: MaybeServer = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Compute images' features, by which they can be compared, here or with a server.
+
+    Features are what the model's last layer reads: a vector for each image.
+    """
+    from condconv_serve.cli.features_output import KeptFeatures, print_features
+    from condconv_serve.routing.class_export import check_data_path
+
+    for path in data or ():
+        check_data_path(path)
+    results: Results[Embedding] = as_json(features_entry, document=json_document, lines=json_lines) or TextResults(
+        print_features
+    )
+    if data:
+        results = KeptFeatures(results, data)
+    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
+    raise typer.Exit(embed(images, results, where, logits=logits))
 
 
 def _print_classes(name: str, prediction: Prediction) -> None:
     say((name, "bold"))
     for scored in prediction.classes:
         say(f"  {scored.probability:7.2%}  {scored.label}")
+    if not prediction.classes:
+        say("  no class reaches the threshold")

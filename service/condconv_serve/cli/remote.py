@@ -21,7 +21,8 @@ from condconv_serve.domain import (
 )
 from condconv_serve.errors import NoDefaultModel
 from condconv_serve.inputs.files import LocalImage
-from condconv_serve.results import ImagePrediction
+from condconv_serve.results import ImageFeatures, ImagePrediction
+from condconv_serve.tasks.features import Embedding
 
 _STATIC = RoutingTrace(RoutingLayout(), np.zeros((0, 0), np.float32))
 
@@ -60,7 +61,13 @@ def describe(client: Client, model: str | None) -> AnsweringModel:
 
 
 def classify_remotely(
-    client: Client, images: Sequence[LocalImage], model: AnsweringModel, *, max_bytes: int, **options: Any
+    client: Client,
+    images: Sequence[LocalImage],
+    model: AnsweringModel,
+    *,
+    max_bytes: int,
+    threshold: float = 0.0,
+    **options: Any,
 ) -> Iterator[ClassifiedImage]:
     """Classify images, in order; a few are read ahead.
 
@@ -69,12 +76,25 @@ def classify_remotely(
         images: what to classify.
         model: the version that answers, even if it isn't the newest any more.
         max_bytes: most bytes of an image.
+        threshold: classes with a smaller probability are left out here, since the best one is to be known in any case.
         options: those of `Client.predict`.
     """
-    later = (cast(BinaryIO, _ReadLater(image, max_bytes)) for image in images)
-    answers = client.predict_iter(later, model=model.name, version=model.version, **options)
+    answers = client.predict_iter(_later(images, max_bytes), model=model.name, version=model.version, **options)
     for image, answer in zip(images, answers, strict=True):
-        yield _classified(image.name, answer)
+        yield _classified(image.name, answer, threshold)
+
+
+def embed_remotely(
+    client: Client, images: Sequence[LocalImage], model: AnsweringModel, *, max_bytes: int, logits: bool
+) -> Iterator[ImageResult[Embedding]]:
+    """Compute images' features, and logits if wanted; as `classify_remotely`."""
+    answers = client.features_iter(_later(images, max_bytes), model=model.name, version=model.version, logits=logits)
+    for image, answer in zip(images, answers, strict=True):
+        yield _embedded(image.name, answer)
+
+
+def _later(images: Sequence[LocalImage], max_bytes: int) -> Iterator[BinaryIO]:
+    return (cast(BinaryIO, _ReadLater(image, max_bytes)) for image in images)
 
 
 def _answering(details: ModelDetails) -> AnsweringModel:
@@ -87,14 +107,23 @@ def _answering(details: ModelDetails) -> AnsweringModel:
     )
 
 
-def _classified(name: str, answer: ImagePrediction) -> ClassifiedImage:
+def _classified(name: str, answer: ImagePrediction, threshold: float) -> ClassifiedImage:
     if not answer.classes or answer.timings is None or answer.batch_size is None:
         return ImageResult(id=name, filename=name, error=answer.error)
     prediction = Prediction(
         best=answer.classes[0],
-        classes=answer.classes,
+        classes=tuple(scored for scored in answer.classes if scored.probability >= threshold),
         routing=answer.routing or _STATIC,
         timings=answer.timings,
         batch_size=answer.batch_size,
     )
     return ImageResult(id=name, filename=name, prediction=prediction)
+
+
+def _embedded(name: str, answer: ImageFeatures) -> ImageResult[Embedding]:
+    if answer.features is None or answer.timings is None or answer.batch_size is None:
+        return ImageResult(id=name, filename=name, error=answer.error)
+    embedding = Embedding(
+        features=answer.features, logits=answer.logits, timings=answer.timings, batch_size=answer.batch_size
+    )
+    return ImageResult(id=name, filename=name, prediction=embedding)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.table import Table
 
-from condconv_serve.cli.common import command_line
 from condconv_serve.cli.output import add_row, err, print_failure, print_json, print_table, say
 from condconv_serve.cli.results import AnsweringModel, Results
 from condconv_serve.cli.tables import fits
@@ -57,7 +56,7 @@ class Wanted:
 class Kept:
     """Writes the images of other results to files once all are there, or those that are there after Ctrl-C."""
 
-    def __init__(self, results: Results, wanted: Wanted) -> None:
+    def __init__(self, results: Results[Prediction], wanted: Wanted) -> None:
         """Print them as `results` does."""
         self._results = results
         self._wanted = wanted
@@ -79,7 +78,7 @@ class Kept:
         predictions = _predictions(self._found)
         if not predictions:
             return
-        made_by, wanted = _made_by(self._model, interrupted=interrupted), self._wanted
+        made_by, wanted = self._model.makes(interrupted=interrupted), self._wanted
         if wanted.plot is not None:
             traces = [(f"{name}\n{found.best.label}", found.routing) for name, found in predictions]
             plot_routing(traces, wanted.plot, wanted.look(wanted.plot, made_by))
@@ -116,7 +115,7 @@ class ClassResults:
         predictions = _predictions(self._found)
         if not predictions:
             return
-        made_by, wanted = _made_by(self._model, interrupted=interrupted), self._wanted
+        made_by, wanted = self._model.makes(interrupted=interrupted), self._wanted
         traces = [(Path(name).absolute().parent.name, prediction.routing) for name, prediction in predictions]
         found = by_class(traces, [name for name, _ in predictions])
         if self._as_json:
@@ -161,12 +160,6 @@ def _print_classes(found: RoutingByClass, model: str) -> None:
 
 def _predictions(results: list[ClassifiedImage]) -> list[tuple[str, Prediction]]:
     return [(r.filename or r.id, r.prediction) for r in results if r.prediction is not None]
-
-
-def _made_by(model: AnsweringModel, *, interrupted: bool) -> Provenance:
-    command = command_line()
-    command = f"{command} # interrupted" if interrupted else command
-    return Provenance.now(model.name, model.version, model.weights_sha256, command)
 
 
 def print_routing(name: str, prediction: Prediction) -> None:

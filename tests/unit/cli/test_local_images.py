@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -18,7 +19,7 @@ from condconv_serve.cli import app, output
 from condconv_serve.errors import BundleError
 from condconv_serve.settings import Settings
 from condconv_serve.store.aliases import set_alias
-from tests.contract.fake_server import load_fake
+from tests.contract.fake_server import PATCH_FEATURES, load_fake
 from tests.contract.fakes import FunctionEngine
 from tests.e2e.tiny_models import write_fake
 from tests.pictures import jpeg, photo
@@ -343,3 +344,92 @@ def test_nobody_reads_what_is_printed(command, monkeypatch):
     assert ended.value.code == 141
     assert "Broken pipe" not in said.getvalue()
     assert "error" not in said.getvalue()
+
+
+class TestFeatures:
+    def test_what_is_printed(self, photos):
+        code, out, err = condconv("features", photos / "00.jpg", photos / "02.jpg", photos / "03.jpg")
+        assert code == 1
+        assert [line.split("  ")[0] for line in out.splitlines()] == [str(photos / "00.jpg"), str(photos / "03.jpg")]
+        (entry,) = json.loads(condconv("features", photos / "00.jpg", "--json")[1])["predictions"]
+        length = np.linalg.norm(entry["features"])
+        assert out.splitlines()[0].endswith(f"  {PATCH_FEATURES} features, as a vector of length {length:.3g}")
+        assert f"{photos / '02.jpg'}: " in err
+
+    def test_json_is_the_http_answers(self, photos):
+        code, out, _ = condconv("features", photos / "00.jpg", photos / "02.jpg", "--json", "--logits")
+        good, bad = json.loads(out)["predictions"]
+        assert code == 1
+        assert good.keys() == {"id", "filename", "features", "logits", "timings_ms", "batch_size"}
+        assert (len(good["features"]), len(good["logits"])) == (PATCH_FEATURES, 16)
+        assert bad["error"]["slug"] == "unsupported_image"
+        _, out, _ = condconv("features", photos / "00.jpg", "--json-lines")
+        line = json.loads(out)
+        assert line["model"] == {"name": "fake", "version": "3"}
+        assert line["features"] == good["features"]
+        assert "logits" not in line
+
+    def test_files(self, photos, tmp_path):
+        code, out, err = condconv(
+            "features", photos, "--data", tmp_path / "f.npz", "--data", tmp_path / "f.csv", "--json-lines"
+        )
+        assert code == 1
+        lines = [json.loads(line) for line in out.splitlines()]
+        with np.load(tmp_path / "f.npz", allow_pickle=False) as arrays:
+            assert arrays["features"].shape == (12, PATCH_FEATURES)
+            assert np.isnan(arrays["features"]).all(axis=1).tolist() == [number == 2 for number in range(12)]
+            np.testing.assert_array_equal(arrays["features"][0], np.array(lines[0]["features"], np.float32))
+            assert arrays["filenames"].tolist() == [str(photos / f"{number:02}.jpg") for number in range(12)]
+            assert "logits" not in arrays
+            made_by = json.loads(str(arrays["made_by"]))
+        assert (made_by["model"], made_by["version"]) == ("fake", "3")
+        table = (tmp_path / "f.csv").read_text().splitlines()
+        assert table[0] == "# model: fake"
+        assert [line.partition(",")[0] for line in table if line[0].isdigit()] == [str(n) for n in range(12)]
+        assert err.splitlines()[-2:] == [f"wrote {tmp_path / 'f.npz'}", f"wrote {tmp_path / 'f.csv'}"]
+
+    def test_files_that_can_not_be_written(self, photos, tmp_path):
+        code, out, err = condconv("features", photos, "--data", tmp_path / "f.json")
+        assert (code, out) == (1, "")
+        assert ".csv, .npz" in err
+        code, _, err = condconv("features", photos, "--data", tmp_path / "none" / "f.npz")
+        assert (code, "none" in err) == (1, True)
+
+    def test_nothing_is_written_of_nothing(self, photos, tmp_path):
+        code, _, err = condconv("features", photos / "02.jpg", "--data", tmp_path / "f.npz")
+        assert code == 1
+        assert "wrote" not in err
+        assert not (tmp_path / "f.npz").exists()
+
+    @pytest.mark.usefixtures("_interrupted_at_five")
+    def test_what_is_there_after_ctrl_c_is_written(self, photos, tmp_path):
+        code, out, _ = condconv("features", photos, "--data", tmp_path / "f.npz")
+        assert code == 130
+        with np.load(tmp_path / "f.npz") as arrays:
+            assert len(arrays["features"]) == len(out.splitlines()) + 1
+            assert "# interrupted" in json.loads(str(arrays["made_by"]))["command"]
+
+
+class TestThreshold:
+    def test_classes_below_it_are_left_out(self, photos):
+        everything = json.loads(condconv("predict", photos / "00.jpg", "--json-lines")[1])["classes"]
+        between = (everything[0]["probability"] + everything[1]["probability"]) / 2
+        _, out, _ = condconv("predict", photos / "00.jpg", "--json-lines", "--threshold", between)
+        assert json.loads(out)["classes"] == everything[:1]
+
+    def test_no_class_reaches_it(self, photos, monkeypatch):
+        def undecided(*given, **options):
+            model = load_fake(*given, **options)
+
+            def compute(rows, stream):
+                return {**model.engine(rows, stream), "logits": np.zeros((len(rows), 16), np.float32)}
+
+            return replace(model, engine=FunctionEngine(compute))
+
+        monkeypatch.setattr(bootstrap, "load_model", undecided)
+        code, out, _ = condconv("predict", photos / "00.jpg", "--threshold", 0.1)
+        assert (code, out) == (0, f"{photos / '00.jpg'}\n  no class reaches the threshold\n")
+
+    @pytest.mark.parametrize("threshold", ["-0.1", "1.1", "half", "nan"])
+    def test_impossible(self, photos, threshold):
+        assert condconv("predict", photos / "00.jpg", f"--threshold={threshold}")[0] in (1, 2)

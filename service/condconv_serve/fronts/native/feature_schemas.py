@@ -52,11 +52,12 @@ def features_response(answered: Answered[Embedding]) -> FeaturesResponse:
     """Put features into the body's shape."""
     return FeaturesResponse.model_construct(
         model=ModelReference(name=answered.model.name, version=answered.model.version),
-        predictions=[_body(result) for result in answered.results],
+        predictions=[features_body(result) for result in answered.results],
     )
 
 
-def _body(result: EmbeddedImage) -> FeaturesBody:
+def features_body(result: EmbeddedImage) -> FeaturesBody:
+    """The result of one image."""
     if result.error is not None:
         return FeaturesBody(id=result.id, filename=result.filename, error=Problem.of(result.error))
     embedding = result.prediction

@@ -99,10 +99,11 @@ def _task(parameters: FeaturesParameters, form: FeaturesFormat) -> Embed:
 def _written(answered: Answered[Embedding], form: FeaturesFormat) -> bytes:
     if form == "json":
         return features_response(answered).model_dump_json(exclude_none=True).encode()
+    features = features_of(answered.model)
     if form == "npz":
         made_by = Provenance.of(answered.model.manifest, "POST /features")
-        return to_npz(answered.results, answered.model, made_by=made_by)
-    return (to_csv if form == "csv" else to_bytes)(answered.results, answered.model)
+        return to_npz(answered.results, features, made_by=made_by)
+    return (to_csv if form == "csv" else to_bytes)(answered.results, features)
 
 
 def _headers(answered: Answered[Embedding], form: FeaturesFormat) -> dict[str, str]:
