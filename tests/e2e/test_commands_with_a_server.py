@@ -1,4 +1,4 @@
-"""`condconv predict` and `condconv routing`, computed by a server."""
+"""`condconv predict`, `condconv routing` and `condconv features`, computed by a server."""
 
 from __future__ import annotations
 
@@ -103,6 +103,38 @@ def test_routing_in_every_form(server: Server, folder: Path, tmp_path: Path) -> 
     by_class = run(server, "routing", folder, "--by", "class", "--json", "--report", tmp_path / "report.html")
     assert {entry["name"] for entry in json.loads(by_class.stdout)["classes"]} == {"cat", "coffee"}
     assert "report.html" in by_class.stderr
+
+
+def test_features(server: Server, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "features.npz"
+    result = run(server, "features", folder, "--data", file, "--json-lines", "--logits")
+    assert result.exit_code == 1
+    entries = [json.loads(line) for line in result.stdout.splitlines()]
+    photos = [entry for entry in entries if "error" not in entry]
+    with np.load(file) as data:
+        good = data["errors"] == ""
+        assert data["errors"][~good].tolist() == ["unsupported_image", "missing_image"]
+        for name in ("features", "logits"):
+            np.testing.assert_array_equal(data[name][good], np.array([entry[name] for entry in photos], np.float32))
+        made_by = json.loads(str(data["made_by"]))
+        features = dict(zip(data["filenames"].tolist(), data["features"], strict=True))
+    assert (made_by["model"], made_by["version"], len(made_by["weights_sha256"])) == (MODEL, "1", 64)
+    photo = folder / "cat" / "300.jpg"
+    said = server.client.post("/features", content=photo.read_bytes()).json()["predictions"][0]["features"]
+    np.testing.assert_array_equal(features[str(photo)], np.array(said, np.float32))
+    text = run(server, "features", photo)
+    assert text.stdout.startswith(f"{photo}  {len(said)} features, as a vector of length ")
+
+
+def test_a_threshold(server: Server, folder: Path) -> None:
+    photo = folder / "coffee" / "300.jpg"
+    classes = json.loads(run(server, "predict", photo, "--json-lines").stdout)["classes"]
+    between = (classes[0]["probability"] + classes[1]["probability"]) / 2
+    found = json.loads(run(server, "predict", photo, "--json-lines", "--threshold", between).stdout)
+    assert found["classes"] == classes[:1]
+    if classes[0]["probability"] < 1:
+        text = run(server, "predict", photo, "--threshold", 1)
+        assert (text.exit_code, text.stdout) == (0, f"{photo}\n  no class reaches the threshold\n")
 
 
 def test_keys_models_and_versions(tmp_path: Path, coffee: bytes) -> None:

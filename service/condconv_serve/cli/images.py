@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from condconv_serve.cli.classifying import Where, classify, embed
+from condconv_serve.cli.answering import Where, classify, embed
 from condconv_serve.cli.common import ApiKey, Images, Json, MaybeServer, ModelOption, Store, ThemeOption, friendly
 from condconv_serve.cli.output import say
 from condconv_serve.cli.results import Results, TextResults, as_json, classes_entry, features_entry
