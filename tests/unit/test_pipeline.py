@@ -30,7 +30,7 @@ from tests.contract.fakes import FakeModels, FunctionEngine, ShadeEngine, even_l
 from tests.pictures import encode
 
 CLASSES, BLOCKS, EXPERTS = 6, ("block_8", "block_9"), 3
-NAN, GUILTY = 250, 251
+NAN, INFINITE, GUILTY = 250, 252, 251
 INFO = model_info("fake", "3", layout=even_layout(BLOCKS, EXPERTS), classes=CLASSES)
 SHADES = ShadeEngine(classes=CLASSES, layout=INFO.routing)
 
@@ -42,6 +42,7 @@ def compute(rows, stream):
         raise RuntimeError("secret")
     output = SHADES(rows, stream)
     output["logits"][shades == NAN, 2] = np.nan
+    output["features"][shades == INFINITE, 1] = np.inf
     return output
 
 
@@ -156,9 +157,10 @@ async def test_ids_and_filenames(subject):
         (TRUNCATED, CorruptImage),
         (HUGE, ImageTooLarge),
         (image(NAN), InferenceFailed),
+        (image(INFINITE), InferenceFailed),
         (image(GUILTY), InferenceFailed),
     ],
-    ids=["unsupported", "corrupt", "too large", "not finite", "engine fails"],
+    ids=["unsupported", "corrupt", "too large", "not finite", "features not finite", "engine fails"],
 )
 async def test_a_bad_image_leaves_the_others_alone(bad, error, subject):
     results = (await subject.classify([image(0), bad, image(2)])).results

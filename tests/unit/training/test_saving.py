@@ -82,6 +82,22 @@ def test_trained_saved_and_served(saved):
     served.engine.close()
 
 
+def test_a_network_that_names_its_features(saved, randomise):
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Conv2D(6, 3, activation="relu")(inputs)
+    outputs = {
+        "logits": layers.GlobalAveragePooling2D()(layers.Conv2D(3, 1)(x)),  # no last layer that reads one vector
+        "features": layers.GlobalMaxPooling2D()(x),
+    }
+    model = randomise(keras.Model(inputs, outputs))
+    served = load_model(open_bundle(saved(model)), PLAN)
+    assert [(output.name, output.shape) for output in served.info.outputs][2:] == [("features", (6,))]
+    rows = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    expected = model((rows - np.array(PREPROCESSING.mean)) / np.array(PREPROCESSING.std), training=False)
+    np.testing.assert_allclose(served.engine(rows)["features"], expected["features"], rtol=1e-4)
+    served.engine.close()
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
