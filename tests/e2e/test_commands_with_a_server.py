@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +18,7 @@ from typer.testing import CliRunner, Result
 from condconv_serve.cli import app
 from condconv_serve.store.aliases import set_alias
 from tests import pictures
-from tests.e2e.server import MODEL, Server
+from tests.e2e.server import MODEL, Server, wait_for
 from tests.e2e.tiny_models import write_fake
 
 
@@ -165,3 +168,28 @@ def test_a_server_that_goes_away(coffee: bytes, tmp_path: Path) -> None:
     assert result.stderr.startswith("error: The server at http://127.0.0.1:9 can't be reached: ")
     wrong = CliRunner().invoke(app, ["predict", str(photo), "--server", "localhost:8000"])
     assert (wrong.exit_code, "is not the address of a server" in wrong.stderr) == (1, True)
+
+
+def test_ctrl_c_while_a_server_hangs(coffee: bytes, tmp_path: Path) -> None:
+    """What was printed is a whole document, and nobody waits for the server."""
+    for number in range(400):
+        (tmp_path / f"{number:03}.jpg").write_bytes(coffee)
+    command = [sys.executable, "-m", "condconv_serve", "predict", str(tmp_path), "--json", "--top-k", "1", "--server"]
+    pipe = subprocess.PIPE
+    with (
+        Server(max_images_per_request=2) as server,
+        subprocess.Popen([*command, server.url], stdout=pipe, stderr=pipe, bufsize=0) as running,
+    ):
+        assert running.stdout is not None
+        printed = b""
+        while b"batch_size" not in printed:
+            printed += running.stdout.read(1000)
+        with server.holding():
+            wait_for(lambda: server.metrics()["condconv_rows_in_flight"] > 0)
+            running.send_signal(signal.SIGINT)
+            out, err = running.communicate(timeout=20)
+    assert running.returncode == 130, err
+    document = json.loads(printed + out)
+    assert document["interrupted"] is True
+    assert 0 < len(document["predictions"]) < 400
+    assert b"Traceback" not in err

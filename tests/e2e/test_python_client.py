@@ -284,15 +284,25 @@ def test_keys_and_versions(kind: str, tmp_path: Path, coffee: bytes) -> None:
             assert boss.unload_version("tiny", "1").state != "serving"
 
 
-def test_no_thread_outlives_its_call(server: Server, coffee: bytes) -> None:
+def test_nobody_waits_for_what_is_given_up(server: Server, coffee: bytes) -> None:
+    """Neither whoever leaves a loop, nor whoever closes the client; what is under way ends by itself."""
+    client = Client(server.url)
+    answers = client.predict_iter([coffee] * 200)
+    next(answers)
+    with server.holding():
+        wait_for(lambda: server.metrics()["condconv_rows_in_flight"] > 0)
+        answers.close()
+        client.close()
+        assert client_threads() != []
+        with pytest.raises(RuntimeError, match="closed"):
+            client.predict(coffee)
+    wait_for(lambda: client_threads() == [])
+
+
+def test_no_thread_is_left(server: Server, coffee: bytes) -> None:
     with Client(server.url) as client:
         client.predict([coffee] * 40)
-        assert client_threads() == []
-        answers = client.predict_iter([coffee] * 40)
-        next(answers)
-        assert client_threads() != []
-        answers.close()
-        assert client_threads() == []
+        wait_for(lambda: client_threads() == [])
 
 
 def client_threads() -> list[str]:

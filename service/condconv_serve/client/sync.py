@@ -6,7 +6,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar, Unpack, cast, overload
 
@@ -34,6 +35,7 @@ from condconv_serve.client.many import (
 )
 from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, VersionState
 from condconv_serve.client.options import AblationOptions, CallOptions, FeaturesOptions, PredictOptions, RoutingOptions
+from condconv_serve.client.threads import started
 from condconv_serve.domain import RoutingChange, Variant
 from condconv_serve.inputs import GivenImages, ImageInput, ImagesInput
 from condconv_serve.results import ImageAblation, ImageFeatures, ImagePrediction, ImageRouting
@@ -99,6 +101,8 @@ class Client:
         self._policy = connection.policy
         self._concurrency = concurrency
         self._closed = threading.Event()
+        self._lock = threading.Lock()
+        self._under_way = 0
         self._http = httpx.Client(**connection.options, transport=transport)
 
     def __enter__(self) -> Self:
@@ -112,9 +116,12 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close connections. The client can't be used any more."""
-        self._closed.set()
-        self._http.close()
+        """Close connections. The client can't be used any more. What is under way ends first, on threads of its own."""
+        with self._lock:
+            self._closed.set()
+            idle = not self._under_way
+        if idle:
+            self._http.close()
 
     def __repr__(self) -> str:
         """Which server it asks."""
@@ -307,9 +314,9 @@ class Client:
         try:
             step = next(work)
             while True:
+                if given_up.wait(step.seconds if isinstance(step, Pause) else 0):
+                    raise RuntimeError("The client is closed.")
                 if isinstance(step, Pause):
-                    if given_up.wait(step.seconds):
-                        raise RuntimeError("The client was closed before there was an answer.")
                     step = work.send(None)
                     continue
                 try:
@@ -322,6 +329,20 @@ class Client:
             return cast(Answer, done.value)
 
     def _send(self, step: Send) -> Reply:
+        with self._lock:
+            if self._closed.is_set():
+                raise RuntimeError("The client is closed.")
+            self._under_way += 1
+        try:
+            return self._exchange(step)
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                last = self._closed.is_set() and not self._under_way
+            if last:  # a connection must not be closed while another thread reads from it
+                self._http.close()
+
+    def _exchange(self, step: Send) -> Reply:
         request = request_of(self._http, step)
         end = time.monotonic() + step.seconds
         response = self._http.send(request, stream=True)
@@ -348,24 +369,22 @@ class Client:
         return self._answers(kind, GivenImages(images), options)
 
     def _answers(self, kind: Kind[Result], given: GivenImages, options: CallOptions) -> Generator[Result, None, None]:
-        pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix="condconv-client")
+        free, given_up = threading.Semaphore(self._concurrency), threading.Event()
         coming: deque[Future[list[Result]]] = deque()
-        given_up = threading.Event()
 
         def ask(some: Sequence[Loaded]) -> list[Result]:
-            return self._run(answer_some(kind, some, options, self._policy), given_up)
+            with free:
+                return self._run(answer_some(kind, some, options, self._policy), given_up)
 
         try:
             for some in self._packed(given):
                 if len(coming) == 2 * self._concurrency:  # one slow request keeps no others waiting
                     yield from in_turn(coming.popleft().result(), options)
-                coming.append(pool.submit(ask, some))
+                coming.append(started(partial(ask, some)))
             while coming:
                 yield from in_turn(coming.popleft().result(), options)
         finally:
             given_up.set()
-            # What is under way ends first: a connection must not be closed while another thread reads from it.
-            pool.shutdown(cancel_futures=True)
 
     def _packed(self, given: GivenImages) -> Iterator[list[Loaded]]:
         packer = Packer(self._policy)
