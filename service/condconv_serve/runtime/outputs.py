@@ -9,7 +9,7 @@ import keras
 
 from condconv_serve.domain import FEATURES, LOGITS, ROUTING, OutputSpec, RoutingLayout
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import CondConv2D
+from condconv_serve.nn import CondConv2D, CondConvDense
 from condconv_serve.runtime.layer_kinds import is_condconv
 from condconv_serve.runtime.model_graph import Call, ModelGraph, layers_within, replay
 
@@ -17,7 +17,7 @@ Tensor = Any
 _SUFFIX = "_routing"
 """A router called `<block>_routing` routes the block of that name."""
 _NAMES = frozenset({"logits", "routing", "features"})
-_CLASSIFIERS = (keras.layers.Dense, keras.layers.Conv2D, CondConv2D)
+_CLASSIFIERS = (keras.layers.Dense, keras.layers.Conv2D, CondConvDense, CondConv2D)
 
 
 def routing_layout(network: keras.Model) -> RoutingLayout:
@@ -58,7 +58,8 @@ def with_features(network: keras.Model) -> keras.Model:
 def find_features(network: keras.Model) -> Tensor | None:
     """The vector of which the last layer makes the logits, symbolic: `[B, features]` or `[B, 1, 1, features]`.
 
-    That layer is the last dense layer or convolution before the logits; what follows it changes numbers one by one.
+    That layer is the last dense layer or convolution before the logits, with experts or without; what follows it
+    changes numbers one by one.
 
     Args:
         network: returns `logits`, and perhaps `features` that it names itself.

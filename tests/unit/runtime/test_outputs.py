@@ -11,6 +11,7 @@ from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import (
     ARCHITECTURES,
     CondConv2D,
+    CondConvDense,
     DepthwiseCondConv2D,
     network_from_json,
     network_to_json,
@@ -180,6 +181,12 @@ def by_a_condconv(x: Any) -> Any:
     return layers.Flatten()(CondConv2D(5, 1, 3)(pooled(x, keepdims=True), routing))
 
 
+def by_a_dense_condconv(x: Any) -> Any:
+    """Routed by the very features that it reads."""
+    features = pooled(x)
+    return CondConvDense(5, 3)(layers.Dropout(0.2)(features), layers.Dense(3, activation="sigmoid")(features))
+
+
 def scaled(x: Any) -> Any:
     return keras.ops.multiply(layers.Dense(5)(pooled(x)), 0.1)
 
@@ -207,6 +214,7 @@ FOUND = {
     "scaled": scaled,
     "convolution": by_a_convolution,
     "CondConv": by_a_condconv,
+    "dense CondConv": by_a_dense_condconv,
     "two layers": by_two_layers,
     "inner models": by_an_inner_model,
 }
@@ -269,4 +277,4 @@ def test_every_family_has_features(name: str) -> None:
     network = outline(lambda: small_efficientnet(name, image_size=32))
     features = find_features(network)
     assert features is not None
-    assert features.shape[-1] == network.get_layer("logits").kernel.shape[0]
+    assert features.shape[-1] == network.get_layer("logits").kernel.shape[-2]
