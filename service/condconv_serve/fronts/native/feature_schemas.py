@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from condconv_serve.domain import Answered
+from condconv_serve.fronts.json_answers import values_of
 from condconv_serve.fronts.native.problems import Problem
 from condconv_serve.fronts.native.schemas import ImageParameters, ModelReference, TimingsBody, timings_body
 from condconv_serve.tasks.feature_files import EmbeddedImage
@@ -34,7 +35,7 @@ class FeaturesBody(BaseModel):
 
     id: str
     filename: str | None = None
-    features: list[float] | None = Field(None, description="What the classifier reads, as it is in float32.")
+    features: list[float] | None = Field(None, description="What the classifier reads, with the digits of float32.")
     logits: list[float] | None = Field(None, description="Class scores before the softmax, if asked for.")
     timings_ms: TimingsBody | None = None
     batch_size: int | None = Field(None, description="Rows in the batch that the image was in.")
@@ -65,8 +66,8 @@ def features_body(result: EmbeddedImage) -> FeaturesBody:
     return FeaturesBody.model_construct(  # checking so many numbers would take longer than writing them
         id=result.id,
         filename=result.filename,
-        features=embedding.features.tolist(),
-        logits=None if embedding.logits is None else embedding.logits.tolist(),
+        features=values_of(embedding.features),
+        logits=None if embedding.logits is None else values_of(embedding.logits),
         timings_ms=timings_body(embedding.timings),
         batch_size=embedding.batch_size,
         error=None,

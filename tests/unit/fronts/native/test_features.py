@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from condconv_serve.domain import ImageResult, Timings
+from condconv_serve.fronts.native.feature_schemas import features_body
+from condconv_serve.tasks.features import Embedding
 from tests.contract.fakes import SHADE_FEATURES
 from tests.unit.fronts.native.routing_service import ANN, CLASSES, assert_problem, form, image
 
@@ -178,3 +181,16 @@ async def test_live_statistics_count_embedded_images(shared_client: httpx.AsyncC
     before = await images()
     await shared_client.post("/features?model=profiled", files=form(1, 2))
     assert await images() == before + 2
+
+
+async def test_numbers_in_json_have_the_digits_of_float32() -> None:
+    features = np.random.default_rng(0).gamma(1, 1, 1000).astype(np.float32)
+    timings = Timings(decode=0, queue=0, inference=0, total=0)
+    result = ImageResult(
+        id="0", filename=None, prediction=Embedding(features=features, logits=features, timings=timings, batch_size=1)
+    )
+    body = features_body(result).model_dump_json()
+    assert len(body) < 1000 * 13 * 2, "half of what float64 would take"
+    found = json.loads(body)
+    for name in ("features", "logits"):
+        np.testing.assert_array_equal(np.array(found[name], np.float32), features)
