@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import trustme
 
 from condconv_serve import AsyncClient
 from condconv_serve.errors import DeadlineExceeded, QueueFull, RemoteFailed
@@ -75,11 +78,12 @@ def dripping(connection: socket.socket) -> None:
 class Scripted:
     """A server that does one thing after the other, each with a request on a connection of its own."""
 
-    def __init__(self, *acts: Act) -> None:
-        self.requests = 0
+    def __init__(self, *acts: Act, tls: ssl.SSLContext | None = None) -> None:
+        self.requests = self.connections = 0
+        self._tls = tls
         self._acts = list(acts)
         self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{self._listening.getsockname()[1]}"
         self._thread = threading.Thread(target=self._serve)
 
     def __enter__(self) -> Scripted:
@@ -97,6 +101,12 @@ class Scripted:
                 connection, _ = self._listening.accept()
             except OSError:
                 return
+            self.connections += 1
+            if self._tls is not None:
+                try:
+                    connection = self._tls.wrap_socket(connection, server_side=True)
+                except OSError:  # the client distrusts us
+                    continue
             with connection:
                 if not self._read(connection):
                     continue
@@ -171,6 +181,21 @@ def test_nobody_listens(kind: str) -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
     with opened(kind, url, retries=1) as client, pytest.raises(RemoteFailed, match="can't be reached"):
         client.predict(b"\1")
+
+
+def test_certificates(kind: str, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with Scripted(good, tls=context) as server:
+        for trusted in (tmp_path / "ca.pem", False):
+            with opened(kind, server.url, verify=trusted) as client:
+                assert client.predict(b"\1").ok
+        before = server.connections
+        with opened(kind, server.url) as client, pytest.raises(RemoteFailed, match="CERTIFICATE_VERIFY_FAILED"):
+            client.predict(b"\1")
+        assert server.connections == before + 1, "it would be refused again"
 
 
 @pytest.fixture

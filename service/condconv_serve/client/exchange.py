@@ -7,6 +7,7 @@ serves threads and asyncio alike.
 from __future__ import annotations
 
 import random
+import ssl
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -130,6 +131,8 @@ def exchange(call: Call[Answer], policy: RequestPolicy) -> Work[Answer]:
             cause: Exception | None = error
         except httpx.RequestError as error:
             failed, cause = _unreachable(error, policy), error
+            if _distrusted(error):
+                raise failed from error
         except InvalidParameter as error:
             if told is None or "timeout_ms" not in str(error):
                 raise
@@ -178,6 +181,15 @@ def _may_repeat(call: Call[Any], error: ServiceError) -> bool:
     if isinstance(error, RemoteFailed):
         return error.status is None or error.status in RETRYABLE_STATUS
     return isinstance(error, RETRYABLE)
+
+
+def _distrusted(error: BaseException | None) -> bool:
+    """Whether the server's certificate was refused, as it would be at every try."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _unreachable(error: httpx.RequestError, policy: RequestPolicy) -> RemoteFailed:
