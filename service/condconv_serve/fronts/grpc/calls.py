@@ -66,14 +66,22 @@ class Calls:
         for task in self.readers:
             task.cancel()
 
-    async def until_stop(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something that goes on without end, until the server takes no more calls."""
+    async def until_stop(self, context: ServicerContext[Any, Any], work: Coroutine[Any, Any, None]) -> None:
+        """Do a call's work that goes on without end, until the server takes no more calls. It isn't booked.
+
+        Raises:
+            AbortError: too many calls are open; for gRPC itself.
+        """
         task = asyncio.create_task(work)
         self.readers.add(task)
         if self.stopping:
             task.cancel()
         try:
-            await task
+            with self._place():
+                await task
+        except TooManyConnections as error:
+            said = refusal(error)
+            await context.abort(said.code, said.message, said.trailing_metadata)
         except asyncio.CancelledError:
             if not self.stopping:
                 raise

@@ -34,6 +34,17 @@ class Health:
         """Follow `readiness` for these services, and for the empty name, which means all."""
         self._readiness = readiness
         self._services = frozenset(("", *services))
+        self._changed = asyncio.Event()
+
+    async def follow(self) -> None:
+        """Look for changes, which those who watch are waiting for."""
+        last = None
+        while True:
+            if (now := self._status("")) != last:
+                last = now
+                self._changed.set()
+                self._changed = asyncio.Event()
+            await asyncio.sleep(_LOOK_SECONDS)
 
     def check(self) -> Method:
         """The method `Check`."""
@@ -60,10 +71,11 @@ class Health:
 
             async def follow() -> None:
                 while True:
+                    changed = self._changed
                     await tell()
-                    await asyncio.sleep(_LOOK_SECONDS)
+                    await changed.wait()
 
-            await calls.until_stop(follow())
+            await calls.until_stop(context, follow())
             await tell()
 
         return watch

@@ -68,6 +68,7 @@ class GrpcServer:
         self._limits = limits
         self._tls = tls
         self._calls = Calls(context, max_calls=limits.max_connections)
+        self._health = Health(context.readiness, services=[service.name for service in services])
         self._stopping: asyncio.Task[None] | None = None
         self._server: grpc.aio.Server | None = None
 
@@ -89,9 +90,11 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers(tuple(self._handlers()))
         bound = self._listen(self._server, host, port)
         await self._server.start()
+        following = asyncio.create_task(self._health.follow())
         try:
             yield bound
         finally:
+            following.cancel()
             self.stop(0)
             assert self._stopping is not None
             await self._stopping
@@ -140,7 +143,7 @@ class GrpcServer:
         found = [self._handler(service) for service in self._services]
         return [
             *found,
-            *self._health(names),
+            self._health_handler(),
             *reflection.handlers(
                 self._calls,
                 [*names, health.NAME],
@@ -161,14 +164,15 @@ class GrpcServer:
                 )
         return grpc.method_handlers_generic_handler(service.name, handlers)
 
-    def _health(self, names: Sequence[str]) -> list[grpc.GenericRpcHandler]:
-        own = Health(self._context.readiness, services=names)
-        watch = grpc.unary_stream_rpc_method_handler(
-            own.watch(self._calls),
-            request_deserializer=health_pb2.HealthCheckRequest.FromString,
-            response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
-        )
-        check: grpc.RpcMethodHandler[Any, Any] = grpc.stream_unary_rpc_method_handler(
-            self._calls.unary(Route(f"/{health.NAME}/Check", "grpc", quiet=True), own.check())
-        )
-        return [grpc.method_handlers_generic_handler(health.NAME, {"Check": check, "Watch": watch})]
+    def _health_handler(self) -> grpc.GenericRpcHandler:
+        check, watch = self._health.check(), self._health.watch(self._calls)
+        route = Route(f"/{health.NAME}/Check", "grpc", quiet=check.quiet)
+        handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Check": grpc.stream_unary_rpc_method_handler(self._calls.unary(route, check)),
+            "Watch": grpc.unary_stream_rpc_method_handler(
+                watch,
+                request_deserializer=health_pb2.HealthCheckRequest.FromString,
+                response_serializer=health_pb2.HealthCheckResponse.SerializeToString,
+            ),
+        }
+        return grpc.method_handlers_generic_handler(health.NAME, handlers)

@@ -54,6 +54,28 @@ async def test_health_follows_readiness(house):
         watched.cancel()
 
 
+async def test_those_who_watch_count_as_calls(house):
+    found, context = house
+    found.readiness.loaded()
+    async with grpc_served([rows_service(context)], context, limits=GrpcLimits(max_connections=2)) as served:
+        watched = health_pb2_grpc.HealthStub(served.channel).Watch(health_pb2.HealthCheckRequest())
+        await watched.read()
+        reflected = served.channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")()
+        await reflected.write(b"")
+        await reflected.read()
+        async with connected(served.port) as other:
+            heard, _ = await call(other, PATH, rows(1), ANN)
+            assert (heard.status, heard.slug) == (503, "too_many_connections")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await health_pb2_grpc.HealthStub(other).Watch(health_pb2.HealthCheckRequest()).read()
+            assert slug_of(caught.value) == "too_many_connections"
+            watched.cancel()
+            reflected.cancel()
+            async with asyncio.timeout(5):
+                while (await call(other, PATH, rows(1), ANN))[0].status != 200:
+                    pass
+
+
 async def test_health_of_services_that_there_are_not(house):
     _, context = house
     async with grpc_served([rows_service(context)], context) as served:
