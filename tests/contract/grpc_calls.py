@@ -60,13 +60,13 @@ async def call(
         data = await pending
     except grpc.aio.AioRpcError as error:
         return heard_of(error), None
-    request_id = str(dict(await pending.trailing_metadata())["x-request-id"])
+    request_id = str(dict(tuple(await pending.trailing_metadata()))["x-request-id"])
     return Heard(200, None, [], request_id), data
 
 
 def heard_of(error: grpc.aio.AioRpcError) -> Heard:
     """An error as all fronts have it."""
-    trailing = dict(error.trailing_metadata())
+    trailing = dict(tuple(error.trailing_metadata()))
     return Heard(HTTP_STATUS[error.code()], slug_of(error), [], str(trailing.get("x-request-id", "")))
 
 
@@ -84,5 +84,5 @@ def retry_of(error: Any) -> float | None:
 
 def detail_of(error: Any, kind: Any) -> Any:
     """The detail of a kind; None if there is none."""
-    status = Status.FromString(dict(error.trailing_metadata()).get(DETAILS_KEY, b""))
+    status = Status.FromString(dict(tuple(error.trailing_metadata())).get(DETAILS_KEY, b""))
     return next((kind for detail in status.details if detail.Unpack(kind)), None)

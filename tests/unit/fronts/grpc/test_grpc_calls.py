@@ -85,7 +85,7 @@ async def test_ids_and_traces_are_taken_and_returned(house, caplog):
                 metadata=[("x-api-key", "ann"), ("x-request-id", "mine"), ("traceparent", TRACE)],
             )
             await pending
-            trailing = dict(await pending.trailing_metadata())
+            trailing = dict(tuple(await pending.trailing_metadata()))
     assert trailing["x-request-id"] == "mine"
     assert re.fullmatch(r"00-0af7651916cd43dd8448eb211c80319c-[0-9a-f]{16}-01", trailing["traceresponse"])
     (record,) = caplog.records
@@ -154,6 +154,17 @@ async def test_a_message_that_is_too_large(house):
             await served.channel.unary_unary(PATH)(bytes(10_001 + MESSAGE_ROOM), metadata=list(ANN.items()))
         assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
         assert (await call(served.channel, PATH, rows(1), ANN))[0].status == 200
+
+
+async def test_a_message_that_is_too_large_once_it_is_decompressed(house):
+    """It isn't decompressed any further: 32 MiB could become 32 GiB."""
+    _, context = house
+    async with grpc_served([rows_service(context)], context) as served:
+        with pytest.raises(grpc.aio.AioRpcError, match="Decompressed message larger than max") as caught:
+            await served.channel.unary_unary(PATH)(
+                bytes(5_000_000), metadata=list(ANN.items()), compression=grpc.Compression.Gzip
+            )
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_a_refusal_needs_no_message(house):
