@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +113,19 @@ def tensorflow_serving_routes() -> str:
 def architectures_table() -> str:
     """Every registered architecture with its cost."""
     import_tensorflow()
-    from condconv_serve.nn import ARCHITECTURES, build_network, cost, outline
+    from condconv_serve.offline.architectures import describe_architectures
 
-    rows = []
-    for name, architecture in ARCHITECTURES.items():
-        found = cost(outline(partial(build_network, architecture)))
-        multiply_adds = "" if found.multiply_adds is None else f"{found.multiply_adds / 1e6:.0f}M"
-        rows.append((name, str(architecture.num_experts or "-"), f"{found.parameters / 1e6:.1f}M", multiply_adds))
-    return table(("architecture", "experts", "parameters", "multiply-adds"), rows)
+    rows = [
+        (
+            one.name,
+            str(one.experts or "-"),
+            str(one.image_size),
+            f"{one.parameters / 1e6:.1f}M",
+            f"{one.multiply_adds / 1e6:.0f}M",
+        )
+        for one in describe_architectures()
+    ]
+    return table(("architecture", "experts", "pixels", "parameters", "multiply-adds"), rows)
 
 
 def cli_reference() -> str:

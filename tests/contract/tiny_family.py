@@ -1,4 +1,4 @@
-"""A whole family of networks in sixty lines: its spec, what builds it, and what registers it."""
+"""A whole family of networks in some sixty lines: its spec, what builds it, and what registers it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ class TinySpec:
     num_classes: int = 5
     filters: int = 8
 
+    def static(self) -> TinySpec:
+        return replace(self, num_experts=0)
+
     def changed(self, **overrides: Any) -> TinySpec:
-        if unknown := overrides.keys() - asdict(self).keys() - {"name"}:
+        if unknown := overrides.keys() - asdict(self).keys():
             raise ConfigurationError(f"Unknown architecture parameter {', '.join(sorted(unknown))}.")
         return replace(self, **overrides)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,6 +51,31 @@ def list_models(model_store: Store = None) -> None:
     if catalog.models():
         found = find_default(store, catalog.models())
         note(f"Default model: {found.name}." if found.name else found.reason)
+
+
+@app.command("architectures")
+@friendly
+def list_architectures(as_json: Json = False) -> None:
+    """List the networks that can be built and imported, with their parameters and multiply-adds."""
+    from condconv_serve.offline.architectures import describe_architectures
+    from condconv_serve.runtime.tensorflow_import import import_tensorflow
+
+    import_tensorflow()
+    found = describe_architectures()
+    if as_json:
+        print_json([asdict(one) for one in found])
+        return
+    rows: list[tuple[Cell, ...]] = [
+        (
+            one.name,
+            one.experts or "-",
+            one.image_size,
+            f"{one.parameters / 1e6:.1f}M",
+            f"{one.multiply_adds / 1e6:.0f}M",
+        )
+        for one in found
+    ]
+    print_listing(("architecture", "experts", "pixels", "parameters", "multiply-adds"), rows)
 
 
 @app.command("show", epilog="Example: [bold]condconv models show efficientnet-lite0-condconv-4e[/]")
@@ -146,21 +172,23 @@ def import_model(
         ),
     ] = None,
     transform: Annotated[
-        Literal["official", "pillow"] | None,
-        typer.Option(help="How photos are resized. Default: Pillow's way for timm's weights, else the official one."),
+        Literal["official", "pillow", "central"] | None,
+        typer.Option(
+            help="How photos are cropped and resized. Default: as networks with such names of weights were evaluated."
+        ),
     ] = None,
     crop: Annotated[
         float | None,
         typer.Option(
             min=0.01,
             max=1,
-            help="The centre that is cut out, as a share of the short side. Default: as the source says, else "
-            "size / (size + 32).",
+            help="The centre that is cut out, as a share of the short side. Default: as the source says, else as "
+            "networks with such names of weights were evaluated.",
         ),
     ] = None,
     interpolation: Annotated[
         Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,
-        typer.Option(help="Pillow's filter. Default: as the source says, else bicubic."),
+        typer.Option(help="Pillow's filter. Default: as for the crop."),
     ] = None,
     exact_decoding: Annotated[
         bool,
@@ -194,7 +222,7 @@ def import_model(
     override: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=NUMBER",
+            metavar="NAME=VALUE",
             help="Another parameter of the architecture to change. You can give several.",
         ),
     ] = None,
@@ -305,20 +333,29 @@ def profile_model(
     raise typer.Exit(1 if made.failures else 0)
 
 
-def parse_overrides(texts: list[str]) -> dict[str, int | float]:
-    """Split `NAME=NUMBER`. Whole numbers stay whole.
+def parse_overrides(texts: list[str]) -> dict[str, int | float | bool | str]:
+    """Split `NAME=VALUE`: a number (whole ones stay whole), true, false, or a word.
 
     Raises:
         typer.BadParameter: a text is something else.
     """
-    overrides: dict[str, int | float] = {}
+    overrides: dict[str, int | float | bool | str] = {}
     for text in texts:
         name, _, value = text.partition("=")
-        try:
-            overrides[name] = int(value) if value.strip().isdecimal() else float(value)
-        except ValueError:
-            raise typer.BadParameter(f"{text!r} is not of the form NAME=NUMBER.", param_hint="--override") from None
+        value = value.strip()
+        if not name.strip() or not value:
+            raise typer.BadParameter(f"{text!r} is not of the form NAME=VALUE.", param_hint="--override")
+        overrides[name.strip()] = _parse_value(value)
     return overrides
+
+
+def _parse_value(text: str) -> int | float | bool | str:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        return text
 
 
 def parse_channels(text: str | None, option: str) -> tuple[float, float, float] | None:

@@ -13,12 +13,15 @@ from condconv_serve.domain.manifest import Manifest
 _OPTIONS = {
     "transform": "--transform",
     "crop_padding": "--crop",
+    "crop_fraction": "--crop",
     "interpolation": "--interpolation",
     "mean": "--mean",
     "std": "--std",
     "labels": "--labels",
 }
-_NAMES = {"crop_padding": "crop", "image_size": "image size"}
+# What networks with other names of weights do otherwise.
+_CONVENTIONS = ("padding", "norm_epsilon", "stride_first", "use_bias", "classifier_bias")
+_NAMES = {"crop_padding": "crop", "crop_fraction": "crop", "image_size": "image size"}
 
 
 def print_origins(path: Path) -> None:
@@ -49,8 +52,13 @@ def _value(manifest: Manifest, what: str) -> str:
             return str(manifest.provenance.weights)
         case "labels":
             return f"{manifest.num_classes} classes"
-        case "crop_padding":
-            size = preprocessing.image_size
-            return f"{size / (size + preprocessing.crop_padding):.3g} of the short side"
+        case "crop_padding" | "crop_fraction":
+            return f"{preprocessing.to_domain().crop_share:.3g} of the short side"
+        case "classes":
+            return str(manifest.num_classes)
+        case "conventions":
+            found = {key: manifest.architecture.overrides.get(key) for key in _CONVENTIONS}
+            changed = [f"{key} {value}" for key, value in found.items() if value is not None]
+            return ", ".join(changed) or "the architecture's"
     value = getattr(preprocessing, what)
     return ", ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)

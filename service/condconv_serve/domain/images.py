@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-TransformName = Literal["official", "pillow"]
+TransformName = Literal["official", "pillow", "central"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Pixels = NDArray[np.uint8]
 """RGB, uint8: a whole photo `[height, width, 3]`."""
@@ -34,14 +34,23 @@ class Preprocessing:
     mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
     std: tuple[float, float, float] = (128.0, 128.0, 128.0)
     crop_padding: int = 32
-    """The centre crop takes `image_size / (image_size + crop_padding)` of the short side."""
+    """The centre crop takes `image_size / (image_size + crop_padding)` of the short side, rounded to whole pixels."""
+    crop_fraction: float | None = None
+    """What `central` takes of the short side, instead; None: 0.875."""
     interpolation: Interpolation = "bicubic"
-    """How `pillow` resizes; `official` is always bicubic."""
+    """How `pillow` and `central` resize; `official` is always bicubic."""
     exact_decoding: bool = False
     """Whether the network sees exactly the pixels of the reference evaluation. Then large JPEGs are decoded at full
     size, not at a fraction that leaves enough pixels. With `official`, TensorFlow decodes JPEGs, and rows aren't
     rounded to whole levels.
     """
+
+    @property
+    def crop_share(self) -> float:
+        """The share of the short side that the centre crop takes, before it is rounded."""
+        if self.transform == "central":
+            return 0.875 if self.crop_fraction is None else self.crop_fraction
+        return self.image_size / (self.image_size + self.crop_padding)
 
     @property
     def row_type(self) -> type[np.uint8] | type[np.float32]:

@@ -50,6 +50,7 @@ class PreprocessingSpec(_Strict):
     transform: TransformName
     image_size: Annotated[int, Field(ge=32, le=2048)]
     crop_padding: Annotated[int, Field(ge=0, le=2048)] = 32
+    crop_fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     interpolation: Interpolation = "bicubic"
     mean: tuple[Level, Level, Level]
     std: tuple[Deviation, Deviation, Deviation]
@@ -59,6 +60,12 @@ class PreprocessingSpec(_Strict):
     def _official_is_bicubic(self) -> PreprocessingSpec:
         if self.transform == "official" and self.interpolation != "bicubic":
             raise ValueError(f"the official transform is bicubic, not {self.interpolation}; pillow can be")
+        return self
+
+    @model_validator(mode="after")
+    def _only_central_has_a_fraction(self) -> PreprocessingSpec:
+        if self.crop_fraction is not None and self.transform != "central":
+            raise ValueError(f"crop_fraction is for the transform central; {self.transform} has crop_padding")
         return self
 
     def to_domain(self) -> Preprocessing:

@@ -1,4 +1,4 @@
-"""Pixels -> one row: centre crop and resize, in the two ways in which published weights were evaluated."""
+"""Pixels -> one row: centre crop and resize, in the ways in which published weights were evaluated."""
 
 from __future__ import annotations
 
@@ -35,6 +35,9 @@ def transform(photo: Photo, preprocessing: Preprocessing) -> Row:
             return official(photo, image_size=size, crop_padding=padding)
         case "pillow":
             return pillow(photo, image_size=size, crop_padding=padding, interpolation=preprocessing.interpolation)
+        case "central":
+            share, interpolation = preprocessing.crop_share, preprocessing.interpolation
+            return central(photo, image_size=size, crop_share=share, interpolation=interpolation)
 
 
 # A reduced photo keeps this many lines for each line of the row, so that the resize still has a choice.
@@ -45,7 +48,7 @@ def sufficient_side(preprocessing: Preprocessing) -> int | None:
     """Return the short side (pixels) below which `decode` may not reduce a photo; None if it may not reduce at all."""
     if preprocessing.exact_decoding:
         return None
-    return math.ceil(_SPARE_LINES * (preprocessing.image_size + preprocessing.crop_padding))
+    return math.ceil(_SPARE_LINES * preprocessing.image_size / preprocessing.crop_share)
 
 
 def official(photo: Photo, *, image_size: int, crop_padding: int) -> Pixels:
@@ -102,6 +105,27 @@ def pillow(photo: Photo, *, image_size: int, crop_padding: int, interpolation: I
     crop = _centre_crop(photo, image_size, crop_padding)
     image = crop if isinstance(crop, Image.Image) else Image.fromarray(np.ascontiguousarray(crop))
     return np.asarray(image.resize((image_size, image_size), Image.Resampling[interpolation.upper()]))
+
+
+def central(
+    photo: Photo, *, image_size: int, crop_share: float = 0.875, interpolation: Interpolation = "bilinear"
+) -> Pixels:
+    """Resize a centre crop whose edges lie anywhere between pixels, with Pillow, which antialiases.
+
+    Args:
+        photo: as in `transform`.
+        image_size: side of the result.
+        crop_share: of the short side.
+        interpolation: Pillow's filter.
+
+    Returns:
+        uint8 `[image_size, image_size, 3]`.
+    """
+    image = photo if isinstance(photo, Image.Image) else Image.fromarray(np.ascontiguousarray(photo))
+    side = crop_share * min(image.size)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    box = (left, top, left + side, top + side)
+    return np.asarray(image.resize((image_size, image_size), Image.Resampling[interpolation.upper()], box=box))
 
 
 def _centre_crop(photo: Photo, image_size: int, crop_padding: int) -> Photo:

@@ -3,17 +3,26 @@
 Nothing here depends on the server, so the layers can be used and trained on their own.
 """
 
-from condconv_serve.nn import efficientnet
+from condconv_serve.nn import efficientnet, mnasnet, mobilenet_v1, mobilenet_v2, resnet
 from condconv_serve.nn.condconv import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.nn.condconv_dense import CondConvDense, mixed_product
 from condconv_serve.nn.cost import cost
 from condconv_serve.nn.efficientnet import build_efficientnet
 from condconv_serve.nn.experts import mix_experts
-from condconv_serve.nn.families import ARCHITECTURES, Architecture, Family, build_network, get_architecture, register
+from condconv_serve.nn.families import (
+    ARCHITECTURES,
+    Architecture,
+    Family,
+    build_network,
+    family_of,
+    get_architecture,
+    register,
+)
 from condconv_serve.nn.network_config import network_from_json, network_to_json, variable_shapes
 from condconv_serve.nn.outline import outline
 
-register(efficientnet.FAMILY)
+for family in (efficientnet, mobilenet_v1, mobilenet_v2, mnasnet, resnet):
+    register(family.FAMILY)
 
 __all__ = [
     "ARCHITECTURES",
@@ -25,6 +34,7 @@ __all__ = [
     "build_efficientnet",
     "build_network",
     "cost",
+    "family_of",
     "get_architecture",
     "mix_experts",
     "mixed_product",

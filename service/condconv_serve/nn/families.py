@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import keras
 
 from condconv_serve.errors import ConfigurationError
+from condconv_serve.nn.published import Published
 
 Spec = TypeVar("Spec", bound="Architecture")
 
@@ -37,6 +38,10 @@ class Architecture(Protocol):
         """Experts per CondConv layer; 0 in a static network."""
         ...
 
+    def static(self: Spec) -> Spec:
+        """The same network with ordinary layers."""
+        ...
+
     def changed(self: Spec, **overrides: Any) -> Spec:
         """The same network with some of its parameters changed.
 
@@ -61,11 +66,13 @@ class Family:
             normalised pixels float32 `[B, S, S, 3]` and returns `{"logits": [B, num_classes], "routing": {block: [B,
             experts]}}`; a static network's `routing` is empty. It adds `"features": [B, features]` if no dense layer
             or 1x1 convolution makes the logits of them: otherwise they are what that layer reads.
+        published: how weights of such networks are published, for the importers.
     """
 
     name: str
     architectures: Sequence[Architecture]
     build: Callable[..., keras.Model]
+    published: Sequence[Published] = ()
 
 
 _families: dict[str, Family] = {}
@@ -107,6 +114,11 @@ def get_architecture(name: str, **overrides: Any) -> Architecture:
     if name not in _architectures:
         raise ConfigurationError(f"Unknown architecture {name!r}; known are {', '.join(_architectures)}.")
     return _architectures[name].changed(**overrides)
+
+
+def family_of(architecture: Architecture) -> Family:
+    """The family that an architecture is registered with."""
+    return _families[architecture.name]
 
 
 def build_network(architecture: Architecture, *, input_size: int | None = None) -> keras.Model:

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from safetensors.numpy import load_file, save
 
-from condconv_serve.nn import build_network, get_architecture
-from condconv_serve.offline import verify
+from condconv_serve.nn import ARCHITECTURES, build_network, get_architecture
+from condconv_serve.offline import architectures, verify
 from condconv_serve.store import write_bundle
 from tests.contract.fakes import FunctionEngine
 from tests.e2e.tiny_models import write_tiny
@@ -122,6 +122,26 @@ class TestModels:
         assert code == 1
         assert "block_9_routing/kernel is missing; stem/kernel is [2, 3, 3, 32] instead of [3, 3, 3, 32]." in out
 
+    def test_architectures(self, monkeypatch):
+        few = {name: ARCHITECTURES[name] for name in ("efficientnet-b0", "condconv-mobilenet-v1-8e")}
+        monkeypatch.setattr(architectures, "ARCHITECTURES", few)
+        code, out, _ = condconv("models", "architectures")
+        assert code == 0
+        assert [line.split() for line in out.splitlines()] == [
+            ["architecture", "experts", "pixels", "parameters", "multiply-adds"],
+            ["efficientnet-b0", "-", "224", "5.3M", "391M"],
+            ["condconv-mobilenet-v1-8e", "8", "224", "32.8M", "602M"],
+        ]
+        found = json.loads(condconv("models", "architectures", "--json")[1])
+        assert found[1] == {
+            "name": "condconv-mobilenet-v1-8e",
+            "family": "mobilenet_v1",
+            "experts": 8,
+            "image_size": 224,
+            "parameters": 32_826_824,
+            "multiply_adds": 601_866_072,
+        }
+
     def test_import_of_what_is_not_there(self, tmp_path):
         arguments = ["--architecture", MODEL, "--name", "new", "--model-store", tmp_path]
         code, out, err = condconv("models", "import", tmp_path / "absent.safetensors", *arguments)
@@ -166,8 +186,8 @@ class TestModels:
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            (["--override", "width"], "'width' is not of the form NAME=NUMBER"),
-            (["--override", "width=wide"], "'width=wide' is not of the form NAME=NUMBER"),
+            (["--override", "width"], "'width' is not of the form NAME=VALUE"),
+            (["--override", "=3"], "'=3' is not of the form NAME=VALUE"),
             (["--mean", "1,2"], "'1,2' must be one number or three"),
             (["--std", "one"], "'one' must be one number or three"),
             (["--upcycle-noise", "0.1"], "only upcycled experts can differ: add --upcycle"),

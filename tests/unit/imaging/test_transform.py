@@ -184,3 +184,17 @@ def test_decode_and_official_come_close_to_the_golden_pixels():
         difference = np.abs(official(pixels, image_size=224, crop_padding=32) - np.clip(wanted, 0, 255))
         assert difference.mean() < 1.5
         assert difference.max() < 12
+
+
+@pytest.mark.parametrize(("size", "share"), [(224, None), (160, 0.875), (96, 0.5), (128, 1.0)])
+def test_the_central_crop_lies_between_pixels(size, share):
+    pixels = np.random.default_rng(0).integers(0, 256, (301, 407, 3), np.uint8)
+    side = (share or 0.875) * 301
+    box = ((407 - side) / 2, (301 - side) / 2, (407 + side) / 2, (301 + side) / 2)
+    expected = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=box)
+    preprocessing = Preprocessing(
+        transform="central", image_size=size, crop_fraction=share, interpolation="bilinear", crop_padding=7
+    )
+    np.testing.assert_array_equal(transform(pixels, preprocessing), expected)
+    np.testing.assert_array_equal(transform(Image.fromarray(pixels), preprocessing), expected)
+    assert preprocessing.crop_share == (share or 0.875)

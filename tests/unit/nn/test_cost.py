@@ -22,12 +22,35 @@ pytestmark = pytest.mark.tensorflow
         ("efficientnet-condconv-b0-4e", 13.3, 402),
         ("efficientnet-condconv-b0-8e", 24.0, 413),
         ("efficientnet-condconv-b0-8e-depth", 39.7, 614),
+        ("efficientnet-b1", 7.8, 696),
+        ("efficientnet-b7", 66.3, 38012),
     ],
 )
 def test_published_costs_in_millions(name, parameters, multiply_adds):
     found = cost(outline(lambda: build_network(get_architecture(name))))
     assert round(found.parameters / 1e6, 1) == parameters
     assert round(found.multiply_adds / 1e6) == multiply_adds
+
+
+# The paper's multiply-adds. It says nothing of parameters; those are of the goldens.
+PAPER = {
+    "mobilenet-v1": (4_231_976, 567),
+    "condconv-mobilenet-v1-8e": (32_826_824, 600),
+    "mobilenet-v2": (3_504_872, 301),
+    "condconv-mobilenet-v2-8e-wide": (27_457_768, 329),
+    "mnasnet-a1": (3_887_038, 312),
+    "condconv-mnasnet-a1-8e": (14_984_718, 325),
+    "resnet-50": (25_557_032, 4093),
+    "condconv-resnet-50-8e": (129_872_800, 4213),
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), PAPER.items(), ids=PAPER)
+def test_costs_of_the_papers_other_networks(name, expected):
+    found = cost(outline(lambda: build_network(get_architecture(name))))
+    parameters, millions = expected
+    assert found.parameters == parameters
+    assert found.multiply_adds == pytest.approx(1e6 * millions, rel=0.005)
 
 
 def test_condconv_lite0_costs_about_what_lite0_costs():

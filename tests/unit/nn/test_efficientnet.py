@@ -7,9 +7,11 @@ import pytest
 
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import ARCHITECTURES, build_network, get_architecture, outline
-from condconv_serve.nn.efficientnet import FAMILY, BlockArgs
-from condconv_serve.nn.efficientnet.spec import OVERRIDABLE, round_filters
+from condconv_serve.nn.efficientnet import FAMILY
+from condconv_serve.nn.efficientnet.spec import OVERRIDABLE
 from condconv_serve.nn.families import to_manifest
+from condconv_serve.nn.mbconv import BlockArgs
+from condconv_serve.nn.spec import round_filters
 from tests.unit.runtime.samples import small_efficientnet
 
 pytestmark = pytest.mark.tensorflow
@@ -36,11 +38,29 @@ def test_registered_architectures(name, blocks, experts, routing):
 
 
 def test_no_other_architecture_is_registered():
-    assert len(FAMILY.architectures) == 6
+    assert len(FAMILY.architectures) == 13
     assert all(name == architecture.name for name, architecture in ARCHITECTURES.items())
 
 
-def block(name, kernel_size, strides, expand_ratio, filters, *, se, experts, activation="swish"):
+@pytest.mark.parametrize(
+    ("number", "blocks", "last", "size", "dropout"),
+    [
+        (1, 23, 320, 240, 0.2),
+        (2, 23, 352, 260, 0.3),
+        (3, 26, 384, 300, 0.3),
+        (4, 32, 448, 380, 0.4),
+        (5, 39, 512, 456, 0.4),
+        (6, 45, 576, 528, 0.5),
+        (7, 55, 640, 600, 0.5),
+    ],
+)
+def test_the_larger_ones(number, blocks, last, size, dropout):
+    architecture = ARCHITECTURES[f"efficientnet-b{number}"]
+    assert (len(architecture.blocks()), architecture.blocks()[-1].out_filters) == (blocks, last)
+    assert (architecture.image_size, architecture.dropout_rate, architecture.num_experts) == (size, dropout, 0)
+
+
+def block(name, kernel_size, strides, expand_ratio, filters, *, se, experts):
     return BlockArgs(
         name=name,
         kernel_size=kernel_size,
@@ -50,7 +70,6 @@ def block(name, kernel_size, strides, expand_ratio, filters, *, se, experts, act
         out_filters=filters[1],
         se_filters=se,
         num_experts=experts,
-        activation=activation,
     )
 
 
@@ -70,7 +89,7 @@ def block(name, kernel_size, strides, expand_ratio, filters, *, se, experts, act
         ("efficientnet-condconv-b0-8e-depth", block("block_22", 3, 1, 6, (320, 320), se=80, experts=8)),
         (
             "efficientnet-lite0-condconv-4e",
-            block("block_15", 3, 1, 6, (192, 320), se=0, experts=4, activation="relu6"),
+            block("block_15", 3, 1, 6, (192, 320), se=0, experts=4),
         ),
     ],
 )

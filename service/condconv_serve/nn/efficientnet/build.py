@@ -7,8 +7,9 @@ from typing import Any
 import keras
 from keras import layers
 
-from condconv_serve.nn.efficientnet.mbconv import CONV_INITIALIZER, DENSE_INITIALIZER, activate, mbconv, norm
+from condconv_serve.nn.building import DENSE_INITIALIZER, Conv, Style, convolve, network, pixels
 from condconv_serve.nn.efficientnet.spec import EfficientNetSpec
+from condconv_serve.nn.mbconv import mbconv
 
 
 def build_efficientnet(architecture: EfficientNetSpec, *, input_size: int | None = None) -> keras.Model:
@@ -23,30 +24,17 @@ def build_efficientnet(architecture: EfficientNetSpec, *, input_size: int | None
         `{"logits": [B, num_classes], "routing": {"block_8": [B, num_experts], ...}}`; a static network's `routing`
         is empty.
     """
-    size = input_size or architecture.image_size
-    inputs = keras.Input((size, size, 3), name="pixels")
-    x = _conv_norm_activate(inputs, architecture.scaled_stem_filters, 3, 2, architecture.activation, name="stem")
+    style = Style(activation=architecture.activation)
+    inputs = pixels(architecture, input_size)
+    x = convolve(inputs, Conv(name="stem", filters=architecture.scaled_stem_filters, kernel_size=3, strides=2), style)
     routing: dict[str, Any] = {}
     for block in architecture.blocks():
-        x, routing_weights = mbconv(x, block)
-        if routing_weights is not None:
-            routing[block.name] = routing_weights
-    x = _conv_norm_activate(x, architecture.scaled_head_filters, 1, 1, architecture.activation, name="head")
+        x, weights = mbconv(x, block, style)
+        if weights is not None:
+            routing[block.name] = weights
+    x = convolve(x, Conv(name="head", filters=architecture.scaled_head_filters), style)
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     if architecture.dropout_rate:
         x = layers.Dropout(architecture.dropout_rate, name="dropout")(x)
-    logits = layers.Dense(architecture.num_classes, kernel_initializer=DENSE_INITIALIZER, name="logits")(x)
-    return keras.Model(inputs, {"logits": logits, "routing": routing}, name=architecture.name.replace("-", "_"))
-
-
-def _conv_norm_activate(x: Any, filters: int, kernel_size: int, strides: int, activation: str, *, name: str) -> Any:
-    x = layers.Conv2D(
-        filters,
-        kernel_size,
-        strides=strides,
-        padding="same",
-        use_bias=False,
-        kernel_initializer=CONV_INITIALIZER.clone(),
-        name=name,
-    )(x)
-    return activate(norm(x, name=name), activation, name=name)
+    logits = layers.Dense(architecture.num_classes, kernel_initializer=DENSE_INITIALIZER.clone(), name="logits")(x)
+    return network(architecture, inputs, logits, routing)

@@ -6,11 +6,12 @@ CondConv (Yang et al., NeurIPS 2019, section 4.1 and appendix A).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from condconv_serve.errors import ConfigurationError
+from condconv_serve.nn.mbconv import BlockArgs
+from condconv_serve.nn.spec import check_overrides, round_filters, scaled_repeats
 
 Activation = Literal["swish", "relu6"]
 
@@ -26,21 +27,6 @@ class Stage:
     in_filters: int
     out_filters: int
     num_experts: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockArgs:
-    """One MBConv block after scaling. `se_filters` 0: no squeeze-and-excitation; `num_experts` 0: no CondConv."""
-
-    name: str
-    kernel_size: int
-    strides: int
-    expand_ratio: int
-    in_filters: int
-    out_filters: int
-    se_filters: int
-    num_experts: int
-    activation: Activation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +68,7 @@ class EfficientNetSpec:
             out_filters = round_filters(stage.out_filters, self.width_coefficient)
             in_filters = round_filters(stage.in_filters, self.width_coefficient)
             strides = stage.strides
-            for _ in range(math.ceil(self.depth_coefficient * stage.repeats)):
+            for _ in range(scaled_repeats(stage.repeats, self.depth_coefficient)):
                 blocks.append(
                     BlockArgs(
                         name=f"block_{len(blocks)}",
@@ -93,7 +79,6 @@ class EfficientNetSpec:
                         out_filters=out_filters,
                         se_filters=max(1, int(in_filters * self.se_ratio)) if self.se_ratio else 0,
                         num_experts=stage.num_experts,
-                        activation=self.activation,
                     )
                 )
                 in_filters, strides = out_filters, 1
@@ -115,6 +100,10 @@ class EfficientNetSpec:
             self, stages=tuple(replace(s, num_experts=num_experts) if s.num_experts else s for s in self.stages)
         )
 
+    def static(self) -> EfficientNetSpec:
+        """The same network with ordinary convolutions."""
+        return replace(self, stages=tuple(replace(stage, num_experts=0) for stage in self.stages))
+
     def changed(self, **overrides: Any) -> EfficientNetSpec:
         """The same network with some of its parameters changed.
 
@@ -124,12 +113,7 @@ class EfficientNetSpec:
         Raises:
             ConfigurationError: an unknown parameter, or an impossible value.
         """
-        if unknown := sorted(set(overrides) - set(OVERRIDABLE)):
-            raise ConfigurationError(
-                f"Unknown architecture parameter {', '.join(unknown)}; known are {', '.join(OVERRIDABLE)}."
-            )
-        for key, value in overrides.items():
-            _check(key, value)
+        check_overrides(overrides, OVERRIDABLE)
         spec = self.with_experts(overrides.pop("num_experts")) if "num_experts" in overrides else self
         return replace(spec, **overrides)
 
@@ -139,17 +123,6 @@ class EfficientNetSpec:
 
 
 OVERRIDABLE = ("num_classes", "image_size", "width_coefficient", "depth_coefficient", "dropout_rate", "num_experts")
-_WHOLE = ("num_classes", "image_size", "num_experts")
-_LEAST = {"num_classes": 1, "image_size": 32, "dropout_rate": 0, "num_experts": 1}
-# Keras follows a network by recursion, which fails somewhere above depth 6.
-_MOST = {"num_classes": 1_000_000, "image_size": 2048, "depth_coefficient": 6, "dropout_rate": 0.99, "num_experts": 64}
-
-
-def round_filters(filters: int, coefficient: float) -> int:
-    """Scale a channel count: to the nearest multiple of 8, and one up if that lost more than 10 %."""
-    scaled = filters * coefficient
-    rounded = max(8, int(scaled + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * scaled else rounded
 
 
 def _b0_stages(num_experts: int) -> tuple[Stage, ...]:
@@ -164,8 +137,30 @@ def _b0_stages(num_experts: int) -> tuple[Stage, ...]:
     )
 
 
+# Width, depth, size and dropout of B1 to B7, in the authors' code.
+_LARGER = (
+    (1.0, 1.1, 240, 0.2),
+    (1.1, 1.2, 260, 0.3),
+    (1.2, 1.4, 300, 0.3),
+    (1.4, 1.8, 380, 0.4),
+    (1.6, 2.2, 456, 0.4),
+    (1.8, 2.6, 528, 0.5),
+    (2.0, 3.1, 600, 0.5),
+)
+
 ARCHITECTURES = (
     EfficientNetSpec(name="efficientnet-b0", stages=_b0_stages(0)),
+    *(
+        EfficientNetSpec(
+            name=f"efficientnet-b{number}",
+            stages=_b0_stages(0),
+            width_coefficient=width,
+            depth_coefficient=depth,
+            image_size=size,
+            dropout_rate=dropout,
+        )
+        for number, (width, depth, size, dropout) in enumerate(_LARGER, 1)
+    ),
     EfficientNetSpec(name="efficientnet-condconv-b0-4e", stages=_b0_stages(4)),
     EfficientNetSpec(name="efficientnet-condconv-b0-8e", stages=_b0_stages(8)),
     EfficientNetSpec(name="efficientnet-condconv-b0-8e-depth", stages=_b0_stages(8), depth_coefficient=1.1),
@@ -173,12 +168,3 @@ ARCHITECTURES = (
     EfficientNetSpec(name="efficientnet-lite0-condconv-4e", stages=_b0_stages(4), activation="relu6", se_ratio=0.0),
 )
 """Every registered EfficientNet."""
-
-
-def _check(key: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ConfigurationError(f"Architecture parameter {key} must be a number, not {value!r}.")
-    whole, least, most = key in _WHOLE, _LEAST.get(key, 0.05), _MOST.get(key, 20)
-    if not least <= value <= most or (whole and not isinstance(value, int)):
-        kind = "a whole number" if whole else "a number"
-        raise ConfigurationError(f"Architecture parameter {key} must be {kind} from {least} to {most}, not {value}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,17 @@ from condconv_serve.domain import Interpolation, Label, TransformName, readable
 from condconv_serve.domain.manifest import Accuracy, PreprocessingSpec, Provenance
 from condconv_serve.errors import ImportFailed
 from condconv_serve.files import sha256_of
-from condconv_serve.nn import get_architecture
+from condconv_serve.nn import Architecture, family_of, get_architecture
 from condconv_serve.nn.efficientnet import EfficientNetSpec
 from condconv_serve.nn.families import to_manifest
-from condconv_serve.store.importers.evaluation import Channels, Network, Origins, Wishes, choose_preprocessing
+from condconv_serve.nn.published import Channels
+from condconv_serve.store.importers.evaluation import (
+    Origins,
+    Wishes,
+    choose_preprocessing,
+    usual_efficientnet,
+    usual_published,
+)
 from condconv_serve.store.importers.labels import (
     IMAGENET_CLASSES,
     check_labels,
@@ -25,7 +32,7 @@ from condconv_serve.store.importers.labels import (
     read_labels_file,
     read_text,
 )
-from condconv_serve.store.importers.sources import Imported, Source, Upcycling, import_weights, importable
+from condconv_serve.store.importers.sources import Imported, Source, Upcycling, check_importable, import_weights
 from condconv_serve.store.new_bundle import NewBundle, next_version, write_bundle, write_next_bundle
 from condconv_serve.validation import first_message
 
@@ -85,25 +92,27 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
         if readable(given) != given:
             raise ImportFailed(f"The {name} {readable(given)} is not UTF-8.")
     given = read_labels_file(request.labels) if request.labels else None
-    architecture = importable(get_architecture(request.architecture, **request.overrides))
+    architecture = get_architecture(request.architecture, **request.overrides)
+    check_importable(architecture)
     card = read_text(request.model_card) if request.model_card else f"# {request.name}\n\nNo card was given.\n"
     accuracy = _read_accuracy(request.accuracy) if request.accuracy else ()
     imported = import_weights(
         request.source,
         architecture,
-        num_classes=request.overrides.get("num_classes"),
+        given=request.overrides,
         use_ema=request.use_ema,
         upcycling=request.upcycling,
     )
     origins = Origins()
     _note_weights(imported.source, origins)
+    _note_names(imported, origins)
     preprocessing = _preprocessing(request, imported, origins)
     labels = _labels(request, imported, given, origins)
     origin = request.archive or request.source
     new = NewBundle(
         name=request.name,
         version=request.version or next_version(store, request.name),
-        architecture=to_manifest(replace(imported.architecture, image_size=preprocessing.image_size)),
+        architecture=to_manifest(imported.architecture.changed(image_size=preprocessing.image_size)),
         preprocessing=preprocessing,
         weights=imported.weights,
         labels=labels,
@@ -136,13 +145,28 @@ def _note_weights(source: Source, origins: Origins) -> None:
     origins.note("weights", where)
 
 
+def _note_names(imported: Imported, origins: Origins) -> None:
+    if imported.published is None:
+        return
+    if imported.conventions:
+        origins.note("conventions", f"those of {imported.published.whose} networks")
+    if imported.without_background:
+        origins.note("classes", f"without {imported.published.whose} class 0, the background")
+
+
 def _preprocessing(request: ImportRequest, imported: Imported, origins: Origins) -> PreprocessingSpec:
-    static = request.upcycling is not None or not imported.architecture.num_experts
-    network = Network(
-        naming=imported.source.naming,
-        imagenet_pixels=static and imported.architecture.activation == "swish",
-        image_size=imported.architecture.image_size,
-    )
+    architecture, source = imported.architecture, imported.source
+    if isinstance(architecture, EfficientNetSpec):
+        static = request.upcycling is not None or not architecture.num_experts
+        usual = usual_efficientnet(
+            source.naming,
+            imagenet_pixels=static and architecture.activation == "swish",
+            image_size=architecture.image_size,
+            configured=source.config is not None,
+        )
+    else:
+        ways = family_of(architecture).published
+        usual = usual_published(imported.published or ways[0], image_size=architecture.image_size)
     wishes = Wishes(
         transform=request.transform,
         image_size=request.overrides.get("image_size"),
@@ -153,7 +177,7 @@ def _preprocessing(request: ImportRequest, imported: Imported, origins: Origins)
         exact_decoding=request.exact_decoding,
         given_by=request.given_by,
     )
-    return choose_preprocessing(wishes, imported.source.config, network, origins)
+    return choose_preprocessing(wishes, source.config, usual, origins)
 
 
 def _labels(
@@ -176,7 +200,7 @@ def _labels(
     return labels
 
 
-def _method(architecture: EfficientNetSpec, upcycling: Upcycling | None) -> str:
+def _method(architecture: Architecture, upcycling: Upcycling | None) -> str:
     if upcycling is None:
         return f"imported with the names of {architecture.name}"
     noise = f"differing by {upcycling.noise:g} of its deviation" if upcycling.noise else "all alike"

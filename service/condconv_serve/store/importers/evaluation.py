@@ -10,18 +10,17 @@ from pydantic import ValidationError
 from condconv_serve.domain import Interpolation, TransformName
 from condconv_serve.domain.manifest import PreprocessingSpec
 from condconv_serve.errors import ImportFailed
+from condconv_serve.nn.published import IMAGENET, SYMMETRIC, Channels, Published
 from condconv_serve.store.importers.source_config import SourceConfig, crop_padding
 from condconv_serve.validation import describe_errors
 
-Channels = tuple[float, float, float]
 Naming = Literal["official", "timm", "keras"]
 
-# What the networks were trained with, on the scale 0..255: EfficientNet with the mean and deviation of ImageNet's
-# pixels, all others with round numbers, which timm has rounded differently.
-_IMAGENET: tuple[Channels, Channels] = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-_TIMM: tuple[Channels, Channels] = ((127.5,) * 3, (127.5,) * 3)
+# What EfficientNets were trained with, on the scale 0..255: with the mean and deviation of ImageNet's pixels, or, as
+# CondConv and Lite, with round numbers, which timm has rounded differently.
 _OFFICIAL: tuple[Channels, Channels] = ((127.0,) * 3, (128.0,) * 3)
 _CROP_PADDING = 32
+_CROP_SHARE = 0.875
 _WHOSE: dict[Naming, str] = {"timm": "timm's", "official": "the official", "keras": "Keras's"}
 
 
@@ -40,15 +39,64 @@ class Wishes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Network:
-    """What is known of the network: whose names its weights bore, whether such networks took ImageNet's mean, its size.
+class Usual:
+    """How such networks are evaluated, where nobody says otherwise.
 
-    `image_size` is that of the architecture.
+    Attributes:
+        whose: names the weights bear.
+        transform: how photos are resized.
+        because: why that.
+        transform_known: whether nothing else can be.
+        crop_known: whether no other crop can be.
+        crop_share: of the short side; None: `image_size / (image_size + 32)`.
+        interpolation: by which filter.
+        pixels: mean and deviation.
+        image_size: of the architecture.
     """
 
-    naming: Naming
-    imagenet_pixels: bool
+    whose: str
+    transform: TransformName
+    because: str
+    transform_known: bool = False
+    crop_known: bool = False
+    crop_share: float | None = None
+    interpolation: Interpolation = "bicubic"
+    pixels: tuple[Channels, Channels]
     image_size: int
+
+
+def usual_efficientnet(naming: Naming, *, imagenet_pixels: bool, image_size: int, configured: bool) -> Usual:
+    """How EfficientNets are evaluated.
+
+    Args:
+        naming: whose names their weights bear.
+        imagenet_pixels: whether they took ImageNet's mean and deviation.
+        image_size: of the architecture.
+        configured: whether the source says anything of itself.
+    """
+    timm = naming == "timm"
+    return Usual(
+        whose=_WHOSE[naming],
+        transform="pillow" if timm else "official",
+        because="timm evaluates with Pillow" if timm else "the official evaluation",
+        transform_known=naming == "official" or configured,
+        crop_known=naming == "official",
+        pixels=IMAGENET if imagenet_pixels else SYMMETRIC if timm else _OFFICIAL,
+        image_size=image_size,
+    )
+
+
+def usual_published(published: Published, *, image_size: int) -> Usual:
+    """How networks are evaluated whose weights bear such names."""
+    return Usual(
+        whose=published.whose,
+        transform=published.transform,
+        because=f"usual with {published.whose} names",
+        crop_share=_CROP_SHARE,
+        interpolation=published.interpolation,
+        pixels=published.pixels,
+        image_size=image_size,
+    )
 
 
 @dataclass(slots=True)
@@ -66,7 +114,7 @@ class Origins:
 
 
 def choose_preprocessing(
-    wishes: Wishes, config: SourceConfig | None, network: Network, origins: Origins
+    wishes: Wishes, config: SourceConfig | None, usual: Usual, origins: Origins
 ) -> PreprocessingSpec:
     """Choose each value, and note where it comes from.
 
@@ -74,27 +122,21 @@ def choose_preprocessing(
         ImportFailed: a value can't be, or the source was evaluated in a way that isn't known here.
     """
     chooser = _Chooser(wishes, config or SourceConfig(origin="the source"), origins)
-    timm = network.naming == "timm"
-    usual = f"usual with {_WHOSE[network.naming]} names"
-    mean, std = _IMAGENET if network.imagenet_pixels else _TIMM if timm else _OFFICIAL
+    why = f"usual with {usual.whose} names"
     transform: TransformName = chooser.choose(
-        "transform",
-        wishes.transform,
-        None,
-        "pillow" if timm else "official",
-        why="timm evaluates with Pillow" if timm else "the official evaluation",
-        assumed=network.naming != "official" and config is None,
+        "transform", wishes.transform, None, usual.transform, why=usual.because, assumed=not usual.transform_known
     )
     size = chooser.choose(
-        "image_size", wishes.image_size, chooser.config.image_size, network.image_size, why="the architecture"
+        "image_size", wishes.image_size, chooser.config.image_size, usual.image_size, why="the architecture"
     )
+    mean, std = usual.pixels
     values = {
         "transform": transform,
         "image_size": size,
-        "crop_padding": chooser.crop_padding(size, sure=transform == "official" and network.naming == "official"),
-        "interpolation": chooser.interpolation(transform),
-        "mean": chooser.choose("mean", wishes.mean, chooser.config.mean, mean, why=usual, assumed=True),
-        "std": chooser.choose("std", wishes.std, chooser.config.std, std, why=usual, assumed=True),
+        **chooser.crop(transform, size, usual),
+        "interpolation": chooser.interpolation(transform, usual.interpolation),
+        "mean": chooser.choose("mean", wishes.mean, chooser.config.mean, mean, why=why, assumed=True),
+        "std": chooser.choose("std", wishes.std, chooser.config.std, std, why=why, assumed=True),
         "exact_decoding": wishes.exact_decoding,
     }
     try:
@@ -125,37 +167,44 @@ class _Chooser:
         self.origins.note(what, why, assumed=assumed)
         return usual
 
-    def crop_padding(self, size: int, *, sure: bool) -> int:
+    def crop(self, transform: TransformName, size: int, usual: Usual) -> dict[str, int | float]:
         wish, config = self.wishes.crop_pct, self.config
         if wish is None and config.crop_mode not in (None, "center"):
             raise ImportFailed(
                 f"{config.origin} says that photos are cropped by {config.crop_mode!r}; here the centre is cut out. "
                 "Give --crop 0.875 or the like to do so all the same."
             )
+        assumed = not (transform == "official" and usual.crop_known)
+        if transform == "central":
+            share = usual.crop_share or _CROP_SHARE
+            fraction: float = self.choose(
+                "crop_fraction", wish, config.crop_pct, share, why=f"usual with {usual.whose} names", assumed=assumed
+            )
+            if not 0 < fraction <= 1:
+                raise _impossible_crop(fraction)
+            return {"crop_fraction": fraction}
         said = None if config.crop_pct is None else crop_padding(size, config.crop_pct)
+        padding = _CROP_PADDING if usual.crop_share is None else crop_padding(size, usual.crop_share)
         found: int = self.choose(
             "crop_padding",
             None if wish is None else crop_padding(size, wish),
             said,
-            _CROP_PADDING,
-            why=f"{size} of {size + _CROP_PADDING} pixels",
-            assumed=not sure,
+            padding,
+            why=f"{size} of {size + padding} pixels",
+            assumed=assumed,
         )
         if found < 0:
-            raise ImportFailed(
-                f"A crop is a share of the short side, above 0 and at most 1, not {size / (size + found):g}. Choose "
-                "with --crop."
-            )
-        return found
+            raise _impossible_crop(size / (size + found))
+        return {"crop_padding": found}
 
-    def interpolation(self, transform: TransformName) -> str:
+    def interpolation(self, transform: TransformName, usual: Interpolation) -> str:
         official = transform == "official"
         said = None if official else self.config.interpolation
         found: str = self.choose(
             "interpolation",
             self.wishes.interpolation,
             said,
-            "bicubic",
+            "bicubic" if official else usual,
             why="the official evaluation" if official else "usual",
             assumed=not official,
         )
@@ -165,3 +214,9 @@ class _Chooser:
                 f"{', '.join(get_args(Interpolation))}. Choose with --interpolation."
             )
         return found
+
+
+def _impossible_crop(share: float) -> ImportFailed:
+    return ImportFailed(
+        f"A crop is a share of the short side, above 0 and at most 1, not {share:g}. Choose with --crop."
+    )

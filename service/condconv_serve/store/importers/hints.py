@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from condconv_serve.nn import ARCHITECTURES
+from condconv_serve.nn import ARCHITECTURES, family_of
 from condconv_serve.nn.efficientnet import EfficientNetSpec
 from condconv_serve.store.importers.assembly import Translation
+from condconv_serve.store.importers.published_hints import Guess, guess
 
 _BLOCK = re.compile(r"^block_(\d+)_")
 _WIDTHS = (1.0, *(round(0.1 + 0.05 * step, 2) for step in range(39)))
@@ -57,25 +58,48 @@ def traits_found(translation: Translation) -> Traits | None:
         return None
 
 
-def hint(translation: Translation, asked: EfficientNetSpec, *, upcycling: bool = False) -> str:
-    """A sentence about what else the weights may be; empty if nothing is known."""
+def hint(tensors: Mapping[str, Any], translation: Translation, asked: Any, *, upcycling: bool = False) -> str:
+    """A sentence about what else the weights may be; empty if nothing is known.
+
+    Args:
+        tensors: as they were read.
+        translation: what an importer found of them.
+        asked: the architecture that they don't fit.
+        upcycling: whether it is the static twin of the one asked for.
+    """
+    advice = _of_efficientnets(translation, asked, upcycling) if isinstance(asked, EfficientNetSpec) else None
+    if advice is None and (found := guess(tensors, asked)) is not None:
+        advice = _of_published(found, asked, upcycling)
+    return f" By their shapes {advice}." if advice else ""
+
+
+def _of_published(found: Guess, asked: Any, upcycling: bool) -> str | None:
+    if found.registered.name == asked.name and not found.options:
+        return None  # they are of the network asked for, so something else is wrong
+    if upcycling and found.architecture.num_experts:
+        return f"they have experts already: import them without --upcycle, with {found.arguments}"
+    static = not found.architecture.num_experts
+    if static and asked.num_experts and family_of(asked) is family_of(found.registered) and not found.options:
+        return f"they are those of its static twin {found.registered.name}: --upcycle makes experts of them"
+    return f"they look like {found.arguments}"
+
+
+def _of_efficientnets(translation: Translation, asked: EfficientNetSpec, upcycling: bool) -> str | None:
     found = traits_found(translation)
     if found is None or found == traits_of(asked):
-        return ""
+        return None
     fitting = [
         (candidate, options) for candidate, options in _candidates(asked, found) if traits_of(candidate) == found
     ]
     if not fitting:
-        return ""
+        return None
     candidate, options = min(fitting, key=lambda pair: len(pair[1]))  # the first one of those
     named = " ".join((f"--architecture {candidate.name}", *options))
     if upcycling and found.experts:
-        advice = f"they have experts already: import them without --upcycle, with {named}"
-    elif asked.num_experts and not found.experts and _twins(asked, candidate):
-        advice = f"they are those of its static twin {candidate.name}: --upcycle makes experts of them"
-    else:
-        advice = f"they look like {named}"
-    return f" By their shapes {advice}."
+        return f"they have experts already: import them without --upcycle, with {named}"
+    if asked.num_experts and not found.experts and _twins(asked, candidate):
+        return f"they are those of its static twin {candidate.name}: --upcycle makes experts of them"
+    return f"they look like {named}"
 
 
 def _efficientnets() -> list[EfficientNetSpec]:

@@ -1,4 +1,4 @@
-"""Weights in Keras 3's own files, `.weights.h5` and `.keras`, of networks built here.
+"""Weights in Keras's own files, `.weights.h5`, `.h5` and `.keras`, of networks built here or in Keras Applications.
 
 Only numbers are read. A `.keras` file also says how to rebuild its model, which may be any code; that part is left
 alone, and so are links to other files.
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from condconv_serve.errors import ImportFailed
 from condconv_serve.store.importers.assembly import Translation
+from condconv_serve.store.importers.keras_legacy import is_legacy, read_legacy
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 _WEIGHTS = "model.weights.h5"
@@ -31,35 +32,30 @@ _ENTRY = re.compile(r"^(?P<layer>.*)/vars/(?P<position>\d+)$")
 
 
 def read_keras(file: Path, *, max_bytes: int) -> dict[str, NDArray[Any]]:
-    """Read all tensors of a `.weights.h5` or `.keras` file.
+    """Read all tensors of a `.weights.h5`, `.keras` or `.h5` file.
 
     Args:
-        file: what Keras 3 has written.
+        file: what Keras has written.
         max_bytes: the most that all tensors may have together, unpacked.
 
     Returns:
         Tensors by the name of their layer, or their place in the file where it names none, and position in the layer:
-        `block_8_routing/vars/0`.
+        `block_8_routing/vars/0`. In Keras 2's layout, by the names of layer and variable: `conv1/kernel`.
 
     Raises:
-        ImportFailed: the file is damaged, too large, links elsewhere, or comes from an older Keras.
+        ImportFailed: the file is damaged, too large, or links elsewhere.
     """
     try:
         with tempfile.TemporaryFile() as unpacked:
             if file.suffix == ".keras":
                 _unpack(file, unpacked, max_bytes)
             with h5py.File(unpacked if file.suffix == ".keras" else file, "r") as store:
-                if "layer_names" in store.attrs or "model_weights" in store:
-                    raise ImportFailed(
-                        f"{file.name} is in the legacy format of Keras 2. If condconv_serve.nn.build_efficientnet "
-                        "built the network, load it there (model.load_weights), and save it again with Keras 3: "
-                        'model.save_weights("model.weights.h5"). Networks of keras.applications have other layers: '
-                        "serve them as networks of your own, with save_bundle."
-                    )
+                if is_legacy(store):
+                    return read_legacy(store, file.name, max_bytes)
                 return _read(store, file.name, max_bytes)
     # What h5py and zipfile raise for damaged files depends on where the damage is.
     except (OSError, KeyError, ValueError, RuntimeError, TypeError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise ImportFailed(f"{file.name} can't be read as weights of Keras 3: {error}") from error
+        raise ImportFailed(f"{file.name} can't be read as weights of Keras: {error}") from error
 
 
 def _unpack(file: Path, into: IO[bytes], max_bytes: int) -> None:
@@ -121,10 +117,11 @@ def translate_keras(tensors: Mapping[str, NDArray[Any]], network: keras.Model) -
         for position, variable in enumerate(layer.weights):
             for known in (layer.name, place):
                 paths[f"{known}/vars/{position}"] = variable.path
+    own = {variable.path for variable in network.weights}
     translation = Translation()
     for name, value in tensors.items():
-        if name in paths:
-            translation.add(paths[name], name, value)
+        if name in paths or name in own:
+            translation.add(paths.get(name, name), name, value)
         elif not _TRAINING_STATE.search(name):
             translation.unknown.append(name)
     return translation

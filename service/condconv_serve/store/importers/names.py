@@ -18,8 +18,14 @@ from condconv_serve.errors import ImportFailed
 Prefix = tuple[str, ...]
 
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-# Where the network's own names begin, in timm's naming.
-_OWN = frozenset({"conv_stem", "bn1", "blocks", "conv_head", "bn2", "classifier"})
+# Where the network's own names begin, in those of timm, torchvision, and condconv.pytorch.
+_OWN = frozenset(
+    {
+        *("conv_stem", "bn1", "blocks", "conv_head", "bn2", "classifier"),
+        *("conv1", "layer1", "layer2", "layer3", "layer4", "fc", "fc_routing"),
+        *("features", "conv", "conv_route", "classifier_route"),
+    }
+)
 _AVERAGED = re.compile(r"(^|_)(ema|swa|averaged?|avg)(_|$)", re.IGNORECASE)
 # What averaging keeps beside the weights: how many times it has averaged.
 _COUNTERS = frozenset({"n_averaged"})

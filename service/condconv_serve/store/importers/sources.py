@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 
 from condconv_serve.domain.manifest import WeightsKind
 from condconv_serve.errors import ImportFailed
-from condconv_serve.nn import Architecture, build_network, outline
+from condconv_serve.nn import Architecture, build_network, family_of, outline
 from condconv_serve.nn.efficientnet import EfficientNetSpec
+from condconv_serve.nn.published import Published
 from condconv_serve.store.archive import extract_tar
 from condconv_serve.store.bundle import has_negative_variance
 from condconv_serve.store.importers import hub, keras_file, torch_file
@@ -26,13 +27,20 @@ from condconv_serve.store.importers.evaluation import Naming
 from condconv_serve.store.importers.foreign import unreadable_kind
 from condconv_serve.store.importers.hints import hint
 from condconv_serve.store.importers.names import Copy, plain_copy
+from condconv_serve.store.importers.published import (
+    choose_published,
+    count_classes,
+    split_name,
+    translate_published,
+    without_background,
+)
 from condconv_serve.store.importers.source_config import (
     SourceConfig,
     check_architecture,
     config_from_metadata,
     read_config,
 )
-from condconv_serve.store.importers.tf_checkpoint import kind_of, read_tf_checkpoint, translate_official
+from condconv_serve.store.importers.tf_checkpoint import choose_copy, kind_of, read_tf_checkpoint, translate_official
 from condconv_serve.store.importers.timm import translate_timm
 from condconv_serve.store.importers.upcycle import static_twin, upcycle
 
@@ -41,7 +49,6 @@ MAX_BYTES = 8 * 2**30
 _MAX_NAMED = 8
 _MAX_MEMBERS = 1000
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
-_LOGITS = "logits/bias"
 
 # Files of a TensorFlow checkpoint beside its .index.
 _PART = re.compile(r"^(.+)\.(?:meta|data-\d{5}-of-\d{5})$")
@@ -69,18 +76,30 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Imported:
-    """A network's weights by path, its architecture with as many classes as they have, and what was read."""
+    """A network's weights by path, and what was read.
 
-    architecture: EfficientNetSpec
+    Attributes:
+        architecture: with as many classes as the weights have, and as such networks are published.
+        weights: by path.
+        source: what was read.
+        published: whose names the weights bear; None: those of EfficientNets, or our own.
+        conventions: parameters of the architecture that follow from these names.
+        without_background: whether a class for the background was dropped.
+    """
+
+    architecture: Any
     weights: dict[str, NDArray[np.floating[Any]]]
     source: Source
+    published: Published | None = None
+    conventions: Mapping[str, Any] = field(default_factory=dict)
+    without_background: bool = False
 
 
 def import_weights(
     source: Path,
-    architecture: EfficientNetSpec,
+    architecture: Any,
     *,
-    num_classes: int | None = None,
+    given: Mapping[str, Any] | None = None,
     use_ema: bool = True,
     upcycling: Upcycling | None = None,
 ) -> Imported:
@@ -89,7 +108,8 @@ def import_weights(
     Args:
         source: see `read_source`.
         architecture: the network that they are for; its number of classes doesn't count.
-        num_classes: how many classes they must have; as many as they happen to have if None.
+        given: parameters of the architecture that were asked for. They must fit: the weights must have as many classes
+            as `num_classes` says. Others are as the weights have them.
         use_ema: whether averaged weights are preferred where the source has them.
         upcycling: if the source is the architecture's static twin.
 
@@ -97,52 +117,99 @@ def import_weights(
         ImportFailed: the source can't be read, or doesn't fit; says which tensors are to blame, and which architecture
             might fit.
     """
-    built = static_twin(architecture) if upcycling else architecture
+    given = given or {}
+    static_twin(architecture) if upcycling else None
     read = read_source(source, use_ema=use_ema)
-    tensors = read.tensors
     if read.config is not None:
         check_architecture(read.config)
-    network = outline(lambda: build_network(replace(built, num_classes=num_classes or built.num_classes)))
+    published = _published(read, architecture, source.name)
+    conventions = {} if published is None else _conventions(read, published, architecture, given)
+    architecture = architecture.changed(**conventions)
+    built = static_twin(architecture) if upcycling else architecture
+    network = outline(lambda: build_network(built))
     expected = {variable.path: tuple(variable.shape) for variable in network.weights}
-    match read.naming:
-        case "timm":
-            translation = translate_timm(tensors, expected)
-        case "keras":
-            translation = keras_file.translate_keras(tensors, network)
-        case "official":
-            translation = translate_official(tensors, use_ema=use_ema)
-    if num_classes is None:
-        num_classes = _count_classes(translation, default=built.num_classes)
-        expected = {path: (*shape[:-1], num_classes) if _is_logits(path) else shape for path, shape in expected.items()}
+    translation = _translate(read, published, built, network, use_ema=use_ema)
+    background = published is not None and published.background and "num_classes" not in given
+    background = background and without_background(translation)
+    num_classes = given.get("num_classes") or count_classes(translation) or built.num_classes
+    expected = {path: (*shape[:-1], num_classes) if _is_logits(path) else shape for path, shape in expected.items()}
     label = f"the static twin of {architecture.name}" if upcycling else architecture.name
     try:
         weights = assemble(translation, expected, architecture=label)
     except ImportFailed as error:
-        raise ImportFailed(f"{error}{hint(translation, built, upcycling=upcycling is not None)}") from error
+        advice = hint(read.tensors, translation, built, upcycling=upcycling is not None)
+        raise ImportFailed(f"{error}{advice}") from error
     if negative := [path for path, value in weights.items() if has_negative_variance(path, value)]:
         raise ImportFailed(
             f"{source.name} is damaged, or no network that was trained: {len(negative)} batch norms have variances "
             f"below 0, such as {negative[0]}, down to {weights[negative[0]].min():g}."
         )
+    architecture = replace(architecture, num_classes=num_classes)
     if upcycling:
         weights = upcycle(weights, architecture, noise=upcycling.noise)
-    return Imported(architecture=replace(architecture, num_classes=num_classes), weights=weights, source=read)
+    return Imported(
+        architecture=architecture,
+        weights=weights,
+        source=read,
+        published=published,
+        conventions=conventions,
+        without_background=background,
+    )
 
 
-def importable(architecture: Architecture) -> EfficientNetSpec:
-    """The architecture as the importers take it.
+def check_importable(architecture: Architecture) -> None:
+    """Check that something is known of how published weights of a family are named.
 
     Raises:
-        ImportFailed: nothing is known of how published weights of its family are named.
+        ImportFailed: it isn't.
     """
-    if not isinstance(architecture, EfficientNetSpec):
-        raise ImportFailed(f"Weights of {architecture.name} can't be imported; those of EfficientNets can.")
-    return architecture
+    if not isinstance(architecture, EfficientNetSpec) and not family_of(architecture).published:
+        raise ImportFailed(
+            f"Weights of {architecture.name} can't be imported: nothing is known of how they are published."
+        )
 
 
-def _count_classes(translation: Translation, *, default: int) -> int:
-    biases = [tensor.value for tensor in translation.tensors if tensor.path == _LOGITS]
-    return len(biases[0]) if len(biases) == 1 and biases[0].ndim == 1 and len(biases[0]) else default
+def _published(read: Source, architecture: Architecture, source: str) -> Published | None:
+    """Whose names the weights bear; None if they are those of EfficientNets, or our own in a file of Keras."""
+    ways = family_of(architecture).published
+    if not ways:
+        return None
+    if read.naming == "keras":
+        known = {variable.path.rpartition("/")[0] for variable in outline(lambda: build_network(architecture)).weights}
+        layers = {split_name(name, "tensorflow")[0] for name in read.tensors}
+        if layers <= known or any(name.startswith("layers/") for name in layers):
+            return None
+    return choose_published(ways, architecture, read.tensors, source=source)
+
+
+def _conventions(
+    read: Source, published: Published, architecture: Architecture, given: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What such networks have, but for what was asked for."""
+    found = dict(published.conventions)
+    classifier = next((theirs for theirs, ours in published.layers(architecture).items() if ours == "logits"), None)
+    leaves = {
+        leaf for layer, leaf in (split_name(name, published.layout) for name in read.tensors) if layer == classifier
+    }
+    if leaves and not any("bias" in leaf or leaf == "1" for leaf in leaves):
+        found["classifier_bias"] = False
+    return {key: value for key, value in found.items() if key not in given}
+
+
+def _translate(
+    read: Source, published: Published | None, built: Architecture, network: Any, *, use_ema: bool
+) -> Translation:
+    expected = {variable.path: tuple(variable.shape) for variable in network.weights}
+    if published is not None:
+        tensors = choose_copy(read.tensors, use_ema=use_ema)
+        return translate_published(tensors, published, built, expected)
+    match read.naming:
+        case "timm":
+            return translate_timm(read.tensors, expected)
+        case "keras":
+            return keras_file.translate_keras(read.tensors, network)
+        case "official":
+            return translate_official(read.tensors, use_ema=use_ema)
 
 
 def _is_logits(path: str) -> bool:
@@ -155,7 +222,7 @@ def read_source(source: Path, *, use_ema: bool = True) -> Source:
     Args:
         source: a TensorFlow checkpoint (its prefix, its `.index` file, a directory or a `.tar.gz` that holds just one),
             a `.safetensors` or PyTorch file with the official names or timm's, a directory of the Hugging Face Hub that
-            holds one, or a `.keras` or `.weights.h5` file.
+            holds one, or a `.keras`, `.weights.h5` or `.h5` file.
         use_ema: whether averaged weights are preferred where a source has both.
 
     Raises:

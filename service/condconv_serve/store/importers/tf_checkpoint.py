@@ -93,9 +93,7 @@ def translate_official(tensors: Mapping[str, NDArray[Any]], *, use_ema: bool = T
     Raises:
         ImportFailed: averages are wanted, but only some variables have one, or raw values, but there are only averages.
     """
-    chosen = _choose_averaged(tensors) if use_ema else _choose_raw(tensors)
-    if not use_ema and all(_TRAINING_STATE.search(name) for name in chosen) and len(chosen) < len(tensors):
-        raise ImportFailed("The checkpoint holds averaged weights only, and these are refused.")
+    chosen = _choose(tensors, use_ema=use_ema)
     translation = Translation()
     layers: dict[tuple[str, str], dict[int, list[tuple[str, str]]]] = defaultdict(lambda: defaultdict(list))
     for name in chosen:
@@ -115,6 +113,27 @@ def translate_official(tensors: Mapping[str, NDArray[Any]], *, use_ema: bool = T
                 else:
                     translation.unknown.append(name)
     return translation
+
+
+def choose_copy(tensors: Mapping[str, NDArray[Any]], *, use_ema: bool) -> dict[str, NDArray[Any]]:
+    """One copy of a checkpoint's variables, under their own names, without what training keeps beside them.
+
+    Args:
+        tensors: by name, as for `translate_official`.
+        use_ema: whether averages are preferred.
+
+    Raises:
+        ImportFailed: as for `translate_official`.
+    """
+    chosen = _choose(tensors, use_ema=use_ema)
+    return {name: value for name, value in chosen.items() if not _TRAINING_STATE.search(name)}
+
+
+def _choose(tensors: Mapping[str, NDArray[Any]], *, use_ema: bool) -> dict[str, NDArray[Any]]:
+    chosen = _choose_averaged(tensors) if use_ema else _choose_raw(tensors)
+    if not use_ema and all(_TRAINING_STATE.search(name) for name in chosen) and len(chosen) < len(tensors):
+        raise ImportFailed("The checkpoint holds averaged weights only, and these are refused.")
+    return chosen
 
 
 def kind_of(tensors: Mapping[str, NDArray[Any]], *, use_ema: bool) -> tuple[WeightsKind, bool]:

@@ -12,21 +12,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from condconv_serve.errors import ImportFailed
-from condconv_serve.nn.efficientnet import EfficientNetSpec
+from condconv_serve.nn import Architecture, build_network, outline
 
-_CONVOLUTIONS = ("expand", "depthwise", "project")
 MAX_NOISE = 1.0
+_ROUTER = "_routing/"
 
 
-def static_twin(architecture: EfficientNetSpec) -> EfficientNetSpec:
-    """The same network with ordinary convolutions.
+def static_twin(architecture: Any) -> Any:
+    """The same network with ordinary layers.
 
     Raises:
         ImportFailed: it has fewer than two experts, so there is nothing to copy into.
@@ -36,11 +35,11 @@ def static_twin(architecture: EfficientNetSpec) -> EfficientNetSpec:
             f"{architecture.name} has {architecture.num_experts or 'no'} experts; upcycling needs an architecture with "
             "CondConv blocks, and two experts at least."
         )
-    return replace(architecture, stages=tuple(replace(stage, num_experts=0) for stage in architecture.stages))
+    return architecture.static()
 
 
 def upcycle(
-    static: Mapping[str, NDArray[Any]], architecture: EfficientNetSpec, *, noise: float = 0.0, seed: int = 0
+    static: Mapping[str, NDArray[Any]], architecture: Architecture, *, noise: float = 0.0, seed: int = 0
 ) -> dict[str, NDArray[Any]]:
     """Spread the weights of a static network over experts.
 
@@ -59,16 +58,17 @@ def upcycle(
     if not 0 <= noise <= MAX_NOISE:
         raise ImportFailed(f"The noise must be from 0 to {MAX_NOISE:g}, not {noise:g}.")
     rng = np.random.default_rng(seed)
-    experts = architecture.num_experts
-    weights = dict(static)
-    for block in architecture.blocks():
-        if not block.num_experts:
-            continue
-        for path in (f"{block.name}_{convolution}/kernel" for convolution in _CONVOLUTIONS):
-            if path in static:
-                weights[path] = _copies(static[path], experts, noise, rng)
-        weights[f"{block.name}_routing/kernel"] = np.zeros((block.in_filters, experts), np.float32)
-        weights[f"{block.name}_routing/bias"] = np.full(experts, -math.log(experts - 1), np.float32)
+    weights: dict[str, NDArray[Any]] = {}
+    for variable in outline(lambda: build_network(architecture)).weights:
+        path, shape = variable.path, tuple(variable.shape)
+        if _ROUTER in path and path not in static:
+            experts = shape[-1]
+            neutral = -math.log(experts - 1) if path.endswith("/bias") else 0
+            weights[path] = np.full(shape, neutral, np.float32)
+        elif static[path].shape == shape:
+            weights[path] = static[path]
+        else:
+            weights[path] = _copies(static[path], shape[0], noise if path.endswith("/kernel") else 0, rng)
     return weights
 
 

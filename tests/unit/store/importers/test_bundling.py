@@ -255,6 +255,7 @@ PREPROCESSING = {
     "transform": "pillow",
     "image_size": 40,
     "crop_padding": 10,
+    "crop_fraction": None,
     "interpolation": "bilinear",
     "mean": (102.0, 127.5, 153.0),
     "std": (51.0, 51.0, 51.0),

@@ -2,7 +2,6 @@
 
 import zipfile
 
-import h5py
 import pytest
 
 from condconv_serve.errors import ImportFailed
@@ -50,15 +49,6 @@ def test_torchscript(name, tmp_path):
         for member in ("traced/data.pkl", "traced/constants.pkl", "traced/code/__torch__.py"):
             archive.writestr(member, b"")
     with pytest.raises(ImportFailed, match=r"is a TorchScript program\. .*torch\.jit\.load\('traced"):
-        read_source(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["w.h5", "w.hdf5"])
-def test_legacy_hdf5(name, tmp_path):
-    with h5py.File(tmp_path / name, "w") as store:
-        store.attrs["layer_names"] = [b"conv1"]
-        store["conv1/conv1/kernel:0"] = [0.0]
-    with pytest.raises(ImportFailed, match=r"legacy format of Keras 2.*save_weights"):
         read_source(tmp_path / name)
 
 

@@ -82,20 +82,20 @@ def weights_of(given):
 
 @pytest.mark.parametrize(("given", "asked", "says"), HINTS.values(), ids=HINTS)
 def test_the_right_architecture_is_guessed(given, asked, says):
-    found = hint(weights_of(get_architecture(given[0], **given[1])), get_architecture(asked[0], **asked[1]))
+    found = hint({}, weights_of(get_architecture(given[0], **given[1])), get_architecture(asked[0], **asked[1]))
     assert found == f" By their shapes {says}."
 
 
 @pytest.mark.parametrize(("given", "asked", "says"), UPCYCLED.values(), ids=UPCYCLED)
 def test_the_right_static_network_is_guessed(given, asked, says):
-    found = hint(weights_of(get_architecture(given)), get_architecture(asked), upcycling=True)
+    found = hint({}, weights_of(get_architecture(given)), get_architecture(asked), upcycling=True)
     assert found == f" By their shapes {says}."
 
 
 @pytest.mark.parametrize(("width", "depth"), [(1.0, 1.4), (1.2, 1.4), (0.25, 0.5), (1.0, 2.2)])
 def test_other_depths(width, depth):
     given = get_architecture("efficientnet-lite0-condconv-4e", width_coefficient=width, depth_coefficient=depth)
-    found = hint(weights_of(given), get_architecture("efficientnet-lite0-condconv-4e"))
+    found = hint({}, weights_of(given), get_architecture("efficientnet-lite0-condconv-4e"))
     options = {name: float(value) for name, value in re.findall(r"--override (\w+)=(\d+(?:\.\d+)?)", found)}
     again = get_architecture("efficientnet-lite0-condconv-4e", **options)
     assert again.blocks() == given.blocks()

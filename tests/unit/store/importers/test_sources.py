@@ -237,9 +237,12 @@ def test_no_hint_where_nothing_fits(network, tmp_path):
 @pytest.mark.parametrize("asked", [None, 3])
 def test_classes_are_counted(asked, network, tmp_path):
     save_file(timm_tensors(network), tmp_path / "w.safetensors")
-    assert_same(import_weights(tmp_path / "w.safetensors", ARCHITECTURE, num_classes=asked), network)
+    assert_same(
+        import_weights(tmp_path / "w.safetensors", ARCHITECTURE, given={} if asked is None else {"num_classes": asked}),
+        network,
+    )
     with pytest.raises(ImportFailed, match=r"misshaped: classifier\.bias is \[3\], but logits/bias is \[4\]"):
-        import_weights(tmp_path / "w.safetensors", ARCHITECTURE, num_classes=4)
+        import_weights(tmp_path / "w.safetensors", ARCHITECTURE, given={"num_classes": 4})
 
 
 def test_kernel_and_bias_that_disagree(network, tmp_path):
