@@ -72,13 +72,17 @@ def clone(tmp_path: Path) -> Path:
     return copy
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 class Shell:
     """A shell in the clone that keeps its directory and variables, and one server in the background."""
 
     def __init__(self, directory: Path, home: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port, self.grpc_port = free_port(), free_port()
         self._server: subprocess.Popen[bytes] | None = None
         self._log = home / "server.log"
         self._state = home / "state"
@@ -94,8 +98,9 @@ class Shell:
         }
 
     def at_its_port(self, text: str) -> str:
-        """A page's text with the server's own port."""
-        return re.sub(r"\b(127\.0\.0\.1|localhost):8000\b", rf"\1:{self.port}", text)
+        """A page's text with the server's own ports."""
+        text = re.sub(r"\b(127\.0\.0\.1|localhost):8000\b", rf"\1:{self.port}", text)
+        return re.sub(r"\b(127\.0\.0\.1:|localhost:|CONDCONV_GRPC_PORT=)8001\b", rf"\g<1>{self.grpc_port}", text)
 
     def run(self, command: str, *, may_fail: bool = False) -> str:
         """Run a command; return what it printed. Commands that serve go on in the background."""
