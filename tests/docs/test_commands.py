@@ -110,7 +110,7 @@ def test_targets_of_make_exist(page):
 @pytest.mark.parametrize("page", EVERY)
 def test_files_exist(page):
     code = [*inline_code_of(page), *shell(page)]
-    words = {word.strip("@'\"") for text in code for word in re.split(r"[\s=]+", text)}
+    words = {word.strip("@'\"") for text in code for word in re.split(r"[\s=()]+", text)}
     named = {
         word for word in words if word.split("/")[0] in TOP and "/" in word and not re.search(r"[<*{….]{2}|[<*{]", word)
     }
