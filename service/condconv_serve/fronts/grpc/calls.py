@@ -260,8 +260,10 @@ async def refuse(context: ServicerContext[Any, Any], error: ServiceError, facts:
 
 
 def close(request: OpenRequest, code: StatusCode, route: Route) -> None:
-    """Book how a request ended."""
+    """Book how a request ended. One that was cancelled since its deadline had passed has missed it."""
     path = route.path
+    if code is StatusCode.CANCELLED and request.facts.slug is not None:
+        code = STATUS[request.facts.slug]
     service, _, method = path[1:].rpartition("/")
     request.close(
         Ending(

@@ -202,6 +202,21 @@ async def test_the_calls_own_deadline(house):
         )
 
 
+async def test_a_deadline_that_nothing_waits_for(house):
+    """gRPC cancels the call by itself."""
+    found, context = house
+
+    async def answer(request: Any, call: Call) -> Any:
+        await asyncio.sleep(60)
+
+    async with grpc_served([answering(answer, access="open")], context) as served:
+        with pytest.raises(grpc.aio.AioRpcError):
+            await served.channel.unary_unary(PATH)(b"", timeout=0.05)
+        labels = {"front": "grpc", "route": PATH, "method": "POST", "code": "504", "deadline": "caller"}
+        await until(lambda: found.read("condconv_requests_total", **labels) == 1)
+        assert found.read("condconv_rejected_total", reason="deadline_exceeded", deadline="caller") == 1
+
+
 async def test_too_many_calls(house):
     found, context = house
     found.free.clear()
