@@ -93,8 +93,8 @@ def embed_remotely(
         yield _embedded(image.name, answer)
 
 
-def _later(images: Sequence[LocalImage], max_bytes: int) -> Iterator[BinaryIO]:
-    return (cast(BinaryIO, _ReadLater(image, max_bytes)) for image in images)
+def _later(images: Sequence[LocalImage], max_bytes: int) -> list[BinaryIO]:
+    return [cast(BinaryIO, _ReadLater(image, max_bytes)) for image in images]
 
 
 def _answering(details: ModelDetails) -> AnsweringModel:

@@ -341,12 +341,20 @@ class AsyncClient:
             async with free:
                 return await self._run(answer_some(kind, some, options, self._policy))
 
+        def send(requests: Iterable[list[Loaded]]) -> None:
+            coming.extend(asyncio.create_task(ask(some)) for some in requests)
+
+        packer, unknown = Packer(self._policy), not isinstance(images, GivenImages) or images.total is None
         try:
-            async for some in self._packed(images):
-                if len(coming) == 2 * self._concurrency:  # one slow request keeps no others waiting
+            async for image in _each(images):
+                # Nobody knows when the next image of an iterator comes, so none waits for it while a request is free.
+                idle = unknown and sum(not one.done() for one in coming) < self._concurrency
+                send(packer.add(await asyncio.to_thread(load, image, keep=True), at_once=idle))
+                # Twice as many, so that one slow request keeps no others waiting.
+                while coming and (coming[0].done() or len(coming) >= 2 * self._concurrency):
                     for result in in_turn(await coming.popleft(), options):
                         yield result
-                coming.append(asyncio.create_task(ask(some)))
+            send(packer.rest())
             while coming:
                 for result in in_turn(await coming.popleft(), options):
                     yield result
@@ -354,14 +362,6 @@ class AsyncClient:
             for task in coming:
                 task.cancel()
             await asyncio.gather(*coming, return_exceptions=True)
-
-    async def _packed(self, images: GivenImages | AsyncIterable[ImageInput]) -> AsyncIterator[list[Loaded]]:
-        packer = Packer(self._policy)
-        async for image in _each(images):
-            for full in packer.add(await asyncio.to_thread(load, image, keep=True)):
-                yield full
-        for rest in packer.rest():
-            yield rest
 
 
 async def _each(images: GivenImages | AsyncIterable[ImageInput]) -> AsyncIterator[GivenImage]:

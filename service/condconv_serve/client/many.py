@@ -166,13 +166,13 @@ class Packer:
         self._waiting: list[Loaded] = []
         self._bytes = 0
 
-    def add(self, image: Loaded) -> Iterator[list[Loaded]]:
-        """Take an image; gives the requests that became full."""
+    def add(self, image: Loaded, *, at_once: bool) -> Iterator[list[Loaded]]:
+        """Take an image; gives the requests that became full, or also one that didn't, if it is to go `at_once`."""
         if self._waiting and self._bytes + image.size > self._policy.image_bytes:
             yield self._take()
         self._waiting.append(image)
         self._bytes += image.size
-        if len(self._waiting) >= self._policy.images:
+        if at_once or len(self._waiting) >= self._policy.images:
             yield self._take()
 
     def rest(self) -> Iterator[list[Loaded]]:

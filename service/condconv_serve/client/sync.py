@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from types import TracebackType
@@ -376,18 +376,20 @@ class Client:
             with free:
                 return self._run(answer_some(kind, some, options, self._policy), given_up)
 
+        def send(requests: Iterable[list[Loaded]]) -> None:
+            coming.extend(started(partial(ask, some)) for some in requests)
+
+        packer = Packer(self._policy)
         try:
-            for some in self._packed(given):
-                if len(coming) == 2 * self._concurrency:  # one slow request keeps no others waiting
+            for image in given:
+                # Nobody knows when the next image of an iterator comes, so none waits for it while a request is free.
+                idle = given.total is None and sum(not one.done() for one in coming) < self._concurrency
+                send(packer.add(load(image, keep=True), at_once=idle))
+                # Twice as many, so that one slow request keeps no others waiting.
+                while coming and (coming[0].done() or len(coming) >= 2 * self._concurrency):
                     yield from in_turn(coming.popleft().result(), options)
-                coming.append(started(partial(ask, some)))
+            send(packer.rest())
             while coming:
                 yield from in_turn(coming.popleft().result(), options)
         finally:
             given_up.set()
-
-    def _packed(self, given: GivenImages) -> Iterator[list[Loaded]]:
-        packer = Packer(self._policy)
-        for image in given:
-            yield from packer.add(load(image, keep=True))
-        yield from packer.rest()

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import ssl
+import time
 
 import httpx
 import numpy as np
@@ -116,7 +117,10 @@ def test_many_images_keep_their_order(client, seen):
         found = client.predict(given, top_k=1)
         assert [result.classes[0].index for result in found] == list(range(50))
         assert [result.id for result in found] == [str(n) for n in range(50)]
-        assert sorted(len(images_of(request)) for request in seen) == [2, 16, 16, 16]
+        sizes = sorted(len(images_of(request)) for request in seen)
+        if isinstance(given, list | tuple):
+            assert sizes == [2, 16, 16, 16]
+        assert (sum(sizes), max(sizes) <= 16) == (50, True)
         assert {str(request.url.query, "ascii") for request in seen} == {"top_k=1"}
     assert list(client.predict_iter(images))[49].classes[0].index == 49
     assert client.predict([]) == []
@@ -126,6 +130,22 @@ def test_a_thousand_images(client, seen):
     found = client.predict([bytes([n % 256]) for n in range(1000)])
     assert [result.classes[0].index for result in found] == [n % 256 for n in range(1000)]
     assert len(seen) == 63
+
+
+def test_a_slow_source_keeps_no_answer_waiting(client):
+    """Each answer comes at the latest when the next image or two are read, though a request holds 16."""
+    lags, answers = [], []
+
+    def camera():
+        for n in range(12):
+            lags.append(n - len(answers))
+            yield bytes([n])
+            time.sleep(0.03)
+
+    for answer in client.predict_iter(camera()):
+        answers.append(answer.classes[0].index)
+    assert answers == list(range(12))
+    assert sorted(lags)[len(lags) // 2] <= 2
 
 
 def test_asynchronous_iterables_are_images_too(seen):
@@ -193,9 +213,11 @@ def test_images_that_change_while_others_are_read(client, seen):
         with io.BytesIO(b"\5") as file:
             yield file
 
+    def shade(image):
+        return 5 if image == b"\5" else int(np.asarray(Image.open(io.BytesIO(image)))[0, 0])
+
     def answer(request):
-        shades = [int(np.asarray(Image.open(io.BytesIO(image)))[0, 0]) for image in images_of(request)[:5]]
-        return predictions(*(entry(shade) for shade in [*shades, 5]))
+        return predictions(*(entry(shade(image)) for image in images_of(request)))
 
     client.answer(answer)
     assert [result.classes[0].index for result in client.predict(frames())] == [0, 1, 2, 3, 4, 5]
@@ -214,7 +236,8 @@ def test_a_server_that_takes_fewer(slug, most, client, seen):
         return for_each_image(request) if len(images) <= most else problem(slug, 413)
 
     client.answer(answer)
-    assert [result.classes[0].index for result in client.predict(bytes([n]) for n in range(60))] == list(range(60))
+    images = [bytes([n]) for n in range(60)]
+    assert [result.classes[0].index for result in client.predict(images)] == list(range(60))
     refused = sum(len(images_of(request)) > most for request in seen)
     seen.clear()
     client.predict(bytes([n]) for n in range(60))
