@@ -103,9 +103,8 @@ def test_routing_in_every_form(server: Server, folder: Path, tmp_path: Path) -> 
     assert (made_by["model"], len(made_by["weights_sha256"])) == (MODEL, 64)
     rows = [line for line in files[1].read_text().splitlines() if not line.startswith("#")]
     assert len(list(csv.DictReader(rows))) == 3 * 8 * 4
-    by_class = run(server, "routing", folder, "--by", "class", "--json", "--report", tmp_path / "report.html")
+    by_class = run(server, "routing", folder, "--by", "class", "--json")
     assert {entry["name"] for entry in json.loads(by_class.stdout)["classes"]} == {"cat", "coffee"}
-    assert "report.html" in by_class.stderr
 
 
 def test_features(server: Server, folder: Path, tmp_path: Path) -> None:
@@ -172,7 +171,7 @@ def test_a_server_that_goes_away(coffee: bytes, tmp_path: Path) -> None:
 
 def test_ctrl_c_while_a_server_hangs(coffee: bytes, tmp_path: Path) -> None:
     """What was printed is a whole document, and nobody waits for the server."""
-    for number in range(400):
+    for number in range(250):
         (tmp_path / f"{number:03}.jpg").write_bytes(coffee)
     command = [sys.executable, "-m", "condconv_serve", "predict", str(tmp_path), "--json", "--top-k", "1", "--server"]
     pipe = subprocess.PIPE
@@ -191,5 +190,5 @@ def test_ctrl_c_while_a_server_hangs(coffee: bytes, tmp_path: Path) -> None:
     assert running.returncode == 130, err
     document = json.loads(printed + out)
     assert document["interrupted"] is True
-    assert 0 < len(document["predictions"]) < 400
+    assert 0 < len(document["predictions"]) < 250
     assert b"Traceback" not in err
