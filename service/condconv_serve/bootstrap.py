@@ -246,8 +246,9 @@ class Service:
 
     def stop_listening(self) -> None:
         """Take no more calls of gRPC; called on the event loop when the server takes no more connections."""
+        ends_at = self._ends_at or time.monotonic() + self._settings.shutdown_timeout
         if self._grpc is not None:
-            self._grpc.stop(math.inf if self._ends_at is None else self._ends_at - time.monotonic())
+            self._grpc.stop(max(ends_at - time.monotonic(), 0))
 
     def look_again(self) -> None:
         """Look at the model store now rather than at the next change; called on the event loop."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -166,3 +168,20 @@ def test_a_port_that_is_taken_ends_the_server_with_a_word() -> None:
         )
     assert (found.returncode, "Traceback" in found.stderr) == (1, False)
     assert f"Can't listen on 127.0.0.1:{port}: Address already in use" in found.stderr
+
+
+def test_a_server_without_a_model_that_works_ends_with_its_word_only(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(light_store(BUNDLE), store)
+    for weights in store.rglob("weights.safetensors"):
+        weights.write_bytes(b"damaged")
+    found = subprocess.run(
+        [sys.executable, "-m", FAKE, "serve", "--port", "0"],
+        env=environment(grpc_port=0, model_store=store, engine="tensorflow"),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.returncode, "Traceback" in found.stderr) == (1, False), found.stderr
+    assert "gRPC on 127.0.0.1:" in found.stderr

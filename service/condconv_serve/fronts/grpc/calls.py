@@ -32,8 +32,8 @@ from condconv_serve.fronts.grpc.status import HTTP_STATUS, STATUS, refusal
 from condconv_serve.telemetry.logs import request_logged_as
 from condconv_serve.telemetry.requests import Ending, OpenRequest, RequestBook
 
-FRONT = "grpc"
-"""The front's name in metrics."""
+PLACES_FOR_PROBES = 64
+"""How many more calls there may be if they are probes: a full server isn't a broken one."""
 _MARGIN_SECONDS = 0.005
 """How much sooner than the client we give up, so that it hears from us why."""
 
@@ -66,22 +66,27 @@ class Calls:
         for task in self.readers:
             task.cancel()
 
-    async def until_stop(self, context: ServicerContext[Any, Any], work: Coroutine[Any, Any, None]) -> None:
-        """Do a call's work that goes on without end, until the server takes no more calls. It isn't booked.
+    async def unbooked(self, context: ServicerContext[Any, Any], work: Callable[[], Awaitable[None]]) -> None:
+        """Do a call's work that goes on without end. It has a place, but isn't booked.
 
         Raises:
             AbortError: too many calls are open; for gRPC itself.
         """
+        try:
+            with self._place():
+                await work()
+        except TooManyConnections as error:
+            said = refusal(error)
+            await context.abort(said.code, said.message, said.trailing_metadata)
+
+    async def until_stop(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something until the server takes no more calls."""
         task = asyncio.create_task(work)
         self.readers.add(task)
         if self.stopping:
             task.cancel()
         try:
-            with self._place():
-                await task
-        except TooManyConnections as error:
-            said = refusal(error)
-            await context.abort(said.code, said.message, said.trailing_metadata)
+            await task
         except asyncio.CancelledError:
             if not self.stopping:
                 raise
@@ -133,7 +138,7 @@ class Calls:
         code = StatusCode.CANCELLED
         with request_logged_as(call.facts):
             try:
-                with self._place():
+                with self._place(more=PLACES_FOR_PROBES if route.quiet else 0):
                     result = await work(call)
                 code = StatusCode.OK
                 context.set_trailing_metadata(with_answer(call.facts))
@@ -234,9 +239,9 @@ class Calls:
         return self._books[front]
 
     @contextmanager
-    def _place(self) -> Iterator[None]:
-        """One of the places for calls, for the current task."""
-        if len(self._open) >= self._max_calls:
+    def _place(self, *, more: int = 0) -> Iterator[None]:
+        """One of the places for calls, for the current task; there are `more` than usual."""
+        if len(self._open) >= self._max_calls + more:
             raise TooManyConnections(
                 f"{self._max_calls} calls are being answered, the most that are allowed.", retry_after=1.0
             )

@@ -42,9 +42,13 @@ class Health:
         while True:
             if (now := self._status("")) != last:
                 last = now
-                self._changed.set()
-                self._changed = asyncio.Event()
+                self.wake()
             await asyncio.sleep(_LOOK_SECONDS)
+
+    def wake(self) -> None:
+        """Let those who watch look."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def check(self) -> Method:
         """The method `Check`."""
@@ -58,25 +62,20 @@ class Health:
         return Method(request=health_pb2.HealthCheckRequest, answer=check, access="open", quiet=True)
 
     def watch(self, calls: Calls) -> Callable[[Any, ServicerContext[Any, Any]], Awaitable[None]]:
-        """What answers `Watch`: the state, and then each change. It ends when the server takes no more calls."""
+        """What answers `Watch`: the state, and then each change. It ends when `wake` finds that the server stops."""
 
         async def watch(request: Any, context: ServicerContext[Any, Any]) -> None:
-            last = None
-
-            async def tell() -> None:
-                nonlocal last
-                if (status := self._status(request.service)) != last:
-                    last = status
-                    await context.write(health_pb2.HealthCheckResponse(status=status))
-
             async def follow() -> None:
-                while True:
-                    changed = self._changed
-                    await tell()
-                    await changed.wait()
+                last, stopping = None, False
+                while not stopping:
+                    changed, stopping = self._changed, calls.stopping
+                    if (status := self._status(request.service)) != last:
+                        last = status
+                        await context.write(health_pb2.HealthCheckResponse(status=status))
+                    if not stopping:
+                        await changed.wait()
 
-            await calls.until_stop(context, follow())
-            await tell()
+            await calls.unbooked(context, follow)
 
         return watch
 

@@ -39,7 +39,7 @@ def handlers(calls: Calls, services: Iterable[str], files: Iterable[bytes]) -> l
             async for response in servicer.ServerReflectionInfo(requests, context):
                 await context.write(response)
 
-        await calls.until_stop(context, answer())
+        await calls.unbooked(context, lambda: calls.until_stop(answer()))
 
     method = grpc.stream_stream_rpc_method_handler(
         info,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,6 @@ from condconv_serve.fronts.grpc.health import Health
 from condconv_serve.fronts.grpc.service import Method, Route, Service
 from condconv_serve.fronts.grpc.streams import stream
 from condconv_serve.fronts.grpc.tls import TlsFiles, server_credentials
-
-logger = logging.getLogger(__name__)
 
 MESSAGE_ROOM = 64 * 1024
 """Bytes by which a message may be longer than the body of a request over HTTP: its names and shapes."""
@@ -103,6 +100,7 @@ class GrpcServer:
         """Take no more calls, and end those that are open after so many seconds; called on the event loop."""
         if self._stopping is None and self._server is not None:
             self._calls.stop()
+            self._health.wake()
             self._stopping = asyncio.get_running_loop().create_task(self._stop(self._server, seconds))
 
     async def _stop(self, server: grpc.aio.Server, seconds: float) -> None:

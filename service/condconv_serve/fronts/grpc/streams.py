@@ -18,6 +18,9 @@ from condconv_serve.telemetry.logs import request_logged_as
 MAX_AHEAD = 16
 """Most requests of a stream that are being answered. The next one is read when an answer is out."""
 
+MAX_BYTES_AHEAD = 8 * 2**20
+"""Once the requests of a stream that are being answered have so many bytes, the next one is read when one is out."""
+
 _MAX_STEM = 110
 """How much of the stream's id is in those of its requests, which have at most 128 characters."""
 
@@ -56,6 +59,7 @@ class _Stream:
         self._route = route
         self._method = method
         self._room = asyncio.Semaphore(MAX_AHEAD)
+        self._bytes, self._fewer = 0, asyncio.Event()
         self._pending: asyncio.Queue[asyncio.Task[_Outcome] | None] = asyncio.Queue()
         self._answering: set[asyncio.Task[_Outcome]] = set()
 
@@ -73,6 +77,7 @@ class _Stream:
                     await refuse(self._context, error, self._call.facts)
                 await self._write(answer, write_timeout)
                 self._room.release()
+                self._fewer.set()
             if not reading.cancelled():
                 reading.result()
             if self._calls.stopping:
@@ -89,10 +94,14 @@ class _Stream:
         number = 0
         while await self._room.acquire() and (data := await self._context.read()) is not EOF:
             number += 1
+            self._bytes += len(data)
             answering = asyncio.create_task(self._answer(data, number))
             self._answering.add(answering)
             answering.add_done_callback(self._answering.discard)
             self._pending.put_nowait(answering)
+            while self._bytes > MAX_BYTES_AHEAD:
+                self._fewer.clear()
+                await self._fewer.wait()
 
     async def _write(self, answer: Any, write_timeout: float) -> None:
         try:
@@ -119,6 +128,7 @@ class _Stream:
                 answer = self._method.failed(known, message, call)
                 return answer, None if answer is not None else known
             finally:
+                self._bytes -= len(data)
                 close(request, code, self._route)
 
 

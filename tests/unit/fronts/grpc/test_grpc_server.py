@@ -69,6 +69,8 @@ async def test_those_who_watch_count_as_calls(house):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await health_pb2_grpc.HealthStub(other).Watch(health_pb2.HealthCheckRequest()).read()
             assert slug_of(caught.value) == "too_many_connections"
+            # Probes are answered all the same.
+            assert (await health_pb2_grpc.HealthStub(other).Check(health_pb2.HealthCheckRequest())).status == SERVING
             watched.cancel()
             reflected.cancel()
             async with asyncio.timeout(5):

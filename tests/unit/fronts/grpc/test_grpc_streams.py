@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from condconv_serve.fronts.context import AppContext
+from condconv_serve.fronts.grpc import streams
 from condconv_serve.fronts.grpc.streams import MAX_AHEAD
 from tests.contract.fronts import House, house_with_keys
 from tests.contract.grpc_calls import Served, grpc_served, slug_of
@@ -107,6 +108,22 @@ async def test_a_stream_reads_only_so_far_ahead(house):
         found.free.set()
         await stream.done_writing()
         assert [shade_of(response) async for response in stream] == [shade % 6 for shade in range(MAX_AHEAD + 4)]
+
+
+async def test_and_no_more_bytes(house, monkeypatch):
+    monkeypatch.setattr(streams, "MAX_BYTES_AHEAD", 2 * len(rows(1).SerializeToString()))
+    found, context = house
+    found.free.clear()
+    async with grpc_served([rows_service(context)], context) as served:
+        stream = opened(served)
+        for shade in range(6):
+            await stream.write(rows(shade))
+        await until(lambda: found.batcher.submitted == 3)
+        await asyncio.sleep(0.05)
+        assert found.batcher.submitted == 3, "the one that is too many, too"
+        found.free.set()
+        await stream.done_writing()
+        assert [shade_of(response) async for response in stream] == list(range(6))
 
 
 async def test_a_client_that_leaves_takes_all_rows_along(house):
