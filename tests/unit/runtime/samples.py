@@ -1,11 +1,12 @@
 """Small networks for the engines' tests."""
 
+import re
 from typing import Any
 
 import keras
 from keras import layers
 
-from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D, build_network, get_architecture
+from condconv_serve.nn import ARCHITECTURES, CondConv2D, DepthwiseCondConv2D, build_network, get_architecture
 
 SMALLEST = {"width_coefficient": 0.25, "depth_coefficient": 0.3}
 """An EfficientNet of eight blocks, the last four with experts: whatever a family has, but nothing twice."""
@@ -14,6 +15,19 @@ SMALLEST = {"width_coefficient": 0.25, "depth_coefficient": 0.3}
 def small_efficientnet(name: str, *, image_size: int, **overrides: Any) -> Any:
     """A narrow, shallow EfficientNet: as few layers as it can have."""
     return build_network(get_architecture(name, **{**SMALLEST, **overrides}), input_size=image_size)
+
+
+DISTINCT = tuple(name for name in ARCHITECTURES if not re.fullmatch("efficientnet-b[1-7]", name))
+"""Every architecture, but those that `small_network` makes the same as `efficientnet-b0`."""
+
+
+def small_network(name: str, *, image_size: int, **overrides: Any) -> Any:
+    """Any architecture with as few channels, and as few blocks, as it can have."""
+    if "mobilenet-v1" in name:  # whose depth can't be changed
+        overrides = {"width_coefficient": SMALLEST["width_coefficient"], **overrides}
+    else:
+        overrides = {**SMALLEST, **overrides}
+    return build_network(get_architecture(name, **overrides), input_size=image_size)
 
 
 def two_blocks(*, image_size: int, classes: int = 7, experts: int = 3) -> Any:

@@ -9,7 +9,6 @@ from keras import layers
 from condconv_serve.domain import OutputSpec, Preprocessing, RoutingLayout
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import (
-    ARCHITECTURES,
     CondConv2D,
     CondConvDense,
     DepthwiseCondConv2D,
@@ -20,7 +19,7 @@ from condconv_serve.nn import (
 from condconv_serve.runtime.inference_graph import freeze
 from condconv_serve.runtime.model_graph import ModelGraph
 from condconv_serve.runtime.outputs import find_features, output_specs, routing_layout, with_features, with_routing
-from tests.unit.runtime.samples import small_efficientnet
+from tests.unit.runtime.samples import DISTINCT, small_efficientnet, small_network
 
 pytestmark = pytest.mark.tensorflow
 
@@ -272,9 +271,9 @@ def test_features_may_be_named_by_the_network(randomise: Randomise, run_graph: R
     assert_close(run_graph(freeze(network, PREPROCESSING), rows)["features"], expected, 1e-4)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_every_family_has_features(name: str) -> None:
-    network = outline(lambda: small_efficientnet(name, image_size=32))
+    network = outline(lambda: small_network(name, image_size=32))
     features = find_features(network)
     assert features is not None
     assert features.shape[-1] == network.get_layer("logits").kernel.shape[-2]
