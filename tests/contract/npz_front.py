@@ -9,7 +9,7 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from starlette.types import ASGIApp
 
-from condconv_serve.errors import InvalidParameter, MalformedBody, ServiceError
+from condconv_serve.errors import InvalidParameter, MalformedBody, ServiceError, let_go
 from condconv_serve.fronts.gatekeeper import API_KEY_HEADER, SPLIT_KEY_HEADER, Gatekeeper
 from condconv_serve.http.answer import Answer
 from condconv_serve.http.body import read_body
@@ -49,7 +49,7 @@ def npz_front(gatekeeper: Gatekeeper, plane: InferencePlane, metrics: Metrics, *
 
     async def failed(request: Request, error: Exception) -> Response:
         known = error if isinstance(error, ServiceError) else InvalidParameter(str(error))
-        facts_of(request.scope).slug, answer = known.slug, render(known)
+        facts_of(request.scope).slug, answer = let_go(known).slug, render(known)
         return Response(answer.body, answer.status, media_type="text/plain")
 
     app = FastAPI(openapi_url=None, exception_handlers={ServiceError: failed, ValueError: failed})

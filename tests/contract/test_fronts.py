@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import gc
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from condconv_serve.errors import ServiceError
 from tests.contract import npz_front
 from tests.contract.fronts import FRONTS, Ask, House, opened
 from tests.contract.until import until
@@ -149,3 +152,32 @@ async def test_a_client_that_leaves_takes_its_rows_along(front: Opened) -> None:
     house.free.set()
     assert (await first).classes == [1]
     assert house.batches == [[1]]
+
+
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """What the block makes must go without the garbage collector, which a service lets look at old objects rarely."""
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield
+        gc.collect()
+        left = [thing for thing in gc.garbage if isinstance(thing, (ServiceError, asyncio.CancelledError))]
+        assert left == [], "they hold the bodies of their requests"
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+
+
+async def test_a_refused_request_is_forgotten(front: Opened) -> None:
+    house, ask = front
+    house.free.clear()
+    with nothing_left_behind():
+        assert (await ask(1, timeout_ms=50)).slug == "deadline_exceeded"
+    house.free.set()
+    with nothing_left_behind():
+        assert (await ask(1, priority="x")).slug == "invalid_parameter"
+        assert (await ask(1, model="nobody")).slug == "model_not_found"
+        assert (await ask(1, key=None)).slug == "unauthenticated"

@@ -53,6 +53,7 @@ from __future__ import annotations
 
 from condconv_serve.errors.base import (
     ServiceError,
+    let_go,
     unexpected_error,
 )
 from condconv_serve.errors.capacity import (
@@ -156,5 +157,6 @@ __all__ = [
     "VersionInUse",
     "VersionNotFound",
     "WaitTooLong",
+    "let_go",
     "unexpected_error",
 ]

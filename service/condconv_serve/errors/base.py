@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+Error = TypeVar("Error", bound=BaseException)
 
 
 class ServiceError(Exception):
@@ -24,3 +26,16 @@ class ServiceError(Exception):
 def unexpected_error() -> ServiceError:
     """What a caller may see of a defect of ours. Log the defect itself."""
     return ServiceError("Something went wrong in the service; its log says what.")
+
+
+def let_go(error: Error) -> Error:
+    """Forget where an error, and those that led to it, were raised, once it is to be answered.
+
+    The functions there have the request's images as variables, and often the error, too. Such a circle would last
+    until the garbage collector looks at old objects, which services let it do rarely.
+    """
+    known: BaseException | None = error
+    while known is not None:
+        known.__traceback__ = None
+        known = known.__context__
+    return error

@@ -10,7 +10,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from condconv_serve.errors import CapacityError, ServiceError
+from condconv_serve.errors import CapacityError, ServiceError, let_go
 from condconv_serve.http.scope import facts_of, root_path_of
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -35,10 +35,10 @@ class Unrouted:
 
 
 def note_error(request: Request, error: ServiceError, *, status: int) -> None:
-    """Tell facts and log of an error that is about to be answered with a status."""
+    """Tell facts and log of an error that is about to be answered with a status. It lets go of the request."""
     if status >= 500 and not isinstance(error, CapacityError):
         logger.error("%s %s: %s", request.method, request.url.path, error)
-    facts_of(request.scope).slug = error.slug
+    facts_of(request.scope).slug = let_go(error).slug
 
 
 def unrouted(request: Request, error: HTTPException, *, docs: str) -> Unrouted:

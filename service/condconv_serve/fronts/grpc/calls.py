@@ -22,6 +22,7 @@ from condconv_serve.errors import (
     RequestTimeout,
     ServiceError,
     TooManyConnections,
+    let_go,
     unexpected_error,
 )
 from condconv_serve.fronts.context import AppContext
@@ -116,7 +117,7 @@ class Calls:
 
             return await self.run(context, work, route=route)
 
-        return answer
+        return without_circles(answer)
 
     async def run(
         self,
@@ -146,7 +147,8 @@ class Calls:
             except AbortError:  # a stream has ended itself
                 raise
             except (Exception, asyncio.CancelledError) as error:
-                known = self.known(error, call, path=route.path)
+                if (known := self.known(error, call, path=route.path)) is None:
+                    raise
                 code = STATUS[known.slug]
                 await refuse(context, known, call.facts)
             finally:
@@ -200,11 +202,10 @@ class Calls:
             raise RequestTimeout(f"The message did not arrive within {bodies.total:g} seconds.") from error
         return None if message is EOF else message
 
-    def known(self, error: BaseException, call: Call, *, path: str) -> ServiceError:
-        """What the client may see of an error, which is noted in the call's facts.
+    def known(self, error: BaseException, call: Call, *, path: str) -> ServiceError | None:
+        """What the client may see of an error, which is noted in the call's facts; None if the client has gone.
 
-        Raises:
-            asyncio.CancelledError: the client has gone.
+        The error lets go of the request, see `let_go`.
         """
         facts = call.facts
         match error:
@@ -212,14 +213,14 @@ class Calls:
                 facts.slug = error.slug
                 if HTTP_STATUS[STATUS[error.slug]] == 500 and not isinstance(error, CapacityError):
                     logger.error("%s: %s", path, error)
-                return error
+                return let_go(error)
             case asyncio.CancelledError():
                 if self.ending:
                     facts.slug = Draining.slug
                     return Draining("The service is shutting down, and no time was left to answer.", retry_after=1.0)
                 if call.ends is not None and time.monotonic() >= call.ends:
                     facts.slug, facts.deadline = DeadlineExceeded.slug, call.ends
-                raise error
+                return None
             case _:
                 logger.error("unexpected error in %s [%s]", path, facts.request_id, exc_info=error)
                 facts.slug = facts.outcome = ServiceError.slug
@@ -252,6 +253,21 @@ class Calls:
             yield
         finally:
             self._open.discard(task)
+
+
+def without_circles(handler: Handler) -> Handler:
+    """A handler that returns where it would end with `AbortError`.
+
+    gRPC keeps that error with the call, and raises it again itself. What it passed through would hold the call.
+    """
+
+    async def answer(request: Any, context: ServicerContext[Any, Any]) -> Any:
+        try:
+            return await handler(request, context)
+        except AbortError as error:
+            let_go(error)
+
+    return answer
 
 
 async def refuse(context: ServicerContext[Any, Any], error: ServiceError, facts: RequestFacts) -> NoReturn:

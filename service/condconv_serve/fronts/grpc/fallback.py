@@ -8,7 +8,7 @@ import grpc
 from grpc.aio import ServicerContext
 
 from condconv_serve.errors import NotSupported
-from condconv_serve.fronts.grpc.calls import Calls
+from condconv_serve.fronts.grpc.calls import Calls, without_circles
 from condconv_serve.fronts.grpc.service import Call, Route
 
 UNMATCHED = Route("/unmatched", "grpc")
@@ -32,4 +32,4 @@ class Fallback(grpc.GenericRpcHandler):
 
             return await self._calls.run(context, work, route=UNMATCHED)
 
-        return grpc.stream_unary_rpc_method_handler(answer)
+        return grpc.stream_unary_rpc_method_handler(without_circles(answer))

@@ -10,7 +10,7 @@ from grpc import StatusCode
 from grpc.aio import EOF, ServicerContext
 
 from condconv_serve.errors import Draining, RequestTimeout, ServiceError
-from condconv_serve.fronts.grpc.calls import Calls, close, parsed, refuse
+from condconv_serve.fronts.grpc.calls import Calls, close, parsed, refuse, without_circles
 from condconv_serve.fronts.grpc.service import Call, Route, StreamMethod
 from condconv_serve.fronts.grpc.status import STATUS
 from condconv_serve.telemetry.logs import request_logged_as
@@ -46,7 +46,7 @@ def stream(calls: Calls, route: Route, method: StreamMethod, *, write_timeout: f
         # Its requests count, not the stream. But a stream that is refused as a whole counts as one.
         await calls.run(context, work, route=route, count_success=False)
 
-    return answer
+    return without_circles(answer)
 
 
 class _Stream:
@@ -123,7 +123,8 @@ class _Stream:
                 code = StatusCode.OK
                 return answer, None
             except (Exception, asyncio.CancelledError) as error:
-                known = self._calls.known(error, call, path=self._route.path)
+                if (known := self._calls.known(error, call, path=self._route.path)) is None:
+                    raise
                 code = STATUS[known.slug]
                 answer = self._method.failed(known, message, call)
                 return answer, None if answer is not None else known
