@@ -44,6 +44,7 @@ def _payload(contents: Any, field: str) -> memoryview:
     """The field's bytes: behind its tag, of one byte, and their number, of one to five."""
     if not len(getattr(contents, field)):
         return memoryview(b"")
+    contents.DiscardUnknownFields()  # of a newer protocol; they would stand behind the field
     data = contents.SerializeToString()
     start = 1
     while data[start] >= 128:

@@ -31,3 +31,13 @@ def test_floats(count):
     found = floats_of(CONTENTS(fp32_contents=values), "fp32_contents")
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize("unknown", [b"\xea\x04\x03zzz", b"\xea\x04\x01z"])
+def test_fields_of_a_newer_protocol_are_passed_over(unknown):
+    def with_unknown(**contents):
+        return CONTENTS.FromString(CONTENTS(**contents).SerializeToString() + unknown)
+
+    assert floats_of(with_unknown(fp32_contents=[1.5, 2.0]), "fp32_contents").tolist() == [1.5, 2.0]
+    small = with_unknown(uint_contents=[1, 200])
+    assert small_numbers_of(small, "uint_contents", name="pixels").tolist() == [1, 200]
