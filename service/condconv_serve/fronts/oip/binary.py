@@ -24,6 +24,7 @@ from condconv_serve.fronts.oip.parameters import (
     output_parameters,
     request_parameters,
 )
+from condconv_serve.fronts.oip.shown import shown
 from condconv_serve.fronts.tensor_inference import IMAGE
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -174,7 +175,7 @@ def _shape(of: Mapping[str, Any]) -> Any:
     if not isinstance(shape, Numbers):
         return shape
     if len(shape.text) > _LONGEST_SHAPE:
-        return str(shape)
+        return shape
     try:
         return json.loads(shape.text)
     except ValueError as error:
@@ -197,5 +198,5 @@ def _read_outputs(document: Mapping[str, Any], model: ModelInfo, *, binary: bool
 def _id(document: Mapping[str, Any]) -> str | None:
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
-        raise InvalidParameter(f"id must be text, not {str(identity)[:100]}.")
+        raise InvalidParameter(f"id must be text, not {shown(identity)}.")
     return identity

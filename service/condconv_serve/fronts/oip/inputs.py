@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from condconv_serve.domain import ImageSource, ModelInfo, PixelSource
 from condconv_serve.errors import InvalidParameter, MissingImage, TooManyImages
 from condconv_serve.fronts.oip.datatypes import BYTES, array_of, split
+from condconv_serve.fronts.oip.shown import shown
 from condconv_serve.fronts.tensor_inference import IMAGE, PIXELS, inputs_of
 
 ACCEPTED = {IMAGE: (BYTES,), PIXELS: ("UINT8", "FP32")}
@@ -50,15 +51,15 @@ def declared(name: Any, datatype: Any, shape: Any, *, model: ModelInfo, max_rows
     """
     rows = {spec.name: spec.shape for spec in inputs_of(model)}
     if not isinstance(name, str) or name not in rows:
-        raise InvalidParameter(f"{model.name} has no input {_shown(name)}; it takes {' or '.join(rows)}.")
+        raise InvalidParameter(f"{model.name} has no input {shown(name)}; it takes {' or '.join(rows)}.")
     if datatype not in ACCEPTED[name]:
-        raise InvalidParameter(f"Input {name} is {' or '.join(ACCEPTED[name])}, not {_shown(datatype)}.")
+        raise InvalidParameter(f"Input {name} is {' or '.join(ACCEPTED[name])}, not {shown(datatype)}.")
     if not isinstance(shape, Sequence) or any(type(size) is not int or size < 0 for size in shape):
-        raise InvalidParameter(f"The shape of input {name} is a list of whole numbers, not {_shown(shape)}.")
+        raise InvalidParameter(f"The shape of input {name} is a list of whole numbers from 0 on, not {shown(shape)}.")
     if tuple(shape[1:]) != rows[name] or not shape:
         allowed = ", ".join(map(str, ("N", *rows[name])))
         raise InvalidParameter(
-            f"Input {name} of {model.name} has the shape [{allowed}], with a row per image, not {_shown(list(shape))}."
+            f"Input {name} of {model.name} has the shape [{allowed}], with a row per image, not {shown(list(shape))}."
         )
     if not shape[0]:
         raise MissingImage(f"Input {name} has no rows; send at least one.")
@@ -133,9 +134,3 @@ def _in_type(of: DeclaredInput, values: NDArray[Any]) -> NDArray[Any]:
         return whole
     with np.errstate(over="ignore"):
         return values.astype(np.float32)
-
-
-def _shown(value: Any) -> str:
-    """What somebody sent, cut to a length that fits a message."""
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."

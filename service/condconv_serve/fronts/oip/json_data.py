@@ -10,6 +10,7 @@ from condconv_serve.fronts.base64_text import decode_base64
 from condconv_serve.fronts.json_documents import Numbers
 from condconv_serve.fronts.oip.datatypes import BYTES
 from condconv_serve.fronts.oip.inputs import DeclaredInput, Sources, sources_of_images, sources_of_pixels
+from condconv_serve.fronts.oip.shown import shown
 
 BASE64 = "base64"
 """The only `content_type` of images in JSON, since JSON can hold no other bytes than text."""
@@ -40,7 +41,7 @@ def sources_of_json(of: DeclaredInput, data: Any, *, content_type: Any = None) -
         raise InvalidParameter(f"The elements of input {of.name} must be base64 text, not numbers.")
     if content_type not in (None, BASE64):
         raise InvalidParameter(
-            f"The content_type of input {of.name} may be {BASE64}, not {str(content_type)[:100]!r}: in JSON, encoded "
+            f"The content_type of input {of.name} may be {BASE64}, not {shown(content_type)}: in JSON, encoded "
             "images are base64 text."
         )
     return sources_of_images(of, list(_images(of, data)))

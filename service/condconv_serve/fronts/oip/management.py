@@ -11,6 +11,7 @@ from condconv_serve.fronts.oip import openapi
 from condconv_serve.fronts.oip.asked import named_model, read_small
 from condconv_serve.fronts.oip.parameters import NO_SHARED_MEMORY, Parameters, parameters_of
 from condconv_serve.fronts.oip.repository import Repository, as_json
+from condconv_serve.fronts.oip.shown import shown
 from condconv_serve.fronts.security import needs_admin
 
 
@@ -23,7 +24,7 @@ def router(context: AppContext) -> APIRouter:
         """All versions of all models in the store, with their state."""
         ready = (await read_small(request)).get("ready", False)
         if not isinstance(ready, bool):
-            raise InvalidParameter(f"ready must be true or false, not {str(ready)[:100]!r}.")
+            raise InvalidParameter(f"ready must be true or false, not {shown(ready)}.")
         return JSONResponse(as_json(await repository.index(ready=ready)))
 
     async def load(request: Request) -> Response:

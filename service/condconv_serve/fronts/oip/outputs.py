@@ -13,6 +13,7 @@ from condconv_serve.domain import LOGITS, PROBABILITIES, ModelInfo, Tensors
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.oip.datatypes import BYTES, datatype_of
 from condconv_serve.fronts.oip.parameters import OutputParameters
+from condconv_serve.fronts.oip.shown import shown
 from condconv_serve.tasks.named_outputs import outputs_of
 
 BY_CLASS = (LOGITS, PROBABILITIES)
@@ -58,7 +59,7 @@ def wanted(named: Sequence[tuple[Any, OutputParameters]], *, model: ModelInfo) -
     found: dict[str, WantedOutput] = {}
     for name, parameters in named:
         if not isinstance(name, str) or name not in known:
-            raise InvalidParameter(f"{model.name} has no output {str(name)[:100]!r}; it has {', '.join(known)}.")
+            raise InvalidParameter(f"{model.name} has no output {shown(name)}; it has {', '.join(known)}.")
         if name in found:
             raise InvalidParameter(f"Output {name} is asked for more than once.")
         _check_classes(name, parameters.classification, model)

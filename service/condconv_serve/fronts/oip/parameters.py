@@ -9,6 +9,7 @@ from typing import Any
 from condconv_serve.domain.facts import Deadline
 from condconv_serve.errors import InvalidParameter, NotSupported
 from condconv_serve.fronts.gatekeeper import Gatekeeper
+from condconv_serve.fronts.oip.shown import shown
 from condconv_serve.inference.batching import Priority
 
 Parameters = Mapping[str, Any]
@@ -63,7 +64,7 @@ def parameters_of(value: Any, *, of: str) -> Parameters:
         raise InvalidParameter(f"The parameters of {of} must be an object.")
     for name, entry in value.items():
         if not isinstance(entry, str | int | float):  # bool is an int
-            raise InvalidParameter(f"The parameter {str(name)[:100]!r} of {of} must be text, a number, true or false.")
+            raise InvalidParameter(f"The parameter {shown(name)} of {of} must be text, a number, true or false.")
     return value
 
 
@@ -154,17 +155,17 @@ def _priority(value: Any) -> str:
         return value.lower()
     if type(value) is int and value in PRIORITIES:
         return PRIORITIES[value]
-    raise InvalidParameter(f"priority may be 1 (high), 2 (normal), 3 (low), or 0 for normal, not {str(value)[:100]!r}.")
+    raise InvalidParameter(f"priority may be 1 (high), 2 (normal), 3 (low), or 0 for normal, not {shown(value)}.")
 
 
 def _whole(value: Any, name: str, *, of: str) -> int:
     if type(value) is not int or value < 0:
-        raise InvalidParameter(f"{name} of {of} must be a whole number of at least 0, not {str(value)[:100]!r}.")
+        raise InvalidParameter(f"{name} of {of} must be a whole number of at least 0, not {shown(value)}.")
     return value
 
 
 def _flag(parameters: Parameters, name: str, *, of: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
-        raise InvalidParameter(f"{name} of {of} must be true or false, not {str(value)[:100]!r}.")
+        raise InvalidParameter(f"{name} of {of} must be true or false, not {shown(value)}.")
     return value

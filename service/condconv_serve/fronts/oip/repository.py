@@ -10,6 +10,7 @@ from typing import Any
 from condconv_serve.errors import InvalidParameter, ModelNotFound, NotSupported, VersionInUse
 from condconv_serve.fronts.context import ServedModels, VersionAdmin
 from condconv_serve.fronts.oip.parameters import Parameters
+from condconv_serve.fronts.oip.shown import shown
 from condconv_serve.serving.versions import State, VersionStatus
 
 READY = "READY"
@@ -64,7 +65,7 @@ class Repository:
         given = sorted(key for key in parameters if key == "config" or key.startswith("file:"))
         if given:
             raise NotSupported(
-                f"A model is loaded as it is in the store, not with the parameter {given[0][:100]!r}. The parameter "
+                f"A model is loaded as it is in the store, not with the parameter {shown(given[0])}. The parameter "
                 "version is allowed."
             )
         version = _version(parameters)
@@ -102,7 +103,7 @@ class Repository:
 def _version(parameters: Parameters) -> str | None:
     version = parameters.get("version")
     if version is not None and not isinstance(version, str):
-        raise InvalidParameter(f'The parameter version must be text, such as "1", not {str(version)[:100]}.')
+        raise InvalidParameter(f'The parameter version must be text, such as "1", not {shown(version)}.')
     return version
 
 
