@@ -101,6 +101,8 @@ class Numbers:
         return _translate(zeros, None, b"0")
 
     def _misshaped(self, structure: bytes, shape: tuple[int | str, ...]) -> InvalidParameter:
+        if structure.translate(None, b"[],"):
+            return InvalidParameter("A list of numbers holds something that is no number, such as null, true or NaN.")
         depth = len(structure) - len(structure.lstrip(b"["))
         wanted = ", ".join(map(str, shape))
         return InvalidParameter(
@@ -237,4 +239,7 @@ def _translate(text: bytes, table: bytes | None, delete: bytes) -> bytes:
 
 
 def _too_many() -> BodyTooLarge:
-    return BodyTooLarge(f"The JSON body has more than {MAX_ENTRIES} entries, the most that is allowed.")
+    return BodyTooLarge(
+        f"The JSON body has more than {MAX_ENTRIES} entries, the most that is allowed. Numbers of a list count, too, "
+        "if it holds anything else, such as NaN, null, true or text."
+    )

@@ -169,9 +169,16 @@ def test_what_is_no_json_object(body: bytes, message: str) -> None:
         parse(body)
 
 
+@pytest.mark.parametrize("text", ["[[1,2],[3,null]]", "[[1,2],[3,NaN]]", "[1,2,true]", "[[1,2],[3,4/*x*/]]"])
+def test_something_else_among_numbers_is_named(text: str) -> None:
+    numbers = Numbers(text.encode())
+    with pytest.raises(InvalidParameter, match="something that is no number"):
+        numbers.batch((2,), most=9)
+
+
 @pytest.mark.parametrize("body", [b'{"a": [' + b"[]," * 100_001 + b"[]]}", b'{"a": [1, "' + b'","' * 100_001 + b'"]}'])
 def test_too_many_entries(body: bytes) -> None:
-    with pytest.raises(BodyTooLarge, match="more than 100000 entries"):
+    with pytest.raises(BodyTooLarge, match=r"more than 100000 entries.*such as NaN"):
         parse(body)
 
 
