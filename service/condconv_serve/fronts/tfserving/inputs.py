@@ -81,6 +81,8 @@ def read_examples(document: Document, *, max_images: int) -> list[ImageSource]:
     if "examples" not in document:
         raise InvalidParameter("When method is classify, key 'examples' is expected and was not found.")
     examples, context = document["examples"], document.get("context", {})
+    if isinstance(examples, Numbers):
+        raise InvalidParameter("Example must be JSON object but got numbers.")
     if not isinstance(examples, list):
         raise InvalidParameter("Expecting 'examples' value to be an list/array.")
     if not examples:

@@ -265,7 +265,7 @@ async def test_classify(client: httpx.AsyncClient, body: dict[str, Any]) -> None
     [
         ({}, "When method is classify, key 'examples' is expected and was not found"),
         ({"examples": {}}, "Expecting 'examples' value to be an list/array"),
-        ({"examples": [1]}, "Expecting 'examples' value to be an list/array"),
+        ({"examples": [1]}, "Example must be JSON object but got numbers"),
         ({"examples": []}, "'examples' value is an empty array"),
         ({"examples": ["x"]}, "Example must be JSON object but got a string"),
         ({"examples": [{"image": b64(1)}], "context": 5}, "Example must be JSON object but got a number"),
