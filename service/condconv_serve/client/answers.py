@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -51,6 +51,12 @@ class ProblemBody(BaseModel):
     slug: str | None = None
     status: int | None = None
     retry_after: float | None = Field(None, ge=0)
+
+
+class HealthBody(BaseModel):
+    """What probes say if all is well."""
+
+    status: Literal["ok"]
 
 
 class ClassBody(BaseModel):
@@ -176,6 +182,11 @@ def reader(kind: type[Value]) -> Callable[[Reply], Value]:
 def nothing(reply: Reply) -> None:
     """Take an answer for a yes. Errors are those of `content_of`."""
     content_of(reply)
+
+
+def read_health(reply: Reply) -> None:
+    """Take the server's own word that all is well; a proxy's page in its place is no such word."""
+    reader(HealthBody)(reply)
 
 
 def content_of(reply: Reply) -> bytes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
-from condconv_serve.client.answers import Reply, nothing, read_ablation, read_recent, reader
+from condconv_serve.client.answers import Reply, nothing, read_ablation, read_health, read_recent, reader
 from condconv_serve.client.live import LiveRouting
 from condconv_serve.client.models import Aliases, AliasTarget, ModelDetails, Models, ModelSummary, VersionState
 from condconv_serve.client.options import AblationOptions, check_options, parameters_of, query_of
@@ -171,4 +171,4 @@ def delete_alias(name: str, alias: str) -> Call[None]:
 
 def ready(*, seconds: float | None = None) -> Call[None]:
     """Whether the server takes requests: an error if it doesn't."""
-    return Call(method="GET", path="/readyz", read=nothing, seconds=seconds, repeatable=False)
+    return Call(method="GET", path="/readyz", read=read_health, seconds=seconds, repeatable=False)

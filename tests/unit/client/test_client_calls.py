@@ -434,6 +434,16 @@ def test_health(client):
         client.ready()
 
 
+@pytest.mark.parametrize(
+    "page", [{"html": "<h1>We are back soon</h1>"}, {"json": {"status": "away"}}, {"content": b""}]
+)
+def test_a_proxys_page_is_no_sign_of_readiness(client, page):
+    client.answer(lambda request: httpx.Response(200, **page))
+    assert client.ready() is False
+    with pytest.raises(RemoteFailed, match="no answer of condconv-serve"):
+        client.wait_until_ready(0.01)
+
+
 def test_waiting_for_a_server_that_hangs(kind):
     def hang(request):
         given.append(request.extensions["timeout"]["read"])
