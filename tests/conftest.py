@@ -113,7 +113,7 @@ def randomise() -> Callable[[Any], Any]:
             elif leaf in ("beta", "moving_mean", "bias"):
                 value = rng.normal(0, 0.3, weight.shape)
             else:
-                experts = len(weight.shape) == 5
+                experts = len(weight.shape) in (3, 5)
                 fan_in = np.prod(weight.shape[experts : -2 if "depthwise" in weight.path else -1])
                 # With 2 deep random networks are chaotic and float32 loses four digits; with 1 all rows are alike.
                 value = rng.normal(0, np.sqrt(1.4 / fan_in), weight.shape)

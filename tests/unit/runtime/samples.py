@@ -17,17 +17,21 @@ def small_efficientnet(name: str, *, image_size: int, **overrides: Any) -> Any:
     return build_network(get_architecture(name, **{**SMALLEST, **overrides}), input_size=image_size)
 
 
-DISTINCT = tuple(name for name in ARCHITECTURES if not re.fullmatch("efficientnet-b[1-7]", name))
-"""Every architecture, but those that `small_network` makes the same as `efficientnet-b0`."""
+DISTINCT = tuple(name for name in ARCHITECTURES if not re.fullmatch(r"efficientnet-b[1-7]|.*-32e", name))
+"""Architectures that differ in more than their size."""
 
 
 def small_network(name: str, *, image_size: int, **overrides: Any) -> Any:
-    """Any architecture with as few channels, and as few blocks, as it can have."""
-    if "mobilenet-v1" in name:  # whose depth can't be changed
-        overrides = {"width_coefficient": SMALLEST["width_coefficient"], **overrides}
-    else:
-        overrides = {**SMALLEST, **overrides}
-    return build_network(get_architecture(name, **overrides), input_size=image_size)
+    """A narrow, shallow network of any family.
+
+    With two experts random kernels mix to what random kernels are, and with more they grow from layer to layer.
+    """
+    smallest: dict[str, Any] = dict(SMALLEST)
+    if ARCHITECTURES[name].num_experts:
+        smallest["num_experts"] = 2
+    if "mobilenet-v1" in name:  # which has one depth
+        del smallest["depth_coefficient"]
+    return build_network(get_architecture(name, **{**smallest, **overrides}), input_size=image_size)
 
 
 def two_blocks(*, image_size: int, classes: int = 7, experts: int = 3) -> Any:

@@ -50,14 +50,15 @@ def small(randomise: Randomise) -> Any:
     return randomise(two_blocks(image_size=SIZE))
 
 
-@pytest.mark.parametrize("name", [name for name in DISTINCT if name.startswith("efficientnet")])
+@pytest.mark.parametrize("name", DISTINCT)
 def test_every_architecture_at_an_odd_size(
     name: str, randomise: Randomise, assert_close: AssertClose, native_lowering: NativeLowering
 ) -> None:
     network = randomise(small_network(name, image_size=SIZE, num_classes=7))
     exact = exact_answers(network, PREPROCESSING, ROWS)
     engine, described = built(network)
-    assert (described.native.state, described.native.tensorflow_layers) == ("used", 0)
+    by_tensorflow = 2 if "resnet" in name else 0  # the largest numbers, and zeros around the map
+    assert (described.native.state, described.native.tensorflow_layers) == ("used", by_tensorflow)
     for count in (1, 3, 8, 11):
         found = engine(ROWS[:count])
         assert_close(found["logits"], exact["logits"][:count], 1e-5)
