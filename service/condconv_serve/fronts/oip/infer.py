@@ -51,7 +51,8 @@ def router(context: AppContext) -> APIRouter:
             request.headers.get("content-encoding", ""),
             max_bytes=limits.max_body_bytes,
         )
-        header_length = request.headers.get(HEADER_LENGTH)
+        # Given twice, it isn't clear where the JSON ends, so both are refused together.
+        header_length = ", ".join(lengths) if (lengths := request.headers.getlist(HEADER_LENGTH)) else None
         model = context.models.get(name, version, key=split_key).info
         asked = await _in_turn(
             lambda: read_infer_request(body, header_length=header_length, model=model, max_rows=limits.max_images),

@@ -311,6 +311,7 @@ GOOD = {"inputs": [image_input(1, parameters={"binary_data_size": len(RAW)})]}
         ({"content": b"{}", "headers": {"Inference-Header-Content-Length": "-1"}}, "from 0 to 2"),
         ({"content": b"{}", "headers": {"Inference-Header-Content-Length": "two"}}, "not 'two'"),
         ({"content": b"{}", "headers": {"Inference-Header-Content-Length": "1"}}, "JSON Parse error"),
+        ({"content": b"{}", "headers": [("Inference-Header-Content-Length", size) for size in "20"]}, "not '2, 0'"),
         ({"content": b"", "headers": {"Inference-Header-Content-Length": "0"}}, "The body is empty"),
         ({"content": b""}, "JSON Parse error"),
         ({"content": b"[]"}, "Is not object"),
