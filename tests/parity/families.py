@@ -90,6 +90,12 @@ def _seeded(seed: str, shape: list[int], mean: float, std: float, low: float | N
     return np.asarray(value if low is None else np.maximum(value, low), np.float32)
 
 
+def pixels_of(size: int) -> NDArray[np.float32]:
+    """The photographs behind the golden numbers, `[4, size, size, 3]` in 0..255."""
+    with np.load(FAMILIES / "pixels.npz") as photographs:
+        return photographs[f"pixels_{size}"].astype(np.float32)
+
+
 TINY = (
     FamilyGolden("keras_mobilenet_v1_025_96_tiny", "mobilenet-v1", {"width_coefficient": 0.25}),
     FamilyGolden("keras_mobilenet_v2_035_96_tiny", "mobilenet-v2", {"width_coefficient": 0.35}),

@@ -20,7 +20,7 @@ from condconv_serve.runtime.loading import set_weights
 from condconv_serve.runtime.lowering import CPU, lower
 from condconv_serve.store.bundle import open_bundle, read_weights
 from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
-from tests.parity.families import FAMILIES, FULL_SIZE, TINY, FamilyGolden, needs_families
+from tests.parity.families import FAMILIES, FULL_SIZE, TINY, FamilyGolden, needs_families, pixels_of
 from tests.parity.seeded import waves
 
 pytestmark = pytest.mark.tensorflow
@@ -71,11 +71,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     architecture = get_architecture(spec.name, **{"num_classes": manifest.num_classes, **spec.overrides})
     network = build_network(architecture, input_size=golden.spec["image_size"])
     set_weights(network, read_weights(bundle), name="golden")
-    if golden.directory == FAMILIES:
-        with np.load(FAMILIES / "pixels.npz") as photographs:
-            pixels = photographs[f"pixels_{golden.spec['image_size']}"].astype(np.float32)
-    else:
-        pixels = waves()
+    pixels = pixels_of(golden.spec["image_size"]) if golden.directory == FAMILIES else waves()
     mean, std = (np.asarray(channels, np.float32) for channels in (preprocessing.mean, preprocessing.std))
     yield Subject(golden, network, (pixels - mean) / std, manifest)
     keras.backend.clear_session()
