@@ -143,7 +143,7 @@ def _describing(context: AppContext) -> dict[str, Method]:
         return response
 
     async def config(request: Any, call: Call) -> Any:
-        found = model_config(served(request, call), max_rows=context.limits.max_images)
+        found = model_config(served(request, call))
         return ParseDict({"config": found}, message("inference.ModelConfigResponse")())
 
     async def statistics(request: Any, call: Call) -> Any:

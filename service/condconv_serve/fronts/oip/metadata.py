@@ -71,22 +71,20 @@ def model_parameters(model: ModelInfo, *, aliases: Mapping[str, Any]) -> dict[st
     }
 
 
-def model_config(model: ServedModel, *, max_rows: int) -> dict[str, Any]:
+def model_config(model: ServedModel) -> dict[str, Any]:
     """A model's configuration as Triton has it, which its tools read before they send requests.
 
-    Args:
-        model: the version that is described.
-        max_rows: most rows of a request.
+    `max_batch_size` is 0, which says that the axis of rows stands among `dims`. Otherwise an image would have no axis
+    at all, and Triton's tools can't send that.
     """
     info = model.info
     return {
         "name": info.name,
         "platform": PLATFORM,
         "backend": model.computed_by.engine,
-        "max_batch_size": max_rows,
+        "max_batch_size": 0,
         "input": [{**_config_tensor(spec), "optional": True} for spec in inputs_of(info)],
         "output": [_config_tensor(spec) for spec in outputs_of(info)],
-        "dynamic_batching": {},
         "parameters": {
             name: {"string_value": value}
             for name, value in model_parameters(info, aliases={}).items()
@@ -104,5 +102,5 @@ def _config_tensor(spec: OutputSpec) -> dict[str, Any]:
     return {
         "name": spec.name,
         "data_type": _CONFIG_TYPES.get(datatype, f"TYPE_{datatype}"),
-        "dims": list(spec.shape),
+        "dims": [BATCH, *spec.shape],
     }

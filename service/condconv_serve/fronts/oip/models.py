@@ -45,7 +45,7 @@ def router(context: AppContext) -> APIRouter:
 
     async def config(request: Request) -> Response:
         """A model's configuration in Triton's shape."""
-        return JSONResponse(model_config(served(request), max_rows=context.limits.max_images))
+        return JSONResponse(model_config(served(request)))
 
     async def statistics(request: Request) -> Response:
         """What a model's versions have done since the process began, in Triton's shape."""

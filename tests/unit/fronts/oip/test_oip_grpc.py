@@ -96,14 +96,10 @@ async def test_the_model(asked):
     assert ("routing", "FP32", [-1, 2, 3]) in [(t.name, t.datatype, list(t.shape)) for t in metadata.outputs]
     assert metadata.parameters["routing_blocks"].string_param == '["block_1", "block_2"]'
     config = (await asked("ModelConfig", name="fake")).config
-    assert (config.name, config.max_batch_size, config.WhichOneof("scheduling_choice")) == (
-        "fake",
-        20,
-        "dynamic_batching",
-    )
+    assert (config.name, config.max_batch_size) == ("fake", 0)
     assert [(i.name, i.data_type, list(i.dims)) for i in config.input] == [
-        ("image", 13, []),
-        ("pixels", 2, [32, 32, 3]),
+        ("image", 13, [-1]),
+        ("pixels", 2, [-1, 32, 32, 3]),
     ]
     for method in ("ModelMetadata", "ModelConfig", "ModelStatistics"):
         error = await asked.refused(method, name="other")
