@@ -59,6 +59,13 @@ class RunningServer:
         assert url.port is not None
         return url.host, url.port
 
+    @property
+    def grpc(self) -> str:
+        """Host and port of its gRPC server."""
+        match = re.search(r"gRPC on (\S+)", self.log)
+        assert match, f"there is no gRPC server:\n{self.log}"
+        return match[1]
+
     def metrics(self) -> dict[str, float]:
         """Samples by name and labels, as `name{label="value"}` in the order of the labels' names.
 
