@@ -11,6 +11,7 @@ EXTRAS ?= cpu,hub
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 FUZZ_IMAGES ?= 100000
+FUZZ_TENSORS ?= 50000
 MINUTES ?= 20
 
 # What serves and what tests live apart, so that nothing but `make serve` changes what is served. The second environment
@@ -21,6 +22,8 @@ TEST_VENV ?= $(VENV)-test
 # The lowest versions that pyproject.toml allows, and what resolves versions: both on their own.
 LOWEST_VENV := $(VENV)-lowest
 UV_VENV := $(VENV)-uv
+# Clients of other servers, which need other versions of some packages than the server and its tests have.
+CLIENTS_VENV := $(VENV)-clients
 # What builds wheels of releases.
 WHEEL_VENV := $(VENV)-wheel
 BIN := $(TEST_VENV)/bin
@@ -45,7 +48,7 @@ NATIVE := $(VENV)/.native
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-quick test-lowest test-browser test-docs test-examples test-parity test-docker bench bench-native bench-service \
+.PHONY: help serve test test-quick test-lowest test-browser test-clients test-docs test-examples test-parity test-docker bench bench-native bench-service \
 	fuzz soak native check format docs protos lock clean
 
 help:  ## Show this list
@@ -76,6 +79,18 @@ $(TEST_VENV)/.installed: $(SERVED) requirements/test.txt | $(NATIVE)
 # Further packages of the tests, each with a lock file of its own name.
 $(TEST_VENV)/.installed-%: $(TEST_VENV)/.installed requirements/%.txt
 	@$(BIN)/python $(LOCKED) --requirement requirements/$*.txt
+	@touch $@
+
+# On top of what serves and what tests. The lock is complete but for TensorFlow, which it would install a second time.
+$(CLIENTS_VENV)/.installed: $(TEST_VENV)/.installed requirements/clients.txt requirements/load.txt
+	@echo "Installing the clients of other servers into $(CLIENTS_VENV), on top of $(TEST_VENV) (once) ..."
+	@$(VENV)/bin/python -m venv --clear $(CLIENTS_VENV)
+	@for venv in $(TEST_VENV) $(VENV); do \
+		$$venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	done > "$$($(CLIENTS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	@$(CLIENTS_VENV)/bin/python $(LOCKED) --no-deps --requirement requirements/clients.txt
+	@$(CLIENTS_VENV)/bin/python $(LOCKED) --no-deps --requirement requirements/load.txt --target $(CLIENTS_VENV)/load \
+		--only-binary :all: --platform manylinux_2_38_$$(uname -m) || echo "perf_analyzer can't be had; its test is skipped"
 	@touch $@
 
 $(TEST_VENV)/.bench: pyproject.toml $(TEST_VENV)/.installed
@@ -123,6 +138,9 @@ test-browser: $(TEST_VENV)/.installed-browser  ## Try the page in Chromium (3 mi
 	@command -v chromium >/dev/null || apt-get install -qq -y chromium >/dev/null || echo "The tests need chromium: apt-get install chromium" >&2
 	@$(BIN)/python -m pytest -m browser tests/browser $(ARGS)
 
+test-clients: $(TEST_VENV)/.installed $(CLIENTS_VENV)/.installed  ## Ask a server with Triton's, KServe's and TensorFlow Serving's own clients (3 minutes)
+	@CLIENTS_VENV=$(CURDIR)/$(CLIENTS_VENV) $(BIN)/python -m pytest -m clients tests/clients $(ARGS)
+
 test-docs: $(TEST_VENV)/.installed  ## Run every command in the documentation, page by page (4 minutes)
 	@$(BIN)/python -m pytest -m docs --numprocesses=logical --maxprocesses=2 tests/docs $(ARGS)
 
@@ -159,8 +177,9 @@ bench-service: $(TEST_VENV)/.bench  ## Measure the server against other servers,
 	@$(BIN)/python benchmarks/service_load.py
 	@$(BIN)/python benchmarks/service_load.py --precision auto
 
-fuzz: $(TEST_VENV)/.installed  ## Decode damaged images (FUZZ_IMAGES=100000)
-	@FUZZ_IMAGES=$(FUZZ_IMAGES) $(BIN)/python -m pytest -q -s tests/fault/test_fuzz_images.py
+fuzz: $(TEST_VENV)/.installed  ## Decode damaged images, and send tensors that lie (FUZZ_IMAGES=100000 FUZZ_TENSORS=50000)
+	@FUZZ_IMAGES=$(FUZZ_IMAGES) FUZZ_TENSORS=$(FUZZ_TENSORS) $(BIN)/python -m pytest -q -s tests/fault/test_fuzz_images.py \
+		tests/fault/test_fuzz_tensors.py
 
 soak: $(TEST_VENV)/.installed  ## Serve changing load, bad images and bad clients for a while (MINUTES=20)
 	@$(BIN)/python benchmarks/soak.py --minutes $(MINUTES) $(ARGS)
@@ -202,4 +221,4 @@ lock: $(UV_VENV)/bin/uv  ## Renew the lock files in requirements/ from pyproject
 	@$(UV_VENV)/bin/python requirements/lock.py
 
 clean:  ## Remove the environments, what was built, and caches
-	rm -rf $(VENV) $(TEST_VENV) $(LOWEST_VENV) $(UV_VENV) $(WHEEL_VENV) dist $(KERNELS)/csrc/build $(KERNELS)/*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(TEST_VENV) $(CLIENTS_VENV) $(LOWEST_VENV) $(UV_VENV) $(WHEEL_VENV) dist $(KERNELS)/csrc/build $(KERNELS)/*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

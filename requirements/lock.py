@@ -2,6 +2,7 @@
 
 One resolution over everything decides the versions, for all Pythons and platforms at once. Each file then holds what
 its own part of pyproject.toml needs. Any of them fit together: `pip install --require-hashes -r base.txt -r cpu.txt`.
+Only the files in `APART` are resolved on their own.
 """
 
 from __future__ import annotations
@@ -27,13 +28,18 @@ GROUPS = {
     "compiler": ("compiler",),
     "test": ("test", "check"),
     "browser": ("browser",),
+    "clients": ("clients",),
     "clock": ("clock",),
     "examples": ("examples",),
+    "load": ("load",),
     "sbom": ("sbom",),
 }
 """Files of dependency groups: those that each holds."""
-ALONE = ("build", "compiler", "sbom")
+ALONE = ("build", "compiler", "load", "sbom")
 """Files that are also installed without `base.txt`; all others leave out what is in it."""
+APART = {"clients": ("tensorflow",), "load": ()}
+"""Files that may need other versions than the server has, so they are resolved without it, and it without them. Each
+leaves out these packages, which come with the server under another name."""
 
 
 def parts() -> dict[str, tuple[str, ...]]:
@@ -46,14 +52,15 @@ def parts() -> dict[str, tuple[str, ...]]:
     }
 
 
-def digest(project: dict[str, Any]) -> str:
-    """A number that changes with everything in pyproject.toml that the locks are made of."""
+def digest(project: dict[str, Any], name: str) -> str:
+    """A number that changes with everything in pyproject.toml that a lock is made of."""
     groups = project["dependency-groups"]
+    others = {"bench", *APART} - {name}
     made_of = {
         "python": project["project"]["requires-python"],
         "base": project["project"]["dependencies"],
         "extras": {extra: project["project"]["optional-dependencies"][extra] for extra in EXTRAS},
-        "groups": {name: group for name, group in groups.items() if name != "bench"},
+        "groups": {name: group for name, group in groups.items() if name not in others},
         "build": project["build-system"]["requires"],
     }
     return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
@@ -61,32 +68,34 @@ def digest(project: dict[str, Any]) -> str:
 
 def outdated(project: dict[str, Any], folder: Path = FOLDER) -> list[str]:
     """Names of the lock files that are missing, or were made of other dependencies than `project`'s."""
-    heading = _heading(project)
     return [
         f"{name}.txt"
         for name in parts()
-        if not (file := folder / f"{name}.txt").exists() or not file.read_text().startswith(heading)
+        if not (file := folder / f"{name}.txt").exists() or not file.read_text().startswith(_heading(project, name))
     ]
 
 
 def write(project: dict[str, Any], folder: Path = FOLDER) -> None:
     """Resolve everything anew and write all lock files."""
     with tempfile.TemporaryDirectory() as directory:
-        everything = Path(directory) / "everything.txt"
-        asked = dict.fromkeys(word for part in parts().values() for word in _pairs(part))
+        everything, left_out = Path(directory) / "everything.txt", Path(directory) / "left_out.txt"
+        asked = dict.fromkeys(word for name, part in parts().items() if name not in APART for word in _pairs(part))
         everything.write_text(_resolve(word for pair in asked for word in pair))
         base: set[str] = set()
         for name, part in parts().items():
-            pins = _pins(_resolve((*part, "--constraint", str(everything))))
+            left_out.write_text("".join(f"{package}; sys_platform == 'never'\n" for package in APART.get(name, ())))
+            narrowed = ("--override", str(left_out)) if name in APART else ("--constraint", str(everything))
+            pins = [pin for pin in _pins(_resolve((*part, *narrowed))) if "sys_platform == 'never'" not in pin]
             own = [pin for pin in pins if name in ALONE or pin not in base]
             if name == "base":
                 base = set(pins)
-            (folder / f"{name}.txt").write_text(f"{_heading(project)}\n{''.join(own)}")
+            (folder / f"{name}.txt").write_text(f"{_heading(project, name)}\n{''.join(own)}")
             print(f"{name}.txt: {len(own)} packages")
 
 
-def _heading(project: dict[str, Any]) -> str:
-    return f"# Written by `make lock`; don't edit. Made of pyproject.toml's dependencies, state {digest(project)}.\n"
+def _heading(project: dict[str, Any], name: str) -> str:
+    state = digest(project, name)
+    return f"# Written by `make lock`; don't edit. Made of pyproject.toml's dependencies, state {state}.\n"
 
 
 def _pairs(part: Sequence[str]) -> list[tuple[str, ...]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.debian import need
+from tests.debian import mirror, need
 from tests.deploy.commands import ROOT, client, docker, run
 
 PACKAGES = {"dockerd": "docker.io", "docker-compose": "docker-compose", "debootstrap": "debootstrap"}
@@ -59,14 +59,6 @@ def engine() -> Iterator[None]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _mirror() -> str:
-    """Where this machine has its Debian from."""
-    for file in (*Path("/etc/apt").glob("sources.list.d/*.sources"), Path("/etc/apt/sources.list")):
-        if file.exists() and (found := re.search(r"https?://\S*/debian/?(?=\s)", file.read_text())):
-            return found[0]
-    return "http://deb.debian.org/debian"
-
-
 @pytest.fixture(scope="session")
 def base_image(engine: None) -> str:
     """What the real Dockerfile names if it is there; else Debian with its Python, and this machine's certificates."""
@@ -82,7 +74,7 @@ def base_image(engine: None) -> str:
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory) / "root"
         run("debootstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm", root,
-            _mirror())  # fmt: skip
+            mirror())  # fmt: skip
         for pattern in ("var/cache/apt/archives/*.deb", "var/lib/apt/lists/*", "usr/share/doc/*", "usr/share/man/*",
                         "usr/share/locale/*", "var/log/*"):  # fmt: skip
             for unneeded in root.glob(pattern):
