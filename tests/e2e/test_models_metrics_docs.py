@@ -53,7 +53,6 @@ def test_one_model(client: httpx.Client, query: str) -> None:
         "transform": "pillow",
         "image_size": 224,
         "crop_padding": 32,
-        "crop_fraction": None,
         "interpolation": "bicubic",
         "exact_decoding": False,
         "mean": [127, 127, 127],

@@ -14,7 +14,11 @@ from tests.e2e.server import ROOT, Server, new_client
 from tests.nginx import nginx_servers
 
 PREFIX = "/classify"
-EXAMPLES = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), flags=re.S)
+EXAMPLES = [
+    example
+    for example in re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), flags=re.S)
+    if "location /classify/" in example
+]
 WAYS = ("passed on", "taken off", "straight, with the prefix", "straight, without")
 
 

@@ -101,7 +101,7 @@ def test_many_misfits_are_counted(network: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"architecture": {"name": "resnet-50"}}, "small/1: Unknown architecture 'resnet-50'; known are "),
+        ({"architecture": {"name": "resnet-51"}}, "small/1: Unknown architecture 'resnet-51'; known are "),
         (
             {"architecture": ARCHITECTURE | {"stem_filters": 8}},
             "small/1: Unknown architecture parameter stem_filters; known are ",
