@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import CondConvDense
@@ -16,6 +17,8 @@ from condconv_serve.runtime.model_graph import ModelGraph, layers_within
 Part = Literal["all", "experts", "routing", "head"]
 """What is trained: everything but the batch norms; experts, routers and head; routers and head; or only the head."""
 
+_DIFFERENCE = 0.1
+"""Of the experts of a fresh head, by the root of the number of features: of logits, if features are about 1."""
 _HEADS = (keras.layers.Dense, CondConvDense)
 
 
@@ -50,7 +53,20 @@ def with_classes(network: keras.Model, classes: int) -> keras.Model:
     layer, inputs = _head(network)
     # With zeros no class is preferred at first, and the first gradients reach only this layer.
     fresh = type(layer).from_config({**layer.get_config(), "units": classes, "kernel_initializer": "zeros"})
-    return keras.Model(network.inputs[0], {**output, "logits": fresh(*inputs)}, name=network.name)
+    renewed = keras.Model(network.inputs[0], {**output, "logits": fresh(*inputs)}, name=network.name)
+    if isinstance(fresh, CondConvDense):
+        _tell_apart(fresh)
+    return renewed
+
+
+def _tell_apart(head: CondConvDense) -> None:
+    """Give equal experts small differences that sum to zero: with none they would learn the same, and so would routing.
+
+    As long as their routing weights are equal, the answers stay what they were.
+    """
+    noise = np.random.default_rng(0).standard_normal(head.kernel.shape, np.float32)
+    noise -= noise.mean(axis=0)
+    head.kernel.assign(head.kernel + _DIFFERENCE / math.sqrt(head.kernel.shape[1]) * noise)
 
 
 def set_trainable(network: keras.Model, part: Part) -> int:
