@@ -52,7 +52,10 @@ LAYER_KINDS: Final[Mapping[type, LayerKind]] = MappingProxyType(
         keras.layers.Add: LayerKind(Role.STATELESS),
         keras.layers.Dropout: LayerKind(Role.STATELESS),
         keras.layers.GlobalAveragePooling2D: LayerKind(Role.STATELESS),
+        keras.layers.MaxPooling2D: LayerKind(Role.STATELESS),
         keras.layers.Multiply: LayerKind(Role.STATELESS),
+        keras.layers.ReLU: LayerKind(Role.STATELESS),
+        keras.layers.ZeroPadding2D: LayerKind(Role.STATELESS),
     }
 )
 

@@ -88,7 +88,7 @@ def channels_first(x: Any, r: Any) -> Any:
 def unknown_layers(x: Any, r: Any) -> Any:
     x = layers.SeparableConv2D(8, 3, padding="same")(layers.LayerNormalization()(x))
     x = layers.PReLU(shared_axes=(1, 2))(layers.GroupNormalization(4)(x))
-    return layers.Conv2DTranspose(4, 3, strides=2)(layers.MaxPooling2D()(x))
+    return layers.Conv2DTranspose(4, 3, strides=2)(layers.AveragePooling2D(2)(x))
 
 
 def squeezed(convolve: Apply, *, scale_first: bool = False) -> Apply:
@@ -161,6 +161,14 @@ NETWORKS = {
     "derived convolution": static(DoubledConv2D(4, 3)),
     "channels first": channels_first,
     "unknown layers": unknown_layers,
+    "max pool": lambda x, r: layers.MaxPooling2D((3, 2), (2, 1))(layers.Conv2D(4, 3)(x)),
+    "max pool, same": lambda x, r: layers.MaxPooling2D(3, 2, "same")(layers.Conv2D(4, 2)(x)),
+    "max pool of zeros around": lambda x, r: layers.MaxPooling2D(3, 2)(
+        layers.ZeroPadding2D(1)(layers.ReLU()(layers.Conv2D(4, 3)(x)))
+    ),
+    "max pool of zeros around any numbers": lambda x, r: layers.MaxPooling2D(3, 2)(
+        layers.ZeroPadding2D(1)(layers.Conv2D(4, 3, bias_initializer="ones")(x))
+    ),
     "dense on a map": lambda x, r: layers.Dense(6, activation="swish", use_bias=False)(x),
     "dense, norm": pooled(static(layers.Dense(6))),
     "condconv dense": pooled(lambda x, r: CondConvDense(6, 3, bias_initializer="normal")(x, r)),

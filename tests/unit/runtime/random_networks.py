@@ -45,6 +45,7 @@ class RandomNetwork:
             *[self.residual] * 3,
             *[self.excitation] * 2,
             self.activation,
+            self.largest,
             self.norm,
             self.unknown,
             self.vector,
@@ -117,6 +118,14 @@ class RandomNetwork:
 
     def activation(self) -> None:
         self.maps.append(layers.Activation(self.choose(ACTIVATIONS))(self.map()))
+
+    def largest(self) -> None:
+        x = self.map()
+        if self.random.random() < 0.3:
+            x = layers.ZeroPadding2D(1)(self.choose([layers.ReLU(), layers.Activation("tanh")])(x))
+        size, stride = int(self.random.integers(2, 4)), int(self.random.integers(1, 3))
+        padding = "same" if min(x.shape[1:3]) < 6 else self.choose(["same", "valid"])
+        self.maps.append(layers.MaxPooling2D(size, stride, padding)(x))
 
     def norm(self) -> None:
         self.maps.append(layers.BatchNormalization(scale=self.choose([True, False]))(self.map()))

@@ -7,7 +7,7 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 """Of the interface: CC_VERSION. A library of another version isn't used."""
 
 MAX_NORMALISED_CHANNELS = 4
@@ -53,6 +53,7 @@ class StepKind(IntEnum):
     ACTIVATE = 5
     CONVERT = 6
     MULTIPLY = 7
+    MAX_POOL = 8
 
 
 class Place(IntEnum):
@@ -83,6 +84,7 @@ class StepStruct(ctypes.Structure):
         for name in (
             *("kind", "input", "output", "routing", "scale", "residual", "pooled", "bank", "producer"),
             *("activation", "producer_activation", "normalise", "height", "width", "channels", "pad_top", "pad_left"),
+            *("window_height", "window_width", "window_stride_height", "window_stride_width"),
             *("out_height", "out_width", "producer_pad_top", "producer_pad_left", "producer_height", "producer_width"),
         )
     ]

@@ -99,8 +99,12 @@ class Step:
         height: of the input; so are width and channels.
         width: of the input.
         channels: of the input.
-        pad_top: rows of zeros above the bank's input.
+        pad_top: rows of zeros above the bank's input; of nothing, for a MAX_POOL.
         pad_left: columns of zeros left of it.
+        window_height: of a MAX_POOL; so are its width and strides.
+        window_width: of a MAX_POOL.
+        window_stride_height: of a MAX_POOL.
+        window_stride_width: of a MAX_POOL.
         out_height: of the output.
         out_width: of the output.
         producer_pad_top: rows of zeros above the producer's input.
@@ -126,6 +130,10 @@ class Step:
     channels: int
     pad_top: int = 0
     pad_left: int = 0
+    window_height: int = 0
+    window_width: int = 0
+    window_stride_height: int = 0
+    window_stride_width: int = 0
     out_height: int = 1
     out_width: int = 1
     producer_pad_top: int = 0

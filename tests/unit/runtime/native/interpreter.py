@@ -25,6 +25,7 @@ from condconv_serve.runtime.kernels.program import (
     Value,
     ValueType,
 )
+from tests.unit.runtime.native_kernels import references
 
 Array = NDArray[Any]
 
@@ -197,6 +198,8 @@ class _Chunk:
             result = self.convolution(step, raw, row, residual, scale)
         elif step.kind is StepKind.POOL:
             result = raw.mean((0, 1))
+        elif step.kind is StepKind.MAX_POOL:
+            result = references.max_pool(raw, step)
         elif step.kind is StepKind.SCALE:
             assert scale is not None
             result = raw * scale

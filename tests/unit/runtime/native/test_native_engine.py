@@ -56,8 +56,7 @@ def test_every_architecture_at_an_odd_size(
     network = randomise(small_network(name, image_size=SIZE, num_classes=7))
     exact = exact_answers(network, PREPROCESSING, ROWS)
     engine, described = built(network)
-    by_tensorflow = 2 if "resnet" in name else 0  # the largest numbers, and zeros around the map
-    assert (described.native.state, described.native.tensorflow_layers) == ("used", by_tensorflow)
+    assert (described.native.state, described.native.tensorflow_layers) == ("used", 0)
     for count in (1, 3, 8, 11):
         found = engine(ROWS[:count])
         assert_close(found["logits"], exact["logits"][:count], 1e-5)

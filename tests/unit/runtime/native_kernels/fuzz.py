@@ -174,10 +174,21 @@ def one_step(draw: Any) -> tuple[ProgramSpec, list[Bank]]:
         ),
         Step(kind=StepKind.POOL, input=4, output=5, height=h, width=w, channels=out),
     ]  # fmt: skip
+    if draw(st.booleans()):
+        kernel, strides = (draw(small), draw(small)), (draw(small), draw(small))
+        ends = [draw(st.integers(1, (n - 1) // s + 1)) for n, s in zip((h, w), strides, strict=True)]
+        values.append(Value(place=Place.OUTPUT, type=written, shape=(*ends, out), number=2))
+        steps.append(
+            Step(
+                kind=StepKind.MAX_POOL, input=4, output=6, height=h, width=w, channels=out, window_height=kernel[0],
+                window_width=kernel[1], window_stride_height=strides[0], window_stride_width=strides[1],
+                out_height=ends[0], out_width=ends[1],
+            )
+        )  # fmt: skip
     if depthwise:
         steps[0] = dataclasses.replace(steps[0], residual=None, scale=None)
         if draw(st.booleans()):
-            steps = [dataclasses.replace(steps[0], pooled=5)]
+            steps = [dataclasses.replace(steps[0], pooled=5), *steps[2:]]
     rows = draw(st.booleans())
     stages = [Stage(0, len(steps), rows)]
     return ProgramSpec(values=values, steps=steps, stages=stages, mean=(1,) * 3, scale=(2,) * 3, chunk=3), made

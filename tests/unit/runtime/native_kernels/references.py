@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condconv_serve.runtime.kernels.abi import Activation
+from condconv_serve.runtime.kernels.program import Step
 
 Array = NDArray[Any]
 
@@ -95,3 +96,13 @@ def to_bfloat16(x: Array) -> Array:
     """Rounded to bfloat16, to the nearest even, as float32."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def max_pool(x: Array, step: Step) -> Array:
+    """The largest numbers of the windows of one row `[H, W, C]`."""
+    result = np.empty((step.out_height, step.out_width, x.shape[2]))
+    for i, j in np.ndindex(step.out_height, step.out_width):
+        top, left = i * step.window_stride_height - step.pad_top, j * step.window_stride_width - step.pad_left
+        rows, columns = slice(max(top, 0), top + step.window_height), slice(max(left, 0), left + step.window_width)
+        result[i, j] = x[rows, columns].max((0, 1))
+    return result

@@ -327,6 +327,33 @@ def test_steps_on_single_numbers_are_what_numpy_computes(isa: str, data: st.Data
     check(case, found, wanted)
 
 
+@EXAMPLES
+@given(data=st.data())
+def test_largest_numbers_are_what_numpy_finds(isa: str, data: st.DataObject) -> None:
+    case = draw_case(data.draw, isa)
+    x, given_x = draw_input(case, case.number(1, 40), False)
+    kernel, strides = ((case.number(1, 4), case.number(1, 3)) for _ in range(2))
+    size = x.shape[1:3]
+    pads = [case.number(0, min(k - 1, 2)) for k in kernel]
+    outs = [case.number(1, max(1, (n + p - 1) // s + 1)) for n, p, s in zip(size, pads, strides, strict=True)]
+    step = Step(
+        kind=StepKind.MAX_POOL,
+        input=case.features(x),
+        output=0,
+        pad_top=pads[0],
+        pad_left=pads[1],
+        window_height=kernel[0],
+        window_width=kernel[1],
+        window_stride_height=strides[0],
+        window_stride_width=strides[1],
+        **sizes(x.shape[1:]),
+        **out((outs[0], outs[1])),
+    )
+    wanted = np.stack([references.max_pool(row, step) for row in given_x])
+    (found,) = case.run(step, wanted.shape[1:], [], False, case.number(1, 8), case.choice(True, False))
+    np.testing.assert_array_equal(found, wanted.astype(np.float32))
+
+
 @pytest.mark.parametrize("activation", list(Activation))
 def test_nan_and_infinities_come_out_as_the_formula_has_it(isa: str, activation: Activation) -> None:
     x = np.array([np.nan, np.inf, -np.inf, 1e30, -1e30, 88, -88, 200, -200, 1e-40, -0.0, 3, -3, 6], np.float32)

@@ -173,6 +173,12 @@ def refusal(spec: ProgramSpec, banks: list[Bank]) -> str:
     return str(caught.value)
 
 
+POOL = {
+    "kind": StepKind.MAX_POOL, "activation": 0, "window_height": 2, "window_width": 2, "window_stride_height": 2,
+    "window_stride_width": 2, "out_height": 3, "out_width": 3,
+}  # fmt: skip
+
+
 # Values: 0 images, 1 routing, 2 depthwise, 3 pooled, 4 squeezed, 5 projected, 6 and 7 outputs.
 # Steps: 0 depthwise with producer, 1 squeeze, 2 project, 3 activate, 4 pool, 5 classify. Banks: in that order, from 0.
 @pytest.mark.parametrize(
@@ -209,7 +215,7 @@ def refusal(spec: ProgramSpec, banks: list[Bank]) -> str:
         ({"g1": {"last": 7}}, "Stage 1 has the steps from 4 to 7"),
         ({"g1": {"last": 5}}, "The stages have 5 of 6 steps"),
         ({"g1": {"row_by_row": 2}}, "Stage 1"),
-        ({"s1": {"kind": 8}}, "Step 1 is of no kind that there is: 8"),
+        ({"s1": {"kind": 9}}, "Step 1 is of no kind that there is: 9"),
         ({"s1": {"kind": -1}}, "Step 1 is of no kind that there is: -1"),
         ({"s1": {"input": 8}}, "Step 1 (conv) has value 8 as input, of 8 values"),
         ({"s1": {"input": None}}, "Step 1 (conv) has value -1 as input"),
@@ -266,6 +272,16 @@ def refusal(spec: ProgramSpec, banks: list[Bank]) -> str:
         ({"s3": {"kind": StepKind.CONVERT, "activation": 0}}, "Step 3 (convert) converts from float32 to the same"),
         ({"s3": {"input": 2, "channels": 20}}, "wants its output to be 6 x 6 x 20"),
         ({"s4": {"output": 7}}, "Step 4 (pool) wants its output to be 8 float32, not 5 float32"),
+        ({"s3": {"window_height": 2}}, "Step 3 (activate) has a window of 2 x 0, and can't"),
+        ({"s3": {"kind": StepKind.MAX_POOL, "activation": 0}}, "Step 3 (max pool) has windows of 0 x 0, stride"),
+        ({"s3": {**POOL, "window_width": 2**31 - 1}}, "has windows of 2 x 2147483647"),
+        ({"s3": {**POOL, "window_stride_height": 0}}, "stride 0 and 2: each is 1 to 4096"),
+        ({"s3": {**POOL, "out_height": 4}}, "can't make a height of 4 from 6: kernel 2, stride 2"),
+        ({"s3": {**POOL, "pad_left": 2}}, "can't make a width of 3 from 6"),
+        ({"s3": {**POOL, "pad_top": -1}}, "padding -1"),
+        ({"s3": {**POOL, "out_height": 3}}, "Step 3 (max pool) wants its output to be 3 x 3 x 8"),
+        ({"s3": {**POOL, "activation": 1}}, "has activation 1, and can't"),
+        ({"s3": {**POOL, "residual": 0}}, "has a residual, and can't"),
         ({"s5": {"input": 3, "channels": 20, "bank": 2}}, "Step 5 (conv) wants its output to be 1 x 1 x 20"),
         ({"s5": {"output": 6}}, "wants its output to be 1 x 1 x 5"),
         # What fits by itself, but not in time.
@@ -360,7 +376,7 @@ def test_other_versions_are_refused(native):
         (ctypes.c_int64 * 1)(),
     )
     assert native.cc_program_new(*arguments) == -1
-    assert "of version 2, not 1" in str(library.last_error())
+    assert f"of version {abi.VERSION + 1}, not {abi.VERSION}" in str(library.last_error())
     head.version, head.size_of_step = abi.VERSION, 1
     assert native.cc_program_new(*arguments) == -1
     assert "other sizes" in str(library.last_error())

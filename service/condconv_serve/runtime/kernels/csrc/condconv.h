@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 #define CC_API __attribute__((visibility("default")))
-#define CC_VERSION 1
+#define CC_VERSION 2
 
 typedef enum { CC_UINT8 = 0, CC_FLOAT32 = 1, CC_BFLOAT16 = 2 } cc_type;
 
@@ -43,7 +43,8 @@ typedef enum {
     CC_STEP_ACTIVATE = 5,   // activation(input)
     CC_STEP_CONVERT = 6,    // float32 to bfloat16, or back
     CC_STEP_MULTIPLY = 7,   // input times residual, number by number
-    CC_STEPS = 8,
+    CC_STEP_MAX_POOL = 8,   // largest number of each window, by channel; what lies beyond the image doesn't count
+    CC_STEPS = 9,
 } cc_step_kind;
 
 // What happens to a program's values. Numbers of values and banks are places in the program's lists; -1: none.
@@ -57,6 +58,7 @@ typedef struct {
     int32_t normalise;                     // 1: the input are pixels; (pixel - mean) times scale comes before all else
     int32_t height, width, channels;       // of the input
     int32_t pad_top, pad_left;             // of the bank's convolution; what lies beyond the image is zero
+    int32_t window_height, window_width, window_stride_height, window_stride_width; // of a MAX_POOL; else 0
     int32_t out_height, out_width;
     int32_t producer_pad_top, producer_pad_left, producer_height, producer_width; // of the producer and its output
 } cc_step;

@@ -14,6 +14,36 @@ void CC_NAME(cc_pool)(cc_type type, const void *x, int pixels, int channels, flo
     }
 }
 
+CC_INLINE vf larger(vf a, vf b) {
+    const vi less = a < b;
+    return (vf)(((vi)b & less) | ((vi)a & ~less));
+}
+
+// Numbers beyond the image are left out, so a window has fewer of them at the rim.
+void CC_NAME(cc_max_pool)(cc_type type, const cc_windows *w, const void *x, void *out) {
+    const int bf16 = type == CC_BFLOAT16, channels = w->channels;
+    for (int oy = 0; oy < w->out_height; oy++) {
+        const int top = oy * w->stride_height - w->pad_top;
+        const int y0 = max_of(top, 0), y1 = min_of(top + w->window_height, w->height);
+        for (int ox = 0; ox < w->out_width; ox++) {
+            const int left = ox * w->stride_width - w->pad_left;
+            const int x0 = max_of(left, 0), x1 = min_of(left + w->window_width, w->width);
+            const size_t to = ((size_t)oy * (size_t)w->out_width + (size_t)ox) * (size_t)channels;
+            for (int c = 0; c < channels; c += CC_VL) {
+                const int count = min_of(channels - c, CC_VL);
+                vf most = {0};
+                for (int py = y0; py < y1; py++)
+                    for (int px = x0; px < x1; px++) {
+                        const size_t at = ((size_t)py * (size_t)w->width + (size_t)px) * (size_t)channels + (size_t)c;
+                        const vf v = load_some(x, at, count, bf16);
+                        most = py == y0 && px == x0 ? v : larger(most, v);
+                    }
+                store_some(out, to + (size_t)c, most, count, bf16);
+            }
+        }
+    }
+}
+
 void CC_NAME(cc_scale)(cc_type type, const void *x, const float *scale, int pixels, int channels, void *out) {
     const int bf16 = type == CC_BFLOAT16;
     for (int p = 0; p < pixels; p++)

@@ -9,6 +9,7 @@ int CC_NAME(cc_conv)(const cc_conv *, cc_part);
 cc_extent CC_NAME(cc_depthwise_extent)(const cc_conv *, const cc_conv *);
 int CC_NAME(cc_depthwise)(const cc_conv *, const cc_conv *, cc_part);
 void CC_NAME(cc_pool)(cc_type, const void *, int, int, float *);
+void CC_NAME(cc_max_pool)(cc_type, const cc_windows *, const void *, void *);
 void CC_NAME(cc_scale)(cc_type, const void *, const float *, int, int, void *);
 void CC_NAME(cc_add)(cc_type, const void *, const void *, size_t, cc_activation, void *);
 void CC_NAME(cc_multiply)(cc_type, const void *, const void *, size_t, void *);
@@ -26,6 +27,7 @@ const struct cc_isa CC_NAME(cc_isa) = {
     .depthwise_extent = CC_NAME(cc_depthwise_extent),
     .depthwise = CC_NAME(cc_depthwise),
     .pool = CC_NAME(cc_pool),
+    .max_pool = CC_NAME(cc_max_pool),
     .scale = CC_NAME(cc_scale),
     .add = CC_NAME(cc_add),
     .multiply = CC_NAME(cc_multiply),

@@ -43,6 +43,12 @@ typedef struct {
     float *pooled;           // [batch, out_channels] or NULL; depthwise only
 } cc_conv;
 
+// Windows over an image, each with one number of the image at least.
+typedef struct {
+    int height, width, channels, out_height, out_width;
+    int window_height, window_width, stride_height, stride_width, pad_top, pad_left;
+} cc_windows;
+
 // A part of the work: some tiles of output channels, and some of the pixels of all rows. Parts may run at the same time.
 // A kernel says into how many parts it may be cut.
 typedef struct {
@@ -68,6 +74,7 @@ struct cc_isa { // cc_isa alone is the function of condconv.h
     int (*depthwise)(const cc_conv *producer, const cc_conv *conv, cc_part part);
     // One row each.
     void (*pool)(cc_type type, const void *x, int pixels, int channels, float *out);
+    void (*max_pool)(cc_type type, const cc_windows *windows, const void *x, void *out);
     void (*scale)(cc_type type, const void *x, const float *scale, int pixels, int channels, void *out);
     void (*add)(cc_type type, const void *x, const void *y, size_t count, cc_activation activation, void *out);
     void (*multiply)(cc_type type, const void *x, const void *y, size_t count, void *out);

@@ -6,11 +6,12 @@
 enum {
     MOST_PARTS = 1 << 12,
     MOST_CHUNK = 1 << 12,
+    MOST_WINDOW = 1 << 12,
     MOST_PIXELS = INT_MAX / 64, // of an image with its padding: kernels count these times their tile in int
 };
 
 static const char *const kinds[CC_STEPS] = {
-    "conv", "depthwise", "pool", "scale", "add", "activate", "convert", "multiply",
+    "conv", "depthwise", "pool", "scale", "add", "activate", "convert", "multiply", "max pool",
 };
 
 // A step under check, with the sentence's beginning for its failures.
@@ -244,6 +245,21 @@ static int check_convolution(const checked *c, int depthwise) {
                : 0;
 }
 
+// Of one pooled row; windows are no larger than MOST_WINDOW, so that nothing overflows where a kernel counts them.
+static int check_max_pool(const checked *c) {
+    const cc_step *s = c->step;
+    const int32_t all[4] = {s->window_height, s->window_width, s->window_stride_height, s->window_stride_width};
+    for (int i = 0; i < 4; i++)
+        if (all[i] < 1 || all[i] > MOST_WINDOW)
+            return FAIL(c, "has windows of %d x %d, stride %d and %d: each is 1 to %d.", all[0], all[1], all[2], all[3],
+                        MOST_WINDOW);
+    if (check_window(c, "height", s->height, s->window_height, s->window_stride_height, 1, s->pad_top, s->out_height) ||
+        check_window(c, "width", s->width, s->window_width, s->window_stride_width, 1, s->pad_left, s->out_width) ||
+        check_shape(c, "output", s->output, s->out_height, s->out_width, s->channels))
+        return -1;
+    return check_type(c, "output", s->output, c->program->values[s->input].type);
+}
+
 static int check_elementwise(const checked *c) {
     const cc_step *s = c->step;
     const int type = c->program->values[s->input].type, kind = s->kind;
@@ -258,6 +274,7 @@ static int check_elementwise(const checked *c) {
     if ((s->scale != -1) != (kind == CC_STEP_SCALE))
         return FAIL(c, "%s", s->scale == -1 ? "lacks its scale." : "has a scale, and can't.");
     if (kind == CC_STEP_POOL) return check_vector(c, "output", s->output, s->channels);
+    if (kind == CC_STEP_MAX_POOL) return check_max_pool(c);
     if (check_shape(c, "output", s->output, s->height, s->width, s->channels) ||
         check_vector(c, "scale", s->scale, s->channels))
         return -1;
@@ -279,6 +296,9 @@ static int check_step(const cc_program *program, int number) {
     if (s->activation < 0 || s->activation >= CC_ACTIVATIONS || s->producer_activation < 0 ||
         s->producer_activation >= CC_ACTIVATIONS)
         return FAIL(&c, "has activations %d and %d, of %d.", s->activation, s->producer_activation, CC_ACTIVATIONS);
+    if (s->kind != CC_STEP_MAX_POOL &&
+        (s->window_height || s->window_width || s->window_stride_height || s->window_stride_width))
+        return FAIL(&c, "has a window of %d x %d, and can't.", s->window_height, s->window_width);
     if (!value_of(&c, "output", s->output) || check_shape(&c, "input", s->input, s->height, s->width, s->channels))
         return -1;
     return s->kind <= CC_STEP_DEPTHWISE ? check_convolution(&c, s->kind == CC_STEP_DEPTHWISE) : check_elementwise(&c);

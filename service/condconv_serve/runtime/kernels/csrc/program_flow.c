@@ -27,7 +27,7 @@ static int same_memory(const cc_value *a, const cc_value *b) {
 
 // Whether a step may write over what it reads, number by number.
 static int in_place(const cc_step *s, int read, const cc_value *from, const cc_value *to) {
-    if (s->kind == CC_STEP_CONV || s->kind == CC_STEP_DEPTHWISE || s->kind == CC_STEP_POOL) return 0;
+    if (s->kind <= CC_STEP_POOL || s->kind == CC_STEP_MAX_POOL) return 0; // these read what lies elsewhere
     return (read == s->input || read == s->residual) && from->type == to->type && same_memory(from, to);
 }
 

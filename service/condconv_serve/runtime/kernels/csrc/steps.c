@@ -243,6 +243,28 @@ static int run_pool(void *context, int row) {
     return 0;
 }
 
+static int run_max_pool(void *context, int row) {
+    const cc_frame *f = ((const blockwise *)context)->frame;
+    const cc_step *s = ((const blockwise *)context)->step;
+    const cc_value *in = value(f, s->input), *out = value(f, s->output);
+    const cc_windows windows = {
+        .height = s->height,
+        .width = s->width,
+        .channels = s->channels,
+        .out_height = s->out_height,
+        .out_width = s->out_width,
+        .window_height = s->window_height,
+        .window_width = s->window_width,
+        .stride_height = s->window_stride_height,
+        .stride_width = s->window_stride_width,
+        .pad_top = s->pad_top,
+        .pad_left = s->pad_left,
+    };
+    f->program->isa->max_pool(in->type, &windows, (const char *)at(f, s->input) + (size_t)row * cc_value_bytes(in),
+                              (char *)at(f, s->output) + (size_t)row * cc_value_bytes(out));
+    return 0;
+}
+
 static int run_elementwise(const cc_frame *f, const cc_step *s) {
     const int pixels = s->height * s->width;
     const size_t bytes = cc_value_bytes(value(f, s->input));
@@ -250,10 +272,11 @@ static int run_elementwise(const cc_frame *f, const cc_step *s) {
     const int shared = bytes * (size_t)f->rows / 4 >= least && threads_for(f) > 1;
     size_t blocks = shared ? bytes / least : 1;
     if (blocks > (size_t)pixels) blocks = (size_t)pixels;
-    if (s->kind == CC_STEP_POOL || blocks < 1) blocks = 1;
+    const int whole = s->kind == CC_STEP_POOL || s->kind == CC_STEP_MAX_POOL; // rows
+    if (whole || blocks < 1) blocks = 1;
     blockwise b = {f, s, 1, (pixels + (int)blocks - 1) / (int)blocks};
     b.blocks = (pixels + b.pixels - 1) / b.pixels;
-    int (*task)(void *, int) = s->kind == CC_STEP_POOL ? run_pool : run_block;
+    int (*task)(void *, int) = !whole ? run_block : s->kind == CC_STEP_POOL ? run_pool : run_max_pool;
     int tasks = f->rows * b.blocks;
     if (shared) return cc_team_run(task, &b, tasks);
     for (int i = 0; i < tasks; i++) task(&b, i);

@@ -114,6 +114,25 @@ class _Assembler:
             self._write(node.output, kind=kind, input=source, height=height, width=width, channels=channels)
             return
         source = self._read(node.input, self._type_of(node.output))
+        if node.window is not None:
+            window = node.window
+            self._write(
+                node.output,
+                kind=kind,
+                input=source,
+                height=height,
+                width=width,
+                channels=channels,
+                pad_top=window.pads[0],
+                pad_left=window.pads[1],
+                window_height=window.kernel[0],
+                window_width=window.kernel[1],
+                window_stride_height=window.strides[0],
+                window_stride_width=window.strides[1],
+                out_height=window.out_size[0],
+                out_width=window.out_size[1],
+            )
+            return
         self._write(
             node.output,
             kind=kind,

@@ -58,6 +58,19 @@ class Convolution:
         return self.depth * self.out_size[2]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """What a MAX_POOL looks at: height and width of its windows, their strides, and the size of its output.
+
+    `pads` are rows of nothing above the input, and columns left of it.
+    """
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    out_size: tuple[int, int, int]
+    pads: tuple[int, int] = (0, 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Node:
     """One step of a program to be. Its tensors are symbolic and roots.
@@ -70,6 +83,7 @@ class Node:
         output: what it computes; the same numbers in another shape may be read.
         pooled: the output's mean over height and width, which it computes too.
         convolution: of CONV and DEPTHWISE.
+        window: of MAX_POOL.
         producer: the node whose output is the convolution's input and nobody else's; `input` is then the producer's.
         activation: of the output.
     """
@@ -84,6 +98,7 @@ class Node:
     residual: Tensor | None = None
     pooled: Tensor | None = None
     convolution: Convolution | None = None
+    window: Window | None = None
     producer: Node | None = None
     activation: Activation = Activation.LINEAR
 

@@ -16,7 +16,7 @@ from keras import layers
 from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
 from condconv_serve.runtime.kernels.program import Activation, StepKind
 from condconv_serve.runtime.layer_kinds import kind_of
-from condconv_serve.runtime.lowering.native.nodes import Convolution, Node
+from condconv_serve.runtime.lowering.native.nodes import Convolution, Node, Window
 from condconv_serve.runtime.lowering.native.tensors import Tensors, map_size, row_shape
 from condconv_serve.runtime.model_graph import Call
 
@@ -31,6 +31,9 @@ ACTIVATIONS: Final[Mapping[Any, Activation]] = {
     keras.activations.sigmoid: Activation.SIGMOID,
     keras.activations.hard_sigmoid: Activation.HARD_SIGMOID,
 }
+
+
+_NOT_NEGATIVE = (Activation.RELU, Activation.RELU6, Activation.SIGMOID, Activation.HARD_SIGMOID)
 
 
 def find_node(call: Call, tensors: Tensors) -> Found:
@@ -155,6 +158,51 @@ def _pool(call: Call, tensors: Tensors) -> Found:
     return _node(StepKind.POOL, call, tensors)
 
 
+def _max_pool(call: Call, tensors: Tensors) -> Found:
+    layer = call.operation
+    before, after = map_size(call.inputs[0]), map_size(call.outputs[0])
+    if before is None or after is None:
+        return "its input is no map"
+    kernel, strides = tuple(layer.pool_size), tuple(layer.strides)
+    same = layer.padding == "same"
+    top, left = (
+        max((out - 1) * stride + k - size, 0) // 2 if same else 0
+        for size, out, k, stride in zip(before[:2], after[:2], kernel, strides, strict=True)
+    )
+    window = Window(kernel=kernel, strides=strides, out_size=after, pads=(top, left))
+    node = _node(StepKind.MAX_POOL, call, tensors, window=window)
+    return _padded_pool(node, window, tensors) or node
+
+
+def _padded_pool(node: Node, window: Window, tensors: Tensors) -> Node | None:
+    """The pool with the zeros around its input, which are as good as nothing if no number there is below zero."""
+    zeros = tensors.producer(node.input)
+    if zeros is None or type(zeros.operation) is not layers.ZeroPadding2D or window.pads != (0, 0):
+        return None
+    before, size = tensors.producer(zeros.inputs[0]), map_size(zeros.inputs[0])
+    positive = before is not None and _activation_of(before.operation) in _NOT_NEGATIVE
+    alone = tensors.sole_reader(node.input) is node.last
+    pads = _around(zeros.operation, size, window) if size is not None and positive and alone else None
+    if pads is None:
+        return None
+    return replace(
+        node,
+        calls=(zeros, *node.calls),
+        input=tensors.root(zeros.inputs[0]),
+        window=replace(window, pads=pads),
+    )
+
+
+def _around(zeros: Any, size: tuple[int, int, int], window: Window) -> tuple[int, int] | None:
+    """Rows above and columns left of a map that has zeros around it; None if a window has nothing but these."""
+    top, left = (pad for pad, _ in zeros.padding)
+    for extent, pad, axis in ((size[0], top, 0), (size[1], left, 1)):
+        last = (window.out_size[axis] - 1) * window.strides[axis] - pad
+        if zeros.data_format != "channels_last" or pad >= window.kernel[axis] or last >= extent:
+            return None
+    return top, left
+
+
 def _add(call: Call, tensors: Tensors) -> Found:
     if len(call.inputs) != 2 or row_shape(call.inputs[0]) != row_shape(call.inputs[1]):
         return "it doesn't add two tensors of one shape"
@@ -185,6 +233,7 @@ _PATTERNS: Final[Mapping[type, Callable[[Call, Tensors], Found]]] = {
     layers.Activation: _activation,
     layers.ReLU: _activation,
     layers.GlobalAveragePooling2D: _pool,
+    layers.MaxPooling2D: _max_pool,
     layers.Add: _add,
     layers.Multiply: _multiply,
     # What `x + y` and `x * y` leave in a network.
@@ -205,7 +254,7 @@ def _activation_of(layer: Any) -> Activation | str:
         if plain and layer.max_value in (None, 6):
             return Activation.RELU if layer.max_value is None else Activation.RELU6
         return "no kernel has its slope, threshold or maximum"
-    function = layer.activation
+    function = getattr(layer, "activation", keras.activations.linear)
     if type(function) in (layers.ReLU, layers.Activation):
         return _activation_of(function)
     known = None if isinstance(function, layers.Layer) else ACTIVATIONS.get(function)
