@@ -96,17 +96,11 @@ class Step:
         activation: of the output.
         producer_activation: of the producer's output.
         normalise: the input are pixels, and `(pixel - mean) * scale` comes before all else.
-        height: of the input; so are width and channels.
-        width: of the input.
-        channels: of the input.
+        height: of the input; so are `width` and `channels`.
         pad_top: rows of zeros above the bank's input; of nothing, for a MAX_POOL.
         pad_left: columns of zeros left of it.
-        window_height: of a MAX_POOL; so are its width and strides.
-        window_width: of a MAX_POOL.
-        window_stride_height: of a MAX_POOL.
-        window_stride_width: of a MAX_POOL.
-        out_height: of the output.
-        out_width: of the output.
+        window_height: of a MAX_POOL; so are `window_width` and the strides of its windows.
+        out_height: of the output; so is `out_width`.
         producer_pad_top: rows of zeros above the producer's input.
         producer_pad_left: columns of zeros left of it.
         producer_height: of the producer's output.
