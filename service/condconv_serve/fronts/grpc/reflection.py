@@ -52,4 +52,5 @@ def handlers(calls: Calls, services: Iterable[str], files: Iterable[bytes]) -> l
 def _as_v1(alpha: bytes) -> bytes:
     file = descriptor_pb2.FileDescriptorProto.FromString(alpha)
     text = text_format.MessageToString(file).replace("v1alpha", "v1")
-    return text_format.Parse(text, descriptor_pb2.FileDescriptorProto()).SerializeToString()
+    renamed: bytes = text_format.Parse(text, descriptor_pb2.FileDescriptorProto()).SerializeToString()
+    return renamed
