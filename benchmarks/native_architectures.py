@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=tuple(TOLERANCE), default="float32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="per measurement")
-    parser.add_argument("--only", default="", help="architectures whose name contains this")
+    parser.add_argument("--only", default="", help="architectures whose name contains one of these, comma-separated")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -145,7 +145,7 @@ def main() -> None:
 
     found = {}
     for name in ARCHITECTURES:
-        if arguments.only in name:
+        if any(word in name for word in arguments.only.split(",")):
             print(f"{name} ...", file=sys.stderr, flush=True)
             command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--one", name]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
