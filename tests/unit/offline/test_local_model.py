@@ -33,6 +33,7 @@ from tests.contract.fakes import FunctionEngine
 from tests.e2e.tiny_models import write_fake
 from tests.pictures import jpeg, photo, png
 
+pytestmark = pytest.mark.usefixtures("without_openvino")
 ROOT = Path(__file__).parents[3]
 COFFEE, CAT = photo("coffee", (80, 60)), photo("cat", (80, 60))
 

@@ -26,6 +26,7 @@ from tests.contract.fake_server import load_fake
 from tests.e2e.tiny_models import write_fake
 from tests.pictures import photo
 
+pytestmark = pytest.mark.usefixtures("without_openvino")
 COFFEE = photo("coffee", (80, 60))
 
 
