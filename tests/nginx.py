@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import tempfile
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.debian import ENVIRONMENT, need
-from tests.e2e.server import wait_for
+from tests.e2e.server import ROOT, wait_for
 
 _CONFIGURATION = """
 daemon off;
@@ -29,6 +30,13 @@ http {{
     {content}
 }}
 """
+
+UNDER_A_PREFIX = [
+    example
+    for example in re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), flags=re.S)
+    if "location /classify/" in example
+]
+"""The examples of docs/operations.md for a path prefix: one that passes it on, one that takes it off."""
 
 
 @contextlib.contextmanager

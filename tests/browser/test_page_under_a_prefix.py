@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,13 +9,12 @@ from typing import Any
 import pytest
 
 from tests.browser.steps import sample
-from tests.e2e.server import ROOT, Server
-from tests.nginx import nginx_servers
+from tests.e2e.server import Server
+from tests.nginx import UNDER_A_PREFIX, nginx_servers
 
 pytestmark = pytest.mark.browser
 
 PREFIX = "/classify"
-EXAMPLES = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), flags=re.S)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +22,7 @@ def addresses() -> Iterator[list[str]]:
     """A server under a prefix: behind an nginx that passes it on, behind one that takes it off, and itself."""
     with Server(root_path=PREFIX) as server:
         backend = "127.0.0.1:{1}".format(*server.address)
-        with nginx_servers(*(example.replace("127.0.0.1:8000", backend) for example in EXAMPLES)) as urls:
+        with nginx_servers(*(example.replace("127.0.0.1:8000", backend) for example in UNDER_A_PREFIX)) as urls:
             yield [*(url + PREFIX for url in urls), server.url]
 
 

@@ -11,14 +11,9 @@ import pytest
 import yaml
 
 from tests.e2e.server import ROOT, Server, new_client
-from tests.nginx import nginx_servers
+from tests.nginx import UNDER_A_PREFIX, nginx_servers
 
 PREFIX = "/classify"
-EXAMPLES = [
-    example
-    for example in re.findall(r"```nginx\n(.*?)```", (ROOT / "docs" / "operations.md").read_text(), flags=re.S)
-    if "location /classify/" in example
-]
 WAYS = ("passed on", "taken off", "straight, with the prefix", "straight, without")
 
 
@@ -50,8 +45,8 @@ def server() -> Iterator[Server]:
 def addresses(server: Server) -> Iterator[dict[str, str]]:
     """Where the server is reached: through the examples of docs/operations.md as printed, and directly."""
     backend = "127.0.0.1:{1}".format(*server.address)
-    assert len(EXAMPLES) == 2
-    with nginx_servers(*(example.replace("127.0.0.1:8000", backend) for example in EXAMPLES)) as (on, off):
+    assert len(UNDER_A_PREFIX) == 2
+    with nginx_servers(*(example.replace("127.0.0.1:8000", backend) for example in UNDER_A_PREFIX)) as (on, off):
         yield dict(zip(WAYS, (on + PREFIX, off + PREFIX, server.url + PREFIX, server.url), strict=True))
 
 
