@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 DATA = Path(__file__).parent / "data" / "families"
-FAMILIES = Path(os.environ.get("FAMILIES_DIR") or Path(__file__).resolve().parents[2] / "shared" / "families")
+FAMILIES = Path(os.environ.get("FAMILIES_DIR") or Path(__file__).resolve().parents[3] / "shared" / "families")
 needs_families = pytest.mark.skipif(
     not FAMILIES.is_dir(),
     reason="needs the reference outputs in ../shared/families beside the repository, or in FAMILIES_DIR",
