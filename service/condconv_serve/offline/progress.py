@@ -95,10 +95,11 @@ class _InNotebook:
     """IPython's own display, which needs no widgets."""
 
     def __init__(self, what: str) -> None:
-        from IPython.display import display
+        from IPython import display
 
+        show: Any = display.display  # it has no types
         self._what = what
-        self._handle: Any = display(_Bar(what, 0, None), display_id=True)
+        self._handle: Any = show(_Bar(what, 0, None), display_id=True)
 
     def show(self, done: int, total: int | None) -> None:
         self._handle.update(_Bar(self._what, done, total))
