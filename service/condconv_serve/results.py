@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,8 +74,8 @@ class ForImage:
         what = f"{type(self.error).__name__}: {self.error}" if self.error is not None else self._summary()
         return f"{type(self).__name__}({self.filename or self.id!r}: {what})"
 
-    def _summary(self) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _summary(self) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)

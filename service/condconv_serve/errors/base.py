@@ -15,12 +15,14 @@ class ServiceError(Exception):
     Attributes:
         status: the status code of a server's answer that said so; None where no server did.
         request_id: the id of that request, as the server's log has it.
+        retry_after: seconds after which a new try makes sense, if it does and that is known.
     """
 
     slug: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal error"
     status: int | None = None
     request_id: str | None = None
+    retry_after: float | None = None
 
 
 def unexpected_error() -> ServiceError:

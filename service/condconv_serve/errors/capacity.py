@@ -6,11 +6,7 @@ from condconv_serve.errors.base import ServiceError
 
 
 class CapacityError(ServiceError):
-    """The service can't take or finish the work now; a later try may succeed.
-
-    Attributes:
-        retry_after: seconds after which a new try makes sense, if known.
-    """
+    """The service can't take or finish the work now; a later try may succeed."""
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         """Keep the message and when to try again (seconds)."""

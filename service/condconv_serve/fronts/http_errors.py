@@ -1,10 +1,12 @@
-"""What REST fronts share where FastAPI finds an error: what is noted of it, and what is said of unknown routes."""
+"""What the errors of REST fronts share, whatever their bodies look like."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
@@ -32,6 +34,28 @@ class Unrouted:
     def title(self) -> str:
         """The kind of error, in words."""
         return _TITLES[self.slug]
+
+
+def headers_of(slug: str, retry_after: float | None) -> dict[str, str]:
+    """Headers that go with an error: how to say who asks, and when (seconds) a new try makes sense."""
+    headers = {"WWW-Authenticate": "Bearer"} if slug == "unauthenticated" else {}
+    return headers if retry_after is None else headers | {"Retry-After": str(max(math.ceil(retry_after), 1))}
+
+
+def documented(
+    slugs: Sequence[str], status: Mapping[str, int], *, content: Mapping[str, Any]
+) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the errors that a route may answer with.
+
+    Args:
+        slugs: of the errors.
+        status: the front's status codes by slug.
+        content: what OpenAPI says of the body of every error.
+    """
+    by_status: dict[int | str, list[str]] = {}
+    for slug in slugs:
+        by_status.setdefault(status[slug], []).append(slug)
+    return {code: {"description": ", ".join(names), "content": content} for code, names in by_status.items()}
 
 
 def note_error(request: Request, error: ServiceError, *, status: int) -> None:

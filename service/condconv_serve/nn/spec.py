@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, Self
@@ -17,7 +18,7 @@ HEAD = "head"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkSpec:
+class NetworkSpec(ABC):
     """A network without its weights: what all families but EfficientNet have.
 
     Attributes:
@@ -59,9 +60,9 @@ class NetworkSpec:
         "classifier_bias",
     )
 
+    @abstractmethod
     def block_names(self) -> tuple[str, ...]:
         """All blocks in order; block i is called `block_<i>`, counted from 0."""
-        raise NotImplementedError
 
     def other_parts(self) -> tuple[str, ...]:
         """What may have experts besides the blocks, in order."""

@@ -8,7 +8,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
-from condconv_serve.errors import CapacityError, ServiceError
+from condconv_serve.errors import ServiceError
 
 STATUS = {
     "internal_error": StatusCode.INTERNAL,
@@ -108,7 +108,7 @@ def refusal(error: ServiceError) -> Refusal:
     message = message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 3] + "..."
     status = Status(code=code.value[0], message=message)
     status.details.add().Pack(ErrorInfo(reason=error.slug, domain=DOMAIN))
-    if isinstance(error, CapacityError) and error.retry_after is not None:
+    if error.retry_after is not None:
         retry = RetryInfo()
         retry.retry_delay.FromMilliseconds(max(round(error.retry_after * 1e3), 1))
         status.details.add().Pack(retry)

@@ -16,6 +16,7 @@ from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.native import ablation, features, health, models, page, predict, problems, routing
 from condconv_serve.fronts.native.feature_schemas import MODEL_HEADER, SHAPE_HEADER
 from condconv_serve.fronts.native.schemas import EncodedImage
+from condconv_serve.fronts.rest import finish
 from condconv_serve.http.middleware import RequestContext
 
 PRIVATE = ("/predict", "/features", "/routing")
@@ -72,17 +73,16 @@ def create_app(
         app.include_router(module.router(context), dependencies=[guard])
     app.include_router(health.router(context, serve_metrics=serve_metrics))
     app.include_router(page.router(root_path))
-    app.add_middleware(
-        RequestContext,
+    finish(
+        app,
+        context,
         front="native",
         render=problems.render,
-        metrics=context.metrics,
-        tracer=context.tracer,
-        draining=lambda: context.readiness.draining,
-        bodies=context.bodies,
+        complete=_complete,
+        cors_origins=cors_origins,
+        private=PRIVATE,
+        exposed=(SHAPE_HEADER, MODEL_HEADER),
     )
-    security.install(app, cors_origins=cors_origins, private=PRIVATE, exposed=(SHAPE_HEADER, MODEL_HEADER))
-    _document_problems(app)
     return app
 
 
@@ -96,20 +96,9 @@ def create_probes_app(context: AppContext) -> FastAPI:
     return app
 
 
-def _document_problems(app: FastAPI) -> None:
+def _complete(document: dict[str, Any]) -> None:
     """Put the problem's schema into the OpenAPI document, and the status codes that we answer in place of FastAPI's."""
-    original = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is not None:
-            return app.openapi_schema
-        document = original()
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas.setdefault("Problem", problems.Problem.model_json_schema())
-        schemas.setdefault("EncodedImage", EncodedImage.model_json_schema())
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        security.document(document, problems.problem_responses(*security.REFUSALS))
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    schemas = document["components"]["schemas"]
+    schemas.setdefault("Problem", problems.Problem.model_json_schema())
+    schemas.setdefault("EncodedImage", EncodedImage.model_json_schema())
+    security.document(document, problems.problem_responses(*security.REFUSALS))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from condconv_serve.errors import CapacityError, InvalidParameter, ServiceError
-from condconv_serve.fronts.http_errors import note_error, unrouted
+from condconv_serve.errors import InvalidParameter, ServiceError
+from condconv_serve.fronts.http_errors import documented, headers_of, note_error, unrouted
 from condconv_serve.http.answer import Answer
 from condconv_serve.http.scope import facts_of
 from condconv_serve.validation import Place, describe_errors, dotted
@@ -66,9 +65,6 @@ STATUS = {
 }
 """Status code of every error's slug."""
 
-HEADERS = {"unauthenticated": {"WWW-Authenticate": "Bearer"}}
-"""Headers that go with an error's slug."""
-
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -104,17 +100,17 @@ class Problem(BaseModel):
             status=STATUS[error.slug],
             detail=str(error),
             slug=error.slug,
-            retry_after=error.retry_after if isinstance(error, CapacityError) else None,
+            retry_after=error.retry_after,
         )
 
 
 def problem_response(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return a problem as a response."""
-    headers = HEADERS.get(problem.slug, {}) | (headers or {})
-    if problem.retry_after is not None:
-        headers["Retry-After"] = str(max(math.ceil(problem.retry_after), 1))
     return JSONResponse(
-        problem.model_dump(exclude_none=True), status_code=problem.status, headers=headers, media_type=MEDIA_TYPE
+        problem.model_dump(exclude_none=True),
+        status_code=problem.status,
+        headers=headers_of(problem.slug, problem.retry_after) | (headers or {}),
+        media_type=MEDIA_TYPE,
     )
 
 
@@ -126,14 +122,7 @@ def render(error: ServiceError) -> Answer:
 
 def problem_responses(*slugs: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries for the problems that a route may answer with."""
-    by_status: dict[int | str, list[str]] = {}
-    for slug in slugs:
-        by_status.setdefault(STATUS[slug], []).append(slug)
-    schema = {"$ref": "#/components/schemas/Problem"}
-    return {
-        status: {"description": ", ".join(names), "content": {MEDIA_TYPE: {"schema": schema}}}
-        for status, names in by_status.items()
-    }
+    return documented(slugs, STATUS, content={MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}})
 
 
 def install(app: FastAPI) -> None:

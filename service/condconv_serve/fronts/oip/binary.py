@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pydantic_core
@@ -14,6 +13,7 @@ from condconv_serve.errors import InvalidParameter, MalformedBody, MissingImage
 from condconv_serve.fronts.json_answers import values_of
 from condconv_serve.fronts.json_documents import Numbers, parse
 from condconv_serve.fronts.oip.datatypes import BYTES, bytes_of
+from condconv_serve.fronts.oip.infer_request import InferRequest
 from condconv_serve.fronts.oip.inputs import Sources, declared, demand_one, sources_of_images, sources_of_raw
 from condconv_serve.fronts.oip.json_data import sources_of_json
 from condconv_serve.fronts.oip.outputs import OutputTensor, WantedOutput, all_outputs, wanted
@@ -31,16 +31,6 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 """Header with the number of bytes of the JSON, where raw bytes stand behind it."""
 _LONGEST_SHAPE = 1000
 """Most bytes of a shape that is looked at."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferRequest:
-    """A request for inference, checked against the model, as the body says it."""
-
-    sources: Sources
-    outputs: tuple[WantedOutput, ...]
-    parameters: RequestParameters
-    id: str | None = None
 
 
 def read_infer_request(body: bytes, *, header_length: str | None, model: ModelInfo, max_rows: int) -> InferRequest:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request, Response
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 
-from condconv_serve.errors import CapacityError, ServiceError
-from condconv_serve.fronts.http_errors import note_error, unrouted
+from condconv_serve.errors import ServiceError
+from condconv_serve.fronts.http_errors import headers_of, note_error, unrouted
 from condconv_serve.http.answer import Answer
 
 STATUS = {
@@ -62,18 +61,12 @@ STATUS = {
 }
 """Status code of every error's slug. What is wrong with a request or its images is 400, as the protocol says."""
 
-HEADERS = {
-    "unauthenticated": {"www-authenticate": "Bearer"},
-    "unsupported_body": {"accept-encoding": "gzip, deflate"},
-}
-"""Headers that go with an error's slug."""
-
 
 def render(error: ServiceError) -> Answer:
     """The whole answer for an error."""
-    headers = dict(HEADERS.get(error.slug, {}))
-    if isinstance(error, CapacityError) and error.retry_after is not None:
-        headers["retry-after"] = str(max(math.ceil(error.retry_after), 1))
+    headers = headers_of(error.slug, error.retry_after)
+    if error.slug == "unsupported_body":
+        headers["Accept-Encoding"] = "gzip, deflate"
     return error_answer(str(error), STATUS[error.slug], headers)
 
 

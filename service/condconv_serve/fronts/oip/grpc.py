@@ -25,7 +25,7 @@ from condconv_serve.fronts.oip.outputs import output_tensors
 from condconv_serve.fronts.oip.parameters import NO_SHARED_MEMORY
 from condconv_serve.fronts.oip.repository import Repository
 from condconv_serve.fronts.oip.statistics import model_statistics
-from condconv_serve.fronts.tensor_inference import TensorInference, TensorRequest
+from condconv_serve.fronts.tensor_inference import TensorInference
 
 NAME = "inference.GRPCInferenceService"
 MAX_NAME = 256
@@ -80,14 +80,7 @@ class _Inference:
         asked = await context.long_reads.run(read) if _holds_many(request) else read()
         answer = await self._inference.infer(
             facts,
-            TensorRequest(
-                sources=asked.sources,
-                outputs=tuple(output.name for output in asked.outputs),
-                model=name,
-                version=version,
-                priority=asked.parameters.priority,
-                split_key=split_key,
-            ),
+            asked.of_model(name, version, split_key=split_key),
             deadline=call.deadline(asked.parameters.deadline(context.gatekeeper)),
         )
         return infer_response(

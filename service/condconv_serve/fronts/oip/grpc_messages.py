@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from condconv_serve.domain import ModelInfo
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.grpc.messages import MessageSet
 from condconv_serve.fronts.oip.datatypes import BYTES, bytes_of, encoded
+from condconv_serve.fronts.oip.infer_request import InferRequest
 from condconv_serve.fronts.oip.inputs import (
     DeclaredInput,
     Sources,
@@ -21,10 +21,9 @@ from condconv_serve.fronts.oip.inputs import (
     sources_of_pixels,
     sources_of_raw,
 )
-from condconv_serve.fronts.oip.outputs import OutputTensor, WantedOutput, all_outputs, wanted
+from condconv_serve.fronts.oip.outputs import OutputTensor, all_outputs, wanted
 from condconv_serve.fronts.oip.packed import floats_of, small_numbers_of
 from condconv_serve.fronts.oip.parameters import (
-    RequestParameters,
     input_parameters,
     output_parameters,
     request_parameters,
@@ -37,16 +36,6 @@ STREAM_RESPONSE = MESSAGES.message("inference.ModelStreamInferResponse")
 
 CONTENTS = {BYTES: "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
 """The field of `contents` that holds the elements of a data type."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InferRequest:
-    """A request for inference, checked against the model, as its message says it."""
-
-    sources: Sources
-    outputs: tuple[WantedOutput, ...]
-    parameters: RequestParameters
-    raw_output: bool
 
 
 def values_of(parameters: Any) -> dict[str, Any]:

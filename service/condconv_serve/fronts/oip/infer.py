@@ -12,9 +12,10 @@ from condconv_serve.fronts.gatekeeper import SPLIT_KEY_HEADER
 from condconv_serve.fronts.long_reads import LongReads
 from condconv_serve.fronts.oip import openapi
 from condconv_serve.fronts.oip.asked import named_model
-from condconv_serve.fronts.oip.binary import HEADER_LENGTH, InferRequest, infer_response, json_size, read_infer_request
+from condconv_serve.fronts.oip.binary import HEADER_LENGTH, infer_response, json_size, read_infer_request
+from condconv_serve.fronts.oip.infer_request import InferRequest
 from condconv_serve.fronts.oip.outputs import output_tensors
-from condconv_serve.fronts.tensor_inference import TensorAnswer, TensorInference, TensorRequest
+from condconv_serve.fronts.tensor_inference import TensorAnswer, TensorInference
 from condconv_serve.http.body import read_body
 from condconv_serve.http.disconnect import unless_disconnected
 from condconv_serve.http.encodings import compressed, decompressed, encoding_for
@@ -62,14 +63,7 @@ def router(context: AppContext) -> APIRouter:
             request,
             inference.infer(
                 facts,
-                TensorRequest(
-                    sources=asked.sources,
-                    outputs=tuple(output.name for output in asked.outputs),
-                    model=name,
-                    version=version,
-                    priority=asked.parameters.priority,
-                    split_key=split_key,
-                ),
+                asked.of_model(name, version, split_key=split_key),
                 deadline=asked.parameters.deadline(gatekeeper),
             ),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from condconv_serve.fronts.examples import EXAMPLE_JPEG_BASE64
+from condconv_serve.fronts.http_errors import documented
 from condconv_serve.fronts.oip.errors import STATUS
 from condconv_serve.fronts.oip.schemas import SCHEMAS, Schema, ref
 
@@ -63,14 +64,15 @@ def paths(prefix: str, suffix: str) -> tuple[str, str]:
 
 def errors(*slugs: str) -> dict[int | str, Schema]:
     """OpenAPI entries for the errors that a route may answer with."""
-    by_status: dict[int | str, list[str]] = {}
-    for slug in slugs:
-        by_status.setdefault(STATUS[slug], []).append(slug)
-    return {status: _answer(", ".join(names), "error") for status, names in by_status.items()}
+    return documented(slugs, STATUS, content=_content("error"))
 
 
 def _answer(description: str, schema: str) -> Schema:
-    return {"description": description, "content": {"application/json": {"schema": ref(schema)}}}
+    return {"description": description, "content": _content(schema)}
+
+
+def _content(schema: str) -> Schema:
+    return {"application/json": {"schema": ref(schema)}}
 
 
 def _route(summary: str, schema: str | None, *slugs: str, body: Schema | None = None) -> Route:
@@ -135,8 +137,6 @@ def complete(document: Schema) -> None:
     """Add to a new document the schemas, and the parameters in the paths, which no signature tells."""
     components = document.setdefault("components", {})
     components["schemas"] = {**components.get("schemas", {}), **SCHEMAS}
-    for name in ("HTTPValidationError", "ValidationError"):
-        components["schemas"].pop(name, None)
     for path, operations in document["paths"].items():
         own = [parameter for parameter in (_NAME, _VERSION) if f"{{{parameter['name']}}}" in path]
         for operation in operations.values():

@@ -13,7 +13,7 @@ from condconv_serve.fronts import security
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.oip import errors, health, infer, management, models, openapi
 from condconv_serve.fronts.oip.binary import HEADER_LENGTH
-from condconv_serve.http.middleware import RequestContext
+from condconv_serve.fronts.rest import finish
 
 DESCRIPTION = """
 The [Open Inference Protocol](https://github.com/kserve/open-inference-protocol), version 2, with Triton's extensions
@@ -59,30 +59,19 @@ def create_app(context: AppContext, *, cors_origins: Sequence[str] = (), root_pa
     ):
         app.include_router(router, dependencies=[guard])
     app.include_router(health.router(context))
-    app.add_middleware(
-        RequestContext,
+    finish(
+        app,
+        context,
         front="oip",
         render=errors.render,
-        metrics=context.metrics,
-        tracer=context.tracer,
-        draining=lambda: context.readiness.draining,
-        bodies=context.bodies,
+        complete=_complete,
+        cors_origins=cors_origins,
+        private=("/v2/models",),
+        exposed=(HEADER_LENGTH,),
     )
-    security.install(app, cors_origins=cors_origins, private=("/v2/models",), exposed=(HEADER_LENGTH,))
-    _document(app)
     return app
 
 
-def _document(app: FastAPI) -> None:
-    """Put into the OpenAPI document what FastAPI can't know."""
-    original = app.openapi
-
-    def document() -> dict[str, Any]:
-        if app.openapi_schema is not None:
-            return app.openapi_schema
-        found = original()
-        openapi.complete(found)
-        security.document(found, openapi.errors("unauthenticated", "forbidden", "rate_limited"))
-        return found
-
-    app.openapi = document  # type: ignore[method-assign]
+def _complete(document: dict[str, Any]) -> None:
+    openapi.complete(document)
+    security.document(document, openapi.errors(*security.REFUSALS))

@@ -11,8 +11,8 @@ from fastapi_offline import FastAPIOffline
 from condconv_serve import __version__
 from condconv_serve.fronts import security
 from condconv_serve.fronts.context import AppContext
+from condconv_serve.fronts.rest import finish
 from condconv_serve.fronts.tfserving import errors, models, predictions
-from condconv_serve.http.middleware import RequestContext
 
 DESCRIPTION = """
 The [REST API of TensorFlow Serving](https://www.tensorflow.org/tfx/serving/api_rest). Its clients work with it.
@@ -48,32 +48,17 @@ def create_app(context: AppContext, *, cors_origins: Sequence[str] = (), root_pa
     guard = security.guard(context.gatekeeper)
     for module in (predictions, models):
         app.include_router(module.router(context), dependencies=[guard])
-    app.add_middleware(
-        RequestContext,
+    finish(
+        app,
+        context,
         front="tfserving",
         render=errors.render,
-        metrics=context.metrics,
-        tracer=context.tracer,
-        draining=lambda: context.readiness.draining,
-        bodies=context.bodies,
+        complete=_complete,
+        cors_origins=cors_origins,
+        private=("/v1/models",),
     )
-    security.install(app, cors_origins=cors_origins, private=("/v1/models",))
-    _document(app)
     return app
 
 
-def _document(app: FastAPI) -> None:
-    """Put into the OpenAPI document what FastAPI can't know."""
-    original = app.openapi
-
-    def document() -> dict[str, Any]:
-        if app.openapi_schema is not None:
-            return app.openapi_schema
-        found = original()
-        schemas = found.setdefault("components", {}).setdefault("schemas", {})
-        for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        security.document(found, errors.error_entries(*security.REFUSALS))
-        return found
-
-    app.openapi = document  # type: ignore[method-assign]
+def _complete(document: dict[str, Any]) -> None:
+    security.document(document, errors.error_entries(*security.REFUSALS))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
-from condconv_serve.errors import CapacityError, ServiceError
-from condconv_serve.fronts.http_errors import note_error, unrouted
+from condconv_serve.errors import ServiceError
+from condconv_serve.fronts.http_errors import documented, headers_of, note_error, unrouted
 from condconv_serve.http.answer import Answer
 from condconv_serve.http.scope import path_of
 
@@ -74,7 +73,7 @@ ERROR_SCHEMA = {
 
 def render(error: ServiceError) -> Answer:
     """The whole answer for an error."""
-    response = error_response(STATUS[error.slug], str(error), _headers(error))
+    response = _response_of(error)
     return Answer(response.status_code, response.raw_headers, bytes(response.body))
 
 
@@ -86,13 +85,7 @@ def error_response(status: int, message: str, headers: Mapping[str, str] | None 
 
 def error_entries(*slugs: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI entries for the errors that a route may answer with."""
-    by_status: dict[int | str, list[str]] = {}
-    for slug in slugs:
-        by_status.setdefault(STATUS[slug], []).append(slug)
-    return {
-        status: {"description": ", ".join(names), "content": {"application/json": {"schema": ERROR_SCHEMA}}}
-        for status, names in by_status.items()
-    }
+    return documented(slugs, STATUS, content={"application/json": {"schema": ERROR_SCHEMA}})
 
 
 def install(app: FastAPI) -> None:
@@ -101,7 +94,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ServiceError)
     async def service_error(request: Request, error: ServiceError) -> Response:
         note_error(request, error, status=STATUS[error.slug])
-        return error_response(STATUS[error.slug], str(error), _headers(error))
+        return _response_of(error)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -111,8 +104,5 @@ def install(app: FastAPI) -> None:
         return error_response(400, f"Malformed request: {asked[:500]}", found.headers)
 
 
-def _headers(error: ServiceError) -> dict[str, str]:
-    headers = {"WWW-Authenticate": "Bearer"} if error.slug == "unauthenticated" else {}
-    if isinstance(error, CapacityError) and error.retry_after is not None:
-        headers["Retry-After"] = str(max(math.ceil(error.retry_after), 1))
-    return headers
+def _response_of(error: ServiceError) -> Response:
+    return error_response(STATUS[error.slug], str(error), headers_of(error.slug, error.retry_after))

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from condconv_serve.domain import ImageSource
 from condconv_serve.errors import ServiceError
-from condconv_serve.fronts.oip.binary import InferRequest, read_infer_request
+from condconv_serve.fronts.oip.binary import read_infer_request
 from condconv_serve.fronts.oip.errors import render
+from condconv_serve.fronts.oip.infer_request import InferRequest
 from condconv_serve.http.answer import Answer
 from tests.contract.fakes import model_info
 from tests.unit.fronts.oip.application import MAX_ROWS, SIZE, image_input, pixel_input, pixels, raw_images
