@@ -226,8 +226,11 @@ def test_what_no_model_here_can(given: Given, stub: Any) -> None:
 
 
 def test_a_deadline(given: Given, stub: Any) -> None:
+    """It passes, or the server is quick enough to say that it can't be met."""
     asked = request(predict_pb2.PredictRequest, given)
     asked.inputs["image"].CopyFrom(tf.make_tensor_proto(given.photos[:8]))
     with pytest.raises(grpc.RpcError) as caught:
         stub.Predict(asked, timeout=0.001)
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert caught.value.code() in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    if caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        assert "must be there in" in caught.value.details()
