@@ -45,7 +45,7 @@ from condconv_serve.errors import BundleError, OutOfMemory
 from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.store import Bundle, read_labels, read_profile, read_weights
 from condconv_serve.telemetry.metrics import Metrics
-from tests.contract.fakes import FakeEngine, served_model
+from tests.contract.fakes import ColourDetector, FakeEngine, detector_outputs, served_model
 
 POISON = (255, 0, 255)
 """A picture of this colour makes its batch raise."""
@@ -108,7 +108,7 @@ class PatchAblation:
 class FaultyEngine:
     """An engine that does what the fault file says."""
 
-    def __init__(self, engine: PatchEngine, file: Path | None) -> None:
+    def __init__(self, engine: FakeEngine, file: Path | None) -> None:
         self._engine = engine
         self._file = file
 
@@ -139,19 +139,24 @@ def load_fake(
 ) -> ServedModel:
     """Make a stand-in of a bundle's network: its labels, blocks and the biases of its classes are the bundle's.
 
+    A detector is a `ColourDetector`.
+
     Raises:
         BundleError: there are no biases.
     """
     wait_while(file, "hold load")
     weights, labels, profile = read_weights(bundle), read_labels(bundle), read_profile(bundle)
-    if "logits/bias" not in weights:
+    detects = bundle.manifest.task == "detection"
+    if not detects and "logits/bias" not in weights:
         raise BundleError(f"{bundle.manifest.name}/{bundle.manifest.version}: logits/bias is missing.")
     layout = layout_of(weights)
     info = ModelInfo(
         manifest=bundle.manifest,
         labels=labels,
         preprocessing=bundle.manifest.preprocessing.to_domain(),
-        outputs=(
+        outputs=detector_outputs(labels, layout)
+        if detects
+        else (
             OutputSpec(LOGITS, (len(labels),)),
             OutputSpec(ROUTING, layout.shape),
             OutputSpec(FEATURES, (PATCH_FEATURES,)),
@@ -161,7 +166,10 @@ def load_fake(
         model_card=bundle.model_card,
         routing_profile=profile,
     )
-    return served_model(info, FaultyEngine(PatchEngine(layout, weights["logits/bias"]), file))
+    engine: FakeEngine = (
+        ColourDetector(classes=len(labels), layout=layout) if detects else PatchEngine(layout, weights["logits/bias"])
+    )
+    return served_model(info, FaultyEngine(engine, file))
 
 
 def make_fake_ablation(bundle: Bundle, plan: EnginePlan) -> PatchAblation:

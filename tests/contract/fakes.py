@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condconv_serve.domain import (
+    BOXES,
     FEATURES,
     LOGITS,
     ROUTING,
+    SCORES,
     Cost,
     Engine,
     EngineDescription,
@@ -103,6 +105,31 @@ def model_info(
     )
 
 
+DETECTOR_PATCHES = 8
+"""A `ColourDetector` looks at so many times so many patches, and each is a candidate box."""
+
+
+def detector_info(
+    name: str = "fake-detector", version: str = "1", *, layout: RoutingLayout = LAYOUT, image_size: int = 32
+) -> ModelInfo:
+    """What a small detector is, as `ColourDetector` computes it: it finds what is red, green, or blue."""
+    labels = [Label(0, "red"), Label(1, "green", "n1"), Label(2, "blue")]
+    preprocessing = Preprocessing(transform="stretch", image_size=image_size, interpolation="bilinear")
+    info = model_info(name, version, layout=layout, labels=labels, preprocessing=preprocessing)
+    return replace(
+        info, manifest=info.manifest.model_copy(update={"task": "detection"}), outputs=detector_outputs(labels, layout)
+    )
+
+
+def detector_outputs(labels: Sequence[Label], layout: RoutingLayout) -> tuple[OutputSpec, ...]:
+    """What a `ColourDetector` returns."""
+    return (
+        OutputSpec(BOXES, (DETECTOR_PATCHES**2, 4)),
+        OutputSpec(SCORES, (DETECTOR_PATCHES**2, len(labels))),
+        OutputSpec(ROUTING, layout.shape),
+    )
+
+
 class FakeEngine(ABC):
     """What all fakes note: `calls` by the rows' shape and the stream, and whether they are `closed`."""
 
@@ -143,6 +170,36 @@ class ShadeEngine(FakeEngine):
         logits = 5 * np.eye(self._classes, dtype=np.float32)[shades % self._classes]
         features = np.stack([shades, 255 - shades, np.ones_like(shades)], axis=1).astype(np.float32)
         return {LOGITS: logits, ROUTING: self._weights[shades], FEATURES: features}
+
+
+class ColourDetector(FakeEngine):
+    """Finds what is red, green, or blue: the classes 0, 1, 2; others score 0.
+
+    Each of 8 x 8 patches is a candidate box, row by row; its score is how far its mean colour's share of a class is
+    above the other two shares, from 0 to 1. Routing weights are the row's mean level / 255 wherever there is an expert.
+    """
+
+    def __init__(self, *, classes: int = 3, layout: RoutingLayout = LAYOUT) -> None:
+        super().__init__()
+        self._classes, self.layout = classes, layout
+        edges = np.arange(DETECTOR_PATCHES) / DETECTOR_PATCHES
+        tops, lefts = (grid.ravel() for grid in np.meshgrid(edges, edges, indexing="ij"))
+        step = 1 / DETECTOR_PATCHES
+        self._boxes = np.stack([tops, lefts, tops + step, lefts + step], axis=1).astype(np.float32)
+
+    def compute(self, rows: Row, stream: int) -> Tensors:
+        n, side = DETECTOR_PATCHES, rows.shape[1] // DETECTOR_PATCHES
+        patches = rows[:, : n * side, : n * side].reshape(-1, n, side, n, side, 3).mean(axis=(2, 4), dtype=np.float32)
+        shares = patches.reshape(len(rows), n * n, 3) / 255
+        others = np.stack([np.delete(shares, colour, axis=2).max(axis=2) for colour in range(3)], axis=2)
+        scores = np.zeros((len(rows), n * n, self._classes), np.float32)
+        scores[..., :3] = np.clip(shares - others, 0, 1)[..., : self._classes]
+        level = rows.mean(axis=(1, 2, 3), dtype=np.float32) / 255
+        return {
+            BOXES: np.broadcast_to(self._boxes, (len(rows), *self._boxes.shape)).copy(),
+            SCORES: scores,
+            ROUTING: (level[:, None, None] * self.layout.own).astype(np.float32),
+        }
 
 
 def shade_weights(layout: RoutingLayout) -> NDArray[np.float32]:

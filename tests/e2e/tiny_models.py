@@ -72,6 +72,33 @@ def light_store(bundle: Path) -> Path:
     return store
 
 
+def write_colour_detector(
+    store: Path, *, name: str = "colours", version: str = "1", preprocessing: PreprocessingSpec | None = None
+) -> Path:
+    """A detector's bundle for fake servers, which find what is red, green, or blue (`fakes.ColourDetector`).
+
+    Its rows are whole photos, stretched to 64 x 64 pixels, unless you say otherwise.
+    """
+    preprocessing = preprocessing or PreprocessingSpec(
+        transform="stretch", image_size=64, interpolation="bilinear", mean=(127.5,) * 3, std=(127.5,) * 3
+    )
+    return write_bundle(
+        store,
+        NewBundle(
+            task="detection",
+            name=name,
+            version=version,
+            architecture={"name": "ssd"},
+            preprocessing=preprocessing,
+            weights={f"block_{number}_routing/bias": np.zeros(3, np.float32) for number in (1, 2)},
+            labels=[Label(0, "red"), Label(1, "green", "n1"), Label(2, "blue")],
+            provenance=Provenance(source="tests", method="made up"),
+            licence="Apache-2.0",
+            model_card="# Colours\n",
+        ),
+    )
+
+
 def _write(store: Path, name: str, version: int, weights: Mapping[str, np.ndarray]) -> Path:
     bias = np.full(CLASSES, -50, np.float32)
     bias[version % CLASSES] = 50

@@ -1,7 +1,17 @@
 """Values and interfaces that several packages share. Values are frozen; there is no HTTP, TensorFlow or Pillow here."""
 
 from condconv_serve.domain.ablation import ALL_BLOCKS, Ablated, Ablation, Ablator, RoutingChange, Variant
-from condconv_serve.domain.answers import Answered, Classification, ClassifiedImage, ClassScore, ImageResult, Prediction
+from condconv_serve.domain.answers import (
+    Answered,
+    Box,
+    Classification,
+    ClassifiedImage,
+    ClassScore,
+    DetectedObject,
+    Detection,
+    ImageResult,
+    Prediction,
+)
 from condconv_serve.domain.images import (
     ImageSource,
     Interpolation,
@@ -9,11 +19,12 @@ from condconv_serve.domain.images import (
     MadeRow,
     Pixels,
     PixelSource,
+    Placement,
     Preprocessing,
     Row,
     TransformName,
 )
-from condconv_serve.domain.manifest import Manifest
+from condconv_serve.domain.manifest import Manifest, TaskName
 from condconv_serve.domain.model import (
     Cost,
     Engine,
@@ -27,11 +38,13 @@ from condconv_serve.domain.model import (
 )
 from condconv_serve.domain.routing import RoutingLayout, RoutingOverrides, RoutingProfile, RoutingTrace
 from condconv_serve.domain.tensors import (
+    BOXES,
     FEATURES,
     LABEL,
     LOGITS,
     PROBABILITIES,
     ROUTING,
+    SCORES,
     OutputSpec,
     RowAnswer,
     Tensors,
@@ -42,19 +55,24 @@ from condconv_serve.domain.text import can_be_label, readable
 
 __all__ = [
     "ALL_BLOCKS",
+    "BOXES",
     "FEATURES",
     "LABEL",
     "LOGITS",
     "PROBABILITIES",
     "ROUTING",
+    "SCORES",
     "Ablated",
     "Ablation",
     "Ablator",
     "Answered",
+    "Box",
     "ClassScore",
     "Classification",
     "ClassifiedImage",
     "Cost",
+    "DetectedObject",
+    "Detection",
     "Engine",
     "EngineDescription",
     "ImageResult",
@@ -71,6 +89,7 @@ __all__ = [
     "OutputSpec",
     "PixelSource",
     "Pixels",
+    "Placement",
     "Prediction",
     "Preprocessing",
     "RoutingChange",
@@ -81,6 +100,7 @@ __all__ = [
     "Row",
     "RowAnswer",
     "ServedModel",
+    "TaskName",
     "Tensors",
     "Timings",
     "TransformName",

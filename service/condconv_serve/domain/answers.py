@@ -42,6 +42,58 @@ class Prediction:
     batch_size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box with edges parallel to the photo's: x from its left edge to the right, y from its upper edge down."""
+
+    xmin: float
+    ymin: float
+    xmax: float
+    ymax: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetectedObject:
+    """One object that was found in a photo.
+
+    Attributes:
+        index: of its class.
+        label: of its class.
+        synset: of its class, if it has one.
+        score: the probability of its class, 0 to 1.
+        box: in pixels of the upright photo, and within it.
+        box_normalized: the same, as shares of the photo's width and height.
+    """
+
+    index: int
+    label: str
+    synset: str | None
+    score: float
+    box: Box
+    box_normalized: Box
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detection:
+    """Detection's answer for one image.
+
+    Attributes:
+        objects: what was found, the highest score first; empty if nothing was.
+        width: of the upright photo, in pixels.
+        height: of the upright photo, in pixels.
+        routing: the routing weights.
+        timings: where the time went.
+        batch_size: rows in its batch.
+    """
+
+    objects: tuple[DetectedObject, ...]
+    width: int
+    height: int
+    routing: RoutingTrace
+    timings: Timings
+    batch_size: int
+
+
 # Generic and frozen, hence without slots: with them Python 3.11 could not call an alias such as `ClassifiedImage`.
 @dataclass(frozen=True, kw_only=True)
 class ImageResult(Generic[Answer]):

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-TransformName = Literal["official", "pillow", "central"]
+TransformName = Literal["official", "pillow", "central", "stretch", "letterbox"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Pixels = NDArray[np.uint8]
 """RGB, uint8: a whole photo `[height, width, 3]`."""
@@ -58,12 +58,34 @@ class Preprocessing:
         return np.float32 if self.exact_decoding and self.transform == "official" else np.uint8
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a row lies in its photo, in pixels of the upright photo at its full size.
+
+    Attributes:
+        photo_width: of the whole photo.
+        photo_height: of the whole photo.
+        left: where the row's left edge lies; below 0 if it lies outside.
+        top: where its upper edge lies.
+        width: from the row's left edge to its right one; they may lie outside, where a row is padded.
+        height: from its upper edge to its lower one.
+    """
+
+    photo_width: int
+    photo_height: int
+    left: float
+    top: float
+    width: float
+    height: float
+
+
 @dataclass(frozen=True, slots=True)
 class MadeRow:
-    """A row, and how long it took to make (seconds)."""
+    """A row, how long it took to make (seconds), and where it lies in its photo; None if it came as pixels."""
 
     row: Row
     seconds: float = 0.0
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ FileName = Annotated[
 ]
 WeightsKind = Literal["averaged", "raw", "unmarked"]
 """Averages over training (EMA), the weights of the last step, or the only ones of a source that doesn't say which."""
+TaskName = Literal["classification", "detection"]
+"""What a network's outputs mean: one class per image, or boxes with a class each."""
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Level = Annotated[float, Field(ge=0, le=255, allow_inf_nan=False)]
 Deviation = Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False)]
@@ -117,7 +119,7 @@ class Manifest(_Strict):
     """`manifest.json`. Unknown fields are refused, so a newer bundle is never half understood."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
-    task: Literal["classification"] = "classification"
+    task: TaskName = "classification"
     name: ModelName
     version: VersionName
     architecture: ArchitectureSpec

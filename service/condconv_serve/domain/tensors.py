@@ -8,6 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from condconv_serve.domain.images import Placement
+
 Tensors = Mapping[str, NDArray[Any]]
 """Arrays by name of the output. Those of a batch are `[B, ...]`; those of one row have no batch axis."""
 
@@ -15,6 +17,11 @@ LOGITS = "logits"
 """Class scores before the softmax: float32 `[classes]` per row."""
 ROUTING = "routing"
 """Routing weights: float32 `[blocks, experts]` per row, see `RoutingLayout`."""
+BOXES = "boxes"
+"""A detector's candidates: float32 `[anchors, 4]` per row, `ymin, xmin, ymax, xmax`; 0 to 1 is the row, from edge to
+edge, and boxes may reach beyond it."""
+SCORES = "scores"
+"""The probability of each class in each of a detector's candidate boxes: float32 `[anchors, classes]` per row."""
 FEATURES = "features"
 """Pooled features before the classifier: float32 `[features]` per row. Where it isn't found, there are none."""
 PROBABILITIES = "probabilities"
@@ -50,8 +57,16 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowAnswer:
-    """The plane's answer for one row: tensors, timings, and the number of rows in its batch."""
+    """The plane's answer for one row.
+
+    Attributes:
+        tensors: the model's outputs.
+        timings: where the time went.
+        batch_size: rows in its batch.
+        placement: where the row lies in its photo; None if it came as pixels.
+    """
 
     tensors: Tensors
     timings: Timings
     batch_size: int
+    placement: Placement | None = None

@@ -38,6 +38,10 @@ def transform(photo: Photo, preprocessing: Preprocessing) -> Row:
         case "central":
             share, interpolation = preprocessing.crop_share, preprocessing.interpolation
             return central(photo, image_size=size, crop_share=share, interpolation=interpolation)
+        case "stretch":
+            return stretch(photo, image_size=size, interpolation=preprocessing.interpolation)
+        case "letterbox":
+            return letterbox(photo, image_size=size, interpolation=preprocessing.interpolation)
 
 
 # A reduced photo keeps this many lines for each line of the row, so that the resize still has a choice.
@@ -126,6 +130,30 @@ def central(
     left, top = (image.width - side) / 2, (image.height - side) / 2
     box = (left, top, left + side, top + side)
     return np.asarray(image.resize((image_size, image_size), Image.Resampling[interpolation.upper()], box=box))
+
+
+def stretch(photo: Photo, *, image_size: int, interpolation: Interpolation = "bilinear") -> Pixels:
+    """Resize the whole photo to a square, with Pillow, which antialiases; its shape changes.
+
+    Args:
+        photo: as in `transform`.
+        image_size: side of the result.
+        interpolation: Pillow's filter.
+
+    Returns:
+        uint8 `[image_size, image_size, 3]`.
+    """
+    image = photo if isinstance(photo, Image.Image) else Image.fromarray(np.ascontiguousarray(photo))
+    return np.asarray(image.resize((image_size, image_size), Image.Resampling[interpolation.upper()]))
+
+
+def letterbox(photo: Photo, *, image_size: int, interpolation: Interpolation = "bilinear") -> Pixels:
+    """Make the photo a square with black at its right or its lower edge, and resize that as `stretch` does."""
+    image = photo if isinstance(photo, Image.Image) else Image.fromarray(np.ascontiguousarray(photo))
+    side = max(image.size)
+    square = Image.new("RGB", (side, side))
+    square.paste(image)
+    return stretch(square, image_size=image_size, interpolation=interpolation)
 
 
 def _centre_crop(photo: Photo, image_size: int, crop_padding: int) -> Photo:

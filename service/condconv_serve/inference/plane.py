@@ -188,6 +188,7 @@ class InferencePlane:
                 total=time.monotonic() - started,
             ),
             batch_size=found.batch_size,
+            placement=made.placement,
         )
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from condconv_serve.domain import LOGITS, ROUTING, ModelInfo, RoutingLayout, RoutingProfile, RowAnswer
+from condconv_serve.domain import LOGITS, ROUTING, SCORES, ModelInfo, RoutingLayout, RoutingProfile, RowAnswer
 from condconv_serve.routing.drift import BlockDrift, DriftMeter
 from condconv_serve.routing.statistics import RoutingStatistics, Window
 from condconv_serve.routing.tally import CLASS_BYTES, EDGES, Floats, Tally
@@ -46,9 +46,13 @@ class LiveRouting:
         self._models: dict[tuple[str, str], LiveModel] = {}
 
     def observe(self, model: ModelInfo, row: RowAnswer) -> None:
-        """Count what the network answered for one image: its routing weights, and its most probable class."""
+        """Count what the network answered for one image: its routing weights, and its most probable class.
+
+        A detector's is the class of the box with the highest score.
+        """
         if model.routing:
-            self.of(model).statistics.observe(row.tensors[ROUTING], int(row.tensors[LOGITS].argmax()))
+            scores = row.tensors[LOGITS] if LOGITS in row.tensors else row.tensors[SCORES].max(axis=0)
+            self.of(model).statistics.observe(row.tensors[ROUTING], int(scores.argmax()))
 
     def of(self, model: ModelInfo) -> LiveModel:
         """Return a served version's statistics. A version that is loaded again keeps them if it has the same blocks."""

@@ -1,4 +1,4 @@
-"""Makes the frozen graph that serves a Keras model: rows in, logits, routing weights and features out, in one pass."""
+"""Makes the frozen graph that serves a Keras model: rows in, all outputs and routing weights out, in one pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class InferenceGraph:
 
     Its tensors are `rows:0` of `row_type` `[B, image_size, image_size, 3]`, `logits:0` float32 `[B, classes]` and
     `routing:0` float32 `[B, blocks, num_experts]`, where a block with fewer experts than another is filled up with
-    zeros; `B` is open. If `outputs` names them, there are also `features:0` float32 `[B, features]`. Engines must not
+    zeros; `B` is open. If `outputs` names them, there are also `features:0` float32 `[B, features]`. A detector has
+    `boxes:0` float32 `[B, anchors, 4]` and `scores:0` float32 `[B, anchors, classes]` for logits. Engines must not
     keep it: it holds a copy of all weights. They keep the `resources` that it refers to, and close them. `native` says
     what native kernels compute.
     """
@@ -40,7 +41,7 @@ class InferenceGraph:
 def freeze(
     model: keras.Model, preprocessing: Preprocessing, *, lowering: Lowering | NativeLowering = CPU
 ) -> InferenceGraph:
-    """Build the inference graph of a functional model that returns `logits` and `routing`, with features if it has any.
+    """Build the inference graph of a functional model: a classifier, with features if it has any, or a detector.
 
     Args:
         model: takes normalised pixels `[B, image_size, image_size, 3]`.
@@ -96,11 +97,11 @@ def _inference(lowered: Lowered) -> Callable[[Any], dict[str, Any]]:
             outputs = lowered(rows)
         routing = [tf.cast(weights, tf.float32) for weights in outputs["routing"].values()]
         stacked = _stack(routing) if routing else tf.zeros((tf.shape(rows)[0], 0, 0))
-        logits = tf.cast(outputs["logits"], tf.float32)
-        found = {LOGITS: logits, ROUTING: stacked}
-        if "features" in outputs:
-            features = tf.cast(outputs["features"], tf.float32)
-            found[FEATURES] = tf.reshape(features, (-1, features.shape[-1]))
+        found = {ROUTING: stacked} | {
+            name: tf.cast(values, tf.float32) for name, values in outputs.items() if name != ROUTING
+        }
+        if FEATURES in found:
+            found[FEATURES] = tf.reshape(found[FEATURES], (-1, found[FEATURES].shape[-1]))
         return {name: tf.identity(values, name) for name, values in found.items()}
 
     return infer

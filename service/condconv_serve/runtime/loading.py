@@ -15,7 +15,7 @@ from condconv_serve.errors import BundleError, ConfigurationError
 from condconv_serve.nn import build_network, cost, get_architecture, network_from_json, outline, variable_shapes
 from condconv_serve.runtime.engines import build_engine
 from condconv_serve.runtime.official_jpeg import crop_jpeg
-from condconv_serve.runtime.outputs import output_specs, routing_layout
+from condconv_serve.runtime.outputs import classes_of, output_specs, routing_layout, task_of
 from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.runtime.tensorflow_engine import limit_threads, return_memory
 from condconv_serve.store import OWN_NETWORK, Bundle, read_labels, read_network, read_profile, read_weights
@@ -71,7 +71,8 @@ def load_network(bundle: Bundle) -> keras.Model:
 
     Returns:
         A functional model that takes normalised pixels `[B, image_size, image_size, 3]` and returns
-        `{"logits": [B, classes], "routing": {block: [B, experts]}}`, and `features` if your own network names them.
+        `{"logits": [B, classes], "routing": {block: [B, experts]}}`, and `features` if your own network names them; a
+        detector returns `boxes` `[B, anchors, 4]` and `scores` `[B, anchors, classes]` for `logits`.
 
     Raises:
         BundleError: as for `load_model`.
@@ -87,7 +88,9 @@ def load_network(bundle: Bundle) -> keras.Model:
         )
     except ConfigurationError as error:
         raise BundleError(f"{name}: {error}") from error
-    _check_classes(bundle, network.output["logits"].shape[-1])
+    if task_of(network) != manifest.task:
+        raise BundleError(f"{name}: the manifest says {manifest.task}, but the network is one for {task_of(network)}.")
+    _check_classes(bundle, classes_of(network))
     set_weights(network, weights, name=name)
     return network
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from condconv_serve.domain import FEATURES, LOGITS, ROUTING, OutputSpec, RoutingLayout
+from condconv_serve.domain import BOXES, FEATURES, LOGITS, ROUTING, SCORES, OutputSpec, RoutingLayout, TaskName
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import CondConv2D, CondConvDense
 from condconv_serve.runtime.layer_kinds import is_condconv
@@ -30,17 +30,34 @@ def routing_layout(network: keras.Model) -> RoutingLayout:
 
 
 def output_specs(network: keras.Model) -> tuple[OutputSpec, ...]:
-    """What engines return for a network: logits, routing, and features if there are any.
+    """What engines return for a network: logits, routing, and features if there are any; or a detector's outputs.
 
     Args:
-        network: returns `{"logits": ..., "routing": {block: [B, experts]}}`.
+        network: returns `{"logits": ..., "routing": {block: [B, experts]}}`, or a detector's `boxes` and `scores` in
+            the place of `logits`.
     """
+    if task_of(network) == "detection":
+        return (
+            *(OutputSpec(name, tuple(network.output[name].shape[1:])) for name in (BOXES, SCORES)),
+            OutputSpec(ROUTING, routing_layout(network).shape),
+        )
     features = find_features(network)
     return (
         OutputSpec(LOGITS, (network.output["logits"].shape[-1],)),
         OutputSpec(ROUTING, routing_layout(network).shape),
         *([] if features is None else [OutputSpec(FEATURES, (features.shape[-1],))]),
     )
+
+
+def task_of(network: keras.Model) -> TaskName:
+    """What a network is for, by the names of its outputs."""
+    return "detection" if SCORES in network.output else "classification"
+
+
+def classes_of(network: keras.Model) -> int:
+    """How many classes a network tells apart."""
+    classes: int = network.output[SCORES if task_of(network) == "detection" else LOGITS].shape[-1]
+    return classes
 
 
 def with_features(network: keras.Model) -> keras.Model:
@@ -62,10 +79,10 @@ def find_features(network: keras.Model) -> Tensor | None:
     changes numbers one by one.
 
     Args:
-        network: returns `logits`, and perhaps `features` that it names itself.
+        network: returns `logits`, and perhaps `features` that it names itself; or is a detector.
 
     Returns:
-        None if several layers add up to the logits, or these were pooled after the last layer.
+        None if several layers add up to the logits, or these were pooled after the last layer, or there are none.
 
     Raises:
         ConfigurationError: the network is not functional.
@@ -73,6 +90,8 @@ def find_features(network: keras.Model) -> Tensor | None:
     graph = ModelGraph(network)
     if "features" in network.output:
         return network.output["features"]
+    if LOGITS not in network.output:
+        return None
     call = graph.producer(network.output["logits"])
     while call is not None and not isinstance(call.operation, _CLASSIFIERS):
         call = graph.producer(call.inputs[0]) if _goes_one_by_one(call) else None

@@ -25,6 +25,7 @@ from condconv_serve.domain.manifest import (
     ModelName,
     PreprocessingSpec,
     Provenance,
+    TaskName,
     VersionName,
 )
 from condconv_serve.errors import BundleError
@@ -65,6 +66,7 @@ class NewBundle:
     provenance: Provenance
     licence: str
     model_card: str
+    task: TaskName = "classification"
     accuracy: tuple[Accuracy, ...] = ()
     network: str | None = None
     routing_profile: RoutingProfile | None = None
@@ -162,6 +164,7 @@ def _manifest(new: NewBundle) -> Manifest:
     """The manifest, without the files."""
     try:
         return Manifest(
+            task=new.task,
             name=new.name,
             version=new.version,
             architecture=ArchitectureSpec.model_validate(dict(new.architecture)),

@@ -27,11 +27,13 @@ class Classify:
     threshold: float = 0.0
 
     def check(self, model: ModelInfo) -> None:
-        """Refuse an impossible `top_k` or `threshold`.
+        """Refuse a model that doesn't classify, and an impossible `top_k` or `threshold`.
 
         Raises:
-            InvalidParameter: it is not between 1 and the model's number of classes, or not between 0 and 1.
+            InvalidParameter: says what is allowed.
         """
+        if model.task != "classification":
+            raise InvalidParameter(f"{model.name} is a model for {model.task}: it doesn't classify whole images.")
         if self.top_k is not None and not 1 <= self.top_k <= len(model.labels):
             raise InvalidParameter(
                 f"top_k must be from 1 to {len(model.labels)}, the number of classes of {model.name}, not {self.top_k}."
