@@ -3,7 +3,7 @@
 Nothing here depends on the server, so the layers can be used and trained on their own.
 """
 
-from condconv_serve.nn import efficientnet, mnasnet, mobilenet_v1, mobilenet_v2, resnet
+from condconv_serve.nn import efficientnet, mnasnet, mobilenet_v1, mobilenet_v2, resnet, ssd
 from condconv_serve.nn.condconv import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.nn.condconv_dense import CondConvDense, mixed_product
 from condconv_serve.nn.cost import cost
@@ -21,7 +21,7 @@ from condconv_serve.nn.families import (
 from condconv_serve.nn.network_config import network_from_json, network_to_json, variable_shapes
 from condconv_serve.nn.outline import outline
 
-for family in (efficientnet, mobilenet_v1, mobilenet_v2, mnasnet, resnet):
+for family in (efficientnet, mobilenet_v1, mobilenet_v2, mnasnet, resnet, ssd):
     register(family.FAMILY)
 
 __all__ = [

@@ -1,7 +1,7 @@
 """What families build their networks of: convolutions, routers and classifiers, static or with experts.
 
-A convolution called `name` is followed by its batch norm `<name>_norm` and, perhaps, by its activation. Convolutions
-that share a routing get the same routing weights.
+A convolution called `name` is followed by its batch norm `<name>_norm`, if it has one, and, perhaps, by its activation.
+Convolutions that share a routing get the same routing weights.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ class Style:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conv:
-    """One convolution: its name, its size, and its output channels (None: depthwise)."""
+    """One convolution: its name, its size, and its output channels (None: depthwise). Without a norm it has a bias."""
 
     name: str
     filters: int | None
     kernel_size: int = 1
     strides: int = 1
     activate: bool = True
+    norm: bool = True
 
 
 def convolve(x: Tensor, conv: Conv, style: Style, routing_weights: Tensor | None = None) -> Tensor:
@@ -66,7 +67,7 @@ def convolve(x: Tensor, conv: Conv, style: Style, routing_weights: Tensor | None
     common: dict[str, Any] = {
         "strides": conv.strides,
         "padding": padding,
-        "use_bias": style.use_bias,
+        "use_bias": style.use_bias or not conv.norm,
         "name": conv.name,
     }
     size, initializer = conv.kernel_size, CONV_INITIALIZER.clone()
@@ -83,7 +84,8 @@ def convolve(x: Tensor, conv: Conv, style: Style, routing_weights: Tensor | None
         x = layers.DepthwiseConv2D(size, depthwise_initializer=initializer, **common)(x)
     else:
         x = layers.Conv2D(conv.filters, size, kernel_initializer=initializer, **common)(x)
-    x = layers.BatchNormalization(epsilon=style.norm_epsilon, momentum=_MOMENTUM, name=f"{conv.name}_norm")(x)
+    if conv.norm:
+        x = layers.BatchNormalization(epsilon=style.norm_epsilon, momentum=_MOMENTUM, name=f"{conv.name}_norm")(x)
     return activate(x, style.activation, name=conv.name) if conv.activate else x
 
 

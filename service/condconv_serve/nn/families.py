@@ -9,10 +9,15 @@ from typing import Any, Protocol, TypeVar
 
 import keras
 
+from condconv_serve.domain import TaskName
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn.published import Published
 
 Spec = TypeVar("Spec", bound="Architecture")
+
+
+Shapes = Mapping[str, Sequence[int]]
+"""Shape of each variable by its path."""
 
 
 class Architecture(Protocol):
@@ -55,6 +60,12 @@ class Architecture(Protocol):
         ...
 
 
+def classes_of_logits(_: Architecture, shapes: Shapes) -> int | None:
+    """How many classes a classifier's weights have; None if there is no last layer."""
+    shape = shapes.get("logits/bias") or shapes.get("logits/kernel")
+    return shape[-1] if shape and shape[-1] else None
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """A family of networks.
@@ -65,14 +76,19 @@ class Family:
         build: `build(architecture, input_size=pixels or None)` returns a functional model with fresh weights. It takes
             normalised pixels float32 `[B, S, S, 3]` and returns `{"logits": [B, num_classes], "routing": {block: [B,
             experts]}}`; a static network's `routing` is empty. It adds `"features": [B, features]` if no dense layer
-            or 1x1 convolution makes the logits of them: otherwise they are what that layer reads.
+            or 1x1 convolution makes the logits of them: otherwise they are what that layer reads. A detector returns
+            `boxes` `[B, anchors, 4]` and `scores` `[B, anchors, num_classes]` for `logits`.
         published: how weights of such networks are published, for the importers.
+        task: what the networks are for.
+        count_classes: tells how many classes weights have that may be an architecture's; None if they don't show it.
     """
 
     name: str
     architectures: Sequence[Architecture]
     build: Callable[..., keras.Model]
     published: Sequence[Published] = ()
+    task: TaskName = "classification"
+    count_classes: Callable[[Any, Shapes], int | None] = classes_of_logits
 
 
 _families: dict[str, Family] = {}

@@ -154,6 +154,7 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "classifier_bias": (False, True),
     "use_bias": (False, True),
     "stride_first": (False, True),
+    "pointwise_norm": (False, True),
 }
 _LEAST = {"num_classes": 1, "image_size": 32, "dropout_rate": 0, "num_experts": 1, "norm_epsilon": 1e-12}
 # Keras follows a network by recursion, which fails somewhere above depth 6.

@@ -11,6 +11,7 @@ from typing import Any, Final
 import keras
 
 from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
+from condconv_serve.nn.ssd import ClassScores, DecodeBoxes
 
 
 class Role(enum.Enum):
@@ -50,12 +51,17 @@ LAYER_KINDS: Final[Mapping[type, LayerKind]] = MappingProxyType(
         keras.layers.Dense: LayerKind(Role.DENSE),
         CondConvDense: LayerKind(Role.DENSE, experts=True),
         keras.layers.Add: LayerKind(Role.STATELESS),
+        keras.layers.Concatenate: LayerKind(Role.STATELESS),
         keras.layers.Dropout: LayerKind(Role.STATELESS),
         keras.layers.GlobalAveragePooling2D: LayerKind(Role.STATELESS),
+        keras.layers.Identity: LayerKind(Role.STATELESS),
         keras.layers.MaxPooling2D: LayerKind(Role.STATELESS),
         keras.layers.Multiply: LayerKind(Role.STATELESS),
         keras.layers.ReLU: LayerKind(Role.STATELESS),
+        keras.layers.Reshape: LayerKind(Role.STATELESS),
         keras.layers.ZeroPadding2D: LayerKind(Role.STATELESS),
+        ClassScores: LayerKind(Role.STATELESS),
+        DecodeBoxes: LayerKind(Role.STATELESS),
     }
 )
 

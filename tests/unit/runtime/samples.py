@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from condconv_serve.nn import ARCHITECTURES, CondConv2D, DepthwiseCondConv2D, build_network, get_architecture
+from condconv_serve.nn import ARCHITECTURES, CondConv2D, DepthwiseCondConv2D, build_network, family_of, get_architecture
 
 SMALLEST = {"width_coefficient": 0.25, "depth_coefficient": 0.3}
 """An EfficientNet of eight blocks, the last four with experts: whatever a family has, but nothing twice."""
@@ -17,8 +17,13 @@ def small_efficientnet(name: str, *, image_size: int, **overrides: Any) -> Any:
     return build_network(get_architecture(name, **{**SMALLEST, **overrides}), input_size=image_size)
 
 
-DISTINCT = tuple(name for name in ARCHITECTURES if not re.fullmatch(r"efficientnet-b[1-7]|.*-32e", name))
-"""Architectures that differ in more than their size."""
+_DISTINCT = tuple(
+    name for name in ARCHITECTURES if not re.fullmatch(r"efficientnet-b[1-7]|.*-32e|.*ssd512-.*|ssdlite", name)
+)
+DISTINCT = tuple(name for name in _DISTINCT if family_of(ARCHITECTURES[name]).task == "classification")
+"""Classifiers that differ in more than their size."""
+DETECTORS = tuple(name for name in _DISTINCT if name not in DISTINCT and name.startswith("condconv-"))
+"""The same of detectors; their static twins have nothing that these haven't."""
 
 
 def small_network(name: str, *, image_size: int, **overrides: Any) -> Any:

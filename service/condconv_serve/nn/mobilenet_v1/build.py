@@ -23,7 +23,8 @@ def build_mobilenet_v1(architecture: MobileNetV1Spec, *, input_size: int | None 
     """
     style = Style(activation="relu6", norm_epsilon=architecture.norm_epsilon, padding=architecture.padding)
     inputs = pixels(architecture, input_size)
-    stem = Conv(name="stem", filters=architecture.stem_filters, kernel_size=3, strides=2)
+    norm = architecture.pointwise_norm
+    stem = Conv(name="stem", filters=architecture.stem_filters, kernel_size=3, strides=2, norm=norm)
     x = convolve(inputs, stem, style)
     routing: dict[str, Any] = {}
     for block in architecture.blocks():
@@ -32,5 +33,6 @@ def build_mobilenet_v1(architecture: MobileNetV1Spec, *, input_size: int | None 
             routing[block.name] = weights
         depthwise = Conv(name=f"{block.name}_depthwise", filters=None, kernel_size=3, strides=block.strides)
         x = convolve(x, depthwise, style, weights)
-        x = convolve(x, Conv(name=f"{block.name}_pointwise", filters=block.out_filters), style, weights)
+        pointwise = Conv(name=f"{block.name}_pointwise", filters=block.out_filters, norm=norm)
+        x = convolve(x, pointwise, style, weights)
     return network(architecture, inputs, classify(x, architecture, routing), routing)

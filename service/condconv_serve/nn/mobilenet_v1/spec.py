@@ -27,12 +27,19 @@ class SeparableArgs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MobileNetV1Spec(NetworkSpec):
-    """A MobileNet without its weights. It has one depth."""
+    """A MobileNet without its weights. It has one depth.
+
+    Attributes:
+        pointwise_norm: whether the stem and the pointwise convolutions have batch norms. Otherwise they have biases, as
+            where their norms were folded into them.
+    """
 
     dropout_rate: float = 0.001
+    pointwise_norm: bool = True
 
-    OVERRIDABLE: ClassVar[tuple[str, ...]] = tuple(
-        name for name in NetworkSpec.OVERRIDABLE if name != "depth_coefficient"
+    OVERRIDABLE: ClassVar[tuple[str, ...]] = (
+        *(name for name in NetworkSpec.OVERRIDABLE if name != "depth_coefficient"),
+        "pointwise_norm",
     )
 
     @property

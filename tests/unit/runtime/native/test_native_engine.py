@@ -23,7 +23,7 @@ from condconv_serve.runtime.plan import EngineOptions, EnginePlan, make_plan
 from condconv_serve.runtime.tensorflow_engine import TensorFlowEngine
 from tests.unit.runtime.native.interpreter import NumpyKernels
 from tests.unit.runtime.networks import network as own_network
-from tests.unit.runtime.samples import DISTINCT, small_network, two_blocks
+from tests.unit.runtime.samples import DETECTORS, DISTINCT, small_network, two_blocks
 
 pytestmark = pytest.mark.tensorflow
 
@@ -63,6 +63,25 @@ def test_every_architecture_at_an_odd_size(
         assert_close(found["features"], exact["features"][:count], 1e-5)
         if exact["routing"].size:
             assert_close(found["routing"], exact["routing"][:count], 1e-5)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_detector_is_one_program_and_what_follows_it(
+    name: str, randomise: Randomise, assert_close: AssertClose, native_lowering: NativeLowering
+) -> None:
+    network = randomise(small_network(name, image_size=SIZE, num_classes=2))
+    exact = exact_answers(network, PREPROCESSING, ROWS)
+    graph = freeze(network, PREPROCESSING, lowering=native_lowering)
+    assert [node.op for node in graph.graph_def.node].count("CondconvProgram") == 1
+    engine, described = built(network)
+    # Of each map two are brought into another shape; then both are joined, and become boxes and scores.
+    assert (described.native.state, described.native.tensorflow_layers) == ("used", 6 * 2 + 2 + 2)
+    for count in (1, 3, 11):
+        found = engine(ROWS[:count])
+        for name, values in exact.items():
+            if values.size:
+                assert_close(found[name], values[:count], 1e-5)
     engine.close()
 
 
