@@ -10,8 +10,12 @@ from starlette.types import ASGIApp
 
 from condconv_serve.fronts import oip, tfserving
 from condconv_serve.fronts.context import AppContext
-from condconv_serve.fronts.native import create_app, create_probes_app
-from condconv_serve.http.prefixes import ByPrefix, RootPath, check_root_path
+from condconv_serve.fronts.native import create_app, create_probes_app, problems
+from condconv_serve.http.answer import ErrorRenderer, RendererOf
+from condconv_serve.http.prefixes import ByPrefix, RenderersByPrefix, RootPath, check_root_path
+
+RENDERERS: Mapping[str, ErrorRenderer] = {"/v2": oip.render, "/v1": tfserving.render}
+"""What the fronts beside the native one make of errors, by prefix."""
 
 
 def create_application(
@@ -44,6 +48,11 @@ def create_application(
         return ByPrefix(main, others)
     check_root_path(root_path, [*main.routes, *open_inference.routes, *tensorflow_serving.routes])
     return RootPath(ByPrefix(main, others), root_path)
+
+
+def renderers(*, root_path: str = "") -> RendererOf:
+    """What makes the answers that no application can give, such as for malformed headers."""
+    return RenderersByPrefix(problems.render, RENDERERS, root_path=root_path)
 
 
 def create_probes(context: AppContext, *, root_path: str = "") -> ASGIApp:

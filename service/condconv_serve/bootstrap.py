@@ -18,12 +18,11 @@ from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from condconv_serve.ablation_loading import load_ablation
-from condconv_serve.application import create_application, create_probes
+from condconv_serve.application import create_application, create_probes, renderers
 from condconv_serve.domain import ModelInfo, RowAnswer, ServedModel
 from condconv_serve.fronts.context import AppContext, BodyLimits
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import KeyRing
-from condconv_serve.fronts.native import problems
 from condconv_serve.grpc_port import GrpcPort
 from condconv_serve.http.body import OpenBodies
 from condconv_serve.http.guard import guarded_protocol
@@ -275,7 +274,7 @@ class Service:
             max_connections=self._settings.max_connections,
             linger_bytes=max(LINGER_BYTES, 2 * self._settings.max_body_bytes),
         )
-        return guarded_protocol(limits, self.metrics, render=problems.render)
+        return guarded_protocol(limits, self.metrics, renderer_of=renderers(root_path=self._settings.root_path))
 
     def load(self) -> None:
         """Load and warm up the versions to serve, then be ready.

@@ -32,6 +32,8 @@ class Answer:
 
 ErrorRenderer = Callable[[ServiceError], Answer]
 """Turns an error into an answer, in the shape of one front."""
+RendererOf = Callable[[bytes], ErrorRenderer]
+"""What renders errors of requests with a target, which stands in their first line; empty if it isn't known."""
 
 
 def last_answer(error: ServiceError, render: ErrorRenderer, *, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:

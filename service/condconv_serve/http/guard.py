@@ -21,8 +21,9 @@ from condconv_serve.errors import (
     ServiceError,
     TooManyConnections,
 )
-from condconv_serve.http.answer import ErrorRenderer, last_answer
+from condconv_serve.http.answer import RendererOf, last_answer
 from condconv_serve.http.connections import Connections
+from condconv_serve.http.first_line import target_in
 from condconv_serve.http.limits import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE, ConnectionLimits
 from condconv_serve.http.lingering import Leftovers, LingeringTransport
 from condconv_serve.http.timer import Timer
@@ -34,20 +35,20 @@ _REFUSAL_SECONDS = 1.0
 _LAST_CALL_SECONDS = 0.3
 
 
-def guarded_protocol(limits: ConnectionLimits, metrics: Metrics, *, render: ErrorRenderer) -> type[asyncio.Protocol]:
+def guarded_protocol(limits: ConnectionLimits, metrics: Metrics, *, renderer_of: RendererOf) -> type[asyncio.Protocol]:
     """The protocol for `uvicorn.Config(http=...)`.
 
     Args:
         limits: of each connection, and of their number.
         metrics: counts what is refused.
-        render: makes the answers that no application can give, such as for malformed headers.
+        renderer_of: finds what makes the answers that no application can give, such as for malformed headers.
 
     Raises:
         ConfigurationError: this version of uvicorn lacks something that the guard replaces, so the guard would not
             work.
     """
     check_uvicorn(GuardedProtocol)
-    made = partial(GuardedProtocol, limits=limits, metrics=metrics, render=render, others=Connections())
+    made = partial(GuardedProtocol, limits=limits, metrics=metrics, renderer_of=renderer_of, others=Connections())
     return cast(type[asyncio.Protocol], made)
 
 
@@ -67,7 +68,7 @@ class GuardedProtocol(HttpToolsProtocol):
         *args: Any,
         limits: ConnectionLimits,
         metrics: Metrics,
-        render: ErrorRenderer,
+        renderer_of: RendererOf,
         others: Connections[GuardedProtocol],
         **kwargs: Any,
     ) -> None:
@@ -75,7 +76,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._limits = limits
         self._metrics = metrics
-        self._render = render
+        self._renderer_of = renderer_of
+        self.url = b""  # as far as it is known
         self._others = others
         self._leftovers = Leftovers(
             limits, self.loop, gauge=metrics.lingering_connections, is_sent=self._is_sent, on_end=self._leave
@@ -120,6 +122,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._closing:
             return
         if self in self._others.refused:
+            self.url = target_in(data)
             self._fail(
                 TooManyConnections(
                     f"All {self._limits.max_connections} connections that are allowed are in use.",
@@ -382,7 +385,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
-        self.transport.write(last_answer(error, self._render, headers=self.server_state.default_headers))
+        self.transport.write(last_answer(error, self._renderer_of(self.url), headers=self.server_state.default_headers))
         self._metrics.rejected.labels(error.slug, "").inc()
         self._closing = True
         self.transport.close()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from condconv_serve.errors import ConfigurationError
+from condconv_serve.http.answer import ErrorRenderer
+from condconv_serve.http.first_line import path_in
 from condconv_serve.http.scope import path_of
+
+Front = TypeVar("Front")
 
 
 class ByPrefix:
@@ -21,7 +26,7 @@ class ByPrefix:
     def __init__(self, main: ASGIApp, fronts: Mapping[str, ASGIApp]) -> None:
         """Take the fronts by prefix, such as `/v2`. A prefix matches whole segments of a path; the longest one wins."""
         self._main = main
-        self._fronts = sorted(fronts.items(), key=lambda item: -len(item[0]))
+        self._fronts = _longest_first(fronts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; the front sees the whole path."""
@@ -30,11 +35,35 @@ class ByPrefix:
     def _choose(self, scope: Scope) -> ASGIApp:
         if scope["type"] != "http":
             return self._main
-        path = path_of(scope)
-        for prefix, front in self._fronts:
-            if path == prefix or path.startswith(f"{prefix}/"):
-                return front
-        return self._main
+        return _below(path_of(scope), self._fronts, self._main)
+
+
+class RenderersByPrefix:
+    """Errors that no application can answer, in the shape of the front with the path's prefix, or else the main one."""
+
+    def __init__(self, main: ErrorRenderer, fronts: Mapping[str, ErrorRenderer], *, root_path: str = "") -> None:
+        """Take what the fronts make of errors, by prefix; all may be reached below `root_path`, too."""
+        self._main = main
+        self._fronts = _longest_first(fronts)
+        self._root_path = root_path
+
+    def __call__(self, target: bytes) -> ErrorRenderer:
+        """Find what renders an error of a request with this target."""
+        path = path_in(target)
+        if self._root_path and path.startswith(f"{self._root_path}/"):
+            path = path.removeprefix(self._root_path)
+        return _below(path, self._fronts, self._main)
+
+
+def _longest_first(fronts: Mapping[str, Front]) -> dict[str, Front]:
+    return dict(sorted(fronts.items(), key=lambda item: -len(item[0])))
+
+
+def _below(path: str, fronts: Mapping[str, Front], main: Front) -> Front:
+    for prefix, front in fronts.items():
+        if path == prefix or path.startswith(f"{prefix}/"):
+            return front
+    return main
 
 
 class RootPath:

@@ -37,7 +37,7 @@ async def slow(_: Request) -> Response:
 def run() -> None:
     limits = ConnectionLimits(header_timeout=10, write_timeout=10, max_connections=20)
     metrics = Metrics(CollectorRegistry())
-    protocol = guarded_protocol(limits, metrics, render=render)
+    protocol = guarded_protocol(limits, metrics, renderer_of=lambda _: render)
     listener = listen("127.0.0.1", 0)
     bodies = OpenBodies()
     routes = [Route("/ok", ok), Route("/slow", slow), Route("/echo", echo, methods=["POST"])]

@@ -28,7 +28,7 @@ from condconv_serve.errors import (
     ServiceError,
     TooManyConnections,
 )
-from condconv_serve.http.answer import Answer
+from condconv_serve.http.answer import Answer, ErrorRenderer
 from condconv_serve.http.body import OpenBodies, read_body
 from condconv_serve.http.guard import guarded_protocol
 from condconv_serve.http.limits import ConnectionLimits
@@ -66,6 +66,19 @@ def render(error: ServiceError) -> Answer:
     if isinstance(error, TooManyConnections) and error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after))
     return Answer(STATUS[type(error)], headers, body)
+
+
+def renderer_of(target: bytes) -> ErrorRenderer:
+    """Answers about what is below `/other/` have a kind of their own."""
+    if not target.startswith(b"/other/"):
+        return render
+
+    def other(error: ServiceError) -> Answer:
+        answer = render(error)
+        kind = [(b"content-type", b"application/other+json")]
+        return Answer(answer.status, [*kind, *answer.headers[1:]], answer.body)
+
+    return other
 
 
 @dataclass
@@ -148,7 +161,7 @@ def application(metrics: Metrics) -> RequestContext:
 def serving(*, options: dict[str, Any] | None = None, **limits: Any) -> Iterator[Running]:
     """Serve in a thread; `limits` in place of those of `LIMITS`, and options of uvicorn."""
     metrics = Metrics(CollectorRegistry())
-    protocol = guarded_protocol(ConnectionLimits(**(LIMITS | limits)), metrics, render=render)
+    protocol = guarded_protocol(ConnectionLimits(**(LIMITS | limits)), metrics, renderer_of=renderer_of)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(
         uvicorn.Config(

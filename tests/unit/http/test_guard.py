@@ -162,6 +162,29 @@ def test_no_http(running: Running, rubbish: bytes) -> None:
     assert running.rejected("malformed_request") == 1
 
 
+OTHER = GET.replace(b"/ok", b"/other/ok")
+
+
+@pytest.mark.parametrize(
+    ("sent", "slug"),
+    [
+        (OTHER[:-2] + b"no header\r\n\r\n", "malformed_request"),
+        (OTHER[:-2] + b"X: " + b"y" * 2 * MAX_HEADER_BYTES, "headers_too_large"),
+        (OTHER[:-2], "request_timeout"),
+        (
+            HEAD.replace(b"/echo", b"/other/x").replace(b"Content-Length: 10", b"Transfer-Encoding: x"),
+            "malformed_request",
+        ),
+    ],
+)
+def test_the_path_chooses_the_shape_of_the_answer(running: Running, sent: bytes, slug: str) -> None:
+    with running.connect() as connected:
+        connected.sendall(sent)
+        received = everything(connected)
+    assert b"content-type: application/other+json" in received.lower()
+    assert slug.encode() in received
+
+
 def test_body_that_is_no_chunked_encoding(running: Running) -> None:
     with running.connect() as connected:
         connected.sendall(HEAD.replace(b"Content-Length: 10", b"Transfer-Encoding: chunked") + b"xyz\r\n")
@@ -198,6 +221,8 @@ def test_connections_beyond_the_limit_are_told() -> None:
         assert response.headers["connection"] == "close"
         upload = httpx.post(f"{running.url}/echo", content=bytes(500_000), trust_env=False)
         assert upload.json()["slug"] == "too_many_connections"
+        other = httpx.get(f"{running.url}/other/ok", trust_env=False)
+        assert (other.status_code, other.headers["content-type"]) == (503, "application/other+json")
         idle[0].close()
         wait_for(lambda: running.connections() == 19, seconds=10)
         assert httpx.get(f"{running.url}/ok", trust_env=False).status_code == 200

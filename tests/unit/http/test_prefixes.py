@@ -20,7 +20,7 @@ from condconv_serve.domain import Classification
 from condconv_serve.errors import ConfigurationError, InferenceFailed, QueueFull, ServiceError
 from condconv_serve.http.answer import Answer, ErrorRenderer
 from condconv_serve.http.middleware import RequestContext
-from condconv_serve.http.prefixes import ByPrefix, RootPath, check_root_path
+from condconv_serve.http.prefixes import ByPrefix, RenderersByPrefix, RootPath, check_root_path
 from condconv_serve.http.scope import facts_of
 from condconv_serve.telemetry.metrics import Metrics
 from tests.unit.fronts.native.application import application
@@ -178,3 +178,27 @@ def test_root_path_that_could_be_a_route_is_refused(first: str) -> None:
 
 async def no_answer() -> Classification:
     raise InferenceFailed("Not needed here.")
+
+
+@pytest.mark.parametrize(
+    ("target", "shape"),
+    [
+        (b"/v2/models/x?a=/v1/", "second"),
+        (b"/v2", "second"),
+        (b"/v2/mod", "second"),
+        (b"/app/v2/models", "second"),
+        (b"http://host:8000/v2/models", "second"),
+        (b"/v2/models/\xff\x01", "second"),
+        (b"/v20/models", "main"),
+        (b"/app/v20", "main"),
+        (b"/appv2/v2/x", "main"),
+        (b"/", "main"),
+        (b"*", "main"),
+        (b"", "main"),
+        (b"\0\xff", "main"),
+        (b"host:443", "main"),
+    ],
+)
+def test_errors_without_an_application(target: bytes, shape: str) -> None:
+    find = RenderersByPrefix(rendered("main"), {"/v2": rendered("second")}, root_path="/app")
+    assert json.loads(find(target)(QueueFull("Full.")).body) == {shape: "queue_full"}

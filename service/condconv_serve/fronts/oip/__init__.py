@@ -4,6 +4,7 @@
 metadata, statistics and the repository.
 """
 
+from condconv_serve.fronts.oip.errors import render
 from condconv_serve.fronts.oip.rest import create_app
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "render"]
