@@ -30,7 +30,7 @@ from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tally import Tallies
-from tests.contract import open_inference_grpc
+from tests.contract import open_inference_grpc, tensorflow_serving_grpc
 from tests.contract.fakes import FakeModels, NoVersions, served_model
 from tests.contract.grpc_calls import call, grpc_served
 from tests.contract.grpc_front import PATH, REQUEST, RESPONSE, rows_service
@@ -97,10 +97,14 @@ Ask = Callable[..., Coroutine[Any, Any, Heard]]
 
 @dataclass(frozen=True)
 class Front:
-    """A front: the route that metrics name, and how to open it and get what asks it."""
+    """A front: the route that metrics name, and how to open it and get what asks it.
+
+    `says_timeout` tells whether its requests say how long the caller waits, rather than the call itself.
+    """
 
     route: str
     open: Callable[[AppContext], AbstractAsyncContextManager[Ask]]
+    says_timeout: bool = True
 
 
 def over_http(make: Callable[[AppContext], ASGIApp], ask_it: Ask) -> Callable[[AppContext], Any]:
@@ -178,6 +182,9 @@ FRONTS = {
     "oip-grpc": Front(open_inference_grpc.PATH, open_inference_grpc.open_inference_grpc),
     "oip": Front("/v2/models/{model}/infer", over_http(open_inference, ask_open_inference)),
     "tfserving": Front("/v1/models/{name}:predict", over_http(tensorflow_serving, ask_tensorflow_serving)),
+    "tfserving-grpc": Front(
+        tensorflow_serving_grpc.PATH, tensorflow_serving_grpc.tensorflow_serving_grpc, says_timeout=False
+    ),
 }
 
 
