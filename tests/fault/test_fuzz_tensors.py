@@ -21,7 +21,7 @@ import pytest
 from tests.e2e.server import Server
 from tests.e2e.tiny_models import write_fake
 from tests.fault import fuzzing_tensors
-from tests.fault.fuzzing_tensors import GrpcRequest, HttpRequest
+from tests.fault.fuzzing_requests import GrpcRequest, HttpRequest, photo
 
 COUNT = int(os.environ.get("FUZZ_TENSORS", "600"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
@@ -36,6 +36,7 @@ NEVER = {
     *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED),
     *(grpc.StatusCode.DATA_LOSS, grpc.StatusCode.ABORTED, grpc.StatusCode.UNIMPLEMENTED),
 }
+RIGHT = {"", "open_inference ", "tensorflow_serving "}
 LEFT = "left"
 """The outcome of requests whose client left."""
 
@@ -101,7 +102,7 @@ async def outcome_of(request: HttpRequest | GrpcRequest, http: Connection, chann
     if status == 200:
         return "200"
     says = json.loads(body).get("error")
-    asked_for = status in (429, 504) and b"timeout" in request.body
+    asked_for = status in (429, 504) and (b"timeout" in request.body or "timeout" in request.path)
     good = (status in REFUSED or asked_for) and isinstance(says, str) and says
     return str(status) if good else f"wrong: {status}: {body[:300]!r}"
 
@@ -149,7 +150,7 @@ def test_fuzzed_tensors_are_answered_or_refused(server: Server) -> None:
     for name, share in (("200", 30), ("400", 5), ("OK", 30), ("INVALID_ARGUMENT", 5), ("413", 500), ("404", 1000)):
         assert outcomes[name] > COUNT // share - 5, name
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
-        assert client.post("/predict", content=fuzzing_tensors.photo()).status_code == 200
+        assert client.post("/predict", content=photo()).status_code == 200
 
 
 @pytest.mark.parametrize("number", range(8))
@@ -166,8 +167,8 @@ def test_right_requests_are_answered(server: Server) -> None:
         async with grpc.aio.insecure_channel(server.grpc) as channel:
             http = Connection(server.address)
             requests = (fuzzing_tensors.fuzzed(number, model=MODEL, seed=SEED) for number in range(400))
-            right = [request for request in requests if request.name in ("right", "open_inference right")]
-            assert len({type(request) for request in right}) == 2
+            right = [request for request in requests if request.name.removesuffix("right") in RIGHT]
+            assert len({request.path for request in right}) == 6, "each verb of both protocols, over REST and gRPC"
             found = {await outcome_of(request, http, channel) for request in right}
             http.close()
             return found
