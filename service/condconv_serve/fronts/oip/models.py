@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -15,6 +17,9 @@ from condconv_serve.fronts.oip.errors import STATUS
 from condconv_serve.fronts.oip.metadata import model_config, model_metadata, server_metadata
 from condconv_serve.fronts.oip.statistics import model_statistics
 from condconv_serve.http.scope import facts_of
+
+STATS = "stats"
+"""Ends the paths of statistics; and a model may be called so."""
 
 
 def router(context: AppContext) -> APIRouter:
@@ -36,8 +41,14 @@ def router(context: AppContext) -> APIRouter:
         return JSONResponse({"models": sorted(models.models())})
 
     async def all_statistics(request: Request) -> Response:
-        """What each served version has done since the process began, in Triton's shape."""
-        return JSONResponse(model_statistics(context.tallies, models))
+        """What each served version has done since the process began, in Triton's shape.
+
+        If a model is called `stats`, the answer describes it, too.
+        """
+        found = model_statistics(context.tallies, models)
+        with contextlib.suppress(ServiceError):  # there is no such model, as nearly always
+            found |= model_metadata(models.get(STATS), models)
+        return JSONResponse(found)
 
     async def metadata(request: Request) -> Response:
         """A model's versions, inputs and outputs; its CondConv blocks with their experts are in `parameters`."""
@@ -71,8 +82,8 @@ def router(context: AppContext) -> APIRouter:
     routes.add_api_route("/v2", server, methods=["GET"], **openapi.SERVER)
     routes.add_api_route("/v2/", server, methods=["GET"], include_in_schema=False)
     routes.add_api_route("/v2/models", names, methods=["GET"], **openapi.NAMES)
-    # Before the routes of models: Triton says so, too. A model called stats is found by its version.
-    routes.add_api_route("/v2/models/stats", all_statistics, methods=["GET"], **openapi.STATISTICS)
+    # Before the routes of models, as in Triton.
+    routes.add_api_route(f"/v2/models/{STATS}", all_statistics, methods=["GET"], **openapi.STATISTICS)
     for suffix, endpoint, described in (
         ("", metadata, openapi.METADATA),
         ("/ready", ready, openapi.MODEL_READY),

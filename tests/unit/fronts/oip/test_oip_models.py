@@ -205,6 +205,17 @@ async def test_statistics_are_of_each_version() -> None:
         assert [(each["name"], each["version"]) for each in found] == expected
 
 
+async def test_a_model_called_stats_is_described_beside_the_statistics() -> None:
+    async with opened(House(models=FakeModels(served_model(model_info("stats"))))) as client:
+        both = (await client.get("/v2/models/stats")).json()
+        assert both == {
+            **(await client.get("/v2/models/stats/versions/1")).json(),
+            **(await client.get("/v2/models/stats/stats")).json(),
+        }
+        assert (both["name"], both["model_stats"][0]["name"]) == ("stats", "stats")
+        assert (await client.get("/v2/models/stats/ready")).json() == {"name": "stats", "ready": True}
+
+
 # --- the repository
 
 
