@@ -106,7 +106,7 @@ def main() -> None:
     settings = Settings(engine="tensorflow")
     bundle = open_bundle(Catalog(settings.model_store).find("efficientnet-lite0-condconv-4e"))
     model = load_model(bundle, plan_engines(settings))
-    rows = [model_row(file.read_bytes(), model, max_pixels=10**8) for file in expand(options.photos)]
+    rows = [model_row(file.read_bytes(), model, max_pixels=10**8).row for file in expand(options.photos)]
     images = [Image.fromarray(row) for row in rows]
     found = {name: routed(model, [np.asarray(change(image)) for image in images]) for name, change in CHANGES.items()}
     found["other domain"] = routed(model, other_domain(model.info.preprocessing.image_size, len(rows)))

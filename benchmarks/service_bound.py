@@ -28,7 +28,7 @@ def main() -> None:
     model, plan, data = service.registry.get(), service.plan, Path(sys.argv[1]).read_bytes()
 
     def decoded(_: int = 0) -> object:
-        return model_row(data, model, max_pixels=settings.max_pixels)
+        return model_row(data, model, max_pixels=settings.max_pixels).row
 
     rows = np.stack([decoded()] * plan.max_batch_size)
 

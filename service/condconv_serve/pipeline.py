@@ -97,7 +97,7 @@ class ImagePipeline:
 
     async def _row(self, image: ImageSource | PixelSource, model: ServedModel, *, deadline: float) -> MadeRow:
         if isinstance(image, PixelSource):
-            return MadeRow(row_of_pixels(image.values, model.info))
+            return MadeRow(row_of_pixels(image.values, model.info), placement=image.placement)
         return await self.decoder.decode(image.data, model, deadline=deadline)
 
     def _result(

@@ -57,6 +57,6 @@ def given(real_server: Server) -> Given:
         model=MODEL,
         labels=[label.label for label in read_labels(bundle)],
         photos=asked,
-        pixels=np.stack([make_row(photo, preprocessing, max_pixels=10**8) for photo in asked]),
+        pixels=np.stack([make_row(photo, preprocessing, max_pixels=10**8).row for photo in asked]),
         expected=np.array(expected),
     )

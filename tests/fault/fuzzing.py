@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from condconv_serve.errors import ImageError
-from condconv_serve.imaging import decode
+from condconv_serve.imaging import SufficientSize, decode
 from tests import pictures
 from tests.pictures import PNG_SIGNATURE, png_chunk, png_header
 
@@ -357,17 +357,17 @@ def main(first: int, count: int, step: int, seed: int) -> None:
         # Both signals end the process, wherever it is.
         signal.setitimer(signal.ITIMER_PROF, MAX_SECONDS)
         signal.alarm(MAX_STALL)
-        outcome = attempt(data, sufficient_side=(None, 4, 40)[number % 3])
+        outcome = attempt(data, sufficient=(None, SufficientSize(short=4), SufficientSize(short=40))[number % 3])
         signal.alarm(0)
         signal.setitimer(signal.ITIMER_PROF, 0)
         figures = (number, name, outcome, time.thread_time() - started, memory("VmHWM") - before)
         print(json.dumps(figures), flush=True)
 
 
-def attempt(data: bytes, *, sufficient_side: int | None) -> str:
+def attempt(data: bytes, *, sufficient: SufficientSize | None) -> str:
     """Decode; return "decoded", the error's slug, or what is wrong with that."""
     try:
-        pixels = decode(data, max_pixels=MAX_PIXELS, sufficient_side=sufficient_side)
+        pixels = decode(data, max_pixels=MAX_PIXELS, sufficient=sufficient)
     except ImageError as error:
         return "wrong: it ran out of memory" if out_of_memory(error) else error.slug
     except BaseException as error:

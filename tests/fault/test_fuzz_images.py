@@ -112,4 +112,4 @@ def test_a_number_always_gives_the_same_image(number: int) -> None:
 
 def test_all_files_are_good_before_they_are_damaged() -> None:
     for name, data in fuzzing.corpus().items():
-        assert fuzzing.attempt(data, sufficient_side=None) == "decoded", name
+        assert fuzzing.attempt(data, sufficient=None) == "decoded", name

@@ -128,7 +128,7 @@ def test_in_process(golden, assert_close):
     model, store, outputs = golden
     served = load_model(open_bundle(store / model.name / "1"), PLAN)
     try:
-        rows = [model_row(photo, served, max_pixels=10**6) for photo in photographs(outputs)]
+        rows = [model_row(photo, served, max_pixels=10**6).row for photo in photographs(outputs)]
         found = [served.engine(np.stack(rows[start : start + 4])) for start in (0, 4)]
     finally:
         served.engine.close()

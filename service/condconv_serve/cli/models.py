@@ -172,7 +172,7 @@ def import_model(
         ),
     ] = None,
     transform: Annotated[
-        Literal["official", "pillow", "central"] | None,
+        Literal["official", "pillow", "central", "stretch", "letterbox"] | None,
         typer.Option(
             help="How photos are cropped and resized. Default: as networks with such names of weights were evaluated."
         ),
@@ -182,13 +182,16 @@ def import_model(
         typer.Option(
             min=0.01,
             max=1,
-            help="The centre that is cut out, as a share of the short side. Default: as the source says, else as "
-            "networks with such names of weights were evaluated.",
+            help="The centre that is cut out, as a share of the short side; stretch and letterbox take the whole "
+            "photo. Default: as the source says, else as networks with such names of weights were evaluated.",
         ),
     ] = None,
     interpolation: Annotated[
-        Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,
-        typer.Option(help="Pillow's filter. Default: as for the crop."),
+        Literal["nearest", "bilinear", "bicubic", "lanczos", "asymmetric"] | None,
+        typer.Option(
+            help="Pillow's filter; or asymmetric, TensorFlow 1's bilinear, for stretch and letterbox. Default: as "
+            "for the crop."
+        ),
     ] = None,
     exact_decoding: Annotated[
         bool,

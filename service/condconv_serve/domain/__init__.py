@@ -13,6 +13,8 @@ from condconv_serve.domain.answers import (
     Prediction,
 )
 from condconv_serve.domain.images import (
+    USUAL_CROP_FRACTION,
+    USUAL_CROP_PADDING,
     ImageSource,
     Interpolation,
     JpegCropper,
@@ -62,6 +64,8 @@ __all__ = [
     "PROBABILITIES",
     "ROUTING",
     "SCORES",
+    "USUAL_CROP_FRACTION",
+    "USUAL_CROP_PADDING",
     "Ablated",
     "Ablation",
     "Ablator",

@@ -10,7 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 TransformName = Literal["official", "pillow", "central", "stretch", "letterbox"]
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "asymmetric"]
+"""Pillow's filters, and TensorFlow 1's bilinear resize: see `imaging.transform.asymmetric`."""
+USUAL_CROP_PADDING = 32
+USUAL_CROP_FRACTION = 0.875
 Pixels = NDArray[np.uint8]
 """RGB, uint8: a whole photo `[height, width, 3]`."""
 Row = NDArray[np.generic]
@@ -33,34 +36,46 @@ class Preprocessing:
     image_size: int
     mean: tuple[float, float, float] = (127.0, 127.0, 127.0)
     std: tuple[float, float, float] = (128.0, 128.0, 128.0)
-    crop_padding: int = 32
-    """The centre crop takes `image_size / (image_size + crop_padding)` of the short side, rounded to whole pixels."""
+    crop_padding: int | None = None
+    """`official` and `pillow` take `image_size / (image_size + crop_padding)` of the short side, in whole pixels; None:
+    32. Others don't look at it."""
     crop_fraction: float | None = None
-    """What `central` takes of the short side, instead; None: 0.875."""
+    """What `central` takes of the short side; None: 0.875. Others don't look at it."""
     interpolation: Interpolation = "bicubic"
-    """How `pillow` and `central` resize; `official` is always bicubic."""
+    """How photos are resized; `official` is always bicubic, and only `stretch` and `letterbox` can be asymmetric."""
     exact_decoding: bool = False
     """Whether the network sees exactly the pixels of the reference evaluation. Then large JPEGs are decoded at full
-    size, not at a fraction that leaves enough pixels. With `official`, TensorFlow decodes JPEGs, and rows aren't
-    rounded to whole levels.
+    size, not at a fraction that leaves enough pixels. With `official`, TensorFlow decodes JPEGs. With `official` and
+    with asymmetric interpolation, rows aren't rounded to whole levels.
     """
 
     @property
     def crop_share(self) -> float:
-        """The share of the short side that the centre crop takes, before it is rounded."""
-        if self.transform == "central":
-            return 0.875 if self.crop_fraction is None else self.crop_fraction
-        return self.image_size / (self.image_size + self.crop_padding)
+        """The share of the short side that the centre crop takes, before it is rounded; 1 if there is no crop."""
+        match self.transform:
+            case "official" | "pillow":
+                padding = USUAL_CROP_PADDING if self.crop_padding is None else self.crop_padding
+                return self.image_size / (self.image_size + padding)
+            case "central":
+                return USUAL_CROP_FRACTION if self.crop_fraction is None else self.crop_fraction
+            case "stretch" | "letterbox":
+                return 1.0
+
+    @property
+    def official_decoding(self) -> bool:
+        """Whether JPEGs are decoded, and photos cropped, in the very way of the official evaluation."""
+        return self.exact_decoding and self.transform == "official"
 
     @property
     def row_type(self) -> type[np.uint8] | type[np.float32]:
         """What rows are made of."""
-        return np.float32 if self.exact_decoding and self.transform == "official" else np.uint8
+        asymmetric = self.exact_decoding and self.interpolation == "asymmetric"
+        return np.float32 if self.official_decoding or asymmetric else np.uint8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a row lies in its photo, in pixels of the upright photo at its full size.
+    """Where a row (or other pixels) lies in its photo, in pixels of the upright photo at its full size.
 
     Attributes:
         photo_width: of the whole photo.
@@ -81,7 +96,7 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class MadeRow:
-    """A row, how long it took to make (seconds), and where it lies in its photo; None if it came as pixels."""
+    """A row, how long it took to make (seconds), and where it lies in its photo; None if it came as pixels alone."""
 
     row: Row
     seconds: float = 0.0
@@ -90,13 +105,17 @@ class MadeRow:
 
 @dataclass(frozen=True, slots=True)
 class PixelSource:
-    """One image as it came in: pixels that are already cropped and resized, and its sender's name for it.
+    """One image as it came in: pixels that are already cropped and resized.
 
-    `values` is uint8 or float32 `[image_size, image_size, 3]`, RGB on the scale 0..255.
+    Attributes:
+        values: uint8 or float32 `[image_size, image_size, 3]`, RGB on the scale 0..255.
+        id: its sender's name for it.
+        placement: where the pixels lie in their photo; None if nobody knows.
     """
 
     values: NDArray[np.generic]
     id: str | None = None
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True)

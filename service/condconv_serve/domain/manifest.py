@@ -6,7 +6,13 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from condconv_serve.domain.images import Interpolation, Preprocessing, TransformName
+from condconv_serve.domain.images import (
+    USUAL_CROP_FRACTION,
+    USUAL_CROP_PADDING,
+    Interpolation,
+    Preprocessing,
+    TransformName,
+)
 
 SCHEMA_VERSION: Final = 1
 OWN_NETWORK: Final = "keras"
@@ -51,7 +57,7 @@ class PreprocessingSpec(_Strict):
 
     transform: TransformName
     image_size: Annotated[int, Field(ge=32, le=2048)]
-    crop_padding: Annotated[int, Field(ge=0, le=2048)] = 32
+    crop_padding: Annotated[int, Field(ge=0, le=2048)] | None = None
     crop_fraction: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     interpolation: Interpolation = "bicubic"
     mean: tuple[Level, Level, Level]
@@ -65,9 +71,32 @@ class PreprocessingSpec(_Strict):
         return self
 
     @model_validator(mode="after")
-    def _only_central_has_a_fraction(self) -> PreprocessingSpec:
-        if self.crop_fraction is not None and self.transform != "central":
-            raise ValueError(f"crop_fraction is for the transform central; {self.transform} has crop_padding")
+    def _whole_photos_can_be_asymmetric(self) -> PreprocessingSpec:
+        if self.interpolation == "asymmetric" and self.transform not in ("stretch", "letterbox"):
+            raise ValueError(
+                f"the interpolation asymmetric is for the transforms stretch and letterbox, not {self.transform}"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _say_the_usual_crop(cls, values: Any) -> Any:
+        """A manifest says which crop its transform takes, and nothing of crops that it doesn't."""
+        match values:
+            case {"transform": "official" | "pillow"} if values.get("crop_padding") is None:
+                return {**values, "crop_padding": USUAL_CROP_PADDING}
+            case {"transform": "central"} if values.get("crop_fraction") is None:
+                return {**values, "crop_fraction": USUAL_CROP_FRACTION}
+        return values
+
+    @model_validator(mode="after")
+    def _crops_are_the_transforms_own(self) -> PreprocessingSpec:
+        takes = "crop_fraction" if self.transform == "central" else "crop_padding"
+        if self.transform in ("stretch", "letterbox"):
+            takes = "the whole photo"
+        for name in ("crop_padding", "crop_fraction"):
+            if getattr(self, name) is not None and name != takes:
+                raise ValueError(f"{name} says nothing to the transform {self.transform}, which takes {takes}")
         return self
 
     def to_domain(self) -> Preprocessing:

@@ -63,7 +63,7 @@ class RowAnswer:
         tensors: the model's outputs.
         timings: where the time went.
         batch_size: rows in its batch.
-        placement: where the row lies in its photo; None if it came as pixels.
+        placement: where the row lies in its photo; None if it came as pixels alone.
     """
 
     tensors: Tensors

@@ -6,6 +6,7 @@ import io
 import re
 import threading
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import SAMPLEFORMAT, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from condconv_serve.domain import Pixels
+from condconv_serve.domain import Pixels, Placement
 from condconv_serve.errors import CorruptImage, ImageError, ImageTooLarge
 from condconv_serve.imaging.foreign import unread_kind
 from condconv_serve.imaging.formats import (
@@ -30,6 +31,7 @@ from condconv_serve.imaging.formats import (
 from condconv_serve.imaging.heif import open_avif, open_heic
 from condconv_serve.imaging.jpeg import check_jpeg_kind, is_lossless_jpeg, whole_jpeg
 from condconv_serve.imaging.limits import check_size
+from condconv_serve.imaging.placement import whole_photo
 from condconv_serve.imaging.png import check_png_rows, essential_png
 from condconv_serve.imaging.refusal import accepted_formats, refusal
 from condconv_serve.imaging.tiff import check_tiff_parts, open_tiff, tiff_number
@@ -39,12 +41,35 @@ from condconv_serve.imaging.tiff import check_tiff_parts, open_tiff, tiff_number
 Image.MAX_IMAGE_PIXELS = None
 
 
-def decode(data: bytes, *, max_pixels: int, sufficient_side: int | None = None) -> Pixels:
-    """Decode one photo to uint8 `[H, W, 3]`, RGB, read-only; the rest is as in `decode_image`."""
-    return np.asarray(decode_image(data, max_pixels=max_pixels, sufficient_side=sufficient_side))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SufficientSize:
+    """How small a photo may become (pixels): its short side and its long side stay at least as long as these."""
+
+    short: int = 1
+    long: int = 1
 
 
-def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = None) -> Image.Image:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedPhoto:
+    """A decoded photo.
+
+    Attributes:
+        image: its pixels, upright, RGB. Not an array, into which they would have to be copied: for a large photo that
+            takes as long as half its decoding.
+        placement: where these pixels lie in the photo at its full size. If they are fewer, the last ones on one side
+            may reach beyond its edge.
+    """
+
+    image: Image.Image
+    placement: Placement
+
+
+def decode(data: bytes, *, max_pixels: int, sufficient: SufficientSize | None = None) -> Pixels:
+    """Decode one photo to uint8 `[H, W, 3]`, RGB, read-only; the rest is as in `decode_photo`."""
+    return np.asarray(decode_photo(data, max_pixels=max_pixels, sufficient=sufficient).image)
+
+
+def decode_photo(data: bytes, *, max_pixels: int, sufficient: SufficientSize | None = None) -> DecodedPhoto:
     """Decode one photo, upright, first frame only.
 
     EXIF orientation is applied. Transparent parts lie on white. 16-bit levels are scaled to 8; wider integers and
@@ -54,11 +79,8 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
     Args:
         data: a whole file, in one of `ACCEPTED_FORMATS`.
         max_pixels: the most pixels (width times height) that a header may announce.
-        sufficient_side: a JPEG whose short side is at least twice as long is decoded at 1/2, 1/4 or 1/8 of its size,
-            but not below this one (pixels). None decodes everything at full size.
-
-    Returns:
-        An RGB image: an array would have to be copied, and for a large photo that takes as long as half its decoding.
+        sufficient: a JPEG that is at least twice as large is decoded at 1/2, 1/4 or 1/8 of its size, but not below
+            this one. None decodes everything at full size.
 
     Raises:
         UnsupportedImage: the bytes are no image of an accepted format, or of a kind of it that isn't read, or there are
@@ -72,13 +94,17 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
     _mute_pillow()
     try:
         with _open(name, data, max_pixels) as image:
-            if sufficient_side is not None and isinstance(image, JpegImageFile) and not is_lossless_jpeg(data):
-                _reduce(image, sufficient_side)
+            scale, size = 1, image.size
+            if sufficient is not None and isinstance(image, JpegImageFile) and not is_lossless_jpeg(data):
+                scale = _reduce(image, sufficient)
             frame = image.tile[0].extents if isinstance(image, GifImageFile) else None
             image.load()
             if isinstance(image, PngImageFile):
                 check_png_rows(image, data)
-            return _upright(_only(frame, _rgb(image)), _orientation(image))
+            orientation = _orientation(image)
+            photo = _upright(_only(frame, _rgb(image)), orientation)
+            placement = whole_photo(*photo.size) if scale == 1 else _reduced(size, scale, orientation)
+            return DecodedPhoto(image=photo, placement=placement)
     except ImageError:
         raise
     except Exception as error:  # Pillow's parsers may raise anything, and none of it is ours to fix.
@@ -87,7 +113,7 @@ def decode_image(data: bytes, *, max_pixels: int, sufficient_side: int | None = 
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Convert a picture to RGB as `decode_image` does: transparent parts on white, 16-bit levels scaled to 8."""
+    """Convert a picture to RGB as `decode_photo` does: transparent parts on white, 16-bit levels scaled to 8."""
     return _rgb(image)
 
 
@@ -95,7 +121,7 @@ def upright_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None
     """Read width and height of a JPEG, if a decoder that knows neither EXIF nor CMYK would decode it correctly.
 
     Returns:
-        None for all other photos, and for damaged ones: `decode_image` knows what to do with them.
+        None for all other photos, and for damaged ones: `decode_photo` knows what to do with them.
 
     Raises:
         ImageTooLarge: the header announces more than `max_pixels`.
@@ -171,12 +197,39 @@ def _open_bmp(data: bytes) -> BmpImageFile:
         raise
 
 
-def _reduce(image: JpegImageFile, sufficient_side: int) -> None:
-    """Let the decoder compute fewer pixels, each the mean of a square: most of a large photo's time goes there."""
-    possible = min(image.size) // sufficient_side
-    scale = next((scale for scale in (8, 4, 2) if scale <= possible), None)
-    if scale is not None:
-        image.draft(None, (image.width // scale, image.height // scale))
+def _reduce(image: JpegImageFile, sufficient: SufficientSize) -> int:
+    """Let the decoder compute fewer pixels, each the mean of a square: most of a large photo's time goes there.
+
+    Returns:
+        The side of such a square; 1 if all pixels are computed.
+    """
+    possible = min(min(image.size) // sufficient.short, max(image.size) // sufficient.long)
+    scale = next((scale for scale in (8, 4, 2) if scale <= possible), 1)
+    if scale > 1:
+        image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
+    return image.decoderconfig[0] if image.decoderconfig else 1
+
+
+def _reduced(size: tuple[int, int], scale: int, orientation: object) -> Placement:
+    """Where the pixels of a reduced photo lie: whole squares, the last of which reach beyond the right and lower edge.
+
+    Args:
+        size: width and height as they are stored, before the photo is turned.
+        scale: side of a square.
+        orientation: of the photo.
+    """
+    width, height = size
+    beyond_right, beyond_bottom = -width % scale, -height % scale
+    if orientation in _ON_SIDE:
+        width, height, beyond_right, beyond_bottom = height, width, beyond_bottom, beyond_right
+    return Placement(
+        photo_width=width,
+        photo_height=height,
+        left=-beyond_right if orientation in _RIGHT_BECOMES_LEFT else 0,
+        top=-beyond_bottom if orientation in _BOTTOM_BECOMES_TOP else 0,
+        width=width + beyond_right,
+        height=height + beyond_bottom,
+    )
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -237,6 +290,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# What turning does: 5 to 8 exchange width and height, and then, seen that way round, some mirror.
+_ON_SIDE, _RIGHT_BECOMES_LEFT, _BOTTOM_BECOMES_TOP = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 
 
 def _orientation(image: ImageFile) -> object:

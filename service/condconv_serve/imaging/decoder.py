@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from condconv_serve.deadline import ending_at
-from condconv_serve.domain import MadeRow, Row, ServedModel
+from condconv_serve.domain import MadeRow, ServedModel
 from condconv_serve.errors import MissingImage, OutOfMemory
 from condconv_serve.imaging.row import make_row
 
 
-def model_row(data: bytes, model: ServedModel, *, max_pixels: int) -> Row:
+def model_row(data: bytes, model: ServedModel, *, max_pixels: int) -> MadeRow:
     """Turn an image file into a model's row. All code that needs a model's pixels calls this.
+
+    The row is as `make_row` returns it, with its placement.
 
     Args:
         data: a whole file, in one of `ACCEPTED_FORMATS`.
@@ -22,7 +25,7 @@ def model_row(data: bytes, model: ServedModel, *, max_pixels: int) -> Row:
 
     Raises:
         MissingImage: the file is empty.
-        UnsupportedImage, ImageTooLarge, CorruptImage: as `decode_image`.
+        UnsupportedImage, ImageTooLarge, CorruptImage: as `decode_photo`.
         OutOfMemory: there is too little memory.
     """
     if not data:
@@ -52,5 +55,5 @@ class ImageDecoder:
 
     def _decode(self, data: bytes, model: ServedModel) -> MadeRow:
         started = time.monotonic()
-        row = model_row(data, model, max_pixels=self._max_pixels)
-        return MadeRow(row, time.monotonic() - started)
+        made = model_row(data, model, max_pixels=self._max_pixels)
+        return replace(made, seconds=time.monotonic() - started)

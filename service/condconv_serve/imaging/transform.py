@@ -1,4 +1,4 @@
-"""Pixels -> one row: centre crop and resize, in the ways in which published weights were evaluated."""
+"""Pixels -> one row: crop or pad, and resize, in the ways in which published weights were evaluated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from condconv_serve.domain import Interpolation, Pixels, Preprocessing, Row
+from condconv_serve.domain import USUAL_CROP_PADDING, Interpolation, Pixels, Preprocessing, Row
+from condconv_serve.imaging.decode import SufficientSize
+from condconv_serve.imaging.placement import central_square, centre_square, fitted
 
 _CHANNELS = 3
 
@@ -18,7 +20,7 @@ Photo = Pixels | Image.Image
 
 
 def transform(photo: Photo, preprocessing: Preprocessing) -> Row:
-    """Crop and resize a photo to the network's row.
+    """Crop, stretch or pad a photo to the network's row. `place_row` says where in the photo that lies.
 
     Args:
         photo: an RGB image, or uint8 `[H, W, 3]`, of any size.
@@ -27,32 +29,38 @@ def transform(photo: Photo, preprocessing: Preprocessing) -> Row:
     Returns:
         `[image_size, image_size, 3]`, of the preprocessing's `row_type`.
     """
-    size, padding = preprocessing.image_size, preprocessing.crop_padding
+    size, interpolation = preprocessing.image_size, preprocessing.interpolation
+    padding = USUAL_CROP_PADDING if preprocessing.crop_padding is None else preprocessing.crop_padding
     match preprocessing.transform:
         case "official" if preprocessing.row_type is np.float32:
             return official_float(photo, image_size=size, crop_padding=padding)
         case "official":
             return official(photo, image_size=size, crop_padding=padding)
         case "pillow":
-            return pillow(photo, image_size=size, crop_padding=padding, interpolation=preprocessing.interpolation)
+            return pillow(photo, image_size=size, crop_padding=padding, interpolation=interpolation)
         case "central":
-            share, interpolation = preprocessing.crop_share, preprocessing.interpolation
+            share = preprocessing.crop_share
             return central(photo, image_size=size, crop_share=share, interpolation=interpolation)
+        case "stretch" | "letterbox" if interpolation == "asymmetric":
+            exact = asymmetric(photo, image_size=size, padded=preprocessing.transform == "letterbox")
+            return exact if preprocessing.row_type is np.float32 else np.rint(exact, out=exact).astype(np.uint8)
         case "stretch":
-            return stretch(photo, image_size=size, interpolation=preprocessing.interpolation)
+            return stretch(photo, image_size=size, interpolation=interpolation)
         case "letterbox":
-            return letterbox(photo, image_size=size, interpolation=preprocessing.interpolation)
+            return letterbox(photo, image_size=size, interpolation=interpolation)
 
 
 # A reduced photo keeps this many lines for each line of the row, so that the resize still has a choice.
 _SPARE_LINES = 1.4
 
 
-def sufficient_side(preprocessing: Preprocessing) -> int | None:
-    """Return the short side (pixels) below which `decode` may not reduce a photo; None if it may not reduce at all."""
+def sufficient_size(preprocessing: Preprocessing) -> SufficientSize | None:
+    """Say how small `decode` may make a photo; None if it may not reduce it at all."""
     if preprocessing.exact_decoding:
         return None
-    return math.ceil(_SPARE_LINES * preprocessing.image_size / preprocessing.crop_share)
+    side = math.ceil(_SPARE_LINES * preprocessing.image_size / preprocessing.crop_share)
+    # Where the photo is padded, the row has no more lines than the long side needs.
+    return SufficientSize(long=side) if preprocessing.transform == "letterbox" else SufficientSize(short=side)
 
 
 def official(photo: Photo, *, image_size: int, crop_padding: int) -> Pixels:
@@ -126,9 +134,8 @@ def central(
         uint8 `[image_size, image_size, 3]`.
     """
     image = photo if isinstance(photo, Image.Image) else Image.fromarray(np.ascontiguousarray(photo))
-    side = crop_share * min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
+    left, top, width, height = central_square(*image.size, crop_share=crop_share)
+    box = (left, top, left + width, top + height)
     return np.asarray(image.resize((image_size, image_size), Image.Resampling[interpolation.upper()], box=box))
 
 
@@ -148,12 +155,43 @@ def stretch(photo: Photo, *, image_size: int, interpolation: Interpolation = "bi
 
 
 def letterbox(photo: Photo, *, image_size: int, interpolation: Interpolation = "bilinear") -> Pixels:
-    """Make the photo a square with black at its right or its lower edge, and resize that as `stretch` does."""
+    """Resize the whole photo until its long side fits, as `stretch` does; what is left at the right or below is black.
+
+    The shape stays, but for the short side's rounding to whole pixels.
+    """
     image = photo if isinstance(photo, Image.Image) else Image.fromarray(np.ascontiguousarray(photo))
-    side = max(image.size)
-    square = Image.new("RGB", (side, side))
-    square.paste(image)
-    return stretch(square, image_size=image_size, interpolation=interpolation)
+    row = Image.new("RGB", (image_size, image_size))
+    row.paste(image.resize(fitted(*image.size, image_size=image_size), Image.Resampling[interpolation.upper()]))
+    return np.asarray(row)
+
+
+def asymmetric(photo: Photo, *, image_size: int, padded: bool) -> NDArray[np.float32]:
+    """Resize the whole photo as TensorFlow 1 does by default: bilinear, two taps however much the photo shrinks.
+
+    Pixel `i` is read at `i * source / target`, not between pixel centres; ONNX calls these coordinates asymmetric.
+
+    Args:
+        photo: as in `transform`.
+        image_size: side of the result.
+        padded: whether the photo first becomes a square, with zeros at the right or below; else it is stretched.
+
+    Returns:
+        float32 `[image_size, image_size, 3]`, 0..255.
+    """
+    pixels = np.asarray(photo)
+    height, width, _ = pixels.shape
+    row_index, row_weight = _bilinear_taps(height, max(height, width) if padded else height, image_size)
+    index, weight = _bilinear_taps(width, max(height, width) if padded else width, image_size)
+    flat_index = (index[..., None] * _CHANNELS + np.arange(_CHANNELS)).reshape(2, -1)
+    flat_weight = np.repeat(weight, _CHANNELS, axis=1)
+    lines = pixels.reshape(height, width * _CHANNELS)
+    # First only gathered: most of a large photo's pixels aren't looked at.
+    rows: NDArray[np.float32] = row_weight[0][:, None] * _blend(
+        lines.take(row_index[0], axis=0), flat_index, flat_weight, axis=1
+    )
+    rows += _blend(lines.take(row_index[1], axis=0), flat_index, flat_weight, axis=1) * row_weight[1][:, None]
+    np.minimum(rows, 255, out=rows)  # rounding may lead beyond the scale
+    return rows.reshape(image_size, image_size, _CHANNELS)
 
 
 def _centre_crop(photo: Photo, image_size: int, crop_padding: int) -> Photo:
@@ -163,14 +201,6 @@ def _centre_crop(photo: Photo, image_size: int, crop_padding: int) -> Photo:
     if isinstance(photo, np.ndarray):
         return photo[top : top + side, left : left + side]
     return photo.crop((left, top, left + side, top + side))
-
-
-def centre_square(width: int, height: int, *, image_size: int, crop_padding: int) -> tuple[int, int, int]:
-    """Return `left`, `top` and `side` of the official centre crop of a photo of this size, in pixels."""
-    # In float32, as TensorFlow computes it: float64 makes some crops one line smaller or larger.
-    share = np.float32(image_size / (image_size + crop_padding))
-    side = max(1, int(share * np.float32(min(height, width))))
-    return (width - side + 1) // 2, (height - side + 1) // 2, side
 
 
 # TensorFlow looks its weights up in a table of this many steps per pixel.
@@ -196,10 +226,23 @@ def _bicubic_taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[n
     return index, np.stack([outer[0], inner[0], inner[1], outer[1]]).astype(np.float32)
 
 
+def _bilinear_taps(source: int, padded: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Say which two source lines make up each target line: their `index` and `weight`, both `[2, target]`.
+
+    Lines from `source` to `padded` are zeros; lines beyond `padded` are the last one's own.
+    """
+    position = np.arange(target) * (padded / target)
+    before = np.floor(position).astype(np.intp)
+    past = position - before
+    index = np.minimum([before, before + 1], padded - 1)
+    weight = np.where(index < source, [1 - past, past], 0)
+    return np.minimum(index, source - 1), weight.astype(np.float32)
+
+
 def _blend(
     lines: NDArray[Any], index: NDArray[np.intp], weight: NDArray[np.float32], *, axis: int
 ) -> NDArray[np.float32]:
-    """Sum the four taps along `axis`, as float32."""
+    """Sum the taps along `axis`, as float32."""
     total: NDArray[np.float32] = lines.take(index[0], axis=axis) * weight[0]
     for which, share in zip(index[1:], weight[1:], strict=True):
         total += lines.take(which, axis=axis) * share

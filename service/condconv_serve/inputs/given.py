@@ -13,7 +13,7 @@ import numpy as np
 
 from condconv_serve.domain import ImageSource, PixelSource, ServedModel, readable
 from condconv_serve.errors import BodyTooLarge, CorruptImage, ServiceError
-from condconv_serve.imaging import as_rgb, transform
+from condconv_serve.imaging import as_rgb, place_row, transform
 from condconv_serve.inputs.files import expand, read_image
 from condconv_serve.inputs.image import ImageInput, is_one_image, picture_of
 from condconv_serve.inputs.image import read_image as read_input
@@ -46,9 +46,11 @@ class GivenImage:
                 raise BodyTooLarge(f"The image has {len(self.value)} bytes; the most allowed is {max_bytes}.")
             return self._source(self.value)
         preprocessing = model.info.preprocessing
-        if preprocessing.row_type is np.float32:  # its rows overshoot the scale that given pixels keep to
+        if preprocessing.official_decoding:  # its rows overshoot the scale that given pixels keep to
             return self._source(read_input(self.value).data)
-        return PixelSource(transform(as_rgb(picture_of(self.value)), preprocessing), id=self.id)
+        picture = as_rgb(picture_of(self.value))
+        placement = place_row(preprocessing, width=picture.width, height=picture.height)
+        return PixelSource(transform(picture, preprocessing), id=self.id, placement=placement)
 
     def encoded(self) -> ImageSource:
         """Its bytes, as they are sent: arrays and PIL images become PNGs.

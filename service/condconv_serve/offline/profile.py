@@ -113,7 +113,7 @@ def _without_profile(bundle: Bundle) -> Bundle:
 def _row(file: Path, model: ServedModel, settings: Settings, failures: list[tuple[Path, ServiceError]]) -> Row | None:
     """A file's row for the network, the same as a server's; None if it can't be used, which is noted."""
     try:
-        return model_row(read_image(file, settings.max_body_bytes), model, max_pixels=settings.max_pixels)
+        return model_row(read_image(file, settings.max_body_bytes), model, max_pixels=settings.max_pixels).row
     except ServiceError as error:
         failures.append((file, error))
         return None

@@ -62,7 +62,7 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
         info=info,
         engine=engine,
         computed_by=computed_by,
-        crop_jpeg=crop_jpeg if preprocessing.row_type is np.float32 else None,
+        crop_jpeg=crop_jpeg if preprocessing.official_decoding else None,
     )
 
 

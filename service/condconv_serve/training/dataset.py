@@ -150,14 +150,13 @@ def read_rows(
         known = json.loads(index.read_text())
         return _rows(file, images, known["kept"], [(Path(path), reason) for path, reason in known["failures"]])
     store = np.lib.format.open_memmap(file, mode="w+", dtype=preprocessing.row_type, shape=(total, size, size, 3))
-    cropper = crop_jpeg if preprocessing.row_type is np.float32 else None
     failures: list[tuple[Path, str]] = []
     kept: list[int] = []
 
     def decode(path: Path) -> Row | str:
         try:
             data = read_limited(path, _MAX_FILE_BYTES)
-            return make_row(data, preprocessing, max_pixels=max_pixels, crop_jpeg=cropper)
+            return make_row(data, preprocessing, max_pixels=max_pixels, crop_jpeg=crop_jpeg).row
         except ServiceError as error:
             return str(error)
         except FileTooLarge as error:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from condconv_serve.errors import CorruptImage, UnsupportedImage
-from condconv_serve.imaging import decode
+from condconv_serve.imaging import SufficientSize, decode
 from tests import pictures
 from tests.pictures import PNG_SIGNATURE, encode, jpeg, photo, png_chunk
 
@@ -49,9 +49,9 @@ def test_a_cut_jpeg_is_refused_whatever_fills_the_gap(name, filling, share):
     whole = JPEGS[name]
     kept = whole[: int(share * len(whole))]
     data = kept + FILLINGS[filling](kept, len(whole) - len(kept))
-    for sufficient_side in (None, 40):
+    for sufficient in (None, SufficientSize(short=40)):
         with pytest.raises(CorruptImage):
-            decode(data, max_pixels=LIMIT, sufficient_side=sufficient_side)
+            decode(data, max_pixels=LIMIT, sufficient=sufficient)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
@@ -146,10 +146,10 @@ ARITHMETIC = base64.b64decode(
 """Made by jpegtran: a level is 5 times its column."""
 
 
-@pytest.mark.parametrize("sufficient_side", [None, 6])
-def test_a_lossless_jpeg_is_read(sufficient_side):
+@pytest.mark.parametrize("sufficient", [None, SufficientSize(short=6)])
+def test_a_lossless_jpeg_is_read(sufficient):
     row, column = np.mgrid[:12, :16]
-    pixels = decode(LOSSLESS, max_pixels=LIMIT, sufficient_side=sufficient_side)
+    pixels = decode(LOSSLESS, max_pixels=LIMIT, sufficient=sufficient)
     np.testing.assert_array_equal(pixels[..., 0], 16 * column + row)
 
 

@@ -21,7 +21,7 @@ PHOTO = photo("coffee", (301, 200))
 
 
 def exact_row(data, **changes):
-    return make_row(data, EXACT, **{"max_pixels": 10**6, "crop_jpeg": crop_jpeg} | changes)
+    return make_row(data, EXACT, **{"max_pixels": 10**6, "crop_jpeg": crop_jpeg} | changes).row
 
 
 def saved(image, **options):
@@ -37,7 +37,7 @@ def test_exact_rows_are_the_golden_pixels():
     exact = Preprocessing(transform="official", image_size=224, exact_decoding=True)
     for name, wanted in zip(names, expected, strict=True):
         data = (GOLDEN / "images" / str(name)).read_bytes()
-        row = make_row(data, exact, max_pixels=10**6, crop_jpeg=crop_jpeg)
+        row = make_row(data, exact, max_pixels=10**6, crop_jpeg=crop_jpeg).row
         assert row.dtype == np.float32
         np.testing.assert_array_equal(row, wanted)
 
@@ -96,11 +96,11 @@ def test_a_file_that_only_pillow_can_decode():
 def test_without_exactness_rows_are_whole_levels():
     data = jpeg(PHOTO)
     for transform, function in (("official", official), ("pillow", pillow)):
-        row = make_row(data, Preprocessing(transform=transform, image_size=64), max_pixels=10**6)
+        row = make_row(data, Preprocessing(transform=transform, image_size=64), max_pixels=10**6).row
         assert row.dtype == np.uint8
         np.testing.assert_array_equal(row, function(decode(data, max_pixels=10**6), **SHAPE))
     exact_pillow = Preprocessing(transform="pillow", image_size=64, exact_decoding=True)
-    assert make_row(data, exact_pillow, max_pixels=10**6).dtype == np.uint8
+    assert make_row(data, exact_pillow, max_pixels=10**6).row.dtype == np.uint8
 
 
 def test_what_lies_below_the_square_must_be_there():

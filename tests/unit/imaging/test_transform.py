@@ -194,7 +194,7 @@ def test_the_central_crop_lies_between_pixels(size, share):
     expected = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR, box=box)
     preprocessing = Preprocessing(
         transform="central", image_size=size, crop_fraction=share, interpolation="bilinear", crop_padding=7
-    )
+    )  # the padding is no business of this one's
     np.testing.assert_array_equal(transform(pixels, preprocessing), expected)
     np.testing.assert_array_equal(transform(Image.fromarray(pixels), preprocessing), expected)
     assert preprocessing.crop_share == (share or 0.875)

@@ -58,7 +58,7 @@ def test_rows_are_those_of_a_server(exact: bool, tmp_path: Path) -> None:
         load=load,
     )
     assert (profiled.profile.images, profiled.failures) == (2, ())
-    expected = [model_row(file.read_bytes(), load(), max_pixels=10**6) for file in files]
+    expected = [model_row(file.read_bytes(), load(), max_pixels=10**6).row for file in files]
     assert {row.tobytes() for row in seen} == {row.tobytes() for row in expected}
     assert {row.dtype for row in seen} == {np.dtype(np.float32 if exact else np.uint8)}
 

@@ -169,6 +169,10 @@ class _Chooser:
 
     def crop(self, transform: TransformName, size: int, usual: Usual) -> dict[str, int | float]:
         wish, config = self.wishes.crop_pct, self.config
+        if transform in ("stretch", "letterbox"):
+            if wish is not None:
+                raise ImportFailed(f"The transform {transform} takes the whole photo: leave --crop away.")
+            return {}
         if wish is None and config.crop_mode not in (None, "center"):
             raise ImportFailed(
                 f"{config.origin} says that photos are cropped by {config.crop_mode!r}; here the centre is cut out. "

@@ -323,6 +323,15 @@ class TestWhatTheSourceSays:
             request = ImportRequest(source=source, architecture=LITE_CONDCONV.name, name="new", version=str(version))
             assert open_bundle(import_bundle(request, store=store)).manifest.preprocessing.model_dump() == PREPROCESSING
 
+    def test_whole_photos_have_no_crop(self, imported, store):
+        with pytest.raises(ImportFailed, match="stretch takes the whole photo: leave --crop away"):
+            imported(CONFIG, transform="stretch", crop_pct=0.9)
+        manifest = imported(CONFIG, transform="letterbox", interpolation="asymmetric").manifest
+        found = manifest.preprocessing
+        assert (found.transform, found.interpolation) == ("letterbox", "asymmetric")
+        assert (found.crop_padding, found.crop_fraction) == (None, None)
+        assert not any(what.startswith("crop") for what in manifest.provenance.origins)
+
     def test_nothing(self, imported):
         provenance = imported(None).manifest.provenance
         assert provenance.assumed == ("transform", "crop_padding", "interpolation", "mean", "std", "labels")
