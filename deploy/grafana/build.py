@@ -395,6 +395,38 @@ ROWS: dict[str, list[Panel]] = {
             unit="s",
         ),
     ],
+    "Detectors": [
+        lines(
+            "Objects per image",
+            "How much do the images show? Only detectors have these panels.",
+            (mean("condconv_detections", "model", IMAGES), "{{model}}"),
+            w=6,
+        ),
+        lines(
+            "Images in which nothing is found",
+            "Which share of the images shows none of a detector's classes? A camera that is covered brings it to 1.",
+            (
+                f'sum by (model) (rate(condconv_detections_bucket{{{IMAGES},le="0.0"}}[{R}])) '
+                f"/ sum by (model) (rate(condconv_detections_count{{{IMAGES}}}[{R}]))",
+                "{{model}}",
+            ),
+            unit="percentunit",
+            w=6,
+        ),
+        lines(
+            "Mean score",
+            "Is a detector as sure as it used to be? Callers' thresholds count, too.",
+            (mean("condconv_detection_score", "model", IMAGES), "{{model}}"),
+            w=6,
+        ),
+        heatmap(
+            "Scores",
+            "Are there sure and unsure objects? Choose a model above.",
+            f"sum by (le) (increase(condconv_detection_score_bucket{{{IMAGES}}}[{R}]))",
+            unit="short",
+            w=6,
+        ),
+    ],
     "Experts and drift": [
         lines(
             "Drift, at the block where it is most",

@@ -206,6 +206,7 @@ class Service:
             InferencePlane(self.registry, self._batcher, metrics=self.metrics, tallies=self.tallies),
             ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
             observe=self._observe,
+            count_objects=self.metrics.count_objects,
         )
         ablation_memory = MemoryCheck(partial(ablation_bytes, plan=self.plan), left=memory.left)
         self.ablator = AblationQueue(partial(load_ablation, settings, self.plan, ablation_memory))

@@ -26,7 +26,7 @@ from condconv_serve.imaging import ImageDecoder
 from condconv_serve.imaging.given_pixels import row_of_pixels
 from condconv_serve.inference.batching import Priority
 from condconv_serve.inference.plane import InferencePlane
-from condconv_serve.tasks.task import Task
+from condconv_serve.tasks.task import FindsObjects, Task
 
 Answer = TypeVar("Answer")
 logger = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ class ImagePipeline:
         decoder: ImageDecoder,
         *,
         observe: Callable[[ModelInfo, RowAnswer], None] = lambda model, row: None,
+        count_objects: Callable[[str, Sequence[float]], None] = lambda model, scores: None,
     ) -> None:
         """Wire the parts together.
 
@@ -48,10 +49,12 @@ class ImagePipeline:
             plane: computes rows.
             decoder: makes rows of images.
             observe: gets what the network answered for each image, for statistics; called on the event loop.
+            count_objects: gets a detector's name, and the scores of the objects that its answer for an image holds.
         """
         self.plane = plane
         self.decoder = decoder
         self._observe = observe
+        self._count_objects = count_objects
 
     async def run(
         self,
@@ -119,4 +122,6 @@ class ImagePipeline:
             error = unexpected_error()
             return ImageResult(id=identity, filename=filename, error=error)
         self._observe(model, row)
+        if isinstance(task, FindsObjects) and (scores := task.scores_in(answer)) is not None:
+            self._count_objects(model.name, scores)
         return ImageResult(id=identity, filename=filename, prediction=answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -28,7 +29,7 @@ from condconv_serve.domain import (
 )
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.batching import Batcher
-from condconv_serve.inference.plane import InferencePlane
+from condconv_serve.inference.plane import InferencePlane, RowBatcher
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.tasks.detection import Detect
 from condconv_serve.telemetry.metrics import Metrics
@@ -43,7 +44,7 @@ from tests.contract.fakes import (
 from tests.pictures import oriented
 
 SIZE = 64
-SHAPES = {"small": (70, 61), "wide": (640, 160), "tall": (160, 640), "huge": (1601, 1203)}
+SHAPES = {"small": (70, 61), "wide": (640, 160), "tall": (160, 640), "huge": (805, 603)}
 
 
 def find_green(rows: Row, stream: int) -> Tensors:
@@ -73,16 +74,20 @@ def detector(engine: Engine, **preprocessing: Any) -> ServedModel:
     return served_model(replace(detector_info(), preprocessing=Preprocessing(**given)), engine)
 
 
-async def detect(model: ServedModel, *images: ImageSource | PixelSource) -> list[Detection]:
-    async def run(model: ServedModel, rows: list[Row]) -> list[Tensors]:
+async def detect(
+    model: ServedModel, *images: ImageSource | PixelSource, task: Detect | None = None, metrics: Metrics | None = None
+) -> list[Detection]:
+    async def run(model: ServedModel, rows: Sequence[Row]) -> list[Tensors]:
         return rows_of(model.engine(np.stack(rows), 0))
 
-    metrics = Metrics(CollectorRegistry())
+    metrics = metrics or Metrics(CollectorRegistry())
     with ThreadPoolExecutor(1) as threads:
-        batcher = Batcher(run, streams=1, max_queue_rows=8, max_batch_size=4, metrics=metrics)
+        batcher: RowBatcher = Batcher(run, streams=1, max_queue_rows=8, max_batch_size=4, metrics=metrics)
         async with batcher:
             plane = InferencePlane(FakeModels(model), batcher, metrics=metrics)
-            answered = await ImagePipeline(plane, ImageDecoder(threads, max_pixels=10**7)).run(images, Detect())
+            decoder = ImageDecoder(threads, max_pixels=10**7)
+            pipeline = ImagePipeline(plane, decoder, count_objects=metrics.count_objects)
+            answered = await pipeline.run(images, task or Detect())
     assert all(result.error is None for result in answered.results)
     return [result.prediction for result in answered.results if result.prediction is not None]
 
@@ -143,3 +148,21 @@ async def test_pixels_with_and_without_a_placement() -> None:
         box = one.objects[0].box
         np.testing.assert_allclose([box.xmin, box.xmax], np.array([16, 32]) * scale[0], atol=0.5)
         np.testing.assert_allclose([box.ymin, box.ymax], np.array([8, 24]) * scale[1], atol=0.5)
+
+
+async def test_objects_are_counted_as_they_are_returned() -> None:
+    row = np.zeros((SIZE, SIZE, 3), np.uint8)
+    row[:8, :24] = (255, 0, 0)
+    row[8:16, :8] = (0, 0, 140)
+    nothing, metrics = np.zeros_like(row), Metrics(CollectorRegistry())
+    model = detector(ColourDetector(), transform="stretch")
+
+    def read(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"condconv_{name}", {"model": model.name, **labels})
+
+    await detect(model, PixelSource(row), PixelSource(nothing), metrics=metrics)
+    assert (read("detections_count"), read("detections_sum")) == (2, 4)
+    assert (read("detections_bucket", le="0.0"), read("detections_bucket", le="3.0")) == (1, 1)
+    assert (read("detection_score_count"), read("detection_score_bucket", le="0.6")) == (4, 1)
+    await detect(model, PixelSource(row), task=Detect(score_threshold=0.9, max_detections=2), metrics=metrics)
+    assert (read("detections_count"), read("detections_sum")) == (3, 6)

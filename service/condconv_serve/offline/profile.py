@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from condconv_serve.bootstrap import ModelLoader, load_model, plan_engines
-from condconv_serve.domain import LOGITS, ROUTING, RoutingProfile, Row, ServedModel
+from condconv_serve.domain import ROUTING, RoutingProfile, Row, ServedModel, rows_of
 from condconv_serve.errors import BundleError, MissingImage, ServiceError
 from condconv_serve.imaging import model_row
 from condconv_serve.inputs.files import read_image
+from condconv_serve.routing.found import classes_in
 from condconv_serve.routing.profile import profile_from
 from condconv_serve.routing.tally import Tally
 from condconv_serve.settings import Settings
@@ -77,7 +78,7 @@ def profile_files(
             rows = [row for file in chunk if (row := _row(file, model, settings, failures)) is not None]
             if rows:
                 output = model.engine(np.stack(rows), stream)
-                classes = output[LOGITS].argmax(axis=1)
+                classes = [classes_in(row) for row in rows_of(output)]
                 tally.merge(Tally.of(output[ROUTING], classes, layout, class_bytes=_UNLIMITED))
                 weights.append(output[ROUTING])
             progress.advance(task, len(chunk))

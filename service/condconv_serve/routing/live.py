@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from condconv_serve.domain import LOGITS, ROUTING, SCORES, ModelInfo, RoutingLayout, RoutingProfile, RowAnswer
+from condconv_serve.domain import ROUTING, ModelInfo, RoutingLayout, RoutingProfile, RowAnswer
 from condconv_serve.routing.drift import BlockDrift, DriftMeter
+from condconv_serve.routing.found import classes_in
 from condconv_serve.routing.statistics import RoutingStatistics, Window
 from condconv_serve.routing.tally import CLASS_BYTES, EDGES, Floats, Tally
 from condconv_serve.telemetry.metrics import WEIGHT_BUCKETS, BlockRouting
@@ -46,13 +47,9 @@ class LiveRouting:
         self._models: dict[tuple[str, str], LiveModel] = {}
 
     def observe(self, model: ModelInfo, row: RowAnswer) -> None:
-        """Count what the network answered for one image: its routing weights, and its most probable class.
-
-        A detector's is the class of the box with the highest score.
-        """
+        """Count what the network answered for one image: its routing weights, for its classes (see `classes_in`)."""
         if model.routing:
-            scores = row.tensors[LOGITS] if LOGITS in row.tensors else row.tensors[SCORES].max(axis=0)
-            self.of(model).statistics.observe(row.tensors[ROUTING], int(scores.argmax()))
+            self.of(model).statistics.observe(row.tensors[ROUTING], classes_in(row.tensors))
 
     def of(self, model: ModelInfo) -> LiveModel:
         """Return a served version's statistics. A version that is loaded again keeps them if it has the same blocks."""
@@ -85,7 +82,7 @@ class LiveRouting:
             return iter(list(self._models.values()))
 
     def class_of(self, model: ModelInfo, index: int) -> tuple[int, Floats] | None:
-        """Images of a predicted class and their mean weights; None without images."""
+        """Images of a class (see `classes_in`) and their mean weights; None without images."""
         live = self._models.get((model.name, model.version))
         return None if live is None else live.statistics.class_of(index)
 

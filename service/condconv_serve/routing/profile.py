@@ -6,17 +6,17 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from condconv_serve.domain import RoutingLayout, RoutingProfile
-from condconv_serve.routing.tally import Floats, Tally
+from condconv_serve.routing.tally import ClassesOfImages, Floats, Tally
 
 MIN_CLASS_IMAGES = 5
-"""A class has a profile of its own if so many images were taken for it."""
+"""A class has a profile of its own if so many images were taken for it, or it was found in so many."""
 UNUSUAL_SHARE = 0.05
 """The share of a profile's own images that are as far from the others as what is called unusual."""
 
 
 def profile_of(
     routing: ArrayLike,
-    classes: ArrayLike,
+    classes: ClassesOfImages,
     layout: RoutingLayout,
     *,
     min_class_images: int = MIN_CLASS_IMAGES,
@@ -25,7 +25,7 @@ def profile_of(
 
     Args:
         routing: `[N, blocks, experts]`, from 0 to 1.
-        classes: `[N]`, the class that the model predicted for each image.
+        classes: the class that the model predicted for each of the images, or all that it found in each.
         layout: whose weights they are.
         min_class_images: images that a class needs for a profile of its own.
     """

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condconv_serve.domain import RoutingLayout
-from condconv_serve.routing.tally import CLASS_BYTES, Floats, Tally
+from condconv_serve.routing.tally import CLASS_BYTES, Counts, Floats, Tally
 
 Window = Literal["1m", "15m", "all"]
 WINDOWS: tuple[Window, ...] = get_args(Window)
@@ -59,11 +59,11 @@ class RoutingStatistics:
             share = self._class_bytes // sum(number for _, number in _SPANS.values())
             self._rings = {w: _Ring(self.layout, *span, class_bytes=share) for w, span in _SPANS.items()}
             self._pending: list[NDArray[np.float32]] = []
-            self._pending_classes: list[int] = []
+            self._pending_classes: list[int | Counts] = []
             self._pending_part = 0.0
 
-    def observe(self, weights: NDArray[np.float32], predicted: int) -> None:
-        """Count one image: its routing weights `[blocks, experts]` and its most probable class."""
+    def observe(self, weights: NDArray[np.float32], classes: int | Counts) -> None:
+        """Count one image: its routing weights `[blocks, experts]`, and its class, or all that were found in it."""
         now = self._clock()
         part = now // _SPANS["1m"][0]
         with self._lock:
@@ -71,7 +71,7 @@ class RoutingStatistics:
                 self._count_pending()
                 self._pending_part = part
             self._pending.append(weights)
-            self._pending_classes.append(predicted)
+            self._pending_classes.append(classes)
 
     def read(self, window: Window = "all", *, classes: bool = True) -> Tally:
         """The images of a window, as a copy for the caller. Without classes it is much cheaper."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,6 +13,9 @@ from condconv_serve.domain import RoutingLayout
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
+
+ClassesOfImages = NDArray[np.integer[Any]] | Sequence[int | NDArray[np.integer[Any]]]
+"""For each image its class, or an array of the classes that were found in it, each once; perhaps none."""
 
 BINS = 20
 """Bins of the histograms: equal ones from 0 to 1. A bin holds its upper end, as Prometheus's buckets do."""
@@ -181,7 +186,7 @@ class Tally:
         active: `[blocks, experts]`, images that give it a weight above `ACTIVE`.
         entropy_mean: `[blocks]`, see `entropy`.
         entropy_squares: `[blocks]`.
-        classes: by predicted class.
+        classes: by predicted class, or by each class that a detector found.
     """
 
     layout: RoutingLayout
@@ -209,7 +214,7 @@ class Tally:
     def of(
         cls,
         routing: ArrayLike,
-        classes: ArrayLike,
+        classes: ClassesOfImages,
         layout: RoutingLayout,
         *,
         class_bytes: int = CLASS_BYTES,
@@ -218,14 +223,17 @@ class Tally:
 
         Args:
             routing: their weights `[N, blocks, experts]`, from 0 to 1; images with one that isn't finite don't count.
-            classes: their predicted classes `[N]`.
+            classes: their predicted classes `[N]`, or all that were found in each.
             layout: whose weights they are.
             class_bytes: most memory for the classes.
         """
-        weights, predicted = np.asarray(routing, np.float64), np.asarray(classes, np.int64)
-        finite = np.isfinite(weights).all(axis=(1, 2))
+        weights = np.asarray(routing, np.float64)
+        places, predicted = _by_class(classes)
+        finite = np.asarray(np.isfinite(weights).all(axis=(1, 2)))
         if not finite.all():
-            weights, predicted = weights[finite], predicted[finite]
+            counts = finite[places]
+            places, predicted = (finite.cumsum() - 1)[places[counts]], predicted[counts]
+            weights = weights[finite]
         tally = cls(layout, class_bytes)
         tally.count = len(weights)
         if not weights.size:
@@ -240,8 +248,10 @@ class Tally:
         tally.entropy_mean = entropies.mean(axis=0)
         tally.entropy_squares = ((entropies - tally.entropy_mean) ** 2).sum(axis=0)
         order = predicted.argsort(kind="stable")
-        found, starts, counts = np.unique(predicted[order], return_index=True, return_counts=True)
-        tally.classes.add(found, counts.astype(np.int64), np.add.reduceat(weights[order], starts, axis=0))
+        found, starts, images = np.unique(predicted[order], return_index=True, return_counts=True)
+        if len(found):
+            sums = np.add.reduceat(weights[places[order]], starts, axis=0)
+            tally.classes.add(found, images.astype(np.int64), sums)
         return tally
 
     def merge(self, other: Tally, *, classes: bool = True) -> None:
@@ -336,6 +346,15 @@ class Tally:
 
 _ARRAYS = ("mean", "squares", "histogram", "strongest", "active", "entropy_mean", "entropy_squares")
 _CLASS_ARRAYS = ("classes", "counts", "sums", "ranks", "dropped")
+
+
+def _by_class(classes: ClassesOfImages) -> tuple[Counts, Counts]:
+    """Each image's place, once for each of its classes, and these classes."""
+    if isinstance(classes, np.ndarray):
+        return np.arange(len(classes)), classes.astype(np.int64)
+    found = [np.atleast_1d(np.asarray(of_image, np.int64)) for of_image in classes]
+    places = np.repeat(np.arange(len(found)), [len(of_image) for of_image in found])
+    return places, np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def _histogram(weights: Floats) -> Counts:

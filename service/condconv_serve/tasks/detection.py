@@ -72,6 +72,10 @@ class Detect:
             batch_size=row.batch_size,
         )
 
+    def scores_in(self, answer: Detection) -> list[float]:
+        """The score of each object of an answer."""
+        return [found.score for found in answer.objects]
+
     def objects(self, tensors: Tensors, model: ModelInfo, placement: Placement) -> tuple[DetectedObject, ...]:
         """The objects of one row, the highest score first; those outside of the photo are left out.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from condconv_serve.domain import ModelInfo, RowAnswer
 
@@ -22,4 +23,13 @@ class Task(Protocol[Answer_co]):
 
     def answer(self, row: RowAnswer, model: ModelInfo) -> Answer_co:
         """Turn the tensors of one row into an answer."""
+        ...
+
+
+@runtime_checkable
+class FindsObjects(Protocol):
+    """A task whose answers may hold objects that were found in an image. They are counted as they are returned."""
+
+    def scores_in(self, answer: Any) -> Sequence[float] | None:
+        """The score of each object of an answer; None if that answer doesn't say what was found."""
         ...

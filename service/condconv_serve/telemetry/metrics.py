@@ -26,6 +26,9 @@ SECONDS_BUCKETS = (
 LOAD_SECONDS_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 WEIGHT_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+SCORE_BUCKETS = WEIGHT_BUCKETS
+DETECTIONS_BUCKETS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+"""The first one holds the images in which nothing was found."""
 
 
 class Metrics:
@@ -96,6 +99,21 @@ class Metrics:
             "Rows per batch. Does batching work, and is there room?",
             ("model",),
             buckets=BATCH_SIZE_BUCKETS,
+            registry=registry,
+        )
+        self.detections = Histogram(
+            "condconv_detections",
+            "Objects returned for each image that a detector answered, at the thresholds of its request. How much do "
+            "the images show, and in how many is nothing found?",
+            ("model",),
+            buckets=DETECTIONS_BUCKETS,
+            registry=registry,
+        )
+        self.detection_score = Histogram(
+            "condconv_detection_score",
+            "Scores of the objects that were returned. Is a detector as sure as it used to be?",
+            ("model",),
+            buckets=SCORE_BUCKETS,
             registry=registry,
         )
         self.queue_rows = Gauge(
@@ -218,6 +236,13 @@ class Metrics:
         )
         self.routing = RoutingCollector()
         registry.register(self.routing)
+
+    def count_objects(self, model: str, scores: Sequence[float]) -> None:
+        """Count the objects that an answer for one image holds, by their scores."""
+        self.detections.labels(model).observe(len(scores))
+        observe = self.detection_score.labels(model).observe
+        for score in scores:
+            observe(score)
 
     def describe(self) -> list[tuple[str, str, tuple[str, ...], str]]:
         """Name, type, labels and help text of each of the service's own metrics, as they are exposed."""
