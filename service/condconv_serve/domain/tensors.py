@@ -32,7 +32,10 @@ LABEL = "label"
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """A tensor by its name, its shape per row, and its dtype as NumPy names it; `str` is text, `bytes` a file."""
+    """A tensor by its name, its shape per row, and its dtype as NumPy names it; `str` is text, `bytes` a file.
+
+    -1 in the shape is a size that the request decides.
+    """
 
     name: str
     shape: tuple[int, ...]

@@ -12,6 +12,7 @@ from condconv_serve.errors import MissingImage, QueueFull, ServiceError, TooMany
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.inference.batching import Priority
 from condconv_serve.pipeline import ImagePipeline
+from condconv_serve.tasks.detection import Detect
 from condconv_serve.tasks.named_outputs import NamedOutputs, outputs_of, stacked
 
 IMAGE = "image"
@@ -36,6 +37,7 @@ class TensorRequest:
     Attributes:
         sources: its images, or its rows of pixels.
         outputs: names of what to return, as `outputs_of` has them; all if None.
+        detect: what counts as an object, of a model for detection; its usual thresholds if None.
         model: name of the model; the default one if None.
         version: its version or an alias; the alias `default`, or else the newest version, if None.
         timeout_ms: milliseconds that the caller waits; the server's longest if None.
@@ -45,6 +47,7 @@ class TensorRequest:
 
     sources: Sequence[ImageSource | PixelSource]
     outputs: tuple[str, ...] | None = None
+    detect: Detect | None = None
     model: str | None = None
     version: str | None = None
     timeout_ms: int | None = None
@@ -118,7 +121,7 @@ class TensorInference:
 
         Raises:
             MissingImage, TooManyImages: no rows, or more than allowed.
-            InvalidParameter: unknown outputs, a wrong priority or timeout.
+            InvalidParameter: unknown outputs, thresholds that the model can't use, a wrong priority or timeout.
             ServiceError: why the request, or the first row that failed, can't be answered. With several rows the
                 message says which one it was.
         """
@@ -129,7 +132,7 @@ class TensorInference:
         if count > self._max_images:
             raise TooManyImages(f"The request has {count} rows; {self._max_images} are allowed.")
         facts.deadline = deadline or gatekeeper.deadline(request.timeout_ms)
-        task = _WithTimings(request.outputs)
+        task = _WithTimings(request.outputs, request.detect)
         answered = await self._images.run(
             request.sources,
             task,
@@ -154,6 +157,7 @@ class _WithTimings:
     """The named outputs, all of them if no names are given, with the row's timings."""
 
     names: tuple[str, ...] | None
+    detect: Detect | None
 
     def check(self, model: ModelInfo) -> None:
         self._task(model).check(model)
@@ -163,7 +167,7 @@ class _WithTimings:
 
     def _task(self, model: ModelInfo) -> NamedOutputs:
         names = self.names if self.names is not None else tuple(output.name for output in outputs_of(model))
-        return NamedOutputs(names)
+        return NamedOutputs(names, self.detect)
 
 
 def _placed(error: ServiceError, place: int, count: int) -> ServiceError:

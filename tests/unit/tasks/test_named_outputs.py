@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from condconv_serve.domain import RoutingLayout, RowAnswer, Timings
+from condconv_serve.domain import RoutingLayout, RowAnswer, Timings, rows_of
 from condconv_serve.errors import InvalidParameter
-from condconv_serve.tasks.named_outputs import NamedOutputs, outputs_of, stacked
-from tests.contract.fakes import model_info
+from condconv_serve.tasks.detection import Detect
+from condconv_serve.tasks.named_outputs import OPEN, NamedOutputs, outputs_of, stacked
+from tests.contract.fakes import ColourDetector, detector_info, model_info
 
 MODEL = model_info()
 
@@ -54,3 +55,25 @@ def test_unknown_outputs_are_refused() -> None:
         InvalidParameter, match="no output 'boxes'; it has logits, routing, features, probabilities, label"
     ):
         NamedOutputs(("logits", "boxes")).check(MODEL)
+
+
+def test_outputs_of_a_detector() -> None:
+    model = detector_info()
+    specs = {output.name: output.shape for output in outputs_of(model)}
+    assert specs == {
+        "boxes": (64, 4),
+        "scores": (64, 3),
+        "routing": (2, 3),
+        "detection_boxes": (OPEN, 4),
+        "detection_scores": (OPEN,),
+        "detection_classes": (OPEN,),
+        "num_detections": (),
+    }
+    tensors = rows_of(ColourDetector()(np.full((1, 32, 32, 3), (0, 0, 255), np.uint8)))[0]
+    answered = RowAnswer(tensors=tensors, timings=row(0).timings, batch_size=1)
+    answer = NamedOutputs(tuple(specs), Detect(max_detections=9)).answer(answered, model)
+    for name, values in answer.items():
+        assert values.dtype == np.float32
+        assert values.shape == tuple(9 if size == OPEN else size for size in specs[name])
+    assert (answer["num_detections"], answer["detection_classes"].tolist()) == (9, [2] * 9)
+    assert answer["boxes"] is tensors["boxes"]

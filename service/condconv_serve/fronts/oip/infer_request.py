@@ -33,6 +33,7 @@ class InferRequest:
         return TensorRequest(
             sources=self.sources,
             outputs=tuple(output.name for output in self.outputs),
+            detect=self.parameters.detect,
             model=name,
             version=version,
             priority=self.parameters.priority,

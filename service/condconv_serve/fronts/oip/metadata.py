@@ -59,10 +59,15 @@ def model_metadata(model: ServedModel, models: ServedModels) -> dict[str, Any]:
 
 
 def model_parameters(model: ModelInfo, *, aliases: Mapping[str, Any]) -> dict[str, str]:
-    """What else is worth knowing of a model: its version, its CondConv blocks with their experts, its aliases."""
+    """What else is worth knowing of a model: its version, its CondConv blocks with their experts, its aliases.
+
+    And the labels of a detector, whose answers have its classes by number only.
+    """
+    named = {"labels": json.dumps([label.label for label in model.labels])} if model.task == "detection" else {}
     return {
         "version": model.version,
         "task": model.task,
+        **named,
         "image_size": str(model.preprocessing.image_size),
         "pixels_datatypes": json.dumps(ACCEPTED["pixels"]),
         "routing_blocks": json.dumps(model.routing.blocks),

@@ -10,7 +10,9 @@ from condconv_serve.domain.facts import Deadline
 from condconv_serve.errors import InvalidParameter, NotSupported
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.oip.shown import shown
+from condconv_serve.fronts.thresholds import thresholds_of
 from condconv_serve.inference.batching import Priority
+from condconv_serve.tasks.detection import Detect
 
 Parameters = Mapping[str, Any]
 """Values are text, whole numbers, other numbers, true or false."""
@@ -28,11 +30,13 @@ class RequestParameters:
         priority: high, normal or low.
         timeout: microseconds that the caller waits; None means the server's longest.
         binary_data_output: whether outputs are binary unless they say otherwise.
+        detect: what counts as an object; None if the request doesn't say.
     """
 
     priority: str = "normal"
     timeout: int | None = None
     binary_data_output: bool = False
+    detect: Detect | None = None
 
     def deadline(self, gatekeeper: Gatekeeper) -> Deadline:
         """When a request that starts now must be answered.
@@ -79,6 +83,7 @@ def request_parameters(value: Any) -> RequestParameters:
         priority=_priority(parameters.get("priority", 0)),
         timeout=_whole(parameters.get("timeout", 0), "timeout", of="the request, in microseconds,") or None,
         binary_data_output=_flag(parameters, "binary_data_output", of="the request", default=False),
+        detect=thresholds_of(parameters),
     )
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from condconv_serve.domain import BOXES, FEATURES, LABEL, LOGITS, PROBABILITIES, ROUTING, SCORES
+from condconv_serve.fronts.thresholds import THRESHOLD_SCHEMAS
+from condconv_serve.tasks.named_outputs import DETECTIONS
+
 Schema = dict[str, Any]
 
 
@@ -67,6 +71,7 @@ SCHEMAS: dict[str, Schema] = {
                 priority={"anyOf": [_WHOLE, _TEXT], "description": "1 (high), 2 (normal), 3 (low), or 0 for normal."},
                 timeout={"type": "integer", "description": "Microseconds that you wait.", "minimum": 0},
                 binary_data_output={**_FLAG, "description": "Whether outputs are binary unless they say otherwise."},
+                **THRESHOLD_SCHEMAS,
             ),
             "additionalProperties": True,
         },
@@ -94,7 +99,11 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "request_output": _object(
         ("name",),
-        name={"type": "string", "enum": ["logits", "probabilities", "label", "routing", "features"]},
+        name={
+            "type": "string",
+            "enum": [LOGITS, PROBABILITIES, LABEL, ROUTING, FEATURES, BOXES, SCORES, *DETECTIONS],
+            "description": "The model's metadata says which of these it has.",
+        },
         parameters={
             **_object(
                 (),

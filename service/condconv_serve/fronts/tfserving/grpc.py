@@ -29,6 +29,7 @@ from condconv_serve.fronts.tfserving.signatures import (
     regress_refusal,
 )
 from condconv_serve.fronts.tfserving.tensors import fill_tensor, images_of, pixels_of
+from condconv_serve.fronts.thresholds import THRESHOLDS, thresholds_of
 from condconv_serve.tasks.named_outputs import outputs_of
 
 MESSAGES = MessageSet("tensorflow_serving")
@@ -37,6 +38,8 @@ MODEL_SERVICE = "tensorflow.serving.ModelService"
 FRONT = "tfserving-grpc"
 PRIORITY = "x-priority"
 """Name of the metadata that says how urgent a request is: high, normal or low."""
+THRESHOLD_KEYS = {f"x-{name.replace('_', '-')}": name for name in THRESHOLDS}
+"""Names of the metadata that say what counts as an object, with those of the thresholds."""
 SIGNATURE_DEF = "signature_def"
 """The only field of metadata."""
 INLINE_BYTES = 256 * 1024
@@ -169,7 +172,8 @@ class _Predictions:
 
     async def _infer(self, question: Question, sources: Sources, outputs: tuple[str, ...], call: Call) -> Any:
         deadline = call.deadline(self._context.gatekeeper.deadline())
-        options = Options(priority=call.metadata.get(PRIORITY, "normal"))
+        given = {name: call.metadata[key] for key, name in THRESHOLD_KEYS.items() if key in call.metadata}
+        options = Options(priority=call.metadata.get(PRIORITY, "normal"), detect=thresholds_of(given))
         return await question.infer(sources, outputs, options=options, deadline=deadline)
 
 

@@ -21,6 +21,7 @@ from condconv_serve.fronts.tfserving.model_spec import spec_of
 from condconv_serve.fronts.tfserving.outputs import classify_json, predict_json
 from condconv_serve.fronts.tfserving.question import Options, Question, Questions
 from condconv_serve.fronts.tfserving.signatures import check_classify_signature, regress_refusal
+from condconv_serve.fronts.thresholds import thresholds_of
 from condconv_serve.http.body import read_body
 from condconv_serve.http.disconnect import unless_disconnected
 from condconv_serve.http.encodings import decompressed
@@ -108,7 +109,7 @@ def router(context: AppContext) -> APIRouter:
                 summary=document.summary,
                 responses={**error_entries(*SLUGS), **document.responses},
                 openapi_extra={
-                    "parameters": [*parameters, *schemas.QUERY_PARAMETERS],
+                    "parameters": [*parameters, *schemas.QUERY_PARAMETERS, *document.query],
                     "requestBody": document.request_body,
                 },
             )
@@ -121,4 +122,8 @@ def _options(request: Request) -> Options:
     timeout = query.get("timeout_ms")
     if timeout is not None and not re.fullmatch("0*[1-9][0-9]{0,8}", timeout):
         raise InvalidParameter(f"timeout_ms must be a whole number of milliseconds from 1, not {timeout[:100]!r}.")
-    return Options(timeout_ms=None if timeout is None else int(timeout), priority=query.get("priority", "normal"))
+    return Options(
+        timeout_ms=None if timeout is None else int(timeout),
+        priority=query.get("priority", "normal"),
+        detect=thresholds_of(query),
+    )

@@ -10,6 +10,7 @@ from condconv_serve.domain.facts import Deadline, RequestFacts
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.tensor_inference import TensorAnswer, TensorInference, TensorRequest
 from condconv_serve.fronts.tfserving.model_spec import ModelSpec
+from condconv_serve.tasks.detection import Detect
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,12 @@ class Options:
     Attributes:
         timeout_ms: milliseconds that the caller waits; the server's longest if None.
         priority: high, normal or low.
+        detect: what counts as an object, of a model for detection; its usual thresholds if None.
     """
 
     timeout_ms: int | None = None
     priority: str = "normal"
+    detect: Detect | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,7 @@ class Question:
             split_key=self.split_key,
             timeout_ms=options.timeout_ms,
             priority=options.priority,
+            detect=options.detect,
         )
         with self.spec.told_when_missing():
             return await self.inference.infer(self.facts, request, deadline=deadline)

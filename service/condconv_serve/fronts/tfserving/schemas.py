@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from condconv_serve.fronts.examples import EXAMPLE_JPEG_BASE64
 from condconv_serve.fronts.gatekeeper import SPLIT_KEY_HEADER
 from condconv_serve.fronts.tfserving.signatures import CLASSES
+from condconv_serve.fronts.thresholds import THRESHOLD_SCHEMAS
 
 EXAMPLE_MODEL = "efficientnet-lite0-condconv-4e"
 
@@ -53,6 +54,15 @@ QUERY_PARAMETERS = (
     ),
 )
 
+THRESHOLD_PARAMETERS = tuple(
+    _parameter(
+        name,
+        "query",
+        f"{schema['description']} Not part of TensorFlow Serving's API.",
+        {key: value for key, value in schema.items() if key != "description"},
+    )
+    for name, schema in THRESHOLD_SCHEMAS.items()
+)
 _B64 = {
     "type": "object",
     "properties": {"b64": {"type": "string", "description": "An encoded image, such as a JPEG file, in base64."}},
@@ -72,11 +82,12 @@ _SIGNATURE = {"type": "string", "description": "The signature; `GET .../metadata
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Documented:
-    """What the OpenAPI document says of a route: its summary, and the entries of its body and of its answers."""
+    """What the OpenAPI document says of a route: its summary, and the entries of its body, answers and own query."""
 
     summary: str
     request_body: dict[str, Any]
     responses: dict[int | str, dict[str, Any]]
+    query: tuple[dict[str, Any], ...] = ()
 
 
 def _json(schema: Mapping[str, Any], example: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,6 +136,7 @@ class MetadataResponse(BaseModel):
 
 PREDICT = Documented(
     summary="Compute the outputs of a signature",
+    query=THRESHOLD_PARAMETERS,
     request_body={
         "required": True,
         **_json(

@@ -9,7 +9,7 @@ from typing import Literal
 from condconv_serve.domain import LABEL, PROBABILITIES, ModelInfo, OutputSpec
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.tensor_inference import IMAGE, PIXELS, inputs_of
-from condconv_serve.tasks.named_outputs import outputs_of
+from condconv_serve.tasks.named_outputs import DETECTIONS, outputs_of
 
 DEFAULT_SIGNATURE = "serving_default"
 """For requests that name no signature."""
@@ -22,6 +22,7 @@ CLASSES = 5
 INPUT_NAMES: Mapping[str, str] = {"bytes": IMAGE, "image_bytes": IMAGE}
 """Other names that inputs often have, and ours."""
 
+_USUAL = (PROBABILITIES, LABEL, *DETECTIONS)
 METHODS = {"predict": "tensorflow/serving/predict", "classify": "tensorflow/serving/classify"}
 """TensorFlow's names of what a signature is for."""
 
@@ -46,19 +47,19 @@ class Signature:
 def signatures_of(model: ModelInfo) -> dict[str, Signature]:
     """All signatures of a model, by name.
 
-    `serving_default` takes encoded images, `pixels` takes rows of pixels; both return probabilities and labels. Beside
-    them there is one for each output alone, and one for all outputs, such as `routing`, `pixels_routing`, `all` and
-    `pixels_all`.
+    `serving_default` takes encoded images, `pixels` takes rows of pixels; both return probabilities and labels, or what
+    was detected. Beside them there is one for each output alone, and one for all outputs, such as `routing`,
+    `pixels_routing`, `all` and `pixels_all`.
     """
     every = outputs_of(model)
-    usual = tuple(output for output in every if output.name in (PROBABILITIES, LABEL))
+    usual = tuple(output for output in every if output.name in _USUAL)
     found: dict[str, Signature] = {}
     for given in inputs_of(model):
         first, prefix = (DEFAULT_SIGNATURE, "") if given.name == IMAGE else (given.name, f"{given.name}_")
         found[first] = Signature(name=first, input=given, outputs=usual or every)
         for name, outputs in {**{output.name: (output,) for output in every}, ALL: every}.items():
             found[prefix + name] = Signature(name=prefix + name, input=given, outputs=outputs)
-    if usual:
+    if model.task == "classification":
         found[CLASSIFY] = _classify(len(model.labels))
     return found
 
@@ -91,8 +92,13 @@ def check_classify_signature(model: ModelInfo, name: str | None) -> None:
     """Check the signature that a request to classify names.
 
     Raises:
-        InvalidParameter: it isn't for classification, or doesn't exist.
+        InvalidParameter: it isn't for classification, or doesn't exist; or the model isn't for classification.
     """
+    if model.task != "classification":
+        raise InvalidParameter(
+            f"Expected classification signature method_name to be {METHODS['classify']}. Was: {METHODS['predict']}. "
+            f"{model.name} is a model for {model.task}; send it to predict."
+        )
     if name in (None, "", DEFAULT_SIGNATURE, CLASSIFY):
         return
     found = signatures_of(model).get(str(name))
@@ -113,9 +119,10 @@ def regress_refusal(model: ModelInfo, name: str | None) -> InvalidParameter:
         return InvalidParameter(
             f"No signature was found with the name: {str(name)[:100]}. {model.name} doesn't regress."
         )
+    verbs = "predict or classify" if CLASSIFY in signatures_of(model) else "predict"
     return InvalidParameter(
         f"Expected regression signature method_name to be tensorflow/serving/regress. Was: {METHODS[found.method]}. "
-        f"{model.name} classifies; send it to :predict or :classify."
+        f"{model.name} is a model for {model.task}; send it to {verbs}."
     )
 
 
