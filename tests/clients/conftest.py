@@ -15,9 +15,10 @@ import pytest
 from condconv_serve.imaging import make_row
 from condconv_serve.store import open_bundle, read_labels
 from condconv_serve.store.default import set_default
-from tests.clients.given import Given
+from tests.clients.given import DETECTOR, Given
 from tests.clients.photos import photos
 from tests.e2e.server import BUNDLE, MODEL, PATIENCE, Server, probabilities
+from tests.e2e.tiny_models import write_colour_detector
 
 OTHER = "other"
 """The copy, which tests may load and unload."""
@@ -45,7 +46,15 @@ def real_server(clients: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
-def given(real_server: Server) -> Given:
+def detectors(clients: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose network is a stand-in: what counts here is how its answers look."""
+    write_colour_detector(store := tmp_path_factory.mktemp("detectors"), name=DETECTOR)
+    with Server(model_store=store, grpc_port=0, request_timeout=PATIENCE) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def given(real_server: Server, detectors: Server) -> Given:
     bundle = open_bundle(BUNDLE)
     preprocessing = bundle.manifest.preprocessing.to_domain()
     asked = photos()
@@ -59,4 +68,6 @@ def given(real_server: Server) -> Given:
         photos=asked,
         pixels=np.stack([make_row(photo, preprocessing, max_pixels=10**8).row for photo in asked]),
         expected=np.array(expected),
+        detectors_http=detectors.url.removeprefix("http://"),
+        detectors_grpc=detectors.grpc,
     )

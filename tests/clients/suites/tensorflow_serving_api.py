@@ -22,7 +22,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from tests.clients.given import TOLERANCE, Given
+from tests.clients.given import DETECTOR, TOLERANCE, Given, check_objects, coloured
 
 Agrees = Callable[[Callable[[bytes], Any]], None]
 PATIENCE = 120.0
@@ -153,6 +153,25 @@ def test_classify(given: Given, stub: Any) -> None:
         assert [scored.label for scored in found.classes] == [given.labels[index] for index in best]
         assert np.abs([scored.score for scored in found.classes] - given.expected[place][best]).max() <= TOLERANCE
         assert [label for label, _ in body["results"][place]] == [given.labels[index] for index in best]
+
+
+def test_objects(given: Given) -> None:
+    asked = predict_pb2.PredictRequest()
+    asked.model_spec.name = DETECTOR
+    asked.inputs["image"].CopyFrom(tf.make_tensor_proto([coloured()]))
+    with grpc.insecure_channel(given.detectors_grpc) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        metadata = (("x-score-threshold", "0.4"), ("x-max-detections", "7"))
+        for options, most in (({}, 100), ({"metadata": metadata}, 7)):
+            answer = stub.Predict(asked, timeout=PATIENCE, **options)
+            check_objects({name: tf.make_ndarray(tensor) for name, tensor in answer.outputs.items()}, most=most)
+        classify = classification_pb2.ClassificationRequest()
+        classify.model_spec.name = DETECTOR
+        with pytest.raises(grpc.RpcError, match="colours is a model for detection"):
+            stub.Classify(classify, timeout=PATIENCE)
+    rest = f"http://{given.detectors_http}/v1/models/{DETECTOR}:predict?max_detections=7"
+    body = requests.post(rest, json={"inputs": [b64(coloured())]}, timeout=PATIENCE).json()
+    check_objects({name: np.array(values, np.float32) for name, values in body["outputs"].items()}, most=7)
 
 
 # --- metadata and status

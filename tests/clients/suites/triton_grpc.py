@@ -15,7 +15,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from tests.clients.given import TOLERANCE, Given
+from tests.clients.given import DETECTIONS, DETECTOR, TOLERANCE, Given, check_objects, coloured
 
 Agrees = Callable[[Callable[[bytes], Any]], None]
 PROBABILITIES = [triton.InferRequestedOutput("probabilities")]
@@ -93,6 +93,14 @@ def test_a_hundred_photos_with_callbacks(given: Given, client: Any) -> None:
     found = sorted((answers.get(timeout=60) for _ in range(10)), key=lambda answer: answer[0])
     assert [error for _, _, error in found if error is not None] == []
     given.check(np.concatenate([result.as_numpy("probabilities") for _, result, _ in found]))
+
+
+def test_objects(given: Given) -> None:
+    outputs = [triton.InferRequestedOutput(name) for name in DETECTIONS]
+    parameters = {"score_threshold": "0.4", "max_detections": 7}
+    with triton.InferenceServerClient(given.detectors_grpc) as client:
+        found = client.infer(DETECTOR, images(coloured()), outputs=outputs, parameters=parameters)
+        check_objects({name: found.as_numpy(name) for name in DETECTIONS}, most=7)
 
 
 # --- what an answer holds

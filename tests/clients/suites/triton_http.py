@@ -13,7 +13,7 @@ import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from tests.clients.given import TOLERANCE, Given
+from tests.clients.given import DETECTIONS, DETECTOR, TOLERANCE, Given, check_objects, coloured
 from tests.e2e.server import wait_for
 
 Agrees = Callable[[Callable[[bytes], Any]], None]
@@ -140,6 +140,18 @@ def test_a_raw_body(given: Given, client: Any) -> None:
         answer.read(), header_length=int(answer.get("Inference-Header-Content-Length"))
     )
     assert found.as_numpy("probabilities").argmax() == given.expected[0].argmax()
+
+
+def test_objects(given: Given) -> None:
+    with triton.InferenceServerClient(given.detectors_http) as client:
+        outputs = [triton.InferRequestedOutput(name, binary_data=name != "num_detections") for name in DETECTIONS]
+        parameters = {"score_threshold": 0.4, "max_detections": 7}
+        found = client.infer(DETECTOR, images(coloured()), outputs=outputs, parameters=parameters)
+        check_objects({name: found.as_numpy(name) for name in DETECTIONS}, most=7)
+        everything = client.infer(DETECTOR, images(coloured()))
+        for output in client.get_model_metadata(DETECTOR)["outputs"]:
+            assert everything.as_numpy(output["name"]).ndim == len(output["shape"])
+        assert everything.as_numpy("detection_boxes").shape == (1, 100, 4)
 
 
 # --- health, metadata, repository, statistics
