@@ -165,6 +165,10 @@ class _WithTimings:
     def answer(self, row: RowAnswer, model: ModelInfo) -> tuple[Timings, Tensors]:
         return row.timings, self._task(model).answer(row, model)
 
+    def scores_in(self, answer: tuple[Timings, Tensors]) -> list[float] | None:
+        _, tensors = answer
+        return NamedOutputs(tuple(tensors)).scores_in(tensors)
+
     def _task(self, model: ModelInfo) -> NamedOutputs:
         names = self.names if self.names is not None else tuple(output.name for output in outputs_of(model))
         return NamedOutputs(names, self.detect)

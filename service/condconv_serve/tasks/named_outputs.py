@@ -81,6 +81,11 @@ class NamedOutputs:
         found: Tensors = self._detections(row, model) if set(self.names) & set(DETECTIONS) else {}
         return {name: found[name] if name in found else _output(name, row.tensors, model) for name in self.names}
 
+    def scores_in(self, answer: Tensors) -> list[float] | None:
+        """The score of each object of an answer; None if `detection_scores` isn't in it."""
+        scores = answer.get(DETECTION_SCORES)
+        return None if scores is None else [score for score in scores.tolist() if score > 0]
+
     def _detections(self, row: RowAnswer, model: ModelInfo) -> Tensors:
         detect = self.detect or Detect()
         objects = detect.objects(row.tensors, model, row.placement or whole_row(model))

@@ -77,3 +77,5 @@ def test_outputs_of_a_detector() -> None:
         assert values.shape == tuple(9 if size == OPEN else size for size in specs[name])
     assert (answer["num_detections"], answer["detection_classes"].tolist()) == (9, [2] * 9)
     assert answer["boxes"] is tensors["boxes"]
+    assert NamedOutputs(()).scores_in(answer) == [1] * 9
+    assert NamedOutputs(()).scores_in({"boxes": tensors["boxes"]}) is None
