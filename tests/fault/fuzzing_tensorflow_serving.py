@@ -28,6 +28,8 @@ SIGNATURES = ("", "serving_default", "pixels", "all", "label", "pixels_routing",
 DT_FLOAT, DT_UINT8, DT_STRING = 1, 4, 7
 PREDICTION_SERVICE = "/tensorflow.serving.PredictionService"
 
+_LONGEST = 2 * 2**20
+"""About how many bytes a body may have; a server allows half of them."""
 Document = dict[str, Any]
 Place = tuple[dict[str, Any] | list[Any], Any]
 """Where a value stands: what holds it, and its key or number."""
@@ -111,10 +113,11 @@ def wrapped(document: Document, rng: random.Random) -> None:
 
 
 def repeated(document: Document, rng: random.Random) -> None:
-    """More rows than allowed, or more of something within a row."""
+    """More rows than allowed, or more of something within a row, as long as it is written soon."""
     where, key = _somewhere(document, rng)
     if isinstance(where[key], list):
-        where[key] = (where[key] * 2000)[: rng.choice((2, 65, 2000))]
+        times = min(rng.choice((2, 65, 2000)), _LONGEST // len(json.dumps(where[key])) + 1)
+        where[key] = where[key] * times
 
 
 def both(document: Document, rng: random.Random) -> None:
