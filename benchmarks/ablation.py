@@ -13,7 +13,7 @@ import report
 
 from condconv_serve.domain import Preprocessing, RoutingOverrides
 from condconv_serve.machine.memory import release_memory
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_network, get_architecture
 from condconv_serve.runtime.ablation_engine import AblationEngine
 from condconv_serve.runtime.tensorflow_engine import limit_threads
 
@@ -49,12 +49,12 @@ def main() -> None:
     results = []
     for name in ARCHITECTURES:
         architecture = get_architecture(name)
-        network = build_efficientnet(architecture, input_size=224)
+        network = build_network(architecture, input_size=224)
         before, started = resident_mib(), time.perf_counter()
         engine = AblationEngine(network, Preprocessing(transform="pillow", image_size=224))
         load = time.perf_counter() - started
         held = resident_mib() - before
-        overrides = every_expert(len(architecture.routing_blocks()), architecture.num_experts)
+        overrides = every_expert(len(architecture.condconv), architecture.num_experts)
         seconds, processor = [], []
         for _ in range(options.repeats):
             started, cpu = time.perf_counter(), time.process_time()

@@ -63,13 +63,13 @@ def network(work: Path, architecture: str = ARCHITECTURE) -> Any:
     import keras
     from safetensors.numpy import load_file
 
-    from condconv_serve.nn import build_efficientnet, get_architecture
+    from condconv_serve.nn import build_network, get_architecture
     from condconv_serve.runtime.loading import set_weights
     from condconv_serve.store.importers.assembly import assemble
     from condconv_serve.store.importers.timm import translate_timm
 
     keras.utils.set_random_seed(0)
-    model = build_efficientnet(get_architecture(architecture))
+    model = build_network(get_architecture(architecture))
     if architecture == ARCHITECTURE:
         shapes = {variable.path: tuple(variable.shape) for variable in model.weights}
         translation = translate_timm(load_file(work / "weights.safetensors"), shapes)

@@ -19,7 +19,7 @@ from typing import Any
 import keras
 from digits import write_digits
 
-from condconv_serve.nn import build_efficientnet, get_architecture
+from condconv_serve.nn import build_network, get_architecture
 
 SIZE = 64
 MARGIN = 16
@@ -33,7 +33,7 @@ def train_static(images: Path, weights: Path, *, depth: float, epochs: int) -> N
     architecture = get_architecture(
         "efficientnet-lite0", width_coefficient=WIDTH, depth_coefficient=depth, num_classes=10
     )
-    network = build_efficientnet(architecture, input_size=SIZE)
+    network = build_network(architecture, input_size=SIZE)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.9  # the default, 0.99, is too slow for so short a run

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from condconv_serve.nn import Family, build_efficientnet
-from condconv_serve.nn.efficientnet import EfficientNetSpec, Stage
+from condconv_serve.nn import Family
+from condconv_serve.nn.efficientnet import EfficientNetSpec
+from condconv_serve.nn.inverted import InvertedStage
+from condconv_serve.nn.inverted_build import build_inverted
+from condconv_serve.nn.spec import last_blocks
 
 FIRST_OF_STAGE = {0: 0, 1: 1, 2: 2}
-
-
-def _stages(num_experts: int) -> tuple[Stage, ...]:
-    return (Stage(1, 3, 1, 1, 8, 8), Stage(1, 5, 2, 6, 8, 8), Stage(2, 3, 1, 6, 8, 16, num_experts))
-
-
-STATIC = EfficientNetSpec(
-    name="narrow", stages=_stages(0), stem_filters=8, head_filters=16, image_size=32, num_classes=7
+_STAGES = (
+    InvertedStage(1, 3, 1, 1, 8, squeezes=True),
+    InvertedStage(1, 5, 2, 6, 8, squeezes=True),
+    InvertedStage(2, 3, 1, 6, 16, squeezes=True),
 )
-CONDCONV = replace(STATIC, name="narrow-condconv-4e", stages=_stages(4))
-LITE = replace(STATIC, name="narrow-lite", activation="relu6", se_ratio=0.0)
-LITE_CONDCONV = replace(LITE, name="narrow-lite-condconv-4e", stages=_stages(4))
-FAMILY = Family("narrow", (STATIC, CONDCONV, LITE, LITE_CONDCONV), build_efficientnet)
+
+STATIC = EfficientNetSpec(name="narrow", stages=_STAGES, stem=8, head=16, image_size=32, num_classes=7)
+CONDCONV = replace(STATIC, name="narrow-condconv-4e", num_experts=4, condconv=last_blocks(2, of=4))
+LITE = replace(
+    STATIC, name="narrow-lite", activation="relu6", stages=tuple(replace(stage, squeezes=False) for stage in _STAGES)
+)
+LITE_CONDCONV = replace(LITE, name="narrow-lite-condconv-4e", num_experts=4, condconv=CONDCONV.condconv)
+FAMILY = Family("narrow", (STATIC, CONDCONV, LITE, LITE_CONDCONV), build_inverted)

@@ -7,7 +7,6 @@ from condconv_serve.nn import efficientnet, mnasnet, mobilenet_v1, mobilenet_v2,
 from condconv_serve.nn.condconv import CondConv2D, DepthwiseCondConv2D
 from condconv_serve.nn.condconv_dense import CondConvDense, mixed_product
 from condconv_serve.nn.cost import cost
-from condconv_serve.nn.efficientnet import build_efficientnet
 from condconv_serve.nn.experts import mix_experts
 from condconv_serve.nn.families import (
     ARCHITECTURES,
@@ -31,7 +30,6 @@ __all__ = [
     "CondConvDense",
     "DepthwiseCondConv2D",
     "Family",
-    "build_efficientnet",
     "build_network",
     "cost",
     "family_of",

@@ -1,12 +1,17 @@
-"""Networks of inverted residual blocks as data: stages that are scaled to blocks. MobileNetV2 and MnasNet are such."""
+"""Networks of inverted residual blocks as data: stages that are scaled to blocks.
+
+MobileNetV2, MnasNet and EfficientNet are such.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Literal
 
 from condconv_serve.nn.mbconv import BlockArgs
 from condconv_serve.nn.spec import CLASSIFIER, HEAD, NetworkSpec, round_filters, scaled_repeats
+
+Activation = Literal["relu", "relu6", "swish"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +33,33 @@ class InvertedStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvertedSpec(NetworkSpec):
-    """A stem, stages of inverted residual blocks, a 1x1 head, and a classifier, without their weights."""
+    """A stem, stages of inverted residual blocks, a 1x1 head, and a classifier, without their weights.
 
-    STAGES: ClassVar[tuple[InvertedStage, ...]] = ()
-    STEM: ClassVar[int] = 32
-    ACTIVATION: ClassVar[str] = "relu"
+    Attributes:
+        stages: the blocks before scaling.
+        stem: filters of the stem before scaling.
+        head: filters of the head before scaling.
+        activation: of all convolutions that have one, but for those that scale in squeeze-and-excitation.
+    """
+
+    stages: tuple[InvertedStage, ...]
+    stem: int = 32
+    head: int = 1280
+    activation: Activation = "relu"
 
     @property
     def stem_filters(self) -> int:
         """Filters of the stem after width scaling."""
-        return round_filters(self.STEM, self.width_coefficient)
+        return round_filters(self.stem, self.width_coefficient)
 
     @property
     def head_filters(self) -> int:
-        """Filters of the head."""
-        return 1280
+        """Filters of the head after width scaling."""
+        return round_filters(self.head, self.width_coefficient)
 
     def stage_sizes(self) -> tuple[int, ...]:
         """How many blocks each stage has."""
-        return tuple(scaled_repeats(stage.repeats, self.depth_coefficient) for stage in self.STAGES)
+        return tuple(scaled_repeats(stage.repeats, self.depth_coefficient) for stage in self.stages)
 
     def block_names(self) -> tuple[str, ...]:
         """All blocks in order."""
@@ -60,7 +73,7 @@ class InvertedSpec(NetworkSpec):
         """All blocks in order, scaled."""
         blocks: list[BlockArgs] = []
         in_filters = self.stem_filters
-        for stage, count in zip(self.STAGES, self.stage_sizes(), strict=True):
+        for stage, count in zip(self.stages, self.stage_sizes(), strict=True):
             out_filters = round_filters(stage.out_filters, self.width_coefficient)
             for index in range(count):
                 name = f"block_{len(blocks)}"

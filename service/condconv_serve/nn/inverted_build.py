@@ -1,4 +1,4 @@
-"""MobileNetV2 and MnasNet, static or CondConv, as one functional Keras model."""
+"""MobileNetV2, MnasNet and EfficientNet, static or CondConv, as one functional Keras model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build_inverted(architecture: InvertedSpec, *, input_size: int | None = None)
         A model as `Family.build` says.
     """
     style = Style(
-        activation=architecture.ACTIVATION,
+        activation=architecture.activation,
         norm_epsilon=architecture.norm_epsilon,
         padding=architecture.padding,
     )

@@ -19,7 +19,7 @@ HEAD = "head"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSpec(ABC):
-    """A network without its weights: what all families but EfficientNet have.
+    """A network without its weights: what all families have.
 
     Attributes:
         name: under which it is registered.
@@ -76,10 +76,14 @@ class NetworkSpec(ABC):
         """The same network with ordinary layers."""
         return replace(self, num_experts=0, condconv=())
 
+    def moved_to(self, other: Self) -> tuple[str, ...]:
+        """Which parts have experts in the same network of another depth: blocks keep their distance from the end."""
+        return _shifted(self.condconv, len(other.block_names()) - len(self.block_names()))
+
     def changed(self, **overrides: Any) -> Self:
         """The same network with some of its parameters changed.
 
-        Another depth moves the blocks with experts: they keep their distance from the end.
+        Another depth moves the blocks with experts as `moved_to` says.
 
         Args:
             overrides: new values for parameters named in `OVERRIDABLE`. `condconv` is a sequence of names, or a text
@@ -94,7 +98,7 @@ class NetworkSpec(ABC):
             parts = tuple(part.strip() for part in parts.split(",") if part.strip())
         found = replace(self, **overrides)
         if parts is None:
-            parts = _shifted(self.condconv, len(found.block_names()) - len(self.block_names()))
+            parts = self.moved_to(found)
         known = (*found.block_names(), *found.other_parts())
         if not isinstance(parts, Sequence) or (unknown := sorted({str(part) for part in parts} - set(known))):
             named = ", ".join(unknown) if isinstance(parts, Sequence) else repr(parts)

@@ -154,13 +154,14 @@ class TestModels:
 
     def test_import_with_experts_and_channels_of_ones_own(self, tmp_path):
         own = {"num_experts": 3, "width_coefficient": 0.1, "depth_coefficient": 0.3}
+        own["condconv"] = ["block_1", "head", "classifier"]
         network = build_network(get_architecture(MODEL, **own, num_classes=2))
         network.save_weights(tmp_path / "own.weights.h5")
         (tmp_path / "names.txt").write_text("cat\ndog\n")
         store = ["--model-store", tmp_path / "store"]
         arguments = ["--architecture", MODEL, "--name", "own", "--labels", tmp_path / "names.txt", *store]
         arguments += ["--experts", "3", "--override", "width_coefficient=0.1", "--override", "image_size=64"]
-        arguments += ["--override", "depth_coefficient=0.3"]
+        arguments += ["--override", "depth_coefficient=0.3", "--override", "condconv=classifier,block_1,head"]
         code, out, err = condconv(
             "models", "import", tmp_path / "own.weights.h5", *arguments, "--mean", "1,2,3", "--std", "9"
         )

@@ -7,8 +7,7 @@ import pytest
 
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import ARCHITECTURES, build_network, get_architecture, outline
-from condconv_serve.nn.efficientnet import FAMILY
-from condconv_serve.nn.efficientnet.spec import OVERRIDABLE
+from condconv_serve.nn.efficientnet import FAMILY, EfficientNetSpec
 from condconv_serve.nn.families import to_manifest
 from condconv_serve.nn.mbconv import BlockArgs
 from condconv_serve.nn.spec import round_filters
@@ -32,9 +31,9 @@ def test_registered_architectures(name, blocks, experts, routing):
     architecture = ARCHITECTURES[name]
     assert architecture.num_experts == experts
     assert [block.name for block in architecture.blocks()] == [f"block_{i}" for i in range(blocks)]
-    assert architecture.routing_blocks() == tuple(f"block_{i}" for i in routing)
+    assert architecture.condconv == tuple(f"block_{i}" for i in routing)
     assert (architecture.num_classes, architecture.image_size) == (1000, 224)
-    assert (architecture.scaled_stem_filters, architecture.scaled_head_filters) == (32, 1280)
+    assert (architecture.stem_filters, architecture.head_filters) == (32, 1280)
 
 
 def test_no_other_architecture_is_registered():
@@ -131,6 +130,57 @@ def test_squeeze_and_excitation_keeps_at_least_one_filter():
     assert min(b.se_filters for b in blocks) >= 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "condconv"),
+    [
+        ({"depth_coefficient": 1.1}, [f"block_{i}" for i in range(12, 23)]),
+        ({"depth_coefficient": 0.3}, ["block_4", "block_5", "block_6", "block_7"]),
+        ({"depth_coefficient": 0.3, "condconv": "block_1,head"}, ["block_1", "head"]),
+    ],
+)
+def test_stages_with_experts_have_them_in_any_depth(changes, condconv):
+    architecture = get_architecture("efficientnet-condconv-b0-8e", **changes)
+    assert list(architecture.condconv) == condconv
+    assert [b.name for b in architecture.blocks() if b.num_experts] == [n for n in condconv if n.startswith("block")]
+    assert get_architecture(**to_manifest(architecture)) == architecture
+
+
+def test_what_is_published_as_depth_is_what_that_depth_makes():
+    published = get_architecture("efficientnet-condconv-b0-8e-depth")
+    deeper = get_architecture("efficientnet-condconv-b0-8e", depth_coefficient=1.1)
+    assert (published.condconv, published.blocks()) == (deeper.condconv, deeper.blocks())
+
+
+def test_chosen_blocks_keep_their_distance_from_the_end_of_their_stage():
+    chosen = get_architecture("efficientnet-condconv-b0-8e", condconv="block_6, block_14, block_15, classifier")
+    deeper = chosen.changed(depth_coefficient=2.0)
+    # Stages have 2, 4, 4, 6, 6, 8 and 2 blocks then.
+    assert deeper.condconv == ("block_14", "block_29", "block_30", "block_31", "classifier")
+    assert deeper.changed(depth_coefficient=1.0) == chosen
+
+
+def test_parts_can_be_chosen():
+    architecture = get_architecture("efficientnet-b0", num_experts=3, condconv="classifier, head, block_2")
+    parameters = {"num_experts": 3, "condconv": ["block_2", "head", "classifier"]}
+    assert to_manifest(architecture) == {"name": "efficientnet-b0"} | parameters
+    assert get_architecture("efficientnet-b0", **parameters) == architecture
+    network = outline(lambda: build_network(architecture, input_size=32))
+    assert {name: weights.shape[-1] for name, weights in network.output["routing"].items()} == dict.fromkeys(
+        parameters["condconv"], 3
+    )
+    layers = [f"block_2_{kind}" for kind in ("expand", "depthwise", "project")]
+    assert [layer.name for layer in network.layers if hasattr(layer, "num_experts")] == [*layers, "head", "logits"]
+
+
+def test_conventions_can_be_chosen():
+    changes = {"padding": "symmetric", "norm_epsilon": 1e-5, "classifier_bias": False}
+    network = outline(lambda: build_network(get_architecture("efficientnet-b0", **changes), input_size=32))
+    assert {layer.epsilon for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)} == {1e-5}
+    padded = [layer.name for layer in network.layers if isinstance(layer, keras.layers.ZeroPadding2D)]
+    assert padded == ["stem_pad", *(f"block_{number}_depthwise_pad" for number in (1, 3, 5, 11))]
+    assert network.get_layer("logits").bias is None
+
+
 def test_manifest_names_only_what_was_changed():
     assert to_manifest(get_architecture("efficientnet-b0")) == {"name": "efficientnet-b0"}
     changed = get_architecture("efficientnet-b0", num_classes=7, width_coefficient=0.5)
@@ -155,6 +205,8 @@ def test_manifest_names_only_what_was_changed():
         ({"depth_coefficient": math.inf}, "depth_coefficient must be a number, not inf"),
         ({"dropout_rate": 1}, "dropout_rate must be a number from 0 to 0.99, not 1"),
         ({"stem_filters": 16}, "Unknown architecture parameter stem_filters; known are num_classes"),
+        ({"num_experts": 4}, "efficientnet-b0 has no CondConv blocks, so it can't have experts"),
+        ({"condconv": "block_16"}, "doesn't have: block_16; it has block_0 to block_15, head, classifier"),
     ],
 )
 def test_impossible_overrides_say_what_is_allowed(overrides, says):
@@ -175,8 +227,12 @@ def test_every_overridable_parameter_can_be_overridden():
         "width_coefficient": 0.5,
         "depth_coefficient": 2,
         "dropout_rate": 0,
+        "condconv": ("block_1", "head"),
+        "padding": "symmetric",
+        "norm_epsilon": 1e-5,
+        "classifier_bias": False,
     }
-    assert set(overrides) == set(OVERRIDABLE)
+    assert set(overrides) == set(EfficientNetSpec.OVERRIDABLE)
     architecture = get_architecture("efficientnet-condconv-b0-4e", **overrides)
     assert {key: getattr(architecture, key) for key in overrides} == overrides
 

@@ -1,140 +1,55 @@
-"""EfficientNets as data: their stages, how wide and how deep they are, and which stages are CondConv.
+"""EfficientNets as data: their stages, how wide and how deep they are, and which blocks are CondConv.
 
-Sources: EfficientNet (Tan & Le, ICML 2019, table 1 and section 3.3), EfficientNet-Lite (the authors' release notes),
-CondConv (Yang et al., NeurIPS 2019, section 4.1 and appendix A).
+Sources: EfficientNet (Tan & Le, ICML 2019, table 1 and section 3.3), EfficientNet-Lite (the authors' release notes).
+With experts: Yang et al., NeurIPS 2019, section 4.1 and appendix A: the blocks of the last three stages.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from itertools import islice
+from typing import Self
 
-from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn.mbconv import BlockArgs
-from condconv_serve.nn.spec import check_overrides, round_filters, scaled_repeats
+from condconv_serve.nn.inverted import Activation, InvertedSpec, InvertedStage
+from condconv_serve.nn.spec import last_blocks
 
-Activation = Literal["swish", "relu6"]
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A run of equal blocks before scaling. `num_experts` 0 means ordinary convolutions."""
-
-    repeats: int
-    kernel_size: int
-    strides: int
-    expand_ratio: int
-    in_filters: int
-    out_filters: int
-    num_experts: int = 0
+_STAGES = (
+    InvertedStage(1, 3, 1, 1, 16, squeezes=True),
+    InvertedStage(2, 3, 2, 6, 24, squeezes=True),
+    InvertedStage(2, 5, 2, 6, 40, squeezes=True),
+    InvertedStage(3, 3, 2, 6, 80, squeezes=True),
+    InvertedStage(3, 5, 1, 6, 112, squeezes=True),
+    InvertedStage(4, 5, 2, 6, 192, squeezes=True),
+    InvertedStage(1, 3, 1, 6, 320, squeezes=True),
+)
+_LITE_STAGES = tuple(replace(stage, squeezes=False) for stage in _STAGES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EfficientNetSpec:
+class EfficientNetSpec(InvertedSpec):
     """An EfficientNet without its weights."""
 
-    name: str
-    stages: tuple[Stage, ...]
+    stages: tuple[InvertedStage, ...] = _STAGES
     activation: Activation = "swish"
-    se_ratio: float = 0.25
-    """Squeeze-and-excitation filters as a share of the block's input filters; 0 for none."""
-    width_coefficient: float = 1.0
-    depth_coefficient: float = 1.0
-    stem_filters: int = 32
-    head_filters: int = 1280
-    image_size: int = 224
-    num_classes: int = 1000
-    dropout_rate: float = 0.2
 
-    @property
-    def num_experts(self) -> int:
-        """Experts per CondConv layer; 0 in a static network."""
-        return max(stage.num_experts for stage in self.stages)
+    def moved_to(self, other: Self) -> tuple[str, ...]:
+        """Which parts have experts in the same network of another depth.
 
-    @property
-    def scaled_stem_filters(self) -> int:
-        """Filters of the stem after width scaling."""
-        return round_filters(self.stem_filters, self.width_coefficient)
-
-    @property
-    def scaled_head_filters(self) -> int:
-        """Filters of the head after width scaling."""
-        return round_filters(self.head_filters, self.width_coefficient)
-
-    def blocks(self) -> tuple[BlockArgs, ...]:
-        """All blocks in order, scaled; block i is called `block_<i>`, counted from 0."""
-        blocks: list[BlockArgs] = []
-        for stage in self.stages:
-            out_filters = round_filters(stage.out_filters, self.width_coefficient)
-            in_filters = round_filters(stage.in_filters, self.width_coefficient)
-            strides = stage.strides
-            for _ in range(scaled_repeats(stage.repeats, self.depth_coefficient)):
-                blocks.append(
-                    BlockArgs(
-                        name=f"block_{len(blocks)}",
-                        kernel_size=stage.kernel_size,
-                        strides=strides,
-                        expand_ratio=stage.expand_ratio,
-                        in_filters=in_filters,
-                        out_filters=out_filters,
-                        se_filters=max(1, int(in_filters * self.se_ratio)) if self.se_ratio else 0,
-                        num_experts=stage.num_experts,
-                    )
-                )
-                in_filters, strides = out_filters, 1
-        return tuple(blocks)
-
-    def routing_blocks(self) -> tuple[str, ...]:
-        """Names of the CondConv blocks, in order."""
-        return tuple(block.name for block in self.blocks() if block.num_experts)
-
-    def with_experts(self, num_experts: int) -> EfficientNetSpec:
-        """The same network with another number of experts in its CondConv stages.
-
-        Raises:
-            ConfigurationError: it has no CondConv stages.
+        A stage whose blocks all have experts is so in any depth, as in `efficientnet-condconv-b0-8e-depth`; in others
+        blocks keep their distance from the stage's end.
         """
-        if not self.num_experts:
-            raise ConfigurationError(f"{self.name} has no CondConv blocks, so it can't have experts.")
-        return replace(
-            self, stages=tuple(replace(s, num_experts=num_experts) if s.num_experts else s for s in self.stages)
-        )
-
-    def static(self) -> EfficientNetSpec:
-        """The same network with ordinary convolutions."""
-        return replace(self, stages=tuple(replace(stage, num_experts=0) for stage in self.stages))
-
-    def changed(self, **overrides: Any) -> EfficientNetSpec:
-        """The same network with some of its parameters changed.
-
-        Args:
-            overrides: new values for parameters named in `OVERRIDABLE`.
-
-        Raises:
-            ConfigurationError: an unknown parameter, or an impossible value.
-        """
-        check_overrides(overrides, OVERRIDABLE)
-        spec = self.with_experts(overrides.pop("num_experts")) if "num_experts" in overrides else self
-        return replace(spec, **overrides)
-
-    def overrides(self, registered: EfficientNetSpec) -> dict[str, Any]:
-        """The parameters in which this differs from the network that is registered under the same name."""
-        return {key: getattr(self, key) for key in OVERRIDABLE if getattr(self, key) != getattr(registered, key)}
+        found: list[str] = []
+        for before, after in zip(_in_stages(self), _in_stages(other), strict=True):
+            kept = {len(before) - index for index, name in enumerate(before) if name in self.condconv}
+            whole = len(kept) == len(before)
+            found += [name for index, name in enumerate(after) if whole or len(after) - index in kept]
+        return (*found, *(part for part in self.other_parts() if part in self.condconv))
 
 
-OVERRIDABLE = ("num_classes", "image_size", "width_coefficient", "depth_coefficient", "dropout_rate", "num_experts")
-
-
-def _b0_stages(num_experts: int) -> tuple[Stage, ...]:
-    return (
-        Stage(1, 3, 1, 1, 32, 16),
-        Stage(2, 3, 2, 6, 16, 24),
-        Stage(2, 5, 2, 6, 24, 40),
-        Stage(3, 3, 2, 6, 40, 80),
-        Stage(3, 5, 1, 6, 80, 112, num_experts),
-        Stage(4, 5, 2, 6, 112, 192, num_experts),
-        Stage(1, 3, 1, 6, 192, 320, num_experts),
-    )
+def _in_stages(spec: EfficientNetSpec) -> list[tuple[str, ...]]:
+    """The names of the blocks of each stage."""
+    names = iter(spec.block_names())
+    return [tuple(islice(names, size)) for size in spec.stage_sizes()]
 
 
 # Width, depth, size and dropout of B1 to B7, in the authors' code.
@@ -147,13 +62,13 @@ _LARGER = (
     (1.8, 2.6, 528, 0.5),
     (2.0, 3.1, 600, 0.5),
 )
+_LAST = last_blocks(8, of=16)
 
 ARCHITECTURES = (
-    EfficientNetSpec(name="efficientnet-b0", stages=_b0_stages(0)),
+    EfficientNetSpec(name="efficientnet-b0"),
     *(
         EfficientNetSpec(
             name=f"efficientnet-b{number}",
-            stages=_b0_stages(0),
             width_coefficient=width,
             depth_coefficient=depth,
             image_size=size,
@@ -161,10 +76,21 @@ ARCHITECTURES = (
         )
         for number, (width, depth, size, dropout) in enumerate(_LARGER, 1)
     ),
-    EfficientNetSpec(name="efficientnet-condconv-b0-4e", stages=_b0_stages(4)),
-    EfficientNetSpec(name="efficientnet-condconv-b0-8e", stages=_b0_stages(8)),
-    EfficientNetSpec(name="efficientnet-condconv-b0-8e-depth", stages=_b0_stages(8), depth_coefficient=1.1),
-    EfficientNetSpec(name="efficientnet-lite0", stages=_b0_stages(0), activation="relu6", se_ratio=0.0),
-    EfficientNetSpec(name="efficientnet-lite0-condconv-4e", stages=_b0_stages(4), activation="relu6", se_ratio=0.0),
+    EfficientNetSpec(name="efficientnet-condconv-b0-4e", num_experts=4, condconv=_LAST),
+    EfficientNetSpec(name="efficientnet-condconv-b0-8e", num_experts=8, condconv=_LAST),
+    EfficientNetSpec(
+        name="efficientnet-condconv-b0-8e-depth",
+        depth_coefficient=1.1,
+        num_experts=8,
+        condconv=last_blocks(11, of=23),
+    ),
+    EfficientNetSpec(name="efficientnet-lite0", stages=_LITE_STAGES, activation="relu6"),
+    EfficientNetSpec(
+        name="efficientnet-lite0-condconv-4e",
+        stages=_LITE_STAGES,
+        activation="relu6",
+        num_experts=4,
+        condconv=_LAST,
+    ),
 )
 """Every registered EfficientNet."""

@@ -7,31 +7,32 @@ fit better if the last eleven blocks and the head have experts, too: `-wide`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from condconv_serve.nn.inverted import InvertedSpec, InvertedStage
+from condconv_serve.nn.inverted import Activation, InvertedSpec, InvertedStage
 from condconv_serve.nn.spec import CLASSIFIER, HEAD, last_blocks, round_filters
+
+_STAGES = (
+    InvertedStage(1, 3, 1, 1, 16),
+    InvertedStage(2, 3, 2, 6, 24),
+    InvertedStage(3, 3, 2, 6, 32),
+    InvertedStage(4, 3, 2, 6, 64),
+    InvertedStage(3, 3, 1, 6, 96),
+    InvertedStage(3, 3, 2, 6, 160),
+    InvertedStage(1, 3, 1, 6, 320),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MobileNetV2Spec(InvertedSpec):
     """A MobileNetV2 without its weights."""
 
-    STAGES: ClassVar[tuple[InvertedStage, ...]] = (
-        InvertedStage(1, 3, 1, 1, 16),
-        InvertedStage(2, 3, 2, 6, 24),
-        InvertedStage(3, 3, 2, 6, 32),
-        InvertedStage(4, 3, 2, 6, 64),
-        InvertedStage(3, 3, 1, 6, 96),
-        InvertedStage(3, 3, 2, 6, 160),
-        InvertedStage(1, 3, 1, 6, 320),
-    )
-    ACTIVATION: ClassVar[str] = "relu6"
+    stages: tuple[InvertedStage, ...] = _STAGES
+    activation: Activation = "relu6"
 
     @property
     def head_filters(self) -> int:
         """Filters of the head: no fewer in narrow networks."""
-        return round_filters(1280, max(1.0, self.width_coefficient))
+        return round_filters(self.head, max(1.0, self.width_coefficient))
 
 
 ARCHITECTURES = (

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import ARCHITECTURES, family_of
 from condconv_serve.nn.efficientnet import EfficientNetSpec
+from condconv_serve.nn.spec import CLASSIFIER, HEAD, scaled_repeats
 from condconv_serve.store.importers.assembly import Translation
 from condconv_serve.store.importers.published_hints import Guess, guess
 
@@ -20,12 +21,12 @@ _DEPTHS = tuple(round(0.1 * step, 1) for step in range(1, 41))
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What tells our architectures apart. `widths` are the outputs of the blocks' projections."""
+    """What tells our architectures apart: `widths` of the blocks' outputs, and the parts that have experts."""
 
     stem: int
     widths: tuple[int, ...]
     squeezes: bool
-    routing: tuple[str, ...]
+    condconv: tuple[str, ...]
     experts: int
 
 
@@ -33,10 +34,10 @@ def traits_of(architecture: EfficientNetSpec) -> Traits:
     """The traits of an architecture."""
     blocks = architecture.blocks()
     return Traits(
-        stem=architecture.scaled_stem_filters,
+        stem=architecture.stem_filters,
         widths=tuple(block.out_filters for block in blocks),
-        squeezes=bool(architecture.se_ratio),
-        routing=architecture.routing_blocks(),
+        squeezes=any(block.se_filters for block in blocks),
+        condconv=architecture.condconv,
         experts=architecture.num_experts,
     )
 
@@ -45,14 +46,15 @@ def traits_found(translation: Translation) -> Traits | None:
     """The traits of imported weights; None if the shapes that tell are missing."""
     shapes = {tensor.path: tensor.value.shape for tensor in translation.tensors}
     numbers = {int(match[1]) for path in shapes if (match := _BLOCK.match(path))}
-    routing = tuple(f"block_{number}" for number in sorted(numbers) if f"block_{number}_routing/bias" in shapes)
+    parts = (*(f"block_{number}" for number in sorted(numbers)), HEAD, CLASSIFIER)
+    condconv = tuple(part for part in parts if f"{part}_routing/bias" in shapes)
     try:
         return Traits(
             stem=shapes["stem/kernel"][-1],
             widths=tuple(shapes[f"block_{number}_project_norm/gamma"][-1] for number in range(max(numbers) + 1)),
             squeezes=any("_se_" in path for path in shapes),
-            routing=routing,
-            experts=shapes[f"{routing[0]}_routing/bias"][-1] if routing else 0,
+            condconv=condconv,
+            experts=shapes[f"{condconv[0]}_routing/bias"][-1] if condconv else 0,
         )
     except (KeyError, IndexError, ValueError):
         return None
@@ -112,13 +114,14 @@ def _candidates(asked: EfficientNetSpec, found: Traits) -> Iterator[tuple[Effici
     The one asked for comes first.
     """
     known = sorted(_efficientnets(), key=lambda architecture: architecture.name != asked.name)
+    known = [architecture for architecture in known if bool(architecture.num_experts) <= bool(found.experts)]
     deep = [variant for architecture in known for variant in _in_depth(architecture, len(found.widths))]
     for width in _WIDTHS:
         for architecture, depth in deep:
             options: tuple[str, ...] = ()
             changes: dict[str, Any] = {}
-            if architecture.num_experts and found.experts not in (0, architecture.num_experts):
-                changes["stages"] = architecture.with_experts(found.experts).stages
+            if found.experts not in (0, architecture.num_experts):
+                changes["num_experts"] = found.experts
                 options += (f"--experts {found.experts}",)
             if depth != architecture.depth_coefficient:
                 changes["depth_coefficient"] = depth
@@ -126,14 +129,21 @@ def _candidates(asked: EfficientNetSpec, found: Traits) -> Iterator[tuple[Effici
             if width != architecture.width_coefficient:
                 changes["width_coefficient"] = width
                 options += (f"--override width_coefficient={width:g}",)
-            yield replace(architecture, **changes), options
+            if found.condconv != architecture.changed(depth_coefficient=depth).condconv:
+                changes["condconv"] = found.condconv
+                options += (f"--override condconv={','.join(found.condconv)}",)
+            try:
+                candidate = architecture.changed(**changes)
+            except ConfigurationError:  # no such network
+                continue
+            yield candidate, options
 
 
 def _in_depth(architecture: EfficientNetSpec, blocks: int) -> Iterator[tuple[EfficientNetSpec, float]]:
     """The depths in which an architecture has so many blocks, its own first; one for each way to spread them."""
     seen: set[tuple[int, ...]] = set()
     for depth in (architecture.depth_coefficient, *_DEPTHS):
-        repeats = tuple(math.ceil(depth * stage.repeats) for stage in architecture.stages)
+        repeats = tuple(scaled_repeats(stage.repeats, depth) for stage in architecture.stages)
         if sum(repeats) == blocks and repeats not in seen:
             seen.add(repeats)
             yield architecture, depth

@@ -74,7 +74,7 @@ def read_tf_checkpoint(prefix: str | Path) -> dict[str, NDArray[Any]]:
             raise ImportFailed(
                 f"{name} is a checkpoint of TensorFlow 2 (or a SavedModel's), which holds the program's objects in "
                 "place of the layers' names. Load it with the program that wrote it; if the network was built by "
-                'condconv_serve.nn.build_efficientnet, save it with model.save_weights("model.weights.h5").'
+                'condconv_serve.nn.build_network, save it with model.save_weights("model.weights.h5").'
             )
         return {name: reader.get_tensor(name) for name in shapes}
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:

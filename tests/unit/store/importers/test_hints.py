@@ -43,6 +43,16 @@ HINTS: dict[str, Any] = {
         ("efficientnet-b0", {}),
         "they look like --architecture efficientnet-condconv-b0-8e",
     ),
+    "experts in other blocks": (
+        ("efficientnet-condconv-b0-4e", {"condconv": "block_13,block_15"}),
+        ("efficientnet-condconv-b0-4e", {}),
+        "they look like --architecture efficientnet-condconv-b0-4e --override condconv=block_13,block_15",
+    ),
+    "experts in a network that is registered without": (
+        ("efficientnet-b3", {"num_experts": 4, "condconv": "block_25,head,classifier"}),
+        ("efficientnet-condconv-b0-4e", {}),
+        "they look like --architecture efficientnet-b3 --experts 4 --override condconv=block_25,head,classifier",
+    ),
     "deeper": (
         ("efficientnet-condconv-b0-8e-depth", {}),
         ("efficientnet-condconv-b0-8e", {}),
@@ -67,13 +77,12 @@ UPCYCLED: dict[str, Any] = {
 
 def weights_of(given):
     """What an importer finds of an architecture, as far as it tells architectures apart."""
-    shapes = {"stem/kernel": (3, 3, 3, given.scaled_stem_filters)}
+    shapes = {"stem/kernel": (3, 3, 3, given.stem_filters)}
     for block in given.blocks():
         shapes[f"{block.name}_project_norm/gamma"] = (block.out_filters,)
         if block.se_filters:
             shapes[f"{block.name}_se_reduce/bias"] = (block.se_filters,)
-        if block.num_experts:
-            shapes[f"{block.name}_routing/bias"] = (block.num_experts,)
+    shapes |= {f"{part}_routing/bias": (given.num_experts,) for part in given.condconv}
     translation = Translation()
     for path, shape in shapes.items():
         translation.add(path, path, np.zeros(shape, np.float32))

@@ -60,12 +60,12 @@ def write(network, naming, directory):
     return directory / "static.safetensors"
 
 
-def upcycled(source, architecture, store, *, noise=0.0, experts=4):
+def upcycled(source, architecture, store, *, noise=0.0, experts=4, **overrides):
     request = ImportRequest(
         source=source,
         architecture=architecture,
         name="upcycled",
-        overrides={"num_experts": experts},
+        overrides={"num_experts": experts, **overrides},
         upcycling=Upcycling(noise=noise),
     )
     return open_bundle(import_bundle(request, store=store))
@@ -90,6 +90,20 @@ def test_it_computes_what_the_static_network_computes(bundle, naming, pair, asse
     assert bundle.manifest.num_classes == 6
     assert bundle.manifest.provenance.method.endswith(f"became {experts} experts, all alike")
     assert bundle.manifest.architecture.overrides.get("num_experts", 4) == experts
+
+
+def test_any_layers_get_experts(pair, tmp_path, assert_close):
+    network, static = pair[1], NARROW_TWINS[pair[0]]
+    bundle = upcycled(write(network, "timm", tmp_path), static, tmp_path, condconv="classifier,head,block_0")
+    assert bundle.manifest.architecture.model_dump() == {
+        "name": static,
+        "num_classes": 6,
+        "num_experts": 4,
+        "condconv": ["block_0", "head", "classifier"],
+    }
+    found, expected = rows_and_answers(bundle, network)
+    assert_close(found["logits"], expected, 1e-5)
+    assert found["routing"].shape == (3, 3, 4)
 
 
 def test_experts_are_copies(pair):
