@@ -5,8 +5,10 @@ All fronts that take images use it, and so does the command line.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -29,6 +31,8 @@ from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.tasks.task import FindsObjects, Task
 
 Answer = TypeVar("Answer")
+MAX_HOLD_SECONDS = 0.005
+"""After so much work on a request's answers, others get their turn: thousands of boxes take a while."""
 logger = logging.getLogger(__name__)
 
 
@@ -90,13 +94,13 @@ class ImagePipeline:
             task.check(served.info)
             sources = [partial(self._row, image, served, deadline=deadline) for image in images]
             rows = await self.plane.infer_each(served, sources, priority=priority, deadline=deadline)
-            return Answered(
-                served.info,
-                tuple(
-                    self._result(image, place, row, task, served.info)
-                    for place, (image, row) in enumerate(zip(images, rows, strict=True))
-                ),
-            )
+            results, since = list[ImageResult[Answer]](), time.monotonic()
+            for place, (image, row) in enumerate(zip(images, rows, strict=True)):
+                results.append(self._result(image, place, row, task, served.info))
+                if time.monotonic() - since > MAX_HOLD_SECONDS:
+                    await asyncio.sleep(0)
+                    since = time.monotonic()
+            return Answered(served.info, tuple(results))
 
     async def _row(self, image: ImageSource | PixelSource, model: ServedModel, *, deadline: float) -> MadeRow:
         if isinstance(image, PixelSource):

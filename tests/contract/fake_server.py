@@ -45,7 +45,14 @@ from condconv_serve.errors import BundleError, OutOfMemory
 from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.store import Bundle, read_labels, read_profile, read_weights
 from condconv_serve.telemetry.metrics import Metrics
-from tests.contract.fakes import ColourDetector, FakeEngine, detector_outputs, served_model
+from tests.contract.fakes import (
+    ColourAblation,
+    ColourDetector,
+    FakeEngine,
+    changed_weights,
+    detector_outputs,
+    served_model,
+)
 
 POISON = (255, 0, 255)
 """A picture of this colour makes its batch raise."""
@@ -91,13 +98,12 @@ class PatchAblation:
         if stopped():
             return None
         alone, layout = self._engine(row[None]), self._engine.layout
-        own, given = alone[ROUTING][0], np.where(layout.own, overrides.weights, np.nan)
-        mean = layout.own * own.sum(axis=1, keepdims=True) / layout.own.sum(axis=1, keepdims=True)
-        used = np.where(np.isnan(given), np.where(overrides.uniform[..., None], mean, own), given)
+        own = alone[ROUTING][0]
+        used = changed_weights(own, overrides, layout)
         logits = alone[LOGITS] * (used.sum(axis=(1, 2)) / own.sum())[:, None]
         return {
             LOGITS: np.concatenate([alone[LOGITS], logits]).astype(np.float32),
-            ROUTING: np.concatenate([own[None], used * layout.own]).astype(np.float32),
+            ROUTING: np.concatenate([own[None], used]).astype(np.float32),
         }
 
     def close(self) -> None:
@@ -172,9 +178,11 @@ def load_fake(
     return served_model(info, FaultyEngine(engine, file))
 
 
-def make_fake_ablation(bundle: Bundle, plan: EnginePlan) -> PatchAblation:
+def make_fake_ablation(bundle: Bundle, plan: EnginePlan) -> PatchAblation | ColourAblation:
     """Make a stand-in of what ablates a bundle's network."""
     weights = read_weights(bundle)
+    if bundle.manifest.task == "detection":
+        return ColourAblation(ColourDetector(classes=len(read_labels(bundle)), layout=layout_of(weights)))
     return PatchAblation(PatchEngine(layout_of(weights), weights["logits/bias"]))
 
 

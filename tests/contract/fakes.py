@@ -202,6 +202,69 @@ class ColourDetector(FakeEngine):
         }
 
 
+class ShadeDetector(FakeEngine):
+    """Finds one object in every row: class `shade % classes` with a score of 0.9, in a box around the whole row.
+
+    Routing weights are `shade / 255` throughout.
+    """
+
+    def __init__(self, *, classes: int = 6, layout: RoutingLayout = LAYOUT) -> None:
+        super().__init__()
+        self._classes, self._weights = classes, shade_weights(layout)
+
+    def compute(self, rows: Row, stream: int) -> Tensors:
+        shades = rows[:, 0, 0, 0].astype(int)
+        return {
+            BOXES: np.tile(np.array([[[0, 0, 1, 1]]], np.float32), (len(rows), 1, 1)),
+            SCORES: 0.9 * np.eye(self._classes, dtype=np.float32)[shades % self._classes][:, None],
+            ROUTING: self._weights[shades],
+        }
+
+
+def shade_detector(name: str = "fake", *, classes: int = 6) -> ServedModel:
+    """A detector with a `ShadeDetector` for its engine."""
+    info = model_info(name, classes=classes, preprocessing=detector_info().preprocessing)
+    outputs = (OutputSpec(BOXES, (1, 4)), OutputSpec(SCORES, (1, classes)), OutputSpec(ROUTING, info.routing.shape))
+    manifest = info.manifest.model_copy(update={"task": "detection"})
+    return served_model(replace(info, manifest=manifest, outputs=outputs), ShadeDetector(classes=classes))
+
+
+class ColourAblation:
+    """The ablation of a `ColourDetector`: expert `i` of all blocks together bears the scores of class `i`.
+
+    Its scores change as the sum of these experts' weights does, up to 1.
+    """
+
+    def __init__(self, engine: ColourDetector) -> None:
+        self._engine = engine
+
+    def __call__(self, row: Row, overrides: RoutingOverrides, *, stopped: Callable[[], bool]) -> Tensors | None:
+        if stopped():
+            return None
+        alone, own = self._engine(row[None]), self._engine(row[None])[ROUTING][0]
+        used = changed_weights(own, overrides, self._engine.layout)
+        share = used.sum(axis=1) / np.maximum(own.sum(axis=0), 1e-9)
+        classes = min(alone[SCORES].shape[-1], share.shape[-1])
+        scores = np.repeat(alone[SCORES], 1 + len(used), axis=0)
+        scores[1:, :, :classes] = np.clip(scores[1:, :, :classes] * share[:, None, :classes], 0, 1)
+        return {
+            BOXES: np.repeat(alone[BOXES], 1 + len(used), axis=0),
+            SCORES: scores,
+            ROUTING: np.concatenate([own[None], used]).astype(np.float32),
+        }
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def changed_weights(own: Any, overrides: RoutingOverrides, layout: RoutingLayout) -> NDArray[np.float64]:
+    """The weights `[V, blocks, experts]` that variants use, of an image's own ones, if no block depends on another."""
+    given = np.where(layout.own, overrides.weights, np.nan)
+    mean = layout.own * own.sum(axis=1, keepdims=True) / layout.own.sum(axis=1, keepdims=True)
+    used = np.where(np.isnan(given), np.where(overrides.uniform[..., None], mean, own), given)
+    return used * layout.own
+
+
 def shade_weights(layout: RoutingLayout) -> NDArray[np.float32]:
     """Routing weights `[256, blocks, experts]` by shade: `shade / 255` wherever there is an expert."""
     return (np.arange(256)[:, None, None] / 255 * layout.own).astype(np.float32)
@@ -244,10 +307,9 @@ class ShadeAblation:
         if stopped():
             return None
         shade = int(row[0, 0, 0])
-        own, given = self._weights[shade], np.where(self._layout.own, overrides.weights, np.nan)
-        mean = self._layout.own * own.sum(axis=1, keepdims=True) / self._layout.own.sum(axis=1, keepdims=True)
-        used = np.where(np.isnan(given), np.where(overrides.uniform[..., None], mean, own), given)
-        lost = (given == 0).any(axis=(1, 2))
+        own = self._weights[shade]
+        used = changed_weights(own, overrides, self._layout)
+        lost = (np.where(self._layout.own, overrides.weights, np.nan) == 0).any(axis=(1, 2))
         by_class = np.eye(self._classes, dtype=np.float32)
         logits = np.where(lost[:, None], 3 * by_class[self._lost], 5 * by_class[shade % self._classes])
         return {

@@ -31,7 +31,7 @@ from condconv_serve.serving.readiness import Readiness
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tally import Tallies
 from tests.contract import open_inference_grpc, tensorflow_serving_grpc
-from tests.contract.fakes import FakeModels, NoVersions, served_model
+from tests.contract.fakes import FakeModels, NoVersions, served_model, shade_detector
 from tests.contract.grpc_calls import call, grpc_served
 from tests.contract.grpc_front import PATH, REQUEST, RESPONSE, rows_service
 from tests.contract.heard import Heard
@@ -97,14 +97,17 @@ Ask = Callable[..., Coroutine[Any, Any, Heard]]
 
 @dataclass(frozen=True)
 class Front:
-    """A front: the route that metrics name, and how to open it and get what asks it.
+    """A front: the route that metrics name, how to open it and get what asks it, and which models it serves.
 
-    `says_timeout` tells whether its requests say how long the caller waits, rather than the call itself.
+    `says_timeout` tells whether its requests say how long the caller waits, rather than the call itself. `protocol` is
+    what metrics call it, if not as `FRONTS` does.
     """
 
     route: str
     open: Callable[[AppContext], AbstractAsyncContextManager[Ask]]
     says_timeout: bool = True
+    protocol: str = ""
+    models: Callable[[], FakeModels] = lambda: FakeModels(served_model())
 
 
 def over_http(make: Callable[[AppContext], ASGIApp], ask_it: Ask) -> Callable[[AppContext], Any]:
@@ -132,12 +135,22 @@ def npz(context: AppContext) -> ASGIApp:
 
 
 async def ask_native(client: httpx.AsyncClient, shades: Sequence[int], **asked: Any) -> Heard:
+    return await ask_with_pictures(client, "/predict", "classes", shades, **asked)
+
+
+async def ask_detect(client: httpx.AsyncClient, shades: Sequence[int], **asked: Any) -> Heard:
+    return await ask_with_pictures(client, "/detect", "detections", shades, **asked)
+
+
+async def ask_with_pictures(
+    client: httpx.AsyncClient, path: str, found: str, shades: Sequence[int], **asked: Any
+) -> Heard:
     pictures = [encode(Image.new("RGB", (32, 32), (shade,) * 3), "PNG") for shade in shades]
     files = [("image", (f"{number}.png", picture)) for number, picture in enumerate(pictures)]
-    response = await client.post("/predict", files=files, **asked)
+    response = await client.post(path, files=files, **asked)
     body = response.json()
     predictions = body.get("predictions", [])
-    classes = [entry["classes"][0]["index"] for entry in predictions if "classes" in entry]
+    classes = [entry[found][0]["index"] for entry in predictions if found in entry]
     failed = [entry["error"]["slug"] for entry in predictions if "error" in entry]
     slug = body.get("slug") or next(iter(failed), None)
     return Heard(response.status_code, slug, classes, response.headers["x-request-id"])
@@ -177,6 +190,9 @@ async def grpc_rows(context: AppContext) -> AsyncIterator[Ask]:
 
 FRONTS = {
     "native": Front("/predict", over_http(native, ask_native)),
+    "native-detect": Front(
+        "/detect", over_http(native, ask_detect), protocol="native", models=lambda: FakeModels(shade_detector())
+    ),
     "npz": Front("/npz", over_http(npz, ask_npz)),
     "grpc": Front(PATH, grpc_rows),
     "oip-grpc": Front(open_inference_grpc.PATH, open_inference_grpc.open_inference_grpc),
@@ -192,7 +208,7 @@ FRONTS = {
 async def opened(name: str, *, ready: bool = True, max_queue_rows: int = 16) -> AsyncIterator[tuple[House, Ask]]:
     """A front over a running plane, with keys and one stream."""
     async with (
-        house_with_keys(ready=ready, max_queue_rows=max_queue_rows) as (house, context),
+        house_with_keys(ready=ready, max_queue_rows=max_queue_rows, models=FRONTS[name].models()) as (house, context),
         FRONTS[name].open(context) as ask_it,
     ):
 
@@ -205,10 +221,15 @@ async def opened(name: str, *, ready: bool = True, max_queue_rows: int = 16) -> 
 
 @contextlib.asynccontextmanager
 async def house_with_keys(
-    *, ready: bool = True, max_queue_rows: int = 16, keys: KeyRing | None = KEYS, **parts: Any
+    *,
+    ready: bool = True,
+    max_queue_rows: int = 16,
+    keys: KeyRing | None = KEYS,
+    models: FakeModels | None = None,
+    **parts: Any,
 ) -> AsyncIterator[tuple[House, AppContext]]:
     """A running plane with one stream, and what fronts work with; `parts` are more fields of the context."""
-    house = House(max_queue_rows=max_queue_rows)
+    house = House(max_queue_rows=max_queue_rows, models=models or FakeModels(served_model()))
     house.free.set()
     if ready:
         house.readiness.loaded()

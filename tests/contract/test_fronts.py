@@ -85,7 +85,7 @@ async def test_deadlines(front: Opened, name: str) -> None:
     assert (heard.status, heard.slug) == (504, "deadline_exceeded")
     route = FRONTS[name].route
     for counter, labels in (
-        ("condconv_requests_total", {"front": name, "route": route, "method": "POST", "code": "504"}),
+        ("condconv_requests_total", {"front": FRONTS[name].protocol or name, "route": route, "method": "POST", "code": "504"}),
         ("condconv_rejected_total", {"reason": "deadline_exceeded"}),
         ("condconv_rows_total", {"model": "fake", "outcome": "deadline_exceeded"}),
     ):
@@ -128,13 +128,13 @@ async def test_an_unknown_model(front: Opened) -> None:
 
 async def test_metrics_and_request_ids(front: Opened, name: str) -> None:
     house, ask = front
-    route = FRONTS[name].route
+    route, protocol = FRONTS[name].route, FRONTS[name].protocol or name
     heard = await ask(1, 2, headers={"X-Request-Id": "mine"})
     assert heard.request_id == "mine"
     refused = await ask(1, key=None)
     assert refused.request_id != ""
-    assert house.read("condconv_requests_total", front=name, route=route, method="POST", code="200") == 1
-    assert house.read("condconv_requests_total", front=name, route=route, method="POST", code="401") == 1
+    assert house.read("condconv_requests_total", front=protocol, route=route, method="POST", code="200") == 1
+    assert house.read("condconv_requests_total", front=protocol, route=route, method="POST", code="401") == 1
     assert house.read("condconv_rejected_total", reason="unauthenticated") == 1
     assert house.read("condconv_rows_total", model="fake", outcome="answered") == 2
     assert house.read("condconv_version_rows_total", model="fake", version="1") == 2

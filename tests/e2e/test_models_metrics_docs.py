@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import time
@@ -18,6 +17,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from condconv_serve.runtime.devices import detect_machine
+from tests.e2e.documented import example_requests
 from tests.e2e.server import BUNDLE, MODEL, Server, sample_name
 from tests.e2e.shared import OFFICIAL
 
@@ -48,6 +48,7 @@ def test_one_model(client: httpx.Client, query: str) -> None:
     assert model["parameters"] == 12_677_576
     assert 350e6 < model["multiply_adds"] < 450e6
     assert (model["num_classes"], model["labels_count"], model["num_experts"]) == (1000, 1000, 4)
+    assert (len(model["labels"]), model["labels"][967]) == (1000, "espresso")
     assert model["routing_blocks"] == [f"block_{i}" for i in range(8, 16)]
     assert model["preprocessing"] == {
         "transform": "pillow",
@@ -211,6 +212,7 @@ def test_openapi_references_resolve(openapi: dict[str, Any]) -> None:
 def test_openapi_names_every_route(openapi: dict[str, Any]) -> None:
     assert {(method, path) for method, path, _ in operations(openapi)} == {
         ("post", "/predict"),
+        ("post", "/detect"),
         ("post", "/features"),
         ("post", "/routing"),
         ("get", "/routing"),
@@ -243,46 +245,24 @@ def patiently(client: httpx.Client, method: str, path: str, **request: Any) -> h
 
 
 def test_every_documented_example_runs(client: httpx.Client, openapi: dict[str, Any]) -> None:
-    """Parameters and bodies as the page shows them; binary bodies, which it can't show, get the example's image."""
     ran = []
     for method, path, operation in operations(openapi):
         if path.startswith("/models/") and method != "get":
             continue  # tests.e2e.test_live_versions runs them, on models that may be changed
-        given: dict[str, str] = {}
-        for parameter in operation.get("parameters", []):
-            examples = parameter["schema"].get("examples", [])
-            if parameter["in"] == "path":
-                assert examples, f"{path} has no example for {parameter['name']}"
-                path = path.replace(f"{{{parameter['name']}}}", str(examples[0]))
-            elif parameter["in"] == "header":
-                given[parameter["name"]] = examples[0]
-        bodies = operation.get("requestBody", {}).get("content", {})
-        image = b""
-        for media_type, content in sorted(bodies.items()):  # application/json comes first and holds the image
-            if media_type == "application/json":
-                image = base64.b64decode(content["example"]["images"][0]["data"])
-                requests: list[dict[str, Any]] = [{"json": content["example"]}]
-            elif media_type == "multipart/form-data":
-                requests = [{"files": [(name, ("a.jpg", image))]} for name in content["schema"]["properties"]]
-            else:
-                headers = {"content-type": media_type.replace("*", "jpeg")}
-                requests = [{"content": image, "headers": headers}]
-            for request in requests:
-                request["headers"] = given | request.get("headers", {})
-                response = patiently(client, method, path, **request)
-                assert response.is_success, (path, media_type, response.text)
-                ran.append((path, media_type))
-        if not bodies:
-            response = client.request(method, path)
-            assert response.is_success, (path, response.text)
-            ran.append((path, ""))
+        if path == "/detect":
+            continue  # tests.e2e.test_detect runs it, on a detector
+        place, requests = example_requests(path, operation)
+        for media_type, request in requests:
+            response = patiently(client, method, place, **request)
+            assert response.is_success, (path, media_type, response.text)
+            ran.append((path, media_type))
     assert len(ran) == 4 * 4 + 13
 
 
 def test_documented_statuses_are_those_that_are_answered(client: httpx.Client, openapi: dict[str, Any]) -> None:
     documented = {(m, path): set(operation["responses"]) for m, path, operation in operations(openapi)}
     images = {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
-    for path in ("/predict", "/features", "/routing", "/routing/ablation"):
+    for path in ("/predict", "/detect", "/features", "/routing", "/routing/ablation"):
         assert documented["post", path] == images
     assert documented["get", "/readyz"] == documented["get", "/healthz"] == {"200", "503"}
     for path in ("/models/{name}", "/routing", "/routing/classes/{index}", "/routing/experts/{block}/{expert}"):

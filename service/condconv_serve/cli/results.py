@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from condconv_serve.tasks.features import Embedding
 
 Answer = TypeVar("Answer")
+Answer_contra = TypeVar("Answer_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +62,13 @@ class AnsweringModel:
         return Provenance.now(self.name, self.version, self.weights_sha256, command)
 
 
-class Results(Protocol[Answer]):
+class Results(Protocol[Answer_contra]):
     """Prints results as they come."""
 
     def started(self, model: AnsweringModel) -> None:
         """It is known which model answers."""
 
-    def result(self, result: ImageResult[Answer]) -> None:
+    def result(self, result: ImageResult[Answer_contra]) -> None:
         """Print a result: an answer, or the image's own error."""
 
     def ended(self, *, interrupted: bool) -> None:

@@ -111,6 +111,7 @@ class ModelDetails:
         accuracy: measured ones.
         model_card: Markdown.
         multiply_adds: per image; None if a layer can't be counted.
+        labels: the name of each class, by its index.
     """
 
     name: str
@@ -134,3 +135,4 @@ class ModelDetails:
     accuracy: tuple[Mapping[str, Any], ...] = field(default=())
     model_card: str = ""
     multiply_adds: int | None = None
+    labels: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from condconv_serve.domain.answers import (
     Detection,
     ImageResult,
     Prediction,
+    RoutedAnswer,
 )
 from condconv_serve.domain.images import (
     USUAL_CROP_FRACTION,
@@ -96,6 +97,7 @@ __all__ = [
     "Placement",
     "Prediction",
     "Preprocessing",
+    "RoutedAnswer",
     "RoutingChange",
     "RoutingLayout",
     "RoutingOverrides",

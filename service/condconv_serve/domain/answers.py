@@ -10,7 +10,7 @@ from condconv_serve.domain.routing import RoutingTrace
 from condconv_serve.domain.tensors import Timings
 from condconv_serve.errors import ServiceError
 
-Answer = TypeVar("Answer")
+Answer_co = TypeVar("Answer_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,8 @@ class Detection:
         routing: the routing weights.
         timings: where the time went.
         batch_size: rows in its batch.
+        best: the class of the box with the highest score, whether that reaches the threshold or not; None if only the
+            objects are known.
     """
 
     objects: tuple[DetectedObject, ...]
@@ -92,25 +94,30 @@ class Detection:
     routing: RoutingTrace
     timings: Timings
     batch_size: int
+    best: ClassScore | None = None
+
+
+RoutedAnswer = Prediction | Detection
+"""An answer that has routing weights."""
 
 
 # Generic and frozen, hence without slots: with them Python 3.11 could not call an alias such as `ClassifiedImage`.
 @dataclass(frozen=True, kw_only=True)
-class ImageResult(Generic[Answer]):
+class ImageResult(Generic[Answer_co]):
     """The result of one image: either `prediction`, its task's answer, or `error` is set."""
 
     id: str
     filename: str | None
-    prediction: Answer | None = None
+    prediction: Answer_co | None = None
     error: ServiceError | None = None
 
 
 @dataclass(frozen=True)
-class Answered(Generic[Answer]):
+class Answered(Generic[Answer_co]):
     """The answer to one request: one result per image, in order."""
 
     model: ModelInfo
-    results: tuple[ImageResult[Answer], ...]
+    results: tuple[ImageResult[Answer_co], ...]
 
 
 ClassifiedImage = ImageResult[Prediction]

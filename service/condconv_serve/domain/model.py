@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from condconv_serve.domain.images import JpegCropper, Preprocessing, Row
-from condconv_serve.domain.manifest import Manifest
+from condconv_serve.domain.manifest import Manifest, TaskName
 from condconv_serve.domain.routing import RoutingLayout, RoutingProfile
 from condconv_serve.domain.tensors import OutputSpec, Tensors
 
@@ -68,7 +68,7 @@ class ModelInfo:
         return self.manifest.version
 
     @property
-    def task(self) -> str:
+    def task(self) -> TaskName:
         """What its outputs mean."""
         return self.manifest.task
 

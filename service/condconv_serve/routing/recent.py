@@ -8,13 +8,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from condconv_serve.domain import ClassifiedImage
+from condconv_serve.domain import Detection, ImageResult, RoutedAnswer
 from condconv_serve.errors import RoutingNotFound
 
 MAX_REQUESTS = 1000
 MAX_BYTES = 16 * 2**20
 _BYTES_PER_IMAGE = 1000  # timings, and Python's own
 _BYTES_PER_CLASS = 160
+_BYTES_PER_OBJECT = 600
 _Place = tuple[str | None, str]
 
 
@@ -26,7 +27,7 @@ class RecentRequest:
     model: str
     version: str
     at: float
-    results: tuple[ClassifiedImage, ...]
+    results: tuple[ImageResult[RoutedAnswer], ...]
 
     @cached_property
     def size(self) -> int:
@@ -35,11 +36,7 @@ class RecentRequest:
             _BYTES_PER_IMAGE
             + sys.getsizeof(result.filename)
             + sys.getsizeof(result.id)
-            + (
-                result.prediction.routing.weights.nbytes + len(result.prediction.classes) * _BYTES_PER_CLASS
-                if result.prediction
-                else 0
-            )
+            + (_size(result.prediction) if result.prediction else 0)
             for result in self.results
         )
 
@@ -90,7 +87,16 @@ class RecentRequests:
             self._bytes -= request.size
 
 
-def _detached(result: ClassifiedImage) -> ClassifiedImage:
+def _size(answer: RoutedAnswer) -> int:
+    entries = (
+        len(answer.objects) * _BYTES_PER_OBJECT
+        if isinstance(answer, Detection)
+        else len(answer.classes) * _BYTES_PER_CLASS
+    )
+    return answer.routing.weights.nbytes + entries
+
+
+def _detached(result: ImageResult[RoutedAnswer]) -> ImageResult[RoutedAnswer]:
     """A copy that keeps nothing else in memory: not a whole batch's weights, nor an error's frames and image."""
     if result.prediction is None:
         if result.error is not None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from condconv_serve.domain import Label, ModelInfo, Prediction, RoutingLayout, RoutingProfile
+from condconv_serve.domain import Label, ModelInfo, RoutedAnswer, RoutingLayout, RoutingProfile
 from condconv_serve.routing.drift import BlockDrift
 from condconv_serve.routing.insight import Insight, class_profile_of, insight
 from condconv_serve.routing.live import LiveModel, LiveRouting
@@ -119,14 +119,14 @@ def expert_classes_view(
     }
 
 
-def insight_view(prediction: Prediction, model: ModelInfo | None, *, live: LiveRouting | None) -> View:
+def insight_view(answer: RoutedAnswer, model: ModelInfo | None, *, live: LiveRouting | None) -> View:
     """What stands out in one image's routing. Without the model or live statistics, some fields are absent."""
     known = None
-    if model is not None:
-        index = prediction.best.index
+    if model is not None and answer.best is not None:
+        index = answer.best.index
         seen = (lambda: None) if live is None else partial(live.class_of, model, index)
         known = class_profile_of(index, profile=model.routing_profile, live=seen)
-    found = insight(prediction.routing, profile=None if model is None else model.routing_profile, class_profile=known)
+    found = insight(answer.routing, profile=None if model is None else model.routing_profile, class_profile=known)
     return {
         "blocks": [
             {
@@ -135,7 +135,7 @@ def insight_view(prediction: Prediction, model: ModelInfo | None, *, live: LiveR
                 "strongest": list(found.strongest[number]),
                 **_distances(found, number),
             }
-            for number, block in enumerate(prediction.routing.layout.blocks)
+            for number, block in enumerate(answer.routing.layout.blocks)
         ],
         **_distances(found, -1),
         "unusual": found.unusual,

@@ -18,7 +18,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from condconv_serve.domain import LOGITS, ROUTING, Preprocessing, RoutingOverrides, Row, Tensors
+from condconv_serve.domain import BOXES, LOGITS, ROUTING, SCORES, Preprocessing, RoutingOverrides, Row, Tensors
 from condconv_serve.errors import BundleError
 from condconv_serve.runtime.lowering import CPU, Lowered, Lowering, NativeLowering, lower
 from condconv_serve.runtime.lowering.pixels import normalised
@@ -38,7 +38,8 @@ class AblationEngine:
         """Freeze the network in parts; they need about as much memory as another engine would.
 
         Args:
-            network: functional, with its weights; returns `{"logits": ..., "routing": {block: [B, experts]}}`.
+            network: functional, with its weights; returns `{"logits": ..., "routing": {block: [B, experts]}}`, or a
+                detector's `boxes` and `scores` in the place of `logits`.
             preprocessing: its mean and standard deviation go into the graph.
             lowering: which operations to use.
 
@@ -48,7 +49,7 @@ class AblationEngine:
         routing = _routing(network)
         self._row_type = preprocessing.row_type
         self._experts = [weights.shape[-1] for weights in routing]
-        self._logits = id(network.output["logits"])
+        self._outputs = {name: id(tensor) for name, tensor in _outputs(network).items()}
         cuts = _cuts(network, routing)
         self._prefix = _prefix(cuts[0], network.inputs[0], preprocessing, lowering)
         self._steps = [_step(cut, routing[cut.block], lowering) for cut in cuts[1:]]
@@ -72,8 +73,8 @@ class AblationEngine:
             stopped: called now and then. If it returns true, the work ends, since nobody waits for the answer any more.
 
         Returns:
-            The logits and the routing weights used, of `V + 1` rows: the image as it is, then the variants. None if
-            stopped.
+            The network's outputs, `logits` or `boxes` and `scores`, and the `routing` weights used, of `V + 1` rows:
+            the image as it is, then the variants. None if stopped.
         """
         variants, blocks, experts = overrides.weights.shape
         order = [step.block for step in self._steps]
@@ -106,11 +107,8 @@ class AblationEngine:
                     used[chosen, block, :count] = routing
                 used[1 + np.flatnonzero(first > place), block] = used[0, block]  # not yet different
                 features = step.keep(features, [np.concatenate(one) for one in zip(*parts, strict=True)])
-        found = features[self._logits]
-        logits = np.empty((variants + 1, found.shape[1]), np.float32)
-        logits[:] = found[0]  # variants that change nothing never joined
-        logits[members] = found
-        return {LOGITS: logits, ROUTING: used}
+        found = {name: _of_all(features[tensor], members, variants + 1) for name, tensor in self._outputs.items()}
+        return {**found, ROUTING: used}
 
     def close(self) -> None:
         """Release the graphs and their weights."""
@@ -184,6 +182,19 @@ class _Stage:
         return {name: value for name, value in values.items() if name in self.kept}
 
 
+def _of_all(values: NDArray[np.generic], members: NDArray[np.int64], rows: int) -> NDArray[np.float32]:
+    """An output of all rows. Variants that change nothing never joined, so theirs is that of the unchanged image."""
+    found = np.empty((rows, *values.shape[1:]), np.float32)
+    found[:] = values[0]
+    found[members] = values
+    return found
+
+
+def _outputs(network: keras.Model) -> dict[str, Any]:
+    """The tensors by which answers are compared, by name."""
+    return {name: network.output[name] for name in (LOGITS, BOXES, SCORES) if name in network.output}
+
+
 def _routing(network: keras.Model) -> list[Any]:
     routing = list(network.output.get("routing", {}).values()) if isinstance(network.output, dict) else []
     if not routing:
@@ -208,7 +219,7 @@ def _cuts(network: keras.Model, routing: Sequence[Any]) -> list[_Cut]:
         read[at] |= {id(tensor): tensor for tensor in call.inputs}
     for tensor in routing:
         read[after[id(tensor)]][id(tensor)] = tensor
-    read[len(blocks) + 1] = {id(network.output["logits"]): network.output["logits"]}
+    read[len(blocks) + 1] = {id(tensor): tensor for tensor in _outputs(network).values()}
     cuts = []
     for place, block in enumerate([-1, *blocks]):
         later = {name: tensor for at in read if at > place for name, tensor in read[at].items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,8 @@ from condconv_serve.tasks.classification import best_classes, softmax
 
 MAX_VARIANTS = 1024
 """Most variants of one ablation."""
+MAX_OUTPUT_BYTES = 64 * 2**20
+"""Variants are computed in groups whose outputs take no more than this: a detector's are a megabyte each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -119,6 +122,13 @@ def overrides(model: ModelInfo, variants: Sequence[Variant]) -> RoutingOverrides
                 else:
                     weights[number, block, list(change.off or ())] = 0
     return RoutingOverrides(weights, uniform)
+
+
+def in_groups(model: ModelInfo, variants: Sequence[Variant]) -> list[Sequence[Variant]]:
+    """Variants to compute together, so that neither features nor outputs of all of them lie in memory at once."""
+    numbers = sum(math.prod(output.shape) for output in model.outputs)
+    size = max(1, MAX_OUTPUT_BYTES // (4 * numbers))
+    return [variants[start : start + size] for start in range(0, len(variants), size)]
 
 
 def answer(model: ModelInfo, variants: Sequence[Variant], output: Tensors) -> AblationAnswer:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +15,7 @@ from condconv_serve.domain import (
     ROUTING,
     SCORES,
     Box,
+    ClassScore,
     DetectedObject,
     Detection,
     ModelInfo,
@@ -21,7 +25,7 @@ from condconv_serve.domain import (
     Tensors,
 )
 from condconv_serve.errors import InvalidParameter
-from condconv_serve.tasks.suppression import suppress
+from condconv_serve.tasks.suppression import chosen
 
 DEFAULT_SCORE_THRESHOLD = 0.5
 DEFAULT_IOU_THRESHOLD = 0.5
@@ -70,6 +74,7 @@ class Detect:
             routing=RoutingTrace(model.routing, row.tensors[ROUTING]),
             timings=row.timings,
             batch_size=row.batch_size,
+            best=strongest(row.tensors[SCORES], model),
         )
 
     def scores_in(self, answer: Detection) -> list[float]:
@@ -115,22 +120,33 @@ class Detect:
         Returns:
             Boxes `[N, 4]`, their classes `[N]`, their scores `[N]`; N is at most `max_detections`.
         """
-        anchors, classes = [np.zeros(0, np.intp)], [np.zeros(0, np.intp)]
         above = scores > self.score_threshold
-        for index in np.flatnonzero(above.any(axis=0)):
-            candidates = np.flatnonzero(above[:, index])
-            kept = suppress(
-                boxes[candidates],
-                scores[candidates, index],
-                iou_threshold=self.iou_threshold,
-                limit=self.max_detections,
-            )
-            anchors.append(candidates[kept])
-            classes.append(np.full(len(kept), index, np.intp))
-        anchor, kind = np.concatenate(anchors), np.concatenate(classes)
-        best = np.argsort(-scores[anchor, kind], kind="stable")[: self.max_detections]
-        anchor, kind = anchor[best], kind[best]
+        found = heapq.merge(
+            *(
+                self._of_class(index, np.flatnonzero(above[:, index]), boxes, scores)
+                for index in np.flatnonzero(above.any(axis=0)).tolist()
+            ),
+            key=lambda one: -one[0],
+        )
+        best = list(islice(found, self.max_detections))
+        kind, anchor = (np.array([one[place] for one in best], np.intp) for place in (1, 2))
         return boxes[anchor], kind, scores[anchor, kind]
+
+    def _of_class(
+        self, index: int, candidates: NDArray[np.intp], boxes: NDArray[np.float32], scores: NDArray[np.float32]
+    ) -> Iterator[tuple[float, int, int]]:
+        """Score, class and anchor of the boxes of one class, the highest score first, found one by one."""
+        own = scores[candidates, index]
+        for place in chosen(boxes[candidates], own, iou_threshold=self.iou_threshold):
+            yield float(own[place]), index, int(candidates[place])
+
+
+def strongest(scores: NDArray[np.float32], model: ModelInfo) -> ClassScore:
+    """The class of the highest score `[anchors, classes]` of a row; by it routing is counted and compared."""
+    by_class = scores.max(axis=0)
+    index = int(by_class.argmax())
+    label = model.labels[index]
+    return ClassScore(index, label.label, label.synset, float(by_class[index]))
 
 
 def in_photo(boxes: NDArray[np.float32], placement: Placement) -> NDArray[np.float64]:

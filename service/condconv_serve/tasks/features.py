@@ -61,6 +61,8 @@ def features_of(model: ModelInfo) -> int:
     for output in model.outputs:
         if output.name == FEATURES:
             return output.shape[0]
+    if model.task != "classification":
+        raise InvalidParameter(f"{model.name} is a model for {model.task}: it has no features.")
     raise InvalidParameter(
         f"{model.name} has no features: its logits aren't made by one last layer of one vector. A network of your own "
         "can return `features` itself."

@@ -17,6 +17,7 @@ from condconv_serve.client.options import AblationOptions, FeaturesOptions, Pred
 from tests.unit.fronts.native.application import application
 
 LEFT_OUT = {
+    "POST /detect": "asked without a client so far",
     "GET /livez": "for orchestrators; readiness says more",
     "GET /healthz": "the same as /readyz",
     "GET /metrics": "for Prometheus",
@@ -50,9 +51,16 @@ NO_ROUTE_OF_THEIR_OWN = {"close", "features_iter", "predict_iter", "routing_iter
 
 PARAMETERS = {
     "POST /predict": (PredictOptions, {"timeout_ms"}),
-    "POST /routing": (RoutingOptions, {"timeout_ms", "format"}),  # the forms other than JSON are for people
+    "POST /routing": (  # the forms other than JSON are for people, and the last three for detectors
+        RoutingOptions,
+        {"timeout_ms", "format", "score_threshold", "iou_threshold", "max_detections"},
+    ),
     "POST /features": (FeaturesOptions, {"timeout_ms", "format"}),  # the other forms tell less of what went wrong
-    "POST /routing/ablation": (AblationOptions, {"timeout_ms", "blocks", "experts", "variants", "uniform", "routing"}),
+    "POST /routing/ablation": (
+        AblationOptions,
+        {"timeout_ms", "blocks", "experts", "variants", "uniform", "routing"}
+        | {"score_threshold", "iou_threshold", "max_detections"},  # for detectors
+    ),
 }
 """By route: the options that are its parameters, and those that have another shape."""
 

@@ -45,6 +45,27 @@ def branched(randomise: Randomise) -> Any:
     return with_routing(randomise(keras.Model(pixels, logits)))
 
 
+def detector(randomise: Randomise) -> Any:
+    """Two feature maps, each with boxes and scores of its own; between them a block with experts."""
+
+    def router(x: Any, experts: int, name: str) -> Any:
+        return layers.Dense(experts, activation="sigmoid", name=name)(layers.GlobalAveragePooling2D()(x))
+
+    pixels = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(8, 3, strides=4, padding="same", activation="relu")(pixels)
+    x = first = CondConv2D(8, 3, num_experts=3, padding="same")(x, router(x, 3, "first_routing"))
+    x = second = CondConv2D(8, 3, strides=2, num_experts=2, padding="same")(x, router(x, 2, "second_routing"))
+    boxes = [layers.Reshape((-1, 4))(layers.Conv2D(4, 1)(x)) for x in (first, second)]
+    scores = [layers.Reshape((-1, 3))(layers.Conv2D(3, 1, activation="sigmoid")(x)) for x in (first, second)]
+    outputs = {
+        "boxes": layers.Concatenate(axis=1)(boxes),
+        "scores": layers.Concatenate(axis=1)(scores),
+    }
+    graph = keras.Model(pixels, outputs)
+    routing = {name: graph.get_layer(f"{name}_routing").output for name in ("first", "second")}
+    return randomise(keras.Model(pixels, {**outputs, "routing": routing}))
+
+
 @pytest.fixture(scope="module", params=["tensorflow", "native"])
 def lowering(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue("native_lowering") if request.param == "native" else CPU
@@ -58,10 +79,12 @@ def subject(randomise: Randomise, lowering: Any) -> Subject:
     return network, AblationEngine(network, PREPROCESSING, lowering=lowering)
 
 
-def plain(network: Any, row: NDArray[np.uint8], overrides: RoutingOverrides) -> tuple[Floats, Floats]:
+def plain(
+    network: Any, row: NDArray[np.uint8], overrides: RoutingOverrides, output: str = "logits"
+) -> tuple[Floats, Floats]:
     """All variants by plain Keras: each block's own routing follows from the routing of those before it.
 
-    Returns the logits `[V, classes]`, and the weights used `[V, blocks, experts]`, zero where a block has fewer experts
+    Returns the output `[V, ...]`, and the weights used `[V, blocks, experts]`, zero where a block has fewer experts
     than another.
     """
     variants, _, most = overrides.weights.shape
@@ -73,9 +96,9 @@ def plain(network: Any, row: NDArray[np.uint8], overrides: RoutingOverrides) -> 
         given = overrides.weights[:, number, : own.shape[1]]
         own = np.where(overrides.uniform[:, number, None], own.mean(axis=1, keepdims=True), own)
         used.append(np.where(np.isnan(given), own, given).astype(np.float32))
-    model = keras.Model([network.input, *tensors], network.output["logits"])
-    logits = np.asarray(model([pixels, *used], training=False))
-    return logits, np.stack([np.pad(w, ((0, 0), (0, most - w.shape[1]))) for w in used], axis=1)
+    model = keras.Model([network.input, *tensors], network.output[output])
+    computed = np.asarray(model([pixels, *used], training=False))
+    return computed, np.stack([np.pad(w, ((0, 0), (0, most - w.shape[1]))) for w in used], axis=1)
 
 
 def overrides_of(*variants: dict[Any, Any], blocks: int, experts: int) -> RoutingOverrides:
@@ -195,6 +218,21 @@ def test_a_network_of_other_making(randomise: Randomise, lowering: Any, assert_c
         assert_close(found["logits"][1 + number], logits[number], 1e-4)
         assert_close(found["routing"][1 + number], used[number], 1e-4)
     np.testing.assert_array_equal(found["logits"][1], found["logits"][0])
+
+
+def test_a_detector(randomise: Randomise, lowering: Any, assert_close: AssertClose) -> None:
+    network = detector(randomise)
+    overrides = overrides_of({}, {(0, 1): 0.0}, {1: "uniform"}, {(0, 0): 0.2, (1, 1): 0.0}, blocks=2, experts=3)
+    row = some_row()
+    found = computed(AblationEngine(network, PREPROCESSING, lowering=lowering), row, overrides)
+    assert found.keys() == {"boxes", "scores", "routing"}
+    for name, shape in (("boxes", (80, 4)), ("scores", (80, 3))):
+        values, used = plain(network, row, overrides, name)
+        assert found[name].shape == (5, *shape)
+        assert_close(found[name][1:], values, 1e-4)
+        assert_close(found["routing"][1:], used, 1e-4)
+        np.testing.assert_array_equal(found[name][1], found[name][0])
+        assert (found[name][2:] != found[name][0]).any(axis=(1, 2)).all()
 
 
 def test_routing_that_nothing_but_the_logits_follow_from() -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from condconv_serve.domain import RoutingChange, Variant
+from condconv_serve.fronts.native.detection_schemas import DetectorParameters
 from condconv_serve.fronts.native.schemas import (
     MAX_NAME,
     VERSION,
@@ -17,8 +18,10 @@ from condconv_serve.fronts.native.schemas import (
     NoBoolean,
     RoutingBody,
     Whole,
+    class_body,
+    routing_body,
 )
-from condconv_serve.tasks.ablation import MAX_VARIANTS
+from condconv_serve.tasks.ablation import MAX_VARIANTS, VariantAnswer
 
 MAX_CHANGES = 64
 """Most changes in a variant."""
@@ -114,7 +117,7 @@ def _list(value: Any) -> Any:
     return _json(value)
 
 
-class _CommonParameters(BaseModel):
+class _CommonParameters(DetectorParameters):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, max_length=MAX_NAME, description="Name of the model; the default one if absent.")
@@ -177,3 +180,16 @@ class AblationResponse(BaseModel):
     routing: RoutingBody = Field(description="The routing as it is.")
     variants: list[VariantBody] = Field(description="In the order of your variants, or else by block and expert.")
     timings_ms: AblationTimingsBody
+
+
+def variant_body(found: VariantAnswer, *, routing: bool) -> VariantBody:
+    """One variant as a body."""
+    return VariantBody(
+        name=found.variant.name,
+        changes=[ChangeBody.of(change) for change in found.variant.changes],
+        probability=found.probability,
+        difference=found.difference,
+        top=class_body(found.top),
+        same_top=found.same_top,
+        routing=routing_body(found.routing) if routing else None,
+    )

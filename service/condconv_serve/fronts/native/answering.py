@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
-from fastapi import Request
+from fastapi import Request, Response
 from pydantic import BaseModel
 
 from condconv_serve.deadline import ending_at
-from condconv_serve.domain import Answered, Timings
+from condconv_serve.domain import Answered, TaskName, Timings
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.examples import EXAMPLE_JPEG_BASE64, EXAMPLE_REQUEST_ID
 from condconv_serve.fronts.gatekeeper import SPLIT_KEY_HEADER
 from condconv_serve.fronts.native.images import read_query, read_request
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.schemas import ImageParameters, ImagesBody
+from condconv_serve.fronts.native.task_of_route import demand_task
 from condconv_serve.http.disconnect import unless_disconnected
 from condconv_serve.http.scope import REQUEST_ID_HEADER, facts_of
 from condconv_serve.inference.batching import Priority
@@ -112,7 +114,12 @@ def request_body(example: dict[str, Any], kind: type[BaseModel], *, kept: bool =
 
 
 async def answer_images(
-    request: Request, kind: type[Parameters], context: AppContext, *, task: Callable[[Parameters], Task[Answer]]
+    request: Request,
+    kind: type[Parameters],
+    context: AppContext,
+    *,
+    task: Callable[[Parameters], Task[Answer]],
+    needs: TaskName | None = None,
 ) -> tuple[Parameters, Answered[Answer]]:
     """Read a request, and answer its images.
 
@@ -121,6 +128,7 @@ async def answer_images(
         kind: which parameters it may have.
         context: what to work with.
         task: what to answer, by the parameters.
+        needs: what the model must be for; None if the task itself says so.
 
     Returns:
         The parameters, those of the body included, and the answer.
@@ -140,7 +148,11 @@ async def answer_images(
         deadline=gatekeeper.deadline(),
         split_key=split_key,
     )
+    if needs is not None and query.model is not None:
+        demand_task(needs, context.models, model=query.model, version=query.version, split_key=split_key)
     parameters, images = await read_request(request, query, context.limits)
+    if needs is not None and query.model is None:
+        demand_task(needs, context.models, model=parameters.model, version=parameters.version, split_key=split_key)
     facts.deadline = gatekeeper.deadline(parameters.timeout_ms)
     answered = await unless_disconnected(
         request,
@@ -160,6 +172,17 @@ async def answer_images(
     if only is not None and only.error is not None:
         raise only.error
     return parameters, answered
+
+
+async def written(request: Request, make: Callable[[], BaseModel]) -> Response:
+    """Make a body and write it as JSON, without fields that are None, on a thread: large ones would hold up the loop.
+
+    Raises:
+        DeadlineExceeded: it wasn't done by the request's deadline.
+    """
+    work = asyncio.to_thread(lambda: make().model_dump_json(exclude_none=True).encode())
+    content = await unless_disconnected(request, in_time(work, request))
+    return Response(content, media_type="application/json")
 
 
 async def in_time(work: Awaitable[Result], request: Request) -> Result:

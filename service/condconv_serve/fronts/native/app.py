@@ -13,18 +13,18 @@ from condconv_serve import __version__
 from condconv_serve.domain.facts import DEADLINE_SLUGS, DeadlineBy
 from condconv_serve.fronts import security
 from condconv_serve.fronts.context import AppContext
-from condconv_serve.fronts.native import ablation, features, health, models, page, predict, problems, routing
+from condconv_serve.fronts.native import ablation, detect, features, health, models, page, predict, problems, routing
 from condconv_serve.fronts.native.feature_schemas import MODEL_HEADER, SHAPE_HEADER
 from condconv_serve.fronts.native.schemas import EncodedImage
 from condconv_serve.fronts.rest import finish
 from condconv_serve.http.middleware import RequestContext
 
-PRIVATE = ("/predict", "/features", "/routing")
+PRIVATE = ("/predict", "/detect", "/features", "/routing")
 """Answers about pictures are private, so no cache on the way may keep them."""
 
 DESCRIPTION = """
-Classifies images with CondConv-EfficientNets and shows their routing weights: which experts of each block made the
-kernels for this image.
+Classifies images and finds objects in them with CondConv networks, and shows their routing weights: which experts of
+each block made the kernels for this image.
 
 Errors are [problem details](https://www.rfc-editor.org/rfc/rfc9457) with a `slug` for programs. Every answer has an
 `X-Request-Id`: yours if you sent one.
@@ -61,7 +61,7 @@ def create_app(
         redirect_slashes=False,
         servers=[{"url": root_path}] if root_path else None,
         openapi_tags=[
-            {"name": "predict", "description": "Images in, classes or features out."},
+            {"name": "predict", "description": "Images in, classes, objects or features out."},
             {"name": "routing", "description": "Which experts images are routed to: one image, and live traffic."},
             {"name": "models", "description": "What is served."},
             {"name": "health", "description": "Probes and metrics."},
@@ -69,7 +69,7 @@ def create_app(
     )
     problems.install(app)
     guard = security.guard(context.gatekeeper)
-    for module in (predict, features, routing, ablation, models):
+    for module in (predict, detect, features, routing, ablation, models):
         app.include_router(module.router(context), dependencies=[guard])
     app.include_router(health.router(context, serve_metrics=serve_metrics))
     app.include_router(page.router(root_path))

@@ -76,7 +76,11 @@ def router(context: AppContext) -> APIRouter:
         an image that failed are NaN.
         """
         parameters, answered = await answer_images(
-            request, FeaturesParameters, context, task=lambda asked: _task(asked, _form(asked, request))
+            request,
+            FeaturesParameters,
+            context,
+            task=lambda asked: _task(asked, _form(asked, request)),
+            needs="classification",
         )
         form = _form(parameters, request)
         written = asyncio.to_thread(_written, answered, form)  # as many numbers as there are would hold up the loop

@@ -76,7 +76,7 @@ class ModelSummary(BaseModel):
     aliases: dict[str, AliasBody] = Field(
         description="Aliases in force. The one called `default` is for requests that name no version."
     )
-    task: str | None = Field(None, description="What its outputs mean: classification.")
+    task: str | None = Field(None, description="What it is for: classification or detection.")
     architecture: str | None = None
     num_classes: int | None = None
     num_experts: int | None = None
@@ -138,7 +138,7 @@ class ModelResponse(BaseModel):
     versions: list[str] = Field(description="All served versions of the model, oldest first.")
     all_versions: list[VersionBody] = Field(description="All versions, served or not, oldest first.")
     aliases: dict[str, AliasBody] = Field(description="Aliases in force.")
-    task: str = Field(description="What the outputs mean: classification.")
+    task: str = Field(description="What the model is for: classification or detection.")
     outputs: list[OutputBody] = Field(description="What the network returns for each image.")
     architecture: ArchitectureBody
     parameters: int = Field(description="Trained parameters.")
@@ -148,6 +148,7 @@ class ModelResponse(BaseModel):
     )
     num_classes: int
     labels_count: int
+    labels: list[str] = Field(description="The name of each class, by its index.")
     num_experts: int = Field(description="The most experts that any block has.")
     routing_blocks: list[str] = Field(description="The CondConv blocks, in order.")
     routing_experts: list[int] = Field(description="How many experts each of them has.")
@@ -212,6 +213,7 @@ def model_response(model: ServedModel, summary: ModelSummary) -> ModelResponse:
         parameters=info.cost.parameters,
         multiply_adds=info.cost.multiply_adds,
         labels_count=len(info.labels),
+        labels=[label.label for label in info.labels],
         num_experts=info.routing.shape[1],
         routing_blocks=list(info.routing.blocks),
         routing_experts=list(info.routing.experts),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from condconv_serve.fronts.context import AppContext
-from condconv_serve.fronts.native.answering import PROBLEMS, request_body
-from condconv_serve.fronts.native.classification import classify
+from condconv_serve.fronts.native.answering import PROBLEMS, answer_images, request_body
+from condconv_serve.fronts.native.remembering import remember
 from condconv_serve.fronts.native.schemas import PredictParameters, PredictResponse, predict_response
+from condconv_serve.tasks.classification import Classify
 
 
 def router(context: AppContext) -> APIRouter:
@@ -31,7 +32,14 @@ def router(context: AppContext) -> APIRouter:
         Give parameters in the query, or in a JSON or form body. A raw image: `curl --data-binary @photo.jpg`; files:
         `curl -F image=@a.jpg -F image=@b.png`.
         """
-        parameters, classification = await classify(request, PredictParameters, context)
+        parameters, classification = await answer_images(
+            request,
+            PredictParameters,
+            context,
+            task=lambda asked: Classify(asked.top_k, asked.threshold),
+            needs="classification",
+        )
+        remember(request, classification, context)
         return predict_response(classification, routing=parameters.routing)
 
     return routes

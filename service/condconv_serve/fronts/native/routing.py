@@ -12,9 +12,9 @@ from condconv_serve.errors import ModelNotFound, ModelUnavailable, RoutingNotFou
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.examples import EXAMPLE_REQUEST_ID
 from condconv_serve.fronts.native.accept import preferred
-from condconv_serve.fronts.native.answering import PROBLEMS, in_time, request_body
-from condconv_serve.fronts.native.classification import classify
+from condconv_serve.fronts.native.answering import PROBLEMS, answer_images, in_time, request_body, written
 from condconv_serve.fronts.native.problems import problem_responses
+from condconv_serve.fronts.native.remembering import remember
 from condconv_serve.fronts.native.routing_formats import BY_TYPE, MEDIA_TYPES, OTHER_CONTENT, exported
 from condconv_serve.fronts.native.routing_schemas import (
     ClassResponse,
@@ -39,6 +39,7 @@ from condconv_serve.http.scope import facts_of
 from condconv_serve.routing.live import LiveModel
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.views import class_view, expert_classes_view, live_view
+from condconv_serve.tasks.by_task import ByTask, options_of
 
 _LIVE_PROBLEMS = problem_responses(
     "model_unavailable",
@@ -62,21 +63,22 @@ def router(context: AppContext) -> APIRouter:
         responses={200: {"content": OTHER_CONTENT}, **PROBLEMS},
         openapi_extra=request_body({"top_k": 1}, TracesParameters),
     )
-    async def routing(request: Request) -> RoutedResponse | Response:
-        """Like `/predict`, but with routing weights, and with an `insight`.
+    async def routing(request: Request) -> Response:
+        """Like `/predict`, or `/detect` if the model is a detector, but with routing weights, and with an `insight`.
 
         There is one weight from 0 to 1 for each expert of each CondConv block. The insight tells each block's entropy
         and strongest experts. It also tells how far the image is from two means: that of the model's reference profile,
-        and that of images with the same predicted class.
+        and that of images with the same predicted class. A detector's is that of the box with the highest score.
 
         Choose the form with `format` or the Accept header: JSON, CSV (a line per weight), NPZ (arrays for NumPy), or a
         picture of all images side by side (PNG or SVG).
         """
-        parameters, classification = await classify(request, TracesParameters, context)
+        parameters, answered = await answer_images(request, TracesParameters, context, task=_task)
+        remember(request, answered, context)
         chosen = parameters.format or preferred(request.headers.get("accept", ""), BY_TYPE, otherwise="json")
         if chosen == "json":
-            return routed_response(classification, live=context.routing)
-        content = await unless_disconnected(request, in_time(exported(classification, chosen, context.drawer), request))
+            return await written(request, lambda: routed_response(answered, live=context.routing))
+        content = await unless_disconnected(request, in_time(exported(answered, chosen, context.drawer), request))
         return Response(content, media_type=MEDIA_TYPES[chosen])
 
     @routes.get(
@@ -207,7 +209,7 @@ def router(context: AppContext) -> APIRouter:
     )
     async def of_request(
         request: Request, request_id: Annotated[str, Path(max_length=128, examples=[EXAMPLE_REQUEST_ID])]
-    ) -> RecentResponse:
+    ) -> Response:
         """The answer to a recent request of yours, by its `X-Request-Id`.
 
         Only the newest requests are kept, and only the API key that sent a request can read it.
@@ -219,9 +221,14 @@ def router(context: AppContext) -> APIRouter:
             model = context.models.get(found.model, found.version).info
         except (ModelNotFound, ModelUnavailable, VersionNotFound):  # no longer served
             model = None
-        return recent_response(found, model, live=context.routing)
+        return await written(request, lambda: recent_response(found, model, live=context.routing))
 
     return routes
+
+
+def _task(parameters: TracesParameters) -> ByTask:
+    names = (*options_of("classification"), *options_of("detection"))
+    return ByTask(parameters.model_dump(include=set(names), exclude_unset=True, exclude_none=True))
 
 
 def _packed(live: LiveModel) -> bytes:

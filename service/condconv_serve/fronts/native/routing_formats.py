@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
-from condconv_serve.domain import Classification, ClassifiedImage, Prediction
+from condconv_serve.domain import Answered, Detection, RoutedAnswer
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.native.routing_schemas import RoutingFormat
 from condconv_serve.routing.drawer import Drawer
@@ -39,14 +40,14 @@ BY_TYPE: dict[str, RoutingFormat] = {
 """Forms by the media types of an Accept header."""
 
 
-async def exported(classification: Classification, form: RoutingFormat, drawer: Drawer) -> bytes:
-    """Put the routing of a classification into a form; `drawer` draws the pictures.
+async def exported(answered: Answered[RoutedAnswer], form: RoutingFormat, drawer: Drawer) -> bytes:
+    """Put the routing of images into a form; `drawer` draws the pictures.
 
     Raises:
         InvalidParameter: more images than a picture shows, or a static network, which has nothing to draw.
         ServiceError: the first image's error, if there is no image to draw.
     """
-    model, results = classification.model, classification.results
+    model, results = answered.model, answered.results
     if form == "csv":
         return to_csv(results)
     if form == "npz":
@@ -57,7 +58,7 @@ async def exported(classification: Classification, form: RoutingFormat, drawer: 
             f"A picture shows at most {MAX_PICTURED} images, not {len(results)}; json, csv and npz hold any number."
         )
     traces = [
-        (_title(result, result.prediction), result.prediction.routing)
+        (f"{result.filename or f'image {result.id}'}\n{_said(result.prediction)}", result.prediction.routing)
         for result in results
         if result.prediction is not None
     ]
@@ -66,6 +67,9 @@ async def exported(classification: Classification, form: RoutingFormat, drawer: 
     return await drawer.draw(traces, form, Provenance.of(model.manifest, "POST /routing"))
 
 
-def _title(result: ClassifiedImage, prediction: Prediction) -> str:
-    best = prediction.best
-    return f"{result.filename or f'image {result.id}'}\n{best.label} {best.probability:.0%}"
+def _said(answer: RoutedAnswer) -> str:
+    """What was seen in an image, in a few words."""
+    if isinstance(answer, Detection):
+        counted = Counter(found.label for found in answer.objects)
+        return ", ".join(f"{count} {label}" for label, count in counted.most_common()) or "nothing found"
+    return f"{answer.best.label} {answer.best.probability:.0%}"

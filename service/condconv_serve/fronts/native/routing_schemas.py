@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from condconv_serve.domain import Classification, ClassifiedImage, ModelInfo
+from condconv_serve.domain import Answered, Detection, ImageResult, ModelInfo, RoutedAnswer
+from condconv_serve.fronts.native.detection_schemas import DetectionBody, DetectorParameters, detection_fields
+from condconv_serve.fronts.native.problems import Problem
 from condconv_serve.fronts.native.schemas import (
     MAX_NAME,
     VERSION,
+    ClassParameters,
     ModelReference,
     PredictionBody,
     RoutingBody,
-    RoutingParameters,
-    prediction_body,
+    prediction_fields,
 )
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.recent import RecentRequest
@@ -24,8 +26,8 @@ from condconv_serve.routing.views import insight_view
 RoutingFormat = Literal["json", "csv", "npz", "png", "svg"]
 
 
-class TracesParameters(RoutingParameters):
-    """Parameters of `POST /routing`."""
+class TracesParameters(ClassParameters, DetectorParameters):
+    """Parameters of `POST /routing`. Those of `/predict` are for classifiers, and those of `/detect` for detectors."""
 
     format: RoutingFormat | None = Field(
         None, description="The form of the answer. If absent, the Accept header chooses; without it, JSON."
@@ -46,7 +48,7 @@ class BlockInsightBody(BaseModel):
         None, description="One in twenty of the reference's own images is farther from the others than this."
     )
     class_distance: float | None = Field(
-        None, description="Distance to the mean of images with the same predicted class."
+        None, description="Distance to the mean of images with the same predicted class; see `class_profile`."
     )
 
 
@@ -73,7 +75,9 @@ class InsightBody(BaseModel):
     reference_images: int | None = Field(None, description="How many images the reference profile was made of.")
     class_distance: float | None = None
     class_profile: ClassProfileBody | None = Field(
-        None, description="Absent if neither the reference profile nor live traffic has enough images of the class."
+        None,
+        description="Of the predicted class; a detector's is that of the box with the highest score, however low. "
+        "Absent if neither the reference profile nor live traffic has enough images of the class.",
     )
 
 
@@ -86,11 +90,20 @@ class RoutedPredictionBody(PredictionBody):
     insight: InsightBody | None = None
 
 
+class RoutedDetectionBody(DetectionBody):
+    """A detector's answer for one image, with its routing and what stands out in it.
+
+    It has either `error` or all other fields.
+    """
+
+    insight: InsightBody | None = None
+
+
 class RoutedResponse(BaseModel):
-    """One entry per image, in order."""
+    """One entry per image, in order: with classes from a classifier, with detections from a detector."""
 
     model: ModelReference
-    predictions: list[RoutedPredictionBody]
+    predictions: list[RoutedPredictionBody | RoutedDetectionBody]
 
 
 class RecentResponse(RoutedResponse):
@@ -274,18 +287,18 @@ class ResetResponse(BaseModel):
     reset: list[ModelReference]
 
 
-def routed_response(classification: Classification, *, live: LiveRouting | None) -> RoutedResponse:
-    """Put a classification into the body's shape, with what stands out in its routing."""
-    model = classification.model
-    return RoutedResponse(
+def routed_response(answered: Answered[RoutedAnswer], *, live: LiveRouting | None) -> RoutedResponse:
+    """Put an answer into the body's shape, with what stands out in its routing."""
+    model = answered.model
+    return RoutedResponse.model_construct(
         model=ModelReference(name=model.name, version=model.version),
-        predictions=[_routed(result, model, live) for result in classification.results],
+        predictions=[_routed(result, model, live) for result in answered.results],
     )
 
 
 def recent_response(recent: RecentRequest, model: ModelInfo | None, *, live: LiveRouting | None) -> RecentResponse:
     """Put a recent request into the body's shape; `model` is None if it is no longer served."""
-    return RecentResponse(
+    return RecentResponse.model_construct(
         request_id=recent.request_id,
         at=recent.at,
         model=ModelReference(name=recent.model, version=recent.version),
@@ -293,8 +306,15 @@ def recent_response(recent: RecentRequest, model: ModelInfo | None, *, live: Liv
     )
 
 
-def _routed(result: ClassifiedImage, model: ModelInfo | None, live: LiveRouting | None) -> RoutedPredictionBody:
-    insight = None
-    if result.prediction is not None:
-        insight = InsightBody.model_validate(insight_view(result.prediction, model, live=live))
-    return RoutedPredictionBody(**dict(prediction_body(result, routing=True)), insight=insight)
+def _routed(
+    result: ImageResult[RoutedAnswer], model: ModelInfo | None, live: LiveRouting | None
+) -> RoutedPredictionBody | RoutedDetectionBody:
+    named: dict[str, Any] = {"id": result.id, "filename": result.filename}
+    answer = result.prediction
+    if answer is None:
+        assert result.error is not None  # exactly one of the two is set
+        return RoutedPredictionBody(**named, error=Problem.of(result.error))
+    insight = InsightBody.model_validate(insight_view(answer, model, live=live))
+    if isinstance(answer, Detection):
+        return RoutedDetectionBody.model_construct(**named, **detection_fields(answer, routing=True), insight=insight)
+    return RoutedPredictionBody(**named, **prediction_fields(answer, routing=True), insight=insight)

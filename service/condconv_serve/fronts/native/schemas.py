@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from condconv_serve.domain import Classification, ClassifiedImage, Prediction, RoutingTrace, Timings
+from condconv_serve.domain import Classification, ClassifiedImage, ClassScore, Prediction, RoutingTrace, Timings
 from condconv_serve.fronts.native.problems import Problem
 
 MAX_NAME = 1024
@@ -45,7 +45,7 @@ class ImageParameters(BaseModel):
     )
 
 
-class RoutingParameters(ImageParameters):
+class ClassParameters(ImageParameters):
     """Parameters of a request whose images are classified."""
 
     top_k: Whole | None = Field(
@@ -60,7 +60,7 @@ class RoutingParameters(ImageParameters):
     )
 
 
-class PredictParameters(RoutingParameters):
+class PredictParameters(ClassParameters):
     """Parameters of a prediction; `/routing` always returns the routing."""
 
     routing: bool = Field(False, description="Whether to return each image's routing weights.")
@@ -178,19 +178,22 @@ def prediction_body(result: ClassifiedImage, *, routing: bool) -> PredictionBody
     if result.error is not None:
         return body.model_copy(update={"error": Problem.of(result.error)})
     assert result.prediction is not None  # exactly one of the two is set
-    return body.model_copy(update=_answer(result.prediction, routing=routing))
+    return body.model_copy(update=prediction_fields(result.prediction, routing=routing))
 
 
-def _answer(prediction: Prediction, *, routing: bool) -> dict[str, Any]:
+def prediction_fields(prediction: Prediction, *, routing: bool) -> dict[str, Any]:
+    """An answer's fields of a `PredictionBody`."""
     return {
-        "classes": [
-            ClassBody(index=c.index, label=c.label, synset=c.synset, probability=c.probability)
-            for c in prediction.classes
-        ],
+        "classes": [class_body(scored) for scored in prediction.classes],
         "routing": routing_body(prediction.routing) if routing else None,
         "timings_ms": timings_body(prediction.timings),
         "batch_size": prediction.batch_size,
     }
+
+
+def class_body(scored: ClassScore) -> ClassBody:
+    """One class as a body."""
+    return ClassBody(index=scored.index, label=scored.label, synset=scored.synset, probability=scored.probability)
 
 
 def routing_body(trace: RoutingTrace) -> RoutingBody:

@@ -39,10 +39,13 @@ from condconv_serve.routing.recent import RecentRequests
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.telemetry.metrics import Metrics
 from tests.contract.fakes import (
+    ColourAblation,
+    ColourDetector,
     FakeModels,
     NoVersions,
     ShadeAblation,
     ShadeEngine,
+    detector_info,
     even_layout,
     model_info,
     served_model,
@@ -86,10 +89,13 @@ MODELS = FakeModels(
         weights=UNEVEN,
     ),
     replace(featureless, info=replace(featureless.info, outputs=featureless.info.outputs[:2])),
+    served_model(detector_info("finder"), ColourDetector()),
 )
 
 
-def ablation_of(name: str, version: str) -> ShadeAblation:
+def ablation_of(name: str, version: str) -> ShadeAblation | ColourAblation:
+    if name == "finder":
+        return ColourAblation(ColourDetector())
     layout = MODELS.get(name, version).info.routing
     return ShadeAblation(classes=CLASSES, layout=layout, weights=UNEVEN if name == "uneven" else RANDOM)
 
@@ -143,6 +149,17 @@ async def running(*, statistics: bool = True, drawer: Drawer | None = None) -> A
 
 def image(shade: int) -> bytes:
     return encode(Image.new("RGB", (16, 16), (shade,) * 3), "PNG")
+
+
+def patched(*patches: tuple[str, tuple[int, int, int, int]], size: tuple[int, int] = (64, 32)) -> Image.Image:
+    """A grey photo with patches: colours, and their left, upper, right and lower edges in pixels.
+
+    `finder` finds those on its grid of 8 x 8.
+    """
+    photo = Image.new("RGB", size, (90, 90, 90))
+    for colour, edges in patches:
+        photo.paste(colour, edges)
+    return photo
 
 
 def form(*shades: int | None) -> list[Any]:

@@ -78,7 +78,14 @@ def bearer(secret: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {secret}"}
 
 
-REQUESTS = [("GET", "/models"), ("GET", "/models/x"), ("POST", "/predict"), ("POST", "/features"), ("POST", "/routing")]
+REQUESTS = [
+    ("GET", "/models"),
+    ("GET", "/models/x"),
+    ("POST", "/predict"),
+    ("POST", "/detect?model=finder"),
+    ("POST", "/features"),
+    ("POST", "/routing"),
+]
 
 
 @pytest.mark.parametrize(("method", "path"), REQUESTS)
