@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,12 +15,11 @@ from PIL import Image
 
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.native.task_of_route import demand_task
+from condconv_serve.routing.drawer import Drawer
 from tests import pictures
 from tests.contract.fakes import FakeModels, model_info, served_model, shade_detector
 from tests.pictures import encode
-from tests.unit.fronts.native.routing_service import ANN, BOB, assert_problem, image, patched
-
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+from tests.unit.fronts.native.routing_service import ANN, BOB, assert_problem, image, patched, running
 
 RED = ("red", (16, 8, 24, 12))
 BLUE = ("blue", (0, 16, 8, 20))
@@ -41,6 +39,7 @@ def boxes(response: httpx.Response) -> list[list[tuple[str, tuple[float, ...]]]]
 BOTH = [("blue", (0, 16, 8, 20)), ("red", (16, 8, 24, 12))]
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_objects_in_pixels_and_in_shares_of_the_photo(shared_client: httpx.AsyncClient) -> None:
     response = await shared_client.post("/detect", params=FINDER, content=PHOTO)
     assert boxes(response) == [BOTH]
@@ -58,6 +57,7 @@ async def test_objects_in_pixels_and_in_shares_of_the_photo(shared_client: httpx
     assert red["box_normalized"] == {"xmin": 16 / 64, "ymin": 8 / 32, "xmax": 24 / 64, "ymax": 12 / 32}
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_class_may_have_a_synset(shared_client: httpx.AsyncClient) -> None:
     green = encode(patched(("lime", (0, 0, 8, 4))), "PNG")
     (entry,) = (await shared_client.post("/detect", params=FINDER, content=green)).json()["predictions"]
@@ -67,6 +67,7 @@ async def test_a_class_may_have_a_synset(shared_client: httpx.AsyncClient) -> No
 @pytest.mark.parametrize(
     "given", [{"score_threshold": 0.99}, {"max_detections": 1}, {"iou_threshold": 0, "routing": True}]
 )
+@pytest.mark.asyncio(loop_scope="module")
 async def test_all_forms_say_the_same(shared_client: httpx.AsyncClient, given: dict[str, Any]) -> None:
     asked: list[dict[str, Any]] = [
         {"params": {**FINDER, **given}, "content": PHOTO},
@@ -81,6 +82,7 @@ async def test_all_forms_say_the_same(shared_client: httpx.AsyncClient, given: d
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8, 5])
+@pytest.mark.asyncio(loop_scope="module")
 async def test_boxes_lie_in_the_upright_photo(shared_client: httpx.AsyncClient, orientation: int) -> None:
     stored = pictures.oriented(np.asarray(patched(RED, BLUE)), orientation, "PNG")
     response = await shared_client.post("/detect", params=FINDER, content=stored)
@@ -89,6 +91,7 @@ async def test_boxes_lie_in_the_upright_photo(shared_client: httpx.AsyncClient, 
     assert (entry["width"], entry["height"]) == (64, 32)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_an_image_that_fails_among_others(shared_client: httpx.AsyncClient) -> None:
     files = [("image", (name, data)) for name, data in (("a", PHOTO), ("b", b"x"), ("c", image(90)))]
     response = await shared_client.post("/detect?model=finder&routing=1", files=files)
@@ -112,6 +115,7 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD_VALUES for value in values])
+@pytest.mark.asyncio(loop_scope="module")
 async def test_impossible_values(shared_client: httpx.AsyncClient, name: str, value: str) -> None:
     response = await shared_client.post("/detect", params={**FINDER, name: value}, content=PHOTO)
     assert_problem(response, 422, "invalid_parameter", f"{name}: ")
@@ -120,12 +124,14 @@ async def test_impossible_values(shared_client: httpx.AsyncClient, name: str, va
 
 @pytest.mark.parametrize("name", ["score_threshold", "iou_threshold", "max_detections"])
 @pytest.mark.parametrize("value", ["true", "NaN", "-Infinity", "null", "[1]", '"half"', "1e999", "{}"])
+@pytest.mark.asyncio(loop_scope="module")
 async def test_impossible_values_in_json(shared_client: httpx.AsyncClient, name: str, value: str) -> None:
     body = f'{{"images": ["{base64.b64encode(PHOTO).decode()}"], "model": "finder", "{name}": {value}}}'
     response = await shared_client.post("/detect", content=body, headers={"content-type": "application/json"})
     assert_problem(response, 422, "invalid_parameter", f"{name}: ")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_more_boxes_than_there_are(shared_client: httpx.AsyncClient) -> None:
     red = encode(Image.new("RGB", (32, 32), "red"), "PNG")
     query = {**FINDER, "max_detections": 1000, "score_threshold": 0, "iou_threshold": 1}
@@ -150,10 +156,12 @@ async def test_more_boxes_than_there_are(shared_client: httpx.AsyncClient) -> No
         ("/routing/ablation?iou_threshold=0.5", "iou_threshold: for detectors only, and m is for classification"),
     ],
 )
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_model_for_something_else(shared_client: httpx.AsyncClient, path: str, says: str) -> None:
     assert_problem(await shared_client.post(path, content=PHOTO), 422, "invalid_parameter", says)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_model_that_the_body_names(shared_client: httpx.AsyncClient) -> None:
     document = {"images": [base64.b64encode(PHOTO).decode()]}
     assert (await shared_client.post("/detect", json={**document, **FINDER})).status_code == 200
@@ -161,6 +169,7 @@ async def test_a_model_that_the_body_names(shared_client: httpx.AsyncClient) -> 
     assert_problem(response, 422, "invalid_parameter", "m is a model for classification")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_it_is_said_before_the_body_is_read(shared_client: httpx.AsyncClient) -> None:
     async def body() -> AsyncIterator[bytes]:
         raise AssertionError("the body was read")
@@ -216,6 +225,7 @@ async def test_the_class_of_an_insight_is_that_by_which_live_traffic_is_counted(
     assert_problem(await client.get("/routing/classes/3?model=finder"), 404, "routing_not_found", "classes 0 to 2")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_other_forms_of_a_detectors_routing(shared_client: httpx.AsyncClient) -> None:
     files = [("image", ("a.png", PHOTO)), ("image", ("b.png", b"x"))]
 
@@ -230,7 +240,17 @@ async def test_other_forms_of_a_detectors_routing(shared_client: httpx.AsyncClie
     with np.load(io.BytesIO((await asked("npz")).content), allow_pickle=False) as arrays:
         assert arrays["classes"].tolist() == [2, -1]
         assert 0.9 < arrays["probabilities"][0] <= 1
-    assert "1 blue, 1 red" in (await asked("svg")).text
+
+
+async def test_a_picture_counts_the_objects() -> None:
+    def titles(traces: Any, *_: Any) -> bytes:
+        return "; ".join(title for title, _ in traces).encode()
+
+    files = [("image", ("a.png", PHOTO)), ("image", ("b.png", image(90)))]
+    with Drawer(titles) as drawer:
+        async with running(drawer=drawer) as client:
+            response = await client.post("/routing?model=finder&format=svg", files=files)
+    assert response.text == "a.png\n1 blue, 1 red; b.png\nnothing found"
 
 
 @pytest.mark.parametrize("path", ["/detect", "/routing"])
@@ -247,6 +267,7 @@ async def test_recent_requests_are_their_senders_alone(client: httpx.AsyncClient
 # --- ablation
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_objects_that_an_expert_takes_away(shared_client: httpx.AsyncClient) -> None:
     response = await shared_client.post("/routing/ablation?model=finder&blocks=block_1&routing=1", content=PHOTO)
     assert response.status_code == 200, response.text
@@ -276,6 +297,7 @@ async def test_objects_that_an_expert_takes_away(shared_client: httpx.AsyncClien
     assert without["block_1 without expert 1"]["lost"] == []
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_objects_that_are_new(shared_client: httpx.AsyncClient) -> None:
     faint = encode(patched(("red", (0, 0, 8, 4)), ("#965a5a", (32, 16, 40, 20))), "PNG")
     variants = [{"changes": [{"block": "all", "weights": [1, 1, 1]}]}]
@@ -290,6 +312,7 @@ async def test_objects_that_are_new(shared_client: httpx.AsyncClient) -> None:
     assert variant["similarity"] < 1
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_the_same_options_as_detect(shared_client: httpx.AsyncClient) -> None:
     one = await shared_client.post("/routing/ablation?model=finder&max_detections=1", content=PHOTO)
     assert len(one.json()["detections"]) == 1
@@ -301,8 +324,9 @@ async def test_the_same_options_as_detect(shared_client: httpx.AsyncClient) -> N
         assert_problem(response, 422, "invalid_parameter", f"{name}: ")
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_more_objects_than_an_answer_holds(shared_client: httpx.AsyncClient) -> None:
-    variants = json.dumps([{"changes": [{"block": "all", "uniform": True}]}] * 1000)
-    query = {**FINDER, "variants": variants, "max_detections": 33}
-    response = await shared_client.post("/routing/ablation", params=query, content=PHOTO)
+    variants = [{"changes": [{"block": "all", "uniform": True}]}] * 1000
+    body = {"images": [base64.b64encode(PHOTO).decode()], "variants": variants, "max_detections": 33, **FINDER}
+    response = await shared_client.post("/routing/ablation", json=body)
     assert_problem(response, 422, "invalid_parameter", "max_detections may be at most 32 for these 1000 variants")

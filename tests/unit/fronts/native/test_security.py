@@ -290,7 +290,8 @@ async def test_headers_on_every_answer(method: str, path: str, secret: str) -> N
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["x-frame-options"] == "DENY"
     assert response.headers["referrer-policy"] == "no-referrer"
-    assert (response.headers.get("cache-control") == "no-store") is (path in ("/predict", "/features", "/routing"))
+    private = path.partition("?")[0] in ("/predict", "/detect", "/features", "/routing")
+    assert (response.headers.get("cache-control") == "no-store") is private
 
 
 @pytest.mark.parametrize(
