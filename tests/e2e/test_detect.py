@@ -14,7 +14,7 @@ from tests.e2e.tiny_models import write_colour_detector, write_fake
 from tests.pictures import encode
 from tests.unit.fronts.native.routing_service import patched
 
-PHOTO = encode(patched(("red", (40, 40, 50, 50)), ("blue", (0, 0, 10, 10)), size=(80, 160)), "PNG")
+PHOTO = encode(patched(("red", (40, 40, 50, 60)), ("blue", (0, 0, 10, 20)), size=(80, 160)), "PNG")
 
 
 @pytest.fixture(scope="module")
