@@ -85,7 +85,10 @@ async def test_deadlines(front: Opened, name: str) -> None:
     assert (heard.status, heard.slug) == (504, "deadline_exceeded")
     route = FRONTS[name].route
     for counter, labels in (
-        ("condconv_requests_total", {"front": FRONTS[name].protocol or name, "route": route, "method": "POST", "code": "504"}),
+        (
+            "condconv_requests_total",
+            {"front": FRONTS[name].protocol or name, "route": route, "method": "POST", "code": "504"},
+        ),
         ("condconv_rejected_total", {"reason": "deadline_exceeded"}),
         ("condconv_rows_total", {"model": "fake", "outcome": "deadline_exceeded"}),
     ):

@@ -250,7 +250,7 @@ def test_every_documented_example_runs(client: httpx.Client, openapi: dict[str, 
         if path.startswith("/models/") and method != "get":
             continue  # tests.e2e.test_live_versions runs them, on models that may be changed
         if path == "/detect":
-            continue  # tests.e2e.test_detect runs it, on a detector
+            continue  # tests.e2e.test_detector_server runs it, on a detector
         place, requests = example_requests(path, operation)
         for media_type, request in requests:
             response = patiently(client, method, place, **request)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from condconv_serve.domain import ModelInfo, RoutedAnswer, RowAnswer
+from condconv_serve.domain import Detection, ModelInfo, RoutedAnswer, RowAnswer
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.tasks.classification import Classify
 from condconv_serve.tasks.detection import Detect
@@ -45,6 +45,10 @@ class ByTask:
     def answer(self, row: RowAnswer, model: ModelInfo) -> RoutedAnswer:
         """The classes or the objects, the routing, and where the time went."""
         return self._task(model).answer(row, model)
+
+    def scores_in(self, answer: RoutedAnswer) -> list[float] | None:
+        """The score of each object of a detector's answer."""
+        return [found.score for found in answer.objects] if isinstance(answer, Detection) else None
 
     def _task(self, model: ModelInfo) -> Classify | Detect:
         return _TASKS[model.task](**self.options)

@@ -142,7 +142,7 @@ class Detect:
 
 
 def strongest(scores: NDArray[np.float32], model: ModelInfo) -> ClassScore:
-    """The class of the highest score `[anchors, classes]` of a row; by it routing is counted and compared."""
+    """The class of the highest score `[anchors, classes]` of a row, by which its routing is compared."""
     by_class = scores.max(axis=0)
     index = int(by_class.argmax())
     label = model.labels[index]

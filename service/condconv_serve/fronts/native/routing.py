@@ -91,7 +91,8 @@ def router(context: AppContext) -> APIRouter:
     async def live(query: Annotated[LiveParameters, Query()]) -> LiveResponse:
         """Mean, deviation, histogram and load of every expert, entropy of every block, and drift from the reference.
 
-        They cover all images that the model answered lately, from all senders. The images are not kept.
+        They cover all images that the model answered lately, from all senders. The images are not kept. With a
+        detector, an image counts for each class of which a box has a score above 0.5.
         """
         model, found = _live(query.model, query.version)
         view = await asyncio.to_thread(live_view, model, found, window=query.window, classes=query.classes)

@@ -128,7 +128,12 @@ async def running(*, statistics: bool = True, drawer: Drawer | None = None) -> A
     with ThreadPoolExecutor(2) as decoders, ablations as lane:
         plane = InferencePlane(MODELS, batcher, metrics=metrics)
         context = AppContext(
-            images=ImagePipeline(plane, ImageDecoder(decoders, max_pixels=20_000), observe=observe),
+            images=ImagePipeline(
+                plane,
+                ImageDecoder(decoders, max_pixels=20_000),
+                observe=observe,
+                count_objects=metrics.count_objects,
+            ),
             models=MODELS,
             metrics=metrics,
             limits=BodyLimits(max_body_bytes=10**6, max_images=20),

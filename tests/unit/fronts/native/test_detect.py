@@ -210,7 +210,16 @@ async def test_routing_of_a_detector(client: httpx.AsyncClient) -> None:
     assert "insight" in nothing
 
 
-async def test_the_class_of_an_insight_is_that_by_which_live_traffic_is_counted(client: httpx.AsyncClient) -> None:
+@pytest.mark.parametrize("path", ["/detect", "/routing"])
+async def test_objects_are_counted(client: httpx.AsyncClient, path: str) -> None:
+    assert (await client.post(f"{path}?model=finder", content=PHOTO)).is_success
+    assert (await client.post(f"{path}?model=m", content=PHOTO)).is_success is (path == "/routing")
+    samples = (await client.get("/metrics")).text.splitlines()
+    assert 'condconv_detections_count{model="finder"} 1.0' in samples
+    assert 'condconv_detections_sum{model="finder"} 2.0' in samples
+
+
+async def test_the_class_of_an_insight_is_that_of_the_highest_score(client: httpx.AsyncClient) -> None:
     for _ in range(5):
         response = await client.post("/routing?model=finder&score_threshold=1", content=encode(patched(BLUE), "PNG"))
     (entry,) = response.json()["predictions"]
