@@ -178,20 +178,26 @@ def asymmetric(photo: Photo, *, image_size: int, padded: bool) -> NDArray[np.flo
     Returns:
         float32 `[image_size, image_size, 3]`, 0..255.
     """
-    pixels = np.asarray(photo)
-    height, width, _ = pixels.shape
-    row_index, row_weight = _bilinear_taps(height, max(height, width) if padded else height, image_size)
-    index, weight = _bilinear_taps(width, max(height, width) if padded else width, image_size)
-    flat_index = (index[..., None] * _CHANNELS + np.arange(_CHANNELS)).reshape(2, -1)
-    flat_weight = np.repeat(weight, _CHANNELS, axis=1)
-    lines = pixels.reshape(height, width * _CHANNELS)
-    # First only gathered: most of a large photo's pixels aren't looked at.
-    rows: NDArray[np.float32] = row_weight[0][:, None] * _blend(
-        lines.take(row_index[0], axis=0), flat_index, flat_weight, axis=1
-    )
-    rows += _blend(lines.take(row_index[1], axis=0), flat_index, flat_weight, axis=1) * row_weight[1][:, None]
-    np.minimum(rows, 255, out=rows)  # rounding may lead beyond the scale
-    return rows.reshape(image_size, image_size, _CHANNELS)
+    image = photo if isinstance(photo, Image.Image) else Image.fromarray(np.ascontiguousarray(photo))
+    width, height = (max(image.size),) * 2 if padded else image.size
+    across, down = width / image_size, height / image_size
+
+    def picked(columns: int, lines: int) -> NDArray[np.float32]:
+        """The pixels at so many columns to the right, and lines below, of the upper left ones; zeros beyond the photo.
+
+        Pillow picks them where they are: copying a large photo into an array would take longer than all the rest.
+        """
+        x, y = columns + _HAIR - across / 2, lines + _HAIR - down / 2
+        affine, nearest = Image.Transform.AFFINE, Image.Resampling.NEAREST
+        pixels = image.transform((image_size, image_size), affine, (across, 0, x, 0, down, y), nearest)
+        return np.asarray(pixels).astype(np.float32)
+
+    to_the_right, below = _further_share(width, image_size)[:, None], _further_share(height, image_size)[:, None, None]
+    upper, lower = picked(0, 0), picked(0, 1)
+    upper += (picked(1, 0) - upper) * to_the_right
+    lower += (picked(1, 1) - lower) * to_the_right
+    row: NDArray[np.float32] = upper + (lower - upper) * below
+    return np.minimum(row, 255, out=row)  # rounding may lead beyond the scale
 
 
 def _centre_crop(photo: Photo, image_size: int, crop_padding: int) -> Photo:
@@ -226,17 +232,15 @@ def _bicubic_taps(source: int, target: int) -> tuple[NDArray[np.intp], NDArray[n
     return index, np.stack([outer[0], inner[0], inner[1], outer[1]]).astype(np.float32)
 
 
-def _bilinear_taps(source: int, padded: int, target: int) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """Say which two source lines make up each target line: their `index` and `weight`, both `[2, target]`.
+# Positions are whole numbers divided by the row's side. Those that should be whole and fall just short are lifted.
+_HAIR = 1e-6
 
-    Lines from `source` to `padded` are zeros; lines beyond `padded` are the last one's own.
-    """
-    position = np.arange(target) * (padded / target)
-    before = np.floor(position).astype(np.intp)
-    past = position - before
-    index = np.minimum([before, before + 1], padded - 1)
-    weight = np.where(index < source, [1 - past, past], 0)
-    return np.minimum(index, source - 1), weight.astype(np.float32)
+
+def _further_share(source: int, target: int) -> NDArray[np.float32]:
+    """Of the two source lines that make up each target line, the share of the further one: `[target]`."""
+    position = np.arange(target) * (source / target)
+    nearer = np.floor(position + _HAIR)
+    return np.where(nearer + 1 < source, np.maximum(position - nearer, 0), 0).astype(np.float32)
 
 
 def _blend(
