@@ -6,6 +6,7 @@ import functools
 import io
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,28 @@ def test_extreme_shapes(name: str, shape: tuple[int, int], file_format: str) -> 
     assert abs(float(made.row[y, x, 0]) - 200) <= 3
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's figures of memory")
+@pytest.mark.parametrize("interpolation", ["lanczos", "asymmetric"])
+@pytest.mark.parametrize("name", ["stretch", "letterbox"])
+@pytest.mark.parametrize("shape", [(1, 5_000_000), (5_000_000, 1)])
+def test_very_long_photos_take_little_memory(shape: tuple[int, int], name: str, interpolation: str) -> None:
+    photo = Image.new("RGB", shape, (200, 40, 40))
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    row = transform(photo, preprocessing(name, interpolation=interpolation))
+    assert memory("VmHWM") - before < 32 * 2**20
+    assert abs(float(row[0, 0, 0]) - 200) <= 1
+
+
+def test_an_edge_in_a_very_long_photo() -> None:
+    photo = np.full((2, 80_001, 3), GREY, np.uint8)
+    photo[:, 40_000:] = GREEN
+    for name in ("stretch", "letterbox"):
+        row = transform(photo, preprocessing(name))
+        green = row[0, :, 1].astype(float) - row[0, :, 0]
+        assert SIZE - green.sum() / 160 == pytest.approx(SIZE / 2, abs=0.02)
+
+
 def test_sufficient_size() -> None:
     side = 68  # 1.4 lines for each of 48
     assert sufficient_size(preprocessing("stretch")) == SufficientSize(short=side)
@@ -217,3 +240,9 @@ def test_a_letterbox_keeps_the_shape() -> None:
     assert row[:24].all()
     place = place_row(preprocessing("letterbox"), width=200, height=100)
     assert (place.width, place.height) == (200, 200)
+
+
+def memory(what: str) -> int:
+    """One of the kernel's figures about this process, in bytes."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what + ":"))
+    return 1024 * int(line.split()[1])
