@@ -92,6 +92,43 @@ def test_prometheus_takes_the_panels_queries(tmp_path):
     check(promtool, "check", "rules", file)
 
 
+def test_the_panels_of_detectors_show_what_was_found(tmp_path):
+    """Every 15 seconds a detector answers three images, in one of which it finds two objects, and another finds one."""
+    promtool = tool("promtool", hint="apt-get install prometheus")
+    metrics = Metrics(CollectorRegistry())
+    for model, scores in (("m", []), ("m", []), ("m", [0.9, 0.6]), ("n", [0.5])):
+        metrics.count_objects(model, scores)
+    series = [
+        {"series": f"{sample.name}{{{labels}}}", "values": f"0+{sample.value:g}x40"}
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name.startswith("condconv_detection") and not sample.name.endswith("_created")
+        for labels in [
+            ",".join(f'{k}="{v}"' for k, v in ({"job": "condconv", "instance": "a"} | sample.labels).items())
+        ]
+    ]
+    expected = {
+        "Objects per image": {"m": 2 / 3, "n": 1},
+        "Images in which nothing is found": {"m": 2 / 3, "n": 0},
+        "Mean score": {"m": 0.75, "n": 0.5},
+    }
+    asked = {question.place.removesuffix(" (A)"): question.expression for question in panel_questions()}
+    cases = [
+        {
+            "expr": f"round({asked[panel]}, 0.0001)",
+            "eval_time": "5m",
+            "exp_samples": [
+                {"labels": f'{{model="{model}"}}', "value": round(value, 4)} for model, value in by_model.items()
+            ],
+        }
+        for panel, by_model in expected.items()
+    ]
+    file = tmp_path / "panels.yml"
+    tests = [{"interval": "15s", "input_series": series, "promql_expr_test": cases}]
+    file.write_text(yaml.safe_dump({"rule_files": [], "evaluation_interval": "15s", "tests": tests}))
+    check(promtool, "test", "rules", file)
+
+
 def test_alerts_fire_when_they_must_and_only_then():
     promtool = tool("promtool", hint="apt-get install prometheus")
     check(promtool, "test", "rules", PROMETHEUS / "tests/alerts.yml")

@@ -17,7 +17,15 @@ from condconv_serve.offline.profile import profile_files
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.settings import Settings
 from condconv_serve.store import Bundle, write_bundle
-from tests.contract.fakes import FunctionEngine, ShadeEngine, even_layout, model_info, served_model
+from tests.contract.fakes import (
+    ColourDetector,
+    FunctionEngine,
+    ShadeEngine,
+    detector_info,
+    even_layout,
+    model_info,
+    served_model,
+)
 from tests.pictures import encode, photo
 from tests.unit.store.samples import new_bundle
 
@@ -87,3 +95,25 @@ def test_one_threads_end_is_that_of_all(stream: int, tmp_path: Path) -> None:
             load=lambda *_, **__: served_model(model_info(preprocessing=preprocessing), FunctionEngine(compute)),
         )
     assert len(calls) < 150
+
+
+@pytest.mark.tensorflow
+def test_a_detectors_classes_are_those_that_it_finds(tmp_path: Path) -> None:
+    files = []
+    for name, colours in (("red", [(255, 0, 0)]), ("both", [(255, 0, 0), (0, 0, 255)]), ("none", [])):
+        picture = np.full((SIDE, SIDE, 3), 90, np.uint8)
+        for number, colour in enumerate(colours):
+            picture[:8, 8 * number : 8 * number + 8] = colour
+        files.append(tmp_path / f"{name}.png")
+        files[-1].write_bytes(encode(picture, "PNG"))
+    profiled = profile_files(
+        Settings(streams=1),
+        write_bundle(tmp_path / "store", new_bundle()),
+        files,
+        min_class_images=1,
+        console=Console(quiet=True),
+        load=lambda *_, **__: served_model(detector_info(), ColourDetector()),
+    )
+    profile = profiled.profile
+    assert profile.images == 3
+    assert dict(zip(profile.classes.tolist(), profile.class_images.tolist(), strict=True)) == {0: 2, 2: 1}
