@@ -39,6 +39,7 @@ from condconv_serve.domain.model import (
     NativeUse,
     ServedModel,
 )
+from condconv_serve.domain.objects import Objects
 from condconv_serve.domain.routing import RoutingLayout, RoutingOverrides, RoutingProfile, RoutingTrace
 from condconv_serve.domain.tensors import (
     BOXES,
@@ -91,6 +92,7 @@ __all__ = [
     "ModelSource",
     "NativeState",
     "NativeUse",
+    "Objects",
     "OutputSpec",
     "PixelSource",
     "Pixels",
