@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from condconv_serve.domain import Preprocessing, Row
@@ -76,9 +77,9 @@ class Batches:
                 yield normalise(self._vary(self.images[chosen], rng), self.preprocessing), self.targets[chosen]
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
-        return (self.preprocessing.image_size,) * 2 + (3,)
+    def signature(self) -> tuple[tf.TensorSpec, tf.TensorSpec]:
+        """Shape and type of a batch's inputs and targets."""
+        return signature_of((self.preprocessing.image_size,) * 2 + (3,), self.targets)
 
     def _vary(self, rows: Row, rng: np.random.Generator) -> NDArray[np.float32]:
         varied = rows.astype(np.float32)
@@ -101,6 +102,11 @@ def shuffled(
     order = rng.permutation(count)
     for start in range(0, count, batch_size):
         yield np.sort(order[start : start + batch_size]), rng  # sorted: disks read so
+
+
+def signature_of(shape: tuple[int, ...], targets: NDArray[Any]) -> tuple[tf.TensorSpec, tf.TensorSpec]:
+    """Shape and type of batches of examples of a shape, float32, and of their targets `[N, ...]`."""
+    return tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None, *targets.shape[1:]), targets.dtype)
 
 
 def normalise(rows: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.float32]:

@@ -33,6 +33,11 @@ class Evaluation:
     between_classes: Mapping[str, float]
 
     @property
+    def rank(self) -> tuple[float, float]:
+        """More right answers are better, and among equals those given with less doubt."""
+        return self.accuracy, -self.loss
+
+    @property
     def mean_entropy(self) -> float | None:
         """Over the blocks; None in a static network."""
         return float(np.mean(list(self.entropy.values()))) if self.entropy else None

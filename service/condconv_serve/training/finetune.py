@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from condconv_serve.domain import LOGITS, Label, Preprocessing, readable
 from condconv_serve.domain.manifest import OWN_NETWORK
-from condconv_serve.errors import ConfigurationError, DataSetError, OutOfMemory
+from condconv_serve.errors import ConfigurationError, DataSetError
 from condconv_serve.runtime.loading import load_network
 from condconv_serve.store import Bundle, open_bundle, read_labels
-from condconv_serve.store.new_bundle import check_free, next_version
 from condconv_serve.training.answers import answers_of
 from condconv_serve.training.batches import Selection
 from condconv_serve.training.checkpoint import RunDirectory
 from condconv_serve.training.dataset import ImageFiles, Rows, find_labelled, find_unlabelled, read_rows, split
-from condconv_serve.training.loop import Material, train
+from condconv_serve.training.evaluation import Evaluation
+from condconv_serve.training.loop import train
+from condconv_serve.training.material import Material, failure, plan_training
 from condconv_serve.training.network import with_classes
 from condconv_serve.training.request import FinetuneRequest, Listener, with_defaults
 from condconv_serve.training.result import Finished, Trained, write_result
+from condconv_serve.training.run import begin, memory_named
 
 
-def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Finished:
+def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Finished[Evaluation]:
     """Train, and write the new bundle with the weights of the epoch that was best on the validation images.
 
     After every epoch the state is saved in a hidden folder of the store. A run that was interrupted, even killed, goes
@@ -47,24 +46,20 @@ def finetune(request: FinetuneRequest, *, store: Path, listener: Listener) -> Fi
         OutOfMemory: the batches are too large.
     """
     request = with_defaults(request)
-    _check(request)
-    parent = open_bundle(request.bundle)
+    parent, version, run = begin(request, store)
+    if parent.manifest.task != "classification":
+        raise ConfigurationError(
+            f"{parent.manifest.name} is a model for {parent.manifest.task}, which learns from annotated photos."
+        )
     teacher = None if request.teacher is None else open_bundle(request.teacher)
-    version = request.version or next_version(store, request.name)
-    check_free(store, request.name, version)
-    keras.utils.set_random_seed(request.seed)
-    run = RunDirectory(store, request.name, version)
     sources = _find_images(request, parent, teacher)
+    image_size = request.image_size or parent.manifest.preprocessing.image_size
     with run.claimed(_options(request, sources), resume=request.resume, restart=request.restart):
-        try:
+        with memory_named(request, image_size=image_size):
             material = _prepare(request, sources, run, listener)
-            history, best = train(request, material, run, listener)
-        except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-            raise OutOfMemory(
-                f"There is too little memory for batches of {request.batch_size} images of "
-                f"{request.image_size or parent.manifest.preprocessing.image_size} pixels; choose a smaller "
-                "--batch-size or --image-size."
-            ) from error
+            history, best = train(plan_training(request, material, run, listener), run, listener)
+        if (failed := failure(history, best, material)) is not None:
+            listener.warning(failed)
         trained = Trained(
             name=request.name,
             version=version,
@@ -94,21 +89,6 @@ class _Sources:
     validation: ImageFiles | None
     labels: tuple[Label, ...]
     keep_head: bool
-
-
-def _check(request: FinetuneRequest) -> None:
-    if not 0 < request.validation_split < 1:
-        raise ConfigurationError(f"The validation split must be between 0 and 1, not {request.validation_split}.")
-    for name in ("epochs", "batch_size"):
-        count = getattr(request, name)
-        if count is not None and count < 1:
-            raise ConfigurationError(f"{name} must be at least 1, not {count}.")
-    for name in ("learning_rate", "temperature"):
-        value = getattr(request, name)
-        if not (math.isfinite(value) and value > 0):
-            raise ConfigurationError(f"{name} must be above 0, not {value}.")
-    if request.image_size is not None and not 32 <= request.image_size <= 2048:
-        raise ConfigurationError(f"image_size must be from 32 to 2048, not {request.image_size}.")
 
 
 def _find_images(request: FinetuneRequest, parent: Bundle, teacher: Bundle | None) -> _Sources:

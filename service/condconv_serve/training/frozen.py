@@ -14,10 +14,11 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
 from condconv_serve.domain import Preprocessing
-from condconv_serve.training.batches import Selection, normalise, shuffled
+from condconv_serve.training.batches import Selection, normalise, shuffled, signature_of
 from condconv_serve.training.network import ending_of
 
 _FEATURES = "features.npy"
@@ -118,9 +119,9 @@ class FeatureBatches:
         return -(-len(self.features) // self.batch_size)
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one example."""
-        return self.features.shape[1:]
+    def signature(self) -> tuple[tf.TensorSpec, tf.TensorSpec]:
+        """Shape and type of a batch's features and targets."""
+        return signature_of(self.features.shape[1:], self.targets)
 
     def epochs(self, first: int, last: int) -> Iterator[tuple[NDArray[np.float32], NDArray[Any]]]:
         """Batches of the epochs `first` (from 0) to `last` (excluded): features and targets."""

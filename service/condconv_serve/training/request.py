@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
+from condconv_serve.errors import ConfigurationError
 from condconv_serve.training.batches import Augmentation
-from condconv_serve.training.evaluation import Evaluation
 from condconv_serve.training.network import Part
 
 ENOUGH_STEPS = 200
@@ -20,26 +21,22 @@ _RATES: dict[Part, float] = {"all": 1e-3, "experts": 1e-3, "routing": 1e-3, "hea
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FinetuneRequest:
-    """What to train, on what, and how.
+class TrainingRequest:
+    """What any training run is asked for.
 
     Attributes:
         bundle: the directory of the bundle to start from.
-        data: images: a folder per class, or with a teacher any folder of images.
+        data: what to learn from.
         name: of the new model.
         version: of the new bundle; one more than the largest there is if None.
-        teacher: the directory of a bundle of the same classes whose answers are to be learned.
-        temperature: how much the answers of both are softened before they are compared.
-        validation_data: labelled images to validate with; with a teacher, their folders are named as its classes.
+        validation_data: what to validate with.
         validation_split: share of the images to validate with otherwise.
         train: what learns.
-        image_size: pixels per side; the bundle's if None.
-        epochs: how often all images are seen; 10 if None, or with a frozen backbone as many as make enough steps.
+        image_size: pixels per side; the usual ones if None.
+        epochs: how often all images are seen; a usual number if None.
         batch_size: images per step.
         learning_rate: the highest one; one that suits `train` and `batch_size` if None. It rises for a twentieth of
             the steps, then falls along a cosine to zero.
-        augmentation: how training images are varied; by shift and mirror if None, or not at all if only the head is
-            trained: then the frozen backbone computes each image just once.
         seed: of everything that is random.
         resume: continue an unfinished run of the same name and version.
         restart: forget such a run instead.
@@ -50,8 +47,6 @@ class FinetuneRequest:
     data: Path
     name: str
     version: str | None = None
-    teacher: Path | None = None
-    temperature: float = 2.0
     validation_data: Path | None = None
     validation_split: float = 0.2
     train: Part = "all"
@@ -59,11 +54,57 @@ class FinetuneRequest:
     epochs: int | None = None
     batch_size: int = 32
     learning_rate: float | None = None
-    augmentation: Augmentation | None = None
     seed: int = 0
     resume: bool = False
     restart: bool = False
     max_pixels: int = 100_000_000
+
+    def check(self) -> None:
+        """Refuse impossible values.
+
+        Raises:
+            ConfigurationError: says what is allowed.
+        """
+        if not 0 < self.validation_split < 1:
+            raise ConfigurationError(f"The validation split must be between 0 and 1, not {self.validation_split}.")
+        for name in ("epochs", "batch_size"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {count}.")
+        self.check_positive("learning_rate")
+        if self.image_size is not None and not 32 <= self.image_size <= 2048:
+            raise ConfigurationError(f"image_size must be from 32 to 2048, not {self.image_size}.")
+
+    def check_positive(self, name: str) -> None:
+        """Refuse a number that isn't above 0."""
+        value = getattr(self, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigurationError(f"{name} must be above 0, not {value}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneRequest(TrainingRequest):
+    """What to train a classifier on, and how.
+
+    Attributes:
+        data: images: a folder per class, or with a teacher any folder of images.
+        teacher: the directory of a bundle of the same classes whose answers are to be learned.
+        temperature: how much the answers of both are softened before they are compared.
+        validation_data: labelled images; with a teacher, their folders are named as its classes.
+        image_size: the bundle's if None.
+        epochs: 10 if None, or with a frozen backbone as many as make enough steps.
+        augmentation: how training images are varied; by shift and mirror if None, or not at all if only the head is
+            trained: then the frozen backbone computes each image just once.
+    """
+
+    teacher: Path | None = None
+    temperature: float = 2.0
+    augmentation: Augmentation | None = None
+
+    def check(self) -> None:
+        """See `TrainingRequest`."""
+        TrainingRequest.check(self)
+        self.check_positive("temperature")
 
     @property
     def frozen(self) -> bool:
@@ -95,13 +136,26 @@ def default_epochs(request: FinetuneRequest, steps: int) -> int:
     return max(_EPOCHS, -(-ENOUGH_STEPS // steps)) if request.frozen else _EPOCHS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Epoch:
+class Validation(Protocol):
+    """Figures on validation images: a frozen dataclass of plain values."""
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """The best epoch has the highest."""
+        ...
+
+
+Figures = TypeVar("Figures", bound=Any)
+
+
+# Without slots: with them Python 3.11 could not call an alias such as `Epoch[Evaluation]`.
+@dataclass(frozen=True, kw_only=True)
+class Epoch(Generic[Figures]):
     """One finished epoch; number 0 is the starting point, without a training loss."""
 
     number: int
     training_loss: float | None
-    validation: Evaluation
+    validation: Figures
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -109,9 +163,9 @@ class Epoch:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> Epoch:
-        """Undo `to_json`."""
-        return cls(**{**document, "validation": Evaluation(**document["validation"])})
+    def from_json(cls, document: dict[str, Any], read: Callable[..., Figures]) -> Epoch[Figures]:
+        """Undo `to_json`; `read` takes the validation's figures by name."""
+        return cls(**{**document, "validation": read(**document["validation"])})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,5 +202,5 @@ class Listener(Protocol):
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """A batch has been learned."""
 
-    def epoch(self, epoch: Epoch) -> None:
+    def epoch(self, epoch: Epoch[Any]) -> None:
         """An epoch has been validated."""

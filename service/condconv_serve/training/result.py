@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from condconv_serve.runtime.outputs import routing_layout
 from condconv_serve.store import OWN_NETWORK, Bundle, NewBundle, write_bundle
 from condconv_serve.training.answers import answers_of
 from condconv_serve.training.evaluation import Evaluation
-from condconv_serve.training.loop import Material
-from condconv_serve.training.request import Epoch
+from condconv_serve.training.material import Material
+from condconv_serve.training.request import Epoch, Figures
 from condconv_serve.training.saving import read_values, rebuild, to_spec
 
 _BATCH = 32
@@ -47,7 +47,7 @@ class Trained:
     material: Material
     classes_known: bool
     dataset: str
-    history: Sequence[Epoch]
+    history: Sequence[Epoch[Evaluation]]
     best_epoch: int
 
     @property
@@ -61,19 +61,20 @@ class Trained:
         return self.history[self.best_epoch].validation
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+# Without slots: with them Python 3.11 could not call an alias such as `Finished[Evaluation]`.
+@dataclass(frozen=True, kw_only=True)
+class Finished(Generic[Figures]):
     """A finished run: where its bundle is, and what it has brought."""
 
     path: Path
-    start: Evaluation
-    best: Evaluation
+    start: Figures
+    best: Figures
     best_epoch: int
     accuracy: tuple[Accuracy, ...]
     history: Sequence[Mapping[str, Any]]
 
 
-def write_result(trained: Trained, *, store: Path) -> Finished:
+def write_result(trained: Trained, *, store: Path) -> Finished[Evaluation]:
     """Measure a trained network with the engine that serves it, and write the bundle.
 
     Raises:

@@ -23,7 +23,7 @@ from condconv_serve.training import Epoch, FinetuneRequest, Finished, finetune
 from condconv_serve.training.batches import Selection
 from condconv_serve.training.dataset import find_labelled
 from condconv_serve.training.evaluation import Evaluation
-from condconv_serve.training.loop import Material, failure
+from condconv_serve.training.material import Material, failure
 from condconv_serve.training.request import default_learning_rate
 from tests.contract.narrow_family import LITE_CONDCONV
 from tests.unit.store.samples import LABELS, PLAN, new_bundle
