@@ -5,7 +5,7 @@ import pytest
 
 from condconv_serve.routing.effect_size import effect_size
 from condconv_serve.training.batches import Selection
-from condconv_serve.training.evaluation import evaluate, variance_between
+from condconv_serve.training.evaluation import Evaluation, evaluate, variance_between
 from condconv_serve.training.request import Epoch
 from tests.unit.training.samples import PREPROCESSING
 
@@ -74,4 +74,4 @@ def test_blocks_are_told_apart():
     assert found.between_classes == pytest.approx({"one": 1, "two": 0})
     assert found.mean_entropy == pytest.approx(0.5)
     epoch = Epoch(number=1, training_loss=0.5, validation=found, seconds=2.0)
-    assert Epoch.from_json(json.loads(json.dumps(epoch.to_json()))) == epoch
+    assert Epoch.from_json(json.loads(json.dumps(epoch.to_json())), Evaluation) == epoch
