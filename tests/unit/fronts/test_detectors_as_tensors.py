@@ -16,13 +16,13 @@ import pytest_asyncio
 from PIL import Image
 
 from condconv_serve.domain import Preprocessing
+from condconv_serve.fronts import oip, tfserving
 from condconv_serve.fronts.context import AppContext
-from condconv_serve.fronts.oip import create_app as open_inference
+from condconv_serve.fronts.long_reads import LongReads
 from condconv_serve.fronts.oip.datatypes import joined
 from condconv_serve.fronts.oip.grpc import NAME
 from condconv_serve.fronts.oip.grpc import service as open_inference_service
 from condconv_serve.fronts.oip.grpc_messages import REQUEST, RESPONSE
-from condconv_serve.fronts.tfserving import create_app as tensorflow_serving
 from condconv_serve.fronts.tfserving.grpc import MESSAGES, PREDICTION_SERVICE, model_service, prediction_service
 from condconv_serve.fronts.tfserving.tensors import DT_FLOAT, DT_STRING, DT_UINT8
 from condconv_serve.tasks.detection import Detect
@@ -79,6 +79,7 @@ def over_grpc(channel: grpc.aio.Channel) -> Ask:
         given: Any, outputs: Any = DETECTIONS, *, model: str = "wide", classes: int = 0, **thresholds: Any
     ) -> Any:
         request = REQUEST(model_name=model)
+        request.parameters["binary_data_output"].bool_param = False
         if isinstance(given, bytes):
             request.inputs.add(name="image", datatype="BYTES", shape=[1])
             request.raw_input_contents.append(joined([given]))
@@ -98,8 +99,8 @@ def over_grpc(channel: grpc.aio.Channel) -> Ask:
         except grpc.aio.AioRpcError as error:
             return error.details()
         return {
-            output.name: np.frombuffer(raw, np.float32).reshape(output.shape)[0]
-            for output, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+            output.name: np.array(output.contents.fp32_contents, np.float32).reshape(output.shape)[0]
+            for output in answer.outputs
         }
 
     return ask
@@ -186,7 +187,7 @@ async def clients(context: AppContext) -> AsyncIterator[Mapping[str, Any]]:
             name: await stack.enter_async_context(
                 httpx.AsyncClient(transport=httpx.ASGITransport(make(context)), base_url="http://test")
             )
-            for name, make in (("oip", open_inference), ("tfserving", tensorflow_serving))
+            for name, make in (("oip", oip.create_app), ("tfserving", tfserving.create_app))
         }
         yield {**http, "grpc": served.channel}
 
@@ -252,6 +253,28 @@ async def test_what_the_engine_returns(ask: Ask) -> None:
     alone = await ask(photo(), ("scores",))
     assert alone.keys() == {"scores"}
     np.testing.assert_array_equal(alone["scores"], everything["scores"])
+
+
+async def test_long_answers_are_written_on_another_thread(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once = await ask(photo(), None)
+    for module, name in (
+        (oip.infer, "ELEMENTS_AT_ONCE"),
+        (oip.grpc, "_ELEMENTS_AT_ONCE"),
+        (tfserving.predictions, "ELEMENTS_AT_ONCE"),
+        (tfserving.grpc, "INLINE_ELEMENTS"),
+    ):
+        monkeypatch.setattr(module, name, 0)
+    run, runs = LongReads.run, list[Any]()
+
+    async def counted(self: LongReads, work: Any) -> Any:
+        runs.append(work)
+        return await run(self, work)
+
+    monkeypatch.setattr(LongReads, "run", counted)
+    turns = await ask(photo(), None)
+    assert len(runs) == 1
+    for name in ALL:
+        np.testing.assert_array_equal(turns[name], at_once[name])
 
 
 async def test_thresholds(ask: Ask) -> None:

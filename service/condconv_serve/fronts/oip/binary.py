@@ -6,11 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import pydantic_core
-
 from condconv_serve.domain import ModelInfo
 from condconv_serve.errors import InvalidParameter, MalformedBody, MissingImage
-from condconv_serve.fronts.json_answers import values_of
+from condconv_serve.fronts.json_answers import list_json, object_json
 from condconv_serve.fronts.json_documents import Numbers, parse
 from condconv_serve.fronts.oip.datatypes import BYTES, bytes_of
 from condconv_serve.fronts.oip.infer_request import InferRequest
@@ -80,7 +78,7 @@ def infer_response(
         The body, and how many bytes of it are JSON if raw bytes stand behind it.
     """
     raws: list[bytes] = []
-    entries: list[dict[str, Any]] = []
+    entries: list[bytes] = []
     for tensor, output in zip(tensors, outputs, strict=True):
         entry: dict[str, Any] = {
             "name": tensor.name,
@@ -91,10 +89,10 @@ def infer_response(
             raws.append(bytes_of(tensor.values, tensor.datatype))
             entry["parameters"] = {"binary_data_size": len(raws[-1])}
         else:
-            entry["data"] = values_of(tensor.values.ravel())
-        entries.append(entry)
-    known = {"model_name": model.name, "model_version": model.version}
-    head = pydantic_core.to_json({**known, **({} if id is None else {"id": id}), "outputs": entries})
+            entry["data"] = list_json(tensor.values.ravel())
+        entries.append(object_json(entry))
+    known = {"model_name": model.name, "model_version": model.version, **({} if id is None else {"id": id})}
+    head = object_json({**known, "outputs": b"[" + b",".join(entries) + b"]"})
     return b"".join([head, *raws]), len(head) if raws else None
 
 

@@ -35,7 +35,7 @@ GRPC_ERRORS = "triton_grpc_error"
 
 _FINAL = "triton_final_response"
 _ELEMENTS_AT_ONCE = 128 * 1024
-"""More elements in `contents` are read on another thread, so that others get their turn in between."""
+"""More elements in `contents` are read or written on another thread, so that others get their turn in between."""
 
 
 def service(context: AppContext) -> Service:
@@ -83,13 +83,17 @@ class _Inference:
             asked.of_model(name, version, split_key=split_key),
             deadline=call.deadline(asked.parameters.deadline(context.gatekeeper)),
         )
-        return infer_response(
-            output_tensors(asked.outputs, answer.tensors, answer.model),
+        tensors = output_tensors(asked.outputs, answer.tensors, answer.model)
+        write = partial(
+            infer_response,
+            tensors,
             model=answer.model,
             request_id=request.id,
             raw=asked.raw_output,
             parameters=parameters,
         )
+        is_long = not asked.raw_output and sum(tensor.values.size for tensor in tensors) > _ELEMENTS_AT_ONCE
+        return await context.long_reads.run(write) if is_long else write()
 
 
 def _failed(error: ServiceError, request: Any, call: Call) -> Any | None:

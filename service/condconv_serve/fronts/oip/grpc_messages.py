@@ -36,6 +36,8 @@ STREAM_RESPONSE = MESSAGES.message("inference.ModelStreamInferResponse")
 
 CONTENTS = {BYTES: "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents"}
 """The field of `contents` that holds the elements of a data type."""
+_PIECE = 32 * 1024
+"""Most elements that are put into `contents` at once."""
 
 
 def values_of(parameters: Any) -> dict[str, Any]:
@@ -98,7 +100,9 @@ def infer_response(
         elif tensor.datatype == BYTES:
             output.contents.bytes_contents.extend(map(encoded, tensor.values.ravel().tolist()))
         else:
-            output.contents.fp32_contents.extend(tensor.values.astype(np.float32, copy=False).ravel())
+            flat = tensor.values.astype(np.float32, copy=False).ravel()
+            for start in range(0, len(flat), _PIECE):
+                output.contents.fp32_contents.extend(flat[start : start + _PIECE].tolist())
     return response
 
 

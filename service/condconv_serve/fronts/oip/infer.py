@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.gatekeeper import SPLIT_KEY_HEADER
+from condconv_serve.fronts.json_answers import ELEMENTS_AT_ONCE
 from condconv_serve.fronts.long_reads import LongReads
 from condconv_serve.fronts.oip import openapi
 from condconv_serve.fronts.oip.asked import named_model
@@ -23,8 +24,6 @@ from condconv_serve.http.scope import facts_of
 
 _JSON_AT_ONCE = 128 * 1024
 """JSON of more bytes is read on another thread, so that others get their turn in between."""
-_ELEMENTS_AT_ONCE = 20_000
-"""The same for elements of tensors that are written as JSON."""
 Result = TypeVar("Result")
 
 
@@ -85,7 +84,7 @@ async def _respond(answer: TensorAnswer, asked: InferRequest, *, accepted: str, 
     elements = sum(t.values.size for t, output in zip(tensors, asked.outputs, strict=True) if not output.binary)
     body, header_length = await _in_turn(
         lambda: infer_response(tensors, asked.outputs, model=answer.model, id=asked.id),
-        None if elements <= _ELEMENTS_AT_ONCE else long_reads,
+        None if elements <= ELEMENTS_AT_ONCE else long_reads,
     )
     headers = {"Vary": "Accept-Encoding"}
     if header_length is not None:

@@ -19,7 +19,7 @@ from condconv_serve.fronts.tfserving.inputs import image_of_example
 from condconv_serve.fronts.tfserving.metadata import signature_defs
 from condconv_serve.fronts.tfserving.model_spec import ModelSpec, spec_of
 from condconv_serve.fronts.tfserving.model_status import status_entry, wanted_statuses
-from condconv_serve.fronts.tfserving.outputs import best_classes
+from condconv_serve.fronts.tfserving.outputs import best_classes, elements_of
 from condconv_serve.fronts.tfserving.question import Options, Question, Questions
 from condconv_serve.fronts.tfserving.signatures import (
     INPUT_NAMES,
@@ -44,6 +44,9 @@ SIGNATURE_DEF = "signature_def"
 """The only field of metadata."""
 INLINE_BYTES = 256 * 1024
 """Requests up to this size are read on the event loop, which takes less than a millisecond."""
+
+INLINE_ELEMENTS = 128 * 1024
+"""Answers with up to so many elements are written on the event loop."""
 
 Sources = Sequence[ImageSource | PixelSource]
 
@@ -119,8 +122,15 @@ class _Predictions:
         answer = await self._infer(question, sources, outputs, call)
         response = _message("PredictResponse")()
         _tell_model(response.model_spec, answer.model, signature.name)
-        for name, values in answer.tensors.items():
-            fill_tensor(response.outputs[name], values)
+
+        def fill() -> None:
+            for name, values in answer.tensors.items():
+                fill_tensor(response.outputs[name], values)
+
+        if elements_of(answer.tensors) > INLINE_ELEMENTS:
+            await self._context.long_reads.run(fill)
+        else:
+            fill()
         return response
 
     async def classify(self, request: Any, call: Call) -> Any:

@@ -6,22 +6,35 @@ import numpy as np
 import pydantic_core
 
 from condconv_serve.domain import PROBABILITIES, Tensors
-from condconv_serve.fronts.json_answers import values_of
+from condconv_serve.fronts.json_answers import ELEMENTS_AT_ONCE, list_json, object_json, values_of
 from condconv_serve.fronts.tensor_inference import TensorAnswer
 from condconv_serve.fronts.tfserving.signatures import CLASSES
 
 
 def predict_json(tensors: Tensors, *, by_row: bool) -> bytes:
     """Write outputs `[N, ...]` in the row or the column format; a single one stands there without its name."""
+    (first, *others) = tensors.values()
     if by_row:
-        columns = {name: values_of(tensor) for name, tensor in tensors.items()}
-        if len(columns) == 1:
-            rows = next(iter(columns.values()))
-        else:
-            rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        return pydantic_core.to_json({"predictions": rows})
-    found = {name: values_of(tensor) for name, tensor in tensors.items()}
-    return pydantic_core.to_json({"outputs": next(iter(found.values())) if len(found) == 1 else found})
+        rows = _rows_json(tensors) if others else list_json(first)
+        return object_json({"predictions": rows})
+    columns = object_json({name: list_json(tensor) for name, tensor in tensors.items()}) if others else list_json(first)
+    return object_json({"outputs": columns})
+
+
+def _rows_json(tensors: Tensors) -> bytes:
+    if elements_of(tensors) <= ELEMENTS_AT_ONCE:
+        columns = [values_of(tensor) for tensor in tensors.values()]
+        return pydantic_core.to_json([dict(zip(tensors, row, strict=True)) for row in zip(*columns, strict=True)])
+    rows = (
+        object_json({name: list_json(tensor[row : row + 1])[1:-1] for name, tensor in tensors.items()})
+        for row in range(len(next(iter(tensors.values()))))
+    )
+    return b"[" + b",".join(rows) + b"]"
+
+
+def elements_of(tensors: Tensors) -> int:
+    """How many elements the outputs have together."""
+    return sum(tensor.size for tensor in tensors.values())
 
 
 def classify_json(answer: TensorAnswer) -> bytes:

@@ -13,12 +13,13 @@ from condconv_serve.domain import PROBABILITIES, ImageSource
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.gatekeeper import SPLIT_KEY_HEADER
+from condconv_serve.fronts.json_answers import ELEMENTS_AT_ONCE
 from condconv_serve.fronts.json_documents import Document, with_document
 from condconv_serve.fronts.tfserving import schemas
 from condconv_serve.fronts.tfserving.errors import error_entries
 from condconv_serve.fronts.tfserving.inputs import read_examples, read_predict, signature_name
 from condconv_serve.fronts.tfserving.model_spec import spec_of
-from condconv_serve.fronts.tfserving.outputs import classify_json, predict_json
+from condconv_serve.fronts.tfserving.outputs import classify_json, elements_of, predict_json
 from condconv_serve.fronts.tfserving.question import Options, Question, Questions
 from condconv_serve.fronts.tfserving.signatures import check_classify_signature, regress_refusal
 from condconv_serve.fronts.thresholds import thresholds_of
@@ -78,7 +79,9 @@ def router(context: AppContext) -> APIRouter:
         body = await read(request, partial(read_predict, model=question.model, max_images=max_images))
         outputs = tuple(output.name for output in body.signature.outputs)
         answer = await unless_disconnected(request, question.infer(body.sources, outputs, options=options))
-        return Response(predict_json(answer.tensors, by_row=body.by_row), media_type="application/json")
+        write = partial(predict_json, answer.tensors, by_row=body.by_row)
+        is_long = elements_of(answer.tensors) > ELEMENTS_AT_ONCE
+        return Response(await context.long_reads.run(write) if is_long else write(), media_type="application/json")
 
     async def classify(request: Request) -> Response:
         """Return the most probable classes of each example's image, as pairs of label and score, the best first."""

@@ -97,7 +97,9 @@ def fill_tensor(tensor: Any, values: NDArray[Any]) -> None:
         tensor.string_val.extend([text.encode() for text in values.ravel()])
     else:
         tensor.dtype = DT_FLOAT
-        tensor.float_val.extend(values.ravel().tolist())
+        flat = values.ravel()
+        for start in range(0, len(flat), _PIECE):
+            tensor.float_val.extend(flat[start : start + _PIECE].tolist())
 
 
 def _shape_of(tensor: Any, name: str) -> tuple[int, ...]:
