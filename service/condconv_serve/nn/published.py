@@ -39,6 +39,7 @@ class Published:
         pixels: mean and deviation, on the scale 0..255.
         bgr: whether the network takes blue first.
         background: whether a class 0 for the background may come before all others.
+        labels: the usual names of the classes, if there is a usual number of them.
     """
 
     naming: str
@@ -51,6 +52,7 @@ class Published:
     pixels: tuple[Channels, Channels]
     bgr: bool = False
     background: bool = False
+    labels: tuple[str, ...] = ()
 
 
 def keras_published(layers: Callable[[Any], Mapping[str, str]], **others: Any) -> Published:

@@ -11,11 +11,12 @@ from condconv_serve.nn.ssd.build import (
     variances_of,
 )
 from condconv_serve.nn.ssd.coding import VARIANCES, ClassScores, DecodeBoxes, decode, encode
+from condconv_serve.nn.ssd.names import PUBLISHED
 from condconv_serve.nn.ssd.parameters import ExtraArgs
 from condconv_serve.nn.ssd.priors import prior_boxes, prior_shapes
 from condconv_serve.nn.ssd.spec import SSDSpec, count_classes, detector_for
 
-FAMILY = Family("ssd", ARCHITECTURES, build_ssd, task="detection", count_classes=count_classes)
+FAMILY = Family("ssd", ARCHITECTURES, build_ssd, published=PUBLISHED, task="detection", count_classes=count_classes)
 
 __all__ = [
     "BOX_ENCODINGS",

@@ -127,6 +127,7 @@ def import_bundle(request: ImportRequest, *, store: Path) -> Path:
         ),
         licence=request.licence,
         model_card=card,
+        task=family_of(architecture).task,
         accuracy=accuracy,
     )
     return write_bundle(store, new) if request.version else write_next_bundle(store, new)
@@ -192,6 +193,9 @@ def _labels(
         labels, where = config.labels, config.origin
     elif config is not None and config.imagenet and classes == IMAGENET_CLASSES:
         labels, where = imagenet_labels(), f"{config.origin}: trained on ImageNet-1k"
+    elif (published := imported.published) is not None and len(published.labels) == classes:
+        origins.note("labels", f"usual with {published.whose} names", assumed=True)
+        return [Label(index, label) for index, label in enumerate(published.labels)]
     else:
         origins.note("labels", "numbers", assumed=True)
         return [Label(index, f"class {index}") for index in range(classes)]

@@ -17,8 +17,7 @@ _BY_SUFFIX = {
     ".data files).",
     ".msgpack": "a Flax file, whose layers have other names and layouts. Import the network's PyTorch or safetensors "
     "weights; publishers mostly give both.",
-    ".npz": "a NumPy archive, which doesn't say what its arrays are. Give them timm's names and save them with "
-    "safetensors.numpy.save_file.",
+    ".npy": "a NumPy array without a name. Import an .npz file, which names its arrays.",
     ".pkl": "a Python pickle. It can run code, so it is never opened. Load it yourself if you trust it, and save its "
     f"weights: {_SAVE_STATE}.",
     ".pt2": f"an exported PyTorch program. {_AGAIN}: {_SAVE_STATE}.",
@@ -32,7 +31,6 @@ _BY_SUFFIX = {
 _ALIASES = {
     ".pbtxt": ".pb",
     ".lite": ".tflite",
-    ".npy": ".npz",
     ".ort": ".onnx",
     ".pickle": ".pkl",
     ".joblib": ".pkl",

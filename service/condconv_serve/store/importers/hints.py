@@ -12,7 +12,7 @@ from condconv_serve.nn import ARCHITECTURES, family_of
 from condconv_serve.nn.efficientnet import EfficientNetSpec
 from condconv_serve.nn.spec import CLASSIFIER, HEAD, scaled_repeats
 from condconv_serve.store.importers.assembly import Translation
-from condconv_serve.store.importers.published_hints import Guess, guess
+from condconv_serve.store.importers.published_hints import Guess, guess, guess_detector
 
 _BLOCK = re.compile(r"^block_(\d+)_")
 _WIDTHS = (1.0, *(round(0.1 + 0.05 * step, 2) for step in range(39)))
@@ -72,6 +72,8 @@ def hint(tensors: Mapping[str, Any], translation: Translation, asked: Any, *, up
     advice = _of_efficientnets(translation, asked, upcycling) if isinstance(asked, EfficientNetSpec) else None
     if advice is None and (found := guess(tensors, asked)) is not None:
         advice = _of_published(found, asked, upcycling)
+    if advice is None:
+        advice = guess_detector(tensors, asked, upcycling=upcycling)
     return f" By their shapes {advice}." if advice else ""
 
 

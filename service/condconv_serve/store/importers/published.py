@@ -29,7 +29,7 @@ _NORM = {
 _KERNEL = {
     **dict.fromkeys(("weight", "weights", "depthwise_weights", "kernel", "depthwise_kernel"), "kernel"),
     **dict.fromkeys(("condconv_kernel", "depthwise_condconv_kernel"), "kernel"),
-    **dict.fromkeys(("bias", "biases", "condconv_bias"), "bias"),
+    **dict.fromkeys(("bias", "biases", "condconv_bias", "convolution_bn_offset"), "bias"),
 }
 
 Shapes = Mapping[str, Sequence[int]]
@@ -102,15 +102,6 @@ def without_background(translation: Translation) -> bool:
             translation.tensors[place] = type(tensor)(tensor.path, tensor.source, tensor.value[..., 1:])
             dropped = True
     return dropped
-
-
-def count_classes(translation: Translation) -> int | None:
-    """How many classes a translated classifier has; None if there is none."""
-    for leaf in ("bias", "kernel"):
-        found = [t.value.shape for t in translation.tensors if t.path == f"{_LOGITS}/{leaf}"]
-        if len(found) == 1 and found[0] and found[0][-1]:
-            return found[0][-1]
-    return None
 
 
 def split_name(name: str, layout: Layout) -> tuple[str, str]:

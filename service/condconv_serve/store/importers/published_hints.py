@@ -12,6 +12,7 @@ from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import ARCHITECTURES, build_network, family_of, outline
 from condconv_serve.nn.published import Published
 from condconv_serve.nn.spec import NetworkSpec
+from condconv_serve.nn.ssd import SSDSpec
 from condconv_serve.store.importers.published import split_name, translate_published
 
 _ROUTER = "_routing"
@@ -46,6 +47,33 @@ def guess(tensors: Tensors, asked: Any) -> Guess | None:
         if (fit := _fit(tensors, way, architecture)) is not None
     ]
     return min(found, key=lambda one: len(one.options), default=None)
+
+
+def guess_detector(tensors: Tensors, asked: Any, *, upcycling: bool) -> str | None:
+    """What weights of a detector are, by the names of its layers, as the end of a sentence; None if they are none."""
+    fitting = [spec for spec in ARCHITECTURES.values() if isinstance(spec, SSDSpec) and _has_names(spec, tensors)]
+    if not fitting or any(spec.name == asked.name for spec in fitting):
+        return None  # they are none, or of the one asked for, so something else is wrong
+    if not isinstance(asked, SSDSpec) or not _has_names(asked.static(), tensors):
+        return f"they look like --architecture {fitting[0].name}"
+    return (
+        None if upcycling else f"they are those of its static twin {fitting[0].name}: --upcycle makes experts of them"
+    )
+
+
+def _has_names(spec: SSDSpec, tensors: Tensors) -> bool:
+    """Whether weights name all layers of a static detector, but for norms that may be folded, and no others."""
+    if spec.num_experts:
+        return False
+    for way in family_of(spec).published:
+        layers = way.layers(spec)
+        given = {split_name(name, way.layout)[0] for name in tensors}
+        if (
+            given
+            and {theirs for theirs, ours in layers.items() if not ours.endswith("_norm")} <= given <= layers.keys()
+        ):
+            return True
+    return False
 
 
 def _fit(tensors: Tensors, way: Published, registered: NetworkSpec) -> Guess | None:

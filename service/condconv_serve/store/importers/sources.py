@@ -21,7 +21,7 @@ from condconv_serve.nn.efficientnet import EfficientNetSpec
 from condconv_serve.nn.published import Published
 from condconv_serve.store.archive import extract_tar
 from condconv_serve.store.bundle import has_negative_variance
-from condconv_serve.store.importers import hub, keras_file, torch_file
+from condconv_serve.store.importers import hub, keras_file, numpy_file, torch_file
 from condconv_serve.store.importers.assembly import Translation, assemble
 from condconv_serve.store.importers.evaluation import Naming
 from condconv_serve.store.importers.foreign import unreadable_kind
@@ -29,7 +29,6 @@ from condconv_serve.store.importers.hints import hint
 from condconv_serve.store.importers.names import Copy, plain_copy
 from condconv_serve.store.importers.published import (
     choose_published,
-    count_classes,
     split_name,
     translate_published,
     without_background,
@@ -127,12 +126,16 @@ def import_weights(
     architecture = architecture.changed(**conventions)
     built = static_twin(architecture) if upcycling else architecture
     network = outline(lambda: build_network(built))
-    expected = {variable.path: tuple(variable.shape) for variable in network.weights}
+    expected = _shapes(network)
     translation = _translate(read, published, built, network, use_ema=use_ema)
     background = published is not None and published.background and "num_classes" not in given
     background = background and without_background(translation)
-    num_classes = given.get("num_classes") or count_classes(translation) or built.num_classes
-    expected = {path: (*shape[:-1], num_classes) if _is_logits(path) else shape for path, shape in expected.items()}
+    shapes = {tensor.path: tensor.value.shape for tensor in translation.tensors}
+    counted = family_of(built).count_classes(built, shapes)
+    num_classes = given.get("num_classes") or counted or built.num_classes
+    if num_classes != built.num_classes:
+        built = replace(built, num_classes=num_classes)
+        expected = _shapes(outline(lambda: build_network(built)))
     label = f"the static twin of {architecture.name}" if upcycling else architecture.name
     try:
         weights = assemble(translation, expected, architecture=label)
@@ -171,7 +174,7 @@ def check_importable(architecture: Architecture) -> None:
 
 def _published(read: Source, architecture: Architecture, source: str) -> Published | None:
     """Whose names the weights bear; None if they are those of EfficientNets, or our own in a file of Keras."""
-    ways = family_of(architecture).published
+    ways = [way for way in family_of(architecture).published if way.layers(architecture)]
     if not ways:
         return None
     if read.naming == "keras":
@@ -199,7 +202,7 @@ def _conventions(
 def _translate(
     read: Source, published: Published | None, built: Architecture, network: Any, *, use_ema: bool
 ) -> Translation:
-    expected = {variable.path: tuple(variable.shape) for variable in network.weights}
+    expected = _shapes(network)
     if published is not None:
         tensors = choose_copy(read.tensors, use_ema=use_ema)
         return translate_published(tensors, published, built, expected)
@@ -212,8 +215,8 @@ def _translate(
             return translate_official(read.tensors, use_ema=use_ema)
 
 
-def _is_logits(path: str) -> bool:
-    return path.startswith("logits/")
+def _shapes(network: Any) -> dict[str, tuple[int, ...]]:
+    return {variable.path: tuple(variable.shape) for variable in network.weights}
 
 
 def read_source(source: Path, *, use_ema: bool = True) -> Source:
@@ -221,7 +224,7 @@ def read_source(source: Path, *, use_ema: bool = True) -> Source:
 
     Args:
         source: a TensorFlow checkpoint (its prefix, its `.index` file, a directory or a `.tar.gz` that holds just one),
-            a `.safetensors` or PyTorch file with the official names or timm's, a directory of the Hugging Face Hub that
+            a `.safetensors`, `.npz` or PyTorch file with published names, a directory of the Hugging Face Hub that
             holds one, or a `.keras`, `.weights.h5` or `.h5` file.
         use_ema: whether averaged weights are preferred where a source has both.
 
@@ -240,6 +243,9 @@ def read_source(source: Path, *, use_ema: bool = True) -> Source:
         return Source(naming="keras", tensors=keras_file.read_keras(source, max_bytes=MAX_BYTES), kind="unmarked")
     if source.is_file() and source.name.endswith(".safetensors"):
         return _read_safetensors(source, use_ema=use_ema)
+    if source.is_file() and source.suffix == ".npz":
+        copy = plain_copy(numpy_file.read_npz(source, max_bytes=MAX_BYTES), use_ema=use_ema, source=source.name)
+        return _named(copy, config=read_config(source), use_ema=use_ema)
     if source.is_file() and torch_file.is_torch(source):
         found = torch_file.read_torch(source, use_ema=use_ema)
         return _named(found.copy, config=read_config(source) or found.config, use_ema=use_ema)

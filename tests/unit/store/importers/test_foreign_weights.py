@@ -22,7 +22,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
         ("graph.pbtxt", b"node {", "a frozen TensorFlow graph", "the checkpoint that it was frozen from"),
         ("saved_model.pb", b"\x08", "the graph of a SavedModel", "Name its folder"),
         ("flax_model.msgpack", b"\x81", "a Flax file", "safetensors"),
-        ("w.npz", b"PK\x03\x04", "a NumPy archive", "safetensors.numpy.save_file"),
+        ("w.npy", b"\x93NUMPY", "a NumPy array without a name", "Import an .npz file"),
         ("w.pkl", b"\x80\x04", "a Python pickle", "never opened"),
         ("w.pt2", b"PK\x03\x04", "an exported PyTorch program", "model.state_dict()"),
         ("w.ONNX", b"", "an ONNX graph", "model.state_dict()"),

@@ -23,15 +23,22 @@ from condconv_serve.runtime.loading import set_weights
 from condconv_serve.store import open_bundle, read_labels, read_weights
 from condconv_serve.store.importers import Upcycling, import_weights
 from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
+from condconv_serve.store.importers.numpy_file import read_npz
 
 pytestmark = pytest.mark.tensorflow
 
 NARROW = {"width_coefficient": 0.25}
-NETWORKS = ("mobilenet-v1", "mobilenet-v2", "mnasnet-a1", "resnet-50")
+NETWORKS = (
+    *("mobilenet-v1", "mobilenet-v2", "mnasnet-a1", "resnet-50"),
+    *("ssd300-mobilenet-v1", "ssdlite320-mobilenet-v2"),
+)
+TF_SLIM = ("slim", "object_detection", "face_api")
+"""Whose names of variables are TF-Slim's."""
 STATIC_WAYS = [
     pytest.param(name, way, id=f"{name}, {way.naming}")
     for name in NETWORKS
     for way in family_of(get_architecture(name)).published
+    if way.layers(get_architecture(name))
 ]
 CONDCONV = {
     "condconv-mobilenet-v1-8e": "keras",
@@ -76,10 +83,11 @@ def to_published(weights: Tensors, way: Published, architecture: Any, *, flat: b
                 value = value.reshape(len(value), -1) if experts and flat else value
             name = NORM.get(leaf) if layer.endswith("_norm") else {"kernel": "weight"}.get(leaf, leaf)
             found[f"{theirs[layer]}.{name}"] = value
-        elif way.naming == "slim":
+        elif way.naming in TF_SLIM:
             kind = "depthwise_weights" if layer.endswith("_depthwise") else "weights"
+            bias = "biases" if way.naming != "face_api" or "predictor" in layer else "convolution_bn_offset"
             value = value[None, None] if path == "logits/kernel" else value
-            found[f"{theirs[layer]}/{ {'kernel': kind, 'bias': 'biases'}.get(leaf, leaf) }"] = value
+            found[f"{theirs[layer]}/{ {'kernel': kind, 'bias': bias}.get(leaf, leaf) }"] = value
         else:
             found[f"{theirs[layer]}/{leaf}"] = value.reshape(len(value), -1) if value.ndim in (3, 5) and flat else value
     return {name: np.ascontiguousarray(value) for name, value in found.items()}
@@ -257,7 +265,7 @@ def test_a_slim_checkpoint(averaged: bool, tmp_path: Path) -> None:
     assert (manifest.preprocessing.transform, manifest.preprocessing.crop_fraction) == ("central", 0.875)
 
 
-@pytest.mark.parametrize("name", CONDCONV)
+@pytest.mark.parametrize("name", [*CONDCONV, "condconv-ssd300-mobilenet-v1-8e"])
 def test_upcycled_networks_keep_every_kernel(name: str, tmp_path: Path) -> None:
     """Each expert is a copy, biases too; what the answers are is shown beside the goldens."""
     way = family_of(get_architecture(name)).published[0]
@@ -277,6 +285,54 @@ def test_upcycled_networks_keep_every_kernel(name: str, tmp_path: Path) -> None:
             assert len(value) == 3
             assert all(np.array_equal(expert, weights[path]) for expert in value)
     assert found.keys() - weights.keys() == {path for path in found if "_routing/" in path}
+
+
+def test_a_face_detector_in_numpys_format(tmp_path: Path) -> None:
+    way = way_of("ssd512-mobilenet-v1", "face_api")
+    architecture = get_architecture(
+        "ssd512-mobilenet-v1", **{**way.conventions, "width_coefficient": 0.1, "num_classes": 2}
+    )
+    weights = random_weights(architecture)
+    np.savez(tmp_path / "faces.npz", **to_published(weights, way, architecture, flat=False))
+    request = ImportRequest(
+        source=tmp_path / "faces.npz",
+        architecture="ssd300-mobilenet-v1",
+        name="faces",
+        overrides={"width_coefficient": 0.1},
+    )
+    bundle = open_bundle(import_bundle(request, store=tmp_path / "store"))
+    assert_same(dict(read_weights(bundle)), weights)
+    manifest = bundle.manifest
+    assert (manifest.task, manifest.num_classes, manifest.preprocessing.image_size) == ("detection", 2, 512)
+    assert [label.label for label in read_labels(bundle)] == ["face", "background"]
+    said = manifest.preprocessing
+    assert (said.transform, said.interpolation, said.mean, said.std) == (
+        "letterbox",
+        "asymmetric",
+        (127.5,) * 3,
+        (127.5,) * 3,
+    )
+    assert manifest.provenance.assumed is not None
+    assert {"labels", "transform"} <= set(manifest.provenance.assumed)
+    assert get_architecture(**manifest.architecture.model_dump()) == architecture.changed(num_classes=90)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"PK\x03\x04", "can't be read as arrays of NumPy"),
+        ({"a": np.array([{"b": 1}], dtype=object)}, "can't be read as arrays of NumPy: Object arrays"),
+        ({"a": np.zeros(1000)}, "faces.npz holds 8128 bytes of weights; 1000 are allowed"),
+    ],
+)
+def test_what_numpys_format_may_not_hold(content: Any, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "faces.npz"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        np.savez(file, **content)
+    with pytest.raises(ImportFailed, match=says):
+        read_npz(file, max_bytes=1000)
 
 
 def test_names_of_nobody(tmp_path: Path) -> None:
@@ -323,6 +379,20 @@ HINTS = {
         {},
         "they look like --architecture condconv-mobilenet-v1-8e --experts 4",
     ),
+    "a detector": (
+        "ssd300-mobilenet-v1",
+        NARROW,
+        "mobilenet-v1",
+        NARROW,
+        "they look like --architecture ssd300-mobilenet-v1",
+    ),
+    "a static detector": (
+        "ssdlite320-mobilenet-v2",
+        NARROW,
+        "condconv-ssdlite320-mobilenet-v2-8e",
+        NARROW,
+        "they are those of its static twin ssdlite320-mobilenet-v2: --upcycle makes experts of them",
+    ),
     "other parts": (
         "condconv-mobilenet-v2-8e-wide",
         {},
@@ -338,6 +408,7 @@ def test_the_right_network_is_named(
     name: str, changes: dict[str, Any], asked: str, asked_changes: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     static = {"mobilenet-v1": "slim", "mobilenet-v2": "condconv.pytorch", "mnasnet-a1": "timm", "resnet-50": "keras"}
+    static |= dict.fromkeys(("ssd300-mobilenet-v1", "ssdlite320-mobilenet-v2"), "object_detection")
     way = way_of(name, (static | CONDCONV)[name])
     architecture = get_architecture(name, **{**changes, **way.conventions})
     weights = {path: np.zeros(shape, np.float32) for path, shape in shapes_of(architecture).items()}
