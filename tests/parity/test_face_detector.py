@@ -1,4 +1,4 @@
-"""A face detector with real weights: its priors, predictions and boxes against those of face-api, which publishes it."""
+"""A face detector with real weights: its priors, predictions and boxes against those of face-api, its publisher."""
 
 from __future__ import annotations
 

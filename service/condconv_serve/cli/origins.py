@@ -20,7 +20,10 @@ _OPTIONS = {
     "labels": "--labels",
 }
 # What networks with other names of weights do otherwise.
-_CONVENTIONS = ("padding", "norm_epsilon", "stride_first", "use_bias", "classifier_bias")
+_CONVENTIONS = (
+    *("padding", "norm_epsilon", "stride_first", "use_bias", "classifier_bias", "pointwise_norm"),
+    *("extra_norm", "scores"),
+)
 _NAMES = {"crop_padding": "crop", "crop_fraction": "crop", "image_size": "image size"}
 
 
@@ -58,7 +61,11 @@ def _value(manifest: Manifest, what: str) -> str:
             return str(manifest.num_classes)
         case "conventions":
             found = {key: manifest.architecture.overrides.get(key) for key in _CONVENTIONS}
-            changed = [f"{key} {value}" for key, value in found.items() if value is not None]
+            changed = [
+                f"{key} {str(value).lower() if isinstance(value, bool) else value}"
+                for key, value in found.items()
+                if value is not None
+            ]
             return ", ".join(changed) or "the architecture's"
     value = getattr(preprocessing, what)
     return ", ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)

@@ -72,9 +72,13 @@ def hint(tensors: Mapping[str, Any], translation: Translation, asked: Any, *, up
     advice = _of_efficientnets(translation, asked, upcycling) if isinstance(asked, EfficientNetSpec) else None
     if advice is None and (found := guess(tensors, asked)) is not None:
         advice = _of_published(found, asked, upcycling)
-    if advice is None:
-        advice = guess_detector(tensors, asked, upcycling=upcycling)
-    return f" By their shapes {advice}." if advice else ""
+    return f" By their shapes {advice}." if advice else detector_hint(tensors, asked, upcycling=upcycling)
+
+
+def detector_hint(tensors: Mapping[str, Any], asked: Any, *, upcycling: bool = False) -> str:
+    """The same, if it is the names that don't fit: they may be of a detector."""
+    advice = guess_detector(tensors, asked, upcycling=upcycling)
+    return f" By their names {advice}." if advice else ""
 
 
 def _of_published(found: Guess, asked: Any, upcycling: bool) -> str | None:

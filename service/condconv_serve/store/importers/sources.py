@@ -25,7 +25,7 @@ from condconv_serve.store.importers import hub, keras_file, numpy_file, torch_fi
 from condconv_serve.store.importers.assembly import Translation, assemble
 from condconv_serve.store.importers.evaluation import Naming
 from condconv_serve.store.importers.foreign import unreadable_kind
-from condconv_serve.store.importers.hints import hint
+from condconv_serve.store.importers.hints import detector_hint, hint
 from condconv_serve.store.importers.names import Copy, plain_copy
 from condconv_serve.store.importers.published import (
     choose_published,
@@ -121,7 +121,12 @@ def import_weights(
     read = read_source(source, use_ema=use_ema)
     if read.config is not None:
         check_architecture(read.config)
-    published = _published(read, architecture, source.name)
+    try:
+        published = _published(read, architecture, source.name)
+    except ImportFailed as error:
+        raise ImportFailed(
+            f"{error}{detector_hint(read.tensors, architecture, upcycling=upcycling is not None)}"
+        ) from error
     conventions = {} if published is None else _conventions(read, published, architecture, given)
     architecture = architecture.changed(**conventions)
     built = static_twin(architecture) if upcycling else architecture
