@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from condconv_serve.domain import MadeRow, RowAnswer, ServedModel, Timings, rows_of
+from condconv_serve.domain import Engine, MadeRow, NativeUse, RowAnswer, ServedModel, Timings, rows_of
 from condconv_serve.imaging import model_row
 from condconv_serve.nn.ssd import predictions_of, priors_of
 from condconv_serve.runtime.loading import load_model, load_network
@@ -29,13 +29,14 @@ PHOTOS = ("astronaut", "hopper", "procession")
 PREDICTIONS = 5e-5
 """Relative to the largest encoding or logit."""
 PIXELS, SCORES = 1.0, 1e-3
-ARCHITECTURES = {"static": ("ssd512-mobilenet-v1", None), "upcycled": ("condconv-ssd512-mobilenet-v1-8e", Upcycling())}
+NATIVE = replace(PLAN, native="on", native_use=NativeUse(state="used"))
 
 
 @dataclass(frozen=True)
 class Subject:
     """An imported bundle, loaded, and the photographs as its rows."""
 
+    upcycled: bool
     bundle: Bundle
     model: ServedModel
     rows: dict[str, MadeRow]
@@ -47,16 +48,16 @@ def golden() -> dict[str, NDArray[Any]]:
         return dict(stored)
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES.values(), ids=ARCHITECTURES)
+@pytest.fixture(scope="module", params=[False, True], ids=["static", "upcycled"])
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
-    architecture, upcycling = request.param
+    upcycled: bool = request.param
     bundle = open_bundle(
         import_bundle(
             ImportRequest(
                 source=SSD / "face_ssd_mobilenetv1_weights.npz",
-                architecture=architecture,
+                architecture="condconv-ssd512-mobilenet-v1-8e" if upcycled else "ssd512-mobilenet-v1",
                 name="faces",
-                upcycling=upcycling,
+                upcycling=Upcycling() if upcycled else None,
             ),
             store=tmp_path_factory.mktemp("store"),
         )
@@ -65,7 +66,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     rows = {
         photo: model_row((SSD / "photos" / f"{photo}.png").read_bytes(), model, max_pixels=10**7) for photo in PHOTOS
     }
-    yield Subject(bundle, model, rows)
+    yield Subject(upcycled, bundle, model, rows)
     model.engine.close()
 
 
@@ -78,8 +79,9 @@ def test_the_rows_are_face_apis(subject: Subject, golden: dict[str, NDArray[Any]
 
 def test_priors_and_predictions(subject: Subject, golden: dict[str, NDArray[Any]]) -> None:
     network = load_network(subject.bundle)
-    numbers = sum(math.prod(variable.shape) for variable in network.weights)
-    assert numbers == 5_535_047 or subject.model.info.routing.blocks
+    if not subject.upcycled:
+        assert sum(math.prod(variable.shape) for variable in network.weights) == 5_535_047
+        assert subject.model.info.cost.multiply_adds == pytest.approx(3143e6, rel=0.005)
     np.testing.assert_allclose(priors_of(network), golden["priors"], atol=3e-7)
     rows = np.stack([made.row for made in subject.rows.values()]).astype(np.float32)
     found = predictions_of(network)((rows - 127.5) / 127.5, training=False)
@@ -90,23 +92,29 @@ def test_priors_and_predictions(subject: Subject, golden: dict[str, NDArray[Any]
 
 @pytest.mark.parametrize(("threshold", "key"), [(0.5, "detections_05"), (0.1, "detections_01")])
 def test_boxes_and_scores(threshold: float, key: str, subject: Subject, golden: dict[str, NDArray[Any]]) -> None:
-    model, task = subject.model, Detect(score_threshold=threshold)
-    together = rows_of(model.engine(np.stack([made.row for made in subject.rows.values()])))
+    check(subject, subject.model.engine, golden, Detect(score_threshold=threshold), key)
+
+
+def test_boxes_and_scores_of_native_kernels(
+    subject: Subject, golden: dict[str, NDArray[Any]], native_lowering: Any
+) -> None:
+    model = load_model(subject.bundle, NATIVE)
+    assert model.computed_by.native.state == "used"
+    check(subject, model.engine, golden, Detect(score_threshold=0.1), "detections_01")
+    model.engine.close()
+
+
+def check(subject: Subject, engine: Engine, golden: dict[str, NDArray[Any]], task: Detect, key: str) -> None:
+    """Each photograph's objects, in a batch and alone."""
+    together = rows_of(engine(np.stack([made.row for made in subject.rows.values()])))
     for (photo, made), tensors in zip(subject.rows.items(), together, strict=True):
-        alone = rows_of(model.engine(made.row[None]))[0]
-        for answer in (tensors, alone):
+        for answer in (tensors, rows_of(engine(made.row[None]))[0]):
             timings = Timings(decode=0, queue=0, inference=0, total=0)
             row = RowAnswer(tensors=answer, timings=timings, batch_size=1, placement=made.placement)
-            objects = task.answer(row, model.info).objects
+            objects = task.answer(row, subject.model.info).objects
             expected = golden[f"{photo}/{key}"]
             boxes = [[one.box.ymin, one.box.xmin, one.box.ymax, one.box.xmax] for one in objects]
             assert np.shape(boxes) == expected[:, :4].shape
             assert np.abs(np.array(boxes) - expected[:, :4]).max() < PIXELS
-            assert np.abs([one.score for one in objects] - expected[:, 4]).max() < SCORES
+            assert np.abs(np.array([one.score for one in objects]) - expected[:, 4]).max() < SCORES
             assert {one.label for one in objects} == {"face"}
-
-
-def test_it_costs_what_it_should(subject: Subject) -> None:
-    cost = subject.model.info.cost
-    if not subject.model.info.routing.blocks:
-        assert cost.multiply_adds == pytest.approx(3143e6, rel=0.005)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -336,13 +337,13 @@ def profile_model(
     raise typer.Exit(1 if made.failures else 0)
 
 
-def parse_overrides(texts: list[str]) -> dict[str, int | float | bool | str]:
-    """Split `NAME=VALUE`: a number (whole ones stay whole), true, false, or a word.
+def parse_overrides(texts: list[str]) -> dict[str, Any]:
+    """Split `NAME=VALUE`: a number (whole ones stay whole), true, false, a list in JSON, or a word.
 
     Raises:
         typer.BadParameter: a text is something else.
     """
-    overrides: dict[str, int | float | bool | str] = {}
+    overrides: dict[str, Any] = {}
     for text in texts:
         name, _, value = text.partition("=")
         value = value.strip()
@@ -352,9 +353,14 @@ def parse_overrides(texts: list[str]) -> dict[str, int | float | bool | str]:
     return overrides
 
 
-def _parse_value(text: str) -> int | float | bool | str:
+def _parse_value(text: str) -> Any:
     if text in ("true", "false"):
         return text == "true"
+    if text.startswith("["):
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise typer.BadParameter(f"{text!r} is no list in JSON.", param_hint="--override") from None
     try:
         return int(text) if text.isdecimal() else float(text)
     except ValueError:

@@ -189,6 +189,7 @@ class TestModels:
         [
             (["--override", "width"], "'width' is not of the form NAME=VALUE"),
             (["--override", "=3"], "'=3' is not of the form NAME=VALUE"),
+            (["--override", "extras=[[8, 8]"], "'[[8, 8]' is no list in JSON"),
             (["--mean", "1,2"], "'1,2' must be one number or three"),
             (["--std", "one"], "'one' must be one number or three"),
             (["--upcycle-noise", "0.1"], "only upcycled experts can differ: add --upcycle"),
@@ -208,6 +209,10 @@ class TestModels:
         [
             (["--override", "colour=3"], "Unknown architecture parameter colour; known are num_classes, "),
             (["--override", "image_size=7"], "image_size must be a whole number from 32 to 2048, not 7"),
+            (
+                ["--architecture", "ssdlite", "--override", "extras=[[8, 8, 2], [8, 8, 3]]"],
+                "extras must have strides of 1 or 2, not 3",
+            ),
         ],
     )
     def test_import_with_impossible_overrides(self, arguments, says, tmp_path):

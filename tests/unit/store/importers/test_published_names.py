@@ -293,7 +293,8 @@ def test_a_face_detector_in_numpys_format(tmp_path: Path) -> None:
         "ssd512-mobilenet-v1", **{**way.conventions, "width_coefficient": 0.1, "num_classes": 2}
     )
     weights = random_weights(architecture)
-    np.savez(tmp_path / "faces.npz", **to_published(weights, way, architecture, flat=False))
+    published: dict[str, Any] = to_published(weights, way, architecture, flat=False)
+    np.savez(tmp_path / "faces.npz", **published)
     request = ImportRequest(
         source=tmp_path / "faces.npz",
         architecture="ssd512-mobilenet-v1",
