@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ from condconv_serve.client.live import LiveRouting
 from condconv_serve.client.models import Aliases, AliasTarget, ModelDetails, Models, ModelSummary, VersionState
 from condconv_serve.client.options import AblationOptions, check_options, parameters_of, query_of
 from condconv_serve.domain import ImageSource, RoutingChange, Variant
+from condconv_serve.errors import InvalidParameter
 from condconv_serve.results import ImageAblation, ImageRouting
 
 Answer = TypeVar("Answer")
@@ -52,9 +54,16 @@ class Call(Generic[Answer]):
     timed: bool = False
 
 
-def place(*parts: str) -> str:
-    """A path of these parts, whatever characters they have."""
-    return "/" + "/".join(quote(part, safe="", errors="surrogateescape") for part in parts)
+def place(*parts: str | int) -> str:
+    """A path of these parts, whatever characters they have; a version may be a number.
+
+    Raises:
+        InvalidParameter: a part is no name.
+    """
+    for part in parts:
+        if not isinstance(part, str | int) or isinstance(part, bool) or part == "":
+            raise InvalidParameter(f"Names and versions are text that is not empty, not {part!r}.")
+    return "/" + "/".join(quote(str(part), safe="", errors="surrogateescape") for part in parts)
 
 
 def ablation(
@@ -69,14 +78,17 @@ def ablation(
 ) -> Call[ImageAblation]:
     """What the answer to one image would have been with other routings."""
     check_options(options, AblationOptions, of="ablation")
-    wanted = {
-        **parameters_of(options),
-        "blocks": None if blocks is None else list(blocks),
-        "experts": None if experts is None else [int(expert) for expert in experts],
-        "variants": None if variants is None else [_variant(variant) for variant in variants],
-        "uniform": uniform,
-        "routing": routing,
-    }
+    try:
+        asked = {
+            "blocks": None if blocks is None else _names(blocks),
+            "experts": None if experts is None else [index(expert) for expert in experts],
+            "variants": None if variants is None else [_variant(variant) for variant in variants],
+        }
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InvalidParameter(
+            "blocks is a list of names, experts one of whole numbers, variants one of Variant or RoutingChange."
+        ) from error
+    wanted = {**parameters_of(options), **asked, "uniform": uniform, "routing": routing}
     document = {name: value for name, value in wanted.items() if value is not None}
     # The variants may be too long for a query, and for a field of a form.
     return Call(
@@ -89,13 +101,19 @@ def ablation(
     )
 
 
+def _names(blocks: Sequence[str]) -> list[str]:
+    if isinstance(blocks, str):  # its letters would be taken for names
+        raise TypeError("a name in the place of a list")
+    return list(blocks)
+
+
 def _variant(variant: Variant | RoutingChange) -> dict[str, Any]:
     if isinstance(variant, RoutingChange):
         variant = Variant(changes=(variant,))
     changes = [
         {
             "block": change.block,
-            **({} if change.off is None else {"off": [int(expert) for expert in change.off]}),
+            **({} if change.off is None else {"off": [index(expert) for expert in change.off]}),
             **({"uniform": True} if change.uniform else {}),
             **(
                 {} if change.weights is None else {"weights": [None if w is None else float(w) for w in change.weights]}
@@ -153,7 +171,9 @@ def set_alias(
     name: str, alias: str, versions: str | Mapping[str, int], *, seconds: float = LOAD_SECONDS
 ) -> Call[AliasTarget]:
     """Point an alias at versions."""
-    body = {"version": versions} if isinstance(versions, str) else {"versions": dict(versions)}
+    if not isinstance(versions, str | int | Mapping) or isinstance(versions, bool):
+        raise InvalidParameter(f"An alias points at a version, or at versions with their weights, not {versions!r}.")
+    body = {"versions": dict(versions)} if isinstance(versions, Mapping) else {"version": str(versions)}
     path = place("models", name, "aliases", alias)
     return Call(method="PUT", path=path, read=reader(AliasTarget), json=body, seconds=seconds, repeatable=False)
 

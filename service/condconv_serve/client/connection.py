@@ -57,7 +57,7 @@ class Connection:
         """
         check_seconds("timeout", timeout)
         for name, value, least in (("retries", retries, 0), ("concurrency", concurrency, 1)):
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InvalidParameter(f"{name} is a whole number from {least} on, not {value!r}.")
         given = url or client_variable("URL") or LOCAL
         self.url, base_url = _address(given)
@@ -121,6 +121,8 @@ def _address(given: str) -> tuple[str, httpx.URL]:
 
 
 def _key_header(api_key: str | None) -> Mapping[str, str]:
+    if api_key is not None and not isinstance(api_key, str):
+        raise ConfigurationError(f"An API key is text, not {type(api_key).__name__}.")
     key = (client_variable("API_KEY") or "" if api_key is None else api_key).strip()
     if not (key.isascii() and key.isprintable()):
         raise ConfigurationError("The API key holds characters that no key has.")
@@ -130,6 +132,11 @@ def _key_header(api_key: str | None) -> Mapping[str, str]:
 def _verify(verify: Verify) -> bool | ssl.SSLContext:
     if isinstance(verify, bool | ssl.SSLContext):
         return verify
+    if not isinstance(verify, str | Path):
+        raise ConfigurationError(
+            "verify is True, False, a file or directory of certificates, or an ssl.SSLContext, not "
+            f"{type(verify).__name__}."
+        )
     path = Path(verify)
     try:
         if path.is_dir():
@@ -142,5 +149,5 @@ def _verify(verify: Verify) -> bool | ssl.SSLContext:
 def _proxy(proxy: str) -> httpx.Proxy:
     try:
         return httpx.Proxy(proxy)
-    except (httpx.InvalidURL, ValueError) as error:
+    except (httpx.InvalidURL, ValueError, TypeError) as error:
         raise ConfigurationError(f"The address of the proxy is unusable: {str(error).rstrip('.')}.") from error

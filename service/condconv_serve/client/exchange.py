@@ -18,6 +18,7 @@ import httpx
 from condconv_serve.client import calls
 from condconv_serve.client.answers import Reply
 from condconv_serve.client.calls import Call
+from condconv_serve.client.options import check_seconds
 from condconv_serve.errors import (
     AblationBusy,
     CapacityError,
@@ -154,6 +155,7 @@ def until_ready(policy: RequestPolicy, *, seconds: float) -> Work[None]:
     Raises:
         ServiceError: why it still doesn't after `seconds`.
     """
+    check_seconds("seconds", seconds)
     end = policy.clock() + seconds
     pause = 0.05
     while True:

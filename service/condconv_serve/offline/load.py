@@ -52,6 +52,9 @@ def load(
         ConfigurationError: an option is impossible here.
         ImportError: TensorFlow isn't installed; says how to install it.
     """
+    for what, given in (("model", model), ("model_store", model_store)):
+        if not isinstance(given, str | os.PathLike | None):
+            raise InvalidParameter(f"{what} is a name or a directory, not {type(given).__name__}.")
     options = {"device": device, "precision": precision, "engine": engine, "native": native, "streams": streams}
     settings = _settings({name: value for name, value in options.items() if value is not None}, model_store)
     return Model(_bundle(settings, model, None if version is None else str(version)), settings)

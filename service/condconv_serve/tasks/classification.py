@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from condconv_serve.domain import LOGITS, ROUTING, ClassScore, Label, ModelInfo, Prediction, RoutingTrace, RowAnswer
 from condconv_serve.errors import InvalidParameter
+from condconv_serve.tasks.numbers import check_count, check_share
 
 DEFAULT_TOP_K = 5
 
@@ -34,12 +35,10 @@ class Classify:
         """
         if model.task != "classification":
             raise InvalidParameter(f"{model.name} is a model for {model.task}: it doesn't classify whole images.")
-        if self.top_k is not None and not 1 <= self.top_k <= len(model.labels):
-            raise InvalidParameter(
-                f"top_k must be from 1 to {len(model.labels)}, the number of classes of {model.name}, not {self.top_k}."
-            )
-        if not 0 <= self.threshold <= 1:
-            raise InvalidParameter(f"threshold must be from 0 to 1, not {self.threshold}.")
+        if self.top_k is not None:
+            remark = f", the number of classes of {model.name}"
+            check_count("top_k", self.top_k, most=len(model.labels), remark=remark)
+        check_share("threshold", self.threshold)
 
     def answer(self, row: RowAnswer, model: ModelInfo) -> Prediction:
         """The classes, the routing, and where the time went."""

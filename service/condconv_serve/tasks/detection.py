@@ -25,6 +25,7 @@ from condconv_serve.domain import (
     Tensors,
 )
 from condconv_serve.errors import InvalidParameter
+from condconv_serve.tasks.numbers import check_count, check_share
 from condconv_serve.tasks.suppression import chosen
 
 DEFAULT_SCORE_THRESHOLD = 0.5
@@ -58,11 +59,8 @@ class Detect:
         if model.task != "detection":
             raise InvalidParameter(f"{model.name} is a model for {model.task}: it finds no boxes.")
         for name in ("score_threshold", "iou_threshold"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise InvalidParameter(f"{name} must be from 0 to 1, not {value}.")
-        if not 1 <= self.max_detections <= MAX_DETECTIONS:
-            raise InvalidParameter(f"max_detections must be from 1 to {MAX_DETECTIONS}, not {self.max_detections}.")
+            check_share(name, getattr(self, name))
+        check_count("max_detections", self.max_detections, most=MAX_DETECTIONS)
 
     def answer(self, row: RowAnswer, model: ModelInfo) -> Detection:
         """The objects, the routing, and where the time went."""
