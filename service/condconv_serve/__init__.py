@@ -1,4 +1,4 @@
-"""condconv-serve: serves CondConv image classifiers, and shows which experts they used.
+"""condconv-serve: serves CondConv image classifiers and detectors, and shows which experts they used.
 
 Importing this is cheap: TensorFlow is imported when something is used that needs it.
 """
@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from condconv_serve.client import AsyncClient, Client
-    from condconv_serve.domain import ClassScore, RoutingChange, Timings, Variant
+    from condconv_serve.domain import Box, ClassScore, DetectedObject, RoutingChange, Timings, Variant
     from condconv_serve.errors import ServiceError
+    from condconv_serve.inputs.drawn import draw_objects
     from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
     from condconv_serve.offline.load import load
     from condconv_serve.offline.model import Model
     from condconv_serve.results import (
         AblatedVariant,
         ImageAblation,
+        ImageDetections,
         ImageFeatures,
         ImagePrediction,
         ImageRouting,
@@ -29,13 +31,16 @@ __version__ = "0.1.0"
 __all__ = [
     "AblatedVariant",
     "AsyncClient",
+    "Box",
     "ClassScore",
     "Client",
     "CondConv2D",
     "CondConvDense",
     "DepthwiseCondConv2D",
     "Description",
+    "DetectedObject",
     "ImageAblation",
+    "ImageDetections",
     "ImageFeatures",
     "ImagePrediction",
     "ImageRouting",
@@ -46,6 +51,7 @@ __all__ = [
     "Timings",
     "Variant",
     "__version__",
+    "draw_objects",
     "load",
     "save_bundle",
 ]
@@ -53,13 +59,16 @@ __all__ = [
 _WHERE = {
     "AblatedVariant": "condconv_serve.results",
     "AsyncClient": "condconv_serve.client",
+    "Box": "condconv_serve.domain",
     "ClassScore": "condconv_serve.domain",
     "Client": "condconv_serve.client",
     "CondConv2D": "condconv_serve.nn",
     "CondConvDense": "condconv_serve.nn",
     "DepthwiseCondConv2D": "condconv_serve.nn",
     "Description": "condconv_serve.training",
+    "DetectedObject": "condconv_serve.domain",
     "ImageAblation": "condconv_serve.results",
+    "ImageDetections": "condconv_serve.results",
     "ImageFeatures": "condconv_serve.results",
     "ImagePrediction": "condconv_serve.results",
     "ImageRouting": "condconv_serve.results",
@@ -69,6 +78,7 @@ _WHERE = {
     "ServiceError": "condconv_serve.errors",
     "Timings": "condconv_serve.domain",
     "Variant": "condconv_serve.domain",
+    "draw_objects": "condconv_serve.inputs.drawn",
     "load": "condconv_serve.offline.load",
     "save_bundle": "condconv_serve.training",
 }

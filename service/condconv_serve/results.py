@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from condconv_serve.domain import ClassScore, RoutingChange, RoutingTrace, Timings
+from condconv_serve.domain import ClassScore, DetectedObject, RoutingChange, RoutingTrace, Timings
 from condconv_serve.errors import ServiceError
 
 OnError = Literal["keep", "raise"]
@@ -112,6 +113,35 @@ class ImagePrediction(ForImage):
 
     def _summary(self) -> str:
         return ", ".join(f"{scored.label} {scored.probability:.1%}" for scored in self.classes) or "no class"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ImageDetections(ForImage):
+    """The objects that were found in one image.
+
+    Attributes:
+        objects: the highest score first; empty if the image failed, or nothing was found.
+        width: of the upright photo, in pixels; None if it failed.
+        height: of the upright photo, in pixels; None if it failed.
+        routing: its routing weights; None if it failed or they weren't asked for.
+    """
+
+    objects: tuple[DetectedObject, ...] = ()
+    width: int | None = None
+    height: int | None = None
+    routing: RoutingTrace | None = None
+
+    def counts(self) -> dict[str, int]:
+        """How many objects there are of each class that was found, by label; most frequent first.
+
+        Raises:
+            ServiceError: the image's error, if it failed.
+        """
+        self.raise_error()
+        return dict(Counter(found.label for found in self.objects).most_common())
+
+    def _summary(self) -> str:
+        return ", ".join(f"{count} {label}" for label, count in self.counts().items()) or "no object"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ NOT_RUN = {
     "condconv models pull": "downloads from a site that may be out of reach",
     "condconv models import": "needs a checkpoint of hundreds of megabytes; the importers have tests of their own",
     "condconv models finetune lite0-small": "needs a student of the same classes; distillation has tests of its own",
+    "condconv detect street.jpg": "needs a detector, which has tests of its own",
     "curl -F image=@street.jpg": "needs a detector, which has tests of its own",
     "docker": "needs a Docker engine; make test-docker runs the image and the Compose project",
 }
@@ -37,7 +38,12 @@ NOT_RUN = {
 CLIENTS = ("ovmsclient", "tensorflow_serving", "tritonclient")
 """Packages of other projects' clients. Python that imports one is only looked at where it isn't installed."""
 
+DETECTOR = "my-detector"
+"""Python that names it is only looked at; detectors have tests of their own."""
+
 NOT_COMPARED = {
+    ("docs/python.md", "ImageDetections('street.jpg'"): "what a detector finds",
+    ("docs/cli.md", "street.jpg  640 x 480"): "what a detector's answer looks like",
     ("docs/api.md", '{"model": {"name": "my-detector"'): "what a detector answers",
     ("docs/routing.md", '{"name": "block_8 without expert 2"'): "what a detector's ablation answers",
     ("docs/models.md", '{"schema_version"'): "a file that you write",
@@ -112,9 +118,11 @@ def begins(command: str, start: str) -> bool:
     )
 
 
-def lacks_its_client(text: str) -> bool:
-    """Whether Python imports a client that isn't installed here."""
-    return any(re.search(rf"^(import|from) {name}\b", text, re.M) and find_spec(name) is None for name in CLIENTS)
+def lacks_what_it_needs(text: str) -> bool:
+    """Whether Python imports a client that isn't installed here, or asks a detector, which nobody has trained."""
+    return DETECTOR in text or any(
+        re.search(rf"^(import|from) {name}\b", text, re.M) and find_spec(name) is None for name in CLIENTS
+    )
 
 
 def simple_commands(text: str) -> Iterator[list[str]]:

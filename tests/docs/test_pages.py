@@ -33,7 +33,7 @@ from tests.docs.pages import (
     commands_of,
     fails,
     is_expected,
-    lacks_its_client,
+    lacks_what_it_needs,
     why_not_run,
 )
 
@@ -167,7 +167,7 @@ def test_page(page: str, shell: Shell, clone: Path) -> None:
             commands = [command for command in commands_of(block) if why_not_run(command) is None]
             for command in commands:
                 printed = shell.run(command, may_fail=command is commands[-1] and fails(after))
-        elif block.language == "python" and not lacks_its_client(block.text):
+        elif block.language == "python" and not lacks_what_it_needs(block.text):
             (clone / "page.py").write_text(shell.at_its_port(block.text))
             printed = shell.run(f"{clone}/.venv/bin/python {clone}/page.py")
         elif is_expected(block):

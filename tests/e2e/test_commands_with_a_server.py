@@ -1,4 +1,4 @@
-"""`condconv predict`, `condconv routing` and `condconv features`, computed by a server."""
+"""`condconv predict`, `routing`, `detect` and `features`, computed by a server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from condconv_serve.cli import app
 from condconv_serve.store.aliases import set_alias
 from tests import pictures
 from tests.e2e.server import MODEL, Server, wait_for
-from tests.e2e.tiny_models import write_fake
+from tests.e2e.tiny_models import write_colour_detector, write_fake
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,34 @@ def test_features(server: Server, folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(features[str(photo)], np.array(said, np.float32))
     text = run(server, "features", photo)
     assert text.stdout.startswith(f"{photo}  {len(said)} features, as a vector of length ")
+
+
+def test_detect(tmp_path: Path) -> None:
+    write_colour_detector(tmp_path / "store")
+    pixels = np.full((80, 160, 3), 128, np.uint8)
+    pixels[20:30, 20:40] = (255, 0, 0)
+    (photo := tmp_path / "photo.jpg").write_bytes(pictures.oriented(pixels, 8, "JPEG", quality=95, subsampling=0))
+    (tmp_path / "bad.jpg").write_text("no image")
+    with Server(model_store=tmp_path / "store") as server:
+        (said,) = server.client.post("/detect?routing=true", content=photo.read_bytes()).json()["predictions"]
+        text = run(server, "detect", photo)
+        lines = run(
+            server, "detect", tmp_path / "bad.jpg", photo, "--plot", tmp_path / "drawn", "--json-lines", "--routing"
+        )
+        wrong = run(server, "predict", photo)
+    assert (text.exit_code, text.stderr) == (0, "colours/1, computed by numpy in float32 on CPU: a fake\n")
+    assert text.stdout.splitlines()[0] == f"{photo}  160 x 80 pixels, 1 object"
+    assert text.stdout.splitlines()[2].split()[0] == "red"
+    assert lines.exit_code == 1
+    bad, good = (json.loads(line) for line in lines.stdout.splitlines())
+    assert bad["error"]["slug"] == "unsupported_image"
+    for name in ("width", "height", "detections", "routing"):
+        assert good[name] == said[name]
+    assert lines.stderr == f"wrote 1 picture to {tmp_path / 'drawn'}\n"
+    with Image.open(tmp_path / "drawn" / "photo.png") as drawn:
+        assert drawn.size == (160, 80)
+    assert (wrong.exit_code, wrong.stdout) == (1, "")
+    assert "error: colours is a model for detection" in wrong.stderr
 
 
 def test_a_threshold(server: Server, folder: Path) -> None:

@@ -30,7 +30,7 @@ from condconv_serve.errors import (
 )
 from tests import pictures
 from tests.e2e.server import MODEL, Server, wait_for
-from tests.e2e.tiny_models import write_fake
+from tests.e2e.tiny_models import write_colour_detector, write_fake
 from tests.fault.traffic import photos
 from tests.unit.client.both import KINDS, opened
 
@@ -325,3 +325,40 @@ def test_features(client: Any, server: Server, coffee: bytes, cat: bytes) -> Non
     assert (one.features.dtype, other.logits.shape, bad.features) == (np.float32, (1000,), None)
     assert one.logits.argmax() == client.predict(coffee).top.index
     assert client.features(cat).logits is None
+
+
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose default model is a detector; it has a classifier, too."""
+    write_colour_detector(store := tmp_path_factory.mktemp("detectors"))
+    write_fake(store, "tiny", 1)
+    with Server(model_store=store, default_model="colours", max_images_per_request=LIMIT) as running:
+        yield running
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_detect(kind: str, detectors: Server) -> None:
+    photo = np.full((80, 160, 3), 128, np.uint8)
+    photo[20:30, 20:40], photo[50:60, 120:140] = (255, 0, 0), (0, 0, 255)
+    images = [photo, b"bad", pictures.oriented(photo, 6, "PNG")] * 4
+    with opened(kind, detectors.url) as client:
+        found = client.detect(images, routing=True, score_threshold=0.3)
+        assert [[one.label for one in result.objects] for result in found] == [["red", "blue"], [], ["red", "blue"]] * 4
+        assert [type(result.error).__name__ for result in found[:3]] == ["NoneType", "UnsupportedImage", "NoneType"]
+        for result in (found[0], found[2]):
+            assert (result.width, result.height, str(result.model)) == (160, 80, "colours/1")
+            boxes = [(one.box.xmin, one.box.ymin, one.box.xmax, one.box.ymax) for one in result.objects]
+            np.testing.assert_allclose(boxes, [(20, 20, 40, 30), (120, 50, 140, 60)], atol=1e-3)
+            assert result.routing.layout.experts == (3, 3)
+        alone = client.detect(photo, max_detections=1)
+        assert (len(alone.objects), alone.routing) == (1, None)
+        assert [result.objects for result in client.detect_iter(images, score_threshold=0.3)] == [
+            result.objects for result in found
+        ]
+        for model, ask in (("tiny", client.detect), ("colours", client.predict)):
+            with pytest.raises(InvalidParameter, match=f"{model} is a model for "):
+                ask(photo, model=model)
+        with pytest.raises(InvalidParameter, match="score_threshold"):
+            client.detect(photo, score_threshold=2)
+        with detectors.holding(), pytest.raises(DeadlineExceeded):
+            client.detect(photo, timeout=0.3)

@@ -14,6 +14,7 @@ MOST = 8
 EXEMPT = {
     "cli/bench.py bench_engine": "a Typer command: its parameters are the options of the command line",
     "cli/finetune.py finetune_model": "a Typer command: its parameters are the options of the command line",
+    "cli/images.py detect": "a Typer command: its parameters are the options of the command line",
     "cli/images.py features": "a Typer command: its parameters are the options of the command line",
     "cli/images.py predict": "a Typer command: its parameters are the options of the command line",
     "cli/images.py routing": "a Typer command: its parameters are the options of the command line",

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from condconv_serve.domain import ClassScore, RoutingTrace
+from condconv_serve.domain import Box, ClassScore, DetectedObject, RoutingTrace
 from condconv_serve.errors import CorruptImage, QueueFull
-from condconv_serve.results import ImageFeatures, ImagePrediction, ModelVersion, RoutingInsight
+from condconv_serve.results import ImageDetections, ImageFeatures, ImagePrediction, ModelVersion, RoutingInsight
 from condconv_serve.routing.views import insight_view
 from tests.contract.fakes import LAYOUT, model_info
 
@@ -38,6 +38,22 @@ def test_no_class_reaches_the_threshold():
     assert (nothing.top, nothing.label, nothing.probability) == (None, None, None)
     assert repr(nothing) == "ImagePrediction('0': no class)"
     assert repr(ImageFeatures(id="0", features=np.zeros(4, np.float32))) == "ImageFeatures('0': float32 [4])"
+
+
+def test_objects_are_counted():
+    box = Box(0.0, 0.0, 1.0, 1.0)
+    objects = [
+        DetectedObject(index=0, label=label, synset=None, score=0.5, box=box, box_normalized=box)
+        for label in ("cup", "spoon", "spoon")
+    ]
+    found = ImageDetections(id="0", objects=tuple(objects), width=1, height=1)
+    assert found.counts() == {"spoon": 2, "cup": 1}
+    assert repr(found) == "ImageDetections('0': 2 spoon, 1 cup)"
+    assert repr(ImageDetections(id="0", width=1, height=1)) == "ImageDetections('0': no object)"
+    bad = ImageDetections(id="1", error=CorruptImage("The file is truncated."))
+    assert (bad.objects, bad.width) == ((), None)
+    with pytest.raises(CorruptImage, match="Image 1"):
+        bad.counts()
 
 
 def test_an_insight_of_a_view():

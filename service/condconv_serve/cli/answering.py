@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from condconv_serve.cli.common import INTERRUPTED, read_settings
 from condconv_serve.cli.output import err, into_file, note
 from condconv_serve.cli.results import AnsweringModel, Results
-from condconv_serve.domain import ImageResult, Prediction
+from condconv_serve.domain import Detection, ImageResult, Prediction
 from condconv_serve.errors import ServiceError
 from condconv_serve.settings import Settings
 
 if TYPE_CHECKING:
     from condconv_serve.inputs.files import LocalImage
+    from condconv_serve.tasks.detection import Detect
     from condconv_serve.tasks.features import Embedding
     from condconv_serve.tasks.task import Task
 
@@ -34,11 +35,13 @@ class Question(Generic[Answer]):
         doing: what a progress bar says of it.
         task: answers it here.
         remotely: asks a server for the answers about images, in order; called as `cli.remote.classify_remotely` is.
+        prepare: sees the images before they are read, and may put others in their places.
     """
 
     doing: str
     task: Task[Answer]
     remotely: Callable[..., Iterator[ImageResult[Answer]]]
+    prepare: Callable[[Sequence[LocalImage], Settings], Sequence[LocalImage]] = lambda images, settings: images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,40 @@ def classify(
     return answer(arguments, results, where, question)
 
 
+def detect(
+    arguments: Sequence[str],
+    results: Results[Detection],
+    where: Where,
+    *,
+    task: Detect,
+    routing: bool = False,
+    plot: Path | None = None,
+) -> int:
+    """Find objects in images; as `answer`.
+
+    Args:
+        arguments: files, folders, globs, or `-`.
+        results: prints them.
+        where: here, or on a server.
+        task: with its thresholds.
+        routing: whether a server shall return routing weights.
+        plot: folder for pictures, if they are wanted. One that can't be written is a failure.
+    """
+
+    def remotely(*given: Any, **options: Any) -> Iterator[ImageResult[Detection]]:
+        from condconv_serve.cli.remote import detect_remotely
+
+        return detect_remotely(*given, **options, task=task, routing=routing)
+
+    if plot is None:
+        return answer(arguments, results, where, Question(doing="detecting", task=task, remotely=remotely))
+    from condconv_serve.cli.pictures import WithPictures
+
+    pictures = WithPictures(results, plot)
+    question = Question(doing="detecting", task=task, remotely=remotely, prepare=pictures.prepare)
+    return answer(arguments, pictures, where, question) or int(pictures.failed > 0)
+
+
 def embed(arguments: Sequence[str], results: Results[Embedding], where: Where, *, logits: bool) -> int:
     """Compute images' features, and logits if wanted; as `answer`."""
     from condconv_serve.tasks.features import Embed
@@ -121,7 +158,7 @@ def answer(arguments: Sequence[str], results: Results[Answer], where: Where, que
 
     settings = read_settings(model_store=where.model_store)
     ask = (_here if where.server is None else _remotely)(settings, where, question)
-    images = find_images(arguments, max_bytes=settings.max_body_bytes, note=note)
+    images = question.prepare(find_images(arguments, max_bytes=settings.max_body_bytes, note=note), settings)
     done = failed = 0
     try:
         with ask(images) as (model, answers):

@@ -1,4 +1,4 @@
-"""Commands that classify images, without a server or with one."""
+"""Commands that answer about images, without a server or with one."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from condconv_serve.cli.answering import Where, classify, embed
+from condconv_serve.cli.answering import detect as answer_detect
 from condconv_serve.cli.common import ApiKey, Images, Json, MaybeServer, ModelOption, Store, ThemeOption, friendly
 from condconv_serve.cli.output import say
-from condconv_serve.cli.results import Results, TextResults, as_json, classes_entry, features_entry
-from condconv_serve.domain import Prediction
+from condconv_serve.cli.results import Results, TextResults, as_json, classes_entry, detections_entry, features_entry
+from condconv_serve.domain import Detection, Prediction
 from condconv_serve.errors import InvalidParameter
+from condconv_serve.tasks.detection import (
+    DEFAULT_IOU_THRESHOLD,
+    DEFAULT_MAX_DETECTIONS,
+    DEFAULT_SCORE_THRESHOLD,
+    MAX_DETECTIONS,
+    Detect,
+)
 
 if TYPE_CHECKING:
     from condconv_serve.tasks.features import Embedding
@@ -98,6 +106,56 @@ def routing(
             results = Kept(results, wanted)
     where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
     raise typer.Exit(classify(images, results, where, top_k=1, routing=True))
+
+
+@app.command(epilog="Example: [bold]condconv detect photos/ --plot pictures --score-threshold 0.3[/]")
+@friendly
+def detect(
+    images: Images,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="DIR", help="Draw the boxes over each photo, and write these pictures (.png)."),
+    ] = None,
+    score_threshold: Annotated[
+        float, typer.Option("--score-threshold", min=0, max=1, help="Return only objects with a higher score.")
+    ] = DEFAULT_SCORE_THRESHOLD,
+    iou_threshold: Annotated[
+        float,
+        typer.Option(
+            "--iou-threshold",
+            min=0,
+            max=1,
+            help="Of two boxes of a class that overlap by more (intersection over union), leave out the one with the "
+            "lower score.",
+        ),
+    ] = DEFAULT_IOU_THRESHOLD,
+    max_detections: Annotated[
+        int,
+        typer.Option(
+            "--max-detections", min=1, max=MAX_DETECTIONS, help="Most objects per image, the highest scores first."
+        ),
+    ] = DEFAULT_MAX_DETECTIONS,
+    routing: Annotated[bool, typer.Option("--routing", help="Show routing weights, too.")] = False,
+    json_document: Json = False,
+    json_lines: Lines = False,
+    model: ModelOption = None,
+    model_store: Store = None,
+    server: MaybeServer = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Find objects in images with a detector, here or with a server. Results appear as they come.
+
+    Boxes are in pixels of the upright photo.
+    """
+    from condconv_serve.cli.detection_output import print_objects
+
+    task = Detect(score_threshold=score_threshold, iou_threshold=iou_threshold, max_detections=max_detections)
+    entry = partial(detections_entry, routing=routing)
+    results: Results[Detection] = as_json(entry, document=json_document, lines=json_lines) or TextResults(
+        partial(print_objects, routing=routing)
+    )
+    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
+    raise typer.Exit(answer_detect(images, results, where, task=task, routing=routing, plot=plot))
 
 
 @app.command(epilog="Example: [bold]condconv features photos/ --data features.npz[/]")

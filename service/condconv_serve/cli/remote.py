@@ -1,9 +1,9 @@
-"""Classifies images with a running server."""
+"""Answers about images by a running server."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -13,6 +13,7 @@ from condconv_serve.cli.results import AnsweringModel
 from condconv_serve.client import Client, ModelDetails
 from condconv_serve.domain import (
     ClassifiedImage,
+    Detection,
     EngineDescription,
     ImageResult,
     Prediction,
@@ -21,7 +22,8 @@ from condconv_serve.domain import (
 )
 from condconv_serve.errors import NoDefaultModel
 from condconv_serve.inputs.files import LocalImage
-from condconv_serve.results import ImageFeatures, ImagePrediction
+from condconv_serve.results import ImageDetections, ImageFeatures, ImagePrediction
+from condconv_serve.tasks.detection import Detect
 from condconv_serve.tasks.features import Embedding
 
 _STATIC = RoutingTrace(RoutingLayout(), np.zeros((0, 0), np.float32))
@@ -84,6 +86,23 @@ def classify_remotely(
         yield _classified(image.name, answer, threshold)
 
 
+def detect_remotely(
+    client: Client,
+    images: Sequence[LocalImage],
+    model: AnsweringModel,
+    *,
+    max_bytes: int,
+    task: Detect,
+    routing: bool,
+) -> Iterator[ImageResult[Detection]]:
+    """Find objects in images, with a task's thresholds; as `classify_remotely`."""
+    answers = client.detect_iter(
+        _later(images, max_bytes), model=model.name, version=model.version, routing=routing, **asdict(task)
+    )
+    for image, answer in zip(images, answers, strict=True):
+        yield _detected(image.name, answer)
+
+
 def embed_remotely(
     client: Client, images: Sequence[LocalImage], model: AnsweringModel, *, max_bytes: int, logits: bool
 ) -> Iterator[ImageResult[Embedding]]:
@@ -118,6 +137,20 @@ def _classified(name: str, answer: ImagePrediction, threshold: float) -> Classif
         batch_size=answer.batch_size,
     )
     return ImageResult(id=name, filename=name, prediction=prediction)
+
+
+def _detected(name: str, answer: ImageDetections) -> ImageResult[Detection]:
+    if answer.width is None or answer.height is None or answer.timings is None or answer.batch_size is None:
+        return ImageResult(id=name, filename=name, error=answer.error)
+    detection = Detection(
+        objects=answer.objects,
+        width=answer.width,
+        height=answer.height,
+        routing=answer.routing or _STATIC,
+        timings=answer.timings,
+        batch_size=answer.batch_size,
+    )
+    return ImageResult(id=name, filename=name, prediction=detection)
 
 
 def _embedded(name: str, answer: ImageFeatures) -> ImageResult[Embedding]:

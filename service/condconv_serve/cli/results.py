@@ -14,7 +14,14 @@ import typer
 
 from condconv_serve.cli.common import command_line
 from condconv_serve.cli.output import note, print_failure, to_json, write_json
-from condconv_serve.domain import ClassifiedImage, EngineDescription, ImageResult, RoutingLayout, ServedModel
+from condconv_serve.domain import (
+    ClassifiedImage,
+    Detection,
+    EngineDescription,
+    ImageResult,
+    RoutingLayout,
+    ServedModel,
+)
 from condconv_serve.routing.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -168,6 +175,13 @@ def classes_entry(result: ClassifiedImage, *, routing: bool) -> dict[str, Any]:
     from condconv_serve.fronts.native.schemas import prediction_body
 
     return _dumped(prediction_body(result, routing=routing))
+
+
+def detections_entry(result: ImageResult[Detection], *, routing: bool) -> dict[str, Any]:
+    """Objects, with or without routing weights, as the HTTP answer has them."""
+    from condconv_serve.fronts.native.detection_schemas import detection_body
+
+    return _dumped(detection_body(result, routing=routing))
 
 
 def features_entry(result: ImageResult[Embedding]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from condconv_serve.cli.output import add_row, err, print_failure, print_json, print_table, say
 from condconv_serve.cli.results import AnsweringModel, Results
-from condconv_serve.cli.tables import fits
+from condconv_serve.cli.routing_table import print_weights
 from condconv_serve.domain import ClassifiedImage, Prediction
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.routing.by_class import RoutingByClass, by_class
@@ -169,11 +169,4 @@ def print_routing(name: str, prediction: Prediction) -> None:
         say(f"{name}: {best.label}; a static network has no routing.")
         return
     say((f"{name}: {best.label} ({best.probability:.1%})", "italic"))
-    table = Table("block", *(f"expert {i}" for i in range(prediction.routing.weights.shape[1])))
-    for block, weights in prediction.routing.by_block().items():
-        add_row(table, block, *((f" {w:.3f} ", f"on rgb({int(40 + 180 * w)},60,60)") for w in weights))
-    if fits(table):
-        print_table(table)
-        return
-    for block, weights in prediction.routing.by_block().items():  # numbers that are cut would be wrong ones
-        say(f"  {block:9}", *(f" {w:.3f}" for w in weights))
+    print_weights(prediction.routing)

@@ -1,7 +1,7 @@
 """The Python client of a running server: `Client`, and `AsyncClient` for asyncio.
 
-What is sent and what answers mean is decided by functions that do no I/O (`calls`, `answers`, `exchange`, `many`); the
-two clients only send and wait.
+What is sent and what answers mean is decided by functions that do no I/O (`calls`, `answers`, `exchange`, `many`); two
+senders send and wait, one on threads, one in tasks.
 """
 
 from condconv_serve.client.asynchronous import AsyncClient

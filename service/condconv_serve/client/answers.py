@@ -11,7 +11,16 @@ import numpy as np
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from condconv_serve import errors
-from condconv_serve.domain import ClassScore, ImageSource, RoutingChange, RoutingLayout, RoutingTrace, Timings
+from condconv_serve.domain import (
+    Box,
+    ClassScore,
+    DetectedObject,
+    ImageSource,
+    RoutingChange,
+    RoutingLayout,
+    RoutingTrace,
+    Timings,
+)
 from condconv_serve.errors import CapacityError, RemoteFailed, ServiceError
 from condconv_serve.results import AblatedVariant, ImageAblation, ImageRouting, ModelVersion, RoutingInsight
 from condconv_serve.retry_after import seconds_to_wait
@@ -106,6 +115,30 @@ class PredictionBody(ImageBody):
     insight: dict[str, Any] | None = None
 
 
+class ObjectBody(BaseModel):
+    """One object in a photo."""
+
+    index: int
+    label: str
+    score: float
+    box: Box
+    box_normalized: Box
+    synset: str | None = None
+
+    def found(self) -> DetectedObject:
+        """As results have it."""
+        return DetectedObject(**dict(self))
+
+
+class DetectionBody(ImageBody):
+    """The answer for one image of `/detect`."""
+
+    width: int | None = None
+    height: int | None = None
+    detections: list[ObjectBody] = []
+    routing: RoutingBody | None = None
+
+
 class FeaturesBody(ImageBody):
     """The answer for one image of `/features`."""
 
@@ -124,6 +157,13 @@ class RecentBody(PredictionsBody):
     """What was answered to a recent request."""
 
     request_id: str
+
+
+class DetectionsBody(BaseModel):
+    """The answer of `/detect` for all images of a request."""
+
+    model: ModelVersion
+    predictions: list[DetectionBody]
 
 
 class EmbeddingsBody(BaseModel):
@@ -253,6 +293,17 @@ def routing_fields(body: PredictionBody, model: ModelVersion, reply: Reply) -> d
     except ValidationError as error:
         raise foreign(reply) from error
     return {**prediction_fields(body, model, reply), "insight": insight}
+
+
+def detection_fields(body: DetectionBody, model: ModelVersion, reply: Reply) -> dict[str, Any]:
+    """The fields of `ImageDetections`."""
+    return {
+        **common_fields(body, model, reply),
+        "objects": tuple(one.found() for one in body.detections),
+        "width": body.width,
+        "height": body.height,
+        "routing": None if body.routing is None else trace_of(body.routing),
+    }
 
 
 def features_fields(body: FeaturesBody, model: ModelVersion, reply: Reply) -> dict[str, Any]:

@@ -3,42 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack, cast, overload
+from typing import Self, TypeVar, Unpack, overload
 
 import httpx
 
 from condconv_serve.client import calls
-from condconv_serve.client.answers import Reply
 from condconv_serve.client.calls import Call
-from condconv_serve.client.connection import Connection, Verify, reply_of, request_of
-from condconv_serve.client.exchange import Pause, Send, Work, exchange, is_ready, until_ready
+from condconv_serve.client.connection import Connection, Verify
+from condconv_serve.client.exchange import exchange, is_ready, until_ready
 from condconv_serve.client.live import LiveRouting
-from condconv_serve.client.many import (
-    FEATURES,
-    PREDICT,
-    ROUTING,
-    Kind,
-    Loaded,
-    Packer,
-    Result,
-    answer_one,
-    answer_some,
-    in_turn,
-    load,
-    one_image,
-)
+from condconv_serve.client.many import DETECT, FEATURES, PREDICT, ROUTING, one_image
 from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, VersionState
-from condconv_serve.client.options import AblationOptions, CallOptions, FeaturesOptions, PredictOptions, RoutingOptions
+from condconv_serve.client.options import (
+    AblationOptions,
+    DetectOptions,
+    FeaturesOptions,
+    PredictOptions,
+    RoutingOptions,
+)
+from condconv_serve.client.task_sender import Images, TaskSender
 from condconv_serve.domain import RoutingChange, Variant
-from condconv_serve.inputs import GivenImage, GivenImages, ImageInput, ImagesInput, images_of
-from condconv_serve.results import ImageAblation, ImageFeatures, ImagePrediction, ImageRouting
+from condconv_serve.inputs import ImageInput
+from condconv_serve.results import ImageAblation, ImageDetections, ImageFeatures, ImagePrediction, ImageRouting
 
 Answer = TypeVar("Answer")
 Many = Iterable[ImageInput] | AsyncIterable[ImageInput]
-Images = ImagesInput | AsyncIterable[ImageInput]
 
 
 class AsyncClient:
@@ -92,9 +83,7 @@ class AsyncClient:
             proxy=proxy,
         )
         self.url = connection.url
-        self._policy = connection.policy
-        self._concurrency = concurrency
-        self._http = httpx.AsyncClient(**connection.options, transport=transport)
+        self._sender = TaskSender(connection, transport)
 
     async def __aenter__(self) -> Self:
         """Keep connections until the block ends."""
@@ -108,7 +97,7 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Close connections. The client can't be used any more."""
-        await self._http.aclose()
+        await self._sender.close()
 
     def __repr__(self) -> str:
         """Which server it asks."""
@@ -139,11 +128,11 @@ class AsyncClient:
         Raises:
             ServiceError: the request can't be answered, or the only image can't be used.
         """
-        return await self._one_or_many(PREDICT, images, options)
+        return await self._sender.one_or_many(PREDICT, images, options)
 
     def predict_iter(self, images: Images, **options: Unpack[PredictOptions]) -> AsyncGenerator[ImagePrediction, None]:
         """Classify many images, and give each answer as it comes, in order. Only a few images are read ahead."""
-        return self._many(PREDICT, images, options)
+        return self._sender.many(PREDICT, images, options)
 
     @overload
     async def routing(self, images: ImageInput, **options: Unpack[RoutingOptions]) -> ImageRouting: ...  # type: ignore[overload-overlap]
@@ -151,11 +140,27 @@ class AsyncClient:
     async def routing(self, images: Many, **options: Unpack[RoutingOptions]) -> list[ImageRouting]: ...
     async def routing(self, images: Images, **options: Unpack[RoutingOptions]) -> ImageRouting | list[ImageRouting]:
         """The routing weights of an image or of many, with classes and an insight; otherwise as `predict`."""
-        return await self._one_or_many(ROUTING, images, options)
+        return await self._sender.one_or_many(ROUTING, images, options)
 
     def routing_iter(self, images: Images, **options: Unpack[RoutingOptions]) -> AsyncGenerator[ImageRouting, None]:
         """The routing weights of many images; as `predict_iter`."""
-        return self._many(ROUTING, images, options)
+        return self._sender.many(ROUTING, images, options)
+
+    @overload
+    async def detect(self, images: ImageInput, **options: Unpack[DetectOptions]) -> ImageDetections: ...  # type: ignore[overload-overlap]
+    @overload
+    async def detect(self, images: Many, **options: Unpack[DetectOptions]) -> list[ImageDetections]: ...
+    async def detect(self, images: Images, **options: Unpack[DetectOptions]) -> ImageDetections | list[ImageDetections]:
+        """Find the objects in an image, or in many, with a detector: their classes, scores and boxes.
+
+        As `predict`, with the options `model`, `version`, `score_threshold`, `iou_threshold`, `max_detections`,
+        `routing`, `timeout`, `priority`, `split_key` and `on_error`; see `condconv_serve.client.options.DetectOptions`.
+        """
+        return await self._sender.one_or_many(DETECT, images, options)
+
+    def detect_iter(self, images: Images, **options: Unpack[DetectOptions]) -> AsyncGenerator[ImageDetections, None]:
+        """The objects in many images; as `predict_iter`."""
+        return self._sender.many(DETECT, images, options)
 
     @overload
     async def features(self, images: ImageInput, **options: Unpack[FeaturesOptions]) -> ImageFeatures: ...  # type: ignore[overload-overlap]
@@ -166,11 +171,11 @@ class AsyncClient:
 
         As `predict`, with the options `model`, `version`, `logits`, `timeout`, `priority`, `split_key` and `on_error`.
         """
-        return await self._one_or_many(FEATURES, images, options)
+        return await self._sender.one_or_many(FEATURES, images, options)
 
     def features_iter(self, images: Images, **options: Unpack[FeaturesOptions]) -> AsyncGenerator[ImageFeatures, None]:
         """The features of many images; as `predict_iter`."""
-        return self._many(FEATURES, images, options)
+        return self._sender.many(FEATURES, images, options)
 
     async def ablation(
         self,
@@ -274,7 +279,7 @@ class AsyncClient:
 
     async def ready(self) -> bool:
         """Whether the server takes requests. It doesn't while it loads its models or shuts down, or if it is away."""
-        return await self._run(is_ready(self._policy))
+        return await self._sender.run(is_ready(self._sender.policy))
 
     async def wait_until_ready(self, seconds: float = 60.0) -> None:
         """Wait until the server takes requests.
@@ -282,102 +287,7 @@ class AsyncClient:
         Raises:
             ServiceError: why it still doesn't after so many seconds.
         """
-        await self._run(until_ready(self._policy, seconds=seconds))
-
-    # --- sending and waiting
+        await self._sender.run(until_ready(self._sender.policy, seconds=seconds))
 
     async def _call(self, call: Call[Answer]) -> Answer:
-        return await self._run(exchange(call, self._policy))
-
-    async def _run(self, work: Work[Answer]) -> Answer:
-        """Do what the work says until it is done."""
-        try:
-            step = next(work)
-            while True:
-                if isinstance(step, Pause):
-                    await asyncio.sleep(step.seconds)
-                    step = work.send(None)
-                    continue
-                try:
-                    reply = await self._send(step)
-                except httpx.RequestError as error:
-                    step = work.throw(error)
-                else:
-                    step = work.send(reply)
-        except StopIteration as done:
-            return cast(Answer, done.value)
-
-    async def _send(self, step: Send) -> Reply:
-        request = request_of(self._http, step)
-        try:
-            async with asyncio.timeout(step.seconds):
-                response = await self._http.send(request)
-        except TimeoutError as error:
-            raise httpx.ReadTimeout("the answer came too slowly", request=request) from error
-        return reply_of(response, response.content, self.url)
-
-    async def _one_or_many(self, kind: Kind[Result], images: Images, options: CallOptions) -> Result | list[Result]:
-        kind.check(options)
-        if isinstance(images, AsyncIterable):
-            return [result async for result in self._answers(kind, images, options)]
-        given = await asyncio.to_thread(GivenImages, images)
-        if not given.alone:
-            return [result async for result in self._answers(kind, given, options)]
-        (image,) = await asyncio.to_thread(list, given)
-        loaded = await asyncio.to_thread(load, image, keep=False)
-        return await self._run(answer_one(kind, loaded, options, self._policy))
-
-    def _many(self, kind: Kind[Result], images: Images, options: CallOptions) -> AsyncGenerator[Result, None]:
-        kind.check(options)  # now, not when the first answer is asked for
-        return self._answers(kind, images if isinstance(images, AsyncIterable) else GivenImages(images), options)
-
-    async def _answers(
-        self, kind: Kind[Result], images: GivenImages | AsyncIterable[ImageInput], options: CallOptions
-    ) -> AsyncGenerator[Result, None]:
-        free = asyncio.Semaphore(self._concurrency)
-        coming: deque[asyncio.Task[list[Result]]] = deque()
-
-        async def ask(some: Sequence[Loaded]) -> list[Result]:
-            async with free:
-                return await self._run(answer_some(kind, some, options, self._policy))
-
-        def send(requests: Iterable[list[Loaded]]) -> None:
-            coming.extend(asyncio.create_task(ask(some)) for some in requests)
-
-        packer, unknown = Packer(self._policy), not isinstance(images, GivenImages) or images.total is None
-        try:
-            async for image in _each(images):
-                # Nobody knows when the next image of an iterator comes, so none waits for it while a request is free.
-                idle = unknown and sum(not one.done() for one in coming) < self._concurrency
-                send(packer.add(await asyncio.to_thread(load, image, keep=True), at_once=idle))
-                # Twice as many, so that one slow request keeps no others waiting.
-                while coming and (coming[0].done() or len(coming) >= 2 * self._concurrency):
-                    for result in in_turn(await coming.popleft(), options):
-                        yield result
-            send(packer.rest())
-            while coming:
-                for result in in_turn(await coming.popleft(), options):
-                    yield result
-        finally:
-            for task in coming:
-                task.cancel()
-            await asyncio.gather(*coming, return_exceptions=True)
-
-
-async def _each(images: GivenImages | AsyncIterable[ImageInput]) -> AsyncIterator[GivenImage]:
-    """The images one by one; what blocks is done on a thread."""
-    if isinstance(images, AsyncIterable):
-        place = 0
-        async for item in images:
-            found = await asyncio.to_thread(images_of, item, place)
-            place += len(found)
-            for image in found:
-                yield image
-        return
-    waiting = iter(images)
-    while (following := await asyncio.to_thread(_next, waiting)) is not None:
-        yield following
-
-
-def _next(images: Iterator[GivenImage]) -> GivenImage | None:
-    return next(images, None)
+        return await self._sender.run(exchange(call, self._sender.policy))

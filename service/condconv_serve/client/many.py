@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from condconv_serve.client.answers import (
+    DetectionsBody,
     EmbeddingsBody,
     PredictionsBody,
     Reply,
+    detection_fields,
     features_fields,
     foreign,
     prediction_fields,
@@ -19,6 +21,7 @@ from condconv_serve.client.answers import (
 from condconv_serve.client.calls import Call
 from condconv_serve.client.exchange import RequestPolicy, Work, exchange
 from condconv_serve.client.options import (
+    DetectOptions,
     FeaturesOptions,
     PredictOptions,
     RoutingOptions,
@@ -41,7 +44,7 @@ from condconv_serve.errors import (
     TooManyImages,
 )
 from condconv_serve.inputs import GivenImage, GivenImages, ImageInput
-from condconv_serve.results import ForImage, ImageFeatures, ImagePrediction, ImageRouting
+from condconv_serve.results import ForImage, ImageDetections, ImageFeatures, ImagePrediction, ImageRouting
 
 Result = TypeVar("Result", bound=ForImage)
 
@@ -89,7 +92,7 @@ class Kind(Generic[Result]):
     path: str
     options: Any
     result: Callable[..., Result]
-    body: type[PredictionsBody] | type[EmbeddingsBody]
+    body: type[PredictionsBody] | type[DetectionsBody] | type[EmbeddingsBody]
     fields: Callable[..., dict[str, Any]]
 
     def check(self, given: Mapping[str, Any]) -> None:
@@ -260,6 +263,14 @@ ROUTING = Kind(
     result=ImageRouting,
     body=PredictionsBody,
     fields=routing_fields,
+)
+DETECT = Kind(
+    name="detect",
+    path="/detect",
+    options=DetectOptions,
+    result=ImageDetections,
+    body=DetectionsBody,
+    fields=detection_fields,
 )
 FEATURES = Kind(
     name="features",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal, TypedDict
 
 from condconv_serve.errors import InvalidParameter
@@ -54,6 +55,23 @@ class PredictOptions(RoutingOptions, total=False):
     routing: bool
 
 
+class DetectOptions(CallOptions, total=False):
+    """What `detect` takes.
+
+    Attributes:
+        score_threshold: only objects with a higher score are returned, 0 to 1; 0.5 if absent.
+        iou_threshold: of two boxes of a class that overlap by more (intersection over union, 0 to 1), only the one with
+            the higher score is returned; 0.5 if absent.
+        max_detections: how many objects to return at most, those with the highest scores, 1 to 1000; 100 if absent.
+        routing: whether to return routing weights; not if absent.
+    """
+
+    score_threshold: float | None
+    iou_threshold: float | None
+    max_detections: int | None
+    routing: bool
+
+
 class FeaturesOptions(CallOptions, total=False):
     """What `features` takes.
 
@@ -91,17 +109,18 @@ def check_options(given: Mapping[str, Any], kind: Any, *, of: str) -> None:
     if given.get("on_error", "keep") not in ("keep", "raise"):
         raise InvalidParameter(f"on_error may be keep or raise, not {given['on_error']!r}.")
     key = given.get("split_key")
-    if key is not None and not (key.isascii() and key.isprintable()):
+    if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable()):
         raise InvalidParameter("split_key may have printable characters of ASCII only, since it is a header.")
 
 
-def check_seconds(name: str, value: float | None) -> None:
+def check_seconds(name: str, value: Any) -> None:
     """Refuse an impossible time.
 
     Raises:
         InvalidParameter: it isn't positive and finite.
     """
-    if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 < value < math.inf):
         raise InvalidParameter(f"{name} is a time in seconds, more than 0, not {value!r}.")
 
 

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from functools import partial
 from types import TracebackType
-from typing import Self, TypeVar, Unpack, cast, overload
+from typing import Self, TypeVar, Unpack, overload
 
 import httpx
 
 from condconv_serve.client import calls
-from condconv_serve.client.answers import Reply
 from condconv_serve.client.calls import Call
-from condconv_serve.client.connection import Connection, Verify, reply_of, request_of
-from condconv_serve.client.exchange import Pause, Send, Work, exchange, is_ready, until_ready
+from condconv_serve.client.connection import Connection, Verify
+from condconv_serve.client.exchange import exchange, is_ready, until_ready
 from condconv_serve.client.live import LiveRouting
-from condconv_serve.client.many import (
-    FEATURES,
-    PREDICT,
-    ROUTING,
-    Kind,
-    Loaded,
-    Packer,
-    Result,
-    answer_one,
-    answer_some,
-    in_turn,
-    load,
-    one_image,
-)
+from condconv_serve.client.many import DETECT, FEATURES, PREDICT, ROUTING, one_image
 from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, VersionState
-from condconv_serve.client.options import AblationOptions, CallOptions, FeaturesOptions, PredictOptions, RoutingOptions
-from condconv_serve.client.threads import started
+from condconv_serve.client.options import (
+    AblationOptions,
+    DetectOptions,
+    FeaturesOptions,
+    PredictOptions,
+    RoutingOptions,
+)
+from condconv_serve.client.thread_sender import ThreadSender
 from condconv_serve.domain import RoutingChange, Variant
-from condconv_serve.inputs import GivenImages, ImageInput, ImagesInput
-from condconv_serve.results import ImageAblation, ImageFeatures, ImagePrediction, ImageRouting
+from condconv_serve.inputs import ImageInput, ImagesInput
+from condconv_serve.results import ImageAblation, ImageDetections, ImageFeatures, ImagePrediction, ImageRouting
 
 Answer = TypeVar("Answer")
 
@@ -98,12 +85,7 @@ class Client:
             proxy=proxy,
         )
         self.url = connection.url
-        self._policy = connection.policy
-        self._concurrency = concurrency
-        self._closed = threading.Event()
-        self._lock = threading.Lock()
-        self._under_way = 0
-        self._http = httpx.Client(**connection.options, transport=transport)
+        self._sender = ThreadSender(connection, transport)
 
     def __enter__(self) -> Self:
         """Keep connections until the block ends."""
@@ -117,11 +99,7 @@ class Client:
 
     def close(self) -> None:
         """Close connections. The client can't be used any more. What is under way ends first, on threads of its own."""
-        with self._lock:
-            self._closed.set()
-            idle = not self._under_way
-        if idle:
-            self._http.close()
+        self._sender.close()
 
     def __repr__(self) -> str:
         """Which server it asks."""
@@ -152,13 +130,13 @@ class Client:
         Raises:
             ServiceError: the request can't be answered, or the only image can't be used.
         """
-        return self._one_or_many(PREDICT, images, options)
+        return self._sender.one_or_many(PREDICT, images, options)
 
     def predict_iter(
         self, images: ImagesInput, **options: Unpack[PredictOptions]
     ) -> Generator[ImagePrediction, None, None]:
         """Classify many images, and give each answer as it comes, in order. Only a few images are read ahead."""
-        return self._many(PREDICT, images, options)
+        return self._sender.many(PREDICT, images, options)
 
     @overload
     def routing(self, images: ImageInput, **options: Unpack[RoutingOptions]) -> ImageRouting: ...  # type: ignore[overload-overlap]
@@ -166,13 +144,31 @@ class Client:
     def routing(self, images: Iterable[ImageInput], **options: Unpack[RoutingOptions]) -> list[ImageRouting]: ...
     def routing(self, images: ImagesInput, **options: Unpack[RoutingOptions]) -> ImageRouting | list[ImageRouting]:
         """The routing weights of an image or of many, with classes and an insight; otherwise as `predict`."""
-        return self._one_or_many(ROUTING, images, options)
+        return self._sender.one_or_many(ROUTING, images, options)
 
     def routing_iter(
         self, images: ImagesInput, **options: Unpack[RoutingOptions]
     ) -> Generator[ImageRouting, None, None]:
         """The routing weights of many images; as `predict_iter`."""
-        return self._many(ROUTING, images, options)
+        return self._sender.many(ROUTING, images, options)
+
+    @overload
+    def detect(self, images: ImageInput, **options: Unpack[DetectOptions]) -> ImageDetections: ...  # type: ignore[overload-overlap]
+    @overload
+    def detect(self, images: Iterable[ImageInput], **options: Unpack[DetectOptions]) -> list[ImageDetections]: ...
+    def detect(self, images: ImagesInput, **options: Unpack[DetectOptions]) -> ImageDetections | list[ImageDetections]:
+        """Find the objects in an image, or in many, with a detector: their classes, scores and boxes.
+
+        As `predict`, with the options `model`, `version`, `score_threshold`, `iou_threshold`, `max_detections`,
+        `routing`, `timeout`, `priority`, `split_key` and `on_error`; see `condconv_serve.client.options.DetectOptions`.
+        """
+        return self._sender.one_or_many(DETECT, images, options)
+
+    def detect_iter(
+        self, images: ImagesInput, **options: Unpack[DetectOptions]
+    ) -> Generator[ImageDetections, None, None]:
+        """The objects in many images; as `predict_iter`."""
+        return self._sender.many(DETECT, images, options)
 
     @overload
     def features(self, images: ImageInput, **options: Unpack[FeaturesOptions]) -> ImageFeatures: ...  # type: ignore[overload-overlap]
@@ -183,13 +179,13 @@ class Client:
 
         As `predict`, with the options `model`, `version`, `logits`, `timeout`, `priority`, `split_key` and `on_error`.
         """
-        return self._one_or_many(FEATURES, images, options)
+        return self._sender.one_or_many(FEATURES, images, options)
 
     def features_iter(
         self, images: ImagesInput, **options: Unpack[FeaturesOptions]
     ) -> Generator[ImageFeatures, None, None]:
         """The features of many images; as `predict_iter`."""
-        return self._many(FEATURES, images, options)
+        return self._sender.many(FEATURES, images, options)
 
     def ablation(
         self,
@@ -293,7 +289,7 @@ class Client:
 
     def ready(self) -> bool:
         """Whether the server takes requests. It doesn't while it loads its models or shuts down, or if it is away."""
-        return self._run(is_ready(self._policy))
+        return self._sender.run(is_ready(self._sender.policy))
 
     def wait_until_ready(self, seconds: float = 60.0) -> None:
         """Wait until the server takes requests.
@@ -301,95 +297,7 @@ class Client:
         Raises:
             ServiceError: why it still doesn't after so many seconds.
         """
-        self._run(until_ready(self._policy, seconds=seconds))
-
-    # --- sending and waiting
+        self._sender.run(until_ready(self._sender.policy, seconds=seconds))
 
     def _call(self, call: Call[Answer]) -> Answer:
-        return self._run(exchange(call, self._policy))
-
-    def _run(self, work: Work[Answer], given_up: threading.Event | None = None) -> Answer:
-        """Do what the work says until it is done, or nobody waits for it any more."""
-        given_up = given_up or self._closed
-        try:
-            step = next(work)
-            while True:
-                if given_up.wait(step.seconds if isinstance(step, Pause) else 0):
-                    raise RuntimeError("The client is closed.")
-                if isinstance(step, Pause):
-                    step = work.send(None)
-                    continue
-                try:
-                    reply = self._send(step)
-                except httpx.RequestError as error:
-                    step = work.throw(error)
-                else:
-                    step = work.send(reply)
-        except StopIteration as done:
-            return cast(Answer, done.value)
-
-    def _send(self, step: Send) -> Reply:
-        with self._lock:
-            if self._closed.is_set():
-                raise RuntimeError("The client is closed.")
-            self._under_way += 1
-        try:
-            return self._exchange(step)
-        finally:
-            with self._lock:
-                self._under_way -= 1
-                last = self._closed.is_set() and not self._under_way
-            if last:  # a connection must not be closed while another thread reads from it
-                self._http.close()
-
-    def _exchange(self, step: Send) -> Reply:
-        request = request_of(self._http, step)
-        end = time.monotonic() + step.seconds
-        response = self._http.send(request, stream=True)
-        try:
-            chunks: list[bytes] = []
-            for chunk in response.iter_bytes():
-                chunks.append(chunk)
-                if time.monotonic() > end:
-                    raise httpx.ReadTimeout("the answer came too slowly", request=request)
-        finally:
-            response.close()
-        return reply_of(response, b"".join(chunks), self.url)
-
-    def _one_or_many(self, kind: Kind[Result], images: ImagesInput, options: CallOptions) -> Result | list[Result]:
-        kind.check(options)
-        given = GivenImages(images)
-        if not given.alone:
-            return list(self._answers(kind, given, options))
-        (image,) = given
-        return self._run(answer_one(kind, load(image, keep=False), options, self._policy))
-
-    def _many(self, kind: Kind[Result], images: ImagesInput, options: CallOptions) -> Generator[Result, None, None]:
-        kind.check(options)  # now, not when the first answer is asked for
-        return self._answers(kind, GivenImages(images), options)
-
-    def _answers(self, kind: Kind[Result], given: GivenImages, options: CallOptions) -> Generator[Result, None, None]:
-        free, given_up = threading.Semaphore(self._concurrency), threading.Event()
-        coming: deque[Future[list[Result]]] = deque()
-
-        def ask(some: Sequence[Loaded]) -> list[Result]:
-            with free:
-                return self._run(answer_some(kind, some, options, self._policy), given_up)
-
-        def send(requests: Iterable[list[Loaded]]) -> None:
-            coming.extend(started(partial(ask, some)) for some in requests)
-
-        packer = Packer(self._policy)
-        try:
-            for image in given:
-                # Nobody knows when the next image of an iterator comes, so none waits for it while a request is free.
-                idle = given.total is None and sum(not one.done() for one in coming) < self._concurrency
-                send(packer.add(load(image, keep=True), at_once=idle))
-                # Twice as many, so that one slow request keeps no others waiting.
-                while coming and (coming[0].done() or len(coming) >= 2 * self._concurrency):
-                    yield from in_turn(coming.popleft().result(), options)
-            send(packer.rest())
-            while coming:
-                yield from in_turn(coming.popleft().result(), options)
-        finally:
-            given_up.set()
+        return self._sender.run(exchange(call, self._sender.policy))

@@ -5,6 +5,7 @@ import io
 import json
 import ssl
 import time
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from condconv_serve import RoutingChange, Variant
-from condconv_serve.domain import ClassScore, Timings
+from condconv_serve.domain import Box, ClassScore, DetectedObject, Timings
 from condconv_serve.errors import (
     ConfigurationError,
     CorruptImage,
@@ -26,7 +27,7 @@ from condconv_serve.errors import (
     UnsupportedImage,
 )
 from condconv_serve.fronts.native.problems import STATUS
-from condconv_serve.results import ImagePrediction
+from condconv_serve.results import ImageDetections, ImagePrediction
 from tests.unit.client.answers_of_ours import entry, for_each_image, images_of, predictions, problem
 from tests.unit.client.both import KINDS, answered_by, opened
 
@@ -98,6 +99,8 @@ def test_options_are_parameters(client, seen):
         ({"timeout": "5"}, InvalidParameter, "timeout is a time in seconds"),
         ({"split_key": "caf\xe9"}, InvalidParameter, "split_key"),
         ({"split_key": "a\nb"}, InvalidParameter, "split_key"),
+        ({"split_key": 5}, InvalidParameter, "split_key"),
+        ({"timeout": True}, InvalidParameter, "timeout is a time in seconds"),
         ({"on_error": "ignore"}, InvalidParameter, "keep or raise"),
     ],
 )
@@ -357,6 +360,45 @@ def test_routing(client, seen):
     assert isinstance(found, ImagePrediction)
 
 
+def test_detect(client, seen):
+    def edges(*values):
+        return dict(zip(("xmin", "ymin", "xmax", "ymax"), values, strict=True))
+
+    one = {"index": 2, "label": "cup", "synset": "n1", "score": 0.75, "box": edges(8, 4.5, 16, 9)}
+    one |= {"box_normalized": edges(0.5, 0.25, 1, 0.5)}
+    body = {
+        "id": "0",
+        "width": 16,
+        "height": 18,
+        "detections": [one, {name: value for name, value in one.items() if name != "synset"} | {"score": 0.5}],
+        "routing": {"a": [0.25, 0.5]},
+        "timings_ms": entry(0)["timings_ms"],
+        "batch_size": 2,
+    }
+    client.answer(lambda request: predictions(body))
+    options = {"score_threshold": 0.3, "iou_threshold": 0.6, "max_detections": 7, "routing": True, "model": "m"}
+    found = client.detect(b"\1", **options)
+    assert (seen[0].url.path, dict(seen[0].url.params)) == (
+        "/detect",
+        {"score_threshold": "0.3", "iou_threshold": "0.6", "max_detections": "7", "routing": "true", "model": "m"},
+    )
+    assert type(found) is ImageDetections
+    box, normalized = Box(8, 4.5, 16, 9), Box(0.5, 0.25, 1, 0.5)
+    cup = DetectedObject(index=2, label="cup", synset="n1", score=0.75, box=box, box_normalized=normalized)
+    assert found.objects == (cup, replace(cup, synset=None, score=0.5))
+    assert (found.width, found.height, found.batch_size, str(found.model)) == (16, 18, 2, "m/3")
+    assert found.routing.weights.tolist() == [[0.25, 0.5]]
+    client.answer(lambda request: predictions({"id": "0", "error": {"slug": "corrupt_image", "detail": "It is cut."}}))
+    (failed,) = client.detect_iter([b"\1"])
+    assert (failed.objects, failed.width, failed.error.slug) == ((), None, "corrupt_image")
+    with pytest.raises(TypeError, match=r"detect\(\) got an unexpected keyword argument 'top_k'"):
+        client.detect(b"\1", top_k=1)
+    for wrong in ({"detections": [{**one, "box": {"xmin": 0}}]}, {"detections": 3}, {"width": "16"}):
+        client.answer(lambda request, wrong=wrong: predictions({**body, **wrong}))
+        with pytest.raises(RemoteFailed, match="no answer of condconv-serve"):
+            client.detect(b"\1")
+
+
 def test_features(client, seen):
     body = {"id": "0", "features": [0.1, 2.5], "logits": [1.5], "timings_ms": entry(0)["timings_ms"], "batch_size": 2}
     client.answer(lambda request: predictions(body))
@@ -420,6 +462,33 @@ def test_ablation(client, seen):
         client.ablation(b"\1", top_k=1)
 
 
+LETTERS = RoutingChange(block="a", off=("b",))  # type: ignore[arg-type]  # experts have numbers
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda client: client.ablation(b"\1", blocks="block_8"), "blocks is a list of names"),
+        (lambda client: client.ablation(b"\1", blocks=8), "blocks is a list of names"),
+        (lambda client: client.ablation(b"\1", experts=2), "experts one of whole numbers"),
+        (lambda client: client.ablation(b"\1", experts=["two"]), "experts one of whole numbers"),
+        (lambda client: client.ablation(b"\1", experts=[1.5]), "experts one of whole numbers"),
+        (lambda client: client.ablation(b"\1", variants=RoutingChange(block="a", off=(0,))), "variants one of Variant"),
+        (lambda client: client.ablation(b"\1", variants=["a"]), "variants one of Variant"),
+        (lambda client: client.ablation(b"\1", variants=[LETTERS]), "variants one of"),
+        (lambda client: client.model(None), "Names and versions are text that is not empty, not None"),
+        (lambda client: client.model(""), "Names and versions are text that is not empty"),
+        (lambda client: client.recent_routing(b"r"), "Names and versions are text"),
+        (lambda client: client.set_alias("m", "a", ["1"]), "An alias points at a version"),
+        (lambda client: client.wait_until_ready("5"), "seconds is a time in seconds"),
+    ],
+)
+def test_arguments_of_a_wrong_kind(ask, says, client, seen):
+    with pytest.raises(InvalidParameter, match=says):
+        ask(client)
+    assert seen == []
+
+
 def test_health(client):
     client.answer(lambda request: problem("not_ready", 503, retry_after=30))
     assert client.ready() is False
@@ -457,11 +526,12 @@ def test_waiting_for_a_server_that_hangs(kind):
 
 def test_changes_of_versions(client, seen):
     client.answer(lambda request: httpx.Response(200, json={"version": "2", "state": "serving", "more": 1}))
-    assert client.load_version("m\udcff", "2").state == "serving"
+    assert client.load_version("m\udcff", 2).state == "serving"
     assert client.unload_version("m", "2").reason is None
     client.answer(lambda request: httpx.Response(200, json={"versions": {"1": 9, "2": 1}, "previous": {"1": 1}}))
     assert client.set_alias("m", "stable", {"1": 9, "2": 1}).versions == {"1": 9, "2": 1}
     assert client.set_alias("m", "stable", "1").previous == {"1": 1}
+    assert client.set_alias("m", "stable", 1).previous == {"1": 1}
     assert client.roll_back_alias("m", "stable").versions == {"1": 9, "2": 1}
     client.answer(lambda request: httpx.Response(204))
     client.delete_alias("m", "a/b")
@@ -469,6 +539,7 @@ def test_changes_of_versions(client, seen):
         ("POST", "/models/m%FF/versions/2/load", b""),
         ("POST", "/models/m/versions/2/unload", b""),
         ("PUT", "/models/m/aliases/stable", b'{"versions":{"1":9,"2":1}}'),
+        ("PUT", "/models/m/aliases/stable", b'{"version":"1"}'),
         ("PUT", "/models/m/aliases/stable", b'{"version":"1"}'),
         ("POST", "/models/m/aliases/stable/rollback", b""),
         ("DELETE", "/models/m/aliases/a%2Fb", b""),
@@ -583,7 +654,13 @@ def test_passwords_are_not_shown(kind):
     [
         ({"timeout": -1}, InvalidParameter, "timeout"),
         ({"retries": -1}, InvalidParameter, "retries is a whole number from 0 on"),
+        ({"retries": True}, InvalidParameter, "retries is a whole number from 0 on"),
         ({"concurrency": 0}, InvalidParameter, "concurrency is a whole number from 1 on"),
+        ({"api_key": 5}, ConfigurationError, "An API key is text, not int"),
+        ({"api_key": b"key"}, ConfigurationError, "An API key is text, not bytes"),
+        ({"verify": 5}, ConfigurationError, "verify is True, False, a file or directory"),
+        ({"verify": None}, ConfigurationError, "verify is True, False, a file or directory"),
+        ({"proxy": 5}, ConfigurationError, "proxy"),
         ({"verify": "/nowhere.pem"}, ConfigurationError, "holds no certificates"),
         ({"proxy": "nonsense"}, ConfigurationError, "proxy"),
     ],

@@ -13,11 +13,17 @@ import pytest
 
 from condconv_serve import AsyncClient, Client, ServiceError, results
 from condconv_serve.client import LiveRouting, ModelDetails, ModelSummary, answers, live, models
-from condconv_serve.client.options import AblationOptions, FeaturesOptions, PredictOptions, RoutingOptions
+from condconv_serve.client.options import (
+    AblationOptions,
+    DetectOptions,
+    FeaturesOptions,
+    PredictOptions,
+    RoutingOptions,
+)
+from condconv_serve.domain import Box
 from tests.unit.fronts.native.application import application
 
 LEFT_OUT = {
-    "POST /detect": "asked without a client so far",
     "GET /livez": "for orchestrators; readiness says more",
     "GET /healthz": "the same as /readyz",
     "GET /metrics": "for Prometheus",
@@ -31,6 +37,7 @@ LEFT_OUT = {
 CALLS: dict[str, tuple[Any, ...]] = {
     "predict": (b"x",),
     "routing": (b"x",),
+    "detect": (b"x",),
     "features": (b"x",),
     "ablation": (b"x",),
     "recent_routing": ("request_id",),
@@ -47,7 +54,14 @@ CALLS: dict[str, tuple[Any, ...]] = {
 }
 """Each method that asks something, with arguments whose names stand in the routes."""
 
-NO_ROUTE_OF_THEIR_OWN = {"close", "features_iter", "predict_iter", "routing_iter", "wait_until_ready"}
+NO_ROUTE_OF_THEIR_OWN = {
+    "close",
+    "detect_iter",
+    "features_iter",
+    "predict_iter",
+    "routing_iter",
+    "wait_until_ready",
+}
 
 PARAMETERS = {
     "POST /predict": (PredictOptions, {"timeout_ms"}),
@@ -55,6 +69,7 @@ PARAMETERS = {
         RoutingOptions,
         {"timeout_ms", "format", "score_threshold", "iou_threshold", "max_detections"},
     ),
+    "POST /detect": (DetectOptions, {"timeout_ms"}),
     "POST /features": (FeaturesOptions, {"timeout_ms", "format"}),  # the other forms tell less of what went wrong
     "POST /routing/ablation": (
         AblationOptions,
@@ -85,6 +100,9 @@ FIELDS: dict[str, tuple[Any, set[str]]] = {
     "ClassProfileBody": (results.ClassImages, set()),
     "Problem": (answers.ProblemBody, {"type", "title"}),  # the error's class has these
     "RoutedPredictionBody": (answers.PredictionBody, set()),
+    "DetectionBody": (answers.DetectionBody, set()),
+    "DetectedObjectBody": (answers.ObjectBody, set()),
+    "BoxBody": (Box, set()),
     "FeaturesBody": (answers.FeaturesBody, set()),
     "RecentResponse": (answers.RecentBody, {"at"}),
     "ClassBody": (answers.ClassBody, set()),

@@ -26,12 +26,12 @@ from PIL import Image
 from condconv_serve.errors import InvalidParameter, MissingImage, ServiceError, UnsupportedImage
 from condconv_serve.inputs import given, picture_of
 from condconv_serve.offline.model import Model
-from condconv_serve.results import ImageFeatures, ImagePrediction, ImageRouting
+from condconv_serve.results import ImageDetections, ImageFeatures, ImagePrediction, ImageRouting
 from condconv_serve.settings import Settings
 from tests.contract.fake_server import load_fake
 from tests.contract.fakes import FunctionEngine
-from tests.e2e.tiny_models import write_fake
-from tests.pictures import jpeg, photo, png
+from tests.e2e.tiny_models import write_colour_detector, write_fake
+from tests.pictures import jpeg, oriented, photo, png
 
 pytestmark = pytest.mark.usefixtures("without_openvino")
 ROOT = Path(__file__).parents[3]
@@ -561,3 +561,107 @@ def test_an_engine_that_fails_fails_its_image_only(make_model):
 
 def test_jpegs_are_read_as_ever(model):
     assert model.predict(jpeg(COFFEE)).ok
+
+
+class TestDetect:
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def detector(tmp_path_factory):
+        bundle = write_colour_detector(tmp_path_factory.mktemp("store"))
+        settings = Settings(native="off", engine="tensorflow", streams=2, max_batch_size=4)
+        with Model(bundle, settings, load=load_fake) as made:
+            yield made
+
+    PATCHES = np.full((80, 160, 3), 128, np.uint8)
+    PATCHES[20:30, 20:40] = (255, 0, 0)
+    PATCHES[50:60, 120:140] = (0, 0, 255)
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            png,
+            lambda pixels: pixels,
+            Image.fromarray,
+            lambda pixels: Image.open(io.BytesIO(oriented(pixels, 6, "PNG"))),
+            lambda pixels: oriented(pixels, 8, "PNG"),
+        ],
+        ids=["file", "array", "PIL", "PIL on its side", "file on its side"],
+    )
+    def test_boxes_lie_in_the_upright_photo(self, form, detector):
+        found = detector.detect(form(self.PATCHES))
+        assert type(found) is ImageDetections
+        assert (found.ok, found.id, found.width, found.height, str(found.model)) == (True, "0", 160, 80, "colours/1")
+        assert [(one.label, one.score > 0.9) for one in found.objects] == [("red", True), ("blue", True)]
+        boxes = [(one.box.xmin, one.box.ymin, one.box.xmax, one.box.ymax) for one in found.objects]
+        np.testing.assert_allclose(boxes, [(20, 20, 40, 30), (120, 50, 140, 60)], atol=1e-3)
+        assert found.objects[1].box_normalized.xmax == pytest.approx(140 / 160)
+        assert found.routing.weights.shape == (2, 3)
+        assert found.timings.total > 0
+        assert repr(found) == "ImageDetections('0': 1 red, 1 blue)"
+
+    def test_many(self, detector):
+        images = [self.PATCHES, b"no image", np.full((10, 10, 3), 90, np.uint8)] * 3
+        found = detector.detect(images)
+        assert [len(one.objects) for one in found] == [2, 0, 0] * 3
+        assert [one.ok for one in found] == [True, False, True] * 3
+        assert found[1].width is None
+        assert list(map(repr, detector.detect_iter(images))) == list(map(repr, found))
+        with pytest.raises(UnsupportedImage):
+            list(detector.detect_iter(images, on_error="raise"))
+        with pytest.raises(UnsupportedImage, match="Image 1:"):
+            detector.detect(images, on_error="raise", progress=False)
+
+    def test_thresholds(self, detector):
+        pixels = self.PATCHES.copy()
+        pixels[50:60, 120:140] = (150, 150, 255)
+        assert len(detector.detect(pixels).objects) == 1
+        assert len(detector.detect(pixels, score_threshold=0.3).objects) == 2
+        assert len(detector.detect(pixels, score_threshold=np.float32(0.3), max_detections=1).objects) == 1
+        assert detector.detect(pixels, score_threshold=0.3, iou_threshold=0).counts() == {"red": 1, "blue": 1}
+
+    @pytest.mark.parametrize(
+        ("option", "says"),
+        [
+            ({"score_threshold": 1.5}, "score_threshold must be from 0 to 1, not 1.5"),
+            ({"score_threshold": "0.5"}, "score_threshold must be from 0 to 1, not '0.5'"),
+            ({"iou_threshold": True}, "iou_threshold must be from 0 to 1, not True"),
+            ({"iou_threshold": float("nan")}, "iou_threshold must be from 0 to 1, not nan"),
+            ({"max_detections": 0}, "max_detections must be from 1 to 1000, not 0"),
+            ({"max_detections": 2.5}, "max_detections must be a whole number from 1 to 1000, not 2.5"),
+            ({"max_detections": "many"}, "max_detections must be a whole number from 1 to 1000, not 'many'"),
+            ({"on_error": "ignore"}, "on_error may be keep or raise"),
+        ],
+    )
+    def test_impossible_options(self, option, says, detector):
+        for ask in (detector.detect, detector.detect_iter):
+            with pytest.raises(InvalidParameter, match=says):
+                ask(self.PATCHES, **option)
+
+    def test_a_model_for_something_else(self, detector, model):
+        for ask in (model.detect, model.detect_iter):
+            with pytest.raises(InvalidParameter, match="fake is a model for classification: it finds no boxes"):
+                ask(COFFEE)
+        for ask in (detector.predict, detector.predict_iter):
+            with pytest.raises(InvalidParameter, match="colours is a model for detection: it doesn't classify"):
+                ask(COFFEE)
+        with pytest.raises(InvalidParameter, match="colours"):
+            detector.features(COFFEE)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"top_k": "3"}, "top_k must be a whole number from 1 to 16, the number of classes of fake, not '3'"),
+        ({"top_k": 2.0}, "top_k must be a whole number"),
+        ({"top_k": True}, "top_k must be from 1 to 16"),
+        ({"top_k": [1]}, "top_k must be a whole number"),
+        ({"threshold": "0.5"}, "threshold must be from 0 to 1, not '0.5'"),
+        ({"threshold": ""}, "threshold must be from 0 to 1, not ''"),
+        ({"threshold": False}, "threshold must be from 0 to 1, not False"),
+    ],
+)
+def test_options_that_are_no_numbers(option, says, model):
+    for ask in (model.predict, model.predict_iter):
+        with pytest.raises(InvalidParameter, match=says):
+            ask(COFFEE, **option)
+    assert len(model.predict(COFFEE, top_k=np.int64(3)).classes) == 3
