@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from condconv_serve.offline.load import load
     from condconv_serve.offline.model import Model
     from condconv_serve.results import (
+        AblatedDetections,
         AblatedVariant,
+        DetectionAblation,
         ImageAblation,
         ImageDetections,
         ImageFeatures,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AblatedDetections",
     "AblatedVariant",
     "AsyncClient",
     "Box",
@@ -39,6 +42,7 @@ __all__ = [
     "DepthwiseCondConv2D",
     "Description",
     "DetectedObject",
+    "DetectionAblation",
     "ImageAblation",
     "ImageDetections",
     "ImageFeatures",
@@ -57,6 +61,7 @@ __all__ = [
 ]
 
 _WHERE = {
+    "AblatedDetections": "condconv_serve.results",
     "AblatedVariant": "condconv_serve.results",
     "AsyncClient": "condconv_serve.client",
     "Box": "condconv_serve.domain",
@@ -67,6 +72,7 @@ _WHERE = {
     "DepthwiseCondConv2D": "condconv_serve.nn",
     "Description": "condconv_serve.training",
     "DetectedObject": "condconv_serve.domain",
+    "DetectionAblation": "condconv_serve.results",
     "ImageAblation": "condconv_serve.results",
     "ImageDetections": "condconv_serve.results",
     "ImageFeatures": "condconv_serve.results",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -141,7 +141,13 @@ class ImageDetections(ForImage):
         return dict(Counter(found.label for found in self.objects).most_common())
 
     def _summary(self) -> str:
-        return ", ".join(f"{count} {label}" for label, count in self.counts().items()) or "no object"
+        return counted(self.objects)
+
+
+def counted(objects: Iterable[DetectedObject]) -> str:
+    """How many objects there are of each class, in words."""
+    counts = Counter(found.label for found in objects).most_common()
+    return ", ".join(f"{count} {label}" for label, count in counts) or "no object"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,13 +218,22 @@ _INSIGHT = TypeAdapter(RoutingInsight)
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ImageRouting(ImagePrediction):
-    """The routing weights of one image, its classes, and what stands out.
+    """The routing weights of one image, what was found in it, and what stands out.
 
     Attributes:
         insight: entropy and strongest experts of each block, and how far the image is from others; None if it failed.
+        objects: a detector's, in place of classes; see `ImageDetections`.
+        width: of the upright photo, in pixels; None if no detector answered.
+        height: of the upright photo, in pixels; None if no detector answered.
     """
 
     insight: RoutingInsight | None = None
+    objects: tuple[DetectedObject, ...] = ()
+    width: int | None = None
+    height: int | None = None
+
+    def _summary(self) -> str:
+        return super()._summary() if self.width is None else counted(self.objects)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -280,3 +295,97 @@ class ImageAblation(ForImage):
 
     def _summary(self) -> str:
         return f"{self.top.label} {self.top.probability:.1%}, {len(self.variants)} variants"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptObject:
+    """An object that is found with another routing, too.
+
+    Attributes:
+        before: with the original routing.
+        now: with the other one.
+        difference: how much higher the score is now.
+        overlap: of its boxes then and now: intersection over union, 0.5 to 1.
+    """
+
+    before: DetectedObject
+    now: DetectedObject
+    difference: float
+    overlap: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostObject:
+    """An object that isn't found with another routing.
+
+    Attributes:
+        before: with the original routing.
+        score: what is left: the highest score of its class in a box that overlaps its own by 0.5 or more, or 0.
+        difference: how much higher that is than its score before.
+    """
+
+    before: DetectedObject
+    score: float
+    difference: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewObject:
+    """An object that is found with another routing only.
+
+    Attributes:
+        now: with that routing.
+        difference: how much higher its score is than the highest one of its class in a box there before.
+    """
+
+    now: DetectedObject
+    difference: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AblatedDetections:
+    """What a detector would have found with another routing.
+
+    Attributes:
+        name: yours, or one such as `block_8 without expert 2`.
+        changes: what was changed.
+        similarity: 1 if all scores are those of the original routing, 0 if nothing is left of them.
+        kept: objects that are still found.
+        lost: objects that aren't found any more.
+        new: objects that weren't found before.
+        routing: the weights that were used, in all blocks; None if they weren't asked for.
+    """
+
+    name: str
+    changes: tuple[RoutingChange, ...]
+    similarity: float
+    kept: tuple[KeptObject, ...]
+    lost: tuple[LostObject, ...]
+    new: tuple[NewObject, ...]
+    routing: RoutingTrace | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class DetectionAblation(ForImage):
+    """What a detector would have found in one image with other routings.
+
+    Attributes:
+        objects: with the original routing, the highest score first.
+        width: of the upright photo, in pixels.
+        height: of the upright photo, in pixels.
+        routing: the original routing.
+        variants: in the order of yours, or else by block and expert.
+    """
+
+    objects: tuple[DetectedObject, ...]
+    width: int
+    height: int
+    routing: RoutingTrace
+    variants: tuple[AblatedDetections, ...]
+
+    def changed(self) -> tuple[AblatedDetections, ...]:
+        """The variants in which objects are lost or new."""
+        return tuple(variant for variant in self.variants if variant.lost or variant.new)
+
+    def _summary(self) -> str:
+        return f"{counted(self.objects)}, {len(self.variants)} variants"

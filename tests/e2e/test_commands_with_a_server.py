@@ -141,6 +141,7 @@ def test_detect(tmp_path: Path) -> None:
         lines = run(
             server, "detect", tmp_path / "bad.jpg", photo, "--plot", tmp_path / "drawn", "--json-lines", "--routing"
         )
+        routed = run(server, "routing", photo, "--json")
         wrong = run(server, "predict", photo)
     assert (text.exit_code, text.stderr) == (0, "colours/1, computed by numpy in float32 on CPU: a fake\n")
     assert text.stdout.splitlines()[0] == f"{photo}  160 x 80 pixels, 1 object"
@@ -150,6 +151,8 @@ def test_detect(tmp_path: Path) -> None:
     assert bad["error"]["slug"] == "unsupported_image"
     for name in ("width", "height", "detections", "routing"):
         assert good[name] == said[name]
+    (entry,) = json.loads(routed.stdout)["predictions"]
+    assert (entry["routing"], entry["detections"]) == (said["routing"], said["detections"])
     assert lines.stderr == f"wrote 1 picture to {tmp_path / 'drawn'}\n"
     with Image.open(tmp_path / "drawn" / "photo.png") as drawn:
         assert drawn.size == (160, 80)

@@ -362,3 +362,35 @@ def test_detect(kind: str, detectors: Server) -> None:
             client.detect(photo, score_threshold=2)
         with detectors.holding(), pytest.raises(DeadlineExceeded):
             client.detect(photo, timeout=0.3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_routing_and_ablation_of_a_detector(kind: str, detectors: Server) -> None:
+    photo = np.full((80, 160, 3), 128, np.uint8)
+    photo[20:30, 20:40], photo[50:60, 120:140] = (255, 0, 0), (0, 0, 255)
+    with opened(kind, detectors.url) as client:
+        one, bad = client.routing([photo, b"bad"], max_detections=1)
+        assert (one.width, one.height, [found.label for found in one.objects], one.classes) == (160, 80, ["red"], ())
+        assert [block.block for block in one.insight.blocks] == ["block_1", "block_2"]
+        assert (bad.objects, bad.error.slug) == ((), "unsupported_image")
+        assert repr(one) == "ImageRouting('0': 1 red)"
+        (again, _) = client.recent_routing(one.request_id)
+        assert (again.objects, again.width) == (one.objects, 160)
+        (said,) = client.routing([photo], top_k=None, score_threshold=1.0)
+        assert said.objects == ()
+
+        found = client.detection_ablation(photo, blocks=["block_1"], experts=[0], routing=True, score_threshold=0.3)
+        assert (found.width, found.height, [item.label for item in found.objects]) == (160, 80, ["red", "blue"])
+        assert [variant.name for variant in found.variants] == ["block_1 without expert 0", "block_1 uniform"]
+        for variant in found.variants:
+            assert 0 <= variant.similarity <= 1
+            assert {id(item.before) for item in (*variant.kept, *variant.lost)} == set(map(id, found.objects))
+            for item in variant.kept:
+                assert item.now.label == item.before.label
+                assert item.now.score - item.before.score == pytest.approx(item.difference, abs=1e-6)
+        assert found.variants[0].routing.by_block()["block_1"][0] == 0
+        assert set(found.changed()) == {variant for variant in found.variants if variant.lost or variant.new}
+        with pytest.raises(InvalidParameter, match="colours is a model for detection: ask it by detection_ablation"):
+            client.ablation(photo, blocks=["block_1"])
+        with pytest.raises(InvalidParameter, match="tiny is a model for classification: ask it by ablation"):
+            client.detection_ablation(photo, model="tiny", blocks=["block_4"], experts=[0])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 from condconv_serve.cli.common import INTERRUPTED, read_settings
 from condconv_serve.cli.output import err, into_file, note
 from condconv_serve.cli.results import AnsweringModel, Results
-from condconv_serve.domain import Detection, ImageResult, Prediction
+from condconv_serve.domain import Detection, ImageResult, Prediction, RoutedAnswer
 from condconv_serve.errors import ServiceError
 from condconv_serve.settings import Settings
 
@@ -68,7 +68,6 @@ def classify(
     *,
     top_k: int | None,
     threshold: float = 0.0,
-    routing: bool = False,
 ) -> int:
     """Classify images; as `answer`.
 
@@ -78,17 +77,28 @@ def classify(
         where: here, or on a server.
         top_k: classes per image, if it was given.
         threshold: of these, classes with a smaller probability are left out.
-        routing: whether a server shall return routing weights.
     """
     from condconv_serve.tasks.classification import Classify
 
     def remotely(*given: Any, **options: Any) -> Iterator[ImageResult[Prediction]]:
         from condconv_serve.cli.remote import classify_remotely
 
-        return classify_remotely(*given, **options, top_k=top_k, threshold=threshold, routing=routing)
+        return classify_remotely(*given, **options, top_k=top_k, threshold=threshold)
 
     question = Question(doing="classifying", task=Classify(top_k, threshold), remotely=remotely)
     return answer(arguments, results, where, question)
+
+
+def route(arguments: Sequence[str], results: Results[RoutedAnswer], where: Where) -> int:
+    """Show which experts images are routed to, whatever the model is for; as `answer`."""
+    from condconv_serve.tasks.by_task import Routed
+
+    def remotely(*given: Any, **options: Any) -> Iterator[ImageResult[RoutedAnswer]]:
+        from condconv_serve.cli.remote import route_remotely
+
+        return route_remotely(*given, **options)
+
+    return answer(arguments, results, where, Question(doing="routing", task=Routed(), remotely=remotely))
 
 
 def detect(

@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from condconv_serve.cli.answering import Where, classify, embed
+from condconv_serve.cli.answering import Where, classify, embed, route
 from condconv_serve.cli.answering import detect as answer_detect
 from condconv_serve.cli.common import ApiKey, Images, Json, MaybeServer, ModelOption, Store, ThemeOption, friendly
 from condconv_serve.cli.output import say
-from condconv_serve.cli.results import Results, TextResults, as_json, classes_entry, detections_entry, features_entry
-from condconv_serve.domain import Detection, Prediction
+from condconv_serve.cli.results import (
+    Results,
+    TextResults,
+    as_json,
+    classes_entry,
+    detections_entry,
+    features_entry,
+    routing_entry,
+)
+from condconv_serve.domain import Detection, Prediction, RoutedAnswer
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.tasks.detection import (
     DEFAULT_IOU_THRESHOLD,
@@ -96,16 +104,15 @@ def routing(
     wanted.check(by)
     if json_lines and by == "class":
         raise InvalidParameter("Lines of JSON are for images: use --json for classes.")
-    results: Results[Prediction]
+    results: Results[RoutedAnswer]
     if by == "class":
         results = ClassResults(wanted, as_json=json_document)
     else:
-        entry = partial(classes_entry, routing=True)
-        results = as_json(entry, document=json_document, lines=json_lines) or TextResults(print_routing)
+        results = as_json(routing_entry, document=json_document, lines=json_lines) or TextResults(print_routing)
         if plot is not None or data:
             results = Kept(results, wanted)
     where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
-    raise typer.Exit(classify(images, results, where, top_k=1, routing=True))
+    raise typer.Exit(route(images, results, where))
 
 
 @app.command(epilog="Example: [bold]condconv detect photos/ --plot pictures --score-threshold 0.3[/]")

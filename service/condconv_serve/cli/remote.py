@@ -17,6 +17,7 @@ from condconv_serve.domain import (
     EngineDescription,
     ImageResult,
     Prediction,
+    RoutedAnswer,
     RoutingLayout,
     RoutingTrace,
 )
@@ -103,6 +104,15 @@ def detect_remotely(
         yield _detected(image.name, answer)
 
 
+def route_remotely(
+    client: Client, images: Sequence[LocalImage], model: AnsweringModel, *, max_bytes: int
+) -> Iterator[ImageResult[RoutedAnswer]]:
+    """Show which experts images are routed to, with the best class or the objects of each; as `classify_remotely`."""
+    if model.task == "detection":
+        return detect_remotely(client, images, model, max_bytes=max_bytes, task=Detect(), routing=True)
+    return classify_remotely(client, images, model, max_bytes=max_bytes, top_k=1, routing=True)
+
+
 def embed_remotely(
     client: Client, images: Sequence[LocalImage], model: AnsweringModel, *, max_bytes: int, logits: bool
 ) -> Iterator[ImageResult[Embedding]]:
@@ -120,6 +130,7 @@ def _answering(details: ModelDetails) -> AnsweringModel:
     return AnsweringModel(
         name=details.name,
         version=details.version,
+        task=details.task,
         computed_by=TypeAdapter(EngineDescription).validate_python(details.computed_by),
         routing=RoutingLayout(details.routing_blocks, details.routing_experts),
         weights_sha256=str(details.files.get("weights.safetensors", {}).get("sha256", "")),

@@ -19,6 +19,7 @@ from condconv_serve.domain import (
     Detection,
     EngineDescription,
     ImageResult,
+    RoutedAnswer,
     RoutingLayout,
     ServedModel,
 )
@@ -40,6 +41,7 @@ class AnsweringModel:
     Attributes:
         name: its name.
         version: its version.
+        task: what it is for.
         computed_by: what computes it.
         routing: its CondConv blocks.
         weights_sha256: the checksum of its weights; empty if it has none.
@@ -47,6 +49,7 @@ class AnsweringModel:
 
     name: str
     version: str
+    task: str
     computed_by: EngineDescription
     routing: RoutingLayout
     weights_sha256: str
@@ -58,6 +61,7 @@ class AnsweringModel:
         return cls(
             name=model.name,
             version=model.version,
+            task=model.info.task,
             computed_by=model.computed_by,
             routing=model.info.routing,
             weights_sha256=weights.sha256 if weights else "",
@@ -182,6 +186,15 @@ def detections_entry(result: ImageResult[Detection], *, routing: bool) -> dict[s
     from condconv_serve.fronts.native.detection_schemas import detection_body
 
     return _dumped(detection_body(result, routing=routing))
+
+
+def routing_entry(result: ImageResult[RoutedAnswer]) -> dict[str, Any]:
+    """Classes or objects with routing weights, as the HTTP answer has them."""
+    found = result.prediction
+    if isinstance(found, Detection):
+        return detections_entry(ImageResult(id=result.id, filename=result.filename, prediction=found), routing=True)
+    classified = ImageResult(id=result.id, filename=result.filename, prediction=found, error=result.error)
+    return classes_entry(classified, routing=True)
 
 
 def features_entry(result: ImageResult[Embedding]) -> dict[str, Any]:

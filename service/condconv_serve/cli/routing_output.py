@@ -10,8 +10,9 @@ from rich.table import Table
 from condconv_serve.cli.output import add_row, err, print_failure, print_json, print_table, say
 from condconv_serve.cli.results import AnsweringModel, Results
 from condconv_serve.cli.routing_table import print_weights
-from condconv_serve.domain import ClassifiedImage, Prediction
+from condconv_serve.domain import ImageResult, Prediction, RoutedAnswer
 from condconv_serve.errors import InvalidParameter
+from condconv_serve.results import counted
 from condconv_serve.routing.by_class import RoutingByClass, by_class
 from condconv_serve.routing.class_export import check_data_path, classes_csv, classes_npz, with_origin
 from condconv_serve.routing.export import to_csv, to_npz
@@ -56,18 +57,18 @@ class Wanted:
 class Kept:
     """Writes the images of other results to files once all are there, or those that are there after Ctrl-C."""
 
-    def __init__(self, results: Results[Prediction], wanted: Wanted) -> None:
+    def __init__(self, results: Results[RoutedAnswer], wanted: Wanted) -> None:
         """Print them as `results` does."""
         self._results = results
         self._wanted = wanted
-        self._found: list[ClassifiedImage] = []
+        self._found: list[ImageResult[RoutedAnswer]] = []
 
     def started(self, model: AnsweringModel) -> None:
         """Remember the model."""
         self._model = model
         self._results.started(model)
 
-    def result(self, result: ClassifiedImage) -> None:
+    def result(self, result: ImageResult[RoutedAnswer]) -> None:
         """Print a result and keep it."""
         self._results.result(result)
         self._found.append(result)
@@ -80,7 +81,7 @@ class Kept:
             return
         made_by, wanted = self._model.makes(interrupted=interrupted), self._wanted
         if wanted.plot is not None:
-            traces = [(f"{name}\n{found.best.label}", found.routing) for name, found in predictions]
+            traces = [(f"{name}\n{_what(found)}", found.routing) for name, found in predictions]
             plot_routing(traces, wanted.plot, wanted.look(wanted.plot, made_by))
             say(f"wrote {wanted.plot}", console=err)
         for path in wanted.data:
@@ -98,13 +99,13 @@ class ClassResults:
         """Print a table or JSON, and write files."""
         self._wanted = wanted
         self._as_json = as_json
-        self._found: list[ClassifiedImage] = []
+        self._found: list[ImageResult[RoutedAnswer]] = []
 
     def started(self, model: AnsweringModel) -> None:
         """Remember the model."""
         self._model = model
 
-    def result(self, result: ClassifiedImage) -> None:
+    def result(self, result: ImageResult[RoutedAnswer]) -> None:
         """Keep a result; print a failure."""
         self._found.append(result)
         if result.prediction is None:
@@ -158,15 +159,20 @@ def _print_classes(found: RoutingByClass, model: str) -> None:
         say(remark)
 
 
-def _predictions(results: list[ClassifiedImage]) -> list[tuple[str, Prediction]]:
+def _predictions(results: list[ImageResult[RoutedAnswer]]) -> list[tuple[str, RoutedAnswer]]:
     return [(r.filename or r.id, r.prediction) for r in results if r.prediction is not None]
 
 
-def print_routing(name: str, prediction: Prediction) -> None:
+def print_routing(name: str, found: RoutedAnswer) -> None:
     """Print an image's weights."""
-    best = prediction.best
-    if not prediction.routing.layout:
-        say(f"{name}: {best.label}; a static network has no routing.")
+    if not found.routing.layout:
+        say(f"{name}: {_what(found)}; a static network has no routing.")
         return
-    say((f"{name}: {best.label} ({best.probability:.1%})", "italic"))
-    print_weights(prediction.routing)
+    sure = f" ({found.best.probability:.1%})" if isinstance(found, Prediction) else ""
+    say((f"{name}: {_what(found)}{sure}", "italic"))
+    print_weights(found.routing)
+
+
+def _what(found: RoutedAnswer) -> str:
+    """The class, or how many objects there are of each."""
+    return found.best.label if isinstance(found, Prediction) else counted(found.objects)

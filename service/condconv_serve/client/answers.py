@@ -5,30 +5,49 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from condconv_serve import errors
-from condconv_serve.domain import (
-    Box,
-    ClassScore,
-    DetectedObject,
-    ImageSource,
-    RoutingChange,
-    RoutingLayout,
-    RoutingTrace,
-    Timings,
+from condconv_serve.client.bodies import (
+    AblationBody,
+    ChangeBody,
+    DetectionAblationBody,
+    DetectionBody,
+    DetectionVariantBody,
+    FeaturesBody,
+    HealthBody,
+    ImageBody,
+    PredictionBody,
+    ProblemBody,
+    RecentBody,
+    RoutedDetectionBody,
+    VariantBody,
 )
-from condconv_serve.errors import CapacityError, RemoteFailed, ServiceError
-from condconv_serve.results import AblatedVariant, ImageAblation, ImageRouting, ModelVersion, RoutingInsight
+from condconv_serve.domain import DetectedObject, ImageSource, RoutingChange, RoutingLayout, RoutingTrace
+from condconv_serve.errors import CapacityError, InvalidParameter, RemoteFailed, ServiceError
+from condconv_serve.results import (
+    AblatedDetections,
+    AblatedVariant,
+    DetectionAblation,
+    ImageAblation,
+    ImageRouting,
+    KeptObject,
+    LostObject,
+    ModelVersion,
+    NewObject,
+    RoutingInsight,
+)
 from condconv_serve.retry_after import seconds_to_wait
 
 Value = TypeVar("Value")
 Error = TypeVar("Error", bound=ServiceError)
 
 REQUEST_ID_HEADER = "X-Request-Id"
+
+AnyAblation: Any = AblationBody | DetectionAblationBody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,157 +70,6 @@ class Reply:
     def request_id(self) -> str | None:
         """The request's id, as the server's log has it."""
         return self.headers.get(REQUEST_ID_HEADER)
-
-
-class ProblemBody(BaseModel):
-    """An error, as RFC 9457 problem details."""
-
-    detail: str
-    slug: str | None = None
-    status: int | None = None
-    retry_after: float | None = Field(None, ge=0)
-
-
-class HealthBody(BaseModel):
-    """What probes say if all is well."""
-
-    status: Literal["ok"]
-
-
-class ClassBody(BaseModel):
-    """One class."""
-
-    index: int
-    label: str
-    probability: float
-    synset: str | None = None
-
-    def score(self) -> ClassScore:
-        """As results have it."""
-        return ClassScore(self.index, self.label, self.synset, self.probability)
-
-
-class TimingsBody(BaseModel):
-    """Times in milliseconds."""
-
-    decode: float
-    queue: float
-    inference: float
-    total: float
-
-    def seconds(self) -> Timings:
-        """As results have them."""
-        return Timings(**{name: value / 1e3 for name, value in self})
-
-
-RoutingBody = dict[str, list[float]]
-
-
-class ImageBody(BaseModel):
-    """What every answer for one image has: `error`, or the rest."""
-
-    id: str
-    filename: str | None = None
-    timings_ms: TimingsBody | None = None
-    batch_size: int | None = None
-    error: ProblemBody | None = None
-
-
-class PredictionBody(ImageBody):
-    """The answer for one image of `/predict` or `/routing`."""
-
-    classes: list[ClassBody] = []
-    routing: RoutingBody | None = None
-    insight: dict[str, Any] | None = None
-
-
-class ObjectBody(BaseModel):
-    """One object in a photo."""
-
-    index: int
-    label: str
-    score: float
-    box: Box
-    box_normalized: Box
-    synset: str | None = None
-
-    def found(self) -> DetectedObject:
-        """As results have it."""
-        return DetectedObject(**dict(self))
-
-
-class DetectionBody(ImageBody):
-    """The answer for one image of `/detect`."""
-
-    width: int | None = None
-    height: int | None = None
-    detections: list[ObjectBody] = []
-    routing: RoutingBody | None = None
-
-
-class FeaturesBody(ImageBody):
-    """The answer for one image of `/features`."""
-
-    features: list[float] | None = None
-    logits: list[float] | None = None
-
-
-class PredictionsBody(BaseModel):
-    """The answer for all images of a request."""
-
-    model: ModelVersion
-    predictions: list[PredictionBody]
-
-
-class RecentBody(PredictionsBody):
-    """What was answered to a recent request."""
-
-    request_id: str
-
-
-class DetectionsBody(BaseModel):
-    """The answer of `/detect` for all images of a request."""
-
-    model: ModelVersion
-    predictions: list[DetectionBody]
-
-
-class EmbeddingsBody(BaseModel):
-    """The answer of `/features` for all images of a request."""
-
-    model: ModelVersion
-    predictions: list[FeaturesBody]
-
-
-class ChangeBody(BaseModel):
-    """A change to one block's routing."""
-
-    block: str
-    off: tuple[int, ...] | None = None
-    uniform: bool = False
-    weights: tuple[float | None, ...] | None = None
-
-
-class VariantBody(BaseModel):
-    """What an answer would have been."""
-
-    name: str
-    changes: list[ChangeBody]
-    probability: float
-    difference: float
-    top: ClassBody
-    same_top: bool
-    routing: RoutingBody | None = None
-
-
-class AblationBody(BaseModel):
-    """What an answer would have been with other routings."""
-
-    model: ModelVersion
-    top: ClassBody
-    routing: RoutingBody
-    variants: list[VariantBody]
-    timings_ms: TimingsBody
 
 
 def reader(kind: type[Value]) -> Callable[[Reply], Value]:
@@ -286,12 +154,14 @@ def prediction_fields(body: PredictionBody, model: ModelVersion, reply: Reply) -
     }
 
 
-def routing_fields(body: PredictionBody, model: ModelVersion, reply: Reply) -> dict[str, Any]:
+def routing_fields(body: PredictionBody | RoutedDetectionBody, model: ModelVersion, reply: Reply) -> dict[str, Any]:
     """The fields of `ImageRouting`."""
     try:
         insight = None if body.insight is None else RoutingInsight.of(body.insight)
     except ValidationError as error:
         raise foreign(reply) from error
+    if isinstance(body, RoutedDetectionBody):
+        return {**detection_fields(body, model, reply), "insight": insight}
     return {**prediction_fields(body, model, reply), "insight": insight}
 
 
@@ -329,18 +199,41 @@ def read_recent(reply: Reply) -> list[ImageRouting]:
 
 
 def read_ablation(reply: Reply, image: ImageSource) -> ImageAblation:
-    """What the answer to an image would have been. Errors are those of `content_of`."""
-    body = reader(AblationBody)(reply)
+    """What a classifier's answer to an image would have been. Errors are those of `content_of`.
+
+    Raises:
+        InvalidParameter: a detector answered.
+    """
+    body = reader(AnyAblation)(reply)
+    if isinstance(body, DetectionAblationBody):
+        raise InvalidParameter(f"{body.model.name} is a model for detection: ask it by detection_ablation.")
     return ImageAblation(
-        id=image.id or "0",
-        filename=image.filename,
-        model=body.model,
-        request_id=reply.request_id,
-        timings=body.timings_ms.seconds(),
-        batch_size=len(body.variants) + 1,
+        **_ablation_fields(body, reply, image),
         top=body.top.score(),
-        routing=trace_of(body.routing),
         variants=tuple(_variant(variant) for variant in body.variants),
+    )
+
+
+def read_detection_ablation(reply: Reply, image: ImageSource) -> DetectionAblation:
+    """What a detector would have found in an image. Errors are those of `content_of`.
+
+    Raises:
+        InvalidParameter: a classifier answered.
+    """
+    body = reader(AnyAblation)(reply)
+    if isinstance(body, AblationBody):
+        raise InvalidParameter(f"{body.model.name} is a model for classification: ask it by ablation.")
+    objects = tuple(one.found() for one in body.detections)
+    try:
+        variants = tuple(_detection_variant(variant, objects) for variant in body.variants)
+    except IndexError as error:
+        raise foreign(reply) from error
+    return DetectionAblation(
+        **_ablation_fields(body, reply, image),
+        objects=objects,
+        width=body.width,
+        height=body.height,
+        variants=variants,
     )
 
 
@@ -353,16 +246,50 @@ def trace_of(weights: Mapping[str, Sequence[float]]) -> RoutingTrace:
     return RoutingTrace(layout, filled)
 
 
+def _ablation_fields(body: AblationBody | DetectionAblationBody, reply: Reply, image: ImageSource) -> dict[str, Any]:
+    return {
+        "id": image.id or "0",
+        "filename": image.filename,
+        "model": body.model,
+        "request_id": reply.request_id,
+        "timings": body.timings_ms.seconds(),
+        "batch_size": len(body.variants) + 1,
+        "routing": trace_of(body.routing),
+    }
+
+
 def _variant(body: VariantBody) -> AblatedVariant:
     return AblatedVariant(
         name=body.name,
-        changes=tuple(RoutingChange(**dict(change)) for change in body.changes),
+        changes=_changes(body.changes),
         probability=body.probability,
         difference=body.difference,
         top=body.top.score(),
         same_top=body.same_top,
         routing=None if body.routing is None else trace_of(body.routing),
     )
+
+
+def _detection_variant(body: DetectionVariantBody, objects: Sequence[DetectedObject]) -> AblatedDetections:
+    kept = ((objects[one.detection], one) for one in body.kept)
+    return AblatedDetections(
+        name=body.name,
+        changes=_changes(body.changes),
+        similarity=body.similarity,
+        kept=tuple(
+            KeptObject(before=before, now=one.now(before), difference=one.difference, overlap=one.overlap)
+            for before, one in kept
+        ),
+        lost=tuple(
+            LostObject(before=objects[one.detection], score=one.score, difference=one.difference) for one in body.lost
+        ),
+        new=tuple(NewObject(now=one.found(), difference=one.difference) for one in body.new),
+        routing=None if body.routing is None else trace_of(body.routing),
+    )
+
+
+def _changes(bodies: Sequence[ChangeBody]) -> tuple[RoutingChange, ...]:
+    return tuple(RoutingChange(**dict(change)) for change in bodies)
 
 
 def _from(reply: Reply, error: Error, *, status: int) -> Error:

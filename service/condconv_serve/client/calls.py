@@ -9,15 +9,16 @@ from operator import index
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
-from condconv_serve.client.answers import Reply, nothing, read_ablation, read_health, read_recent, reader
+from condconv_serve.client.answers import Reply, nothing, read_health, read_recent, reader
 from condconv_serve.client.live import LiveRouting
 from condconv_serve.client.models import Aliases, AliasTarget, ModelDetails, Models, ModelSummary, VersionState
-from condconv_serve.client.options import AblationOptions, check_options, parameters_of, query_of
+from condconv_serve.client.options import AblationOptions, parameters_of, query_of
 from condconv_serve.domain import ImageSource, RoutingChange, Variant
 from condconv_serve.errors import InvalidParameter
-from condconv_serve.results import ImageAblation, ImageRouting
+from condconv_serve.results import DetectionAblation, ImageAblation, ImageRouting
 
 Answer = TypeVar("Answer")
+Ablation = TypeVar("Ablation", ImageAblation, DetectionAblation)
 
 LOAD_SECONDS = 600.0
 """A version may be large, and its disk slow."""
@@ -75,9 +76,9 @@ def ablation(
     uniform: bool,
     routing: bool,
     options: AblationOptions,
-) -> Call[ImageAblation]:
-    """What the answer to one image would have been with other routings."""
-    check_options(options, AblationOptions, of="ablation")
+    read: Callable[[Reply, ImageSource], Ablation],
+) -> Call[Ablation]:
+    """What the answer to one image would have been with other routings; `read` makes it of a reply."""
     try:
         asked = {
             "blocks": None if blocks is None else _names(blocks),
@@ -94,7 +95,7 @@ def ablation(
     return Call(
         method="POST",
         path="/routing/ablation",
-        read=lambda reply: read_ablation(reply, image),
+        read=lambda reply: read(reply, image),
         json={"images": [base64.b64encode(image.data).decode()], **document},
         seconds=options.get("timeout"),
         timed=True,

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from condconv_serve.client.answers import (
-    DetectionsBody,
-    EmbeddingsBody,
-    PredictionsBody,
     Reply,
     detection_fields,
     features_fields,
@@ -18,6 +15,7 @@ from condconv_serve.client.answers import (
     reader,
     routing_fields,
 )
+from condconv_serve.client.bodies import DetectionsBody, EmbeddingsBody, PredictionsBody, RoutedBody
 from condconv_serve.client.calls import Call
 from condconv_serve.client.exchange import RequestPolicy, Work, exchange
 from condconv_serve.client.options import (
@@ -92,7 +90,7 @@ class Kind(Generic[Result]):
     path: str
     options: Any
     result: Callable[..., Result]
-    body: type[PredictionsBody] | type[DetectionsBody] | type[EmbeddingsBody]
+    body: type[PredictionsBody | RoutedBody | DetectionsBody | EmbeddingsBody]
     fields: Callable[..., dict[str, Any]]
 
     def check(self, given: Mapping[str, Any]) -> None:
@@ -261,7 +259,7 @@ ROUTING = Kind(
     path="/routing",
     options=RoutingOptions,
     result=ImageRouting,
-    body=PredictionsBody,
+    body=RoutedBody,
     fields=routing_fields,
 )
 DETECT = Kind(

@@ -33,8 +33,8 @@ class CallOptions(TypedDict, total=False):
     on_error: OnError
 
 
-class RoutingOptions(CallOptions, total=False):
-    """What `routing` takes.
+class ClassOptions(CallOptions, total=False):
+    """What calls about classes take.
 
     Attributes:
         top_k: how many classes each image gets, best first; 5, or all if the model has fewer, if absent.
@@ -45,7 +45,22 @@ class RoutingOptions(CallOptions, total=False):
     threshold: float | None
 
 
-class PredictOptions(RoutingOptions, total=False):
+class ObjectOptions(TypedDict, total=False):
+    """What calls about objects take.
+
+    Attributes:
+        score_threshold: only objects with a higher score are returned, 0 to 1; 0.5 if absent.
+        iou_threshold: of two boxes of a class that overlap by more (intersection over union, 0 to 1), only the one with
+            the higher score is returned; 0.5 if absent.
+        max_detections: how many objects to return at most, those with the highest scores, 1 to 1000; 100 if absent.
+    """
+
+    score_threshold: float | None
+    iou_threshold: float | None
+    max_detections: int | None
+
+
+class PredictOptions(ClassOptions, total=False):
     """What `predict` takes.
 
     Attributes:
@@ -55,21 +70,18 @@ class PredictOptions(RoutingOptions, total=False):
     routing: bool
 
 
-class DetectOptions(CallOptions, total=False):
+class DetectOptions(CallOptions, ObjectOptions, total=False):
     """What `detect` takes.
 
     Attributes:
-        score_threshold: only objects with a higher score are returned, 0 to 1; 0.5 if absent.
-        iou_threshold: of two boxes of a class that overlap by more (intersection over union, 0 to 1), only the one with
-            the higher score is returned; 0.5 if absent.
-        max_detections: how many objects to return at most, those with the highest scores, 1 to 1000; 100 if absent.
         routing: whether to return routing weights; not if absent.
     """
 
-    score_threshold: float | None
-    iou_threshold: float | None
-    max_detections: int | None
     routing: bool
+
+
+class RoutingOptions(ClassOptions, ObjectOptions, total=False):
+    """What `routing` takes: the options of classes with a classifier, those of objects with a detector."""
 
 
 class FeaturesOptions(CallOptions, total=False):
@@ -88,6 +100,10 @@ class AblationOptions(TypedDict, total=False):
     model: str | None
     version: str | None
     timeout: float | None
+
+
+class DetectionAblationOptions(AblationOptions, ObjectOptions, total=False):
+    """What `detection_ablation` takes beside its routings."""
 
 
 _OWN = ("timeout", "split_key", "on_error")

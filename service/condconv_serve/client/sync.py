@@ -9,6 +9,7 @@ from typing import Self, TypeVar, Unpack, overload
 import httpx
 
 from condconv_serve.client import calls
+from condconv_serve.client.answers import read_ablation, read_detection_ablation
 from condconv_serve.client.calls import Call
 from condconv_serve.client.connection import Connection, Verify
 from condconv_serve.client.exchange import exchange, is_ready, until_ready
@@ -17,15 +18,24 @@ from condconv_serve.client.many import DETECT, FEATURES, PREDICT, ROUTING, one_i
 from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, VersionState
 from condconv_serve.client.options import (
     AblationOptions,
+    DetectionAblationOptions,
     DetectOptions,
     FeaturesOptions,
     PredictOptions,
     RoutingOptions,
+    check_options,
 )
 from condconv_serve.client.thread_sender import ThreadSender
 from condconv_serve.domain import RoutingChange, Variant
 from condconv_serve.inputs import ImageInput, ImagesInput
-from condconv_serve.results import ImageAblation, ImageDetections, ImageFeatures, ImagePrediction, ImageRouting
+from condconv_serve.results import (
+    DetectionAblation,
+    ImageAblation,
+    ImageDetections,
+    ImageFeatures,
+    ImagePrediction,
+    ImageRouting,
+)
 
 Answer = TypeVar("Answer")
 
@@ -143,7 +153,10 @@ class Client:
     @overload
     def routing(self, images: Iterable[ImageInput], **options: Unpack[RoutingOptions]) -> list[ImageRouting]: ...
     def routing(self, images: ImagesInput, **options: Unpack[RoutingOptions]) -> ImageRouting | list[ImageRouting]:
-        """The routing weights of an image or of many, with classes and an insight; otherwise as `predict`."""
+        """The routing weights of an image or of many, with classes or objects and an insight; otherwise as `predict`.
+
+        With a detector it takes the options of `detect`, but for `routing`.
+        """
         return self._sender.one_or_many(ROUTING, images, options)
 
     def routing_iter(
@@ -198,7 +211,7 @@ class Client:
         routing: bool = False,
         **options: Unpack[AblationOptions],
     ) -> ImageAblation:
-        """What the answer to an image would be without each expert, or with the routings that you give.
+        """What a classifier's answer to an image would be without each expert, or with the routings that you give.
 
         Args:
             image: as for `predict`.
@@ -212,6 +225,7 @@ class Client:
         Raises:
             ServiceError: the image can't be used, there is no such block or expert, or too many ablations wait.
         """
+        check_options(options, AblationOptions, of="ablation")
         source = one_image(image)
         return self._call(
             calls.ablation(
@@ -222,6 +236,37 @@ class Client:
                 uniform=uniform,
                 routing=routing,
                 options=options,
+                read=read_ablation,
+            )
+        )
+
+    def detection_ablation(
+        self,
+        image: ImageInput,
+        *,
+        blocks: Sequence[str] | None = None,
+        experts: Sequence[int] | None = None,
+        variants: Sequence[Variant | RoutingChange] | None = None,
+        uniform: bool = True,
+        routing: bool = False,
+        **options: Unpack[DetectionAblationOptions],
+    ) -> DetectionAblation:
+        """Which objects a detector would find in an image without each expert, or with the routings that you give.
+
+        As `ablation`, with the options `score_threshold`, `iou_threshold` and `max_detections` of `detect`, too.
+        """
+        check_options(options, DetectionAblationOptions, of="detection_ablation")
+        source = one_image(image)
+        return self._call(
+            calls.ablation(
+                source,
+                blocks=blocks,
+                experts=experts,
+                variants=variants,
+                uniform=uniform,
+                routing=routing,
+                options=options,
+                read=read_detection_ablation,
             )
         )
 

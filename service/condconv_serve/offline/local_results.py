@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from condconv_serve.domain import Detection, ImageResult, ModelInfo, Prediction
+from condconv_serve.domain import Detection, ImageResult, ModelInfo, Prediction, RoutedAnswer
 from condconv_serve.results import (
     ImageDetections,
     ImageFeatures,
@@ -25,11 +25,14 @@ def predicted(result: ImageResult[Prediction], model: ModelInfo) -> ImagePredict
     return ImagePrediction(**_about(result, model), classes=found.classes, routing=found.routing)
 
 
-def routed(result: ImageResult[Prediction], model: ModelInfo) -> ImageRouting:
-    """The routing of one image, its classes, and what stands out."""
+def routed(result: ImageResult[RoutedAnswer], model: ModelInfo) -> ImageRouting:
+    """The routing of one image, its classes or objects, and what stands out."""
     found = result.prediction
-    view = None if found is None else insight_view(found, model, live=None)
-    return ImageRouting(**vars(predicted(result, model)), insight=None if view is None else RoutingInsight.of(view))
+    if found is None:
+        return ImageRouting(**_about(result, model))
+    insight = RoutingInsight.of(insight_view(found, model, live=None))
+    said: dict[str, Any] = {"classes": found.classes} if isinstance(found, Prediction) else _objects(found)
+    return ImageRouting(**_about(result, model), **said, routing=found.routing, insight=insight)
 
 
 def detected(result: ImageResult[Detection], model: ModelInfo) -> ImageDetections:
@@ -37,13 +40,7 @@ def detected(result: ImageResult[Detection], model: ModelInfo) -> ImageDetection
     found = result.prediction
     if found is None:
         return ImageDetections(**_about(result, model))
-    return ImageDetections(
-        **_about(result, model),
-        objects=found.objects,
-        width=found.width,
-        height=found.height,
-        routing=found.routing,
-    )
+    return ImageDetections(**_about(result, model), **_objects(found), routing=found.routing)
 
 
 def embedded(result: ImageResult[Embedding], model: ModelInfo) -> ImageFeatures:
@@ -52,6 +49,10 @@ def embedded(result: ImageResult[Embedding], model: ModelInfo) -> ImageFeatures:
     if found is None:
         return ImageFeatures(**_about(result, model))
     return ImageFeatures(**_about(result, model), features=found.features, logits=found.logits)
+
+
+def _objects(found: Detection) -> dict[str, Any]:
+    return {"objects": found.objects, "width": found.width, "height": found.height}
 
 
 def _about(result: ImageResult[Any], model: ModelInfo) -> dict[str, Any]:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import overload
+from typing import Any, overload
 
 from condconv_serve.inputs import ImageInput, ImagesInput
 from condconv_serve.offline.loaded_model import LoadedModel
 from condconv_serve.offline.local_results import detected, embedded, predicted, routed
 from condconv_serve.results import ImageDetections, ImageFeatures, ImagePrediction, ImageRouting, OnError
+from condconv_serve.tasks.by_task import ByTask
 from condconv_serve.tasks.classification import Classify
-from condconv_serve.tasks.detection import (
-    DEFAULT_IOU_THRESHOLD,
-    DEFAULT_MAX_DETECTIONS,
-    DEFAULT_SCORE_THRESHOLD,
-    Detect,
-)
+from condconv_serve.tasks.detection import Detect
 from condconv_serve.tasks.features import Embed
 
 
@@ -101,7 +97,15 @@ class Model(LoadedModel):
 
     @overload
     def routing(  # type: ignore[overload-overlap]  # a name is an iterable, too
-        self, images: ImageInput, *, top_k: int | None = ..., on_error: OnError = ..., progress: bool | None = ...
+        self,
+        images: ImageInput,
+        *,
+        top_k: int | None = ...,
+        score_threshold: float | None = ...,
+        iou_threshold: float | None = ...,
+        max_detections: int | None = ...,
+        on_error: OnError = ...,
+        progress: bool | None = ...,
     ) -> ImageRouting: ...
 
     @overload
@@ -110,6 +114,9 @@ class Model(LoadedModel):
         images: Iterable[ImageInput],
         *,
         top_k: int | None = ...,
+        score_threshold: float | None = ...,
+        iou_threshold: float | None = ...,
+        max_detections: int | None = ...,
         on_error: OnError = ...,
         progress: bool | None = ...,
     ) -> list[ImageRouting]: ...
@@ -119,21 +126,34 @@ class Model(LoadedModel):
         images: ImagesInput,
         *,
         top_k: int | None = None,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+        max_detections: int | None = None,
         on_error: OnError = "keep",
         progress: bool | None = None,
     ) -> ImageRouting | list[ImageRouting]:
         """Show which experts one image is routed to, or many, and what stands out.
 
-        Arguments and errors are those of `predict`. A result's `routing.weights` is float32 `[blocks, experts]`, 0 to
-        1; `routing.by_block()` has the weights of each block by its name.
+        Arguments and errors are those of `predict`, or with a detector those of `detect`, and a result has what their
+        results have. Its `routing.weights` is float32 `[blocks, experts]`, 0 to 1; `routing.by_block()` has the weights
+        of each block by its name.
         """
-        return self._ask(images, Classify(top_k), routed, on_error=on_error, progress=progress)
+        task = _route(top_k, score_threshold, iou_threshold, max_detections)
+        return self._ask(images, task, routed, on_error=on_error, progress=progress)
 
     def routing_iter(
-        self, images: ImagesInput, *, top_k: int | None = None, on_error: OnError = "keep"
+        self,
+        images: ImagesInput,
+        *,
+        top_k: int | None = None,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+        max_detections: int | None = None,
+        on_error: OnError = "keep",
     ) -> Iterator[ImageRouting]:
         """The routing weights of many images; as `predict_iter`."""
-        return self._ask_each(images, Classify(top_k), routed, on_error=on_error)
+        task = _route(top_k, score_threshold, iou_threshold, max_detections)
+        return self._ask_each(images, task, routed, on_error=on_error)
 
     @overload
     def detect(  # type: ignore[overload-overlap]
@@ -253,8 +273,21 @@ def _classify(top_k: int | None, threshold: float | None) -> Classify:
 
 
 def _detect(score_threshold: float | None, iou_threshold: float | None, max_detections: int | None) -> Detect:
-    return Detect(
-        score_threshold=DEFAULT_SCORE_THRESHOLD if score_threshold is None else score_threshold,
-        iou_threshold=DEFAULT_IOU_THRESHOLD if iou_threshold is None else iou_threshold,
-        max_detections=DEFAULT_MAX_DETECTIONS if max_detections is None else max_detections,
-    )
+    return Detect(**_given(score_threshold, iou_threshold, max_detections))
+
+
+def _route(
+    top_k: int | None, score_threshold: float | None, iou_threshold: float | None, max_detections: int | None
+) -> ByTask:
+    classes = {} if top_k is None else {"top_k": top_k}
+    return ByTask(classes | _given(score_threshold, iou_threshold, max_detections))
+
+
+def _given(score_threshold: float | None, iou_threshold: float | None, max_detections: int | None) -> dict[str, Any]:
+    """The options of objects that were given."""
+    options = {
+        "score_threshold": score_threshold,
+        "iou_threshold": iou_threshold,
+        "max_detections": max_detections,
+    }
+    return {name: value for name, value in options.items() if value is not None}

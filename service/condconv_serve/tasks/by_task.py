@@ -52,3 +52,16 @@ class ByTask:
 
     def _task(self, model: ModelInfo) -> Classify | Detect:
         return _TASKS[model.task](**self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """What an image's routing is shown with: its best class, or its objects."""
+
+    def check(self, model: ModelInfo) -> None:
+        """Take every model."""
+
+    def answer(self, row: RowAnswer, model: ModelInfo) -> RoutedAnswer:
+        """The class or the objects, the routing, and where the time went."""
+        task: Classify | Detect = Detect() if model.task == "detection" else Classify(1)
+        return task.answer(row, model)

@@ -135,6 +135,17 @@ def test_lines_with_routing_and_a_failure(tmp_path):
     assert [line.split()[1] for line in out.splitlines() if "block_" in line] == ["block_1", "block_2"]
 
 
+def test_routing_of_a_detector(tmp_path):
+    code, out, _ = condconv("routing", "photo.png", "--data", "routing.csv", "--plot", "routing.svg")
+    assert (code, out.splitlines()[0]) == (0, "photo.png: 1 red, 1 blue")
+    assert [line.split()[1] for line in out.splitlines() if "block_" in line] == ["block_1", "block_2"]
+    table = [line for line in (tmp_path / "routing.csv").read_text().splitlines() if not line.startswith("#")]
+    assert len(table) == 1 + 2 * 3
+    (entry,) = json.loads(condconv("routing", "photo.png", "--json")[1])["predictions"]
+    assert [found["label"] for found in entry["detections"]] == ["red", "blue"]
+    assert entry["routing"].keys() == {"block_1", "block_2"}
+
+
 def test_thresholds(tmp_path):
     (tmp_path / "pale.png").write_bytes(png(picture((RED, 1, 2), ((255, 150, 150), 4, 4), (GREEN, 6, 6))))
     for options, labels in (

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from condconv_serve import AsyncClient, Client, ServiceError, results
-from condconv_serve.client import LiveRouting, ModelDetails, ModelSummary, answers, live, models
+from condconv_serve.client import LiveRouting, ModelDetails, ModelSummary, bodies, live, models
 from condconv_serve.client.options import (
-    AblationOptions,
+    DetectionAblationOptions,
     DetectOptions,
     FeaturesOptions,
     PredictOptions,
@@ -40,6 +40,7 @@ CALLS: dict[str, tuple[Any, ...]] = {
     "detect": (b"x",),
     "features": (b"x",),
     "ablation": (b"x",),
+    "detection_ablation": (b"x",),
     "recent_routing": ("request_id",),
     "live_routing": (),
     "models": (),
@@ -65,16 +66,12 @@ NO_ROUTE_OF_THEIR_OWN = {
 
 PARAMETERS = {
     "POST /predict": (PredictOptions, {"timeout_ms"}),
-    "POST /routing": (  # the forms other than JSON are for people, and the last three for detectors
-        RoutingOptions,
-        {"timeout_ms", "format", "score_threshold", "iou_threshold", "max_detections"},
-    ),
+    "POST /routing": (RoutingOptions, {"timeout_ms", "format"}),  # the forms other than JSON are for people
     "POST /detect": (DetectOptions, {"timeout_ms"}),
     "POST /features": (FeaturesOptions, {"timeout_ms", "format"}),  # the other forms tell less of what went wrong
     "POST /routing/ablation": (
-        AblationOptions,
-        {"timeout_ms", "blocks", "experts", "variants", "uniform", "routing"}
-        | {"score_threshold", "iou_threshold", "max_detections"},  # for detectors
+        DetectionAblationOptions,
+        {"timeout_ms", "blocks", "experts", "variants", "uniform", "routing"},
     ),
 }
 """By route: the options that are its parameters, and those that have another shape."""
@@ -98,18 +95,24 @@ FIELDS: dict[str, tuple[Any, set[str]]] = {
     "InsightBody": (results.RoutingInsight, set()),
     "BlockInsightBody": (results.BlockInsight, set()),
     "ClassProfileBody": (results.ClassImages, set()),
-    "Problem": (answers.ProblemBody, {"type", "title"}),  # the error's class has these
-    "RoutedPredictionBody": (answers.PredictionBody, set()),
-    "DetectionBody": (answers.DetectionBody, set()),
-    "DetectedObjectBody": (answers.ObjectBody, set()),
+    "Problem": (bodies.ProblemBody, {"type", "title"}),  # the error's class has these
+    "RoutedPredictionBody": (bodies.PredictionBody, set()),
+    "RoutedDetectionBody": (bodies.RoutedDetectionBody, set()),
+    "DetectionBody": (bodies.DetectionBody, set()),
+    "DetectedObjectBody": (bodies.ObjectBody, set()),
     "BoxBody": (Box, set()),
-    "FeaturesBody": (answers.FeaturesBody, set()),
-    "RecentResponse": (answers.RecentBody, {"at"}),
-    "ClassBody": (answers.ClassBody, set()),
-    "TimingsBody": (answers.TimingsBody, set()),
-    "AblationResponse": (answers.AblationBody, {"id", "filename"}),  # those of the caller
-    "VariantBody": (answers.VariantBody, set()),
-    "ChangeBody": (answers.ChangeBody, set()),
+    "FeaturesBody": (bodies.FeaturesBody, set()),
+    "RecentResponse": (bodies.RecentBody, {"at"}),
+    "ClassBody": (bodies.ClassBody, set()),
+    "TimingsBody": (bodies.TimingsBody, set()),
+    "AblationResponse": (bodies.AblationBody, {"id", "filename"}),  # those of the caller
+    "VariantBody": (bodies.VariantBody, set()),
+    "ChangeBody": (bodies.ChangeBody, set()),
+    "DetectionAblationResponse": (bodies.DetectionAblationBody, {"id", "filename"}),
+    "DetectionVariantBody": (bodies.DetectionVariantBody, set()),
+    "KeptObjectBody": (bodies.KeptObjectBody, set()),
+    "LostObjectBody": (bodies.LostObjectBody, set()),
+    "NewObjectBody": (bodies.NewObjectBody, set()),
     "ModelReference": (results.ModelVersion, set()),
 }
 """By schema: what reads it, and which of its fields are left out."""

@@ -611,6 +611,18 @@ class TestDetect:
         with pytest.raises(UnsupportedImage, match="Image 1:"):
             detector.detect(images, on_error="raise", progress=False)
 
+    def test_routing(self, detector, model):
+        one, bad = detector.routing([self.PATCHES, b"no image"], max_detections=1)
+        assert (one.width, [found.label for found in one.objects], one.classes, bad.ok) == (160, ["red"], (), False)
+        assert one.routing.weights.shape == (2, 3)
+        assert [block.block for block in one.insight.blocks] == ["block_1", "block_2"]
+        assert [len(each.objects) for each in detector.routing_iter([self.PATCHES], score_threshold=0.3)] == [2]
+        assert (model.routing(COFFEE).width, model.routing(COFFEE).objects) == (None, ())
+        with pytest.raises(InvalidParameter, match="top_k: not for colours, a model for detection"):
+            detector.routing(self.PATCHES, top_k=1)
+        with pytest.raises(InvalidParameter, match="score_threshold: not for fake, a model for classification"):
+            model.routing_iter([COFFEE], score_threshold=0.5)
+
     def test_thresholds(self, detector):
         pixels = self.PATCHES.copy()
         pixels[50:60, 120:140] = (150, 150, 255)
