@@ -50,7 +50,7 @@ def part(disposition: str, content: bytes) -> bytes:
 FILE = part('name="image"; filename="a.jpg"', COFFEE)
 
 
-@pytest.mark.parametrize("path", ["/predict", "/features", "/routing"])
+@pytest.mark.parametrize("path", ["/predict", "/detect", "/features", "/routing"])
 def test_empty_body(client: httpx.Client, path: str) -> None:
     assert_problem(client.post(path), 400, "missing_image", "empty")
 
