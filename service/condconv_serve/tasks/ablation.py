@@ -25,8 +25,10 @@ from condconv_serve.tasks.classification import best_classes, softmax
 
 MAX_VARIANTS = 1024
 """Most variants of one ablation."""
+MAX_TOGETHER = 128
+"""Most variants that are computed together: of each, features of some hundred kilobytes wait for the next block."""
 MAX_OUTPUT_BYTES = 64 * 2**20
-"""Variants are computed in groups whose outputs take no more than this: a detector's are a megabyte each."""
+"""Most that the outputs of these may take: a detector's are a megabyte each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -125,9 +127,9 @@ def overrides(model: ModelInfo, variants: Sequence[Variant]) -> RoutingOverrides
 
 
 def in_groups(model: ModelInfo, variants: Sequence[Variant]) -> list[Sequence[Variant]]:
-    """Variants to compute together, so that neither features nor outputs of all of them lie in memory at once."""
+    """Variants to compute together, so that features and outputs of a thousand never lie in memory at once."""
     numbers = sum(math.prod(output.shape) for output in model.outputs)
-    size = max(1, MAX_OUTPUT_BYTES // (4 * numbers))
+    size = max(1, min(MAX_TOGETHER, MAX_OUTPUT_BYTES // (4 * numbers)))
     return [variants[start : start + size] for start in range(0, len(variants), size)]
 
 

@@ -339,3 +339,14 @@ async def test_more_objects_than_an_answer_holds(shared_client: httpx.AsyncClien
     body = {"images": [base64.b64encode(PHOTO).decode()], "variants": variants, "max_detections": 33, **FINDER}
     response = await shared_client.post("/routing/ablation", json=body)
     assert_problem(response, 422, "invalid_parameter", "max_detections may be at most 32 for these 1000 variants")
+
+
+@pytest.mark.parametrize("model", ["finder", "m"])
+@pytest.mark.asyncio(loop_scope="module")
+async def test_more_variants_than_are_computed_together(shared_client: httpx.AsyncClient, model: str) -> None:
+    off = [{"name": str(number), "changes": [{"block": "block_1", "off": [number % 3]}]} for number in range(130)]
+    body = {"images": [base64.b64encode(PHOTO).decode()], "variants": off, "model": model}
+    found = (await shared_client.post("/routing/ablation", json=body)).json()["variants"]
+    assert [variant["name"] for variant in found] == [str(number) for number in range(130)]
+    answers = [{**variant, "name": "", "changes": []} for variant in found]
+    assert answers == [answers[number % 3] for number in range(130)]
