@@ -50,12 +50,16 @@ class Preprocessing:
     """
 
     @property
+    def padding(self) -> int:
+        """`crop_padding`, or the usual one."""
+        return USUAL_CROP_PADDING if self.crop_padding is None else self.crop_padding
+
+    @property
     def crop_share(self) -> float:
         """The share of the short side that the centre crop takes, before it is rounded; 1 if there is no crop."""
         match self.transform:
             case "official" | "pillow":
-                padding = USUAL_CROP_PADDING if self.crop_padding is None else self.crop_padding
-                return self.image_size / (self.image_size + padding)
+                return self.image_size / (self.image_size + self.padding)
             case "central":
                 return USUAL_CROP_FRACTION if self.crop_fraction is None else self.crop_fraction
             case "stretch" | "letterbox":

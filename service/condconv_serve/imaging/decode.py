@@ -210,7 +210,7 @@ def _reduce(image: JpegImageFile, sufficient: SufficientSize) -> int:
     return image.decoderconfig[0] if image.decoderconfig else 1
 
 
-def _reduced(size: tuple[int, int], scale: int, orientation: object) -> Placement:
+def _reduced(size: tuple[int, int], scale: int, orientation: int | None) -> Placement:
     """Where the pixels of a reduced photo lie: whole squares, the last of which reach beyond the right and lower edge.
 
     Args:
@@ -294,7 +294,7 @@ _TURNS = {
 _ON_SIDE, _RIGHT_BECOMES_LEFT, _BOTTOM_BECOMES_TOP = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
 
 
-def _orientation(image: ImageFile) -> object:
+def _orientation(image: ImageFile) -> int | None:
     """Read the EXIF orientation; damaged metadata doesn't spoil a picture, it only says nothing.
 
     TIFF's reader turns the picture itself and then forgets the tag.
@@ -302,13 +302,14 @@ def _orientation(image: ImageFile) -> object:
     for xmp in ("xmp", "XML:com.adobe.xmp"):  # where Pillow looks if EXIF says nothing, which browsers don't
         image.info.pop(xmp, None)
     try:
-        return image.getexif().get(Base.Orientation)
+        orientation = image.getexif().get(Base.Orientation)
     except Exception:
         return None
+    return orientation if isinstance(orientation, int) else None
 
 
-def _upright(image: Image.Image, orientation: object) -> Image.Image:
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+def _upright(image: Image.Image, orientation: int | None) -> Image.Image:
+    turn = None if orientation is None else _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 

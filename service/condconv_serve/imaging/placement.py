@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from condconv_serve.domain import USUAL_CROP_PADDING, Placement, Preprocessing
+from condconv_serve.domain import Placement, Preprocessing
 
 
 def whole_photo(width: int, height: int) -> Placement:
@@ -35,20 +35,21 @@ def place_row(preprocessing: Preprocessing, *, width: int, height: int, within: 
 
 
 def _taken(preprocessing: Preprocessing, width: int, height: int) -> tuple[float, float, float, float]:
-    """Left, top, width and height of what becomes the row, from edge to edge."""
+    """Left, top, width and height of what becomes the row, from edge to edge.
+
+    TensorFlow 1's resizes, of `official` and asymmetric, read half a pixel of the row too far to the left and above.
+    Networks that are trained so learn boxes that keep to the edges, and so do the programs that publish them.
+    """
     size = preprocessing.image_size
     match preprocessing.transform:
         case "official" | "pillow":
-            padding = USUAL_CROP_PADDING if preprocessing.crop_padding is None else preprocessing.crop_padding
-            left, top, side = centre_square(width, height, image_size=size, crop_padding=padding)
+            left, top, side = centre_square(width, height, image_size=size, crop_padding=preprocessing.padding)
             return left, top, side, side
         case "central":
             return central_square(width, height, crop_share=preprocessing.crop_share)
         case "stretch":
             return 0, 0, width, height
         case "letterbox" if preprocessing.interpolation == "asymmetric":
-            # Its samples lie half a pixel of the row too far to the left and above. Networks learn boxes with it that
-            # keep to the edges all the same, and so do the programs that publish them.
             side = max(width, height)
             return 0, 0, side, side
         case "letterbox":

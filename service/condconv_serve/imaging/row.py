@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from condconv_serve.domain import USUAL_CROP_PADDING, JpegCropper, MadeRow, Preprocessing
+from condconv_serve.domain import JpegCropper, MadeRow, Preprocessing
 from condconv_serve.imaging.decode import decode_photo, upright_jpeg_size
 from condconv_serve.imaging.placement import centre_square, place_row
 from condconv_serve.imaging.transform import official_float, sufficient_size, transform
@@ -51,8 +51,7 @@ def _exact_crop(data: bytes, preprocessing: Preprocessing, max_pixels: int, crop
         # `crop_jpeg` stops below its square. Only decoding the whole file shows that the rest is missing.
         decode_photo(data, max_pixels=max_pixels)
     (width, height), size = shape, preprocessing.image_size
-    padding = USUAL_CROP_PADDING if preprocessing.crop_padding is None else preprocessing.crop_padding
-    square = crop_jpeg(data, *centre_square(width, height, image_size=size, crop_padding=padding))
+    square = crop_jpeg(data, *centre_square(width, height, image_size=size, crop_padding=preprocessing.padding))
     if square is None:
         return None
     row = official_float(square, image_size=size, crop_padding=0)

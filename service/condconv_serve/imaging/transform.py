@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from condconv_serve.domain import USUAL_CROP_PADDING, Interpolation, Pixels, Preprocessing, Row
+from condconv_serve.domain import Interpolation, Pixels, Preprocessing, Row
 from condconv_serve.imaging.decode import SufficientSize
 from condconv_serve.imaging.placement import central_square, centre_square, fitted
 
@@ -29,8 +29,7 @@ def transform(photo: Photo, preprocessing: Preprocessing) -> Row:
     Returns:
         `[image_size, image_size, 3]`, of the preprocessing's `row_type`.
     """
-    size, interpolation = preprocessing.image_size, preprocessing.interpolation
-    padding = USUAL_CROP_PADDING if preprocessing.crop_padding is None else preprocessing.crop_padding
+    size, padding, interpolation = preprocessing.image_size, preprocessing.padding, preprocessing.interpolation
     match preprocessing.transform:
         case "official" if preprocessing.row_type is np.float32:
             return official_float(photo, image_size=size, crop_padding=padding)

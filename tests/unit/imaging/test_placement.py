@@ -234,6 +234,16 @@ def test_where_reduced_pixels_lie(orientation: int) -> None:
     assert placement.top == (-5 if orientation in (3, 4, 7, 8) else 0)
 
 
+def test_an_orientation_that_is_no_whole_number_says_nothing() -> None:
+    block = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x05\0\0\0\x01\0\0\0\x1a\0\0\0\0\0\0\0\x06\0\0\0\x01"  # 6 / 1
+    photo = decode_photo(
+        jpeg(Drawn(*SHAPES["huge"]).pixels(), exif=block), max_pixels=10**7, sufficient=SufficientSize(short=70)
+    )
+    assert photo.image.size == (102, 76)
+    assert (photo.placement.photo_width, photo.placement.photo_height) == SHAPES["huge"]
+    assert (photo.placement.left, photo.placement.top) == (0, 0)
+
+
 def test_a_letterbox_keeps_the_shape() -> None:
     row = transform(Drawn(200, 100).pixels(), preprocessing("letterbox"))
     assert (row[24:] == 0).all()
