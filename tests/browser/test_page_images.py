@@ -242,6 +242,13 @@ def test_several_images_are_compared_and_removed(
     page.click("#gallery li:first-child .thumb")
     page.select_option("#view", label="difference from cat.jpg")
     assert numbers(cells(page)) == [pytest.approx([-value for value in row], abs=ROUNDED) for row in expected]
+    third = answer_to(page, lambda: choose(page, photograph("rocket")))["predictions"][0]["routing"]
+    page.select_option("#view", label="difference from cat.jpg")
+    expected = [[a - b for a, b in zip(third[block], second[block], strict=True)] for block in first]
+    assert numbers(cells(page)) == [pytest.approx(row, abs=ROUNDED) for row in expected], (
+        "of three, the one that is named"
+    )
+    page.click("[aria-label='Remove rocket.jpg']")
     page.click("[aria-label='Remove cat.jpg']")
     assert page.locator("#gallery li").count() == 1
     assert "cat.jpg" not in page.inner_text("#view")

@@ -20,13 +20,17 @@ const pause = (seconds, signal) =>
   });
 
 /** Ask, and again while others are being served; `onWait(problem, seconds)` is told of each wait. */
-async function ask(item, query, { signal, onWait }) {
+async function ask(item, query, { kind, signal, onWait }) {
+  const { effects } = item; // others are wanted if the thresholds change meanwhile
+  const whole = { model: item.model.name, version: item.model.version, ...kind.query(), ...query };
   for (let tries = 0; ; tries += 1) {
     try {
-      return await send("routing/ablation", item.file, {
-        query: { model: item.model.name, version: item.model.version, ...query },
-        signal,
-      });
+      const answer = await send("routing/ablation", item.file, { query: whole, signal });
+      for (const variant of answer.variants) {
+        const [{ block, off, uniform: alike }] = variant.changes;
+        effects.set(alike ? uniform(block) : withoutExpert(block, off[0]), kind.effectOf(variant, answer));
+      }
+      return;
     } catch (problem) {
       if (!isPassing(problem) || tries === TRIES) throw problem;
       const seconds = Math.max(1, problem.retryAfter ?? 2);
@@ -36,22 +40,14 @@ async function ask(item, query, { signal, onWait }) {
   }
 }
 
-function keep(item, answer) {
-  for (const { changes, probability, difference, top, same_top: sameTop } of answer.variants) {
-    const [{ block, off, uniform: alike }] = changes;
-    const effect = { before: answer.top, probability, difference, top, sameTop, timings: answer.timings_ms };
-    item.effects.set(alike ? uniform(block) : withoutExpert(block, off[0]), effect);
-  }
-}
-
 /** Switch one expert off. */
 export async function ablateExpert(item, block, expert, options) {
-  keep(item, await ask(item, { variants: JSON.stringify([{ changes: [{ block, off: [expert] }] }]) }, options));
+  await ask(item, { variants: JSON.stringify([{ changes: [{ block, off: [expert] }] }]) }, options);
 }
 
 /** Give all experts of a block the same weight. */
 export async function ablateBlock(item, block, options) {
-  keep(item, await ask(item, { variants: JSON.stringify([{ changes: [{ block, uniform: true }] }]) }, options));
+  await ask(item, { variants: JSON.stringify([{ changes: [{ block, uniform: true }] }]) }, options);
 }
 
 /** Switch every expert off, one by one; `onPart(done, all)` is told of progress. */
@@ -67,7 +63,7 @@ export async function ablateAll(item, { onPart, ...options }) {
       part.push(block);
       variants += experts.length;
     }
-    keep(item, await ask(item, { blocks: part.join(","), uniform: false }, options));
+    await ask(item, { blocks: part.join(","), uniform: false }, options);
     missing = missing.slice(part.length);
     onPart(all - sumOf(missing.map(([, experts]) => experts.length)), all);
   }

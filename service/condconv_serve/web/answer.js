@@ -1,7 +1,9 @@
-// The answer for one image: classes, timings, or what was refused and what to do about it.
+// The answer for one image: photo, classes, timings, or what was refused and what to do about it. What a detector found
+// is drawn by `detection.js`.
 
 import { advice, canPass } from "./advice.js";
 import { byId, count, make, milliseconds, percent } from "./dom.js";
+import { isAnswered } from "./images.js";
 
 const [FEW, MORE] = [5, 20];
 const STAGES = ["decode", "queue", "inference"];
@@ -27,26 +29,25 @@ export function showAnswer(item, on) {
     current = null;
     return;
   }
-  if (current !== item) {
-    shown = FEW;
-    current = item;
-    const photo = byId("photo");
+  if (current !== item) shown = FEW;
+  current = item;
+  const photo = byId("photo");
+  if (photo.src !== item.url) {
     photo.hidden = false;
     photo.alt = `Your image ${item.name}`;
     photo.src = item.url;
   }
   byId("photo-name").textContent = `${item.name}, ${size(item.file.size)}`;
-  const done = item.state === "done";
-  byId("answer-title").textContent = done ? item.classes[0].label : item.problem && item.state !== "running" ? "No answer" : "Answer";
+  const done = isAnswered(item);
+  byId("answer-title").textContent = done ? item.task.title(item) : item.problem && item.state !== "running" ? "No answer" : "Answer";
   byId("progress").hidden = !["waiting", "running"].includes(item.state);
-  byId("progress-text").textContent = item.state === "running" ? "Classifying" : "Waiting for its turn";
-  byId("classes-box").hidden = !done;
+  byId("progress-text").textContent = item.state === "running" ? item.task.running : "waiting for its turn";
+  byId("classes-box").hidden = !item.classes;
   byId("timings").hidden = !done;
   byId("problem").hidden = !item.problem || item.state === "running";
-  if (done) {
-    drawClasses(item);
-    drawTimings(item);
-  } else if (item.problem) drawProblem(item, on);
+  if (item.classes) drawClasses(item);
+  if (done) drawTimings(item);
+  else if (item.problem) drawProblem(item, on);
 }
 
 function drawClasses({ classes }) {

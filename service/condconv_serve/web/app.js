@@ -3,13 +3,16 @@
 import { showAnswer, countDown } from "./answer.js";
 import { advice, isOutage } from "./advice.js";
 import { ask, askJson, Problem } from "./api.js";
-import { announce, byId, make, percent, scrolling } from "./dom.js";
+import { Detection } from "./detection.js";
+import { announce, byId, make, scrolling } from "./dom.js";
 import { Experts } from "./experts.js";
-import { Images } from "./images.js";
+import { Images, isAnswered } from "./images.js";
 import { KeyDialog } from "./key.js";
 import { Live } from "./live.js";
 import { Models } from "./models.js";
+import { taskOf } from "./tasks.js";
 import { theme } from "./theme.js";
+import { suffices, Thresholds } from "./thresholds.js";
 
 const MODELS_SECONDS = 15;
 const RECOVERY_SECONDS = 2;
@@ -21,12 +24,17 @@ const experts = new Experts();
 const models = new Models({
   onChange: () => {
     live.renew({ forget: true });
+    showTask();
     images.again();
   },
 });
+const thresholds = new Thresholds({ onChange: (settled) => filter(settled) });
+const detection = new Detection({ onLower: (score) => thresholds.lowerTo(score) });
 const images = new Images({
-  selection: () => models.selection,
-  classes: () => models.current?.num_classes ?? 1000,
+  request: () => {
+    const { current, selection } = models;
+    return current ? { task: taskOf(current), query: { ...selection, ...taskOf(current).query(current) } } : null;
+  },
   onChange: (item) => changed(item),
   onProblem: (problem) => refused(problem),
 });
@@ -57,6 +65,7 @@ async function begin() {
     if (problem instanceof Problem) return refused(problem);
     throw problem;
   }
+  showTask();
   if (!models.selection) return refused(new Problem({ slug: "not_ready", title: "No model is served yet", detail: "The server has none that is ready." }));
   // A server that still loads lists its models already.
   try {
@@ -107,6 +116,13 @@ setInterval(async () => {
   }
 }, MODELS_SECONDS * 1000);
 
+/** Say what the chosen model does. */
+function showTask() {
+  const { drop, footer } = taskOf(models.current);
+  byId("drop-cover").firstElementChild.textContent = drop;
+  byId("scores-note").textContent = footer;
+}
+
 // ---- images
 
 function take(files) {
@@ -117,7 +133,7 @@ function take(files) {
   // A picture may be dropped or pasted anywhere on the page.
   const { top } = byId("answer").getBoundingClientRect();
   if (top < 0 || top > innerHeight * 0.6) byId("answer").scrollIntoView({ behavior: scrolling() });
-  announce(found.length === 1 ? `${first.name} is being classified` : `${found.length} images are being classified`);
+  announce(`${found.length === 1 ? `${first.name} is` : `${found.length} images are`} ${first.task.begun}`);
 }
 
 function select(item) {
@@ -128,20 +144,31 @@ function select(item) {
 
 function changed(item) {
   showGallery();
+  if (item.state === "done" && item.detections && !suffices(item)) return images.again([item], { keep: true }); // chosen meanwhile
   if (item.state === "done") {
     live.renew();
-    const [best] = item.classes;
-    announce(`${item.name}: ${best.label}, ${percent(best.probability)}`);
+    announce(`${item.name}: ${item.task.announced(item)}`);
   } else if (item.state === "failed") announce(`${item.name}: ${item.problem.title}. ${item.problem.detail} ${advice(item.problem)}`);
   if (item === selected || item.state === "done") showSelected();
 }
 
 function showSelected() {
   showAnswer(selected, { again: (item) => images.again([item]), key: () => keys.open() });
-  const done = selected?.state === "done";
+  detection.show(selected);
+  const done = selected !== null && isAnswered(selected);
   const comparable = (item) =>
-    item !== selected && item.state === "done" && item.model.name === selected.model.name && item.model.version === selected.model.version;
+    item !== selected && isAnswered(item) && item.model.name === selected.model.name && item.model.version === selected.model.version;
   experts.show(done ? selected : null, done ? images.items.filter(comparable) : []);
+}
+
+/** Show other boxes of what was found; ask anew where that isn't enough. */
+function filter(settled) {
+  const answered = images.items.filter(({ detections }) => detections);
+  for (const item of answered) item.effects = new Map();
+  if (settled) images.again(answered.filter((item) => !suffices(item)), { keep: true });
+  showGallery();
+  showSelected();
+  if (settled && selected?.detections) announce(`${selected.name}: ${selected.task.announced(selected)}`);
 }
 
 // Refused ones come first: among many they would be overlooked.
@@ -161,6 +188,8 @@ function showGallery() {
     entry.dataset.state = item.state;
     button.setAttribute("aria-pressed", String(item === selected));
     button.querySelector(".said").textContent = said(item);
+    const picture = button.querySelector("img");
+    if (picture && picture.src !== item.url) picture.src = item.url;
     return entry;
   });
   if (entries.length === box.children.length && entries.every((entry, i) => entry === box.children[i])) return;
@@ -170,8 +199,8 @@ function showGallery() {
 }
 
 const said = (item) =>
-  ({ waiting: "waiting", running: "classifying", held: "waiting for the server", later: "will be tried again" })[item.state] ??
-  (item.state === "done" ? `${item.classes[0].label} ${percent(item.classes[0].probability)}` : item.problem.title);
+  ({ waiting: "waiting", running: item.task.running, held: "waiting for the server", later: "will be tried again" })[item.state] ??
+  (item.state === "done" ? item.task.said(item) : item.problem.title);
 
 function newEntry(item) {
   const picture = make("img", { src: item.url, alt: "", width: "96", height: "72", decoding: "async" });

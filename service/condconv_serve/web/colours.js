@@ -1,4 +1,4 @@
-// Colours of heat maps, for light and dark pages, and text that can be read on them.
+// Colours of heat maps, for light and dark pages, and of classes, and text that can be read on them.
 
 const SCALES = {
   light: {
@@ -38,8 +38,30 @@ const luminance = (rgb) => {
 /** Background and text colour at a place of a scale; the text has a contrast of at least 4.5. */
 export function paint(scale, place) {
   const rgb = mixed(scale, place);
-  return { background: `rgb(${rgb.join(" ")})`, text: luminance(rgb) > 0.179 ? "#000" : "#fff" };
+  return { background: `rgb(${rgb.join(" ")})`, text: readable(rgb) };
 }
+
+const readable = (rgb) => (luminance(rgb) > 0.179 ? "#000" : "#fff");
 
 export const gradient = (scale) =>
   `linear-gradient(to right, ${[0, 0.25, 0.5, 0.75, 1].map((place) => paint(scale, place).background).join(", ")})`;
+
+// Colours of classes over any photo (Okabe and Ito): people who see few colours can tell them apart, too.
+const CLASSES = ["#56b4e9", "#e69f00", "#cc79a7", "#f0e442", "#009e73", "#d55e00", "#0072b2"];
+
+/**
+ * A colour for each class, as `{background, text}` by its index. A class has the same colour in all images, unless
+ * another class in the image has it already; of more than seven classes some share one.
+ */
+export function classColours(indices) {
+  const wanted = [...new Set(indices)].toSorted((a, b) => a - b);
+  const slots = new Map();
+  const free = new Set(CLASSES.keys());
+  const take = (index, slot) => {
+    slots.set(index, slot);
+    free.delete(slot);
+  };
+  for (const index of wanted) if (free.has(index % CLASSES.length)) take(index, index % CLASSES.length);
+  for (const index of wanted) if (!slots.has(index)) take(index, [...free][0] ?? index % CLASSES.length);
+  return new Map([...slots].map(([index, slot]) => [index, { background: CLASSES[slot], text: readable(channels(CLASSES[slot])) }]));
+}

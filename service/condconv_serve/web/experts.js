@@ -3,15 +3,14 @@
 import { ablateAll, ablateBlock, ablateExpert, uniform, withoutExpert } from "./ablation.js";
 import { adviceByHand, canPass } from "./advice.js";
 import { askJson } from "./api.js";
-import { announce, blockName, byId, count, make, percent, points, replaceIfOther, reveal, signed, sumOf } from "./dom.js";
+import { BOX_EFFECTS } from "./box_effects.js";
+import { CLASS_EFFECTS, place } from "./class_effects.js";
+import { announce, blockName, byId, count, make, replaceIfOther, reveal, signed, sumOf } from "./dom.js";
 import { HeatMap, legend } from "./heatmap.js";
+import { DETECTION } from "./tasks.js";
 import { ENTROPY, explanation, summary } from "./words.js";
 
-// One scale for all differences, of weights and of probabilities, so that a colour always means the same. Small ones
-// would hardly be seen if it were even.
-const place = (difference) => 0.5 + (Math.sign(difference) * Math.sqrt(Math.abs(difference))) / 2;
 const WEIGHTS = ["\u22121", "\u22120.25", "0", "+0.25", "+1"];
-const POINTS = ["\u2212100", "\u221225", "0", "+25", "+100"];
 
 const [BEGINNING, OUTCOME] = [192, 360]; // pixels of the panel that must be seen: beside the map, and below it
 
@@ -28,6 +27,7 @@ export class Experts {
   #average = null;
   #abort = null;
   #busy = null;
+  #known = null;
 
   constructor() {
     this.#view.addEventListener("change", () => this.#draw());
@@ -36,8 +36,9 @@ export class Experts {
 
   /** Show an image's experts, comparable with others; hide with null. */
   show(item, others) {
-    if (item !== this.#item || item?.routing === null) this.#stop();
+    if (item !== this.#item || item?.effects !== this.#known) this.#stop();
     this.#item = item;
+    this.#known = item?.effects;
     this.#others = others;
     byId("routing").hidden = !item;
     if (!item) return;
@@ -60,6 +61,11 @@ export class Experts {
 
   get #blocks() {
     return Object.keys(this.#item.routing);
+  }
+
+  /** How what an expert does to the answer is asked for and shown, by the task. */
+  get #effects() {
+    return this.#item.task === DETECTION ? BOX_EFFECTS : CLASS_EFFECTS;
   }
 
   #stop() {
@@ -167,29 +173,23 @@ export class Experts {
     const blocks = this.#blocks;
     const effect = (r, c) => item.effects.get(withoutExpert(blocks[r], c));
     const known = blocks.flatMap((_, r) => Array.from({ length: shown.columns[r] }, (_cell, c) => effect(r, c))).filter(Boolean);
+    const kind = this.#effects;
+    const button = byId("ablate-all");
     this.#map.show({
       ...shown,
-      scale: "diverging",
-      value: (r, c) => effect(r, c)?.difference ?? null,
-      place,
-      text: (value) => signed(value * 100, 1),
-      describe: (r, c) => {
-        const found = effect(r, c);
-        if (!found) return `${shown.rows[r]}, expert ${c}: not tried`;
-        const now = found.sameTop ? "" : `, then ${found.top.label}`;
-        return `${shown.rows[r]}, without expert ${c}: ${found.before.label} ${points(found.difference)}${now}`;
-      },
+      scale: kind.scale,
+      value: (r, c) => (effect(r, c) ? kind.value(effect(r, c)) : null),
+      place: kind.place,
+      text: kind.text,
+      describe: (r, c) =>
+        effect(r, c) ? `${shown.rows[r]}, without expert ${c}: ${kind.describe(effect(r, c))}` : `${shown.rows[r]}, expert ${c}: not tried`,
       side: null,
     });
-    byId("legend").replaceChildren(...legend("diverging", POINTS));
+    byId("legend").replaceChildren(...legend(kind.scale, kind.legend));
     const all = sumOf(shown.columns);
-    const button = byId("ablate-all");
     button.hidden = known.length === all;
     button.textContent = this.#busy === "all" ? "Stop" : `Switch off each of the ${all}`;
-    const changed = known.filter((one) => !one.sameTop).length;
-    byId("map-note").textContent = known.length
-      ? `Change of the probability of ${known[0].before.label} without an expert, in percentage points. ${known.length} of ${all} tried; ${changed || "none"} would change the answer.`
-      : "Change of the top class's probability without an expert, in percentage points. Choose single ones, or try them all.";
+    byId("map-note").textContent = kind.note(known, all);
   }
 
   async #tryAll() {
@@ -206,6 +206,7 @@ export class Experts {
     say("Computing. The first time for a model takes some seconds longer.");
     try {
       await ablateAll(item, {
+        kind: this.#effects,
         signal: abort.signal,
         onWait: (problem, seconds) => say(`${problem.title}: trying again in ${count(Math.ceil(seconds), "second")}.`),
         onPart: (done, all) => {
@@ -256,6 +257,7 @@ export class Experts {
 
   #options() {
     return {
+      kind: this.#effects,
       signal: this.#abort.signal,
       onWait: (problem, seconds) => this.#say(`${problem.title}. Trying again in ${count(Math.ceil(seconds), "second")}.`),
     };
@@ -286,10 +288,7 @@ export class Experts {
   #announceEffect(item, row, column) {
     const effect = item.effects.get(withoutExpert(this.#blocks[row], column));
     if (!effect) return;
-    announce(
-      `Without expert ${column} of ${blockName(this.#blocks[row])}: ${effect.before.label} ${percent(effect.probability)}, ${points(effect.difference)}` +
-        (effect.sameTop ? ", still the answer" : `; the answer would be ${effect.top.label}`),
-    );
+    announce(`Without expert ${column} of ${blockName(this.#blocks[row])}: ${this.#effects.announced(effect)}`);
   }
 
   #say(text) {
@@ -338,12 +337,13 @@ export class Experts {
     body.replaceChildren(
       ...[
         make("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
-        effect ? outcome("Without it", effect) : null,
-        alike ? outcome("With all experts of the block alike", alike) : null,
+        effect ? this.#effects.outcome("Without it", effect, item) : null,
+        alike ? this.#effects.outcome("With all experts of the block alike", alike, item) : null,
         this.#busy === "one"
           ? make("div", { class: "progress" }, make("span", { class: "spinner", "aria-hidden": "true" }), make("span", {}, "Computing; the first time for a model takes some seconds."))
           : null,
         problem ? make("div", { class: "problem" }, make("h4", {}, problem.title), make("p", {}, problem.detail), make("p", {}, adviceByHand(problem))) : null,
+        !effect && !this.#busy && !problem ? make("button", { type: "button", on: { click: () => this.#choose(row, expert) } }, "Switch it off") : null,
         problem && !effect && canPass(problem) ? make("button", { type: "button", on: { click: () => this.#choose(row, expert) } }, "Try again") : null,
         alike || this.#busy ? null : make("button", { type: "button", class: "quiet", on: { click: () => this.#makeAlike(block) } }, `Make all experts of ${blockName(block)} alike`),
         users?.most.length ? classList("Classes that use it most", users.most) : null,
@@ -357,32 +357,8 @@ export class Experts {
     byId("expert").focus({ preventScroll: true });
     await this.#compute(item, () => ablateBlock(item, block, this.#options()));
     const effect = item.effects.get(uniform(block));
-    if (effect) announce(`With all experts alike: ${effect.before.label} ${percent(effect.probability)}, ${points(effect.difference)}`);
+    if (effect) announce(`With all experts alike: ${this.#effects.announced(effect)}`);
   }
-}
-
-function outcome(title, { before, probability, difference, top, sameTop }) {
-  const line = (label, value, share, kind) =>
-    make(
-      "li",
-      { class: kind },
-      make("span", { class: "label" }, label),
-      make("span", { class: "value" }, value),
-      make("span", { class: "bar", "aria-hidden": "true", style: { "--share": share } }),
-    );
-  return make(
-    "div",
-    { class: "outcome" },
-    make("h4", {}, title),
-    make(
-      "ul",
-      { class: "classes small" },
-      line(`${before.label}, as it is`, percent(before.probability), before.probability, "before"),
-      line(before.label, percent(probability), probability, "after"),
-      sameTop ? null : line(`now first: ${top.label}`, percent(top.probability), top.probability, "changed"),
-    ),
-    make("p", { class: sameTop ? "note" : "note strong" }, `${points(difference)}. ${sameTop ? "The answer stays the same." : "The answer changes."}`),
-  );
 }
 
 const classList = (title, classes) =>

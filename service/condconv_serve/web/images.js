@@ -2,32 +2,31 @@
 
 import { Problem, send } from "./api.js";
 import { isOutage, isPassing } from "./advice.js";
+import { upright } from "./orientation.js";
+import { CLASSIFICATION } from "./tasks.js";
 
 const AT_ONCE = 4; // requests; the server puts them into common batches
 const TRIES = 6; // by itself, after refusals that pass
 const OUTAGES = 3; // of the server, after each of which an image is sent again
-const TOP = 50;
 let made = 0;
 
 export class Images {
   items = [];
   #running = 0;
   #held = false;
-  #selection;
-  #classes;
+  #request;
   #onChange;
   #onProblem;
 
   /**
    * @param {object} given
-   * @param {() => object | null} given.selection the model and version to ask
-   * @param {() => number} given.classes of the chosen model
+   * @param {() => {task: object, query: object} | null} given.request what to ask for each image (`tasks.js`) with which
+   *   parameters; null while nothing is served
    * @param {(item: object) => void} given.onChange something about an image has changed
    * @param {(problem: object) => void} given.onProblem a refusal that isn't about one image
    */
-  constructor({ selection, classes, onChange, onProblem }) {
-    this.#selection = selection;
-    this.#classes = classes;
+  constructor({ request, onChange, onProblem }) {
+    this.#request = request;
     this.#onChange = onChange;
     this.#onProblem = onProblem;
   }
@@ -39,10 +38,13 @@ export class Images {
       file,
       name: file.name || "pasted image",
       url: URL.createObjectURL(file),
-      ...fresh(),
+      ...this.#fresh(),
     }));
     this.items.push(...added);
-    for (const item of added) this.#onChange(item);
+    for (const item of added) {
+      this.#onChange(item);
+      this.#turn(item);
+    }
     this.#pump();
     return added;
   }
@@ -53,11 +55,11 @@ export class Images {
     URL.revokeObjectURL(item.url);
   }
 
-  /** Ask anew: for one image, or for all since the model has changed. */
-  again(items = this.items) {
+  /** Ask anew: for one image, or for all since the model has changed. With `keep` the old answers are shown meanwhile. */
+  again(items = this.items, { keep = false } = {}) {
     for (const item of items) {
       this.#forget(item);
-      Object.assign(item, fresh());
+      Object.assign(item, keep ? unsent() : this.#fresh());
       this.#onChange(item);
     }
     this.#pump();
@@ -74,13 +76,26 @@ export class Images {
     this.#pump();
   }
 
+  #fresh() {
+    return { task: this.#request()?.task ?? CLASSIFICATION, ...unsent(), ...unanswered() };
+  }
+
+  /** Show an upright copy where the browser wouldn't turn the image. */
+  async #turn(item) {
+    const copy = await upright(item.file);
+    if (!copy || !this.items.includes(item)) return;
+    URL.revokeObjectURL(item.url);
+    item.url = URL.createObjectURL(copy);
+    this.#onChange(item);
+  }
+
   #forget(item) {
     item.abort?.abort();
     clearTimeout(item.timer);
   }
 
   #pump() {
-    while (!this.#held && this.#running < AT_ONCE && this.#selection()) {
+    while (!this.#held && this.#running < AT_ONCE && this.#request()) {
       const item = this.items.find((one) => one.state === "waiting");
       if (!item) return;
       this.#run(item);
@@ -90,16 +105,14 @@ export class Images {
   async #run(item) {
     this.#running += 1;
     const abort = new AbortController();
-    Object.assign(item, { state: "running", abort, problem: null });
+    const { task, query } = this.#request();
+    Object.assign(item, { state: "running", abort, task, problem: null });
     this.#onChange(item);
     const started = performance.now();
     try {
-      const answer = await send("routing", item.file, {
-        query: { ...this.#selection(), top_k: Math.min(TOP, this.#classes()) },
-        signal: abort.signal,
-      });
-      const [prediction] = answer.predictions;
-      Object.assign(item, { state: "done", model: answer.model, ...prediction, roundTrip: performance.now() - started });
+      const answer = await send(task.path, item.file, { query, signal: abort.signal });
+      const [{ id: _id, filename: _filename, ...prediction }] = answer.predictions;
+      Object.assign(item, unanswered(), { state: "done", asked: query, model: answer.model, ...prediction, roundTrip: performance.now() - started });
     } catch (problem) {
       if (abort.signal.aborted) return;
       if (problem.slug === undefined) console.error(problem);
@@ -112,7 +125,7 @@ export class Images {
   }
 
   #failed(item, problem) {
-    item.problem = problem;
+    Object.assign(item, unanswered(), { problem });
     if (problem.slug === "unreachable" && item.outages === OUTAGES) {
       // The server is back each time, so it is this file: something on the way finds it too large.
       item.problem = new Problem({ slug: "not_sent", title: "The image can't be sent", detail: "The connection breaks each time." });
@@ -134,12 +147,12 @@ export class Images {
   }
 }
 
-const fresh = () => ({
-  state: "waiting",
-  tries: 0,
-  outages: 0,
-  problem: null,
+const unsent = () => ({ state: "waiting", tries: 0, outages: 0, problem: null });
+
+const unanswered = () => ({
+  asked: null,
   classes: null,
+  detections: null,
   routing: null,
   insight: null,
   timings_ms: null,
@@ -148,3 +161,6 @@ const fresh = () => ({
   effects: new Map(),
   chosen: null,
 });
+
+/** Whether there is an answer to show, if only an old one. */
+export const isAnswered = (item) => item.model !== null;
