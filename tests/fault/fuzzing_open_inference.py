@@ -19,6 +19,8 @@ from tests.fault.fuzzing_requests import (
     NUMBERS,
     ODD,
     SIDE,
+    THRESHOLDS,
+    FuzzedModel,
     GrpcRequest,
     HttpRequest,
     damaged_call,
@@ -46,7 +48,7 @@ def joined(*elements: bytes) -> bytes:
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
-def right(rng: random.Random, *, binary: bool) -> Draft:
+def right(rng: random.Random, model: FuzzedModel, *, binary: bool) -> Draft:
     """A request that is answered: one input, with raw bytes or in JSON."""
     rows = rng.choice((1, 1, 2, 3))
     if rng.random() < 0.6:
@@ -64,7 +66,7 @@ def right(rng: random.Random, *, binary: bool) -> Draft:
         entry["data"], raw = data, b""
     outputs = [
         {"name": name, "parameters": {"binary_data": rng.random() < 0.5}}
-        for name in rng.sample(("probabilities", "logits", "label", "routing"), rng.randint(0, 2))
+        for name in rng.sample(model.outputs, rng.randint(0, 2))
     ]
     return Draft({"inputs": [entry], "outputs": outputs, "parameters": {}}, raw)
 
@@ -137,7 +139,7 @@ def odd_value(draft: Draft, rng: random.Random) -> None:
 def parameter(draft: Draft, rng: random.Random) -> None:
     names = (
         *("priority", "timeout", "binary_data_output", "sequence_id", "classification", "binary_data"),
-        *("shared_memory_region", "shared_memory_byte_size", "content_type", "headers"),
+        *(*THRESHOLDS, "shared_memory_region", "shared_memory_byte_size", "content_type", "headers"),
     )
     where = rng.choice((draft.document, *draft.document["inputs"], *draft.document["outputs"]))
     where.setdefault("parameters", {})
@@ -173,9 +175,9 @@ LIES: tuple[Callable[[Draft, random.Random], None], ...] = (
 # --- REST
 
 
-def http_request(rng: random.Random, model: str) -> HttpRequest:
+def http_request(rng: random.Random, model: FuzzedModel) -> HttpRequest:
     """A request for REST: one in twelve is right."""
-    draft, done = right(rng, binary=rng.random() < 0.85), []
+    draft, done = right(rng, model, binary=rng.random() < 0.85), []
     for _ in range(rng.choice((0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3))):
         lie = rng.choice(LIES)
         # A lie before may have left nothing to lie about.
@@ -190,7 +192,7 @@ def http_request(rng: random.Random, model: str) -> HttpRequest:
         headers.append((HEADER_LENGTH, draft.length(len(head))))
     made = HttpRequest(
         name="+".join(done) or "right",
-        path=f"/v2/models/{model}/infer",
+        path=f"/v2/models/{model.name}/infer",
         headers=tuple(headers),
         body=head + draft.raw,
     )
@@ -206,11 +208,11 @@ def open_inference() -> MessageSet:
     return MessageSet("open_inference")
 
 
-def open_inference_call(rng: random.Random, model: str) -> GrpcRequest:
+def open_inference_call(rng: random.Random, model: FuzzedModel) -> GrpcRequest:
     """A call of `ModelInfer`."""
     kind = open_inference().message("inference.ModelInferRequest")
-    message, done = kind(model_name=model), []
-    draft = right(rng, binary=True)
+    message, done = kind(model_name=model.name), []
+    draft = right(rng, model, binary=True)
     (entry,) = draft.document["inputs"]
     tensor = message.inputs.add(name=entry["name"], datatype=entry["datatype"], shape=entry["shape"])
     message.raw_input_contents.append(draft.raw)
@@ -241,11 +243,13 @@ def open_inference_call(rng: random.Random, model: str) -> GrpcRequest:
                 tensor.datatype = rng.choice(("", "BYTES", "UINT8", "FP32", "FP16", "INT64", "x"))
             case "parameter":
                 where = rng.choice((message, tensor))
-                value = where.parameters[rng.choice(("priority", "timeout", "binary_data_size", "classification", "x"))]
+                value = where.parameters[
+                    rng.choice(("priority", "timeout", "binary_data_size", "classification", "x", *THRESHOLDS))
+                ]
                 setattr(value, *rng.choice((("int64_param", -1), ("string_param", "x"), ("bool_param", True))))
             case "input":
                 message.inputs.add(name=rng.choice(("image", "pixels", "x")))
             case "output":
-                output = message.outputs.add(name=rng.choice(("label", "probabilities", "x")))
+                output = message.outputs.add(name=rng.choice((*model.outputs, "x")))
                 output.parameters["classification"].int64_param = rng.choice((-1, 0, 3, 2**40))
     return damaged_call("open_inference", "/inference.GRPCInferenceService/ModelInfer", message, done, rng)

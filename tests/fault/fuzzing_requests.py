@@ -24,6 +24,22 @@ ODD: tuple[Any, ...] = (None, True, False, "", "1", "x", 1.5, -0.0, 1e300, [], [
 
 
 @dataclass(frozen=True, kw_only=True)
+class FuzzedModel:
+    """A model that is asked: its name, the outputs that right requests ask for, and whether it classifies."""
+
+    name: str
+    outputs: tuple[str, ...]
+    classifies: bool
+
+
+CLASSIFIER = FuzzedModel(name="tiny", outputs=("probabilities", "logits", "label", "routing"), classifies=True)
+DETECTOR = FuzzedModel(
+    name="colours", outputs=("detection_boxes", "detection_scores", "num_detections", "scores"), classifies=False
+)
+THRESHOLDS = ("score_threshold", "iou_threshold", "max_detections")
+
+
+@dataclass(frozen=True, kw_only=True)
 class HttpRequest:
     """A request over HTTP.
 

@@ -17,6 +17,7 @@ from tests.fault.fuzzing_requests import (
     NUMBERS,
     ODD,
     SIDE,
+    FuzzedModel,
     GrpcRequest,
     HttpRequest,
     damaged_call,
@@ -38,11 +39,11 @@ Place = tuple[dict[str, Any] | list[Any], Any]
 # --- REST
 
 
-def http_request(rng: random.Random, model: str) -> HttpRequest:
+def http_request(rng: random.Random, model: FuzzedModel) -> HttpRequest:
     """A request for REST: one in twelve is right."""
-    verb = rng.choice(("predict", "predict", "predict", "classify"))
+    verb = rng.choice(("predict", "predict", "predict", "classify" if model.classifies else "predict"))
     document, done = (_to_classify(rng) if verb == "classify" else _to_predict(rng)), []
-    path = f"/v1/models/{model}:{verb}"
+    path = f"/v1/models/{model.name}:{verb}"
     for _ in range(rng.choice((0, 1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3))):
         lie = rng.choice(LIES)
         try:  # a lie before may have left nothing to lie about
@@ -148,18 +149,18 @@ LIES: tuple[Callable[[Document, random.Random], None], ...] = (
 )
 
 
-def _odd_path(rng: random.Random, model: str, verb: str) -> str:
+def _odd_path(rng: random.Random, model: FuzzedModel, verb: str) -> str:
     version = rng.choice((*map(str, NUMBERS), "x", "%00", "1.0", "9" * 300))
     query = rng.choice(
         ("timeout_ms=-1", "priority=x", "score_threshold=x", "max_detections=5", "timeout_ms=1e9", "%00")
     )
     return rng.choice(
         (
-            f"/v1/models/{model}/versions/{version}:{verb}",
-            f"/v1/models/{model}/labels/{version}:{verb}",
-            f"/v1/models/{model}:{verb}?{query}",
+            f"/v1/models/{model.name}/versions/{version}:{verb}",
+            f"/v1/models/{model.name}/labels/{version}:{verb}",
+            f"/v1/models/{model.name}:{verb}?{query}",
             f"/v1/models/{version}:{verb}",
-            f"/v1/models/{model}:{rng.choice(('regress', 'x', ''))}",
+            f"/v1/models/{model.name}:{rng.choice(('regress', 'x', ''))}",
         )
     )
 
@@ -173,14 +174,14 @@ def tensorflow_serving() -> MessageSet:
     return MessageSet("tensorflow_serving")
 
 
-def call(rng: random.Random, model: str) -> GrpcRequest:
+def call(rng: random.Random, model: FuzzedModel) -> GrpcRequest:
     """A call of `Predict` or, one in four, of `Classify`."""
-    return _classify(rng, model) if rng.random() < 0.25 else _predict(rng, model)
+    return _classify(rng, model) if model.classifies and rng.random() < 0.25 else _predict(rng, model)
 
 
-def _predict(rng: random.Random, model: str) -> GrpcRequest:
+def _predict(rng: random.Random, model: FuzzedModel) -> GrpcRequest:
     message = tensorflow_serving().message("tensorflow.serving.PredictRequest")()
-    message.model_spec.name = model
+    message.model_spec.name = model.name
     rows, is_image = rng.choice((1, 1, 2, 3)), rng.random() < 0.6
     tensor = message.inputs["image" if is_image else "pixels"]
     if is_image:
@@ -254,9 +255,9 @@ def _spec_lie(message: Any, tensor: Any, rng: random.Random) -> str:
     return lie
 
 
-def _classify(rng: random.Random, model: str) -> GrpcRequest:
+def _classify(rng: random.Random, model: FuzzedModel) -> GrpcRequest:
     message = tensorflow_serving().message("tensorflow.serving.ClassificationRequest")()
-    message.model_spec.name = model
+    message.model_spec.name = model.name
     given, done = message.input.example_list, list[str]()
     for _ in range(rng.choice((1, 1, 2))):
         given.examples.add().features.feature["image/encoded"].bytes_list.value.append(photo())

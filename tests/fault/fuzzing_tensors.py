@@ -1,6 +1,7 @@
 """Fuzzed requests of the tensor protocols: right ones whose parts lie, in ways that follow from a seed and a number.
 
-In turn they go to the Open Inference Protocol and to TensorFlow Serving's, over REST and over gRPC.
+In turn they go to the Open Inference Protocol and to TensorFlow Serving's, over REST and over gRPC; half of each to a
+detector, the others to a classifier.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import random
 
 from tests.fault import fuzzing_open_inference, fuzzing_tensorflow_serving
-from tests.fault.fuzzing_requests import GrpcRequest, HttpRequest
+from tests.fault.fuzzing_requests import CLASSIFIER, DETECTOR, GrpcRequest, HttpRequest
 
 _KINDS = (
     fuzzing_open_inference.open_inference_call,
@@ -18,7 +19,8 @@ _KINDS = (
 )
 
 
-def fuzzed(number: int, *, model: str, seed: int) -> HttpRequest | GrpcRequest:
+def fuzzed(number: int, *, seed: int) -> HttpRequest | GrpcRequest:
     """Make request `number`; the same each time."""
     rng = random.Random(f"{seed}:{number}")
-    return _KINDS[number % len(_KINDS)](rng, model)
+    turn, kind = divmod(number, len(_KINDS))
+    return _KINDS[kind](rng, CLASSIFIER if turn % 2 else DETECTOR)

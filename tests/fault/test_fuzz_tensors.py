@@ -18,10 +18,11 @@ import grpc
 import httpx
 import pytest
 
+from condconv_serve.domain.manifest import PreprocessingSpec
 from tests.e2e.server import Server
-from tests.e2e.tiny_models import write_fake
+from tests.e2e.tiny_models import write_colour_detector, write_fake
 from tests.fault import fuzzing_tensors
-from tests.fault.fuzzing_requests import GrpcRequest, HttpRequest, photo
+from tests.fault.fuzzing_requests import CLASSIFIER, DETECTOR, SIDE, GrpcRequest, HttpRequest, photo
 
 COUNT = int(os.environ.get("FUZZ_TENSORS", "600"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
@@ -30,7 +31,6 @@ PATIENCE = 20.0
 """Seconds on the clock for each; a busy machine needs some."""
 MAX_GROWTH = 48 * 2**20
 """Bytes of the server's memory, from the first tenth to the end. A lost body of 50 kB each would be far more."""
-MODEL = "tiny"
 REFUSED = {400, 404, 413, 415, 431}
 NEVER = {
     *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED),
@@ -44,7 +44,11 @@ LEFT = "left"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store = tmp_path_factory.mktemp("store")
-    write_fake(store, MODEL, 1)
+    write_fake(store, CLASSIFIER.name, 1)
+    small = PreprocessingSpec(
+        transform="stretch", image_size=SIDE, interpolation="bilinear", mean=(0,) * 3, std=(1,) * 3
+    )
+    write_colour_detector(store, name=DETECTOR.name, preprocessing=small)
     with Server(model_store=store, grpc_port=0, max_body_bytes=2**20) as running:
         yield running
 
@@ -117,7 +121,7 @@ async def fuzz(server: Server) -> tuple[Counter[str], dict[str, str], int]:
         nonlocal early
         http = Connection(server.address)
         for number in numbers:
-            request = fuzzing_tensors.fuzzed(number, model=MODEL, seed=SEED)
+            request = fuzzing_tensors.fuzzed(number, seed=SEED)
             try:
                 async with asyncio.timeout(PATIENCE):
                     outcome = await outcome_of(request, http, channel)
@@ -150,14 +154,14 @@ def test_fuzzed_tensors_are_answered_or_refused(server: Server) -> None:
     for name, share in (("200", 30), ("400", 5), ("OK", 30), ("INVALID_ARGUMENT", 5), ("413", 500), ("404", 1000)):
         assert outcomes[name] > COUNT // share - 5, name
     with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
-        assert client.post("/predict", content=photo()).status_code == 200
+        assert client.post(f"/predict?model={CLASSIFIER.name}", content=photo()).status_code == 200
 
 
 @pytest.mark.parametrize("number", range(8))
 def test_a_number_always_gives_the_same_request(number: int) -> None:
-    first = fuzzing_tensors.fuzzed(number, model=MODEL, seed=SEED)
-    assert first == fuzzing_tensors.fuzzed(number, model=MODEL, seed=SEED)
-    assert first != fuzzing_tensors.fuzzed(number + 8, model=MODEL, seed=SEED)
+    first = fuzzing_tensors.fuzzed(number, seed=SEED)
+    assert first == fuzzing_tensors.fuzzed(number, seed=SEED)
+    assert first != fuzzing_tensors.fuzzed(number + 16, seed=SEED)
 
 
 def test_right_requests_are_answered(server: Server) -> None:
@@ -166,9 +170,9 @@ def test_right_requests_are_answered(server: Server) -> None:
     async def ask() -> set[str]:
         async with grpc.aio.insecure_channel(server.grpc) as channel:
             http = Connection(server.address)
-            requests = (fuzzing_tensors.fuzzed(number, model=MODEL, seed=SEED) for number in range(400))
+            requests = (fuzzing_tensors.fuzzed(number, seed=SEED) for number in range(600))
             right = [request for request in requests if request.name.removesuffix("right") in RIGHT]
-            assert len({request.path for request in right}) == 6, "each verb of both protocols, over REST and gRPC"
+            assert len({request.path for request in right}) == 8, "each verb, of each model over REST"
             found = {await outcome_of(request, http, channel) for request in right}
             http.close()
             return found
