@@ -90,6 +90,7 @@ MODELS = FakeModels(
     ),
     replace(featureless, info=replace(featureless.info, outputs=featureless.info.outputs[:2])),
     served_model(detector_info("finder"), ColourDetector()),
+    served_model(detector_info("static-finder", layout=RoutingLayout()), ColourDetector(layout=RoutingLayout())),
 )
 
 

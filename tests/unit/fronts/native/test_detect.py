@@ -144,7 +144,7 @@ async def test_more_boxes_than_there_are(shared_client: httpx.AsyncClient) -> No
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("/detect?model=m", "m is a model for classification: use POST /predict. Models for detection here: finder."),
+        ("/detect?model=m", "m is a model for classification: use POST /predict. Models for detection here: finder, "),
         ("/detect", "You named no model, and the default one, m, is for classification: use POST /predict, or name"),
         (
             "/predict?model=finder",
@@ -232,6 +232,16 @@ async def test_the_class_of_an_insight_is_that_of_the_highest_score(client: http
     users = (await client.get("/routing/experts/block_1/0?model=finder")).json()
     assert [one["label"] for one in users["most"]] == ["blue"]
     assert_problem(await client.get("/routing/classes/3?model=finder"), 404, "routing_not_found", "classes 0 to 2")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_static_detector(shared_client: httpx.AsyncClient) -> None:
+    (entry,) = (await shared_client.post("/routing?model=static-finder", content=PHOTO)).json()["predictions"]
+    assert (entry["routing"], entry["insight"]) == ({}, {"blocks": []})
+    assert len(entry["detections"]) == 2
+    for path in ("/routing?format=png&", "/routing/ablation?"):
+        response = await shared_client.post(f"{path}model=static-finder", content=PHOTO)
+        assert_problem(response, 422, "invalid_parameter", "static network")
 
 
 @pytest.mark.asyncio(loop_scope="module")
