@@ -2,6 +2,7 @@
 
 Each network has a process of its own, in which its engines take turns, round by round. Its weights are random, and the
 engines must agree on its logits. Two callers or as many as there are cores, and a lone image.
+Networks that were measured before on this machine are kept, so `--only` can measure them piece by piece.
 """
 
 from __future__ import annotations
@@ -143,16 +144,21 @@ def main() -> None:
         return
     from condconv_serve.nn import ARCHITECTURES
 
-    found = {}
+    result = f"native_architectures_{arguments.precision}"
+    note = report.machine(("tensorflow-cpu", "openvino", "numpy"))
+    before = report.load(result)
+    found = before["networks"] if before and before["machine"] == note else {}
+    path = report.RESULTS / f"{result}.json"
     for name in ARCHITECTURES:
         if any(word in name for word in arguments.only.split(",")):
             print(f"{name} ...", file=sys.stderr, flush=True)
             command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--one", name]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found[name] = json.loads(done.stdout.splitlines()[-1])
+            found = {name: found[name] for name in ARCHITECTURES if name in found}
+            path = report.save(result, {"machine": note, "networks": found})
     print(render(found))
-    document = {"machine": report.machine(("tensorflow-cpu", "openvino", "numpy")), "networks": found}
-    print(f"\nwrote {report.save(f'native_architectures_{arguments.precision}', document)}")
+    print(f"\nwrote {path}")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,17 @@ import numpy as np
 
 
 def fill(network: Any) -> None:
-    """Give a network weights such as training leaves behind: with plain random ones rounding errors would grow."""
+    """Give a network weights such as training leaves behind: with plain random ones rounding errors would grow.
+
+    So what a block adds to its input is small, as in trained networks, however many blocks there are.
+    """
     rng = np.random.default_rng(0)
     for weight in network.weights:
         name = weight.path.rsplit("/", 1)[-1]
         if name in ("gamma", "moving_variance"):
             value = rng.uniform(0.5, 1.5, weight.shape)
+            if name == "gamma" and "_project_norm" in weight.path:
+                value *= 0.2
         elif name in ("beta", "moving_mean", "bias"):
             value = rng.normal(0, 0.3, weight.shape)
         else:

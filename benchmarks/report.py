@@ -61,6 +61,13 @@ def save(name: str, document: dict[str, Any]) -> Path:
     return path
 
 
+def load(name: str) -> dict[str, Any] | None:
+    """Read what `save` wrote; None if there is nothing."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+    return found
+
+
 def verdict(reached: bool) -> str:
     """A word for a goal."""
     return "yes" if reached else "no"
