@@ -6,7 +6,8 @@
 
 enum {
     MOST_STEPS = 192,             // of one block: what a tile of them takes stays in the first-level cache
-    PATCH_BYTES = 192 << 10,      // of a block of patches, where the kernel is shared
+    ROW_BYTES = 128 << 10,        // of a block of rows and steps, where the kernel is shared: in the second-level cache
+    MOST_ROWS = 512,              // of one block
 };
 
 // Whether each example has a kernel of its own: mixed, or at least scaled.
@@ -39,48 +40,53 @@ static cc_tile_work work_for(const cc_conv *c, int tile, const void *residual) {
     };
 }
 
-// The same kernel for `rows` rows of x, whose first one belongs to number `row` of out.
-static void shared_tile(const cc_conv *c, int tile, const char *x, int rows, size_t row, float *sums) {
+// The same kernel for `rows` rows of x, whose first one belongs to number `row` of out. A block of steps goes through all
+// tiles, so that its part of x stays in the cache; `sums` [tiles][rows][CC_TILE] holds what is not finished.
+static void shared_rows(const cc_conv *c, cc_part part, const char *x, int rows, size_t row, float *sums) {
     const cc_bank *bank = c->bank;
     const size_t step_bytes = CC_NAME(cc_step_bytes)(bank);
     const int steps = bank->depth / step_channels(bank), block = steps_per_block(steps);
-    const char *kernel = (const char *)bank->data + (size_t)tile * steps * step_bytes;
     const char *end = (const char *)bank->data + bank->bytes;
-    cc_tile_work w = work_for(c, tile, c->residual);
-    w.bias = bank->bias + (size_t)tile * CC_TILE;
-    for (int k = 0; k < steps; k += block, kernel += block * step_bytes) {
-        w.steps = min_of(block, steps - k);
-        w.kernel = kernel;
-        w.first = k == 0;
-        w.last = k + block >= steps;
-        const char *next = kernel + w.steps * step_bytes;
-        fetch_meanwhile(&w, next, min_size(end - next, w.steps * step_bytes), rows);
-        CC_NAME(cc_product)(&w, rows, x + (size_t)k * 4, sums, c->out, row * w.out_pitch + (size_t)tile * CC_TILE);
+    for (int k = 0; k < steps; k += block) {
+        for (int tile = part.tile_begin; tile < part.tile_end; tile++) {
+            cc_tile_work w = work_for(c, tile, c->residual);
+            w.bias = bank->bias + (size_t)tile * CC_TILE;
+            w.steps = min_of(block, steps - k);
+            w.kernel = (const char *)bank->data + ((size_t)tile * steps + k) * step_bytes;
+            w.first = k == 0;
+            w.last = k + block >= steps;
+            const char *next = w.kernel + (tile + 1 < part.tile_end ? steps : w.steps) * step_bytes;
+            fetch_meanwhile(&w, next, min_size(next < end ? end - next : 0, w.steps * step_bytes), rows);
+            float *own = sums ? sums + (size_t)(tile - part.tile_begin) * rows * CC_TILE : 0;
+            CC_NAME(cc_product)(&w, rows, x + (size_t)k * 4, own, c->out, row * w.out_pitch + (size_t)tile * CC_TILE);
+        }
     }
 }
 
 static int run_shared(const cc_conv *c, cc_part part) {
     const cc_bank *bank = c->bank;
     const int hw = c->out_height * c->out_width, steps = bank->depth / step_channels(bank);
+    const int block = steps_per_block(steps), direct = CC_NAME(cc_is_direct)(c);
     const size_t pitch = (size_t)bank->depth * (bank->spec.type == CC_BANK_BFLOAT16 ? 2 : 4);
-    const int direct = CC_NAME(cc_is_direct)(c);
-    const int fitting = max_of(PATCH_BYTES / (int)pitch, CC_MR) / CC_MR * CC_MR;
-    const int most = direct ? part.pixel_end - part.pixel_begin : fitting;
+    const int fitting = max_of(min_of(ROW_BYTES / (block * 4), MOST_ROWS), CC_MR) / CC_MR * CC_MR;
+    const int most = min_of(fitting, part.pixel_end - part.pixel_begin);
+    const size_t unfinished = steps > block ? (size_t)(part.tile_end - part.tile_begin) * most * CC_TILE * 4 : 0;
     float *sums = 0;
     char *patches = 0;
-    if (steps > steps_per_block(steps) && !(sums = cc_scratch(CC_SCRATCH_SUMS, (size_t)most * CC_TILE * 4))) return -1;
+    if (unfinished && !(sums = cc_scratch(CC_SCRATCH_SUMS, unfinished))) return -1;
     if (!direct && !(patches = cc_scratch(CC_SCRATCH_PATCHES, most * pitch + CC_PATCH_SLACK))) return -1;
     const size_t example = (size_t)c->height * c->width * bank->spec.in_channels * size_of_type(c->type);
     for (int at = part.pixel_begin, rows; at < part.pixel_end; at += rows) {
         rows = min_of(most, part.pixel_end - at);
         const char *x = (const char *)c->x + at * pitch;
-        if (!direct) {
-            rows = min_of(rows, hw - at % hw);
+        for (int done = 0, some; !direct && done < rows; done += some) { // example by example
+            const int first = (at + done) % hw;
+            const char *from = (const char *)c->x + (at + done) / hw * example;
+            some = min_of(rows - done, hw - first);
+            if (CC_NAME(cc_patches)(c, from, first, first + some, patches + done * pitch)) return -1;
             x = patches;
-            const char *from = (const char *)c->x + at / hw * example;
-            if (CC_NAME(cc_patches)(c, from, at % hw, at % hw + rows, patches)) return -1;
         }
-        for (int tile = part.tile_begin; tile < part.tile_end; tile++) shared_tile(c, tile, x, rows, at, sums);
+        shared_rows(c, part, x, rows, at, sums);
     }
     return 0;
 }

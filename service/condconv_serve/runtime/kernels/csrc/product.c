@@ -11,20 +11,29 @@ static __attribute__((noinline)) void finish(const cc_tile_work *w, const float 
         factor[n] = load(w->factor + n * CC_VL);
         bias[n] = load(w->bias + n * CC_VL);
     }
-    const int whole = w->columns == CC_TILE, two = whole && !w->residual && !w->out_bfloat16;
+    const int two = w->columns == CC_TILE && !w->out_bfloat16;
     // Two rows at once.
-#define FINISH_TWO \
+#define FINISH_TWO(RESIDUAL) \
     for (; m + 2 <= rows; m += 2) { \
         vf v[2 * CC_NR]; \
         CC_UNROLL for (int n = 0; n < 2 * CC_NR; n++) \
             v[n] = load(sums + m * CC_TILE + n * CC_VL) * factor[n % CC_NR] + bias[n % CC_NR]; \
+        const size_t one = place + (w->places ? (size_t)w->places[m] : m * w->out_pitch); \
+        const size_t other = place + (w->places ? (size_t)w->places[m + 1] : (m + 1) * w->out_pitch); \
+        if (RESIDUAL) { \
+            const float *r = w->residual; \
+            CC_UNROLL for (int n = 0; n < CC_NR; n++) { \
+                v[n] += load(r + one + n * CC_VL); \
+                v[CC_NR + n] += load(r + other + n * CC_VL); \
+            } \
+        } \
         activate_some(v, 2 * CC_NR, A, 0); \
-        float *a = (float *)out + place + (w->places ? (size_t)w->places[m] : m * w->out_pitch); \
-        float *b = (float *)out + place + (w->places ? (size_t)w->places[m + 1] : (m + 1) * w->out_pitch); \
+        float *a = (float *)out + one, *b = (float *)out + other; \
         CC_UNROLL for (int n = 0; n < CC_NR; n++) { store(a + n * CC_VL, v[n]); store(b + n * CC_VL, v[CC_NR + n]); } \
     }
     int m = 0;
-    if (two) CC_EACH_ACTIVATION(w->activation, FINISH_TWO)
+    if (two && w->residual) CC_EACH_ACTIVATION(w->activation, FINISH_TWO(1))
+    else if (two) CC_EACH_ACTIVATION(w->activation, FINISH_TWO(0))
 #define FINISH(RESIDUAL, BFLOAT16) \
     for (; m < rows; m++) { \
         const size_t at = place + (w->places ? (size_t)w->places[m] : m * w->out_pitch); \
