@@ -16,7 +16,7 @@ from condconv_serve.cli.output import flush, say
 
 app = typer.Typer(
     name="condconv",
-    help="Serve CondConv-EfficientNet image classifiers, and see which experts they use.",
+    help="Serve CondConv image classifiers and detectors, and see which experts they use.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -54,7 +54,7 @@ def _version(value: bool) -> None:
 def common(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=friendly(_version))] = False,
 ) -> None:
-    """Serve CondConv-EfficientNet image classifiers, and see which experts they use."""
+    """Serve CondConv image classifiers and detectors, and see which experts they use."""
 
 
 @app.command(epilog="Example: [bold]condconv serve --port 9000 --model-store ./models[/]")

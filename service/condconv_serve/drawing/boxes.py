@@ -17,8 +17,8 @@ _TEXT_SHARE = 1 / 45
 """Height of a caption's text, as a share of the photo's side (the geometric mean of both)."""
 _SMALLEST_TEXT = 10
 """Pixels: smaller letters can't be read."""
-_LINE_SHARE = 1 / 7
-"""Width of a line, as a share of the text's height."""
+_LINE_SHARE = 1 / 220
+"""Width of a line, as a share of the photo's side."""
 _MOST_LETTERS = 200
 """No picture has room for more."""
 
@@ -63,8 +63,8 @@ def draw_boxes(photo: Image.Image, boxes: Sequence[DrawnBox]) -> Image.Image:
         An RGB image of the same size.
     """
     picture = photo.convert("RGB") if photo.mode != "RGB" else photo.copy()
-    size = max(_SMALLEST_TEXT, round(math.sqrt(picture.width * picture.height) * _TEXT_SHARE))
-    line = max(1, round(size * _LINE_SHARE))
+    side = math.sqrt(picture.width * picture.height)
+    size, line = max(_SMALLEST_TEXT, round(side * _TEXT_SHARE)), max(1, round(side * _LINE_SHARE))
     draw, font = ImageDraw.Draw(picture), font_of(size)
     for one in reversed(boxes):
         _draw_box(draw, _pixels(one.box, picture.size), one, line)

@@ -11,6 +11,8 @@ Area = tuple[int, int, int, int]
 """The first and the last pixel: left, top, right, bottom."""
 _PADDING_SHARE = 1 / 5
 """Room around a caption's text, as a share of its height."""
+_LARGEST_SHARE = 1 / 3
+"""Captions higher than this share of the picture would hide it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,8 @@ def place_captions(
     taken: list[Area] = []
     for caption in captions:
         placed = None
-        for text in (_fitting(caption, font, picture[0] - 2 * padding), caption.value):
+        texts = (_fitting(caption, font, picture[0] - 2 * padding), caption.value)
+        for text in texts if height <= picture[1] * _LARGEST_SHARE else ():
             size = (_width(font, text) + 2 * padding, height)
             place = _free(caption.box, size, picture, line=line, taken=taken) if text else None
             if place is not None:

@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from condconv_serve.cli import output, routing_output, tables
+from condconv_serve.cli import detection_output, output, routing_output, routing_table, tables
+from condconv_serve.cli.detection_output import print_objects
 from condconv_serve.cli.routing_output import print_routing
 from condconv_serve.cli.tables import print_listing
-from condconv_serve.domain import ClassScore, Prediction, RoutingLayout, RoutingTrace, Timings
+from condconv_serve.domain import (
+    Box,
+    ClassScore,
+    DetectedObject,
+    Detection,
+    Prediction,
+    RoutingLayout,
+    RoutingTrace,
+    Timings,
+)
 
 COLUMNS = ("model", "architecture", "top-1", "from")
 ROWS = [
@@ -82,9 +92,34 @@ def test_weights_are_never_cut(experts, width, boxed, monkeypatch):
     for module in (output, tables):
         monkeypatch.setattr(module, "on_terminal", lambda: True)
         monkeypatch.setattr(module, "out", console)
-    monkeypatch.setattr(routing_output, "say", lambda *parts: output.say(*parts, console=console))
+    for module in (routing_output, routing_table):
+        monkeypatch.setattr(module, "say", lambda *parts: output.say(*parts, console=console))
     print_routing("a.jpg", prediction)
     text = file.getvalue()
     assert all(f"{weight:.3f}" in text for weight in weights.flat)
     assert ("│" in text) == boxed
     assert max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize(("width", "table"), [(80, True), (40, False)])
+def test_boxes_are_never_cut(width, table, monkeypatch):
+    label, box = "a label of some length", Box(1200.5, 30.0, 5999.9, 3999.1)
+    found = DetectedObject(index=0, label=label, synset=None, score=0.5, box=box, box_normalized=box)
+    nothing = RoutingTrace(RoutingLayout(), np.zeros((0, 0), np.float32))
+    timings = Timings(decode=0, queue=0, inference=0, total=0)
+    detection = Detection(
+        objects=(found,), width=6000, height=4000, routing=nothing, timings=timings, batch_size=1, best=None
+    )
+    console = Console(file=(file := StringIO()), width=width, force_terminal=True, color_system=None, emoji=False)
+    for module in (output, tables):
+        monkeypatch.setattr(module, "on_terminal", lambda: True)
+        monkeypatch.setattr(module, "out", console)
+    monkeypatch.setattr(detection_output, "say", lambda *parts: output.say(*parts, console=console))
+    print_objects("a.jpg", detection, routing=False)
+    first, *lines = file.getvalue().splitlines()
+    assert first == "a.jpg  6000 x 4000 pixels, 1 object"
+    assert lines[-1].split()[-6:] == (
+        ["length", "50.0%", "1200.5", "30.0", "5999.9", "3999.1"]
+        if table
+        else ["50.0%", "1200.5,", "30.0", "to", "5999.9,", "3999.1"]
+    )
