@@ -77,7 +77,7 @@ class CountedClass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveClasses:
-    """The predicted classes of a window.
+    """The predicted classes of a window. With a detector an image counts for each class found in it, or for none.
 
     Attributes:
         known: how many classes have statistics of their own.

@@ -108,7 +108,10 @@ def router(context: AppContext) -> APIRouter:
     async def of_class(
         index: Annotated[int, Path(ge=0, examples=[285])], query: Annotated[WindowParameters, Query()]
     ) -> ClassResponse:
-        """Mean routing weights of the images that the model predicted to be of a class, beside those of all images."""
+        """Mean routing weights of the images of a predicted class, beside those of all images.
+
+        With a detector they are the images in which the class was found, with a score above 0.5.
+        """
         model, found = _live(query.model, query.version)
         if index >= len(model.labels):
             raise RoutingNotFound(f"{model.name} has the classes 0 to {len(model.labels) - 1}, but no {index}.")

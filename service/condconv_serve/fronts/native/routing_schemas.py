@@ -218,7 +218,7 @@ class ReferenceBody(BaseModel):
 
 
 class LiveClassesBody(BaseModel):
-    """The predicted classes of a window."""
+    """The predicted classes of a window. With a detector an image counts for each class found in it, or for none."""
 
     known: int = Field(description="How many classes have statistics of their own.")
     dropped_images: int = Field(
@@ -256,7 +256,9 @@ class ClassResponse(BaseModel):
     index: int
     label: str
     synset: str | None = None
-    images: int = Field(description="Images in the window with this predicted class.")
+    images: int = Field(
+        description="Images in the window with this predicted class; with a detector, those in which it was found."
+    )
     routing: RoutingBody | None = Field(None, description="Their mean routing weights; absent without images.")
     all_classes: ClassRoutingBody | None = Field(None, description="The same over all images of the window.")
     reference: ClassRoutingBody | None = Field(None, description="The class in the model's reference profile.")
