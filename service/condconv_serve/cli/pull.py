@@ -135,7 +135,7 @@ def _row(checkpoint: Checkpoint) -> tuple[str, ...]:
     return (
         checkpoint.name,
         checkpoint.architecture.name,
-        f"{checkpoint.accuracy[0].top1:.1%}" if checkpoint.accuracy else "unknown",
+        next((f"{measured.top1:.1%}" for measured in checkpoint.accuracy if measured.top1 is not None), "unknown"),
         checkpoint.licence,
         f"{checkpoint.size / 1e6:.1f} MB" if checkpoint.size else "unknown",
         checkpoint.source.page,

@@ -112,14 +112,33 @@ class FileSpec(_Strict):
 
 
 class Accuracy(_Strict):
-    """One measurement: shares of right answers in 0..1 on `images` labelled images."""
+    """One measurement on `images` labelled images, as shares in 0..1.
+
+    Attributes:
+        dataset: which images these are.
+        images: how many.
+        transform: how they became rows.
+        top1: of a classifier: right answers.
+        top5: of a classifier: right classes among its first five answers.
+        ap: of a detector: COCO's average precision.
+        ap50: of a detector: average precision where boxes need overlap objects by half.
+        note: what else there is to know.
+    """
 
     dataset: str
     images: Annotated[int, Field(ge=1)]
     transform: TransformName
-    top1: Annotated[float, Field(ge=0, le=1)]
+    top1: Annotated[float, Field(ge=0, le=1)] | None = None
     top5: Annotated[float, Field(ge=0, le=1)] | None = None
+    ap: Annotated[float, Field(ge=0, le=1)] | None = None
+    ap50: Annotated[float, Field(ge=0, le=1)] | None = None
     note: str | None = None
+
+    @model_validator(mode="after")
+    def _something_was_measured(self) -> Accuracy:
+        if self.top1 is None and self.ap is None:
+            raise ValueError("an accuracy has top1, or a detector's ap")
+        return self
 
 
 class Provenance(_Strict):
