@@ -68,12 +68,16 @@ class RunDirectory:
                 yield
             except ServiceError:
                 if not (self.path / _STATE).exists():
-                    self._forget()
+                    self._remove()
                 raise
-            self._forget()
-            (self.path / _LOCK).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self.path.rmdir()
+            self._remove()
+
+    def _remove(self) -> None:
+        """Remove the folder, unless somebody else has put something there."""
+        self._forget()
+        (self.path / _LOCK).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.rmdir()
 
     def _forget(self) -> None:
         """Remove everything but the lock."""
