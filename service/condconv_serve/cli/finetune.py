@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 _DECODING_FROM = 500
+_MAX_CLASSES = 8
 
 
 @app.command(
@@ -26,11 +30,41 @@ _DECODING_FROM = 500
 def finetune_model(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help=r"Model to start from, NAME\[/VERSION].")],
     data: Annotated[
-        Path, typer.Option(help="Your images, in a folder per class. With --teacher, any folder of images.")
+        Path,
+        typer.Option(
+            help="Your images, in a folder per class. With --teacher, any folder of images. For a detector, a folder "
+            "with photos and their annotations, COCO's or Pascal VOC's."
+        ),
     ],
     name: Annotated[str, typer.Option(help="Name of the new model.")],
     version: Annotated[
         str | None, typer.Option(help="Version of the new bundle. Default: the next free number.")
+    ] = None,
+    task: Annotated[
+        Literal["classification", "detection"] | None,
+        typer.Option(
+            help="What the new model is for. A classifier can become a detector. Default: what the bundle is for."
+        ),
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a detector: COCO's JSON file, a folder of Pascal VOC's XML files, or a list of their names. "
+            "Default: what is in the --data folder, if that is clear."
+        ),
+    ] = None,
+    validation_annotations: Annotated[
+        Path | None, typer.Option(help="For a detector: annotations of the photos to validate with.")
+    ] = None,
+    head: Annotated[
+        Literal["ssdlite", "ssd"],
+        typer.Option(
+            help="For a detector made of a classifier: predict with separable convolutions, or ordinary ones."
+        ),
+    ] = "ssdlite",
+    experts: Annotated[
+        int | None,
+        typer.Option(min=2, help="For a detector: make a static network one with so many experts per layer first."),
     ] = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="NAME[/VERSION]", help="Distil: learn the answers of this model.")
@@ -50,10 +84,12 @@ def finetune_model(
         typer.Option(
             min=1,
             help="How often the network sees all images. Default: 10, or with a frozen backbone as many as make 200 "
-            "steps.",
+            "steps; 40 for a detector.",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per step.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images per step. Default: 32, or 16 for a detector.")
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(
@@ -63,15 +99,20 @@ def finetune_model(
     ] = None,
     validation_split: Annotated[float, typer.Option(help="Share of the images to keep for validation.")] = 0.2,
     validation_data: Annotated[
-        Path | None, typer.Option(help="Validate with these images instead. They are in a folder per class.")
+        Path | None,
+        typer.Option(help="Validate with these images instead. They are in a folder per class, or annotated."),
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Pixels per side. Default: as in the bundle.")] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Pixels per side. Default: as in the bundle; 320 for a detector made of a classifier."),
+    ] = None,
     augment: Annotated[
         bool | None,
         typer.Option(
             "--augment/--no-augment",
-            help="Shift the training images a little and change their brightness. Default: unless the backbone is "
-            "frozen, which then computes each image only once.",
+            help="Shift the training images a little and change their brightness; for a detector, show parts of them "
+            "in other sizes and colours. Default: unless a classifier's backbone is frozen, which then computes each "
+            "image only once.",
         ),
     ] = None,
     mirror: Annotated[
@@ -95,63 +136,120 @@ def finetune_model(
             f"this trains the head only, but --train says {train}.", param_hint="--freeze-backbone, --train"
         )
     settings = read_settings(model_store=model_store)
-    from condconv_serve.store import Catalog
+    from condconv_serve.store import Catalog, open_bundle
 
     catalog = Catalog(settings.model_store)
     parent = catalog.find_named(bundle)
+    detects = (task or open_bundle(parent).manifest.task) == "detection"
+    _check_options(detects, teacher=teacher, annotations=annotations, more=validation_annotations, experts=experts)
     master = None if teacher is None else catalog.find_named(teacher)
     from condconv_serve.runtime.tensorflow_import import import_tensorflow
 
     import_tensorflow()
-    from condconv_serve.training import Augmentation, FinetuneRequest, finetune
-
-    part = "head" if freeze_backbone else train
-    shifts = part != "head" if augment is None else augment
-    request = FinetuneRequest(
-        bundle=parent,
-        data=data,
-        name=name,
-        version=version,
-        teacher=master,
-        temperature=temperature,
-        validation_data=validation_data,
-        validation_split=validation_split,
-        train=part,
-        image_size=image_size,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        augmentation=Augmentation(shift=shifts, mirror=shifts if mirror is None else mirror and augment is not False),
-        seed=seed,
-        resume=resume,
-        restart=restart,
-        max_pixels=settings.max_pixels,
-    )
-    distils = teacher is not None and validation_data is None  # otherwise validation knows the right classes
+    common: dict[str, Any] = {
+        "bundle": parent,
+        "data": data,
+        "name": name,
+        "version": version,
+        "validation_data": validation_data,
+        "validation_split": validation_split,
+        "train": "head" if freeze_backbone else train,
+        "image_size": image_size,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "resume": resume,
+        "restart": restart,
+        "max_pixels": settings.max_pixels,
+        **({} if batch_size is None else {"batch_size": batch_size}),
+    }
+    if detects:
+        found = {"annotations": annotations, "validation_annotations": validation_annotations}
+        run = _detector_run({**common, **found, "head": head, "experts": experts}, augment=augment, mirror=mirror)
+    else:
+        distilled = {"teacher": master, "temperature": temperature}
+        run = _classifier_run({**common, **distilled}, augment=augment, mirror=mirror)
     try:
-        with ProgressListener(err, distils=distils) as listener:
-            finished = finetune(request, store=settings.model_store, listener=listener)
+        with ProgressListener(err, run.figures) as listener:
+            finished = run.train(store=settings.model_store, listener=listener)
     except KeyboardInterrupt:
         say("Interrupted. To continue, run the same command with --resume.", console=err)
         raise typer.Exit(130) from None
     if as_json:
         print_json({"bundle": str(finished.path), "best_epoch": finished.best_epoch, "epochs": finished.history})
         return
-    what = "agreement" if distils else "accuracy"
+    best, start = run.figures(finished.best)[1], run.figures(finished.start)[1]
     say(
-        f"wrote {finished.path}: validation {what} {finished.best.accuracy:.1%} after epoch {finished.best_epoch}, "
-        f"{finished.start.accuracy:.1%} at the start"
+        f"wrote {finished.path}: validation {best} after epoch {finished.best_epoch}, "
+        f"{start.rpartition(' ')[2]} at the start"
     )
+
+
+def _check_options(detects: bool, *, teacher: Any, annotations: Any, more: Any, experts: Any) -> None:
+    """Refuse options of the other task."""
+    given = {"--annotations": annotations, "--validation-annotations": more, "--experts": experts}
+    wrong = {"--teacher": teacher} if detects else given
+    if named := [name for name, value in wrong.items() if value is not None]:
+        advice = "a detector has no teacher" if detects else "they are for detectors: add --task detection"
+        raise typer.BadParameter(f"{advice}.", param_hint=", ".join(named))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run to begin, and how its figures are shown: the loss first, then what matters most."""
+
+    train: Callable[..., Any]
+    figures: Callable[[Any], list[str]]
+
+
+def _classifier_run(given: dict[str, Any], *, augment: bool | None, mirror: bool | None) -> _Run:
+    from condconv_serve.training import Augmentation, FinetuneRequest, finetune
+
+    shifts = given["train"] != "head" if augment is None else augment
+    varied = Augmentation(shift=shifts, mirror=shifts if mirror is None else mirror and augment is not False)
+    # Otherwise validation knows the right classes.
+    what = "agreement" if given["teacher"] is not None and given["validation_data"] is None else "accuracy"
+
+    def figures(validation: Any) -> list[str]:
+        found = [f"validation loss {validation.loss:.3f}", f"{what} {validation.accuracy:.1%}"]
+        if validation.entropy:
+            found.append(f"routing entropy {validation.mean_entropy:.3f}")
+            found.append(f"between classes {validation.mean_between_classes:.1%}")
+        return found
+
+    return _Run(partial(finetune, FinetuneRequest(**given, augmentation=varied)), figures)
+
+
+def _detector_run(given: dict[str, Any], *, augment: bool | None, mirror: bool | None) -> _Run:
+    from condconv_serve.training.detection import DetectionAugmentation, DetectorRequest, finetune_detector
+
+    varies = augment is not False
+    varied = DetectionAugmentation(
+        mirror=varies and mirror is not False, colour=varies, crop=varies, zoom_out=2.0 if varies else 1.0
+    )
+
+    def figures(validation: Any) -> list[str]:
+        found = [f"validation loss {validation.loss:.3f}", f"AP50 {validation.ap50:.1%}", f"AP {validation.ap:.1%}"]
+        if 1 < len(validation.by_class) <= _MAX_CLASSES:
+            shares = (
+                f"{name} {'-' if share is None else f'{share:.0%}'}" for name, share in validation.by_class.items()
+            )
+            found.append(f"({', '.join(shares)})")
+        if validation.entropy:
+            found.append(f"routing entropy {validation.mean_entropy:.3f}")
+        return found
+
+    return _Run(partial(finetune_detector, DetectorRequest(**given, augmentation=varied)), figures)
 
 
 class ProgressListener:
     """Shows a run: a bar per stage on a terminal, and a line per epoch everywhere."""
 
-    def __init__(self, console: Console, *, distils: bool) -> None:
-        """Show a run; `distils`: what is validated is agreement with a teacher."""
+    def __init__(self, console: Console, figures: Callable[[Any], list[str]]) -> None:
+        """Show a run; `figures` writes an epoch's figures on the validation images."""
         self._console = console
         self._epochs = 0
-        self._distils = distils
+        self._figures = figures
         self._progress = SilentProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -209,17 +307,13 @@ class ProgressListener:
 
     def epoch(self, epoch: Any) -> None:
         """See `condconv_serve.training.Listener`."""
-        validation = epoch.validation
         figures = [
             f"epoch {epoch.number}/{self._epochs}" if epoch.number else "start",
-            f"loss {epoch.training_loss:.3f}" if epoch.training_loss is not None else None,
-            f"validation loss {validation.loss:.3f}",
-            f"{'agreement' if self._distils else 'accuracy'} {validation.accuracy:.1%}",
-            f"routing entropy {validation.mean_entropy:.3f}" if validation.entropy else None,
-            f"between classes {validation.mean_between_classes:.1%}" if validation.entropy else None,
+            *([f"loss {epoch.training_loss:.3f}"] if epoch.training_loss is not None else []),
+            *self._figures(epoch.validation),
             f"{epoch.seconds:.0f} s",
         ]
-        self._print("  ".join(figure for figure in figures if figure))
+        self._print("  ".join(figures))
 
     def _show(self, what: str, done: int, total: int, *, loss: str = "") -> None:
         if self._task is None:

@@ -7,13 +7,15 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve.domain import Preprocessing, Row, can_be_label, readable
+from condconv_serve.domain import MadeRow, Placement, Preprocessing, Row, can_be_label, readable
 from condconv_serve.errors import DataSetError, ServiceError
 from condconv_serve.files import FileTooLarge, read_limited, write_whole
 from condconv_serve.imaging import make_row
@@ -54,6 +56,23 @@ class Rows:
     rows: Row
     kept: NDArray[np.int64]
     classes: NDArray[np.int64]
+    failures: tuple[tuple[Path, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedFiles:
+    """Decoded images of a list of files.
+
+    Attributes:
+        rows: `[N, image_size, image_size, 3]`.
+        kept: which of the files they came from.
+        placements: where each row lies in its photo.
+        failures: files that can't be read, with the reason of each.
+    """
+
+    rows: Row
+    kept: list[int]
+    placements: list[Placement]
     failures: tuple[tuple[Path, str], ...]
 
 
@@ -143,50 +162,81 @@ def read_rows(
         DataSetError: none can be read, or none of a class.
         OSError: the disk is full.
     """
-    size, total = preprocessing.image_size, len(images.files)
-    directory.mkdir(parents=True, exist_ok=True)
-    file, index = directory / _ROWS, directory / _INDEX
-    if index.exists():  # written last
-        known = json.loads(index.read_text())
-        return _rows(file, images, known["kept"], [(Path(path), reason) for path, reason in known["failures"]])
-    store = np.lib.format.open_memmap(file, mode="w+", dtype=preprocessing.row_type, shape=(total, size, size, 3))
-    failures: list[tuple[Path, str]] = []
-    kept: list[int] = []
-
-    def decode(path: Path) -> Row | str:
-        try:
-            data = read_limited(path, _MAX_FILE_BYTES)
-            return make_row(data, preprocessing, max_pixels=max_pixels, crop_jpeg=crop_jpeg).row
-        except ServiceError as error:
-            return str(error)
-        except FileTooLarge as error:
-            return f"it has {error.size} bytes; the most is {_MAX_FILE_BYTES}."
-        except OSError as error:
-            return f"it can't be read: {error.strerror}."
-        except MemoryError:
-            return "there is too little memory to decode it."
-
-    with ThreadPoolExecutor(available_cores()) as threads:
-        for position, row in enumerate(threads.map(decode, images.files)):
-            if isinstance(row, str):
-                failures.append((images.files[position], row))
-            else:
-                store[len(kept)] = row
-                kept.append(position)
-            progress(position + 1, total)
-    store.flush()
-    if not kept:
-        raise DataSetError(f"None of the {total} images can be read; the first one, {failures[0][0]}: {failures[0][1]}")
-    rows = _rows(file, images, kept, failures)
-    write_whole(index, json.dumps({"kept": kept, "failures": [(str(path), reason) for path, reason in failures]}))
-    return rows
-
-
-def _rows(file: Path, images: ImageFiles, kept: list[int], failures: list[tuple[Path, str]]) -> Rows:
-    classes = images.classes[kept] if images.names else images.classes
+    decoded = decode_files(images.files, preprocessing, directory, max_pixels=max_pixels, progress=progress)
+    classes = images.classes[decoded.kept] if images.names else images.classes
     if unread := sorted(set(images.classes.tolist()) - set(classes.tolist())):
         raise DataSetError(f"No image of the class {_folders([images.names[index] for index in unread])} can be read.")
-    return Rows(np.load(file, mmap_mode="r")[: len(kept)], np.array(kept), classes, tuple(failures))
+    return Rows(decoded.rows, np.array(decoded.kept), classes, decoded.failures)
+
+
+def decode_files(
+    files: Sequence[Path],
+    preprocessing: Preprocessing,
+    directory: Path,
+    *,
+    max_pixels: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> DecodedFiles:
+    """Decode images as `read_rows` does.
+
+    Raises:
+        DataSetError: none can be read.
+        OSError: the disk is full.
+    """
+    size, total = preprocessing.image_size, len(files)
+    directory.mkdir(parents=True, exist_ok=True)
+    file, index = directory / _ROWS, directory / _INDEX
+    if not index.exists():  # written last
+        store = np.lib.format.open_memmap(file, mode="w+", dtype=preprocessing.row_type, shape=(total, size, size, 3))
+        found = _Index([], [], [])
+
+        with ThreadPoolExecutor(available_cores()) as threads:
+            decode = partial(_decode, preprocessing=preprocessing, max_pixels=max_pixels)
+            for position, made in enumerate(threads.map(decode, files)):
+                if isinstance(made, str):
+                    found.failures.append((str(files[position]), made))
+                else:
+                    assert made.placement is not None
+                    store[len(found.kept)] = made.row
+                    found.kept.append(position)
+                    found.placements.append(asdict(made.placement))
+                progress(position + 1, total)
+        store.flush()
+        if not found.kept:
+            first, reason = found.failures[0]
+            raise DataSetError(f"None of the {total} images can be read; the first one, {first}: {reason}")
+        write_whole(index, json.dumps(asdict(found)))
+    known = _Index(**json.loads(index.read_text()))
+    return DecodedFiles(
+        np.load(file, mmap_mode="r")[: len(known.kept)],
+        known.kept,
+        [Placement(**placement) for placement in known.placements],
+        tuple((Path(path), reason) for path, reason in known.failures),
+    )
+
+
+@dataclass(slots=True)
+class _Index:
+    """What is known of decoded images besides their rows, in plain values."""
+
+    kept: list[int]
+    placements: list[dict[str, Any]]
+    failures: list[tuple[str, str]]
+
+
+def _decode(path: Path, *, preprocessing: Preprocessing, max_pixels: int) -> MadeRow | str:
+    """An image's row, or why there is none."""
+    try:
+        data = read_limited(path, _MAX_FILE_BYTES)
+        return make_row(data, preprocessing, max_pixels=max_pixels, crop_jpeg=crop_jpeg)
+    except ServiceError as error:
+        return str(error)
+    except FileTooLarge as error:
+        return f"it has {error.size} bytes; the most is {_MAX_FILE_BYTES}."
+    except OSError as error:
+        return f"it can't be read: {error.strerror}."
+    except MemoryError:
+        return "there is too little memory to decode it."
 
 
 def split(rows: Rows, *, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -75,22 +75,29 @@ class Annotations:
     names: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
 
-    def named(self, names: Sequence[str], *, source: str) -> Annotations:
+    def named(self, names: Sequence[str], *, source: str, skip_unknown: bool = False) -> Annotations:
         """The same with the classes numbered as in `names`.
+
+        Args:
+            names: of all classes.
+            source: what messages call the annotations.
+            skip_unknown: whether boxes of other classes are left out rather than refused.
 
         Raises:
             DataSetError: a class has another name.
         """
-        if unknown := sorted(set(self.names) - set(names)):
-            raise DataSetError(f"{source}: unknown classes {', '.join(unknown)}. Known are {', '.join(names)}.")
-        number = np.array([names.index(name) for name in self.names], np.int64)
-        images = tuple(
-            AnnotatedImage(
-                one.file, one.size, Objects(one.objects.boxes, number[one.objects.classes], one.objects.crowd)
-            )
-            for one in self.images
-        )
-        return Annotations(images, tuple(names), self.left_out)
+        unknown = sorted(set(self.names) - set(names))
+        if unknown and not (skip_unknown and len(unknown) < len(self.names)):
+            raise DataSetError(f"{source}: unknown classes {', '.join(unknown)}. Known are {', '.join(names[:50])}.")
+        number = np.array([names.index(name) if name in names else -1 for name in self.names], np.int64)
+        images, skipped = [], 0
+        for one in self.images:
+            classes = number[one.objects.classes]
+            skipped += int((classes < 0).sum())
+            objects = Objects(one.objects.boxes, classes, one.objects.crowd)[classes >= 0]
+            images.append(AnnotatedImage(one.file, one.size, objects))
+        left_out = (LeftOut("boxes of unknown classes", skipped, tuple(unknown[:MAX_NAMED])),) if unknown else ()
+        return Annotations(tuple(images), tuple(names), self.left_out + left_out)
 
     def fingerprint(self) -> str:
         """Changes with every photo's name and size in bytes, and with every box."""
