@@ -50,31 +50,56 @@ def evaluate_model(
         Path,
         typer.Argument(
             metavar="DIR",
-            help="Your images, in a folder per class. A folder is called by the class's label, WordNet id or index.",
+            help="Your images, in a folder per class. A folder is called by the class's label, WordNet id or index. "
+            "For a detector, a folder with photos and their annotations, COCO's or Pascal VOC's.",
         ),
     ],
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For a detector: COCO's JSON file, a folder of Pascal VOC's XML files, or a list of their names. "
+            "Default: what is in the folder, if that is clear.",
+        ),
+    ] = None,
     skip_unknown: Annotated[
-        bool, typer.Option("--skip-unknown", help="Leave out folders that are no class of the model.")
+        bool, typer.Option("--skip-unknown", help="Leave out folders, or boxes, that are no class of the model.")
     ] = False,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw calibration and confusions (.png, .svg or .pdf)."),
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw calibration and confusions, or a detector's precision (.png, .svg or .pdf).",
+        ),
     ] = None,
     theme: ThemeOption = "auto",
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print all figures as JSON, the whole matrix of confusions among them.")
+        bool, typer.Option("--json", help="Print all figures as JSON, also the matrix of confusions, or all curves.")
     ] = False,
     model_store: Store = None,
 ) -> None:
-    """Measure how often a model is right on your own labelled images, where it errs, and whether it knows."""
+    """Measure how often a model is right on your own labelled images, where it errs, and whether it knows.
+
+    Of a detector: COCO's average precision on your annotated photos.
+    """
     from condconv_serve.offline.evaluate import prepare, run
     from condconv_serve.routing.picture import check_plot_path
-    from condconv_serve.store import Catalog
+    from condconv_serve.store import Catalog, open_bundle
 
     if plot is not None:
         check_plot_path(plot)
     settings = read_settings(model_store=model_store)
-    evaluation = prepare(Catalog(settings.model_store).find_named(bundle), directory, skip_unknown=skip_unknown)
+    version = Catalog(settings.model_store).find_named(bundle)
+    if open_bundle(version).manifest.task == "detection":
+        from condconv_serve.cli.evaluate_detector import evaluate_detector
+        from condconv_serve.offline.evaluate_detector import prepare_detector
+
+        found = prepare_detector(version, directory, annotations=annotations, skip_unknown=skip_unknown)
+        evaluate_detector(settings, found, plot=plot, theme=theme, as_json=as_json)
+    if annotations is not None:
+        raise typer.BadParameter(f"{bundle} is no detector.", param_hint="--annotations")
+    evaluation = prepare(version, directory, skip_unknown=skip_unknown)
     for text in evaluation.data.notes:
         note(text)
     interrupted = False

@@ -18,6 +18,8 @@ from condconv_serve.domain import Objects
 
 MAX_DETECTIONS = 100
 """Of a photo."""
+SCORE_THRESHOLD = 0.01
+"""Average precision looks at boxes with low scores, too."""
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _AT_50, _AT_75 = 0, 5
 _AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
