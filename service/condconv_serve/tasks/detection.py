@@ -141,10 +141,9 @@ class Detect:
 
 def strongest(scores: NDArray[np.float32], model: ModelInfo) -> ClassScore:
     """The class of the highest score `[anchors, classes]` of a row, by which its routing is compared."""
-    by_class = scores.max(axis=0)
-    index = int(by_class.argmax())
+    anchor, index = divmod(int(scores.argmax()), scores.shape[1])
     label = model.labels[index]
-    return ClassScore(index, label.label, label.synset, float(by_class[index]))
+    return ClassScore(index, label.label, label.synset, float(scores[anchor, index]))
 
 
 def in_photo(boxes: NDArray[np.float32], placement: Placement) -> NDArray[np.float64]:

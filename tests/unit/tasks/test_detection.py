@@ -14,7 +14,7 @@ from condconv_serve.domain import BOXES, ROUTING, SCORES, Box, Placement, RowAns
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.tasks.classification import Classify
 from condconv_serve.tasks.detection import Detect
-from condconv_serve.tasks.suppression import suppress
+from condconv_serve.tasks.suppression import MAX_CANDIDATES, suppress
 from tests.contract.fakes import LAYOUT, ColourDetector, detector_info, model_info
 
 INFO = detector_info()
@@ -119,6 +119,31 @@ def test_the_fake_detector_finds_a_red_patch() -> None:
     tensors = {name: values[0] for name, values in ColourDetector()(rows).items()}
     (found,) = Detect().answer(replace(row([], []), tensors=tensors), INFO).objects
     assert (found.label, found.score, vars_of(found.box)) == ("red", 1, (16, 8, 20, 12))
+
+
+@pytest.mark.parametrize("limit", [1, 7, 1000])
+def test_of_all_classes_the_highest_scores_remain(limit: int) -> None:
+    random = np.random.default_rng(limit)
+    corners = random.uniform(0, 0.7, (200, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(0.05, 0.3, (200, 2))], axis=1).astype(np.float32)
+    scores = (random.integers(0, 9, (200, 4)) / 8).astype(np.float32)  # with ties
+    expected = []
+    for index in range(4):
+        above = np.flatnonzero(scores[:, index] > 0.25)
+        kept = suppress(boxes[above], scores[above, index], iou_threshold=0.3, limit=200)
+        expected += [(-float(scores[anchor, index]), index, int(anchor)) for anchor in above[kept]]
+    expected = sorted(expected, key=lambda one: one[:2])[:limit]
+    found = Detect(score_threshold=0.25, iou_threshold=0.3, max_detections=limit).select(boxes, scores)
+    np.testing.assert_array_equal(found[0], boxes[[anchor for _, _, anchor in expected]])
+    assert found[1].tolist() == [index for _, index, _ in expected]
+    assert found[2].tolist() == [-score for score, _, _ in expected]
+
+
+def test_of_very_many_boxes_those_with_the_highest_scores_are_looked_at() -> None:
+    random = np.random.default_rng(0)
+    scores = (random.integers(0, 50, 3000) / 49).astype(np.float32)  # with ties at the edge, too
+    found = suppress(np.zeros((3000, 4), np.float32), scores, iou_threshold=0.5, limit=3000)
+    assert found.tolist() == np.argsort(-scores, kind="stable")[:MAX_CANDIDATES].tolist()
 
 
 numbers = st.integers(-2, 10).map(lambda eighths: eighths / 8)  # exact, so that no rounding decides
