@@ -49,7 +49,8 @@ def load(
     Raises:
         ModelNotFound, VersionNotFound, NoDefaultModel: the store doesn't have it; says what it has.
         BundleError: there is no such store or directory, or the version is damaged.
-        ConfigurationError: an option is impossible here.
+        ConfigurationError: an option is impossible here. InvalidParameter: what was given is no name, or names a
+            version twice.
         ImportError: TensorFlow isn't installed; says how to install it.
     """
     for what, given in (("model", model), ("model_store", model_store)):

@@ -23,6 +23,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from condconv_serve import draw_objects
+from condconv_serve.drawing.colours import colour_of
 from condconv_serve.errors import InvalidParameter, MissingImage, ServiceError, UnsupportedImage
 from condconv_serve.inputs import given, picture_of
 from condconv_serve.offline.model import Model
@@ -598,6 +600,20 @@ class TestDetect:
         assert found.routing.weights.shape == (2, 3)
         assert found.timings.total > 0
         assert repr(found) == "ImageDetections('0': 1 red, 1 blue)"
+
+    @pytest.mark.parametrize(
+        "form",
+        [lambda pixels: oriented(pixels, 6, "PNG"), lambda pixels: pixels, Image.fromarray],
+        ids=["file on its side", "array", "PIL"],
+    )
+    def test_what_was_found_is_drawn(self, form, detector):
+        image = form(self.PATCHES)
+        drawn = draw_objects(image, detector.detect(image).objects)
+        assert (drawn.size, drawn.mode) == ((160, 80), "RGB")
+        assert (drawn.getpixel((20, 25)), drawn.getpixel((139, 55))) == (colour_of(0), colour_of(2))
+        assert drawn.getpixel((25, 25)) == (255, 0, 0), "boxes aren't filled"
+        with pytest.raises(UnsupportedImage):
+            draw_objects(b"no image", ())
 
     def test_many(self, detector):
         images = [self.PATCHES, b"no image", np.full((10, 10, 3), 90, np.uint8)] * 3

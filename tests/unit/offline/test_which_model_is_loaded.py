@@ -208,3 +208,16 @@ def test_options_are_those_of_the_engine(store, monkeypatch):
     monkeypatch.setattr(bootstrap, "load_model", load)
     loaded(model_store=store, device="cpu", precision="float32", engine="tensorflow", native="off", streams=3)
     assert asked == [("cpu", "float32", "tensorflow", "off", 3)]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"model": 5}, "model is a name or a directory, not int"),
+        ({"model": b"fake"}, "model is a name or a directory, not bytes"),
+        ({"model_store": ["store"]}, "model_store is a name or a directory, not list"),
+    ],
+)
+def test_what_is_no_name(options, says):
+    with pytest.raises(InvalidParameter, match=says):
+        cc.load(**options)
