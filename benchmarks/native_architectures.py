@@ -1,8 +1,8 @@
 """Every registered architecture with native kernels, against TensorFlow's own operations, and OpenVINO if installed.
 
 Each network has a process of its own, in which its engines take turns, round by round. Its weights are random, and the
-engines must agree on its logits. Two callers or as many as there are cores, and a lone image.
-Networks that were measured before on this machine are kept, so `--only` can measure them piece by piece.
+engines must agree on its logits, or on its boxes and scores. Two callers or as many as there are cores, and a lone
+image. Networks that were measured before on this machine are kept, so `--only` can measure them piece by piece.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from random_networks import fill
 
 SIZES = (1, 4, 8)
 ENGINES = ("native", "tensorflow", *(("openvino",) if find_spec("openvino") else ()))
+ANSWERS = ("logits", "boxes", "scores")
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
-"""How far logits may differ from TensorFlow's: root mean square, relative to theirs. Random networks magnify rounding
+"""How far answers may differ from TensorFlow's: root mean square, relative to theirs. Random networks magnify rounding
 errors, of some rows a thousand times, so the largest difference says little."""
 
 
@@ -67,9 +68,9 @@ def measure(name: str, precision: str, rounds: int, seconds: float) -> dict[str,
     rows = np.random.default_rng(0).integers(0, 256, (max(SIZES), size, size, 3), np.uint8)
     expected = engines["tensorflow"](rows)
     for engine, compute in engines.items():
-        off = difference(compute(rows), expected)["logits"]
-        if not off <= TOLERANCE[precision]:
-            raise RuntimeError(f"{name}: the logits of {engine} are {off:.2g} off")
+        for output, off in difference(compute(rows), expected).items():
+            if output in ANSWERS and not off <= TOLERANCE[precision]:
+                raise RuntimeError(f"{name}: the {output} of {engine} are {off:.2g} off")
     for number in range(-1, rounds):
         for b in (*SIZES, 0):
             for engine, compute in engines.items():
