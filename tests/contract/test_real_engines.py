@@ -1,4 +1,4 @@
-"""Every engine on one small network, held to what `engine_suite.py` says."""
+"""Every engine on a small classifier and a small detector, held to what `engine_suite.py` says."""
 
 from __future__ import annotations
 
@@ -10,10 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from condconv_serve.domain import FEATURES, LOGITS, ROUTING, Engine, ModelInfo, Preprocessing, Row, Tensors
+from condconv_serve.domain import (
+    BOXES,
+    FEATURES,
+    LOGITS,
+    ROUTING,
+    SCORES,
+    Engine,
+    ModelInfo,
+    Preprocessing,
+    Row,
+    Tensors,
+)
 from tests.contract.engine_suite import AblationSuite, EngineSuite, Subject
 from tests.contract.fakes import model_info
-from tests.contract.tiny_family import TINY, build_tiny
+from tests.contract.tiny_family import FAMILY, TINY, build_tiny
 
 pytestmark = pytest.mark.tensorflow
 
@@ -87,6 +98,56 @@ class TestEngines(EngineSuite):
     def test_every_output_is_what_keras_computes(self, subject: Subject, network: Any) -> None:
         rows = subject.rows(3)
         subject.assert_equal(subject.one(rows), by_keras(network, subject.info, rows))
+
+
+@pytest.fixture(scope="module")
+def detector(randomise: Callable[[Any], Any]) -> Any:
+    from condconv_serve.nn import build_network
+    from condconv_serve.nn.families import register, unregister
+    from condconv_serve.nn.ssd import detector_for
+
+    register(FAMILY)
+    try:
+        small = detector_for(TINY, num_classes=3, image_size=SIZE, taps=["block_activation"], extras=[[8, 8, 2]])
+        return randomise(build_network(small))
+    finally:
+        unregister(FAMILY)
+
+
+@pytest.fixture(scope="module", params=["tensorflow", "native", "openvino"])
+def detecting_engines(request: pytest.FixtureRequest, detector: Any) -> Subject:
+    name = request.param
+    if find_spec(name if name == "openvino" else "tensorflow") is None:
+        pytest.skip(f"{name} is not installed")
+    if name == "native":
+        request.getfixturevalue("native_lowering")
+    info = info_of(detector)
+    return Subject(info, lambda: make(name, detector, info.preprocessing), ROUNDING)
+
+
+class TestDetectingEngines(EngineSuite):
+    @pytest.fixture
+    def subject(self, detecting_engines: Subject) -> Subject:
+        return detecting_engines
+
+    def test_every_output_is_what_keras_computes(self, subject: Subject, detector: Any) -> None:
+        rows = subject.rows(3)
+        subject.assert_equal(subject.one(rows), detected_by_keras(detector, rows))
+
+
+def test_xla_computes_a_detector(detector: Any) -> None:
+    """One batch only: each size takes seconds to compile."""
+    subject = Subject(info_of(detector), lambda: None, ROUNDING)
+    rows = subject.rows(1)
+    engine = make("xla", detector, subject.info.preprocessing)
+    subject.assert_equal(engine(rows), detected_by_keras(detector, rows))
+    engine.close()
+
+
+def detected_by_keras(detector: Any, rows: Row) -> Tensors:
+    found = detector((rows.astype(np.float32) - 127) / 128, training=False)
+    routing = np.stack([np.asarray(weights) for weights in found[ROUTING].values()], axis=1)
+    return {name: np.asarray(found[name]) for name in (BOXES, SCORES)} | {ROUTING: routing}
 
 
 @pytest.fixture(scope="module", params=["tensorflow", "native"])
