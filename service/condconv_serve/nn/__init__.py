@@ -16,6 +16,7 @@ from condconv_serve.nn.families import (
     family_of,
     get_architecture,
     register,
+    weight_shapes,
 )
 from condconv_serve.nn.network_config import network_from_json, network_to_json, variable_shapes
 from condconv_serve.nn.outline import outline
@@ -41,4 +42,5 @@ __all__ = [
     "outline",
     "register",
     "variable_shapes",
+    "weight_shapes",
 ]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from condconv_serve.domain import ModelInfo, RoutingLayout, RoutingProfile, ServedModel
 from condconv_serve.errors import BundleError, ConfigurationError
-from condconv_serve.nn import build_network, cost, get_architecture, network_from_json, outline, variable_shapes
+from condconv_serve.nn import build_network, cost, get_architecture, network_from_json, variable_shapes, weight_shapes
 from condconv_serve.runtime.engines import build_engine
 from condconv_serve.runtime.official_jpeg import crop_jpeg
 from condconv_serve.runtime.outputs import classes_of, output_specs, routing_layout, task_of
@@ -101,7 +101,7 @@ def _registered_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32
     architecture = get_architecture(spec.name, **{"num_classes": manifest.num_classes, **spec.overrides})
     _check_classes(bundle, architecture.num_classes)
     size = manifest.preprocessing.image_size
-    expected = {v.path: tuple(v.shape) for v in outline(lambda: build_network(architecture, input_size=size)).weights}
+    expected = weight_shapes(architecture, input_size=size)
     _check_weights(expected, weights, name=f"{manifest.name}/{manifest.version}")
     return build_network(architecture, input_size=size)
 

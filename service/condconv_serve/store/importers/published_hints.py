@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import ARCHITECTURES, build_network, family_of, outline
+from condconv_serve.nn import ARCHITECTURES, family_of, weight_shapes
 from condconv_serve.nn.published import Published
 from condconv_serve.nn.spec import NetworkSpec
 from condconv_serve.nn.ssd import SSDSpec
@@ -118,8 +118,7 @@ def _fits(tensors: Tensors, way: Published, spec: NetworkSpec) -> bool:
     if len(kernels) != 1 or kernels[0].shape[0 if way.layout == "pytorch" else -1] != spec.stem_filters:  # type: ignore[attr-defined]
         return False
     changes = {key: value for key, value in way.conventions.items() if key in spec.OVERRIDABLE}
-    network = outline(lambda: build_network(spec.changed(**changes)))
-    expected = {variable.path: tuple(variable.shape) for variable in network.weights}
+    expected = weight_shapes(spec.changed(**changes))
     translation = translate_published(tensors, way, spec, expected)
     shapes = {tensor.path: tuple(tensor.value.shape) for tensor in translation.tensors}
     return not translation.unknown and _body(shapes) == _body(expected)

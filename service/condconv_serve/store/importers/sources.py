@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from condconv_serve.domain.manifest import WeightsKind
 from condconv_serve.errors import ImportFailed
-from condconv_serve.nn import Architecture, build_network, family_of, outline
+from condconv_serve.nn import Architecture, build_network, family_of, outline, weight_shapes
 from condconv_serve.nn.efficientnet import EfficientNetSpec
 from condconv_serve.nn.published import Published
 from condconv_serve.store.archive import extract_tar
@@ -130,9 +130,7 @@ def import_weights(
     conventions = {} if published is None else _conventions(read, published, architecture, given)
     architecture = architecture.changed(**conventions)
     built = static_twin(architecture) if upcycling else architecture
-    network = outline(lambda: build_network(built))
-    expected = _shapes(network)
-    translation = _translate(read, published, built, network, use_ema=use_ema)
+    translation = _translate(read, published, built, use_ema=use_ema)
     background = published is not None and published.background and "num_classes" not in given
     background = background and without_background(translation)
     shapes = {tensor.path: tensor.value.shape for tensor in translation.tensors}
@@ -140,10 +138,9 @@ def import_weights(
     num_classes = given.get("num_classes") or counted or built.num_classes
     if num_classes != built.num_classes:
         built = replace(built, num_classes=num_classes)
-        expected = _shapes(outline(lambda: build_network(built)))
     label = f"the static twin of {architecture.name}" if upcycling else architecture.name
     try:
-        weights = assemble(translation, expected, architecture=label)
+        weights = assemble(translation, weight_shapes(built), architecture=label)
     except ImportFailed as error:
         advice = hint(read.tensors, translation, built, upcycling=upcycling is not None)
         raise ImportFailed(f"{error}{advice}") from error
@@ -183,7 +180,7 @@ def _published(read: Source, architecture: Architecture, source: str) -> Publish
     if not ways:
         return None
     if read.naming == "keras":
-        known = {variable.path.rpartition("/")[0] for variable in outline(lambda: build_network(architecture)).weights}
+        known = {path.rpartition("/")[0] for path in weight_shapes(architecture)}
         layers = {split_name(name, "tensorflow")[0] for name in read.tensors}
         if layers <= known or any(name.startswith("layers/") for name in layers):
             return None
@@ -204,10 +201,8 @@ def _conventions(
     return {key: value for key, value in found.items() if key not in given}
 
 
-def _translate(
-    read: Source, published: Published | None, built: Architecture, network: Any, *, use_ema: bool
-) -> Translation:
-    expected = _shapes(network)
+def _translate(read: Source, published: Published | None, built: Architecture, *, use_ema: bool) -> Translation:
+    expected = weight_shapes(built)
     if published is not None:
         tensors = choose_copy(read.tensors, use_ema=use_ema)
         return translate_published(tensors, published, built, expected)
@@ -215,13 +210,9 @@ def _translate(
         case "timm":
             return translate_timm(read.tensors, expected)
         case "keras":
-            return keras_file.translate_keras(read.tensors, network)
+            return keras_file.translate_keras(read.tensors, outline(lambda: build_network(built)))
         case "official":
             return translate_official(read.tensors, use_ema=use_ema)
-
-
-def _shapes(network: Any) -> dict[str, tuple[int, ...]]:
-    return {variable.path: tuple(variable.shape) for variable in network.weights}
 
 
 def read_source(source: Path, *, use_ema: bool = True) -> Source:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from condconv_serve.errors import ImportFailed
-from condconv_serve.nn import Architecture, build_network, outline
+from condconv_serve.nn import Architecture, weight_shapes
 
 MAX_NOISE = 1.0
 _ROUTER = "_routing/"
@@ -59,8 +59,7 @@ def upcycle(
         raise ImportFailed(f"The noise must be from 0 to {MAX_NOISE:g}, not {noise:g}.")
     rng = np.random.default_rng(seed)
     weights: dict[str, NDArray[Any]] = {}
-    for variable in outline(lambda: build_network(architecture)).weights:
-        path, shape = variable.path, tuple(variable.shape)
+    for path, shape in weight_shapes(architecture).items():
         if _ROUTER in path and path not in static:
             experts = shape[-1]
             neutral = -math.log(experts - 1) if path.endswith("/bias") else 0

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import h5py
 import keras
@@ -16,9 +15,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from condconv_serve.errors import ImportFailed
-from condconv_serve.nn import build_network, family_of, get_architecture, outline
+from condconv_serve.nn import build_network, family_of, get_architecture, weight_shapes
 from condconv_serve.nn.published import Published
-from condconv_serve.nn.spec import NetworkSpec
 from condconv_serve.runtime.loading import set_weights
 from condconv_serve.store import open_bundle, read_labels, read_weights
 from condconv_serve.store.importers import Upcycling, import_weights
@@ -50,19 +48,9 @@ NORM = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "movin
 Tensors = dict[str, NDArray[Any]]
 
 
-@cache
-def _shapes(architecture: Hashable) -> dict[str, tuple[int, ...]]:
-    network = outline(lambda: build_network(cast(NetworkSpec, architecture), input_size=64))
-    return {variable.path: tuple(variable.shape) for variable in network.weights}
-
-
-def shapes_of(architecture: Any) -> dict[str, tuple[int, ...]]:
-    return _shapes(architecture)
-
-
 def random_weights(architecture: Any) -> Tensors:
     rng = np.random.default_rng(0)
-    found = {path: rng.standard_normal(shape, np.float32) for path, shape in shapes_of(architecture).items()}
+    found = {path: rng.standard_normal(shape, np.float32) for path, shape in weight_shapes(architecture).items()}
     return {path: np.abs(value) if path.endswith("variance") else value for path, value in found.items()}
 
 
@@ -157,20 +145,31 @@ def test_a_classifier_without_a_bias(tmp_path: Path) -> None:
 KERAS = {"mobilenet-v1": keras.applications.MobileNet, "mobilenet-v2": keras.applications.MobileNetV2}
 
 
+@dataclass(frozen=True)
+class Application:
+    """A network as Keras Applications builds it, narrow, with weights; our own without them; and pixels for both."""
+
+    name: str
+    width: float
+    theirs: Any
+    ours: Any
+    pixels: NDArray[np.float32]
+    answers: Any
+
+
 @pytest.fixture(scope="module", params=KERAS)
-def application(request: pytest.FixtureRequest, randomise: Any) -> tuple[str, Any]:
-    """A network as Keras Applications builds it, narrow, with weights."""
-    make = KERAS[request.param]
-    alpha = {"mobilenet-v1": 0.25, "mobilenet-v2": 0.35}[request.param]
-    network = make(weights=None, alpha=alpha, input_shape=(32, 32, 3), classes=5, classifier_activation=None)
-    return request.param, randomise(network)
+def application(request: pytest.FixtureRequest, randomise: Any) -> Application:
+    name, width = request.param, {"mobilenet-v1": 0.25, "mobilenet-v2": 0.35}[request.param]
+    theirs = KERAS[name](weights=None, alpha=width, input_shape=(32, 32, 3), classes=5, classifier_activation=None)
+    randomise(theirs)
+    pixels = np.random.default_rng(0).standard_normal((2, 32, 32, 3), np.float32)
+    ours = build_network(get_architecture(name, width_coefficient=width, num_classes=5), input_size=32)
+    return Application(name, width, theirs, ours, pixels, np.reshape(theirs(pixels, training=False), (2, 5)))
 
 
 @pytest.mark.parametrize("file", ["model.h5", "model.keras", "model.weights.h5", "old.h5"])
-def test_what_keras_applications_save(
-    application: tuple[str, Any], file: str, tmp_path: Path, assert_close: Any
-) -> None:
-    name, theirs = application
+def test_what_keras_applications_save(application: Application, file: str, tmp_path: Path, assert_close: Any) -> None:
+    name, theirs, ours = application.name, application.theirs, application.ours
     if file == "old.h5":
         write_legacy(
             theirs, tmp_path / file, rename={"predictions" if name == "mobilenet-v2" else "conv_preds": "Logits"}
@@ -179,15 +178,12 @@ def test_what_keras_applications_save(
         theirs.save_weights(tmp_path / file)
     else:
         theirs.save(tmp_path / file)
-    width = 0.25 if name == "mobilenet-v1" else 0.35
-    imported = import_weights(tmp_path / file, get_architecture(name, width_coefficient=width))
+    imported = import_weights(tmp_path / file, get_architecture(name, width_coefficient=application.width))
     assert imported.published is not None
     assert imported.published.naming == "keras"
-    ours = build_network(imported.architecture, input_size=32)
+    assert imported.architecture == get_architecture(name, width_coefficient=application.width, num_classes=5)
     set_weights(ours, imported.weights, name=name)
-    pixels = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
-    expected = theirs(pixels, training=False)
-    assert_close(ours(pixels, training=False)["logits"], np.reshape(expected, (2, 5)), 1e-5)
+    assert_close(ours(application.pixels, training=False)["logits"], application.answers, 1e-5)
 
 
 def write_legacy(network: Any, file: Path, *, rename: dict[str, str]) -> None:
@@ -412,7 +408,7 @@ def test_the_right_network_is_named(
     static |= dict.fromkeys(("ssd300-mobilenet-v1", "ssdlite320-mobilenet-v2"), "object_detection")
     way = way_of(name, (static | CONDCONV)[name])
     architecture = get_architecture(name, **{**changes, **way.conventions})
-    weights = {path: np.zeros(shape, np.float32) for path, shape in shapes_of(architecture).items()}
+    weights = {path: np.zeros(shape, np.float32) for path, shape in weight_shapes(architecture).items()}
     save_file(to_published(weights, way, architecture, flat=True), tmp_path / "w.safetensors")
     with pytest.raises(ImportFailed, match=r"The weights don't fit|names no layer") as caught:
         import_weights(tmp_path / "w.safetensors", get_architecture(asked, **asked_changes))
