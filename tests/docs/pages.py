@@ -31,6 +31,7 @@ NOT_RUN = {
     "condconv models finetune lite0-small": "needs a student of the same classes; distillation has tests of its own",
     "condconv detect street.jpg": "needs a detector, which has tests of its own",
     "curl -F image=@street.jpg": "needs a detector, which has tests of its own",
+    "python benchmarks/trade_off.py": "trains for hours, on data of your own",
     "docker": "needs a Docker engine; make test-docker runs the image and the Compose project",
 }
 """Commands that begin so are only looked at, and why."""

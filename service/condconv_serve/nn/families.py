@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import keras
 
@@ -23,7 +23,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 class Architecture(Protocol):
-    """A network without its weights, as a frozen value."""
+    """A network without its weights, as a frozen value that can be hashed."""
 
     @property
     def name(self) -> str:
@@ -161,7 +161,7 @@ def weight_shapes(architecture: Architecture, *, input_size: int | None = None) 
         architecture: from `get_architecture`.
         input_size: as for `build_network`.
     """
-    return _weight_shapes(_families[architecture.name].build, architecture, input_size)
+    return _weight_shapes(_families[architecture.name].build, cast(Hashable, architecture), input_size)
 
 
 @lru_cache(maxsize=64)
