@@ -16,7 +16,14 @@ from condconv_serve.training.checkpoint import RunDirectory
 from condconv_serve.training.detection.batches import Anchors, DetectionBatches
 from condconv_serve.training.detection.evaluation import DetectorEvaluation, Evaluator
 from condconv_serve.training.detection.loss import multibox_loss
-from condconv_serve.training.detection.network import Detector, choose_trained, detector_of, labels_kept, trainer_of
+from condconv_serve.training.detection.network import (
+    Detector,
+    check_possible,
+    choose_trained,
+    detector_of,
+    labels_kept,
+    trainer_of,
+)
 from condconv_serve.training.detection.photos import Photos, read_photos, split_photos
 from condconv_serve.training.detection.request import EPOCHS, IMAGE_SIZE, LEARNING_RATE, DetectorRequest
 from condconv_serve.training.detection.result import TrainedDetector, write_detector
@@ -48,6 +55,7 @@ def finetune_detector(request: DetectorRequest, *, store: Path, listener: Listen
         OutOfMemory: the batches are too large.
     """
     parent, version, run = begin(request, store)
+    check_possible(parent, experts=request.experts)
     sources = _find(request, parent, listener)
     preprocessing = _preprocessing(request, parent)
     with run.claimed(_options(request, sources), resume=request.resume, restart=request.restart):

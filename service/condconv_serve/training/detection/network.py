@@ -100,7 +100,7 @@ def detector_of(
     carried = _carry_over(static, weights, bundle)
     if experts is None:
         return Detector(spec, static, carried)
-    mixed = with_experts(spec, experts)
+    mixed = replace(spec, backbone=with_experts(spec.backbone, experts), condconv_extras=bool(spec.extras))
     values = upcycle(
         {variable.path: np.array(variable) for variable in static.weights}, mixed, noise=UPCYCLE_NOISE, seed=seed
     )
@@ -110,24 +110,34 @@ def detector_of(
     return Detector(mixed, network, carried)
 
 
-def with_experts(spec: SSDSpec, experts: int) -> SSDSpec:
-    """The same detector with experts where the registered CondConv network of its backbone's family has them.
+def with_experts(architecture: Architecture, experts: int) -> Architecture:
+    """The same classifier with experts where the registered CondConv network of its kind has them.
 
     Raises:
         ConfigurationError: it has experts already, or there is no such network.
     """
-    backbone: Any = spec.backbone
-    if backbone.num_experts:
+    static: Any = architecture
+    if static.num_experts:
         raise ConfigurationError(
-            f"{backbone.name} has {backbone.num_experts} experts already; their number can't be changed."
+            f"{static.name} has {static.num_experts} experts already; their number can't be changed."
         )
-    registered: Any = get_architecture(backbone.name)
-    for twin in family_of(backbone).architectures:
+    registered: Any = get_architecture(static.name)
+    for twin in family_of(static).architectures:
         other: Any = twin
-        if other.num_experts and replace(other.static(), name=backbone.name) == registered:
-            changes = {**backbone.overrides(registered), "num_experts": experts}
-            return replace(spec, backbone=twin.changed(**changes), condconv_extras=bool(spec.extras))
-    raise ConfigurationError(f"There is no CondConv network like {backbone.name}.")
+        if other.num_experts and replace(other.static(), name=static.name) == registered:
+            return twin.changed(**{**static.overrides(registered), "num_experts": experts})
+    raise ConfigurationError(f"There is no CondConv network like {static.name}.")
+
+
+def check_possible(bundle: Bundle, *, experts: int | None) -> None:
+    """Refuse at once what can't be made a detector.
+
+    Raises:
+        ConfigurationError: it has a network of its own, or experts are asked for and can't be had.
+    """
+    parent = architecture_of(bundle)
+    if experts is not None:
+        with_experts(parent.backbone if isinstance(parent, SSDSpec) else parent, experts)
 
 
 def trainer_of(detector: Detector) -> keras.Model:

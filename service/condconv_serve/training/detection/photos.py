@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from condconv_serve.domain import Objects, Placement, Preprocessing
 from condconv_serve.errors import DataSetError
@@ -36,7 +37,7 @@ class Photos:
     def in_pixels(self) -> list[Objects]:
         """The objects in pixels of their photos."""
         return [
-            replace_boxes(objects, objects.boxes * _size(placement) + _corner(placement))
+            replace(objects, boxes=objects.boxes * _size(placement) + _corner(placement))
             for objects, placement in zip(self.objects, self.placements, strict=True)
         ]
 
@@ -77,8 +78,8 @@ def read_photos(
             continue
         kept.append(row)
         placements.append(placement)
-        found.append(replace_boxes(objects, (objects.boxes - _corner(placement)) / _size(placement)))
-    if not any(len(objects) for objects in found):
+        found.append(replace(objects, boxes=(objects.boxes - _corner(placement)) / _size(placement)))
+    if all(objects.crowd.all() for objects in found):
         reason = f" The first one of those that can't be used, {failures[0][0]}: {failures[0][1]}" if failures else ""
         raise DataSetError(f"None of the {len(files)} photos shows an object.{reason}")
     rows = Selection(decoded.rows, np.array(kept, np.int64))
@@ -103,14 +104,9 @@ def split_photos(annotations: Annotations, *, share: float, seed: int) -> tuple[
     return training, validation
 
 
-def replace_boxes(objects: Objects, boxes: np.ndarray) -> Objects:
-    """The same objects elsewhere."""
-    return replace(objects, boxes=boxes)
-
-
-def _corner(placement: Placement) -> np.ndarray:
+def _corner(placement: Placement) -> NDArray[np.float64]:
     return np.array([placement.top, placement.left] * 2)
 
 
-def _size(placement: Placement) -> np.ndarray:
+def _size(placement: Placement) -> NDArray[np.float64]:
     return np.array([placement.height, placement.width] * 2)

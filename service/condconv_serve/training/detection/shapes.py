@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from condconv_serve.domain import Objects
 
@@ -16,6 +15,8 @@ _FINE_BELOW = 40
 """Pixels of the row: where there are smaller objects, boxes are predicted at stride 8, too."""
 _MANY = 0.01
 """A share of the objects; fewer don't decide."""
+_SMALLEST, _MOST_RATIO = 0.01, 8.0
+"""No prior box is smaller, or has longer sides in proportion."""
 _SPREAD = 1.6
 """A map has boxes that are so much wider and so much higher than usual ones."""
 _EXTRAS = ((256, 512, 2), (128, 256, 2), (128, 256, 2))
@@ -28,7 +29,7 @@ def fitting_maps(objects: Sequence[Objects], *, image_size: int) -> dict[str, An
     an object of any size overlaps some prior box well.
 
     Args:
-        objects: of all photos, where 0 to 1 is the row.
+        objects: of all photos, where 0 to 1 is the row; at least one is no crowd.
         image_size: pixels per side of the row.
 
     Returns:
@@ -37,7 +38,8 @@ def fitting_maps(objects: Sequence[Objects], *, image_size: int) -> dict[str, An
     boxes = np.concatenate([one.boxes[~one.crowd] for one in objects])
     height, width = (boxes[:, 2:] - boxes[:, :2]).T
     scales, ratio = np.sqrt(height * width), float(np.exp(np.median(np.log(width / height))))
-    smallest, largest = np.quantile(scales, (_MANY, 1 - _MANY))
+    smallest, largest = np.clip(np.quantile(scales, (_MANY, 1 - _MANY)), _SMALLEST, 1)
+    ratio = min(max(ratio, 1 / _MOST_RATIO), _MOST_RATIO)
     taps = ["stride_16", "stride_32"]
     if smallest * image_size < _FINE_BELOW:
         taps.insert(0, "stride_8")
@@ -70,10 +72,3 @@ def prior_boxes_between(smallest: float, largest: float, *, maps: int, ratio: fl
         shapes = [(scale, ratio), (between, ratio), (scale, ratio * _SPREAD), (scale, ratio / _SPREAD)]
         found.append([[round(min(one, 1.0), 4), round(shape, 4)] for one, shape in shapes])
     return found
-
-
-def best_overlaps(priors: NDArray[np.float32], objects: Sequence[Objects]) -> NDArray[np.float64]:
-    """How well the best prior box fits each object: intersection over union `[N]`."""
-    from condconv_serve.training.detection.matching import intersection_over_union
-
-    return np.concatenate([intersection_over_union(priors, one.boxes[~one.crowd]).max(axis=0) for one in objects])

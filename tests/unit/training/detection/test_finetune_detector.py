@@ -25,6 +25,7 @@ from condconv_serve.training.result import Finished
 from tests.unit.store.samples import PLAN
 from tests.unit.training.detection.drawn import CONDCONV, FAMILY, HEIGHT, WIDTH, draw, save_classifier
 from tests.unit.training.runs import Interrupting, Recorder, eagerly, left_in
+from tests.unit.training.samples import save_small
 
 pytestmark = pytest.mark.tensorflow
 
@@ -280,10 +281,13 @@ def test_impossible_runs_leave_nothing(changes, error, says, train, store):
     assert left_in(store) == []
 
 
-def test_experts_can_be_had_once(train, store, tmp_path):
+def test_networks_that_become_no_such_detector(train, store):
     save_classifier(store, CONDCONV, name="mixed")
     with pytest.raises(ConfigurationError, match="has 4 experts already"):
         train(bundle=store / "mixed" / "1", experts=2)
+    save_small(store)
+    with pytest.raises(ConfigurationError, match="small has a network of its own"):
+        train(bundle=store / "small" / "1", data=store / "gone")
 
 
 def test_too_little_memory_is_named(train, monkeypatch):
