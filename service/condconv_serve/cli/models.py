@@ -247,7 +247,10 @@ def import_model(
     card: Annotated[Path | None, typer.Option(help="Model card, Markdown.")] = None,
     licence: Annotated[str, typer.Option(help="SPDX licence expression of the weights.")] = "unknown",
     accuracy: Annotated[
-        Path | None, typer.Option(help="JSON list of measurements (dataset, images, transform, top1, top5, note).")
+        Path | None,
+        typer.Option(
+            help="JSON list of measurements (dataset, images, transform, top1 and top5 or ap and ap50, note)."
+        ),
     ] = None,
     method: Annotated[str | None, typer.Option(help="How the weights were made, in a sentence.")] = None,
     url: Annotated[str | None, typer.Option(help="Where the weights were published.")] = None,
