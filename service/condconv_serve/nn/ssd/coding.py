@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ ScoreName = Literal["softmax", "sigmoid"]
 
 VARIANCES: Variances = (10.0, 10.0, 5.0, 5.0)
 """What the encodings of centre (y, x) and size (height, width) are multiplied with, as in the published networks."""
+MOST_GROWTH = math.log(1000 / 16)
+"""Logarithm of how many times larger than its prior box a box can be: an exponential would know no limit."""
 
 
 def encode(
@@ -51,11 +54,13 @@ def decode(
         variances: factors.
 
     Returns:
-        float32 `[..., anchors, 4]`: `ymin, xmin, ymax, xmax`, not clipped.
+        float32 `[..., anchors, 4]`: `ymin, xmin, ymax, xmax`, not clipped, but no box is more than 62.5 times as high
+        or as wide as its prior box.
     """
     prior_centre, prior_size = _centre_and_size(priors)
     moved = np.asarray(encodings, np.float64) / np.array(variances)
-    centre, half = moved[..., :2] * prior_size + prior_centre, np.exp(moved[..., 2:]) * prior_size / 2
+    centre = moved[..., :2] * prior_size + prior_centre
+    half = np.exp(np.minimum(moved[..., 2:], MOST_GROWTH)) * prior_size / 2
     return np.concatenate([centre - half, centre + half], axis=-1).astype(np.float32)
 
 
@@ -98,7 +103,7 @@ class DecodeBoxes(keras.layers.Layer):
         """Decode."""
         encodings = ops.cast(encodings, "float32")
         centre = encodings[..., :2] * self._per_centre + self._centre
-        half = ops.exp(encodings[..., 2:] * self._per_size) * self._half
+        half = ops.exp(ops.minimum(encodings[..., 2:] * self._per_size, MOST_GROWTH)) * self._half
         return ops.concatenate([centre - half, centre + half], axis=-1)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:

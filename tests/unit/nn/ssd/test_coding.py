@@ -62,6 +62,13 @@ def test_decoding_undoes_encoding_also_as_a_layer(variances: tuple[float, float,
     assert layer.compute_output_shape((None, 17, 4)) == (None, 17, 4)
 
 
+def test_no_prediction_makes_an_endless_box() -> None:
+    priors = prior_boxes(SIZES, SHAPES)
+    wild = np.full((1, len(priors), 4), 1e4, np.float32)
+    for boxes in (decode(wild, priors), np.asarray(DecodeBoxes(SIZES, SHAPES)(wild))):
+        np.testing.assert_allclose(boxes[..., 2:] - boxes[..., :2], [62.5 * (priors[:, 2:] - priors[:, :2])], rtol=1e-3)
+
+
 @pytest.mark.parametrize("function", ["softmax", "sigmoid"])
 def test_scores_leave_out_the_background(function: Literal["softmax", "sigmoid"]) -> None:
     logits = np.random.default_rng(0).normal(0, 2, (2, 5, 4)).astype(np.float32)
