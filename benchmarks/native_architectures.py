@@ -11,9 +11,10 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import report
@@ -124,6 +125,28 @@ def render(found: dict[str, Any]) -> str:
     return report.table(header, rows)
 
 
+def render_twins(found: dict[str, Any]) -> str:
+    """A table of CondConv networks over their static twins: by multiply-adds, and by processor time in each engine."""
+    from condconv_serve.nn import ARCHITECTURES
+
+    rows = []
+    for name in found:
+        spec: Any = ARCHITECTURES[name]
+        twins = [
+            other
+            for other in found
+            if other != name and replace(cast(Any, ARCHITECTURES[other]), name=name) == spec.static()
+        ]
+        if not spec.num_experts or not twins:
+            continue
+        ours, static = found[name], found[twins[0]]
+        rows.append([name, twins[0], f"{static['multiply_adds'] / ours['multiply_adds']:.2f}"])
+        for engine in ENGINES:
+            times = [(static["engines"][engine], ours["engines"][engine], f"b{size}_cpu_ms") for size in SIZES]
+            rows[-1].append(" ".join(f"{median(a[figure]) / median(b[figure]):.2f}" for a, b, figure in times))
+    return report.table(["network", "static twin", "by multiply-adds", *ENGINES], rows)
+
+
 def _ratio(native: dict[str, list[float]], others: dict[str, Any], figure: str, *, more: bool) -> str:
     """How many times better native is than the best other; `more`: of what more is better."""
     best = (max if more else min)((figures[figure] for figures in others.values()), key=median)
@@ -158,8 +181,9 @@ def main() -> None:
             found[name] = json.loads(done.stdout.splitlines()[-1])
             found = {name: found[name] for name in ARCHITECTURES if name in found}
             path = report.save(result, {"machine": note, "networks": found})
-    print(render(found))
-    print(f"\nwrote {path}")
+    print(f"{render(found)}\n\nCPU time over that of static twins, batch {', '.join(map(str, SIZES))}\n")
+    print(f"{render_twins(found)}\n")
+    print(f"wrote {path}")
 
 
 if __name__ == "__main__":

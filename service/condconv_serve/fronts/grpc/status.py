@@ -87,7 +87,8 @@ DOMAIN = "condconv-serve"
 """Whose slugs the `reason` of `google.rpc.ErrorInfo` are."""
 
 MAX_MESSAGE = 1024
-"""Most characters of a message. Clients refuse trailers with more than 8 KiB, and these hold it twice."""
+"""Most bytes of a message. Clients refuse trailers with more than 8 KiB, and these hold it twice: as it is, and with
+three characters for each byte that isn't ASCII."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,9 @@ def refusal(error: ServiceError) -> Refusal:
     The details hold a `google.rpc.ErrorInfo` with the slug, and a `google.rpc.RetryInfo` if a new try makes sense.
     """
     code, message = STATUS[error.slug], str(error)
-    message = message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 3] + "..."
+    encoded = message.encode(errors="replace")
+    if len(encoded) > MAX_MESSAGE:
+        message = encoded[: MAX_MESSAGE - 3].decode(errors="ignore") + "..."
     status = Status(code=code.value[0], message=message)
     status.details.add().Pack(ErrorInfo(reason=error.slug, domain=DOMAIN))
     if error.retry_after is not None:
