@@ -13,7 +13,7 @@ FROM ${BASE_IMAGE} AS base
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="condconv-serve" \
-      org.opencontainers.image.description="Serves CondConv-EfficientNet image classifiers over HTTP and gRPC, batched in one pass" \
+      org.opencontainers.image.description="Serves CondConv image classifiers and detectors over HTTP and gRPC, batched in one pass" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
