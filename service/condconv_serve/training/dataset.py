@@ -103,7 +103,7 @@ def find_labelled(directory: Path, *, names: Sequence[str] | None = None) -> Ima
             hint = f", but {loose} images that lie beside them" if loose else ""
             raise DataSetError(
                 f"{directory} holds {_count(len(folders), 'class folder')}{hint}; a data set has a folder of images "
-                "for each class, and at least two."
+                f"for each class, and at least two.{_hint(children)}"
             )
         names = sorted(folders)
     elif unknown := sorted(set(folders) - set(names)):
@@ -122,7 +122,10 @@ def find_labelled(directory: Path, *, names: Sequence[str] | None = None) -> Ima
         if not images:
             empty.append(name)
     if empty:
-        raise DataSetError(f"{directory}: no image in the class {_folders(empty)}. Add some, or remove the folder.")
+        hint = _hint(children)
+        raise DataSetError(
+            f"{directory}: no image in the class {_folders(empty)}. Add some, or remove the folder.{hint}"
+        )
     if not files:
         raise DataSetError(f"{directory} holds no image of any class.")
     return ImageFiles(tuple(files), np.array(classes, np.int64), tuple(names))
@@ -274,6 +277,12 @@ def named(paths: Sequence[tuple[Path, str]]) -> list[str]:
     """Lines that list unreadable images with their reasons, the first few of them."""
     lines = [f"{path}: {reason}" for path, reason in paths[:MAX_NAMED]]
     return [*lines, f"and {len(paths) - MAX_NAMED} more"] if len(paths) > MAX_NAMED else lines
+
+
+def _hint(children: Sequence[Path]) -> str:
+    """What to do if this looks like photos with boxes."""
+    annotated = any(child.suffix in (".json", ".xml") or child.name.lower() == "annotations" for child in children)
+    return " For photos whose objects have boxes, choose --task detection." if annotated else ""
 
 
 def _children(directory: Path) -> list[Path]:

@@ -270,6 +270,9 @@ def test_classes_by_their_names(tmp_path):
     assert again.names == ("ant", "cat")
     assert again.images[0].objects.classes.tolist() == [1]
     assert again.fingerprint() != found.fingerprint()
+    again.images[0].file.unlink()
+    with pytest.raises(DataSetError, match="can't be read"):
+        again.fingerprint()
     with pytest.raises(DataSetError, match=r"here: unknown classes cat\. Known are ant\."):
         found.named(["ant"], source="here")
 

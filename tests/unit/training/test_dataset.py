@@ -65,9 +65,20 @@ def loose(data):
     Image.new("RGB", (4, 4)).save(data / "x.jpg")
 
 
+def of_boxes(data):
+    without("blue", "red")(data)
+    (data / "train.json").touch()
+
+
+def of_voc(data):
+    (data / "Annotations").mkdir()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        (of_boxes, "--task detection"),
+        (of_voc, "--task detection"),
         (empty_folder, "no image in the class folder green"),
         (without("blue"), "holds 1 class folder;"),
         (without("blue", "red"), "holds no class folders;"),

@@ -100,10 +100,18 @@ class Annotations:
         return Annotations(tuple(images), tuple(names), self.left_out + left_out)
 
     def fingerprint(self) -> str:
-        """Changes with every photo's name and size in bytes, and with every box."""
+        """Changes with every photo's name and size in bytes, and with every box.
+
+        Raises:
+            DataSetError: a photo has gone.
+        """
         digest = hashlib.sha256("\0".join(self.names).encode())
         for image in self.images:
-            digest.update(os.fsencode(f"{image.file.parent.name}/{image.file.name}\0{image.file.stat().st_size}\n"))
+            try:
+                size = image.file.stat().st_size
+            except OSError as error:
+                raise DataSetError(f"{image.file} can't be read: {error.strerror}.") from error
+            digest.update(os.fsencode(f"{image.file.parent.name}/{image.file.name}\0{size}\n"))
             digest.update(repr(image.size).encode())
             for values in (image.objects.boxes, image.objects.classes, image.objects.crowd):
                 digest.update(values.tobytes())
