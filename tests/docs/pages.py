@@ -101,7 +101,8 @@ def is_complete(text: str) -> bool:
     """Whether text is a whole piece of shell."""
     if text.rstrip().endswith("\\"):
         return False
-    return subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False).returncode == 0
+    looked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
+    return looked.returncode == 0 and "here-document" not in looked.stderr  # of which Bash only warns
 
 
 def why_not_run(command: str) -> str | None:
