@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,16 +16,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from tests.golden import FAMILIES
+
 DATA = Path(__file__).parent / "data" / "families"
-FAMILIES = Path(os.environ.get("FAMILIES_DIR") or Path(__file__).resolve().parents[3] / "shared" / "families")
-needs_families = pytest.mark.skipif(
-    not FAMILIES.is_dir(),
-    reason="needs the reference outputs in ../shared/families beside the repository, or in FAMILIES_DIR",
-)
 Weights = dict[str, NDArray[Any]]
 
 

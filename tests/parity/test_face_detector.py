@@ -19,7 +19,7 @@ from condconv_serve.store import Bundle, open_bundle
 from condconv_serve.store.importers import Upcycling
 from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
 from condconv_serve.tasks.detection import Detect
-from tests.parity.families import FAMILIES, needs_families
+from tests.golden import FAMILIES, needs_families
 from tests.unit.store.samples import PLAN
 
 pytestmark = [pytest.mark.tensorflow, pytest.mark.full_parity, needs_families]

@@ -20,7 +20,8 @@ from condconv_serve.runtime.loading import set_weights
 from condconv_serve.runtime.lowering import CPU, lower
 from condconv_serve.store.bundle import open_bundle, read_weights
 from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
-from tests.parity.families import FAMILIES, FULL_SIZE, TINY, FamilyGolden, needs_families, pixels_of
+from tests.golden import FAMILIES, needs_families
+from tests.parity.families import FULL_SIZE, TINY, FamilyGolden, pixels_of
 from tests.parity.seeded import waves
 
 pytestmark = pytest.mark.tensorflow

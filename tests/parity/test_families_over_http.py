@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
 from tests.e2e.server import Server, wait_for
-from tests.parity.families import FULL_SIZE, TINY, FamilyGolden, needs_families, pixels_of
+from tests.golden import needs_families
+from tests.parity.families import FULL_SIZE, TINY, FamilyGolden, pixels_of
 from tests.parity.golden_models import write_checkpoint
 from tests.parity.seeded import official_tensors, read_tiny, waves
 

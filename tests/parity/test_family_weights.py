@@ -17,7 +17,8 @@ from condconv_serve.runtime.loading import load_model, load_network
 from condconv_serve.store import open_bundle
 from condconv_serve.store.importers import Upcycling
 from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
-from tests.parity.families import FAMILIES, FULL_SIZE, TINY, FamilyGolden, needs_families, pixels_of
+from tests.golden import FAMILIES, needs_families
+from tests.parity.families import FULL_SIZE, TINY, FamilyGolden, pixels_of
 from tests.parity.seeded import waves
 from tests.unit.store.samples import PLAN
 

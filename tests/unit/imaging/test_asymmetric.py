@@ -11,7 +11,7 @@ from PIL import Image
 
 from condconv_serve.domain import Preprocessing
 from condconv_serve.imaging import asymmetric, make_row, transform
-from tests.parity.families import FAMILIES, needs_families
+from tests.golden import FAMILIES, needs_families
 from tests.pictures import photo
 
 
