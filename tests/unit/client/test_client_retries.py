@@ -19,7 +19,7 @@ from condconv_serve.errors import (
     ServiceError,
 )
 from condconv_serve.fronts.native.problems import STATUS
-from tests.unit.client.answers_of_ours import entry, predictions, problem
+from tests.unit.client.answers_of_ours import entry, for_each_image, images_of, predictions, problem
 from tests.unit.client.both import KINDS, answered_by
 
 OK = httpx.Response(200, content=b"yes")
@@ -228,10 +228,11 @@ def test_what_nobody_waits_for_is_not_tried_again():
 
     def answer(request):
         seen.append(request)
-        return problem("queue_full", 429, retry_after=30) if len(seen) > 1 else predictions(*(entry(1),) * 16)
+        # Both requests come at the same time.
+        return problem("queue_full", 429, retry_after=30) if b"\2" in images_of(request) else for_each_image(request)
 
     with answered_by("sync", answer) as client:
-        answers = client.predict_iter([b"\1"] * 32)
+        answers = client.predict_iter([b"\1"] * 16 + [b"\2"] * 16)
         next(answers)
         started = time.monotonic()
         answers.close()
