@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -92,8 +93,10 @@ async def test_deadlines(front: Opened, name: str) -> None:
         ("condconv_rejected_total", {"reason": "deadline_exceeded"}),
         ("condconv_rows_total", {"model": "fake", "outcome": "deadline_exceeded"}),
     ):
+        await until(partial(house.read, counter, **labels, deadline="caller"))  # callers may hear of it first
         assert house.read(counter, **labels, deadline="caller") == 1, counter
         assert house.read(counter, **labels, deadline="service") in (None, 0), counter
+    await until(partial(house.read, "condconv_stage_seconds_count", stage="total"))
     assert house.read("condconv_stage_seconds_count", stage="total") == 1, "it took that long, whoever gave up"
     house.free.set()
     assert (await ask(2)).classes == [2]
