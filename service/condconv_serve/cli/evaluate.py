@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from condconv_serve.cli.common import INTERRUPTED, ModelName, Store, ThemeOption, command_line, friendly, read_settings
-from condconv_serve.cli.output import (
-    SilentProgress,
-    add_row,
-    err,
-    note,
-    print_failure,
-    print_table,
-    say,
-    to_json,
-    write_json,
-)
+from condconv_serve.cli.common import ModelName, Store, ThemeOption, friendly, read_settings
+from condconv_serve.cli.evaluating import Kind, measure
+from condconv_serve.cli.output import add_row, note, print_table, say
 
 if TYPE_CHECKING:
     from condconv_serve.offline.evaluate import Evaluation
-    from condconv_serve.routing.palette import ThemeName
     from condconv_serve.tasks.quality import Quality, Share
 
 MAX_CLASSES = 20
 """With more classes than this only those with the least recall are listed."""
 MAX_CONFUSED = 10
-MAX_FAILURES = 8
-_LINES_FROM = 100
-"""With fewer images than this lines about progress would be in the way."""
-_NUMBERS = re.compile(r"\[\n\s+(-?[\d.]+(?:,\s+-?[\d.]+)*)\n\s+\]")
 
 app = typer.Typer()
 
@@ -83,7 +67,7 @@ def evaluate_model(
 
     Of a detector: COCO's average precision on your annotated photos.
     """
-    from condconv_serve.offline.evaluate import prepare, run
+    from condconv_serve.offline.evaluate import Evaluation, prepare, run
     from condconv_serve.routing.picture import check_plot_path
     from condconv_serve.store import Catalog, open_bundle
 
@@ -102,72 +86,26 @@ def evaluate_model(
     evaluation = prepare(version, directory, skip_unknown=skip_unknown)
     for text in evaluation.data.notes:
         note(text)
-    interrupted = False
-    try:
-        with _Shown(evaluation.total) as shown:
-            run(settings, evaluation, progress=shown.update)
-    except KeyboardInterrupt:
-        interrupted = True
-        note(f"interrupted after {evaluation.done} of {evaluation.total} images, which were taken at random")
-        if evaluation.done == len(evaluation.failures):
-            raise typer.Exit(INTERRUPTED) from None
-    _print_failures(evaluation)
-    quality = evaluation.finish()
-    if as_json:
-        document = evaluation.to_json(quality) | ({"interrupted": True} if interrupted else {})
-        write_json(_NUMBERS.sub(_on_one_line, to_json(document)) + "\n")
-    else:
-        _print_quality(evaluation, quality)
-    if plot is not None:
-        _plot(evaluation, quality, plot, theme)
-    raise typer.Exit(INTERRUPTED if interrupted else int(bool(evaluation.failures)))
+    kind = Kind(
+        run=run,
+        finish=Evaluation.finish,
+        document=Evaluation.to_json,
+        show=_print_quality,
+        draw=_draw,
+        so_far=_so_far,
+    )
+    measure(settings, evaluation, kind, plot=plot, theme=theme, as_json=as_json)
 
 
-def _plot(evaluation: Evaluation, quality: Quality, plot: Path, theme: ThemeName) -> None:
-    from condconv_serve.offline.plot_quality import plot_quality
-    from condconv_serve.routing.picture import look_of
-    from condconv_serve.routing.provenance import Provenance
+def _draw(*figures: Any, **title: Any) -> None:
+    from condconv_serve.offline.plot_quality import plot_quality  # which imports matplotlib
 
-    look = look_of(plot, theme=theme, made_by=Provenance.of(evaluation.manifest, command_line()))
-    title = f"{evaluation.manifest.name}/{evaluation.manifest.version}"
-    plot_quality(quality, evaluation.labels, plot, look, title=title)
-    note(f"wrote {plot}")
+    plot_quality(*figures, **title)
 
 
-class _Shown:
-    """Shows how far it is: a bar on a terminal, a line for every tenth elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[right]}"))
-        self._progress = SilentProgress(
-            *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
-        )
-        self._task = self._progress.add_task("", total=total, right="")
-        self._tenth = 0
-
-    def __enter__(self) -> _Shown:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def update(self, evaluation: Evaluation) -> None:
-        """Show what is done."""
-        judged = evaluation.done - len(evaluation.failures)
-        right = f"top-1 {evaluation.hits / judged:.1%}" if judged else ""
-        self._progress.update(self._task, completed=evaluation.done, right=right)
-        tenth = 10 * evaluation.done // evaluation.total
-        if not err.is_terminal and tenth > self._tenth and evaluation.total >= _LINES_FROM:
-            self._tenth = tenth
-            note(f"{evaluation.done} of {evaluation.total} images, {right}")
-
-
-def _print_failures(evaluation: Evaluation) -> None:
-    for name, reason in evaluation.failures[:MAX_FAILURES]:
-        print_failure(name, reason)
-    if len(evaluation.failures) > MAX_FAILURES:
-        note(f"and {len(evaluation.failures) - MAX_FAILURES} more that can't be read; --json names them all")
+def _so_far(evaluation: Evaluation) -> str:
+    judged = evaluation.done - len(evaluation.failures)
+    return f"top-1 {evaluation.hits / judged:.1%}" if judged else ""
 
 
 def _print_quality(evaluation: Evaluation, quality: Quality) -> None:
@@ -218,7 +156,3 @@ def _print_confused(evaluation: Evaluation, quality: Quality) -> None:
     for truth, predicted, count in confused:
         right, wrong = evaluation.labels[truth].label, evaluation.labels[predicted].label
         say(f"  {right} taken for {wrong}: {count} of {images[truth]}")
-
-
-def _on_one_line(found: re.Match[str]) -> str:
-    return f"[{' '.join(found[1].split())}]"

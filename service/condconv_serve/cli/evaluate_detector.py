@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import typer
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from condconv_serve.cli.common import INTERRUPTED, command_line
-from condconv_serve.cli.output import SilentProgress, add_row, err, note, print_failure, print_json, print_table, say
+from condconv_serve.cli.evaluating import Kind, measure
+from condconv_serve.cli.output import add_row, print_table, say
 
 if TYPE_CHECKING:
     from condconv_serve.offline.evaluate_detector import DetectorEvaluation
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 20
 """With more classes than this only those with the lowest AP50 are listed."""
-MAX_FAILURES = 8
 
 
 def evaluate_detector(
@@ -32,44 +29,23 @@ def evaluate_detector(
     as_json: bool,
 ) -> NoReturn:
     """Measure a detector, print the figures, and exit."""
-    from condconv_serve.offline.evaluate_detector import run_detector
+    from condconv_serve.offline.evaluate_detector import DetectorEvaluation, run_detector
 
-    interrupted = False
-    columns = (TextColumn("looking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
-        with SilentProgress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
-            task = bar.add_task("", total=evaluation.total)
-            run_detector(settings, evaluation, progress=lambda state: bar.update(task, completed=state.done))
-    except KeyboardInterrupt:
-        interrupted = True
-        note(f"interrupted after {evaluation.done} of {evaluation.total} photos, which were taken at random")
-        if evaluation.done == len(evaluation.failures):
-            raise typer.Exit(INTERRUPTED) from None
-    for name, reason in evaluation.failures[:MAX_FAILURES]:
-        print_failure(name, reason)
-    if len(evaluation.failures) > MAX_FAILURES:
-        note(f"and {len(evaluation.failures) - MAX_FAILURES} more that can't be used; --json names them all")
-    for left_out in evaluation.left_out:
-        note(f"left out: {left_out}")
-    quality = evaluation.finish()
-    if as_json:
-        print_json(evaluation.to_json(quality) | ({"interrupted": True} if interrupted else {}))
-    else:
-        _print_quality(evaluation, quality)
-    if plot is not None:
-        _plot(evaluation, quality, plot, theme)
-    raise typer.Exit(INTERRUPTED if interrupted else int(bool(evaluation.failures)))
+    kind = Kind(
+        run=run_detector,
+        finish=DetectorEvaluation.finish,
+        document=DetectorEvaluation.to_json,
+        show=_print_quality,
+        draw=_draw,
+        notes=lambda evaluation: [f"left out: {left_out}" for left_out in evaluation.left_out],
+    )
+    measure(settings, evaluation, kind, plot=plot, theme=theme, as_json=as_json)
 
 
-def _plot(evaluation: DetectorEvaluation, quality: DetectionQuality, plot: Path, theme: ThemeName) -> None:
-    from condconv_serve.offline.plot_precision import plot_precision
-    from condconv_serve.routing.picture import look_of
-    from condconv_serve.routing.provenance import Provenance
+def _draw(*figures: Any, **title: Any) -> None:
+    from condconv_serve.offline.plot_precision import plot_precision  # which imports matplotlib
 
-    look = look_of(plot, theme=theme, made_by=Provenance.of(evaluation.manifest, command_line()))
-    title = f"{evaluation.manifest.name}/{evaluation.manifest.version}"
-    plot_precision(quality, evaluation.labels, plot, look, title=title)
-    note(f"wrote {plot}")
+    plot_precision(*figures, **title)
 
 
 def _print_quality(evaluation: DetectorEvaluation, quality: DetectionQuality) -> None:

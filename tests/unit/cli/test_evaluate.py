@@ -105,7 +105,7 @@ def test_damaged_images(data):
     assert code == 1
     assert out.splitlines()[0] == "fake/1: 12 images of 3 classes, 9 more left out"
     assert len([line for line in err.splitlines() if "no image of an accepted format" in line]) == 8
-    assert "and 1 more that can't be read" in err
+    assert "and 1 more that can't be used; --json names them all" in err
     left_out = json.loads(condconv("models", "evaluate", "fake", data, "--json")[1])["left_out"]
     assert sorted(one["filename"] for one in left_out["images"]) == [
         str(data / "n1" / f"bad{number}.jpg") for number in range(9)
