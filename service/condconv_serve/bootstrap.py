@@ -203,9 +203,10 @@ class Service:
             identity_of=lambda model: (model.name, model.version),
         )
         self.images = ImagePipeline(
-            InferencePlane(self.registry, self._batcher, metrics=self.metrics, tallies=self.tallies),
+            InferencePlane(
+                self.registry, self._batcher, metrics=self.metrics, tallies=self.tallies, observe=self._observe
+            ),
             ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
-            observe=self._observe,
             count_objects=self.metrics.count_objects,
         )
         ablation_memory = MemoryCheck(partial(ablation_bytes, plan=self.plan), left=memory.left)

@@ -10,8 +10,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
-from typing import TypeVar
+from hashlib import blake2b
+from typing import Protocol, TypeVar
 
 from condconv_serve.domain import (
     Answered,
@@ -20,20 +22,67 @@ from condconv_serve.domain import (
     MadeRow,
     ModelInfo,
     PixelSource,
+    Row,
     RowAnswer,
+    RowSource,
     ServedModel,
+    Tensors,
 )
 from condconv_serve.errors import ServiceError, unexpected_error
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.imaging.given_pixels import row_of_pixels
 from condconv_serve.inference.batching import Priority
-from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.tasks.task import FindsObjects, Task
 
 Answer = TypeVar("Answer")
 MAX_HOLD_SECONDS = 0.005
 """After so much work on a request's answers, others get their turn: thousands of boxes take a while."""
+_DIGEST_BYTES = 32
+_DIGEST_AT_ONCE = 256 * 1024
+"""Bytes of images that are hashed on the event loop; more take too long there."""
 logger = logging.getLogger(__name__)
+
+
+class Plane(Protocol):
+    """Leases a model, and computes its rows: `InferencePlane`, or what stands for one in another process.
+
+    All methods do what those of `condconv_serve.inference.plane.InferencePlane` say.
+    """
+
+    def lease(
+        self, model: str | None = None, version: str | None = None, *, split_key: str | None = None
+    ) -> AbstractContextManager[ServedModel]:
+        """Find a model, and keep it loaded until the block ends."""
+        ...
+
+    async def check(
+        self,
+        model: str | None = None,
+        version: str | None = None,
+        *,
+        split_key: str | None = None,
+        priority: Priority = Priority.NORMAL,
+        deadline: float = math.inf,
+    ) -> None:
+        """Refuse a request before its body is read, if not even one row of it could be admitted."""
+        ...
+
+    async def infer(
+        self, model: ServedModel, rows: Row, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf
+    ) -> Tensors:
+        """Compute the rows of one request."""
+        ...
+
+    async def infer_each(
+        self,
+        model: ServedModel,
+        sources: Sequence[RowSource],
+        *,
+        priority: Priority = Priority.NORMAL,
+        deadline: float = math.inf,
+    ) -> list[RowAnswer | ServiceError]:
+        """Make and compute the rows of one request. If a row fails, the others are still answered."""
+        ...
 
 
 class ImagePipeline:
@@ -41,10 +90,10 @@ class ImagePipeline:
 
     def __init__(
         self,
-        plane: InferencePlane,
+        plane: Plane,
         decoder: ImageDecoder,
         *,
-        observe: Callable[[ModelInfo, RowAnswer], None] = lambda model, row: None,
+        digests: bool = False,
         count_objects: Callable[[str, Sequence[float]], None] = lambda model, scores: None,
     ) -> None:
         """Wire the parts together.
@@ -52,12 +101,12 @@ class ImagePipeline:
         Args:
             plane: computes rows.
             decoder: makes rows of images.
-            observe: gets what the network answered for each image, for statistics; called on the event loop.
+            digests: whether the plane gets a hash of each image. Hashing costs about a millisecond per megabyte.
             count_objects: gets a detector's name, and the scores of the objects that its answer for an image holds.
         """
         self.plane = plane
         self.decoder = decoder
-        self._observe = observe
+        self._digests = digests
         self._count_objects = count_objects
 
     async def run(
@@ -92,7 +141,11 @@ class ImagePipeline:
         """
         with self.plane.lease(model, version, split_key=split_key) as served:
             task.check(served.info)
-            sources = [partial(self._row, image, served, deadline=deadline) for image in images]
+            digests = await self._digests_of(images, served.info)
+            sources = [
+                RowSource(partial(self._row, image, served, deadline=deadline), digest)
+                for image, digest in zip(images, digests, strict=True)
+            ]
             rows = await self.plane.infer_each(served, sources, priority=priority, deadline=deadline)
             results, since = list[ImageResult[Answer]](), time.monotonic()
             for place, (image, row) in enumerate(zip(images, rows, strict=True)):
@@ -101,6 +154,16 @@ class ImagePipeline:
                     await asyncio.sleep(0)
                     since = time.monotonic()
             return Answered(served.info, tuple(results))
+
+    async def _digests_of(
+        self, images: Sequence[ImageSource | PixelSource], model: ModelInfo
+    ) -> Sequence[bytes | None]:
+        if not self._digests:
+            return [None] * len(images)
+        given = [image.data if isinstance(image, ImageSource) else None for image in images]
+        work = partial(_digests, given, repr(model.preprocessing).encode())
+        long = sum(len(data) for data in given if data is not None) > _DIGEST_AT_ONCE
+        return await asyncio.to_thread(work) if long else work()
 
     async def _row(self, image: ImageSource | PixelSource, model: ServedModel, *, deadline: float) -> MadeRow:
         if isinstance(image, PixelSource):
@@ -125,7 +188,17 @@ class ImagePipeline:
             logger.exception("the answer of %s/%s for an image met an unexpected error", model.name, model.version)
             error = unexpected_error()
             return ImageResult(id=identity, filename=filename, error=error)
-        self._observe(model, row)
         if isinstance(task, FindsObjects) and (scores := task.scores_in(answer)) is not None:
             self._count_objects(model.name, scores)
         return ImageResult(id=identity, filename=filename, prediction=answer)
+
+
+def _digests(images: Sequence[bytes | None], made_by: bytes) -> list[bytes | None]:
+    return [None if data is None else _digest(data, made_by) for data in images]
+
+
+def _digest(data: bytes, made_by: bytes) -> bytes:
+    found = blake2b(len(data).to_bytes(8, "big"), digest_size=_DIGEST_BYTES)
+    found.update(data)
+    found.update(made_by)
+    return found.digest()

@@ -40,11 +40,14 @@ def rows_service(context: AppContext) -> Service:
             tensors = await plane.infer(model, rows, priority=priority, deadline=facts.deadline)
         return RESPONSE(id=request.id, raw_output_contents=[tensors["logits"].tobytes()])
 
+    async def before_body(_: Call) -> None:
+        gatekeeper.check_ready()
+
     return Service(
         name=NAME,
         front="grpc",
         methods={
-            "ModelInfer": Method(request=REQUEST, answer=infer, before_body=lambda _: gatekeeper.check_ready()),
+            "ModelInfer": Method(request=REQUEST, answer=infer, before_body=before_body),
             "ModelStreamInfer": StreamMethod(
                 request=REQUEST,
                 answer=infer,

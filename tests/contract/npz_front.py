@@ -16,7 +16,7 @@ from condconv_serve.http.body import read_body
 from condconv_serve.http.disconnect import unless_disconnected
 from condconv_serve.http.middleware import RequestContext
 from condconv_serve.http.scope import facts_of
-from condconv_serve.inference.plane import InferencePlane
+from condconv_serve.pipeline import Plane
 from condconv_serve.telemetry.metrics import Metrics
 
 STATUS = {"unauthenticated": 401, "forbidden": 403, "rate_limited": 429, "not_ready": 503, "deadline_exceeded": 504}
@@ -27,15 +27,15 @@ def render(error: ServiceError) -> Answer:
     return Answer(STATUS.get(error.slug, 400), [(b"content-type", b"text/plain")], f"{error.slug}: {error}".encode())
 
 
-def npz_front(gatekeeper: Gatekeeper, plane: InferencePlane, metrics: Metrics, *, max_body_bytes: int) -> ASGIApp:
+def npz_front(gatekeeper: Gatekeeper, plane: Plane, metrics: Metrics, *, max_body_bytes: int) -> ASGIApp:
     async def infer(request: Request) -> Response:
         facts, query = facts_of(request.scope), request.query_params
-        gatekeeper.admit(facts, secret=request.headers.get(API_KEY_HEADER))
+        await gatekeeper.admit(facts, secret=request.headers.get(API_KEY_HEADER))
         gatekeeper.check_ready()
         facts.deadline = gatekeeper.deadline(int(query["timeout_ms"]) if "timeout_ms" in query else None)
         priority = gatekeeper.priority(query.get("priority", "normal"))
         split_key = gatekeeper.split_key(facts, request.headers.get(SPLIT_KEY_HEADER))
-        plane.check(query.get("model"), split_key=split_key, priority=priority, deadline=facts.deadline)
+        await plane.check(query.get("model"), split_key=split_key, priority=priority, deadline=facts.deadline)
         try:
             rows = np.load(io.BytesIO(await read_body(request, max_body_bytes)))["rows"]
         except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:

@@ -63,7 +63,9 @@ def test_memory_of_an_unloaded_version_comes_back(server: Server) -> None:
     for _ in range(4):
         loaded.append(load())
         unloaded.append(unload())
-    print(f"\nresident MB, loaded: {[size // 10**6 for size in loaded]}, unloaded: {[size // 10**6 for size in unloaded]}")
+    print(
+        f"\nresident MB, loaded: {[size // 10**6 for size in loaded]}, unloaded: {[size // 10**6 for size in unloaded]}"
+    )
     assert max(loaded) - min(unloaded) > 0.8 * weights, "in memory experts are half floats, as in the file"
     assert min(unloaded[2:]) < min(unloaded[:2]) + 0.8 * weights
 

@@ -2,13 +2,14 @@ import asyncio
 import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import ImageSource, rows_of
+from condconv_serve.domain import ImageSource, PixelSource, rows_of
 from condconv_serve.errors import (
     CorruptImage,
     Draining,
@@ -32,6 +33,7 @@ from tests.pictures import encode
 CLASSES, BLOCKS, EXPERTS = 6, ("block_8", "block_9"), 3
 NAN, INFINITE, GUILTY = 250, 252, 251
 INFO = model_info("fake", "3", layout=even_layout(BLOCKS, EXPERTS), classes=CLASSES)
+IMAGE_SIZE = INFO.preprocessing.image_size
 SHADES = ShadeEngine(classes=CLASSES, layout=INFO.routing)
 
 
@@ -81,9 +83,9 @@ class Subject:
         routing = LiveRouting()
         self.metrics.routing.set_source(routing.exported)
         self.batcher = CountingBatcher(self._run, streams=1, metrics=self.metrics, **limits)
-        plane = InferencePlane(FakeModels(MODEL), self.batcher, metrics=self.metrics)
+        plane = InferencePlane(FakeModels(MODEL), self.batcher, metrics=self.metrics, observe=routing.observe)
 
-        self.pipeline = ImagePipeline(plane, ImageDecoder(decoders, max_pixels=20_000), observe=routing.observe)
+        self.pipeline = ImagePipeline(plane, ImageDecoder(decoders, max_pixels=20_000))
 
     async def classify(self, images, *, top_k=None, model=None):
         return await self.pipeline.run(images, Classify(top_k), model=model)
@@ -305,3 +307,39 @@ async def test_unexpected_error_of_one_image_leaves_the_others_alone(subject, mo
     bad, good = (await subject.classify([ImageSource(b"boom"), image(1)])).results
     assert (bad.error.slug, good.prediction is not None) == ("internal_error", True)
     assert "secret" not in str(bad.error)
+
+
+async def test_every_answered_row_is_observed_where_the_engine_is(subject):
+    with subject.pipeline.plane.lease() as model:
+        await subject.pipeline.plane.infer(model, np.full((2, IMAGE_SIZE, IMAGE_SIZE, 3), 51, np.uint8))
+    await subject.classify([image(1), ImageSource(b"no image")])
+    labels = {"model": "fake", "version": "3", "block": BLOCKS[0], "expert": "0"}
+    assert subject.read("condconv_routing_weight_count", **labels) == 3
+
+
+class DigestsOnly:
+    """A plane that notes the digests of the rows that it gets, and computes nothing."""
+
+    def __init__(self, model):
+        self.lease = lambda *_, **__: contextlib.nullcontext(model)
+        self.digests = []
+
+    async def infer_each(self, model, sources, **_):
+        self.digests += [source.digest for source in sources]
+        return [InferenceFailed("no engine")] * len(sources)
+
+
+async def test_digests_tell_images_and_preprocessings_apart(subject):
+    other = replace(INFO, preprocessing=replace(INFO.preprocessing, image_size=33))
+    long = ImageSource(bytes(10**6))
+    found = {}
+    for info, digests in ((INFO, False), (INFO, True), (other, True)):
+        plane = DigestsOnly(served_model(info))
+        pixels = PixelSource(np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
+        pipeline = ImagePipeline(plane, subject.pipeline.decoder, digests=digests)
+        await pipeline.run([image(1), image(2), image(1, filename="again"), long, pixels], Classify())
+        found[info is INFO, digests] = plane.digests
+    assert found[True, False] == [None] * 5
+    one, two, again, whole, of_pixels = found[True, True]
+    assert (again, of_pixels) == (one, None)
+    assert len({one, two, whole} | set(found[False, True][:4])) == 6

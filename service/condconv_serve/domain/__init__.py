@@ -25,6 +25,7 @@ from condconv_serve.domain.images import (
     Placement,
     Preprocessing,
     Row,
+    RowSource,
     TransformName,
 )
 from condconv_serve.domain.manifest import Manifest, TaskName
@@ -107,6 +108,7 @@ __all__ = [
     "RoutingTrace",
     "Row",
     "RowAnswer",
+    "RowSource",
     "ServedModel",
     "TaskName",
     "Tensors",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,6 +105,20 @@ class MadeRow:
     row: Row
     seconds: float = 0.0
     placement: Placement | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """Where one row of a request comes from.
+
+    Attributes:
+        make: makes the row when it is awaited, for instance by decoding an image. Room for the row is taken before.
+        digest: a hash of the image's bytes and of what its pixels depend on besides: equal digests, equal rows. None
+            if nobody asked for it, or the row came as pixels.
+    """
+
+    make: Callable[[], Awaitable[MadeRow]]
+    digest: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

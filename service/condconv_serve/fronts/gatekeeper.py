@@ -7,7 +7,7 @@ import time
 from condconv_serve.domain.facts import Deadline, DeadlineBy, KeyScope, RequestFacts
 from condconv_serve.errors import Forbidden, InvalidParameter, Unauthenticated
 from condconv_serve.fronts.keys import ALL_SCOPES, ApiKey, KeyRing
-from condconv_serve.fronts.rates import RateLimits
+from condconv_serve.fronts.rates import RateLimits, Rates
 from condconv_serve.inference.batching import Priority
 from condconv_serve.serving.readiness import Readiness
 
@@ -28,6 +28,7 @@ class Gatekeeper:
         keys: KeyRing | None = None,
         open_admin: bool = True,
         request_timeout: float = 30.0,
+        rates: Rates | None = None,
     ) -> None:
         """Take the rules.
 
@@ -36,19 +37,20 @@ class Gatekeeper:
             keys: the API keys that are accepted; None lets everybody in.
             open_admin: whether everybody has the scope `admin` if there are no keys.
             request_timeout: most seconds that an answer may take.
+            rates: counts requests by key; those of this process if None.
         """
         self._readiness = readiness
         self._keys = keys
         self._open_grants = ALL_SCOPES if open_admin else frozenset[KeyScope]({"predict"})
         self._request_timeout = request_timeout
-        self._rates = RateLimits()
+        self._rates = rates or RateLimits()
 
     @property
     def asks_for_keys(self) -> bool:
         """Whether requests need an API key."""
         return self._keys is not None
 
-    def admit(self, facts: RequestFacts, *, secret: str | None) -> None:
+    async def admit(self, facts: RequestFacts, *, secret: str | None) -> None:
         """Let a request in if its key has the scope `predict`, and count it.
 
         Notes the key's name and scopes in `facts`. Call it once for each request, before anything else.
@@ -63,7 +65,7 @@ class Gatekeeper:
             RateLimited: the key has used up its requests of the last minute.
         """
         if key := self.identify(facts, secret=secret):
-            self._rates.use(key)
+            await self._rates.use(key)
 
     def identify(self, facts: RequestFacts, *, secret: str | None) -> ApiKey | None:
         """Do the same without counting, for connections on which requests will come; each of them is admitted.

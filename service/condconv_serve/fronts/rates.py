@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from pyrate_limiter import Duration, InMemoryBucket, Rate, RateItem
 
@@ -11,20 +12,28 @@ from condconv_serve.errors import RateLimited
 from condconv_serve.fronts.keys import ApiKey
 
 
+class Rates(Protocol):
+    """How often each key was used, in all processes that share one set of rates."""
+
+    async def use(self, key: ApiKey) -> None:
+        """Count one request of a key.
+
+        Raises:
+            RateLimited: it has used up its requests of the last 60 seconds.
+        """
+        ...
+
+
 class RateLimits:
-    """How often each key was used in the last 60 seconds, in this process."""
+    """How often each key was used in the last 60 seconds, in this process: implements `Rates`."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Start with nothing used; `clock` is in seconds."""
         self._clock = clock
         self._buckets: dict[tuple[str, int], InMemoryBucket] = {}
 
-    def use(self, key: ApiKey) -> None:
-        """Count one request of a key.
-
-        Raises:
-            RateLimited: it has used up its requests of the last 60 seconds.
-        """
+    async def use(self, key: ApiKey) -> None:
+        """See `Rates.use`."""
         limit = key.requests_per_minute
         if limit is None:
             return

@@ -35,7 +35,7 @@ def guard(gatekeeper: Gatekeeper) -> Dependency:
     """Put this before every route that isn't for everybody. Routes for admins add `needs_admin`."""
 
     async def open_to_all(request: Request) -> None:
-        gatekeeper.admit(facts_of(request.scope), secret=None)
+        await gatekeeper.admit(facts_of(request.scope), secret=None)
 
     async def check(
         request: Request,
@@ -44,7 +44,7 @@ def guard(gatekeeper: Gatekeeper) -> Dependency:
     ) -> None:
         # A proxy in front may want Authorization for itself, so ours comes first.
         secret = api_key or (bearer.credentials if bearer else None)
-        gatekeeper.admit(facts_of(request.scope), secret=secret)
+        await gatekeeper.admit(facts_of(request.scope), secret=secret)
 
     # Only the second one puts the keys into the OpenAPI document.
     return Dependency(check if gatekeeper.asks_for_keys else open_to_all)

@@ -72,7 +72,7 @@ class TensorInference:
         self._gatekeeper = gatekeeper
         self._max_images = max_images
 
-    def check(
+    async def check(
         self,
         facts: RequestFacts,
         *,
@@ -87,7 +87,7 @@ class TensorInference:
         """
         gatekeeper = self._gatekeeper
         gatekeeper.check_ready()
-        self._images.plane.check(
+        await self._images.plane.check(
             model,
             version,
             priority=Priority.HIGH,
@@ -95,7 +95,7 @@ class TensorInference:
             split_key=gatekeeper.split_key(facts, split_key),
         )
 
-    def check_unnamed(self) -> None:
+    async def check_unnamed(self) -> None:
         """Refuse a request before its body is read, in which its model stands, if the queue is full or nobody serves.
 
         Raises:
@@ -103,7 +103,7 @@ class TensorInference:
         """
         self._gatekeeper.check_ready()
         try:
-            self._images.plane.check()
+            await self._images.plane.check()
         except QueueFull:
             raise
         except ServiceError:  # of the default model; the request may name another one

@@ -6,12 +6,22 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
 
-from condconv_serve.domain import MadeRow, ModelSource, Row, RowAnswer, ServedModel, Tensors, Timings
+from condconv_serve.domain import (
+    MadeRow,
+    ModelInfo,
+    ModelSource,
+    Row,
+    RowAnswer,
+    RowSource,
+    ServedModel,
+    Tensors,
+    Timings,
+)
 from condconv_serve.domain.facts import STAGES, deadline_by
 from condconv_serve.errors import DeadlineExceeded, InferenceFailed, InvalidParameter, ServiceError, unexpected_error
 from condconv_serve.inference.batching import Admission, Batcher, Priority
@@ -21,15 +31,22 @@ from condconv_serve.telemetry.tally import Tallies
 logger = logging.getLogger(__name__)
 
 RowBatcher = Batcher[ServedModel, Row, Tensors]
-RowSource = Callable[[], Awaitable[MadeRow]]
-"""Makes one row when it is awaited, for instance by decoding an image. Room for the row is taken before that."""
 
 
 class InferencePlane:
-    """Rows in, named tensors out: the same for every front and every task."""
+    """Rows in, named tensors out: the same for every front and every task.
+
+    All that is counted about rows is counted here, wherever the fronts are.
+    """
 
     def __init__(
-        self, models: ModelSource, batcher: RowBatcher, *, metrics: Metrics, tallies: Tallies | None = None
+        self,
+        models: ModelSource,
+        batcher: RowBatcher,
+        *,
+        metrics: Metrics,
+        tallies: Tallies | None = None,
+        observe: Callable[[ModelInfo, RowAnswer], None] = lambda model, row: None,
     ) -> None:
         """Wire the parts together.
 
@@ -38,11 +55,13 @@ class InferencePlane:
             batcher: computes their rows.
             metrics: counts each row's result.
             tallies: counts each request by version.
+            observe: gets what the network answered for each row, for statistics; called on the event loop.
         """
         self._models = models
         self._batcher = batcher
         self._metrics = metrics
         self._tallies = tallies or Tallies()
+        self._observe = observe
 
     def lease(
         self, model: str | None = None, version: str | None = None, *, split_key: str | None = None
@@ -50,7 +69,7 @@ class InferencePlane:
         """Find a model and keep it loaded until the block ends; arguments and errors are those of `ModelSource.get`."""
         return self._models.lease(model, version, key=split_key)
 
-    def check(
+    async def check(
         self,
         model: str | None = None,
         version: str | None = None,
@@ -169,13 +188,14 @@ class InferencePlane:
         self._metrics.version_rows.labels(model.name, model.version).inc()
         for stage in (*STAGES, "total"):
             self._metrics.stage_seconds.labels(stage).observe(getattr(answer.timings, stage))
+        self._observe(model.info, answer)
         return answer
 
     async def _answer(
         self, model: ServedModel, source: RowSource, admission: Admission[ServedModel], deadline: float
     ) -> RowAnswer:
         started = time.monotonic()
-        made = await source()
+        made = await source.make()
         found = await self._batcher.submit(made.row, admission, deadline=deadline)
         if not all(np.isfinite(values).all() for values in found.output.values()):
             raise InferenceFailed("The engine's answer for this image holds numbers that are not finite.")
@@ -203,7 +223,7 @@ def _check_rows(rows: Row, model: ServedModel) -> None:
 
 
 def _made(row: Row) -> RowSource:
-    async def source() -> MadeRow:
+    async def make() -> MadeRow:
         return MadeRow(row)
 
-    return source
+    return RowSource(make)

@@ -35,52 +35,52 @@ def keeper(*, keys: bool = True, open_admin: bool = True) -> Gatekeeper:
 
 
 @pytest.mark.parametrize(("secret", "grants"), [("user", {"predict"}), ("admin", {"predict", "admin"})])
-def test_a_key_tells_who_it_is_and_what_it_allows(secret: str, grants: set[str]) -> None:
+async def test_a_key_tells_who_it_is_and_what_it_allows(secret: str, grants: set[str]) -> None:
     facts = request()
-    keeper().admit(facts, secret=secret)
+    await keeper().admit(facts, secret=secret)
     assert (facts.key_name, facts.grants) == (secret, grants)
 
 
 @pytest.mark.parametrize("secret", [None, "", "wrong"])
-def test_without_a_known_key_nobody_comes_in(secret: str | None) -> None:
+async def test_without_a_known_key_nobody_comes_in(secret: str | None) -> None:
     facts = request()
     with pytest.raises(Unauthenticated):
-        keeper().admit(facts, secret=secret)
+        await keeper().admit(facts, secret=secret)
     assert (facts.key_name, facts.grants) == (None, set())
 
 
-def test_a_suspended_key_is_named_but_refused() -> None:
+async def test_a_suspended_key_is_named_but_refused() -> None:
     facts = request()
     with pytest.raises(Forbidden, match="scope predict"):
-        keeper().admit(facts, secret="suspended")
+        await keeper().admit(facts, secret="suspended")
     assert facts.key_name == "suspended"
 
 
-def test_requests_are_counted_once_they_are_let_in() -> None:
+async def test_requests_are_counted_once_they_are_let_in() -> None:
     gatekeeper = keeper()
     for _ in range(2):
-        gatekeeper.admit(request(), secret="slow")
+        await gatekeeper.admit(request(), secret="slow")
     with pytest.raises(RateLimited, match="2 requests per minute"):
-        gatekeeper.admit(request(), secret="slow")
-    gatekeeper.admit(request(), secret="user")
+        await gatekeeper.admit(request(), secret="slow")
+    await gatekeeper.admit(request(), secret="user")
 
 
 @pytest.mark.parametrize(("open_admin", "grants"), [(True, {"predict", "admin"}), (False, {"predict"})])
-def test_without_keys_everybody_comes_in(open_admin: bool, grants: set[str]) -> None:
+async def test_without_keys_everybody_comes_in(open_admin: bool, grants: set[str]) -> None:
     facts, gatekeeper = request(), keeper(keys=False, open_admin=open_admin)
     assert not gatekeeper.asks_for_keys
-    gatekeeper.admit(facts, secret=None)
+    await gatekeeper.admit(facts, secret=None)
     assert (facts.key_name, facts.grants) == (None, grants)
 
 
-def test_more_than_predict_must_be_asked_for() -> None:
+async def test_more_than_predict_must_be_asked_for() -> None:
     facts = request()
     with pytest.raises(Forbidden, match="scope admin"):
         demand(facts, "admin")
-    keeper().admit(facts, secret="user")
+    await keeper().admit(facts, secret="user")
     with pytest.raises(Forbidden, match="scope admin"):
         demand(facts, "admin")
-    keeper().admit(facts, secret="admin")
+    await keeper().admit(facts, secret="admin")
     demand(facts, "admin")
 
 

@@ -24,33 +24,33 @@ def key(name: str, requests_per_minute: int | None) -> ApiKey:
     return ApiKey(name=name, scopes=("predict",), sha256=HASH, requests_per_minute=requests_per_minute)
 
 
-def test_rate_is_per_key_and_says_when_to_come_back() -> None:
+async def test_rate_is_per_key_and_says_when_to_come_back() -> None:
     rates = RateLimits()
     for _ in range(3):
-        rates.use(key("a", 3))
+        await rates.use(key("a", 3))
     with pytest.raises(RateLimited, match="3 requests per minute") as caught:
-        rates.use(key("a", 3))
+        await rates.use(key("a", 3))
     assert caught.value.retry_after is not None
     assert 55 < caught.value.retry_after <= 60
-    rates.use(key("b", 3))
+    await rates.use(key("b", 3))
 
 
-def test_window_moves() -> None:
+async def test_window_moves() -> None:
     clock = Clock()
     rates, limited = RateLimits(clock=clock), key("a", 2)
-    rates.use(limited)
+    await rates.use(limited)
     clock.now += 40
-    rates.use(limited)
+    await rates.use(limited)
     with pytest.raises(RateLimited) as caught:
-        rates.use(limited)
+        await rates.use(limited)
     assert caught.value.retry_after == pytest.approx(20)
     clock.now += 20.5
-    rates.use(limited)
+    await rates.use(limited)
     with pytest.raises(RateLimited):
-        rates.use(limited)
+        await rates.use(limited)
 
 
-def test_without_a_rate_there_is_no_limit() -> None:
+async def test_without_a_rate_there_is_no_limit() -> None:
     rates = RateLimits()
     for _ in range(1000):
-        rates.use(key("a", None))
+        await rates.use(key("a", None))

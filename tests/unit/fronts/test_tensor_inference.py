@@ -142,24 +142,24 @@ async def test_a_cancelled_request_leaves_the_queue(subject: Subject) -> None:
 
 async def test_a_check_before_the_body(subject: Subject) -> None:
     house, inference = subject
-    inference.check(facts())
-    inference.check_unnamed()
+    await inference.check(facts())
+    await inference.check_unnamed()
     with pytest.raises(ModelNotFound):
-        inference.check(facts(), model="other")
+        await inference.check(facts(), model="other")
     house.free.clear()
     tasks = [asyncio.create_task(inference.infer(facts(), request(pixels(1))))]
     await until(lambda: house.batcher.submitted == 1 and house.read("condconv_queue_rows") == 0)  # in a batch
     tasks += [asyncio.create_task(inference.infer(facts(), request(pixels(1)))) for _ in range(4)]
     await until(lambda: house.batcher.submitted == 5)
     with pytest.raises(QueueFull):
-        inference.check(facts())
+        await inference.check(facts())
     with pytest.raises(QueueFull):
-        inference.check_unnamed()
+        await inference.check_unnamed()
     house.free.set()
     await asyncio.gather(*tasks)
     house.models.served.clear()
-    inference.check_unnamed()  # a model that a request names might come meanwhile
+    await inference.check_unnamed()  # a model that a request names might come meanwhile
     house.readiness.failed("Broken.")
     for check in (lambda: inference.check(facts()), inference.check_unnamed):
         with pytest.raises(NotReady):
-            check()
+            await check()

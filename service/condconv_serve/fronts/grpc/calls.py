@@ -106,9 +106,9 @@ class Calls:
 
         async def answer(_: Any, context: ServicerContext[Any, Any]) -> bytes:
             async def work(call: Call) -> bytes:
-                self.let_in(method.access, call)
+                await self.let_in(method.access, call)
                 if method.before_body is not None:
-                    method.before_body(call)
+                    await method.before_body(call)
                 data = await self.receive(context)
                 if data is None:
                     raise MalformedBody("The call holds no message, or one that is too long or incomplete; send one.")
@@ -172,7 +172,7 @@ class Calls:
         if access == "admin":
             demand(call.facts, "admin")
 
-    def let_in(self, access: Access, call: Call) -> None:
+    async def let_in(self, access: Access, call: Call) -> None:
         """Refuse a call whose key doesn't allow it, or count it.
 
         Raises:
@@ -180,7 +180,7 @@ class Calls:
         """
         if access == "open":
             return
-        self._context.gatekeeper.admit(call.facts, secret=secret_of(call.metadata))
+        await self._context.gatekeeper.admit(call.facts, secret=secret_of(call.metadata))
         if access == "admin":
             demand(call.facts, "admin")
 

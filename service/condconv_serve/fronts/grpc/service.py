@@ -51,7 +51,7 @@ class Method:
     request: Any
     answer: Answer
     access: Access = "predict"
-    before_body: Callable[[Call], None] | None = None
+    before_body: Callable[[Call], Awaitable[None]] | None = None
     quiet: bool = False
 
 

@@ -117,7 +117,7 @@ class _Stream:
         code, message = StatusCode.CANCELLED, None
         with request_logged_as(call.facts):
             try:
-                self._calls.let_in(self._method.access, call)
+                await self._calls.let_in(self._method.access, call)
                 message = parsed(self._method.request, data)
                 answer = await self._method.answer(message, call)
                 code = StatusCode.OK

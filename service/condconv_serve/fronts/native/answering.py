@@ -141,7 +141,7 @@ async def answer_images(
     split_key = gatekeeper.split_key(facts, request.headers.get(SPLIT_KEY_HEADER))
     query = read_query(request, kind)
     # Refused even at the highest priority? Then the body need not be read.
-    context.images.plane.check(
+    await context.images.plane.check(
         query.model,
         query.version,
         priority=Priority.HIGH,

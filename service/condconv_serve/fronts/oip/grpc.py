@@ -60,8 +60,8 @@ class _Inference:
             "ModelStreamInfer": StreamMethod(request=REQUEST, answer=self._stream_infer, failed=_failed),
         }
 
-    def _before_body(self, call: Call) -> None:
-        self._inference.check_unnamed()
+    async def _before_body(self, call: Call) -> None:
+        await self._inference.check_unnamed()
 
     async def _infer(self, request: Any, call: Call) -> Any:
         return await self._answer(request, call)
@@ -74,7 +74,7 @@ class _Inference:
         context, facts = self._context, call.facts
         name, version = _named(request.model_name, request.model_version)
         split_key = context.gatekeeper.split_key(facts, call.metadata.get(SPLIT_KEY))
-        self._inference.check(facts, model=name, version=version, split_key=split_key)
+        await self._inference.check(facts, model=name, version=version, split_key=split_key)
         model = context.models.get(name, version, key=split_key).info
         read = partial(read_infer_request, request, model=model, max_rows=context.limits.max_images)
         asked = await context.long_reads.run(read) if _holds_many(request) else read()

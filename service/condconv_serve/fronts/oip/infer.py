@@ -45,7 +45,7 @@ def router(context: AppContext) -> APIRouter:
         """
         facts, (name, version) = facts_of(request.scope), named_model(request)
         split_key = gatekeeper.split_key(facts, request.headers.get(SPLIT_KEY_HEADER))
-        inference.check(facts, model=name, version=version, split_key=split_key)
+        await inference.check(facts, model=name, version=version, split_key=split_key)
         body = await decompressed(
             await read_body(request, limits.max_body_bytes),
             request.headers.get("content-encoding", ""),

@@ -59,8 +59,8 @@ def prediction_service(context: AppContext) -> Service:
     """The service that computes, and describes models."""
     answers = _Predictions(context)
 
-    def before_body(call: Call) -> None:
-        answers.questions.check_unnamed()
+    async def before_body(call: Call) -> None:
+        await answers.questions.check_unnamed()
 
     computing = {
         "Predict": (answers.predict, "PredictRequest"),
@@ -115,7 +115,7 @@ class _Predictions:
 
     async def predict(self, request: Any, call: Call) -> Any:
         spec, signature_name = _spec(self._context, request)
-        question = self._ask(spec, call)
+        question = await self._ask(spec, call)
         signature = predict_signature(question.model, signature_name, inputs=frozenset(request.inputs))
         outputs = _outputs(request, signature, question.model)
         sources = await self._read(request, lambda: _sources(request, signature, self._context.limits.max_images))
@@ -135,7 +135,7 @@ class _Predictions:
 
     async def classify(self, request: Any, call: Call) -> Any:
         spec, signature_name = _spec(self._context, request)
-        question = self._ask(spec, call)
+        question = await self._ask(spec, call)
         check_classify_signature(question.model, signature_name)
         sources = await self._read(request, lambda: _examples(request.input, self._context.limits.max_images))
         answer = await self._infer(question, sources, (PROBABILITIES,), call)
@@ -149,7 +149,7 @@ class _Predictions:
 
     async def regress(self, request: Any, call: Call) -> NoReturn:
         spec, signature_name = _spec(self._context, request)
-        raise regress_refusal(self._ask(spec, call).model, signature_name)
+        raise regress_refusal((await self._ask(spec, call)).model, signature_name)
 
     async def multi_inference(self, request: Any, call: Call) -> NoReturn:
         raise NotSupported("MultiInference isn't offered; send Predict or Classify.")
@@ -172,8 +172,8 @@ class _Predictions:
         packed.value = found.SerializeToString(deterministic=True)
         return response
 
-    def _ask(self, spec: ModelSpec, call: Call) -> Question:
-        return self.questions.ask(call.facts, spec, split_key=call.metadata.get(SPLIT_KEY))
+    async def _ask(self, spec: ModelSpec, call: Call) -> Question:
+        return await self.questions.ask(call.facts, spec, split_key=call.metadata.get(SPLIT_KEY))
 
     async def _read(self, request: Any, read: Any) -> Sources:
         """Read a request in a thread if that may take long."""

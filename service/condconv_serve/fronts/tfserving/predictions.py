@@ -60,9 +60,9 @@ def router(context: AppContext) -> APIRouter:
     routes = APIRouter(tags=["predictions"])
     questions, max_images = Questions(context), context.limits.max_images
 
-    def ask(request: Request) -> Question:
+    async def ask(request: Request) -> Question:
         spec = spec_of(context.models, **request.path_params)
-        return questions.ask(facts_of(request.scope), spec, split_key=request.headers.get(SPLIT_KEY_HEADER))
+        return await questions.ask(facts_of(request.scope), spec, split_key=request.headers.get(SPLIT_KEY_HEADER))
 
     async def read(request: Request, make: Callable[[Document], Result]) -> Result:
         most, encoding = context.limits.max_body_bytes, request.headers.get("content-encoding", "")
@@ -75,7 +75,7 @@ def router(context: AppContext) -> APIRouter:
         Rows come as `instances` and are answered as `predictions`; columns come as `inputs` and are answered as
         `outputs`. If one image can't be used, the whole request is refused, and the message says which image it was.
         """
-        options, question = _options(request), ask(request)
+        options, question = _options(request), await ask(request)
         body = await read(request, partial(read_predict, model=question.model, max_images=max_images))
         outputs = tuple(output.name for output in body.signature.outputs)
         answer = await unless_disconnected(request, question.infer(body.sources, outputs, options=options))
@@ -85,7 +85,7 @@ def router(context: AppContext) -> APIRouter:
 
     async def classify(request: Request) -> Response:
         """Return the most probable classes of each example's image, as pairs of label and score, the best first."""
-        options, question = _options(request), ask(request)
+        options, question = _options(request), await ask(request)
 
         def read_images(document: Document) -> list[ImageSource]:
             check_classify_signature(question.model, signature_name(document))
@@ -97,7 +97,7 @@ def router(context: AppContext) -> APIRouter:
 
     async def regress(request: Request) -> Response:
         """Refuse: no model here has a signature for regression."""
-        raise regress_refusal(ask(request).model, None)
+        raise regress_refusal((await ask(request)).model, None)
 
     for path, parameters in schemas.MODEL_PATHS.items():
         for handler, document in (

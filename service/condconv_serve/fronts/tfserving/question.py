@@ -77,11 +77,11 @@ class Questions:
         self._context = context
         self._inference = TensorInference(context.images, context.gatekeeper, max_images=context.limits.max_images)
 
-    def check_unnamed(self) -> None:
+    async def check_unnamed(self) -> None:
         """Refuse a request before its message is received; the errors are those of `TensorInference.check_unnamed`."""
-        self._inference.check_unnamed()
+        await self._inference.check_unnamed()
 
-    def ask(self, facts: RequestFacts, spec: ModelSpec, *, split_key: str | None) -> Question:
+    async def ask(self, facts: RequestFacts, spec: ModelSpec, *, split_key: str | None) -> Question:
         """Find the model, and refuse the request if not even one row of it could be admitted.
 
         Args:
@@ -95,6 +95,6 @@ class Questions:
         """
         key = self._context.gatekeeper.split_key(facts, split_key)
         with spec.told_when_missing():
-            self._inference.check(facts, model=spec.name, version=spec.version, split_key=key)
+            await self._inference.check(facts, model=spec.name, version=spec.version, split_key=key)
             model = self._context.models.get(spec.name, spec.version, key=key).info
         return Question(facts=facts, spec=spec, split_key=key, model=model, inference=self._inference)

@@ -28,7 +28,7 @@ class FakePipeline:
         self._answer = answer
         self.plane = self
 
-    def check(self, model: str | None, version: str | None, **_: Any) -> None:
+    async def check(self, model: str | None, version: str | None, **_: Any) -> None:
         pass
 
     async def run(self, images: Any, task: Any, **_: Any) -> Classification:

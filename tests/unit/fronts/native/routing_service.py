@@ -127,12 +127,11 @@ async def running(*, statistics: bool = True, drawer: Drawer | None = None) -> A
     batcher: Any = Batcher(run, streams=1, max_batch_size=4, max_queue_rows=64, metrics=metrics)
     ablations = AblationQueue(ablation_of, prepare_thread=lambda: None, release_memory=lambda: None)
     with ThreadPoolExecutor(2) as decoders, ablations as lane:
-        plane = InferencePlane(MODELS, batcher, metrics=metrics)
+        plane = InferencePlane(MODELS, batcher, metrics=metrics, observe=observe)
         context = AppContext(
             images=ImagePipeline(
                 plane,
                 ImageDecoder(decoders, max_pixels=20_000),
-                observe=observe,
                 count_objects=metrics.count_objects,
             ),
             models=MODELS,
