@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import get_args
 
-from condconv_serve.domain import ModelSource, ServedModel
+from condconv_serve.domain import ServedModel
 from condconv_serve.domain.facts import DEADLINE_SLUGS, DeadlineBy
-from condconv_serve.errors import ModelNotFound, VersionNotFound
 from condconv_serve.machine.memory import release_memory
-from condconv_serve.serving.leases import Lease, Leases
+from condconv_serve.serving.served import LeasedModels, Served
 from condconv_serve.serving.unserved import Trouble, Unserved
 from condconv_serve.serving.warm_up import warm_up
 from condconv_serve.store import Bundle
-from condconv_serve.store.aliases import DEFAULT_ALIAS, Alias
+from condconv_serve.store.aliases import Alias
 from condconv_serve.store.default import Default
 from condconv_serve.telemetry.metrics import Metrics
 
 _NOTHING = Unserved()
+Models = Mapping[str, Mapping[str, ServedModel]]
 logger = logging.getLogger(__name__)
 
 
-class Registry(ModelSource):
-    """The models that are loaded in this process.
-
-    Thread-safe: the whole state is replaced at once, so a reader sees it before a change or after it.
-    """
+class Registry(LeasedModels):
+    """The models that are loaded in this process."""
 
     def __init__(
         self,
@@ -53,18 +49,14 @@ class Registry(ModelSource):
             on_gone: called with name and version of a model that was released or replaced, on any thread.
             release_memory: gives freed memory back to the system; called after each load and each release.
         """
+        default = Default(name=default_model, reason="The service is still looking for its default model.")
+        super().__init__(Served(default=default), release_memory=release_memory)
         self._on_gone = on_gone
         self._release_memory = release_memory
         self._load = load
-        self._default = Default(name=default_model, reason="The service is still looking for its default model.")
         self._warm_up_sizes = tuple(warm_up_sizes)
         self._streams = streams
         self._metrics = metrics
-        self._lock = threading.Lock()
-        self._models: dict[str, dict[str, ServedModel]] = {}
-        self._aliases: dict[str, Mapping[str, Alias]] = {}
-        self._unserved: dict[str, Unserved] = {}
-        self._leases = Leases(release_memory=release_memory)
 
     def load(self, bundle: Bundle) -> ServedModel:
         """Load a bundle, warm it up, then serve it, in place of an older copy of the same version if there is one.
@@ -82,10 +74,8 @@ class Registry(ModelSource):
             raise
         self._release_memory()
         seconds = time.monotonic() - started
-        with self._lock:
-            versions = self._models.get(model.name, {})
-            replaced = versions.get(model.version)
-            self._models = {**self._models, model.name: {**versions, model.version: model}}
+        before = self._change(lambda served: {"models": _with(served.models, model)})
+        replaced = before.models.get(model.name, {}).get(model.version)
         if replaced is not None:
             self._on_gone(model.name, model.version)
             self._leases.retire(replaced, lambda: self._after_release(replaced))
@@ -102,12 +92,10 @@ class Registry(ModelSource):
             version: of it; if it isn't served, nothing happens.
             done: called once its memory has been released, on any thread.
         """
-        with self._lock:
-            model = self._models.get(name, {}).get(version)
-            if model is None:
-                return
-            rest = {v: m for v, m in self._models[name].items() if v != version}
-            self._models = {**{n: v for n, v in self._models.items() if n != name}, **({name: rest} if rest else {})}
+        before = self._change(lambda served: {"models": _without(served.models, name, version)})
+        model = before.models.get(name, {}).get(version)
+        if model is None:
+            return
         self._forget_metrics(model)
 
         def released() -> None:
@@ -123,82 +111,42 @@ class Registry(ModelSource):
             found.setdefault(model.name, set()).add(model.version)
         return found
 
-    def get(self, name: str | None = None, version: str | None = None, *, key: str | None = None) -> ServedModel:
-        """See `condconv_serve.domain.ModelSource.get`."""
-        name = name or self._default.demand()
-        version = version or None
-        versions, aliases = self._models.get(name, {}), self._aliases.get(name, {})
-        if alias := aliases.get(version or DEFAULT_ALIAS):
-            version = alias.choose(key)
-        elif version not in versions and (trouble := self._unserved.get(name, _NOTHING).of(version)):
-            raise trouble.error()
-        if not versions:
-            raise ModelNotFound(f"Model {name!r} is not served; served are: {', '.join(self._models) or 'none'}.")
-        version = version or max(versions, key=int)
-        if version not in versions:
-            known = ", ".join([*sorted(versions, key=int), *sorted(aliases)])
-            raise VersionNotFound(f"Model {name} is not served in version {version!r}; served are: {known}.")
-        return versions[version]
-
-    def lease(self, name: str | None = None, version: str | None = None, *, key: str | None = None) -> Lease:
-        """See `condconv_serve.domain.ModelSource.lease`."""
-        while True:
-            model = self.get(name, version, key=key)
-            lease = self._leases.hold(model)
-            if self._models.get(model.name, {}).get(model.version) is model:
-                return lease
-            lease.release()  # it has just been retired
-
-    def hold(self, model: ServedModel) -> Lease:
-        """Keep a model loaded for longer than a lease that the caller already has."""
-        return self._leases.hold(model)
-
     def set_aliases(self, name: str, aliases: Mapping[str, Alias]) -> None:
         """Replace all aliases of a model; the versions that they point at must be served."""
-        with self._lock:
-            self._aliases = {**self._aliases, name: dict(aliases)}
-
-    def aliases(self, name: str) -> Mapping[str, Alias]:
-        """The aliases of a model that are in force, by name."""
-        return self._aliases.get(name, {})
+        self._change(lambda served: {"aliases": {**served.aliases, name: dict(aliases)}})
 
     def set_unserved(self, name: str, unserved: Unserved | None) -> None:
         """Say what of a model lies in the store but can't be answered; None if it has gone from the store."""
-        with self._lock:
-            others = {known: its for known, its in self._unserved.items() if known != name}
-            self._unserved = others if unserved is None else {**others, name: unserved}
+
+        def change(served: Served) -> Mapping[str, Mapping[str, Unserved]]:
+            others = {known: its for known, its in served.unserved.items() if known != name}
+            return {"unserved": others if unserved is None else {**others, name: unserved}}
+
+        self._change(change)
 
     def unserved(self) -> Mapping[str, Unserved]:
         """What can't be answered of each model that lies in the store."""
-        return self._unserved
+        return self.served.unserved
 
     def trouble(self, name: str) -> Trouble | None:
         """Why a model can't be answered by name, or by one of its aliases; None if it can, or isn't there."""
-        return self._unserved.get(name, _NOTHING).trouble()
+        return self.served.unserved.get(name, _NOTHING).trouble()
 
     def knows(self, name: str) -> bool:
         """Whether a model is served, or was in the store when somebody last looked."""
-        return name in self._models or name in self._unserved
-
-    def models(self) -> Mapping[str, Mapping[str, ServedModel]]:
-        """All served models, by name and version."""
-        return self._models
+        return name in self.served.models or name in self.served.unserved
 
     def set_default(self, default: Default) -> None:
         """Say which model gets the requests that name none, or why there is none."""
-        self._default = default
+        self._change(lambda _: {"default": default})
 
     def default_trouble(self) -> Trouble | None:
         """Why there is no default model, if the store names one that can't be used; None if it names none."""
-        return Trouble(self._default.reason) if self._default.broken else None
-
-    @property
-    def default_model(self) -> str | None:
-        """Name of the model for requests that name none."""
-        return self._default.name
+        default = self.served.default
+        return Trouble(default.reason) if default.broken else None
 
     def _after_release(self, model: ServedModel) -> None:
-        if model.version not in self._models.get(model.name, {}):
+        if model.version not in self.served.models.get(model.name, {}):
             self._on_gone(model.name, model.version)
             with contextlib.suppress(KeyError):  # it has answered nothing
                 self._metrics.version_rows.remove(model.name, model.version)
@@ -222,6 +170,15 @@ class Registry(ModelSource):
         for computed_by in _native_layers(model):
             self._metrics.native_layers.remove(model.name, model.version, computed_by)
         self._metrics.model_load_seconds.remove(model.name, model.version)
+
+
+def _with(models: Models, model: ServedModel) -> Models:
+    return {**models, model.name: {**models.get(model.name, {}), model.version: model}}
+
+
+def _without(models: Models, name: str, version: str) -> Models:
+    rest = {known: model for known, model in models.get(name, {}).items() if known != version}
+    return {**{known: its for known, its in models.items() if known != name}, **({name: rest} if rest else {})}
 
 
 def _info(model: ServedModel) -> tuple[str, ...]:
