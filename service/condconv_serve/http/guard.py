@@ -25,8 +25,9 @@ from condconv_serve.http.answer import RendererOf, last_answer
 from condconv_serve.http.connections import Connections
 from condconv_serve.http.first_line import target_in
 from condconv_serve.http.limits import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE, ConnectionLimits
-from condconv_serve.http.lingering import Leftovers, LingeringTransport
+from condconv_serve.http.lingering import Leftovers
 from condconv_serve.http.timer import Timer
+from condconv_serve.http.transport import AnswerTransport
 from condconv_serve.http.upgrade import without_wish
 from condconv_serve.http.uvicorn_members import check_uvicorn
 from condconv_serve.telemetry.metrics import Metrics
@@ -93,7 +94,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline, or refuse."""
-        self._wire = LingeringTransport(transport, lingers=self._lingers)
+        self._wire = AnswerTransport(transport, self.loop, lingers=self._lingers)
         super().connection_made(self._wire)
         if len(self.connections) > self._limits.max_connections:
             self._make_room()

@@ -1,15 +1,9 @@
-"""Closes connections so that no answer is lost, though the client is still sending.
-
-If the server closed at once, bytes that come afterwards would reset the connection, and a reset takes the answer away
-from a client that has not read it yet. A proxy in front of the server would report 502, and take the server for dead.
-So the rest is read and thrown away, up to limits of bytes and seconds (RFC 9112, 9.6).
-"""
+"""Bytes that clients send after their answer: they are read and thrown away, up to limits (RFC 9112, 9.6)."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from prometheus_client import Gauge
 
@@ -17,64 +11,6 @@ from condconv_serve.http.limits import ConnectionLimits
 from condconv_serve.http.timer import Timer
 
 _LAST_PAUSE = 1.0
-
-
-class LingeringTransport(asyncio.Transport):
-    """A connection's transport that closes in two steps while the client may be sending.
-
-    `close()` first ends writing alone, so that the client sees the answer's end. From then on `is_closing()` is true.
-    `end()` is the second step. A transport that can't be closed for writing alone (TLS) stays open until then.
-    """
-
-    def __init__(self, transport: asyncio.Transport, *, lingers: Callable[[], bool]) -> None:
-        """Wrap a transport. `lingers` is asked when it is to be closed: whether the client may still be sending."""
-        super().__init__()
-        self._transport = transport
-        self._lingers = lingers
-        self._half_closed = False
-
-    def close(self) -> None:
-        """Close, in one step or begin with the first of two."""
-        if self.is_closing():
-            return
-        if not self._lingers():
-            self._transport.close()
-            return
-        self._half_closed = True
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-
-    def end(self) -> None:
-        """Close, once what has been written is sent."""
-        self._transport.close()
-
-    def abort(self) -> None:
-        """Close at once."""
-        self._transport.abort()
-
-    def is_closing(self) -> bool:
-        """Whether nothing more will be written."""
-        return self._half_closed or self._transport.is_closing()
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Send."""
-        self._transport.write(data)
-
-    def get_write_buffer_size(self) -> int:
-        """Bytes that are not sent yet."""
-        return self._transport.get_write_buffer_size()
-
-    def pause_reading(self) -> None:
-        """Receive nothing for now."""
-        self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Receive again."""
-        self._transport.resume_reading()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """What the transport knows about itself."""
-        return self._transport.get_extra_info(name, default)
 
 
 class Leftovers:
