@@ -17,11 +17,11 @@ class AnswerTransport(asyncio.Transport):
     an answer, and a proxy could not ask another server any more. So what is written first waits until more comes, or
     until the event loop's next turn.
 
-    If the server closed a connection while the client is sending, bytes that come afterwards would reset the connection,
-    and a reset takes the answer away from a client that has not read it yet. A proxy in front of the server would report
-    502, and take the server for dead. So `close()` first ends writing alone, so that the client sees the answer's end.
-    From then on `is_closing()` is true. `end()` is the second step. A transport that can't be closed for writing alone
-    (TLS) stays open until then.
+    If the server closed a connection while the client is sending, bytes that come afterwards would reset it, and a
+    reset takes the answer away from a client that has not read it yet. A proxy in front of the server would report 502,
+    and take the server for dead. So `close()` first ends writing alone, so that the client sees the answer's end. From
+    then on `is_closing()` is true. `end()` is the second step. A transport that can't be closed for writing alone (TLS)
+    stays open until then.
     """
 
     def __init__(
