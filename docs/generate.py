@@ -77,6 +77,7 @@ def nowhere() -> AppContext:
         images=nothing,
         models=nothing,
         metrics=Metrics(CollectorRegistry()),
+        exposition=nothing,
         limits=BodyLimits(max_body_bytes=1, max_images=1),
         gatekeeper=Gatekeeper(Readiness(lambda: None)),
         readiness=Readiness(lambda: None),

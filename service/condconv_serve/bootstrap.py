@@ -55,6 +55,7 @@ from condconv_serve.serving.version_ledger import VersionLedger
 from condconv_serve.settings import Settings
 from condconv_serve.store import Bundle, open_bundle
 from condconv_serve.store.default import check_store
+from condconv_serve.telemetry.exposition import RegistryExposition
 from condconv_serve.telemetry.logs import ContextThreads, count_lost_lines
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tally import Tallies
@@ -328,6 +329,7 @@ class Service:
             images=self.images,
             models=self.registry,
             metrics=self.metrics,
+            exposition=RegistryExposition(self.metrics.registry),
             limits=BodyLimits(
                 max_body_bytes=self._settings.max_body_bytes,
                 # More rows than the queue holds would never be admitted, so don't tell the client to try again.

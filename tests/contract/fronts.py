@@ -28,6 +28,7 @@ from condconv_serve.inference.batching import Batcher
 from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.serving.readiness import Readiness
+from condconv_serve.telemetry.exposition import RegistryExposition
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tally import Tallies
 from tests.contract import open_inference_grpc, tensorflow_serving_grpc
@@ -238,6 +239,7 @@ async def house_with_keys(
             images=ImagePipeline(house.plane, ImageDecoder(decoders, max_pixels=10**6)),
             models=house.models,
             metrics=house.metrics,
+            exposition=RegistryExposition(house.metrics.registry),
             limits=BodyLimits(max_body_bytes=10**6, max_images=20),
             gatekeeper=Gatekeeper(house.readiness, keys=keys, request_timeout=5.0),
             readiness=house.readiness,

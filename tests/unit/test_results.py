@@ -61,7 +61,7 @@ def test_an_insight_of_a_view():
         best = CUP
         routing = RoutingTrace(LAYOUT, np.array([[0.1, 0.2, 0.9], [0.5, 0.5, 0.5]], np.float32))
 
-    view = insight_view(Answer(), model_info(classes=1000), live=None)
+    view = insight_view(Answer(), model_info(classes=1000), live={})
     found = RoutingInsight.of(view)
     assert [block.block for block in found.blocks] == list(LAYOUT.blocks)
     assert found.blocks[0].strongest == (2, 1, 0)

@@ -45,7 +45,9 @@ def routing_state(
         into.write_bytes(total.pack())
         say(f"wrote {into}", console=err)
     if as_json:
-        print_json(total.to_json())
+        from condconv_serve.routing.views import state_view
+
+        print_json(state_view(total))
         return
     tally = total.windows["all"]
     table = Table("block", "entropy", "load by expert", "mean weight by expert")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -77,7 +77,7 @@ class Ablated:
 class Ablator(Protocol):
     """Computes ablations beside the ordinary traffic."""
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Refuse now if an ablation would be refused.
 
         Raises:
@@ -85,7 +85,7 @@ class Ablator(Protocol):
         """
         ...
 
-    def admit(self) -> AbstractContextManager[None]:
+    def admit(self) -> AbstractAsyncContextManager[None]:
         """Take a place until the block ends: from before the image is decoded until the ablation is done.
 
         Errors are those of `check`.

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from condconv_serve.domain import Ablator, ModelSource, ServedModel
-from condconv_serve.fronts.gatekeeper import Gatekeeper
+from condconv_serve.fronts.gatekeeper import Gatekeeper, ReadyState
 from condconv_serve.fronts.long_reads import LongReads
 from condconv_serve.http.body import OpenBodies
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.drawer import Drawer
-from condconv_serve.routing.live import LiveRouting
-from condconv_serve.routing.recent import RecentRequests
-from condconv_serve.serving.readiness import Readiness
+from condconv_serve.routing.insight import ClassMeans
+from condconv_serve.routing.recent import RecentRequest
+from condconv_serve.routing.state import RoutingState
+from condconv_serve.routing.statistics import Window
 from condconv_serve.serving.versions import VersionStatus
 from condconv_serve.store.aliases import Alias
+from condconv_serve.telemetry.exposition import Exposition
 from condconv_serve.telemetry.metrics import Metrics
-from condconv_serve.telemetry.tally import Tallies
+from condconv_serve.telemetry.tally import Tallies, VersionTally
 from condconv_serve.telemetry.tracing import Tracer
 
 
@@ -67,6 +69,50 @@ class VersionAdmin(Protocol):
         ...
 
 
+class RoutingFigures(Protocol):
+    """Live routing statistics: `condconv_serve.routing.live.LiveRouting`, or several of them, added up."""
+
+    async def state(self, model: str, version: str, windows: Sequence[Window]) -> RoutingState | None:
+        """A copy of a version's windows; None if nothing is known of the version."""
+        ...
+
+    async def class_means(self, model: str, version: str, classes: Collection[int]) -> ClassMeans:
+        """Images of classes and their mean weights; a class without images is left out."""
+        ...
+
+    async def reset(self, model: str | None = None, version: str | None = None) -> Sequence[tuple[str, str]]:
+        """Forget what was counted of all models, of all versions of a model, or of one version.
+
+        Returns:
+            Names and versions of those that were reset.
+        """
+        ...
+
+
+class RecentAnswers(Protocol):
+    """The routing of recent requests: `condconv_serve.routing.recent.RecentRequests`, for all fronts."""
+
+    def remember(self, request: RecentRequest, *, owner: str | None) -> None:
+        """Keep a request for its owner: the name of the API key that sent it. Nobody waits until it is kept."""
+        ...
+
+    async def find(self, request_id: str, *, owner: str | None) -> RecentRequest:
+        """Return a request of this owner.
+
+        Raises:
+            RoutingNotFound: there is no such request, or it has another owner.
+        """
+        ...
+
+
+class TallySource(Protocol):
+    """What each version has done: `condconv_serve.telemetry.tally.Tallies`, or several of them, added up."""
+
+    async def read(self, versions: Sequence[tuple[str, str]]) -> Sequence[VersionTally]:
+        """Copies of the figures of versions, by name and version; zeros if nothing has been asked of one."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
     """What a request's body may hold."""
@@ -79,7 +125,14 @@ class BodyLimits:
 class AppContext:
     """What the fronts work with.
 
+    A front may run in another process than the engine. So what it asks of state that all fronts share is awaited, or
+    is a mirror (`models`, `readiness`), and what comes and goes can be pickled.
+
     Attributes:
+        images: decodes images, and has them computed.
+        models: what is served.
+        metrics: where this process counts.
+        exposition: writes down the metrics of all processes.
         gatekeeper: decides who may do what, and until when.
         routing: keeps live statistics; None if there are none.
         recent: keeps recent requests; None if none are kept.
@@ -93,15 +146,16 @@ class AppContext:
     images: ImagePipeline
     models: ServedModels
     metrics: Metrics
+    exposition: Exposition
     limits: BodyLimits
     gatekeeper: Gatekeeper
-    readiness: Readiness
+    readiness: ReadyState
     versions: VersionAdmin
-    routing: LiveRouting | None = None
-    recent: RecentRequests | None = None
+    routing: RoutingFigures | None = None
+    recent: RecentAnswers | None = None
     ablator: Ablator | None = None
     drawer: Drawer = field(default_factory=Drawer)
-    tallies: Tallies = field(default_factory=Tallies)
+    tallies: TallySource = field(default_factory=Tallies)
     tracer: Tracer = field(default_factory=Tracer)
     bodies: OpenBodies = field(default_factory=OpenBodies)
     long_reads: LongReads = field(default_factory=LongReads)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from typing import Protocol
 
 from condconv_serve.domain.facts import Deadline, DeadlineBy, KeyScope, RequestFacts
-from condconv_serve.errors import Forbidden, InvalidParameter, Unauthenticated
+from condconv_serve.errors import CapacityError, Forbidden, InvalidParameter, Unauthenticated
 from condconv_serve.fronts.keys import ALL_SCOPES, ApiKey, KeyRing
 from condconv_serve.fronts.rates import RateLimits, Rates
 from condconv_serve.inference.batching import Priority
-from condconv_serve.serving.readiness import Readiness
 
 API_KEY_HEADER = "X-API-Key"  # pragma: allowlist secret
 """Name of the header, or of the gRPC metadata, that holds an API key."""
@@ -18,12 +18,33 @@ SPLIT_KEY_HEADER = "X-Split-Key"
 """Name of the header, or of the gRPC metadata. Equal values get equal versions, so a user stays with one version."""
 
 
+class ReadyState(Protocol):
+    """Whether requests can be answered: `condconv_serve.serving.readiness.Readiness`, or its mirror elsewhere."""
+
+    @property
+    def draining(self) -> bool:
+        """Whether the service is about to end."""
+        ...
+
+    def refusal(self) -> CapacityError | None:
+        """Why requests can't be answered now; None if they can."""
+        ...
+
+    def unready(self) -> CapacityError | None:
+        """Why requests should go elsewhere; None if they should come."""
+        ...
+
+    def problems(self) -> list[str]:
+        """What else is wrong, a sentence each."""
+        ...
+
+
 class Gatekeeper:
     """Decides who may do what, and until when. All fronts of a service share one, since it counts requests by key."""
 
     def __init__(
         self,
-        readiness: Readiness,
+        readiness: ReadyState,
         *,
         keys: KeyRing | None = None,
         open_admin: bool = True,

@@ -8,9 +8,9 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import wait
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from types import TracebackType
 
 from condconv_serve.deadline import ending_at
@@ -66,7 +66,7 @@ class AblationQueue:
         self._closing = threading.Event()
         self._thread = LoneThread("ablation", prepare_thread)
 
-    def check(self) -> None:
+    async def check(self) -> None:
         """Refuse now if an ablation would be refused.
 
         Raises:
@@ -78,13 +78,13 @@ class AblationQueue:
                 retry_after=self._waiting * self._seconds,
             )
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def admit(self) -> AsyncIterator[None]:
         """Take a place until the block ends: from before the image is decoded until the ablation is done.
 
         Errors are those of `check`.
         """
-        self.check()
+        await self.check()
         self._waiting += 1
         try:
             yield

@@ -30,7 +30,7 @@ def routed(result: ImageResult[RoutedAnswer], model: ModelInfo) -> ImageRouting:
     found = result.prediction
     if found is None:
         return ImageRouting(**_about(result, model))
-    insight = RoutingInsight.of(insight_view(found, model, live=None))
+    insight = RoutingInsight.of(insight_view(found, model, live={}))
     said: dict[str, Any] = {"classes": found.classes} if isinstance(found, Prediction) else _objects(found)
     return ImageRouting(**_about(result, model), **said, routing=found.routing, insight=insight)
 

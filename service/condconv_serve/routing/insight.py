@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,10 @@ MIN_LIVE_IMAGES = 5
 """Live traffic serves as a class's profile once it has this many images."""
 MIN_REFERENCE_IMAGES = round(1 / UNUSUAL_SHARE)
 """Fewer images can't tell what is farther away than all but `UNUSUAL_SHARE` of them."""
+
+
+ClassMeans = Mapping[int, tuple[int, Floats]]
+"""Images and mean weights `[blocks, experts]` by class, of live traffic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -84,14 +88,14 @@ def insight(
 
 
 def class_profile_of(
-    index: int, *, profile: RoutingProfile | None, live: Callable[[], tuple[int, Floats] | None] = lambda: None
+    index: int, *, profile: RoutingProfile | None, live: tuple[int, Floats] | None = None
 ) -> ClassProfile | None:
     """What is known about a class: from the reference profile, or else from live traffic if that has enough images.
 
     Args:
         index: the class.
         profile: of the model.
-        live: returns images of the class and their mean weights; called only if the profile lacks the class.
+        live: images of the class and their mean weights.
     """
     if profile is not None:
         place = int(np.searchsorted(profile.classes, index))
@@ -102,7 +106,6 @@ def class_profile_of(
                 mean=profile.class_mean[place].astype(np.float64),
                 source="reference",
             )
-    seen = live()
-    if seen is None or seen[0] < MIN_LIVE_IMAGES:
+    if live is None or live[0] < MIN_LIVE_IMAGES:
         return None
-    return ClassProfile(index=index, images=seen[0], mean=seen[1], source="live")
+    return ClassProfile(index=index, images=live[0], mean=live[1], source="live")

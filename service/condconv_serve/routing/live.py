@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from condconv_serve.domain import ROUTING, ModelInfo, RoutingLayout, RoutingProfile, RowAnswer
 from condconv_serve.routing.drift import BlockDrift, DriftMeter
 from condconv_serve.routing.found import classes_in
+from condconv_serve.routing.insight import ClassMeans
+from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.statistics import RoutingStatistics, Window
-from condconv_serve.routing.tally import CLASS_BYTES, EDGES, Floats, Tally
+from condconv_serve.routing.tally import CLASS_BYTES, EDGES, Tally
 from condconv_serve.telemetry.metrics import WEIGHT_BUCKETS, BlockRouting
 
 GAUGE_WINDOW: Window = "15m"
@@ -81,10 +84,32 @@ class LiveRouting:
         with self._lock:
             return iter(list(self._models.values()))
 
-    def class_of(self, model: ModelInfo, index: int) -> tuple[int, Floats] | None:
-        """Images of a class (see `classes_in`) and their mean weights; None without images."""
-        live = self._models.get((model.name, model.version))
-        return None if live is None else live.statistics.class_of(index)
+    async def state(self, model: str, version: str, windows: Sequence[Window]) -> RoutingState | None:
+        """A copy of a version's windows, made on a thread; None if nothing is known of the version."""
+        live = self._models.get((model, version))
+        if live is None:
+            return None
+        return await asyncio.to_thread(
+            RoutingState.of, live.statistics, model=model, version=version, windows=tuple(windows)
+        )
+
+    async def class_means(self, model: str, version: str, classes: Collection[int]) -> ClassMeans:
+        """Images of classes (see `classes_in`) and their mean weights; a class without images is left out."""
+        if (live := self._models.get((model, version))) is None:
+            return {}
+        found = ((index, live.statistics.class_of(index)) for index in classes)
+        return {index: seen for index, seen in found if seen is not None}
+
+    async def reset(self, model: str | None = None, version: str | None = None) -> list[tuple[str, str]]:
+        """Forget what was counted of all models, of all versions of a model, or of one version.
+
+        Returns:
+            Names and versions of those that were reset.
+        """
+        chosen = [live for live in self if model in (None, live.name) and version in (None, live.version)]
+        for live in chosen:
+            live.statistics.reset()
+        return [(live.name, live.version) for live in chosen]
 
     def exported(self) -> Iterator[BlockRouting]:
         """What Prometheus gets about each block."""

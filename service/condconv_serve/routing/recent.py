@@ -67,7 +67,7 @@ class RecentRequests:
             while self._bytes > self._max_bytes or len(self._requests) > self._max_requests:
                 self._drop(next(iter(self._requests)))
 
-    def find(self, request_id: str, *, owner: str | None) -> RecentRequest:
+    async def find(self, request_id: str, *, owner: str | None) -> RecentRequest:
         """Return a request of this owner.
 
         Raises:

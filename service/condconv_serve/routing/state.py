@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,22 +15,46 @@ from condconv_serve.domain import RoutingLayout
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.routing.statistics import WINDOWS, RoutingStatistics, Window
 from condconv_serve.routing.tally import Tally
-from condconv_serve.routing.views import blocks_view
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RoutingState:
-    """Every window of one version's statistics, of one replica or of several together."""
+    """Windows of one version's statistics, of one replica or of several together. It can be pickled.
+
+    Attributes:
+        model: its name.
+        version: of the model.
+        layout: its blocks and experts.
+        windows: the images of each window.
+        seconds: how far each window reaches back; of several replicas, the longest.
+    """
 
     model: str
     version: str
     layout: RoutingLayout
     windows: dict[Window, Tally]
+    seconds: dict[Window, float]
 
     @classmethod
-    def of(cls, statistics: RoutingStatistics, *, model: str, version: str) -> RoutingState:
+    def of(
+        cls, statistics: RoutingStatistics, *, model: str, version: str, windows: Sequence[Window] = WINDOWS
+    ) -> RoutingState:
         """The state of running statistics, now."""
-        return cls(model, version, statistics.layout, {window: statistics.read(window) for window in WINDOWS})
+        return cls(
+            model,
+            version,
+            statistics.layout,
+            {window: statistics.read(window) for window in windows},
+            {window: statistics.seconds(window) for window in windows},
+        )
+
+    @classmethod
+    def empty(
+        cls, layout: RoutingLayout, *, model: str, version: str, windows: Sequence[Window] = WINDOWS
+    ) -> RoutingState:
+        """The state of a version that has answered nothing."""
+        tallies = {window: Tally(layout) for window in windows}
+        return cls(model, version, layout, tallies, dict.fromkeys(windows, 0.0))
 
     def merge(self, other: RoutingState) -> None:
         """Add another replica's state: the same as if one replica had answered all images.
@@ -46,6 +71,7 @@ class RoutingState:
             )
         for window, tally in self.windows.items():
             tally.merge(other.windows[window])
+            self.seconds[window] = max(self.seconds[window], other.seconds[window])
 
     def pack(self) -> bytes:
         """As an NPZ file without pickles: `model`, `blocks`, `experts`, and a window's arrays as `<window>/<name>`."""
@@ -56,6 +82,7 @@ class RoutingState:
         }
         for window, tally in self.windows.items():
             arrays |= {f"{window}/{name}": value for name, value in tally.to_arrays().items()}
+            arrays[f"{window}/seconds"] = np.array(self.seconds[window])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         return buffer.getvalue()
@@ -78,19 +105,7 @@ class RoutingState:
                 )
                 for window in WINDOWS
             }
+            seconds = {window: float(arrays[f"{window}/seconds"]) for window in WINDOWS}
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise InvalidParameter(f"This is no routing state ({error}).") from error
-        return cls(model, version, layout, windows)
-
-    def to_json(self) -> dict[str, Any]:
-        """Figures of all windows, for programs."""
-        return {
-            "model": {"name": self.model, "version": self.version},
-            "windows": {
-                window: {
-                    "images": tally.count,
-                    "blocks": blocks_view(tally),
-                }
-                for window, tally in self.windows.items()
-            },
-        }
+        return cls(model, version, layout, windows, seconds)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from condconv_serve.domain import Label, ModelInfo, RoutedAnswer, RoutingLayout, RoutingProfile
-from condconv_serve.routing.drift import BlockDrift
-from condconv_serve.routing.insight import Insight, class_profile_of, insight
-from condconv_serve.routing.live import LiveModel, LiveRouting
+from condconv_serve.routing.drift import BlockDrift, DriftMeter
+from condconv_serve.routing.insight import ClassMeans, Insight, class_profile_of, insight
+from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.statistics import Window
 from condconv_serve.routing.tally import EDGES, Tally
 
@@ -49,16 +48,16 @@ def expert_view(tally: Tally, block: int, expert: int) -> View:
     }
 
 
-def live_view(model: ModelInfo, live: LiveModel, *, window: Window, classes: int) -> View:
+def live_view(model: ModelInfo, live: RoutingState, *, window: Window, classes: int) -> View:
     """A window of live statistics, with its `classes` most frequent classes."""
-    tally = live.statistics.read(window)
-    drift = live.drift(tally)
+    tally, profile = live.windows[window], model.routing_profile
+    drift = [] if profile is None else DriftMeter(profile, live.layout).measure(tally)
     found, counts = tally.classes.counts()
     frequent = np.argsort(-counts, kind="stable")[:classes].tolist()
     return {
         "model": {"name": model.name, "version": model.version},
         "window": window,
-        "seconds": round(live.statistics.seconds(window), 3),
+        "seconds": round(live.seconds[window], 3),
         "images": tally.count,
         "histogram_edges": list(EDGES),
         "blocks": blocks_view(tally, drift),
@@ -70,13 +69,23 @@ def live_view(model: ModelInfo, live: LiveModel, *, window: Window, classes: int
                 {**_named(model.labels, int(found[place])), "images": int(counts[place])} for place in frequent
             ],
         },
-        "reference": None if model.routing_profile is None else _reference(live.layout, model.routing_profile),
+        "reference": None if profile is None else _reference(live.layout, profile),
     }
 
 
-def class_view(model: ModelInfo, live: LiveModel, index: int, *, window: Window) -> View:
+def state_view(state: RoutingState) -> View:
+    """Figures of all windows of a state."""
+    return {
+        "model": {"name": state.model, "version": state.version},
+        "windows": {
+            window: {"images": tally.count, "blocks": blocks_view(tally)} for window, tally in state.windows.items()
+        },
+    }
+
+
+def class_view(model: ModelInfo, live: RoutingState, index: int, *, window: Window) -> View:
     """How images of the predicted class `index` are routed, beside all images and the reference profile."""
-    tally = live.statistics.read(window)
+    tally = live.windows[window]
     found = tally.classes.get(index)
     profile = class_profile_of(index, profile=model.routing_profile)
     return {
@@ -93,10 +102,10 @@ def class_view(model: ModelInfo, live: LiveModel, index: int, *, window: Window)
 
 
 def expert_classes_view(
-    model: ModelInfo, live: LiveModel, block: int, expert: int, *, window: Window, top: int, min_images: int
+    model: ModelInfo, live: RoutingState, block: int, expert: int, *, window: Window, top: int, min_images: int
 ) -> View:
     """The `top` classes with the largest and the smallest mean weights for an expert; block and expert by number."""
-    tally = live.statistics.read(window)
+    tally = live.windows[window]
     classes, counts = tally.classes.counts()
     means = tally.classes.means(block, expert)
     enough = np.flatnonzero(counts >= min_images)
@@ -119,13 +128,24 @@ def expert_classes_view(
     }
 
 
-def insight_view(answer: RoutedAnswer, model: ModelInfo | None, *, live: LiveRouting | None) -> View:
-    """What stands out in one image's routing. Without the model or live statistics, some fields are absent."""
+def classes_to_ask(answers: Iterable[RoutedAnswer], model: ModelInfo) -> set[int]:
+    """The predicted classes of which only live traffic may know how their images are routed."""
+    best = {answer.best.index for answer in answers if answer.best is not None}
+    return {index for index in best if class_profile_of(index, profile=model.routing_profile) is None}
+
+
+def insight_view(answer: RoutedAnswer, model: ModelInfo | None, *, live: ClassMeans) -> View:
+    """What stands out in one image's routing. Without the model or live statistics, some fields are absent.
+
+    Args:
+        answer: about the image.
+        model: that gave it.
+        live: of live traffic: images and mean weights by class, for those that `classes_to_ask` names.
+    """
     known = None
     if model is not None and answer.best is not None:
         index = answer.best.index
-        seen = (lambda: None) if live is None else partial(live.class_of, model, index)
-        known = class_profile_of(index, profile=model.routing_profile, live=seen)
+        known = class_profile_of(index, profile=model.routing_profile, live=live.get(index))
     found = insight(answer.routing, profile=None if model is None else model.routing_profile, class_profile=known)
     return {
         "blocks": [

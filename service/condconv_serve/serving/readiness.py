@@ -34,7 +34,7 @@ class Readiness:
         self._engine_problem = engine_problem
         self._models_trouble = models_trouble
         self._any_served = any_served
-        self.problems = problems
+        self._problems = problems
         self._not_loaded: NotReady | None = NotReady("The service is loading its models.", retry_after=LOADING_SECONDS)
         self.draining = False
 
@@ -49,6 +49,10 @@ class Readiness:
     def drain(self) -> None:
         """The service is about to end."""
         self.draining = True
+
+    def problems(self) -> list[str]:
+        """What else is wrong, a sentence each."""
+        return self._problems()
 
     def refusal(self) -> CapacityError | None:
         """Why requests can't be answered now; None if they can."""

@@ -5,8 +5,9 @@ Prometheus gets its figures elsewhere: a label with the version for all of these
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from condconv_serve.domain import RowAnswer
@@ -57,9 +58,9 @@ class Tallies:
         """Nothing has happened yet."""
         self._tallies: dict[tuple[str, str], VersionTally] = {}
 
-    def of(self, name: str, version: str) -> VersionTally:
-        """The figures of a version; zeros if nothing has been asked of it."""
-        return self._tallies.get((name, version)) or VersionTally()
+    async def read(self, versions: Sequence[tuple[str, str]]) -> list[VersionTally]:
+        """Copies of the figures of versions, by name and version; zeros if nothing has been asked of one."""
+        return [copy.deepcopy(self._tallies.get(version)) or VersionTally() for version in versions]
 
     def request(self, name: str, version: str, *, seconds: float, answers: Iterable[RowAnswer], whole: bool) -> None:
         """Count a request.

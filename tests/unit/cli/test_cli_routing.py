@@ -14,6 +14,7 @@ from condconv_serve.cli import app
 from condconv_serve.offline import profile
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.statistics import RoutingStatistics
+from condconv_serve.routing.views import state_view
 from condconv_serve.settings import Settings
 from condconv_serve.store import open_bundle, read_profile, write_bundle
 from tests.contract.fake_server import load_fake
@@ -191,7 +192,7 @@ def test_states_add_up(tmp_path):
     result = run(app, ["routing-state", *files, "--into", str(total), "--json"])
     assert result.exit_code == 0, result.output
     body = json.loads(result.stdout)
-    pooled = RoutingState.unpack(state(ROUTING)).to_json()
+    pooled = state_view(RoutingState.unpack(state(ROUTING)))
     for window in ("1m", "15m", "all"):
         found, expected = body["windows"][window], pooled["windows"][window]
         assert found["images"] == expected["images"] == 50

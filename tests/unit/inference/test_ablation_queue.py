@@ -26,7 +26,7 @@ queue = partial(AblationQueue, prepare_thread=lambda: None, release_memory=lambd
 
 
 async def ablated(lane, *arguments, **options):
-    with lane.admit():
+    async with lane.admit():
         return await lane.ablate(*arguments, **options)
 
 
@@ -56,10 +56,10 @@ async def test_too_many_waiting_are_refused_at_once():
             await ablated(lane, A, ROW, ONE)
         assert caught.value.retry_after > 0
         with pytest.raises(AblationBusy):
-            lane.check()
+            await lane.check()
         fake.go.set()
         assert len(await asyncio.gather(*waiting)) == 2
-        lane.check()
+        await lane.check()
     assert fake.calls == 2
 
 
@@ -82,7 +82,7 @@ async def test_cancelling_makes_room():
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        lane.check()
+        await lane.check()
         fake.go.set()
         await ablated(lane, A, ROW, ONE)
 
@@ -124,7 +124,7 @@ async def test_errors():
             await ablated(lane, A, ROW, ONE)
         with pytest.raises(VersionNotFound):
             await ablated(lane, B, ROW, ONE)
-        lane.check()
+        await lane.check()
 
 
 async def test_closing_ends_what_runs():

@@ -13,9 +13,8 @@ from condconv_serve.routing.insight import MIN_REFERENCE_IMAGES, insight
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.routing.recent import RecentRequest, RecentRequests
-from condconv_serve.routing.statistics import RoutingStatistics
 from condconv_serve.routing.tally import BINS, Tally
-from condconv_serve.routing.views import insight_view
+from condconv_serve.routing.views import classes_to_ask, insight_view
 from tests.contract.fakes import even_layout, layout_of, model_info
 
 
@@ -130,7 +129,7 @@ def test_profile():
 
 
 @pytest.mark.parametrize("images", [1, 2, 19, 20, 250])
-def test_one_in_twenty_of_a_references_own_images_is_unusual(images):
+async def test_one_in_twenty_of_a_references_own_images_is_unusual(images):
     routing = beta(images, 2, 3)
     layout = layout_of(routing)
     profile = profile_of(routing, np.zeros(images, int), layout)
@@ -152,31 +151,31 @@ def test_one_in_twenty_of_a_references_own_images_is_unusual(images):
 # --- insight
 
 
-def test_statistics_are_only_asked_about_classes_that_the_profile_lacks(monkeypatch):
-    asked = []
-    monkeypatch.setattr(RoutingStatistics, "class_of", lambda self, index: asked.append(index))
+async def test_live_traffic_is_only_asked_about_classes_that_the_profile_lacks():
     routing = beta(20, 2, 3)
     layout = layout_of(routing)
     model, live = model_info(layout=layout, profile=profile_of(routing, np.full(20, 3), layout)), LiveRouting()
     timings = Timings(decode=0, queue=0, inference=0, total=0)
-    logits = np.eye(6, dtype=np.float32)[3]
-    live.observe(model, RowAnswer(tensors={"logits": logits, "routing": routing[0]}, timings=timings, batch_size=1))
-
-    def source_of(index):
-        prediction = Prediction(
+    for index in (3, 4, 4, 4, 4, 4, 5):
+        logits = np.eye(6, dtype=np.float32)[index]
+        live.observe(model, RowAnswer(tensors={"logits": logits, "routing": routing[0]}, timings=timings, batch_size=1))
+    predictions = [
+        Prediction(
             best=ClassScore(index, "label", None, 0.5),
             classes=(),
             routing=RoutingTrace(layout, routing[0]),
             timings=timings,
             batch_size=1,
         )
-        known = insight_view(prediction, model, live=live)["class_profile"]
-        return known and known["source"]
-
-    assert source_of(3) == "reference"
-    assert asked == []
-    assert source_of(4) is None
-    assert asked == [4]
+        for index in range(3, 6)
+    ]
+    asked = classes_to_ask(predictions, model)
+    assert asked == {4, 5}
+    seen = await live.class_means(model.name, model.version, asked)
+    assert {index: images for index, (images, _) in seen.items()} == {4: 5, 5: 1}
+    assert await live.class_means(model.name, "2", asked) == {}
+    profiles = [insight_view(prediction, model, live=seen)["class_profile"] for prediction in predictions]
+    assert [known and known["source"] for known in profiles] == ["reference", "live", None]
 
 
 # --- recent requests
@@ -199,43 +198,43 @@ def request(name, images=1, *, experts=4, classes=0):
     return RecentRequest(request_id=name, model="m", version="1", at=0.0, results=tuple(results))
 
 
-def test_recent_requests_by_owner():
+async def test_recent_requests_by_owner():
     recent = RecentRequests()
     recent.remember(request("a"), owner="ann")
     recent.remember(request("a", 3), owner="bob")
     recent.remember(request("b"), owner=None)
-    assert len(recent.find("a", owner="ann").results) == 1
-    assert len(recent.find("a", owner="bob").results) == 3
+    assert len((await recent.find("a", owner="ann")).results) == 1
+    assert len((await recent.find("a", owner="bob")).results) == 3
     for name, owner in (("a", None), ("b", "ann"), ("c", "ann")):
         with pytest.raises(RoutingNotFound):
-            recent.find(name, owner=owner)
+            await recent.find(name, owner=owner)
 
 
-def test_a_later_request_of_the_same_id_replaces_the_first():
+async def test_a_later_request_of_the_same_id_replaces_the_first():
     recent = RecentRequests(max_requests=2)
     recent.remember(request("a"), owner=None)
     recent.remember(request("b"), owner=None)
     recent.remember(request("a", 2), owner=None)
     recent.remember(request("c"), owner=None)  # b is the oldest now
-    assert len(recent.find("a", owner=None).results) == 2
+    assert len((await recent.find("a", owner=None)).results) == 2
     with pytest.raises(RoutingNotFound):
-        recent.find("b", owner=None)
+        await recent.find("b", owner=None)
 
 
-def test_memory_is_bounded():
+async def test_memory_is_bounded():
     one = request("x", 3, experts=1000).size
     assert one > 2 * 4000
     recent = RecentRequests(max_bytes=10 * one)
     for number in range(100):
         recent.remember(request(str(number), 3, experts=1000), owner=None)
-    kept = [number for number in range(100) if _known(recent, str(number))]
+    kept = [number for number in range(100) if await _known(recent, str(number))]
     assert kept == list(range(90, 100))
     recent.remember(request("huge", 200, experts=1000), owner=None)
-    assert not _known(recent, "huge")
-    assert _known(recent, "99")
+    assert not await _known(recent, "huge")
+    assert await _known(recent, "99")
 
 
-def test_classes_take_memory_too():
+async def test_classes_take_memory_too():
     tracemalloc.start()
     try:
         given = request("x", 2, classes=5000)
@@ -244,17 +243,17 @@ def test_classes_take_memory_too():
         tracemalloc.stop()
 
 
-def test_whole_batches_are_not_kept_alive():
+async def test_whole_batches_are_not_kept_alive():
     recent = RecentRequests()
     given = request("a", 2)
     recent.remember(given, owner=None)
-    weights = recent.find("a", owner=None).results[0].prediction.routing.weights
+    weights = (await recent.find("a", owner=None)).results[0].prediction.routing.weights
     assert weights.base is None
-    assert recent.find("a", owner=None).results[0].prediction.routing.layout == even_layout(BLOCKS, 4)
+    assert (await recent.find("a", owner=None)).results[0].prediction.routing.layout == even_layout(BLOCKS, 4)
     np.testing.assert_array_equal(weights, given.results[0].prediction.routing.weights)
 
 
-def test_images_that_failed_are_not_kept_alive():
+async def test_images_that_failed_are_not_kept_alive():
     class Data(bytearray):
         pass
 
@@ -274,12 +273,12 @@ def test_images_that_failed_are_not_kept_alive():
     recent.remember(replace(request("a"), results=(failed,)), owner=None)
     del data, failed
     assert freed() is None
-    assert str(recent.find("a", owner=None).results[0].error) == "broken"
+    assert str((await recent.find("a", owner=None)).results[0].error) == "broken"
 
 
-def _known(recent, name):
+async def _known(recent, name):
     try:
-        recent.find(name, owner=None)
+        await recent.find(name, owner=None)
     except RoutingNotFound:
         return False
     return True

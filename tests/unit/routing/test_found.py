@@ -12,6 +12,7 @@ from condconv_serve.domain import BOXES, LOGITS, ROUTING, SCORES, RowAnswer, Tim
 from condconv_serve.routing.found import classes_in
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.profile import profile_of
+from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.tally import Tally
 from condconv_serve.routing.views import live_view
 from tests.contract.fakes import LAYOUT, detector_info, even_layout
@@ -54,7 +55,7 @@ def test_images_of_several_classes_and_of_none() -> None:
     assert len({str(tally.classes.to_arrays()) for tally in one_each}) == 1
 
 
-def test_live_statistics_and_drift_of_a_detector() -> None:
+async def test_live_statistics_and_drift_of_a_detector() -> None:
     """Half of the images show something. Later ones are routed otherwise, which drift tells."""
     rng = np.random.default_rng(0)
     usual = rng.uniform(0.2, 0.5, (60, *LAYOUT.shape)).astype(np.float32) * LAYOUT.own
@@ -69,12 +70,17 @@ def test_live_statistics_and_drift_of_a_detector() -> None:
         tensors = {BOXES: np.zeros((1, 4), np.float32), **scores(np.isin(range(3), found) * 0.9), ROUTING: routing}
         live.observe(info, RowAnswer(tensors=tensors, timings=TIMINGS, batch_size=1))
 
+    async def state() -> RoutingState:
+        found = await live.state(info.name, info.version, ["all"])
+        assert found is not None
+        return found
+
     for routing, found in zip(usual, shown, strict=True):
         answer(routing, found)
-    view = live_view(info, live.of(info), window="all", classes=5)
+    view = live_view(info, await state(), window="all", classes=5)
     assert view["images"] == 60
     assert [(one["label"], one["images"]) for one in view["classes"]["most_frequent"]] == [("red", 30), ("blue", 30)]
     assert view["drift_alert"] is False
     for routing in usual:
         answer(routing * 0.2, np.array([1]))
-    assert live_view(info, live.of(info), window="all", classes=5)["drift_alert"] is True
+    assert live_view(info, await state(), window="all", classes=5)["drift_alert"] is True

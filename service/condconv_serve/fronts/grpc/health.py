@@ -14,9 +14,9 @@ from grpc.aio import ServicerContext
 from grpc_health.v1 import health_pb2
 
 from condconv_serve.errors import NotFound
+from condconv_serve.fronts.gatekeeper import ReadyState
 from condconv_serve.fronts.grpc.calls import Calls
 from condconv_serve.fronts.grpc.service import Call, Method
-from condconv_serve.serving.readiness import Readiness
 
 NAME = "grpc.health.v1.Health"
 FILES = (health_pb2.DESCRIPTOR.serialized_pb,)
@@ -30,7 +30,7 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 class Health:
     """Says of each service whether it is ready; all of them are when the whole service is."""
 
-    def __init__(self, readiness: Readiness, *, services: Collection[str]) -> None:
+    def __init__(self, readiness: ReadyState, *, services: Collection[str]) -> None:
         """Follow `readiness` for these services, and for the empty name, which means all."""
         self._readiness = readiness
         self._services = frozenset(("", *services))

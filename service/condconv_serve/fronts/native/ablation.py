@@ -75,7 +75,7 @@ def router(context: AppContext) -> APIRouter:
         context.gatekeeper.check_ready()
         query = read_query(request, AblationParameters)
         context.models.get(query.model, query.version)
-        _ablator(context).check()
+        await _ablator(context).check()
         parameters, images = await read_request(request, query, context.limits)
         if len(images) > 1:
             raise TooManyImages(f"An ablation takes one image, not {len(images)}.")
@@ -93,7 +93,7 @@ def router(context: AppContext) -> APIRouter:
     ) -> _Found:
         started, queue, inference, info = time.monotonic(), 0.0, 0.0, model.info
         parts: list[AblationAnswer | DetectionAblation] = []
-        with _ablator(context).admit():
+        async with _ablator(context).admit():
             made = await context.images.decoder.decode(image.data, model, deadline=deadline)
             placement = made.placement or whole_row(info)
             for some in task.in_groups(info, variants):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Response
-from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 
 from condconv_serve.fronts.context import AppContext
@@ -79,7 +78,7 @@ def router(context: AppContext, *, serve_metrics: bool = True) -> APIRouter:
     )
     async def metrics(request: Request) -> Response:
         """In the Prometheus text format, or OpenMetrics if the scraper accepts it."""
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(context.metrics.registry), headers={"Content-Type": content_type})
+        found = await context.exposition.expose(request.headers.get("accept", ""))
+        return Response(found.content, headers={"Content-Type": found.content_type})
 
     return routes

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from condconv_serve.domain import ModelInfo
+from condconv_serve.domain import ImageResult, ModelInfo, RoutedAnswer
 from condconv_serve.errors import ModelNotFound, ModelUnavailable, RoutingNotFound, VersionNotFound
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.examples import EXAMPLE_REQUEST_ID
@@ -36,9 +37,10 @@ from condconv_serve.fronts.native.schemas import MAX_NAME, ModelReference
 from condconv_serve.fronts.security import needs_admin
 from condconv_serve.http.disconnect import unless_disconnected
 from condconv_serve.http.scope import facts_of
-from condconv_serve.routing.live import LiveModel
+from condconv_serve.routing.insight import ClassMeans
 from condconv_serve.routing.state import RoutingState
-from condconv_serve.routing.views import class_view, expert_classes_view, live_view
+from condconv_serve.routing.statistics import WINDOWS, Window
+from condconv_serve.routing.views import class_view, classes_to_ask, expert_classes_view, live_view
 from condconv_serve.tasks.by_task import ByTask, options_of
 
 _LIVE_PROBLEMS = problem_responses(
@@ -77,7 +79,8 @@ def router(context: AppContext) -> APIRouter:
         remember(request, answered, context)
         chosen = parameters.format or preferred(request.headers.get("accept", ""), BY_TYPE, otherwise="json")
         if chosen == "json":
-            return await written(request, lambda: routed_response(answered, live=context.routing))
+            seen = await _seen(answered.results, answered.model)
+            return await written(request, lambda: routed_response(answered, live=seen))
         content = await unless_disconnected(request, in_time(exported(answered, chosen, context.drawer), request))
         return Response(content, media_type=MEDIA_TYPES[chosen])
 
@@ -94,7 +97,7 @@ def router(context: AppContext) -> APIRouter:
         They cover all images that the model answered lately, from all senders. The images are not kept. With a
         detector, an image counts for each class of which a box has a score above 0.5.
         """
-        model, found = _live(query.model, query.version)
+        model, found = await _live(query.model, query.version, query.window)
         view = await asyncio.to_thread(live_view, model, found, window=query.window, classes=query.classes)
         return LiveResponse.model_validate(view)
 
@@ -112,9 +115,10 @@ def router(context: AppContext) -> APIRouter:
 
         With a detector they are the images in which the class was found, with a score above 0.5.
         """
-        model, found = _live(query.model, query.version)
+        model = _model(query.model, query.version)
         if index >= len(model.labels):
             raise RoutingNotFound(f"{model.name} has the classes 0 to {len(model.labels) - 1}, but no {index}.")
+        model, found = await _live(model.name, model.version, query.window)
         view = await asyncio.to_thread(class_view, model, found, index, window=query.window)
         return ClassResponse.model_validate(view)
 
@@ -131,14 +135,15 @@ def router(context: AppContext) -> APIRouter:
         query: Annotated[ExpertParameters, Query()],
     ) -> ExpertResponse:
         """The classes whose images give an expert the largest and the smallest weights on average."""
-        model, found = _live(query.model, query.version)
-        blocks = found.layout.blocks
+        model = _model(query.model, query.version)
+        blocks = model.routing.blocks
         if block not in blocks:
             known = ", ".join(blocks) or "none"
             raise RoutingNotFound(f"{model.name} has no CondConv block {block[:100]!r}; there are: {known}.")
         number = blocks.index(block)
-        if expert >= (experts := found.layout.experts[number]):
+        if expert >= (experts := model.routing.experts[number]):
             raise RoutingNotFound(f"{block} has the experts 0 to {experts - 1}, but no {expert}.")
+        model, found = await _live(model.name, model.version, query.window)
         view = await asyncio.to_thread(
             expert_classes_view,
             model,
@@ -166,9 +171,9 @@ def router(context: AppContext) -> APIRouter:
 
         `condconv routing-state a.npz b.npz` adds up the files of several replicas, exactly. Needs the scope `admin`.
         """
-        _, found = _live(query.model, query.version)
+        _, found = await _live(query.model, query.version, *WINDOWS)
         return Response(
-            await asyncio.to_thread(_packed, found),
+            await asyncio.to_thread(found.pack),
             media_type="application/octet-stream",
             headers={"Content-Disposition": 'attachment; filename="routing.npz"'},
         )
@@ -187,21 +192,39 @@ def router(context: AppContext) -> APIRouter:
 
         The metrics start again from zero, too. Needs the scope `admin`.
         """
-        if query.version is not None:
-            chosen = [_live(query.model, query.version)[1]]
-        else:
-            if query.model is not None:
-                _live(query.model, None)
-            chosen = [live for live in context.routing or () if query.model in (None, live.name)]
-        for live in chosen:
-            live.statistics.reset()
-        return ResetResponse(reset=[ModelReference(name=live.name, version=live.version) for live in chosen])
+        named = None
+        if query.model is not None or query.version is not None:
+            named = _model(query.model, query.version)
+        if context.routing is None:
+            return ResetResponse(reset=[])
+        of_version = None if named is None or query.version is None else named.version
+        chosen = list(await context.routing.reset(None if named is None else named.name, of_version))
+        if named is not None and (named.name, named.version) not in chosen:  # it has answered nothing yet
+            chosen.append((named.name, named.version))
+        return ResetResponse(reset=[ModelReference(name=name, version=version) for name, version in chosen])
 
-    def _live(name: str | None, version: str | None) -> tuple[ModelInfo, LiveModel]:
+    def _model(name: str | None, version: str | None) -> ModelInfo:
         model = context.models.get(name, version).info
         if context.routing is None:
             raise RoutingNotFound("This server keeps no routing statistics; CONDCONV_ROUTING_STATISTICS is off.")
-        return model, context.routing.of(model)
+        return model
+
+    async def _live(name: str | None, version: str | None, *windows: Window) -> tuple[ModelInfo, RoutingState]:
+        model = _model(name, version)
+        found = None
+        if context.routing is not None:
+            found = await context.routing.state(model.name, model.version, windows)
+        if found is None or found.layout != model.routing:  # it has answered nothing yet
+            found = RoutingState.empty(model.routing, model=model.name, version=model.version, windows=windows)
+        return model, found
+
+    async def _seen(results: Sequence[ImageResult[RoutedAnswer]], model: ModelInfo | None) -> ClassMeans:
+        if model is None or context.routing is None:
+            return {}
+        answers = (result.prediction for result in results if result.prediction is not None)
+        if not (classes := classes_to_ask(answers, model)):
+            return {}
+        return await context.routing.class_means(model.name, model.version, classes)
 
     # After /routing/state, so that `state` isn't taken for a request's id.
     @routes.get(
@@ -220,12 +243,13 @@ def router(context: AppContext) -> APIRouter:
         """
         if context.recent is None:
             raise RoutingNotFound("This server keeps no recent requests.")
-        found = context.recent.find(request_id, owner=facts_of(request.scope).key_name)
+        found = await context.recent.find(request_id, owner=facts_of(request.scope).key_name)
         try:
             model = context.models.get(found.model, found.version).info
         except (ModelNotFound, ModelUnavailable, VersionNotFound):  # no longer served
             model = None
-        return await written(request, lambda: recent_response(found, model, live=context.routing))
+        seen = await _seen(found.results, model)
+        return await written(request, lambda: recent_response(found, model, live=seen))
 
     return routes
 
@@ -233,8 +257,3 @@ def router(context: AppContext) -> APIRouter:
 def _task(parameters: TracesParameters) -> ByTask:
     names = (*options_of("classification"), *options_of("detection"))
     return ByTask(parameters.model_dump(include=set(names), exclude_unset=True, exclude_none=True))
-
-
-def _packed(live: LiveModel) -> bytes:
-    state = RoutingState.of(live.statistics, model=live.name, version=live.version)
-    return state.pack()

@@ -18,7 +18,7 @@ from condconv_serve.fronts.native.schemas import (
     RoutingBody,
     prediction_fields,
 )
-from condconv_serve.routing.live import LiveRouting
+from condconv_serve.routing.insight import ClassMeans
 from condconv_serve.routing.recent import RecentRequest
 from condconv_serve.routing.statistics import Window
 from condconv_serve.routing.views import insight_view
@@ -289,7 +289,7 @@ class ResetResponse(BaseModel):
     reset: list[ModelReference]
 
 
-def routed_response(answered: Answered[RoutedAnswer], *, live: LiveRouting | None) -> RoutedResponse:
+def routed_response(answered: Answered[RoutedAnswer], *, live: ClassMeans) -> RoutedResponse:
     """Put an answer into the body's shape, with what stands out in its routing."""
     model = answered.model
     return RoutedResponse.model_construct(
@@ -298,7 +298,7 @@ def routed_response(answered: Answered[RoutedAnswer], *, live: LiveRouting | Non
     )
 
 
-def recent_response(recent: RecentRequest, model: ModelInfo | None, *, live: LiveRouting | None) -> RecentResponse:
+def recent_response(recent: RecentRequest, model: ModelInfo | None, *, live: ClassMeans) -> RecentResponse:
     """Put a recent request into the body's shape; `model` is None if it is no longer served."""
     return RecentResponse.model_construct(
         request_id=recent.request_id,
@@ -309,7 +309,7 @@ def recent_response(recent: RecentRequest, model: ModelInfo | None, *, live: Liv
 
 
 def _routed(
-    result: ImageResult[RoutedAnswer], model: ModelInfo | None, live: LiveRouting | None
+    result: ImageResult[RoutedAnswer], model: ModelInfo | None, live: ClassMeans
 ) -> RoutedPredictionBody | RoutedDetectionBody:
     named: dict[str, Any] = {"id": result.id, "filename": result.filename}
     answer = result.prediction

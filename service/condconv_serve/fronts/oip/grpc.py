@@ -145,7 +145,7 @@ def _describing(context: AppContext) -> dict[str, Method]:
 
     async def statistics(request: Any, call: Call) -> Any:
         name, version = _named(request.name, request.version)
-        found = model_statistics(context.tallies, models, name=name, version=version)
+        found = await model_statistics(context.tallies, models, name=name, version=version)
         return ParseDict(found, message("inference.ModelStatisticsResponse")())
 
     def method(name: str, answer: Any, **options: Any) -> Method:

@@ -45,7 +45,7 @@ def router(context: AppContext) -> APIRouter:
 
         If a model is called `stats`, the answer describes it, too.
         """
-        found = model_statistics(context.tallies, models)
+        found = await model_statistics(context.tallies, models)
         with contextlib.suppress(ServiceError):  # there is no such model, as nearly always
             found |= model_metadata(models.get(STATS), models)
         return JSONResponse(found)
@@ -61,7 +61,7 @@ def router(context: AppContext) -> APIRouter:
     async def statistics(request: Request) -> Response:
         """What a model's versions have done since the process began, in Triton's shape."""
         name, version = named_model(request)
-        return JSONResponse(model_statistics(context.tallies, models, name=name, version=version))
+        return JSONResponse(await model_statistics(context.tallies, models, name=name, version=version))
 
     async def ready(request: Request) -> Response:
         """200 if the model takes requests; otherwise a status from 400 to 499, as the protocol asks for."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from condconv_serve.fronts.context import ServedModels
-from condconv_serve.telemetry.tally import Tallies, Total, VersionTally
+from condconv_serve.fronts.context import ServedModels, TallySource
+from condconv_serve.telemetry.tally import Total, VersionTally
 
 _NEVER = Total()
 
 
-def model_statistics(
-    tallies: Tallies, models: ServedModels, *, name: str | None = None, version: str | None = None
+async def model_statistics(
+    tallies: TallySource, models: ServedModels, *, name: str | None = None, version: str | None = None
 ) -> dict[str, Any]:
     """The figures of one version, of all versions of a model, or of all that is served; in the words of REST.
 
@@ -34,7 +34,8 @@ def model_statistics(
         models.get(name)
         found = [(name, v) for v in models.models().get(name, {})]
     found.sort(key=lambda pair: (pair[0], int(pair[1])))
-    return {"model_stats": [_figures(each, v, tallies.of(each, v)) for each, v in found]}
+    figures = zip(found, await tallies.read(found), strict=True)
+    return {"model_stats": [_figures(each, v, tally) for (each, v), tally in figures]}
 
 
 def _figures(name: str, version: str, tally: VersionTally) -> dict[str, Any]:

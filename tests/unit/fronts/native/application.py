@@ -17,6 +17,7 @@ from condconv_serve.fronts.keys import KeyRing
 from condconv_serve.fronts.native import create_app
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.serving.readiness import Readiness
+from condconv_serve.telemetry.exposition import RegistryExposition
 from condconv_serve.telemetry.metrics import Metrics
 from tests.contract.fakes import ColourDetector, FakeModels, NoVersions, detector_info, served_model
 
@@ -52,6 +53,7 @@ def application(
         images=cast(ImagePipeline, FakePipeline(answer)),
         models=FakeModels(served_model(), served_model(detector_info("finder"), ColourDetector())),
         metrics=metrics,
+        exposition=RegistryExposition(metrics.registry),
         limits=BodyLimits(max_body_bytes=1000, max_images=2),
         gatekeeper=Gatekeeper(readiness, keys=keys, open_admin=open_admin),
         readiness=readiness,

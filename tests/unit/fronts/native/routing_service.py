@@ -37,6 +37,7 @@ from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.routing.recent import RecentRequests
 from condconv_serve.serving.readiness import Readiness
+from condconv_serve.telemetry.exposition import RegistryExposition
 from condconv_serve.telemetry.metrics import Metrics
 from tests.contract.fakes import (
     ColourAblation,
@@ -136,6 +137,7 @@ async def running(*, statistics: bool = True, drawer: Drawer | None = None) -> A
             ),
             models=MODELS,
             metrics=metrics,
+            exposition=RegistryExposition(metrics.registry),
             limits=BodyLimits(max_body_bytes=10**6, max_images=20),
             gatekeeper=Gatekeeper(readiness, keys=ring),
             readiness=readiness,

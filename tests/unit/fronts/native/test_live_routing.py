@@ -12,6 +12,7 @@ import pytest
 
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.tally import Tally, entropy
+from condconv_serve.routing.views import state_view
 from tests.unit.fronts.native.routing_service import (
     BLOCKS,
     CLASSES,
@@ -120,7 +121,7 @@ async def test_blocks_with_different_numbers_of_experts(client: httpx.AsyncClien
     assert_problem(
         await client.get("/routing/experts/block_2/2?model=uneven"), 404, "routing_not_found", "experts 0 to 1"
     )
-    state = RoutingState.unpack((await client.get("/routing/state?model=uneven")).content).to_json()
+    state = state_view(RoutingState.unpack((await client.get("/routing/state?model=uneven")).content))
     assert [len(block["experts"]) for block in state["windows"]["all"]["blocks"]] == [3, 2]
 
     body = (await client.post("/routing/ablation?model=uneven", content=image(8))).json()

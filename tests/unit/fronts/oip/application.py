@@ -18,6 +18,7 @@ from condconv_serve.fronts.keys import KeyRing
 from condconv_serve.fronts.oip import create_app
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.pipeline import ImagePipeline
+from condconv_serve.telemetry.exposition import RegistryExposition
 from tests.contract.fakes import NoVersions
 from tests.contract.fronts import House
 from tests.pictures import encode
@@ -42,6 +43,7 @@ async def opened(
             images=ImagePipeline(house.plane, ImageDecoder(decoders, max_pixels=10**6)),
             models=house.models,
             metrics=house.metrics,
+            exposition=RegistryExposition(house.metrics.registry),
             limits=BodyLimits(max_body_bytes=MAX_BODY_BYTES, max_images=MAX_ROWS),
             gatekeeper=gatekeeper,
             readiness=house.readiness,

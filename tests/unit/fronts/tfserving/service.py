@@ -23,6 +23,7 @@ from condconv_serve.imaging import ImageDecoder
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.serving.versions import VersionStatus
 from condconv_serve.store.aliases import Alias
+from condconv_serve.telemetry.exposition import RegistryExposition
 from tests.contract.fakes import FakeModels, NoVersions, model_info, served_model
 from tests.contract.fronts import House
 from tests.contract.grpc_calls import grpc_served
@@ -96,6 +97,7 @@ async def _context(**options: Any) -> AsyncIterator[tuple[AppContext, House]]:
                     images=ImagePipeline(house.plane, ImageDecoder(threads, max_pixels=10**6)),
                     models=house.models,
                     metrics=house.metrics,
+                    exposition=RegistryExposition(house.metrics.registry),
                     limits=BodyLimits(max_body_bytes=10**6, max_images=MAX_IMAGES),
                     gatekeeper=Gatekeeper(house.readiness, request_timeout=5.0, **options),
                     readiness=house.readiness,
