@@ -37,6 +37,10 @@ class Deadline(float):
         deadline.by = by
         return deadline
 
+    def __getnewargs_ex__(self) -> tuple[tuple[float], dict[str, DeadlineBy]]:
+        """So that it can be pickled; the monotonic clock is one for all processes of a machine."""
+        return (float(self),), {"by": self.by}
+
 
 def deadline_by(deadline: float) -> DeadlineBy:
     """Whose deadline it is; the service's if nobody said."""
