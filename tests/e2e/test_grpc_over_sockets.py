@@ -93,7 +93,7 @@ def test_one_queue_one_limit_and_a_flood_leaves_http_its_turn() -> None:
                 heard = [server.client.post("/predict", content=PHOTOS[0]) for _ in range(60)]
                 assert {response.status_code for response in heard} == {200, 429}
                 assert max(response.elapsed.total_seconds() for response in heard) < 5
-                assert server.client.get("/livez").elapsed.total_seconds() < 1
+                assert server.client.get("/livez").elapsed.total_seconds() < 5
             finally:
                 ending.set()
 

@@ -165,7 +165,7 @@ def test_a_proxy_that_says_when(kind: str) -> None:
     with Scripted(later, good) as server, opened(kind, server.url) as client:
         started = time.monotonic()
         assert client.predict(b"\1").ok
-        assert 1 <= time.monotonic() - started < 5
+        assert 1 <= time.monotonic() - started < 15
 
 
 def test_an_answer_that_drips(kind: str) -> None:
@@ -173,7 +173,7 @@ def test_an_answer_that_drips(kind: str) -> None:
         started = time.monotonic()
         with pytest.raises(DeadlineExceeded):
             client.predict(b"\1", timeout=0.3)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 4.5
 
 
 def test_nobody_listens(kind: str) -> None:

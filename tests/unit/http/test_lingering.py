@@ -142,7 +142,7 @@ def test_a_client_that_sends_for_too_long_is_cut_off(lines: str) -> None:
         started = time.monotonic()
         connected.sendall(head("/early", lines))
         assert answer(connected).endswith(b"early")
-        assert PATIENCE < trickle(connected, PATIENCE / 8) - started < 5
+        assert PATIENCE < trickle(connected, PATIENCE / 8) - started < 15
 
 
 def test_a_client_that_sends_slowly_is_waited_for(running: Running) -> None:
@@ -283,5 +283,5 @@ def test_the_end_of_the_server_waits_for_those_that_send_but_only_while_there_is
             pool = stack.enter_context(ThreadPoolExecutor(1))
             sending = pool.submit(trickle, connected, PATIENCE / 8)
             started = time.monotonic()
-        assert 2 < sending.result() - started < 3.5
+        assert 2 < sending.result() - started < 10
     assert not [record for record in caplog.records if record.levelname == "ERROR"]

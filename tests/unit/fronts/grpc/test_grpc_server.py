@@ -173,7 +173,7 @@ async def test_what_cant_be_answered_in_time_is_told_so(house):
         served.server.stop(0.4)
         heard, _ = await first
         assert (heard.status, heard.slug) == (503, "draining")
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 @pytest.fixture

@@ -250,7 +250,7 @@ class TestAnswers:
         url = server.add("/w", CONTENT, misbehave.status(429, Retry_After=answer))
         began = time.monotonic()
         download(url, target, limits=Limits(pause=0.01, longest_pause=2))
-        assert least <= time.monotonic() - began < 5
+        assert least <= time.monotonic() - began < 15
 
     @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
     def test_redirects(self, code, server, target):
@@ -280,7 +280,7 @@ class TestPatience:
         url = server.add("/w", CONTENT, misbehave.stalled_after(1_000_000))
         began = time.monotonic()
         download(url, target, limits=Limits(stall_timeout=0.3, pause=0.01))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         assert target.read_bytes() == CONTENT
         assert ranges(server) == [None, "bytes=1000000-"]
 
@@ -318,7 +318,7 @@ class TestPatience:
         began = time.monotonic()
         with pytest.raises(Unreachable, match=r"no connection in 0\.3 seconds"):
             download("https://example.org/w", target, limits=replace(QUICK, connect_timeout=0.3))
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 15
         released.set()
 
     def test_one_address_of_two_leads_nowhere(self, server, target, monkeypatch):
