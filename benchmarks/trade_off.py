@@ -1,13 +1,16 @@
 """Does CondConv pay? Trains static networks and their CondConv twins alike, and plots accuracy against cost.
 
 Each network is trained once per seed with the same images, epochs, batches, learning rates and augmentation as its
-twin. The weights of the last epoch are judged on the test images, so nothing is chosen by looking at them. Figures are
-written after every training, and each epoch is saved: run the same command again, and it goes on.
+twin. The test images choose nothing: classifiers are judged after the last epoch, detectors after the one that
+validation photos chose. Figures are written after every training, and each epoch is saved: run the same command again,
+and it goes on.
 
     python benchmarks/trade_off.py DATA --network mobilenet-v1:0.25 --network mobilenet-v1:0.5=WEIGHTS.h5 --seeds 5
+    python benchmarks/trade_off.py DATA --task detection --network mobilenet-v2=WEIGHTS.h5 --experts 4
 
-DATA has the folders `train` and `test`, with a folder per class. A network is `name:width`, from scratch, or
-`name:width=file` with published weights, which its twin starts from, too (upcycled).
+For classifiers DATA has the folders `train` and `test`, with a folder per class; for detectors `train.json`, `val.json`
+and `test.json` in COCO's format. A network is `name:width`, from scratch, or `name:width=file` with published weights,
+which its twin starts from, too (upcycled).
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ _T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2
 _NORMAL = 1.96
 _POINT = ("network", "width", "weights", "experts", "image_size", "epochs", "batch_size", "learning_rate", "classes")
 """What the seeds of a point have in common."""
+SCORES = {"classification": "accuracy", "detection": "AP50"}
+"""How good a network is, by its task."""
 Figures = dict[str, Any]
 Interval = tuple[float, float, float]
 
@@ -63,6 +68,13 @@ def gain_interval(gains: Sequence[float]) -> Interval:
     return mean, mean - half, mean + half
 
 
+def precision_interval(precisions: Sequence[float]) -> Interval:
+    """Mean and Student's 95 % interval of the average precisions of some seeds; of one seed there is none."""
+    mean = fmean(precisions)
+    half = _half(precisions) if len(precisions) > 1 else 0.0
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
 def points_of(runs: Sequence[Figures]) -> list[Figures]:
     """Runs that differ only in their seeds, taken together: cost, mean accuracy and its interval."""
     groups: dict[tuple[Any, ...], list[Figures]] = {}
@@ -70,12 +82,16 @@ def points_of(runs: Sequence[Figures]) -> list[Figures]:
         groups.setdefault(tuple(run["settings"][key] for key in _POINT), []).append(run)
     points = []
     for settings, group in groups.items():
-        mean, low, high = accuracy_interval([_accuracy(run) for run in group], images=group[0]["images"])
+        scores = [_score(run) for run in group]
+        detectors = "ap50" in group[0]
+        mean, low, high = (
+            precision_interval(scores) if detectors else accuracy_interval(scores, images=group[0]["images"])
+        )
         points.append(
             {
                 **dict(zip(_POINT, settings, strict=True)),
                 "seeds": sorted(run["settings"]["seed"] for run in group),
-                "accuracy": mean,
+                "score": mean,
                 "low": low,
                 "high": high,
                 **{key: group[0][key] for key in ("images", "parameters", "multiply_adds")},
@@ -93,7 +109,7 @@ def gains_of(runs: Sequence[Figures]) -> list[Figures]:
         static = by_settings.get(_key({**run["settings"], "experts": 0}))
         if run["settings"]["experts"] and static is not None:
             point = tuple(run["settings"][key] for key in _POINT)
-            groups.setdefault(point, []).append(_accuracy(run) - _accuracy(static))
+            groups.setdefault(point, []).append(_score(run) - _score(static))
     gains = []
     for settings, differences in groups.items():
         if len(differences) > 1:
@@ -103,8 +119,8 @@ def gains_of(runs: Sequence[Figures]) -> list[Figures]:
     return gains
 
 
-def plot(points: Sequence[Figures], file: Path, *, title: str) -> None:
-    """Draw accuracy against multiply-adds, with intervals: a line for static networks and one for their twins."""
+def plot(points: Sequence[Figures], file: Path, *, title: str, score: str) -> None:
+    """Draw a score against multiply-adds, with intervals: a line for static networks and one for their twins."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.6), layout="constrained", dpi=150)
@@ -115,9 +131,9 @@ def plot(points: Sequence[Figures], file: Path, *, title: str) -> None:
     colours = {network: f"C{number}" for number, network in enumerate(dict.fromkeys(line[:2] for line in lines))}
     for (network, pretrained, experts), line in sorted(lines.items()):
         line = sorted(line, key=lambda point: point["multiply_adds"])
-        means = [100 * point["accuracy"] for point in line]
-        below = [100 * (point["accuracy"] - point["low"]) for point in line]
-        above = [100 * (point["high"] - point["accuracy"]) for point in line]
+        means = [100 * point["score"] for point in line]
+        below = [100 * (point["score"] - point["low"]) for point in line]
+        above = [100 * (point["high"] - point["score"]) for point in line]
         start = "real weights" if pretrained else "from scratch"
         axes.errorbar(
             [point["multiply_adds"] / 1e6 for point in line],
@@ -134,7 +150,7 @@ def plot(points: Sequence[Figures], file: Path, *, title: str) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("multiply-adds (millions)")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(f"test {score} (%)")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -145,6 +161,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("--network", action="append", required=True, metavar="NAME:WIDTH[=FILE]")
+    parser.add_argument("--task", choices=SCORES, default="classification")
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=20)
@@ -154,14 +171,18 @@ def main() -> None:
     parser.add_argument("--classes", type=int, help="only the first so many")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no training after so many")
     parser.add_argument("--work", type=Path, default=Path("trade-off"), help="for what is unfinished")
-    parser.add_argument("--name", default="trade_off_classification", help="of the files in benchmarks/results")
+    parser.add_argument("--name", help="of the files in benchmarks/results")
     options = parser.parse_args()
+    options.name = options.name or f"trade_off_{options.task}"
     end = time.monotonic() + 60 * options.minutes
     options.work.mkdir(parents=True, exist_ok=True)
     file = report.RESULTS / f"{options.name}.json"
     runs: list[Figures] = json.loads(file.read_text())["runs"] if file.exists() else []
     done = {_key(run["settings"]) for run in runs}
-    from trade_off_training import train
+    if options.task == "detection":
+        from trade_off_detection import train
+    else:
+        from trade_off_training import train
 
     for run, weights in _planned(options):
         if _key(asdict(run)) in done:
@@ -172,10 +193,13 @@ def main() -> None:
         print(run.title, flush=True)
         found = train(run, options.data, options.work, weights=weights)
         runs.append({"settings": asdict(run), **found})
-        print(f"  {_accuracy(runs[-1]):.1%} of {found['images']} test images in {found['seconds']} s", flush=True)
+        print(
+            f"  {_score(runs[-1]):.1%} {SCORES[options.task]} on {found['images']} test images in {found['seconds']} s",
+            flush=True,
+        )
         _save(options, runs)
     _save(options, runs)
-    _print(points_of(runs), gains_of(runs))
+    _print(points_of(runs), gains_of(runs), score=SCORES[options.task])
 
 
 def _planned(options: argparse.Namespace) -> Iterator[tuple[Any, Path | None]]:
@@ -213,7 +237,7 @@ def _save(options: argparse.Namespace, runs: Sequence[Figures]) -> None:
     report.save(
         options.name,
         {
-            "task": "classification",
+            "task": options.task,
             "data": options.data.resolve().name,
             "machine": report.machine(("tensorflow-cpu", "keras", "numpy")),
             "points": points,
@@ -222,10 +246,10 @@ def _save(options: argparse.Namespace, runs: Sequence[Figures]) -> None:
         },
     )
     title = f"{options.data.resolve().name}: {points[0]['images']} test images, {points[0]['epochs']} epochs"
-    plot(points, report.RESULTS / f"{options.name}.png", title=title)
+    plot(points, report.RESULTS / f"{options.name}.png", title=title, score=SCORES[options.task])
 
 
-def _print(points: Sequence[Figures], gains: Sequence[Figures]) -> None:
+def _print(points: Sequence[Figures], gains: Sequence[Figures], *, score: str) -> None:
     rows = [
         (
             f"{point['network']} {point['width']:g}, {'real weights' if point['weights'] else 'scratch'}",
@@ -238,14 +262,15 @@ def _print(points: Sequence[Figures], gains: Sequence[Figures]) -> None:
         )
         for point in points
     ]
-    print(report.table(("network", "experts", "M multiply-adds", "M parameters", "accuracy", "seeds", "s"), rows))
+    print(report.table(("network", "experts", "M multiply-adds", "M parameters", score, "seeds", "s"), rows))
     for gain in gains:
         name = f"{gain['network']} {gain['width']:g}, {'real weights' if gain['weights'] else 'scratch'}"
         print(f"{name}: CondConv gains {gain['gain']:+.1%} ({gain['low']:+.1%} to {gain['high']:+.1%})")
 
 
-def _accuracy(run: Mapping[str, Any]) -> float:
-    return float(run["right"] / run["images"])
+def _score(run: Mapping[str, Any]) -> float:
+    """Of a classifier its accuracy, of a detector its AP50."""
+    return float(run["ap50"] if "ap50" in run else run["right"] / run["images"])
 
 
 def _key(settings: Mapping[str, Any]) -> str:

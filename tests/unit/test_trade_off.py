@@ -59,8 +59,27 @@ def test_seeds_are_one_point_and_twins_are_compared_seed_by_seed(trade_off: Any)
         (0.25, 8, [0, 1, 2]),
         (0.5, 8, [0]),
     ]
-    assert points[0]["accuracy"] == pytest.approx(0.6)
+    assert points[0]["score"] == pytest.approx(0.6)
     (gain,) = trade_off.gains_of(runs)
     assert (gain["width"], gain["experts"], gain["pairs"]) == (0.25, 8, 2), "only seeds that both have"
     assert gain["gain"] == pytest.approx(0.15)
     assert gain["low"] < 0 < gain["high"]
+
+
+def test_detectors_are_compared_by_their_average_precision(trade_off: Any) -> None:
+    """Which is no share of images, so that only seeds say how sure it is."""
+
+    def detector(ap50: float, **settings: Any) -> dict[str, Any]:
+        run = finished(0, **settings)
+        del run["right"]
+        return {**run, "ap50": ap50}
+
+    seeds = [0.5, 0.6, 0.7]
+    runs = [detector(ap50, seed=seed) for seed, ap50 in enumerate(seeds)]
+    runs += [detector(ap50 + 0.1, seed=seed, experts=4) for seed, ap50 in enumerate(seeds)]
+    static, condconv = trade_off.points_of(runs)
+    assert [static[key] for key in ("score", "low", "high")] == pytest.approx([0.6, 0.3517, 0.8483], abs=1e-4)
+    assert condconv["score"] == pytest.approx(0.7)
+    (gain,) = trade_off.gains_of(runs)
+    assert [gain[key] for key in ("gain", "low", "high")] == pytest.approx([0.1] * 3)
+    assert trade_off.precision_interval([0.9]) == (0.9, 0.9, 0.9)
