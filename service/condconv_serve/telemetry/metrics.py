@@ -16,6 +16,8 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from condconv_serve.telemetry.front_files import SUMMED_GAUGES
+
 SECONDS_BUCKETS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075),
     *(0.1, 0.125, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8),
@@ -32,7 +34,11 @@ DETECTIONS_BUCKETS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 class Metrics:
-    """The collectors. `docs/operations.md` says which question each one answers."""
+    """The collectors. `docs/operations.md` says which question each one answers.
+
+    Where fronts are processes, each has a `Metrics` of its own, and the figures of all of them are added up. Of gauges
+    this is so if their `multiprocess_mode` is `SUMMED_GAUGES`; all others are the engine process's alone.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         """Register everything on `registry`, the figures of the process too.
@@ -92,6 +98,7 @@ class Metrics:
             "condconv_lingering_connections",
             "Connections whose answer was given before the whole request had come, and whose rest is read and thrown "
             "away. Do callers send much that is refused?",
+            multiprocess_mode=SUMMED_GAUGES,
             registry=registry,
         )
         self.batch_size = Histogram(
