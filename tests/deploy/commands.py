@@ -1,9 +1,11 @@
-"""Runs commands, Docker's client among them."""
+"""Runs commands, Docker's client among them, and finds those that may be missing."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,19 @@ def client() -> str:
 def docker(*arguments: str | Path, timeout: float = 600, check: bool = True, env: dict[str, str] | None = None) -> str:
     """Run the Docker client; what it printed, without the last line break."""
     return run(client(), *arguments, timeout=timeout, check=check, env=env).strip()
+
+
+def tool(name: str, *, hint: str) -> str:
+    """The path of a command; the test is skipped without it."""
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed: {hint}")
+    return found
+
+
+def check(*command: str | Path) -> str:
+    """Run a command that must succeed."""
+    result = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout

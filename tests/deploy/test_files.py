@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from condconv_serve.settings import Settings
 from condconv_serve.telemetry.metrics import Metrics
+from tests.deploy.commands import ROOT, check, tool
 from tests.deploy.promql import (
     Question,
     alert_questions,
@@ -29,28 +28,11 @@ from tests.deploy.promql import (
 
 pytestmark = pytest.mark.files
 
-ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy/prometheus"
 QUESTIONS = [*panel_questions(), *record_questions(), *alert_questions()]
 SUFFIXES = {"histogram": ("_bucket", "_sum", "_count")}
 # Labels that Prometheus gives, and that alerts have.
 SCRAPED = {"job", "instance", "le"}
-
-
-def tool(name: str, *, hint: str) -> str:
-    """The path of a command; the test is skipped without it."""
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed: {hint}")
-    return found
-
-
-def check(*command: str | Path) -> str:
-    """Run a command that must succeed."""
-    result = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -211,14 +193,10 @@ def test_compose_takes_its_file(profiles):
     check(*command, *(f"--profile={profile}" for profile in profiles), "config", "--quiet")
 
 
-def test_settings_in_compose_and_kubernetes_exist():
+def test_settings_in_compose_and_the_image_exist():
     names = {f"CONDCONV_{name.upper()}" for name in Settings.model_fields}
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     used = {name for service in compose["services"].values() for name in service.get("environment", {})}
-    for document in yaml.safe_load_all((ROOT / "deploy/kubernetes/condconv.yaml").read_text()):
-        if document["kind"] == "Deployment":
-            (container,) = document["spec"]["template"]["spec"]["containers"]
-            used |= {variable["name"] for variable in container["env"]}
     used |= set(re.findall(r"\b(CONDCONV_\w+)=", (ROOT / "Dockerfile").read_text()))
     assert {name for name in used if name.startswith("CONDCONV_")} - names == set()
 
@@ -227,12 +205,6 @@ def test_patience_at_a_stop_is_longer_than_the_services_own():
     own = Settings.model_fields["shutdown_timeout"].default
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     assert int(compose["services"]["condconv"]["stop_grace_period"].removesuffix("s")) > own
-    deployment = next(yaml.safe_load_all((ROOT / "deploy/kubernetes/condconv.yaml").read_text()))
-    assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > own
-
-
-def test_kubernetes_takes_the_manifests():
-    check(tool("kubernetes-validate", hint="pip install --group check"), "--strict", "deploy/kubernetes/condconv.yaml")
 
 
 def test_dockerfiles_are_clean():

@@ -32,6 +32,7 @@ NOT_RUN = {
     "condconv detect street.jpg": "needs a detector, which has tests of its own",
     "curl -F image=@street.jpg": "needs a detector, which has tests of its own",
     "python benchmarks/trade_off.py": "trains for hours, on data of your own",
+    "kubectl": "needs a cluster; make check looks at the manifests",
     "docker": "needs a Docker engine; make test-docker runs the image and the Compose project",
 }
 """Commands that begin so are only looked at, and why."""

@@ -26,7 +26,7 @@ def test_examples_for_kubernetes_are_about_the_service_that_is_there() -> None:
     assert path["path"] == PREFIX
     assert kinds["Middleware"]["stripPrefix"]["prefixes"] == [PREFIX]
     assert route["match"] == f"PathPrefix(`{PREFIX}`)"
-    deployed = yaml.safe_load_all((ROOT / "deploy" / "kubernetes" / "condconv.yaml").read_text())
+    deployed = yaml.safe_load_all((ROOT / "deploy/kubernetes/base/services.yaml").read_text())
     services = {
         d["metadata"]["name"]: [p["name"] for p in d["spec"]["ports"]] for d in deployed if d["kind"] == "Service"
     }
