@@ -241,6 +241,10 @@ class Service:
         left = math.inf if self._ends_at is None else self._ends_at - time.monotonic()
         await asyncio.to_thread(self._tracer.close, left)
 
+    def rows(self) -> int:
+        """Rows that are being made, wait for a batch, or are being computed."""
+        return self._batcher.rows
+
     def drain(self) -> None:
         """Be ready no more; the process is about to end, within the time for a shutdown."""
         self._ends_at = time.monotonic() + self._settings.shutdown_timeout
@@ -301,6 +305,11 @@ class Service:
         self.readiness.loaded()
         return model
 
+    async def load_now(self) -> None:
+        """Do the same beside a running event loop, on the loader's thread."""
+        await self.follower.sync()
+        self._loaded()
+
     def _loaded(self) -> None:
         if not self.registry.models():
             self.ledger.demand(self.registry.default_model or self._at_start[0])
@@ -356,9 +365,8 @@ class Service:
 
         async def load_and_watch() -> None:
             try:
-                # On the loader's thread: an engine's own threads inherit its low priority.
-                await self.follower.sync()
-                self._loaded()
+                # An engine's own threads inherit the low priority of the loader's.
+                await self.load_now()
             except Exception as error:
                 self.readiness.failed("The service could not load its models.")
                 on_failure(error)

@@ -9,10 +9,10 @@ import socket
 from prometheus_client import disable_created_metrics
 
 from condconv_serve.bootstrap import ModelLoader, Service
-from condconv_serve.errors import ConfigurationError
-from condconv_serve.fronts.keys import KeyRing, parse_keys
+from condconv_serve.fronts.keys import KeyRing
 from condconv_serve.http.limits import allow_open_files
 from condconv_serve.http.server import DrainingServer, config, is_local, listen, url
+from condconv_serve.key_loading import load_keys
 from condconv_serve.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -77,21 +77,6 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
         logger.info("a load that was under way is dropped")
         logging.shutdown()
         os._exit(0)
-
-
-def load_keys(settings: Settings) -> KeyRing | None:
-    """The API keys; None if the settings give none.
-
-    Raises:
-        ConfigurationError: they can't be used, or are given both as a file and in the environment.
-    """
-    if settings.api_keys_file is not None and settings.api_keys is not None:
-        raise ConfigurationError("Set CONDCONV_API_KEYS_FILE or CONDCONV_API_KEYS, not both.")
-    if settings.api_keys_file is not None:
-        return KeyRing.from_file(settings.api_keys_file)
-    if settings.api_keys is not None:
-        return KeyRing(parse_keys(settings.api_keys.get_secret_value()))
-    return None
 
 
 def _log_access(keys: KeyRing | None, listener: socket.socket) -> None:

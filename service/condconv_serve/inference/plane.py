@@ -103,14 +103,8 @@ class InferencePlane:
             InvalidParameter: the rows are none of this model's, or there are none.
             ServiceError: as `infer_each`, and the error of the first row that failed.
         """
-        _check_rows(rows, model)
-        found = await self.infer_each(model, [_made(row) for row in rows], priority=priority, deadline=deadline)
-        answers = []
-        for outcome in found:
-            if isinstance(outcome, ServiceError):
-                raise outcome
-            answers.append(outcome.tensors)
-        return {name: np.stack([answer[name] for answer in answers]) for name in answers[0]}
+        sources = sources_of(rows, model)
+        return whole_answer(await self.infer_each(model, sources, priority=priority, deadline=deadline))
 
     async def infer_each(
         self,
@@ -212,7 +206,8 @@ class InferencePlane:
         )
 
 
-def _check_rows(rows: Row, model: ServedModel) -> None:
+def sources_of(rows: Row, model: ServedModel) -> list[RowSource]:
+    """The rows of one request as `infer_each` takes them; arguments and errors are those of `InferencePlane.infer`."""
     preprocessing = model.info.preprocessing
     size, types = preprocessing.image_size, sorted({"uint8", np.dtype(preprocessing.row_type).name})
     if rows.shape[1:] != (size, size, 3) or not len(rows) or rows.dtype.name not in types:
@@ -220,10 +215,29 @@ def _check_rows(rows: Row, model: ServedModel) -> None:
             f"Rows of {model.name} are {' or '.join(types)} [N, {size}, {size}, 3] with N at least 1, not "
             f"{rows.dtype.name} {list(rows.shape)}."
         )
+    return [made_source(MadeRow(row)) for row in rows]
 
 
-def _made(row: Row) -> RowSource:
+def made_source(made: MadeRow | ServiceError) -> RowSource:
+    """The source of a row that is there already, or of the error that stands in its place."""
+
     async def make() -> MadeRow:
-        return MadeRow(row)
+        if isinstance(made, ServiceError):
+            raise made
+        return made
 
     return RowSource(make)
+
+
+def whole_answer(found: Sequence[RowAnswer | ServiceError]) -> Tensors:
+    """The outputs of all rows by name, `[N, ...]`.
+
+    Raises:
+        ServiceError: that of the first row that failed.
+    """
+    answers = []
+    for outcome in found:
+        if isinstance(outcome, ServiceError):
+            raise outcome
+        answers.append(outcome.tensors)
+    return {name: np.stack([answer[name] for answer in answers]) for name in answers[0]}

@@ -34,6 +34,11 @@ def request_logged_as(facts: RequestFacts) -> Iterator[None]:
         _request.reset(token)
 
 
+def current_request() -> RequestFacts | None:
+    """The request whose ids this task's lines have; None outside of requests."""
+    return _request.get()
+
+
 class ContextThreads(ThreadPoolExecutor):
     """Threads that log with the ids of the request that they work for."""
 

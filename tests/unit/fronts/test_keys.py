@@ -21,7 +21,7 @@ from condconv_serve.errors import ConfigurationError, Unauthenticated
 from condconv_serve.fronts import keys
 from condconv_serve.fronts.keys import ApiKey, KeyRing, new_key, parse_keys, read_keys
 from condconv_serve.fronts.keys_file import add_key
-from condconv_serve.serve import load_keys
+from condconv_serve.key_loading import load_keys
 from condconv_serve.settings import Settings
 
 HASH = sha256(b"secret").hexdigest()

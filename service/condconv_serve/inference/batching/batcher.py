@@ -91,8 +91,10 @@ class Batcher(Generic[Key, Row, Output]):
         self._limits = BatchLimits(max_batch_size)
         self._rate = RowRate(streams)
         self._tasks: list[asyncio.Task[None]] = []
+        self._rows_in_flight = 0
         self.health = EngineHealth()
         metrics.queue_rows.set_function(lambda: len(self._queue))
+        metrics.rows_in_flight.set_function(lambda: self._rows_in_flight)
         metrics.predicted_wait_seconds.set_function(self.predicted_wait)
 
     async def __aenter__(self) -> Batcher[Key, Row, Output]:
@@ -113,6 +115,11 @@ class Batcher(Generic[Key, Row, Output]):
     def close(self) -> None:
         """Admit nothing more."""
         self._queue.close()
+
+    @property
+    def rows(self) -> int:
+        """Rows that have been admitted, wait, or are being computed."""
+        return len(self._queue) + self._rows_in_flight
 
     def predicted_wait(self, priority: Priority = Priority.LOW) -> float:
         """Seconds until the rows in the queue that are at least this urgent are computed."""
@@ -182,7 +189,7 @@ class Batcher(Generic[Key, Row, Output]):
 
     async def _stream(self) -> None:
         while batch := await self._queue.pull(self._limit_of):
-            self._metrics.rows_in_flight.inc(len(batch))
+            self._rows_in_flight += len(batch)
             try:
                 error = await self._compute(batch)
             except Exception as defect:  # a defect of ours must not end the stream
@@ -191,7 +198,7 @@ class Batcher(Generic[Key, Row, Output]):
                 for row in batch:
                     self._fail(row, defect)
             finally:
-                self._metrics.rows_in_flight.dec(len(batch))
+                self._rows_in_flight -= len(batch)
             if error is not None:
                 self.health.failed(str(error) if isinstance(error, ServiceError) else type(error).__name__)
 
