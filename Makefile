@@ -5,7 +5,7 @@ OLDEST_PYTHON ?= python3.11
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL_STORE ?= model_store
-# Any of those with a file in requirements/: cpu or gpu, heif, hub, openvino, telemetry.
+# Any of those with a file in requirements/: cpu or gpu, heif, hub, openvino, ray, telemetry.
 EXTRAS ?= cpu,hub
 # PyTorch's builds without CUDA; elsewhere than on PyPI.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -48,7 +48,7 @@ NATIVE := $(VENV)/.native
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-quick test-lowest test-browser test-clients test-docs test-examples test-parity test-docker bench bench-native bench-service \
+.PHONY: help serve test test-quick test-lowest test-browser test-clients test-docs test-examples test-parity test-docker test-ray bench bench-native bench-service \
 	fuzz soak native check format docs protos lock clean
 
 help:  ## Show this list
@@ -152,6 +152,11 @@ test-parity: $(TEST_VENV)/.installed  ## Import and serve every published networ
 
 test-docker: $(TEST_VENV)/.installed  ## Build the image, run the Compose project, break it (15 minutes; a Docker engine, or root on Debian)
 	@$(BIN)/python -m pytest -m docker tests/deploy $(ARGS)
+
+# Its libraries warn of each other.
+test-ray: $(TEST_VENV)/.installed  ## Run the service on a Ray cluster of two nodes on this machine, and kill its parts (4 minutes)
+	@$(MAKE) --no-print-directory $(TEST_VENV)/.installed-ray || echo "Ray can't be had; its tests are skipped"
+	@$(BIN)/python -m pytest -m ray -W default --disable-warnings tests/ray tests/deploy/test_ray_files.py $(ARGS) || { status=$$?; test $$status = 5 && ! $(BIN)/python -c 'import ray' 2>/dev/null; }
 
 test-sanitize: $(TEST_VENV)/.installed  ## Run the native kernels under the compiler's sanitizers (4 minutes; gcc or clang)
 	@$(BIN)/python -m pytest -m compiles tests/native/test_sanitizers.py $(ARGS)

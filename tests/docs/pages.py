@@ -33,6 +33,9 @@ NOT_RUN = {
     "curl -F image=@street.jpg": "needs a detector, which has tests of its own",
     "python benchmarks/trade_off.py": "trains for hours, on data of your own",
     "kubectl": "needs a cluster; make check looks at the manifests",
+    "pip install 'condconv-serve[cpu,ray]'": "needs a Ray cluster; make test-ray starts one",
+    "ray start": "needs a Ray cluster; make test-ray starts one",
+    "serve deploy": "needs a Ray cluster; make test-ray starts one",
     "docker": "needs a Docker engine; make test-docker runs the image and the Compose project",
 }
 """Commands that begin so are only looked at, and why."""

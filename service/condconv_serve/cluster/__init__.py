@@ -1,0 +1,1 @@
+"""More than one process: a service whose fronts and engines are apart."""

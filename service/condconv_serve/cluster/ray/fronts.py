@@ -1,0 +1,179 @@
+"""An ingress replica: all fronts over HTTP, whose rows are computed by model replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Mapping
+from typing import NoReturn, Protocol
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.types import ASGIApp
+
+from condconv_serve.application import create_application
+from condconv_serve.cluster.ray.mirror import ClusterState, Mirror
+from condconv_serve.cluster.ray.plane import ReplicaPlane, Send
+from condconv_serve.errors import NotSupported
+from condconv_serve.fronts.context import AppContext, BodyLimits
+from condconv_serve.fronts.gatekeeper import Gatekeeper
+from condconv_serve.fronts.rates import Rates
+from condconv_serve.http.body import OpenBodies
+from condconv_serve.imaging import ImageDecoder
+from condconv_serve.key_loading import load_keys
+from condconv_serve.machine.cores import available_cores
+from condconv_serve.pipeline import ImagePipeline
+from condconv_serve.routing.drawer import Drawer
+from condconv_serve.serving.readiness import Readiness
+from condconv_serve.serving.versions import VersionStatus
+from condconv_serve.settings import Settings
+from condconv_serve.store.aliases import Alias
+from condconv_serve.telemetry.exposition import RegistryExposition
+from condconv_serve.telemetry.logs import ContextThreads
+from condconv_serve.telemetry.metrics import Metrics
+from condconv_serve.telemetry.tracing import make_tracer
+
+WATCH_SECONDS = 5.0
+"""How long one question for changes waits."""
+RETRY_SECONDS = 0.5
+logger = logging.getLogger(__name__)
+
+
+class Shared(Rates, Protocol):
+    """What all replicas share; see `condconv_serve.cluster.ray.shared.SharedState`."""
+
+    async def watch(self, seen: int, *, wait: float) -> tuple[int, ClusterState] | None:
+        """What is served, once it isn't what the caller has seen."""
+        ...
+
+
+class Ingress:
+    """One replica. It knows nothing of Ray."""
+
+    def __init__(self, settings: Settings, *, send: Send, shared: Shared) -> None:
+        """Wire the parts together.
+
+        Args:
+            settings: what the fronts allow.
+            send: gives rows to a model replica.
+            shared: what all replicas share.
+
+        Raises:
+            ConfigurationError: the API keys can't be used, or traces can't be exported as asked.
+        """
+        self._settings = settings
+        self._shared = shared
+        self._tracer = make_tracer(settings.otlp_endpoint)
+        self.metrics = Metrics(CollectorRegistry())
+        self.models = Mirror()
+        self.readiness = Readiness(
+            self.models.engine_problem,
+            models_trouble=self.models.models_trouble,
+            any_served=lambda: bool(self.models.models()),
+            problems=self.models.problems,
+        )
+        threads = available_cores() if settings.decode_threads == "auto" else settings.decode_threads
+        self._decoders = ContextThreads(threads, thread_name_prefix="decode")
+        self._drawer = Drawer()
+        plane = ReplicaPlane(self.models, send, max_rows=settings.max_queue_rows)
+        self._context = AppContext(
+            images=ImagePipeline(
+                plane,
+                ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
+                count_objects=self.metrics.count_objects,
+            ),
+            models=self.models,
+            metrics=self.metrics,
+            exposition=RegistryExposition(self.metrics.registry),
+            limits=BodyLimits(
+                max_body_bytes=settings.max_body_bytes,
+                max_images=min(settings.max_images_per_request, settings.max_queue_rows),
+            ),
+            gatekeeper=Gatekeeper(
+                self.readiness,
+                keys=load_keys(settings),
+                open_admin=False,  # nobody knows here who can reach Ray Serve's proxies
+                request_timeout=settings.request_timeout,
+                rates=shared,
+            ),
+            readiness=self.readiness,
+            tracer=self._tracer,
+            versions=_NoAdmin(self.models),
+            drawer=self._drawer,
+            bodies=OpenBodies(pause=settings.body_timeout, total=settings.body_total_timeout),
+        )
+        self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
+
+    def app(self) -> ASGIApp:
+        """The application. While it runs it follows what the model replicas serve.
+
+        Raises:
+            ConfigurationError: the root path begins as a route does.
+        """
+
+        @contextlib.asynccontextmanager
+        async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+            with self._decoders, self._drawer:
+                following = asyncio.create_task(self._follow())
+                yield
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+            await asyncio.to_thread(self._tracer.close, self._settings.shutdown_timeout)
+
+        return create_application(
+            self._context,
+            lifespan=lifespan,
+            cors_origins=self._settings.cors_origins,
+            root_path=self._settings.root_path,
+        )
+
+    async def _follow(self) -> None:
+        seen = -1
+        while True:
+            try:
+                found = await self._shared.watch(seen, wait=WATCH_SECONDS)
+            except Exception as error:
+                logger.warning("what the model replicas serve isn't known now: %s", error)
+                seen = -1
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if found is not None:
+                seen, state = found
+                self.models.update(state)
+                if state.served.models:
+                    self.readiness.loaded()
+
+
+class _NoAdmin:
+    """Shows what is served. Versions are changed in the store, which all replicas follow."""
+
+    def __init__(self, models: Mirror) -> None:
+        self._models = models
+
+    def status(self) -> Mapping[str, list[VersionStatus]]:
+        return {
+            name: [VersionStatus(version, "serving") for version in versions]
+            for name, versions in self._models.models().items()
+        }
+
+    async def load(self, name: str, version: str) -> VersionStatus:
+        self._refuse()
+
+    async def unload(self, name: str, version: str) -> VersionStatus:
+        self._refuse()
+
+    async def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> Alias:
+        self._refuse()
+
+    async def roll_back(self, name: str, alias: str) -> Alias:
+        self._refuse()
+
+    async def delete_alias(self, name: str, alias: str) -> None:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise NotSupported(
+            "Under Ray Serve versions are changed in the model store, which all replicas follow: copy a version there, "
+            "or use condconv models alias."
+        )

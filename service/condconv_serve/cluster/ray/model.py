@@ -1,0 +1,221 @@
+"""A model replica: the service without fronts. It follows the store, and computes the rows that it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from typing import Protocol
+
+from condconv_serve.bootstrap import ModelLoader, Service
+from condconv_serve.cluster.ray.held import HeldModels
+from condconv_serve.cluster.ray.messages import RowsReply, RowsRequest
+from condconv_serve.cluster.ray.mirror import RemoteEngine
+from condconv_serve.cluster.ray.shared import ReplicaReport
+from condconv_serve.domain import RowAnswer, ServedModel
+from condconv_serve.domain.facts import Deadline, RequestFacts
+from condconv_serve.domain.trace import TraceContext
+from condconv_serve.errors import ServiceError, VersionNotFound, let_go
+from condconv_serve.inference.plane import made_source
+from condconv_serve.serving.unserved import Trouble
+from condconv_serve.settings import Settings
+from condconv_serve.telemetry.logs import request_logged_as
+
+LOOK_SECONDS = 0.2
+"""How often a replica looks whether it serves something else than it said."""
+HEARTBEAT_SECONDS = 2.0
+WAIT_FOR_VERSION = 1.0
+"""Seconds that a request waits for a version that another replica serves already."""
+logger = logging.getLogger(__name__)
+
+
+class Told(Protocol):
+    """Where a replica tells what it serves; see `condconv_serve.cluster.ray.shared.SharedState`."""
+
+    async def publish(self, report: ReplicaReport) -> None:
+        """Say what it serves."""
+        ...
+
+    async def heard(self, replica: str, number: int) -> bool:
+        """Say that nothing has changed."""
+        ...
+
+    async def leave(self, replica: str) -> None:
+        """Say that it takes no more requests."""
+        ...
+
+
+class ModelReplica:
+    """One replica. It knows nothing of Ray."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        name: str,
+        told: Told,
+        advertise: Callable[[Collection[str]], Awaitable[None]],
+        load: ModelLoader | None = None,
+    ) -> None:
+        """Find the bundles. Nothing is loaded yet.
+
+        Args:
+            settings: what to serve and how.
+            name: of the replica.
+            told: where it tells what it serves.
+            advertise: called with `model/version` of all that it serves when that changes, so that it is asked.
+            load: makes an engine of a bundle; `load_model` if None.
+
+        Raises:
+            BundleError, ConfigurationError: as `Service`.
+        """
+        self.service = Service(settings, load=load)
+        self._name = name
+        self._told = told
+        self._advertise = advertise
+        self._stack = AsyncExitStack()
+        self._number = 0
+        self._reported: ReplicaReport | None = None
+        self._held = HeldModels(self.service.registry)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._interval = settings.store_poll_interval
+
+    async def start(self) -> None:
+        """Load the models; then tell what is served, and follow the store.
+
+        Raises:
+            BundleError: no model can be served.
+        """
+        service = self.service
+        await self._stack.enter_async_context(service.running())
+        try:
+            await service.load_now()
+            await self._report()
+        except BaseException:
+            await self.stop()
+            raise
+        self._tasks = [
+            asyncio.create_task(service.follower.watch(interval=self._interval)),
+            asyncio.create_task(self._keep_reporting()),
+        ]
+
+    async def stop(self) -> None:
+        """Take nothing more, finish what was taken, and release everything."""
+        self.service.drain()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self._told.leave(self._name)
+        except Exception:  # it will be missed soon enough
+            logger.exception("the other replicas couldn't be told that this one ends")
+        self._held.release()
+        await self._stack.aclose()
+        self.service.follower.close()
+
+    async def infer(self, request: RowsRequest) -> RowsReply:
+        """Compute the rows of one request. Cancelling takes them out of the queue."""
+        timeout = math.inf if request.timeout is None else request.timeout
+        deadline = Deadline(time.monotonic() + timeout, by=request.deadline_by)
+        facts = RequestFacts(
+            request_id=request.request_id or request.token,
+            trace=request.trace or TraceContext.following(None),
+            deadline=deadline,
+        )
+        with request_logged_as(facts):
+            try:
+                found = await self._compute(request, deadline)
+            except ServiceError as error:
+                return RowsReply(replica=self._name, refusal=let_go(error))
+        return RowsReply(replica=self._name, outcomes=tuple(found))
+
+    def rows(self) -> int:
+        """Rows that wait here or are being computed."""
+        return self.service.rows()
+
+    def check_health(self) -> None:
+        """Refuse to be called healthy while the engine is broken, such as by batches that hang.
+
+        Raises:
+            ServiceError: why it is.
+        """
+        if problem := self.service.readiness.refusal():
+            raise problem
+
+    async def _compute(self, request: RowsRequest, deadline: Deadline) -> list[RowAnswer | ServiceError]:
+        plane, sources = self.service.images.plane, [made_source(row) for row in request.rows]
+        served = await self._find(request.model, request.version)
+        with self.service.registry.hold(served):
+            found = await plane.infer_each(served, sources, priority=request.priority, deadline=deadline)
+        return [let_go(row) if isinstance(row, ServiceError) else row for row in found]
+
+    async def _find(self, model: str, version: str) -> ServedModel:
+        """A version that serves here, or did a moment ago. Another replica may have loaded it a moment earlier."""
+        until = time.monotonic() + WAIT_FOR_VERSION
+        while True:
+            self._held.look()
+            if found := self._held.find(model, version):
+                return found
+            if time.monotonic() > until:
+                raise VersionNotFound(f"Model {model} is not served in version {version!r}.")
+            await asyncio.sleep(LOOK_SECONDS / 4)
+
+    async def _keep_reporting(self) -> None:
+        told_at = time.monotonic()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                if await self._report() or time.monotonic() - told_at > HEARTBEAT_SECONDS:
+                    told_at = time.monotonic()
+                    if not await self._told.heard(self._name, self._number):
+                        self._reported = None
+            except Exception:
+                logger.exception("the other replicas couldn't be told what this one serves; trying again")
+                self._reported = None
+
+    async def _report(self) -> bool:
+        """Tell what is served if that has changed."""
+        self._held.look()
+        report, last = self._current(), self._reported
+        if last is not None and _same(report, last):
+            return False
+        self._number += 1
+        served = replace(report.served, models=_without_engines(report.served.models))
+        await self._told.publish(replace(report, number=self._number, served=served))
+        await self._advertise([f"{name}/{version}" for name, versions in served.models.items() for version in versions])
+        self._reported = report
+        return True
+
+    def _current(self) -> ReplicaReport:
+        service = self.service
+        refusal = service.readiness.refusal()
+        return ReplicaReport(
+            replica=self._name,
+            number=self._number,
+            served=service.registry.served,
+            trouble=None if refusal is None else Trouble(str(refusal), math.ceil(refusal.retry_after or 5.0)),
+            unready=service.store_health.unready(),
+            problems=tuple(service.readiness.problems()),
+        )
+
+
+def _same(one: ReplicaReport, other: ReplicaReport) -> bool:
+    told = (one.trouble and one.trouble.reason, one.unready, one.problems)
+    return one.served is other.served and told == (
+        other.trouble and other.trouble.reason,
+        other.unready,
+        other.problems,
+    )
+
+
+def _without_engines(
+    models: Mapping[str, Mapping[str, ServedModel]],
+) -> Mapping[str, Mapping[str, ServedModel]]:
+    return {
+        name: {version: replace(model, engine=RemoteEngine()) for version, model in versions.items()}
+        for name, versions in models.items()
+    }

@@ -1,0 +1,175 @@
+"""The inference plane of an ingress replica: it makes the rows here, and has a model replica compute them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Protocol
+
+from condconv_serve.cluster.ray.messages import ReplicaLost, RowsReply, RowsRequest
+from condconv_serve.cluster.ray.mirror import Mirror
+from condconv_serve.cluster.ray.retries import Retries
+from condconv_serve.deadline import ending_at
+from condconv_serve.domain import MadeRow, Row, RowAnswer, RowSource, ServedModel, Tensors
+from condconv_serve.domain.facts import deadline_by
+from condconv_serve.errors import QueueFull, ServiceError, unexpected_error
+from condconv_serve.inference.batching import Priority
+from condconv_serve.inference.plane import sources_of, whole_answer
+from condconv_serve.telemetry.logs import current_request
+
+logger = logging.getLogger(__name__)
+
+
+class Send(Protocol):
+    """Gives rows to a model replica, whichever has them soonest. Cancelling takes them back."""
+
+    async def __call__(self, request: RowsRequest, /) -> RowsReply:
+        """Return the replica's answer.
+
+        Raises:
+            ReplicaLost: there will be none from this replica.
+        """
+        ...
+
+
+class ReplicaPlane:
+    """Implements `condconv_serve.pipeline.Plane`.
+
+    A request is sent again if its replica died, or can't take it while others may. So every row is answered once, by
+    one replica, and its sender hears of nothing. All that is counted about rows is counted by the replica.
+    """
+
+    def __init__(
+        self,
+        models: Mirror,
+        send: Send,
+        *,
+        max_rows: int,
+        count_retry: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """Wire the parts together.
+
+        Args:
+            models: what the replicas serve.
+            send: gives rows to a replica.
+            max_rows: most rows here for each model replica that there is, from before they are made until they are
+                answered.
+            count_retry: called with a word that says why each time a request is sent again.
+        """
+        self._models = models
+        self._send = send
+        self._max_rows = max_rows
+        self._count_retry = count_retry
+        self._rows = 0
+
+    def lease(
+        self, model: str | None = None, version: str | None = None, *, split_key: str | None = None
+    ) -> AbstractContextManager[ServedModel]:
+        """Find a model. The replica keeps it loaded."""
+        return self._models.lease(model, version, key=split_key)
+
+    async def check(
+        self,
+        model: str | None = None,
+        version: str | None = None,
+        *,
+        split_key: str | None = None,
+        priority: Priority = Priority.NORMAL,
+        deadline: float = math.inf,
+    ) -> None:
+        """Refuse a request before its body is read, if it couldn't be taken here. A replica may still refuse it."""
+        self._models.get(model, version, key=split_key)
+        self._demand_room(1)
+
+    async def infer(
+        self, model: ServedModel, rows: Row, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf
+    ) -> Tensors:
+        """See `condconv_serve.inference.plane.InferencePlane.infer`."""
+        sources = sources_of(rows, model)
+        return whole_answer(await self.infer_each(model, sources, priority=priority, deadline=deadline))
+
+    async def infer_each(
+        self,
+        model: ServedModel,
+        sources: Sequence[RowSource],
+        *,
+        priority: Priority = Priority.NORMAL,
+        deadline: float = math.inf,
+    ) -> list[RowAnswer | ServiceError]:
+        """See `condconv_serve.inference.plane.InferencePlane.infer_each`.
+
+        Rows are made before a replica is asked whether it has room for them.
+        """
+        started, facts = time.monotonic(), current_request()
+        with self._room(len(sources)):
+            rows = await asyncio.gather(*(_made(source) for source in sources))
+            request = RowsRequest(
+                token=uuid.uuid4().hex,
+                model=model.name,
+                version=model.version,
+                rows=tuple(rows),
+                priority=priority,
+                timeout=None,
+                deadline_by=deadline_by(deadline),
+                request_id=None if facts is None else facts.request_id,
+                trace=None if facts is None else facts.trace,
+            )
+            outcomes = await self._answered(request, deadline)
+        seconds = time.monotonic() - started
+        return [_with_total(outcome, seconds) for outcome in outcomes]
+
+    async def _answered(self, request: RowsRequest, deadline: float) -> Sequence[RowAnswer | ServiceError]:
+        retries = Retries(deadline, replicas=self._models.replicas)
+        while True:
+            left = None if deadline == math.inf else max(deadline - time.monotonic(), 0.0)
+            try:
+                async with ending_at(deadline):
+                    reply = await self._send(replace(request, timeout=left))
+                if reply.refusal is None:
+                    return reply.outcomes
+                reason, pause = reply.refusal.slug, retries.after_refusal(reply.refusal)
+                logger.info("replica %s can't take the rows now (%s)", reply.replica, reason)
+            except ReplicaLost as lost:
+                reason, pause = "replica_lost", retries.after_loss()
+                logger.warning("the rows are sent again: %s", lost)
+            self._count_retry(reason)
+            async with ending_at(deadline):
+                await asyncio.sleep(pause)
+
+    @contextmanager
+    def _room(self, rows: int) -> Iterator[None]:
+        self._demand_room(rows)
+        self._rows += rows
+        try:
+            yield
+        finally:
+            self._rows -= rows
+
+    def _demand_room(self, rows: int) -> None:
+        most = self._max_rows * max(self._models.replicas, 1)
+        if self._rows + rows > most:
+            raise QueueFull(
+                f"{self._rows} of {most} images are waiting; there is no room for {rows} more.", retry_after=1.0
+            )
+
+
+async def _made(source: RowSource) -> MadeRow | ServiceError:
+    try:
+        return await source.make()
+    except ServiceError as error:
+        return error
+    except Exception:  # a defect of ours must not spoil the request's other rows
+        logger.exception("a row met an unexpected error")
+        return unexpected_error()
+
+
+def _with_total(outcome: RowAnswer | ServiceError, seconds: float) -> RowAnswer | ServiceError:
+    if isinstance(outcome, ServiceError):
+        return outcome
+    return replace(outcome, timings=replace(outcome.timings, total=seconds))

@@ -1,0 +1,182 @@
+"""What all replicas share: who serves what, and the rates of API keys. One actor keeps it, on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from condconv_serve.cluster.ray.mirror import ClusterState
+from condconv_serve.domain import ServedModel
+from condconv_serve.errors import RateLimited
+from condconv_serve.fronts.keys import ApiKey
+from condconv_serve.fronts.rates import RateLimits
+from condconv_serve.serving.served import Served
+from condconv_serve.serving.unserved import Trouble
+from condconv_serve.store.aliases import Alias
+from condconv_serve.store.default import Default
+
+SILENT_SECONDS = 10.0
+"""A replica that says nothing for so long is gone."""
+_NOBODY = Default(name=None, reason="No model replica is running.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaReport:
+    """What one model replica says of itself.
+
+    Attributes:
+        replica: its name.
+        number: of the report; a later one has a higher number.
+        served: what it serves; its engines are `RemoteEngine`.
+        trouble: why it can't compute now; None if it can.
+        unready: why models are missing that readiness needs; None if they are there.
+        problems: what else is wrong, a sentence each.
+    """
+
+    replica: str
+    number: int
+    served: Served
+    trouble: Trouble | None = None
+    unready: Trouble | None = None
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Known:
+    report: ReplicaReport
+    changed: int
+    heard: float
+
+
+class SharedState:
+    """What is shared. All methods are called on one event loop."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Know of no replica; `clock` is monotonic, in seconds."""
+        self._clock = clock
+        self._rates = RateLimits(clock=clock)
+        self._known: dict[str, _Known] = {}
+        self._changes = 0
+        self._changed = asyncio.Event()
+
+    async def publish(self, report: ReplicaReport) -> None:
+        """A replica says what it serves."""
+        self._change()
+        self._known[report.replica] = _Known(report, self._changes, self._clock())
+
+    async def heard(self, replica: str, number: int) -> bool:
+        """A replica says that nothing has changed since its report with this number; False if that isn't known."""
+        self._drop_silent()
+        known = self._known.get(replica)
+        if known is None or known.report.number != number:
+            return False
+        known.heard = self._clock()
+        return True
+
+    async def leave(self, replica: str) -> None:
+        """A replica takes no more requests."""
+        if self._known.pop(replica, None) is not None:
+            self._change()
+
+    async def watch(self, seen: int, *, wait: float) -> tuple[int, ClusterState] | None:
+        """What is served, once it isn't what the caller has seen; None if that takes longer than `wait` seconds.
+
+        Args:
+            seen: the number that came with what the caller saw last; -1 if it saw nothing.
+            wait: seconds.
+        """
+        self._drop_silent()
+        if self._changes == seen:
+            changed = self._changed
+            try:
+                async with asyncio.timeout(wait):
+                    await changed.wait()
+            except TimeoutError:
+                return None
+        return self._changes, merged([known.report for known in self._newest_first()])
+
+    async def use_key(self, key: ApiKey) -> RateLimited | None:
+        """Count one request of an API key; an error if it has used up its requests of the last 60 seconds."""
+        try:
+            await self._rates.use(key)
+        except RateLimited as error:
+            return error
+        return None
+
+    def _newest_first(self) -> list[_Known]:
+        return sorted(self._known.values(), key=lambda known: known.changed, reverse=True)
+
+    def _drop_silent(self) -> None:
+        limit = self._clock() - SILENT_SECONDS
+        silent = [replica for replica, known in self._known.items() if known.heard < limit]
+        for replica in silent:
+            del self._known[replica]
+        if silent:
+            self._change()
+
+    def _change(self) -> None:
+        self._changes += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def merged(reports: Sequence[ReplicaReport]) -> ClusterState:
+    """What several replicas serve together, which follow one store, but not at the same moment.
+
+    A version counts as served if all replicas serve it. While no version of a model is served by all, each one counts
+    that any of them serves. A model's aliases are the newest that point at nothing else.
+
+    Args:
+        reports: of the replicas, the newest first.
+    """
+    able = [report for report in reports if report.trouble is None and report.served.models]
+    if not able:
+        loading = next((report for report in reports if report.trouble is None), None)
+        trouble = next((report.trouble for report in reports if report.trouble is not None), None)
+        return ClusterState(
+            served=Served(default=_NOBODY) if loading is None else loading.served,
+            trouble=trouble or Trouble("No model replica is ready.", 5.0),
+            problems=_problems(reports),
+        )
+    newest = able[0].served
+    models = {
+        name: versions
+        for name in dict.fromkeys(name for report in able for name in report.served.models)
+        if (versions := _versions([report.served.models.get(name, {}) for report in able]))
+    }
+    return ClusterState(
+        served=replace(
+            newest,
+            models=models,
+            aliases={
+                name: _aliases([report.served.aliases.get(name, {}) for report in able], versions)
+                for name, versions in models.items()
+            },
+        ),
+        replicas=len(able),
+        unready=able[0].unready,
+        problems=_problems(reports),
+    )
+
+
+def _versions(served: Sequence[Mapping[str, ServedModel]]) -> Mapping[str, ServedModel]:
+    any_of_them = {version: model for versions in reversed(served) for version, model in versions.items()}
+    common = {
+        version: model
+        for version, model in any_of_them.items()
+        if all(version in versions for versions in served if versions)
+    }
+    return common or any_of_them
+
+
+def _aliases(known: Sequence[Mapping[str, Alias]], versions: Mapping[str, ServedModel]) -> Mapping[str, Alias]:
+    for aliases in known:
+        if all(version in versions for alias in aliases.values() for version in alias.versions):
+            return aliases
+    return known[0]
+
+
+def _problems(reports: Sequence[ReplicaReport]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(problem for report in reports for problem in report.problems))

@@ -1,0 +1,181 @@
+"""A model replica without Ray: it loads, tells what it serves, computes rows, and ends."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from condconv_serve.cluster.ray import model as module
+from condconv_serve.cluster.ray.held import LINGER_SECONDS, HeldModels
+from condconv_serve.cluster.ray.messages import RowsRequest
+from condconv_serve.cluster.ray.model import ModelReplica
+from condconv_serve.cluster.ray.scaling import ROWS, ByRows
+from condconv_serve.cluster.ray.shared import SharedState
+from condconv_serve.domain import LOGITS, MadeRow
+from condconv_serve.errors import CorruptImage, NotReady
+from condconv_serve.inference.batching import Priority
+from condconv_serve.settings import Settings
+from tests.contract.fakes import ShadeEngine, load_shades
+from tests.contract.until import until
+from tests.e2e.tiny_models import write_fake
+
+
+@pytest.fixture
+def store(tmp_path):
+    write_fake(tmp_path, "fake", 1)
+    return tmp_path
+
+
+@pytest.fixture
+async def replica(store, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+    advertised = []
+
+    async def advertise(versions):
+        advertised.append(list(versions))
+
+    shared = SharedState()
+    found = ModelReplica(
+        Settings(model_store=store, streams=1, store_poll_interval=0.1),
+        name="r1",
+        told=shared,
+        advertise=advertise,
+        load=load_shades,
+    )
+    await found.start()
+    found.shared, found.advertised = shared, advertised
+    yield found
+    await found.stop()
+
+
+def request(replica, *rows, model="fake", version="1", timeout=5.0):
+    return RowsRequest(
+        token="t",
+        model=model,
+        version=version,
+        rows=rows,
+        priority=Priority.NORMAL,
+        timeout=timeout,
+        deadline_by="caller",
+        request_id="mine",
+    )
+
+
+def size_of(replica):
+    (versions,) = replica.service.registry.models().values()
+    return next(iter(versions.values())).info.preprocessing.image_size
+
+
+async def test_it_tells_what_it_serves_and_computes_it(replica):
+    _, state = await replica.shared.watch(-1, wait=0)
+    told = pickle.loads(pickle.dumps(state)).served.get("fake", "1")
+    assert replica.advertised == [["fake/1"]]
+    assert told.info.labels == replica.service.registry.get("fake").info.labels
+    with pytest.raises(NotImplementedError):
+        told.engine(np.zeros((1, 32, 32, 3), np.uint8))
+
+    size = size_of(replica)
+    row = np.full((size, size, 3), 9, np.uint8)
+    reply = await replica.infer(request(replica, MadeRow(row, seconds=0.1), CorruptImage("damaged")))
+    good, bad = pickle.loads(pickle.dumps(reply)).outcomes
+    assert LOGITS in good.tensors
+    assert good.timings.decode == 0.1
+    assert isinstance(bad, CorruptImage)
+    read = replica.service.metrics.registry.get_sample_value
+    assert read("condconv_rows_total", {"model": "fake", "outcome": "answered", "deadline": ""}) == 1
+    assert read("condconv_rows_total", {"model": "fake", "outcome": "corrupt_image", "deadline": ""}) == 1
+    assert replica.rows() == 0
+    replica.check_health()
+
+
+async def test_what_it_lacks_is_refused_after_a_moment(replica, monkeypatch):
+    monkeypatch.setattr(module, "WAIT_FOR_VERSION", 0.05)
+    reply = await replica.infer(request(replica, version="7"))
+    assert reply.refusal.slug == "version_not_found"
+    assert reply.replica == "r1"
+
+
+async def test_a_version_that_another_replica_has_first_is_waited_for(replica, store):
+    size = size_of(replica)
+    asked = asyncio.create_task(
+        replica.infer(request(replica, MadeRow(np.zeros((size, size, 3), np.uint8)), version="2"))
+    )
+    write_fake(store, "fake", 2)
+    await replica.service.follower.sync()
+    assert (await asked).refusal is None
+    await until(lambda: replica.advertised[-1] == ["fake/2"])
+
+
+async def test_a_version_that_was_replaced_is_answered_for_a_while(replica, store, monkeypatch):
+    registry, now = replica.service.registry, [0.0]
+    held = HeldModels(registry, clock=lambda: now[0])
+    held.look()
+    old = registry.get("fake", "1")
+    write_fake(store, "fake", 2)
+    await replica.service.follower.sync()
+    await until(lambda: "2" in registry.models()["fake"] and "1" not in registry.models()["fake"])
+
+    size = size_of(replica)
+    row = MadeRow(np.zeros((size, size, 3), np.uint8))
+    assert (await replica.infer(request(replica, row, version="1"))).refusal is None
+    held.look()
+    assert held.find("fake", "1") is old
+    assert held.find("fake", "2") is registry.get("fake", "2")
+    now[0] = LINGER_SECONDS
+    held.look()
+    assert held.find("fake", "1") is None
+    held.release()
+    assert held.find("fake", "2") is None
+
+
+async def test_a_deadline_that_has_passed_is_the_rows_error(replica):
+    size = size_of(replica)
+    reply = await replica.infer(request(replica, MadeRow(np.zeros((size, size, 3), np.uint8)), timeout=0.0))
+    (row,) = reply.outcomes
+    assert row.slug == "deadline_exceeded"
+
+
+async def test_a_broken_engine_isnt_healthy_and_isnt_asked(replica, monkeypatch):
+    def broken(*_):
+        raise ValueError("it is broken")
+
+    monkeypatch.setattr(ShadeEngine, "compute", broken)
+    size = size_of(replica)
+    for _ in range(3):
+        await replica.infer(request(replica, MadeRow(np.zeros((size, size, 3), np.uint8))))
+    with pytest.raises(NotReady, match="3 times in a row"):
+        replica.check_health()
+    seen, state = -1, None
+    while state is None or state.trouble is None:
+        seen, state = await replica.shared.watch(seen, wait=5)
+    assert state.replicas == 0
+    assert 0 < state.trouble.retry_after <= 10
+
+
+async def test_one_that_ends_is_asked_no_more(store):
+    async def advertise(versions):
+        pass
+
+    shared = SharedState()
+    ending = ModelReplica(
+        Settings(model_store=store, streams=1), name="r2", told=shared, advertise=advertise, load=load_shades
+    )
+    await ending.start()
+    seen, state = await shared.watch(-1, wait=0)
+    assert state.replicas == 1
+    await ending.stop()
+    _, state = await shared.watch(seen, wait=0)
+    assert state.replicas == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [({}, 3), ({"a": 0.0}, 1), ({"a": 16.0}, 2), ({"a": 16.1}, 3), ({"a": 8.0, "b": 8.0}, 2), ({"a": 0, "b": 5}, 1)],
+)
+def test_replicas_follow_the_rows(rows, expected):
+    context = SimpleNamespace(aggregated_metrics={ROWS: rows}, target_num_replicas=3)
+    assert ByRows(target_rows=8)(context) == (expected, {})

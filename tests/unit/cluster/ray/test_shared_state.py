@@ -1,0 +1,92 @@
+"""What replicas share: what they serve together, and how often keys were used."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+
+import pytest
+
+from condconv_serve.cluster.ray.shared import SILENT_SECONDS, ReplicaReport, SharedState, merged
+from condconv_serve.fronts.keys import new_key
+from condconv_serve.serving.served import Served
+from condconv_serve.serving.unserved import Trouble
+from condconv_serve.store.aliases import Alias
+from condconv_serve.store.default import Default
+from tests.contract.fakes import model_info, served_model
+
+TROUBLE = Trouble("The engine has failed 3 times in a row: it hangs.", 7.0)
+
+
+def report(replica, *versions, number=1, alias=None, name="fake", **more):
+    models = {name: {version: served_model(model_info(name, version)) for version in versions}} if versions else {}
+    aliases = {name: {"stable": Alias(versions={alias: 1})}} if alias else {}
+    served = Served(default=Default(name=name, reason="a test's"), models=models, aliases=aliases)
+    return ReplicaReport(replica=replica, number=number, served=served, **more)
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [
+        ([("1",), ("1",)], {"1"}),
+        ([("1", "2"), ("1",)], {"1"}),  # one is ahead
+        ([("2",), ("1", "2")], {"2"}),  # one is behind
+        ([("2",), ("1",)], {"1", "2"}),  # nothing in common: any replica that has it answers
+        ([("1",), ()], {"1"}),  # one is still loading
+    ],
+)
+def test_versions_count_that_all_replicas_serve(reports, expected):
+    state = merged([report(f"r{number}", *versions) for number, versions in enumerate(reports)])
+    assert set(state.served.models["fake"]) == expected
+    assert state.replicas == sum(bool(versions) for versions in reports)
+    assert state.trouble is None
+
+
+def test_an_alias_moves_when_all_replicas_have_its_version():
+    ahead, behind = report("a", "1", "2", alias="2"), report("b", "1", alias="1")
+    assert merged([ahead, behind]).served.get("fake", "stable").version == "1"
+    both = report("b", "1", "2", alias="1")
+    assert merged([ahead, both]).served.get("fake", "stable").version == "2"
+
+
+def test_a_replica_in_trouble_is_not_asked_and_all_in_trouble_are_told():
+    well, ill = report("a", "1"), report("b", "1", trouble=TROUBLE, problems=("a file is odd",))
+    state = merged([ill, well])
+    assert (state.replicas, state.trouble, state.problems) == (1, None, ("a file is odd",))
+    assert merged([ill]).trouble == TROUBLE
+    assert merged([]).trouble.reason == "No model replica is ready."
+    assert merged([]).served.default.name is None
+
+
+async def test_changes_are_told_at_once_and_silence_is_noticed():
+    now = [0.0]
+    state = SharedState(clock=lambda: now[0])
+    seen, nothing = await state.watch(-1, wait=0.01)
+    assert not nothing.served.models
+    assert await state.watch(seen, wait=0.01) is None
+    waiting = asyncio.create_task(state.watch(seen, wait=10))
+    await asyncio.sleep(0)
+    await state.publish(report("a", "1"))
+    seen, found = await waiting
+    assert set(found.served.models["fake"]) == {"1"}
+
+    assert await state.heard("a", 1)
+    assert not await state.heard("a", 2)
+    assert not await state.heard("b", 1)
+    now[0] = SILENT_SECONDS + 1
+    assert (await state.watch(seen, wait=0.01))[1].replicas == 0
+    assert not await state.heard("a", 1)
+
+    await state.publish(report("a", "1", number=2))
+    seen, _ = await state.watch(-1, wait=0.01)
+    await state.leave("a")
+    await state.leave("nobody")
+    assert (await state.watch(seen, wait=0.01))[1].replicas == 0
+
+
+async def test_a_key_is_counted_wherever_it_is_used():
+    state, (_, key) = SharedState(), new_key("ci", requests_per_minute=2)
+    assert [await state.use_key(pickle.loads(pickle.dumps(key))) for _ in range(2)] == [None, None]
+    refused = pickle.loads(pickle.dumps(await state.use_key(key)))
+    assert refused.slug == "rate_limited"
+    assert 0 < refused.retry_after <= 60
