@@ -73,6 +73,19 @@ class RoutingState:
             tally.merge(other.windows[window])
             self.seconds[window] = max(self.seconds[window], other.seconds[window])
 
+    @classmethod
+    def merged(cls, states: Sequence[RoutingState]) -> RoutingState:
+        """The sum of the states of one or more replicas, which stay as they are; errors are those of `merge`.
+
+        Each replica's windows are cut at its own clock's minutes, so the sum of `1m` and `15m` covers what each replica
+        answered in the time that its window covers.
+        """
+        first = states[0]
+        total = cls.empty(first.layout, model=first.model, version=first.version, windows=tuple(first.windows))
+        for state in states:
+            total.merge(state)
+        return total
+
     def pack(self) -> bytes:
         """As an NPZ file without pickles: `model`, `blocks`, `experts`, and a window's arrays as `<window>/<name>`."""
         arrays: dict[str, NDArray[Any]] = {

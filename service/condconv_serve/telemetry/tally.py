@@ -25,6 +25,11 @@ class Total:
         self.count += 1
         self.seconds += seconds
 
+    def merge(self, other: Total) -> None:
+        """Add what was counted elsewhere."""
+        self.count += other.count
+        self.seconds += other.seconds
+
 
 @dataclass(slots=True, kw_only=True)
 class VersionTally:
@@ -49,6 +54,22 @@ class VersionTally:
     inference: Total = field(default_factory=Total)
     rest: Total = field(default_factory=Total)
     batches: dict[int, Total] = field(default_factory=dict)
+
+    def merge(self, other: VersionTally) -> None:
+        """Add another replica's figures, which stay as they are."""
+        self.last_request = max(self.last_request, other.last_request)
+        for name in ("success", "failure", "decode", "queue", "inference", "rest"):
+            getattr(self, name).merge(getattr(other, name))
+        for rows, total in other.batches.items():
+            self.batches.setdefault(rows, Total()).merge(total)
+
+    @classmethod
+    def merged(cls, tallies: Iterable[VersionTally]) -> VersionTally:
+        """The sum of several replicas' figures."""
+        total = cls()
+        for tally in tallies:
+            total.merge(tally)
+        return total
 
 
 class Tallies:
