@@ -5,7 +5,7 @@ OLDEST_PYTHON ?= python3.11
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL_STORE ?= model_store
-# Any of those with a file in requirements/: cpu or gpu, heif, hub, openvino, ray, telemetry.
+# Any of those with a file in requirements/: cpu or gpu, heif, hub, openvino, parquet, ray, telemetry.
 EXTRAS ?= cpu,hub
 # PyTorch's builds without CUDA; elsewhere than on PyPI.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu

@@ -21,7 +21,7 @@ from typing import Any
 FOLDER = Path(__file__).parent
 PROJECT = FOLDER.parent / "pyproject.toml"
 
-EXTRAS = ("cpu", "gpu", "heif", "hub", "openvino", "ray", "telemetry")
+EXTRAS = ("cpu", "gpu", "heif", "hub", "openvino", "parquet", "ray", "telemetry")
 """Extras with a file of their own. PyTorch has none: its builds without CUDA are not on PyPI."""
 GROUPS = {
     "build": ("build",),

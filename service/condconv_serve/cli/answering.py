@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from condconv_serve.tasks.task import Task
 
 Answer = TypeVar("Answer")
-Answers: TypeAlias = AbstractContextManager[tuple[AnsweringModel, Iterator[ImageResult[Answer]]]]
-"""Which model answers, and its answers as they come."""
-Ask: TypeAlias = "Callable[[Sequence[LocalImage]], Answers[Answer]]"
+Ask: TypeAlias = "Callable[[Sequence[LocalImage]], Iterator[ImageResult[Answer]]]"
+"""Answers about images as they come, in order. Threads may share it."""
+Answering: TypeAlias = "Callable[[], AbstractContextManager[tuple[AnsweringModel, Ask[Answer]]]]"
+"""Gets ready to answer, and says which model does it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +33,20 @@ class Question(Generic[Answer]):
     """What is asked about each image.
 
     Attributes:
+        name: of the command.
         doing: what a progress bar says of it.
         task: answers it here.
         remotely: asks a server for the answers about images, in order; called as `cli.remote.classify_remotely` is.
         prepare: sees the images before they are read, and may put others in their places.
+        routing: whether answers are to have routing weights.
     """
 
+    name: str
     doing: str
     task: Task[Answer]
     remotely: Callable[..., Iterator[ImageResult[Answer]]]
     prepare: Callable[[Sequence[LocalImage], Settings], Sequence[LocalImage]] = lambda images, settings: images
+    routing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,36 +66,27 @@ class Where:
     api_key: str | None
 
 
-def classify(
-    arguments: Sequence[str],
-    results: Results[Prediction],
-    where: Where,
-    *,
-    top_k: int | None,
-    threshold: float = 0.0,
-) -> int:
-    """Classify images; as `answer`.
+def classifying(*, top_k: int | None, threshold: float = 0.0, routing: bool = False) -> Question[Prediction]:
+    """Which class is it?
 
     Args:
-        arguments: files, folders, globs, or `-`.
-        results: prints them.
-        where: here, or on a server.
         top_k: classes per image, if it was given.
         threshold: of these, classes with a smaller probability are left out.
+        routing: whether a server shall return routing weights.
     """
     from condconv_serve.tasks.classification import Classify
 
     def remotely(*given: Any, **options: Any) -> Iterator[ImageResult[Prediction]]:
         from condconv_serve.cli.remote import classify_remotely
 
-        return classify_remotely(*given, **options, top_k=top_k, threshold=threshold)
+        return classify_remotely(*given, **options, top_k=top_k, threshold=threshold, routing=routing)
 
-    question = Question(doing="classifying", task=Classify(top_k, threshold), remotely=remotely)
-    return answer(arguments, results, where, question)
+    task = Classify(top_k, threshold)
+    return Question(name="predict", doing="classifying", task=task, remotely=remotely, routing=routing)
 
 
-def route(arguments: Sequence[str], results: Results[RoutedAnswer], where: Where) -> int:
-    """Show which experts images are routed to, whatever the model is for; as `answer`."""
+def routed() -> Question[RoutedAnswer]:
+    """Which experts is it routed to, whatever the model is for?"""
     from condconv_serve.tasks.by_task import Routed
 
     def remotely(*given: Any, **options: Any) -> Iterator[ImageResult[RoutedAnswer]]:
@@ -98,27 +94,15 @@ def route(arguments: Sequence[str], results: Results[RoutedAnswer], where: Where
 
         return route_remotely(*given, **options)
 
-    return answer(arguments, results, where, Question(doing="routing", task=Routed(), remotely=remotely))
+    return Question(name="routing", doing="routing", task=Routed(), remotely=remotely, routing=True)
 
 
-def detect(
-    arguments: Sequence[str],
-    results: Results[Detection],
-    where: Where,
-    *,
-    task: Detect,
-    routing: bool = False,
-    plot: Path | None = None,
-) -> int:
-    """Find objects in images; as `answer`.
+def detecting(task: Detect, *, routing: bool = False) -> Question[Detection]:
+    """Which objects are in it?
 
     Args:
-        arguments: files, folders, globs, or `-`.
-        results: prints them.
-        where: here, or on a server.
         task: with its thresholds.
         routing: whether a server shall return routing weights.
-        plot: folder for pictures, if they are wanted. One that can't be written is a failure.
     """
 
     def remotely(*given: Any, **options: Any) -> Iterator[ImageResult[Detection]]:
@@ -126,17 +110,11 @@ def detect(
 
         return detect_remotely(*given, **options, task=task, routing=routing)
 
-    if plot is None:
-        return answer(arguments, results, where, Question(doing="detecting", task=task, remotely=remotely))
-    from condconv_serve.cli.pictures import WithPictures
-
-    pictures = WithPictures(results, plot)
-    question = Question(doing="detecting", task=task, remotely=remotely, prepare=pictures.prepare)
-    return answer(arguments, pictures, where, question) or int(pictures.failed > 0)
+    return Question(name="detect", doing="detecting", task=task, remotely=remotely, routing=routing)
 
 
-def embed(arguments: Sequence[str], results: Results[Embedding], where: Where, *, logits: bool) -> int:
-    """Compute images' features, and logits if wanted; as `answer`."""
+def embedding(*, logits: bool) -> Question[Embedding]:
+    """What are its features, and its logits if wanted?"""
     from condconv_serve.tasks.features import Embed
 
     def remotely(*given: Any, **options: Any) -> Iterator[ImageResult[Embedding]]:
@@ -144,7 +122,17 @@ def embed(arguments: Sequence[str], results: Results[Embedding], where: Where, *
 
         return embed_remotely(*given, **options, logits=logits)
 
-    return answer(arguments, results, where, Question(doing="embedding", task=Embed(logits), remotely=remotely))
+    return Question(name="features", doing="embedding", task=Embed(logits), remotely=remotely)
+
+
+def answer_with_pictures(
+    arguments: Sequence[str], results: Results[Detection], where: Where, question: Question[Detection], plot: Path
+) -> int:
+    """As `answer`, and write a picture for each image to the folder `plot`. One that can't be written is a failure."""
+    from condconv_serve.cli.pictures import WithPictures
+
+    pictures = WithPictures(results, plot)
+    return answer(arguments, pictures, where, replace(question, prepare=pictures.prepare)) or int(pictures.failed > 0)
 
 
 def answer(arguments: Sequence[str], results: Results[Answer], where: Where, question: Question[Answer]) -> int:
@@ -167,16 +155,16 @@ def answer(arguments: Sequence[str], results: Results[Answer], where: Where, que
     from condconv_serve.offline.progress import ProgressBar
 
     settings = read_settings(model_store=where.model_store)
-    ask = (_here if where.server is None else _remotely)(settings, where, question)
+    answering = answering_at(settings, where, question)
     images = question.prepare(find_images(arguments, max_bytes=settings.max_body_bytes, note=note), settings)
     done = failed = 0
     try:
-        with ask(images) as (model, answers):
+        with answering() as (model, ask):
             with interrupts_held():
                 results.started(model)
             # Results on a terminal are progress enough.
             with ProgressBar(question.doing, wanted=None if into_file() else False, console=err) as bar:
-                for result in answers:
+                for result in ask(images):
                     with interrupts_held():
                         results.result(result)
                         done, failed = done + 1, failed + (result.prediction is None)
@@ -192,7 +180,25 @@ def answer(arguments: Sequence[str], results: Results[Answer], where: Where, que
     return int(failed > 0)
 
 
-def _here(settings: Settings, where: Where, question: Question[Answer]) -> Ask[Answer]:
+def answering_at(
+    settings: Settings, where: Where, question: Question[Answer], *, patience: float | None = None
+) -> Answering[Answer]:
+    """Find what answers: a bundle here, or a server.
+
+    Args:
+        settings: as for a server.
+        where: here, or on a server.
+        question: what is asked.
+        patience: seconds to wait for a server that is busy or away, once it has said which model answers; the client's
+            usual patience if None.
+
+    Raises:
+        ServiceError: the store or the model is unusable.
+    """
+    return _here(settings, where, question) if where.server is None else _remotely(settings, where, question, patience)
+
+
+def _here(settings: Settings, where: Where, question: Question[Answer]) -> Answering[Answer]:
     from condconv_serve.offline.bundles import find_bundle
     from condconv_serve.offline.local_service import LocalService
     from condconv_serve.store import Catalog
@@ -200,22 +206,33 @@ def _here(settings: Settings, where: Where, question: Question[Answer]) -> Ask[A
     bundle, task = find_bundle(settings, Catalog(settings.model_store), where.model), question.task
 
     @contextmanager
-    def ask(images: Sequence[LocalImage]) -> Iterator[tuple[AnsweringModel, Iterator[ImageResult[Answer]]]]:
+    def answering() -> Iterator[tuple[AnsweringModel, Ask[Answer]]]:
         with LocalService(settings, bundle, release=False) as service:
             task.check(service.model.info)
-            yield AnsweringModel.of(service.model), service.stream((image, task) for image in images)
+            yield (
+                AnsweringModel.of(service.model),
+                lambda images: service.stream((image, task) for image in images),
+            )
 
-    return ask
+    return answering
 
 
-def _remotely(settings: Settings, where: Where, question: Question[Answer]) -> Ask[Answer]:
+def _remotely(
+    settings: Settings, where: Where, question: Question[Answer], patience: float | None
+) -> Answering[Answer]:
     from condconv_serve.cli.remote import describe
     from condconv_serve.client import Client
 
+    patient: dict[str, Any] = {} if patience is None else {"timeout": patience, "retries": 10**9, "concurrency": 1}
+
     @contextmanager
-    def ask(images: Sequence[LocalImage]) -> Iterator[tuple[AnsweringModel, Iterator[ImageResult[Answer]]]]:
+    def answering() -> Iterator[tuple[AnsweringModel, Ask[Answer]]]:
         with Client(where.server, api_key=where.api_key) as client:
             model = describe(client, where.model)
-            yield model, question.remotely(client, images, model, max_bytes=settings.max_body_bytes)
+        with Client(where.server, api_key=where.api_key, **patient) as client:
+            yield (
+                model,
+                lambda images: question.remotely(client, images, model, max_bytes=settings.max_body_bytes),
+            )
 
-    return ask
+    return answering

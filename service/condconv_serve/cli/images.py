@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from condconv_serve.cli.answering import Where, classify, embed, route
-from condconv_serve.cli.answering import detect as answer_detect
+from condconv_serve.cli.answering import (
+    Where,
+    answer,
+    answer_with_pictures,
+    classifying,
+    detecting,
+    embedding,
+    routed,
+)
+from condconv_serve.cli.batch import DEFAULT_CONCURRENCY, DEFAULT_PATIENCE, Batch, write_batch
 from condconv_serve.cli.common import ApiKey, Images, Json, MaybeServer, ModelOption, Store, ThemeOption, friendly
 from condconv_serve.cli.output import say
 from condconv_serve.cli.results import (
@@ -21,6 +29,7 @@ from condconv_serve.cli.results import (
     features_entry,
     routing_entry,
 )
+from condconv_serve.cli.routing_table import print_weights
 from condconv_serve.domain import Detection, Prediction, RoutedAnswer
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.tasks.detection import (
@@ -41,6 +50,39 @@ Data = Annotated[
     typer.Option("--data", metavar="FILE", help="Write the figures (.csv or .npz). You can give several."),
 ]
 Lines = Annotated[bool, typer.Option("--json-lines", help="Print a JSON object per image, each on a line of its own.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        metavar="FILE",
+        help="Write a row per image to this file (.parquet, .jsonl or .csv) and print nothing. After an interruption "
+        "the same command goes on.",
+    ),
+]
+Concurrency = Annotated[
+    int, typer.Option("--concurrency", min=1, max=256, help="With --output: requests that are under way at once.")
+]
+Patience = Annotated[
+    float,
+    typer.Option(
+        "--patience",
+        min=1,
+        metavar="SECONDS",
+        help="With --output: how long to wait for a server that is busy or away.",
+    ),
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="With --output: ask again about images that failed in an earlier run.")
+]
+Restart = Annotated[bool, typer.Option("--restart", help="With --output: forget the rows of earlier runs.")]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="With --output: answer only the I-th of N shares of the images, as one of N machines.",
+    ),
+]
 
 
 @app.command(epilog="Example: [bold]condconv predict photo.jpg 'holiday/*.png' --top-k 3[/]")
@@ -54,18 +96,38 @@ def predict(
     threshold: Annotated[
         float, typer.Option("--threshold", min=0, max=1, help="Of these, leave out classes with a smaller probability.")
     ] = 0.0,
+    routing: Annotated[bool, typer.Option("--routing", help="Show routing weights, too.")] = False,
     json_document: Json = False,
     json_lines: Lines = False,
+    output: Output = None,
+    concurrency: Concurrency = DEFAULT_CONCURRENCY,
+    patience: Patience = DEFAULT_PATIENCE,
+    retry_failed: RetryFailed = False,
+    restart: Restart = False,
+    shard: ShardOption = None,
     model: ModelOption = None,
     model_store: Store = None,
     server: MaybeServer = None,
     api_key: ApiKey = None,
 ) -> None:
     """Classify images, here or with a server. Results appear as they come."""
-    entry = partial(classes_entry, routing=False)
-    results = as_json(entry, document=json_document, lines=json_lines) or TextResults(_print_classes)
     where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
-    raise typer.Exit(classify(images, results, where, top_k=top_k, threshold=threshold))
+    question = classifying(top_k=top_k, threshold=threshold, routing=routing)
+    batch = Batch.of(
+        output,
+        instead_of={"--json": json_document, "--json-lines": json_lines},
+        concurrency=concurrency,
+        patience=patience,
+        retry_failed=retry_failed,
+        restart=restart,
+        shard=shard,
+    )
+    if batch is not None:
+        raise typer.Exit(write_batch(images, batch, where, question))
+    entry = partial(classes_entry, routing=routing)
+    show = partial(_print_classes, routing=routing)
+    results = as_json(entry, document=json_document, lines=json_lines) or TextResults(show)
+    raise typer.Exit(answer(images, results, where, question))
 
 
 @app.command(
@@ -92,6 +154,12 @@ def routing(
     ] = False,
     json_document: Json = False,
     json_lines: Lines = False,
+    output: Output = None,
+    concurrency: Concurrency = DEFAULT_CONCURRENCY,
+    patience: Patience = DEFAULT_PATIENCE,
+    retry_failed: RetryFailed = False,
+    restart: Restart = False,
+    shard: ShardOption = None,
     model: ModelOption = None,
     model_store: Store = None,
     server: MaybeServer = None,
@@ -100,6 +168,25 @@ def routing(
     """Show which experts images are routed to, here or with a server. Results appear as they come."""
     from condconv_serve.cli.routing_output import ClassResults, Kept, Wanted, print_routing
 
+    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
+    batch = Batch.of(
+        output,
+        instead_of={
+            "--json": json_document,
+            "--json-lines": json_lines,
+            "--by class": by == "class",
+            "--plot": plot,
+            "--report": report,
+            "--data": data,
+        },
+        concurrency=concurrency,
+        patience=patience,
+        retry_failed=retry_failed,
+        restart=restart,
+        shard=shard,
+    )
+    if batch is not None:
+        raise typer.Exit(write_batch(images, batch, where, routed()))
     wanted = Wanted(plot=plot, report=report, data=tuple(data or ()), theme=theme, narrow=narrow)
     wanted.check(by)
     if json_lines and by == "class":
@@ -111,8 +198,7 @@ def routing(
         results = as_json(routing_entry, document=json_document, lines=json_lines) or TextResults(print_routing)
         if plot is not None or data:
             results = Kept(results, wanted)
-    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
-    raise typer.Exit(route(images, results, where))
+    raise typer.Exit(answer(images, results, where, routed()))
 
 
 @app.command(epilog="Example: [bold]condconv detect photos/ --plot pictures --score-threshold 0.3[/]")
@@ -145,6 +231,12 @@ def detect(
     routing: Annotated[bool, typer.Option("--routing", help="Show routing weights, too.")] = False,
     json_document: Json = False,
     json_lines: Lines = False,
+    output: Output = None,
+    concurrency: Concurrency = DEFAULT_CONCURRENCY,
+    patience: Patience = DEFAULT_PATIENCE,
+    retry_failed: RetryFailed = False,
+    restart: Restart = False,
+    shard: ShardOption = None,
     model: ModelOption = None,
     model_store: Store = None,
     server: MaybeServer = None,
@@ -157,12 +249,26 @@ def detect(
     from condconv_serve.cli.detection_output import print_objects
 
     task = Detect(score_threshold=score_threshold, iou_threshold=iou_threshold, max_detections=max_detections)
+    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
+    question = detecting(task, routing=routing)
+    batch = Batch.of(
+        output,
+        instead_of={"--json": json_document, "--json-lines": json_lines, "--plot": plot},
+        concurrency=concurrency,
+        patience=patience,
+        retry_failed=retry_failed,
+        restart=restart,
+        shard=shard,
+    )
+    if batch is not None:
+        raise typer.Exit(write_batch(images, batch, where, question))
     entry = partial(detections_entry, routing=routing)
     results: Results[Detection] = as_json(entry, document=json_document, lines=json_lines) or TextResults(
         partial(print_objects, routing=routing)
     )
-    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
-    raise typer.Exit(answer_detect(images, results, where, task=task, routing=routing, plot=plot))
+    if plot is not None:
+        raise typer.Exit(answer_with_pictures(images, results, where, question, plot))
+    raise typer.Exit(answer(images, results, where, question))
 
 
 @app.command(epilog="Example: [bold]condconv features photos/ --data features.npz[/]")
@@ -173,6 +279,12 @@ def features(
     logits: Annotated[bool, typer.Option("--logits", help="Class scores before the softmax, too.")] = False,
     json_document: Json = False,
     json_lines: Lines = False,
+    output: Output = None,
+    concurrency: Concurrency = DEFAULT_CONCURRENCY,
+    patience: Patience = DEFAULT_PATIENCE,
+    retry_failed: RetryFailed = False,
+    restart: Restart = False,
+    shard: ShardOption = None,
     model: ModelOption = None,
     model_store: Store = None,
     server: MaybeServer = None,
@@ -185,6 +297,19 @@ def features(
     from condconv_serve.cli.features_output import KeptFeatures, print_features
     from condconv_serve.routing.class_export import check_data_path
 
+    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
+    question = embedding(logits=logits)
+    batch = Batch.of(
+        output,
+        instead_of={"--json": json_document, "--json-lines": json_lines, "--data": data},
+        concurrency=concurrency,
+        patience=patience,
+        retry_failed=retry_failed,
+        restart=restart,
+        shard=shard,
+    )
+    if batch is not None:
+        raise typer.Exit(write_batch(images, batch, where, question))
     for path in data or ():
         check_data_path(path)
     results: Results[Embedding] = as_json(features_entry, document=json_document, lines=json_lines) or TextResults(
@@ -192,13 +317,14 @@ def features(
     )
     if data:
         results = KeptFeatures(results, data)
-    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
-    raise typer.Exit(embed(images, results, where, logits=logits))
+    raise typer.Exit(answer(images, results, where, question))
 
 
-def _print_classes(name: str, prediction: Prediction) -> None:
+def _print_classes(name: str, prediction: Prediction, *, routing: bool) -> None:
     say((name, "bold"))
     for scored in prediction.classes:
         say(f"  {scored.probability:7.2%}  {scored.label}")
     if not prediction.classes:
         say("  no class reaches the threshold")
+    if routing:
+        print_weights(prediction.routing)

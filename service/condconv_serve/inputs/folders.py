@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from bisect import insort
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +15,7 @@ from condconv_serve.imaging.formats import IMAGE_SUFFIXES
 
 MAX_NAMED = 3
 """How many files of one kind are named."""
-_MAX_SUFFIXES = 5
+_MAX_SUFFIXES, _MAX_COUNTED_SUFFIXES = 5, 1000
 
 
 class Why(StrEnum):
@@ -33,67 +35,98 @@ class Why(StrEnum):
         return f"{count} {one if count == 1 else many}"
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """A folder's images, in the order of their paths, and what else is in it, by reason; paths within the folder."""
+class LeftOut:
+    """What is left out of folders, by reason: how much, and the first few of each kind; small however much it is."""
 
-    images: tuple[Path, ...]
-    left_out: dict[Why, tuple[Path, ...]]
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self._counts: Counter[Why] = Counter()
+        self._suffixes: Counter[str] = Counter()
+        self._first: dict[Why, list[Path]] = {}
+
+    def add(self, why: Why, path: Path) -> None:
+        """Count a path."""
+        self._counts[why] += 1
+        insort(first := self._first.setdefault(why, []), path)
+        del first[MAX_NAMED:]
+        if why is Why.OTHER:
+            suffix = path.suffix.lower() or "no suffix"
+            if suffix in self._suffixes or len(self._suffixes) < _MAX_COUNTED_SUFFIXES:
+                self._suffixes[suffix] += 1
 
     def describe(self) -> str:
-        """What was left out: how many of which kind, and the first of them; empty if nothing."""
-        return "; ".join(self._kind(why, paths) for why, paths in self.left_out.items())
+        """How many of which kind, and the first of them; empty if nothing."""
+        return "; ".join(self._kind(why) for why in Why if self._counts[why])
 
-    @staticmethod
-    def _kind(why: Why, paths: tuple[Path, ...]) -> str:
-        suffixes = ""
+    def _kind(self, why: Why) -> str:
+        suffixes, count, first = "", self._counts[why], self._first[why]
         if why is Why.OTHER:
-            counted = Counter(path.suffix.lower() or "no suffix" for path in paths).most_common()
-            named = [f"{suffix} {count}" if len(counted) > 1 else suffix for suffix, count in counted[:_MAX_SUFFIXES]]
+            counted = self._suffixes.most_common()
+            named = [f"{suffix} {number}" if len(counted) > 1 else suffix for suffix, number in counted[:_MAX_SUFFIXES]]
             suffixes = f" ({', '.join(named)}{', ...' if len(counted) > _MAX_SUFFIXES else ''})"
-        more = f" and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else ""
-        return f"{why.of(len(paths))}{suffixes}: {', '.join(map(readable, paths[:MAX_NAMED]))}{more}"
+        more = f" and {count - MAX_NAMED} more" if count > MAX_NAMED else ""
+        return f"{why.of(count)}{suffixes}: {', '.join(map(readable, first))}{more}"
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """A folder's images, in the order of their paths, and what was left out."""
+
+    images: tuple[Path, ...]
+    left_out: LeftOut
+
+    def describe(self) -> str:
+        """What was left out; empty if nothing."""
+        return self.left_out.describe()
 
 
 def scan(root: Path) -> Folder:
-    """Find all images below a folder, by their suffixes.
+    """Find all images below a folder, as `walk` does, in order."""
+    left_out = LeftOut()
+    return Folder(tuple(sorted(walk(root, left_out))), left_out)
+
+
+def walk(root: Path, left_out: LeftOut) -> Iterator[Path]:
+    """Find all images below a folder, by their suffixes, one after the other: no list of files is held.
 
     Links to files count as files. Links to folders are not followed, since they may lead in a circle.
+
+    Args:
+        root: the folder.
+        left_out: gets what is left out, as paths within the folder.
     """
-    images: list[Path] = []
-    left_out: dict[Why, list[Path]] = {}
-
-    def leave_out(why: Why, path: Path) -> None:
-        left_out.setdefault(why, []).append(path.relative_to(root))
-
-    def fail(error: OSError) -> None:
-        leave_out(Why.UNREADABLE, Path(error.filename))
-
-    for place, folders, files in os.walk(root, onerror=fail):
+    waiting = [root]
+    while waiting:
+        place = waiting.pop()
         below = []
-        for name in folders:
-            path = Path(place, name)
-            if name.startswith("."):
-                leave_out(Why.HIDDEN_FOLDER, path)
-            elif path.is_symlink():
-                leave_out(Why.LINKED_FOLDER, path)
-            else:
-                below.append(name)
-        folders[:] = below
-        for name in files:
-            path = Path(place, name)
-            if (why := _why_not(path)) is None:
-                images.append(path)
-            else:
-                leave_out(why, path)
-    return Folder(tuple(sorted(images)), {why: tuple(sorted(left_out[why])) for why in Why if why in left_out})
+        try:
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    path = Path(place, entry.name)
+                    if entry.is_dir(follow_symlinks=False):
+                        below.append(path)
+                        continue
+                    why = _why_not(entry, path)
+                    if why is None:
+                        yield path
+                    else:
+                        left_out.add(why, path.relative_to(root))
+        except OSError:
+            left_out.add(Why.UNREADABLE, place.relative_to(root))
+        for path in below:
+            if path.name.startswith("."):
+                left_out.add(Why.HIDDEN_FOLDER, path.relative_to(root))
+        waiting += sorted((path for path in below if not path.name.startswith(".")), reverse=True)
 
 
-def _why_not(path: Path) -> Why | None:
-    if path.name.startswith("."):
-        return Why.HIDDEN
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
+def _why_not(entry: os.DirEntry[str], path: Path) -> Why | None:
+    linked = entry.is_symlink()  # only what links lead to must be looked up: folders may hold millions of files
+    if entry.name.startswith("."):
+        return Why.HIDDEN_FOLDER if linked and path.is_dir() else Why.HIDDEN
+    if linked and path.is_dir():
+        return Why.LINKED_FOLDER
+    if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
         return Why.OTHER
-    if path.is_file():
+    if path.is_file() if linked else entry.is_file(follow_symlinks=False):
         return None
-    return Why.DEAD_LINK if path.is_symlink() and not path.exists() else Why.SPECIAL
+    return Why.DEAD_LINK if linked and not path.exists() else Why.SPECIAL
