@@ -127,9 +127,11 @@ def _journal(batch: Batch, about: Mapping[str, Any]) -> Iterator[Journal]:
                 "into one file. To go on, give the same again; or write to another --output; or give --restart to "
                 "answer all images anew."
             )
-        yield journal
-        if not len(journal):
-            journal.remove()
+        try:
+            yield journal
+        finally:
+            if not len(journal):
+                journal.remove()
 
 
 def _difference(what: str, before: Any, now: Any) -> str:

@@ -61,7 +61,7 @@ class LeftOut:
     def _kind(self, why: Why) -> str:
         suffixes, count, first = "", self._counts[why], self._first[why]
         if why is Why.OTHER:
-            counted = self._suffixes.most_common()
+            counted = sorted(self._suffixes.items(), key=lambda one: (-one[1], one[0]))
             named = [f"{suffix} {number}" if len(counted) > 1 else suffix for suffix, number in counted[:_MAX_SUFFIXES]]
             suffixes = f" ({', '.join(named)}{', ...' if len(counted) > _MAX_SUFFIXES else ''})"
         more = f" and {count - MAX_NAMED} more" if count > MAX_NAMED else ""

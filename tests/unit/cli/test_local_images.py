@@ -267,7 +267,7 @@ class TestFolders:
         found = [entry["filename"].removeprefix(f"{photos}/") for entry in json.loads(out)["predictions"]]
         assert found == [*(f"{number:02}.jpg" for number in range(12)), "deep/er/x.JPEG", "good-link.jpg"]
         assert err == (
-            f"{photos}: 14 images. Left out: 4 files that have no image's suffix (.mov 2, no suffix 1, .txt 1): "
+            f"{photos}: 14 images. Left out: 4 files that have no image's suffix (.mov 2, .txt 1, no suffix 1): "
             "README, b.mov, c.MOV and 1 more; 1 hidden file: .DS_Store; 1 hidden folder: .thumbs; 1 link to a folder: "
             "deep/round; 2 links that lead nowhere: circle.jpg, gone.jpg; 1 pipe, socket or device: pipe.jpg.\n"
         )

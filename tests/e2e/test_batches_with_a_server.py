@@ -1,0 +1,137 @@
+"""`condconv predict --server URL --output FILE`: killed, interrupted, and with servers that come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import pictures
+from tests.e2e.server import FAKE, Server, environment, wait_for
+from tests.forked import ForkedServer, forker
+
+PHOTOS = 72
+AT_ONCE = 16
+"""Images in a request."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Photos of a few sizes, two of which are none."""
+    small = [pictures.jpeg(pictures.photo("coffee", (60 + width, 60))) for width in range(4)]
+    (photos := tmp_path / "photos").mkdir()
+    for number in range(PHOTOS):
+        (photos / f"{number:03}.jpg").write_bytes(b"no image" if number in (5, 57) else small[number % 4])
+    return photos
+
+
+class Job:
+    """The command, in a process of its own."""
+
+    def __init__(self, process: ForkedServer, log: Path) -> None:
+        self.process, self._log = process, log
+
+    def ended(self) -> tuple[int, str]:
+        """Exit code, and what was said."""
+        code = self.process.wait(60)
+        said = self._log.read_text()
+        assert "Traceback" not in said
+        return code, said
+
+
+@contextlib.contextmanager
+def job(folder: Path, server: Server, *options: str, output: str = "out.jsonl") -> Iterator[Job]:
+    """Start the command; it is killed if the block leaves it."""
+    (log := folder.parent / "log").write_text("")
+    command = ("predict", str(folder), "--server", server.url, "--output", str(folder.parent / output), "--top-k", "1")
+    process = forker(FAKE).start(*command, *options, environment=environment(), output=log)
+    try:
+        yield Job(process, log)
+    finally:
+        process.kill()
+        process.wait(60)
+
+
+def rows(folder: Path, output: str = "out.jsonl") -> list[tuple[Any, ...]]:
+    """The output's rows, without the last digits of probabilities: the stand-in's depend on the batch a little."""
+    found = [json.loads(line) for line in (folder.parent / output).read_text().splitlines()]
+    return [(row["path"], row["size"], row["error"], row["label"], round(row["probability"] or 0, 4)) for row in found]
+
+
+def images(server: Server) -> float:
+    """How many images it has answered."""
+    return sum(value for name, value in server.metrics().items() if name.startswith("condconv_version_rows_total"))
+
+
+def test_killed_and_interrupted_jobs_go_on(folder: Path) -> None:
+    """Their output is the one of a job that nobody disturbs, and nothing is asked twice but what was under way."""
+    with Server() as server:
+        with job(folder, server, output="whole.jsonl") as undisturbed:
+            code, said = undisturbed.ended()
+        assert (code, "whole.jsonl: 72 images, 2 failed (unsupported_image 2)" in said) == (1, True)
+        whole, before = rows(folder, "whole.jsonl"), images(server)
+        assert len(whole) == PHOTOS
+        for number in (signal.SIGKILL, signal.SIGINT):
+            server.fault("slow 0.03")
+            done = images(server)
+            with job(folder, server, "--concurrency", "1") as running:
+                wait_for(lambda done=done: images(server) >= done + AT_ONCE + 1)  # type: ignore[misc]
+                running.process.send_signal(number)
+                code, said = running.ended()
+            assert code == (130 if number == signal.SIGINT else -number)
+        assert "interrupted; wrote " in said
+        assert said.endswith("To go on, run the same command again.\n")
+        part = rows(folder)
+        assert 2 * AT_ONCE <= len(part) < PHOTOS
+        assert part == [row for row in whole if row in part]
+        server.fault()
+        with job(folder, server) as last:
+            assert last.ended()[0] == 1
+        assert rows(folder) == whole
+        assert images(server) - before <= PHOTOS + 2 * 2 * AT_ONCE
+
+
+def test_a_server_that_restarts_in_between(folder: Path) -> None:
+    with Server() as first:
+        first.fault("slow 0.03")
+        with job(folder, first, "--concurrency", "2") as running:
+            wait_for(lambda: images(first) >= AT_ONCE)
+            first.stop()
+            assert not running.process.poll()
+            with Server(port=first.address[1]):
+                code, said = running.ended()
+    assert (code, "72 images, 2 failed (unsupported_image 2)" in said) == (1, True)
+
+
+def test_a_server_that_stays_away(folder: Path) -> None:
+    """What was answered is in the output, and the next run goes on."""
+    with Server() as server:
+        server.fault("slow 0.03")
+        with job(folder, server, "--patience", "4", "--concurrency", "1") as running:
+            wait_for(lambda: images(server) >= 2 * AT_ONCE)
+            server.stop()
+            code, said = running.ended()
+    assert code == 1
+    assert "To go on, run the same command again.\nerror: The server at " in said
+    answered = len(rows(folder))
+    assert AT_ONCE <= answered < PHOTOS
+    with Server() as server, job(folder, server) as running:
+        code, _ = running.ended()
+        assert images(server) <= PHOTOS - answered
+    assert (code, len(rows(folder))) == (1, PHOTOS)
+
+
+def test_a_server_with_a_short_queue(folder: Path) -> None:
+    """It refuses again and again, and every photo is answered in the end."""
+    with Server(max_queue_rows=4, max_images_per_request=4) as server:
+        server.fault("slow 0.01")
+        with job(folder, server, "--concurrency", "8") as running:
+            code, said = running.ended()
+        refused = server.metrics().get('condconv_rejected_total{reason="queue_full"}', 0)
+    assert (code, "72 images, 2 failed (unsupported_image 2)" in said) == (1, True)
+    assert refused > 0
