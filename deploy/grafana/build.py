@@ -351,6 +351,35 @@ ROWS: dict[str, list[Panel]] = {
             unit="s",
         ),
     ],
+    "Response cache": [
+        lines(
+            "Images answered without computing",
+            "Does the cache pay? shared: computed for an equal image at the same time. Without a cache these are zero.",
+            *(
+                (
+                    f'sum(rate(condconv_cache_rows_total{{{ALL},result="{result}"}}[{R}])) '
+                    f"/ (sum(rate(condconv_cache_rows_total{{{ALL}}}[{R}])) > 0) or vector(0)",
+                    result,
+                )
+                for result in ("hit", "shared")
+            ),
+            unit="percentunit",
+        ),
+        lines(
+            "Cached answers",
+            "Is the cache full? Memory, beside the most that it may take (dashed).",
+            (f"max(condconv_cache_bytes{{{ALL}}})", "fullest replica"),
+            (f"max(condconv_cache_max_bytes{{{ALL}}})", "limit"),
+            unit="bytes",
+            limit="limit",
+        ),
+        lines(
+            "Answers that left the cache",
+            "Is it too small? If many leave for newer ones while few are found, it is, or images rarely come again.",
+            (f"sum by (reason) (rate(condconv_cache_evictions_total{{{ALL}}}[{R}]))", "{{reason}}"),
+            unit="ops",
+        ),
+    ],
     "Models": [
         table(
             "Served versions",

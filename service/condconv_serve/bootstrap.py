@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Protocol
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -31,8 +30,10 @@ from condconv_serve.http.server import serving_beside
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.ablation_queue import AblationQueue
 from condconv_serve.inference.batching import Batcher
+from condconv_serve.inference.cache import row_cache
 from condconv_serve.inference.plane import InferencePlane, RowBatcher
 from condconv_serve.inference.runner import BatchRunner
+from condconv_serve.inference.sharing import RowSharing
 from condconv_serve.inference.streams import StreamPool
 from condconv_serve.machine.cores import available_cores
 from condconv_serve.machine.memory import calm_garbage_collection, garbage_collection_paused, memory_left, memory_limit
@@ -42,6 +43,7 @@ from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.recent import RecentRequests
 from condconv_serve.runtime.devices import detect_machine
 from condconv_serve.runtime.load_memory import IMPORT_BYTES, ablation_bytes, load_bytes
+from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.runtime.plan import EngineOptions, EnginePlan, make_plan
 from condconv_serve.runtime.tensorflow_import import import_tensorflow
 from condconv_serve.serving.default_model import DefaultModel
@@ -113,14 +115,6 @@ def plan_engines(settings: Settings) -> EnginePlan:
     )
 
 
-class ModelLoader(Protocol):
-    """Makes an engine from a bundle. A test may pass one that needs no TensorFlow."""
-
-    def __call__(self, bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:
-        """Load a bundle as planned; the errors are those of `load_model`."""
-        ...
-
-
 class Service:
     """One service, made from settings: its models, its plane, its application."""
 
@@ -134,8 +128,8 @@ class Service:
 
         Raises:
             BundleError: there is no such store.
-            ConfigurationError: the store is empty or lacks the model that is set as the default, or traces can't be
-                exported as asked.
+            ConfigurationError: the store is empty or lacks the model that is set as the default, the cache is larger
+                than the memory, or traces can't be exported as asked.
         """
         self._settings = settings
         self._tracer = make_tracer(settings.otlp_endpoint)
@@ -146,6 +140,7 @@ class Service:
         self.tallies = Tallies()
         self.metrics.streams.set(self.plan.streams)
         self.metrics.max_queue_rows.set(settings.max_queue_rows)
+        self.cache = row_cache(settings.cache_bytes, memory_limit=memory_limit(), metrics=self.metrics)
         count_lost_lines(self.metrics.log_lines_lost.inc)
         self.metrics.memory_limit_bytes.set(memory_limit() or math.inf)
         self.registry = Registry(
@@ -155,12 +150,13 @@ class Service:
             streams=self.plan.streams,
             metrics=self.metrics,
             on_gone=self._forget,
+            on_released=self.cache.drop,
         )
         memory = MemoryCheck(
             partial(load_bytes, plan=self.plan),
             prepare=prepare_server if load is None else lambda: None,
             prepare_bytes=IMPORT_BYTES if load is None else 0,
-            left=memory_left if settings.check_memory else lambda: None,
+            left=partial(self.cache.left_beside, memory_left) if settings.check_memory else lambda: None,
         )
         self.ledger = VersionLedger(settings.model_store, self.registry, metrics=self.metrics)
         self.store_health = StoreHealth(
@@ -205,9 +201,15 @@ class Service:
         )
         self.images = ImagePipeline(
             InferencePlane(
-                self.registry, self._batcher, metrics=self.metrics, tallies=self.tallies, observe=self._observe
+                self.registry,
+                self._batcher,
+                metrics=self.metrics,
+                tallies=self.tallies,
+                observe=self._observe,
+                sharing=RowSharing(self.cache) if self.cache.max_bytes else None,
             ),
             ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
+            digests=self.cache.max_bytes > 0,
             count_objects=self.metrics.count_objects,
         )
         ablation_memory = MemoryCheck(partial(ablation_bytes, plan=self.plan), left=memory.left)

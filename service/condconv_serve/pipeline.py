@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from hashlib import blake2b
 from typing import Protocol, TypeVar
 
 from condconv_serve.domain import (
@@ -28,8 +27,10 @@ from condconv_serve.domain import (
     ServedModel,
     Tensors,
 )
+from condconv_serve.domain.caching import CacheUse
 from condconv_serve.errors import ServiceError, unexpected_error
 from condconv_serve.imaging import ImageDecoder
+from condconv_serve.imaging.digests import digests_of
 from condconv_serve.imaging.given_pixels import row_of_pixels
 from condconv_serve.inference.batching import Priority
 from condconv_serve.tasks.task import FindsObjects, Task
@@ -37,9 +38,6 @@ from condconv_serve.tasks.task import FindsObjects, Task
 Answer = TypeVar("Answer")
 MAX_HOLD_SECONDS = 0.005
 """After so much work on a request's answers, others get their turn: thousands of boxes take a while."""
-_DIGEST_BYTES = 32
-_DIGEST_AT_ONCE = 256 * 1024
-"""Bytes of images that are hashed on the event loop; more take too long there."""
 logger = logging.getLogger(__name__)
 
 
@@ -63,6 +61,7 @@ class Plane(Protocol):
         split_key: str | None = None,
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
+        cache: CacheUse | None = None,
     ) -> None:
         """Refuse a request before its body is read, if not even one row of it could be admitted."""
         ...
@@ -80,6 +79,7 @@ class Plane(Protocol):
         *,
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
+        cache: CacheUse | None = None,
     ) -> list[RowAnswer | ServiceError]:
         """Make and compute the rows of one request. If a row fails, the others are still answered."""
         ...
@@ -119,6 +119,7 @@ class ImagePipeline:
         split_key: str | None = None,
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
+        cache: CacheUse | None = None,
     ) -> Answered[Answer]:
         """Answer the images of one request.
 
@@ -130,6 +131,7 @@ class ImagePipeline:
             split_key: where an alias splits traffic, equal keys get equal versions; see `ModelSource.get`.
             priority: how urgent they are.
             deadline: when the caller stops waiting, on the monotonic clock in seconds.
+            cache: how it may use the response cache, if there is one; not at all if None.
 
         Returns:
             One result per image, in order. A failed image has its error; the others are still answered.
@@ -141,12 +143,12 @@ class ImagePipeline:
         """
         with self.plane.lease(model, version, split_key=split_key) as served:
             task.check(served.info)
-            digests = await self._digests_of(images, served.info)
+            digests = await digests_of(images) if self._digests else [None] * len(images)
             sources = [
                 RowSource(partial(self._row, image, served, deadline=deadline), digest)
                 for image, digest in zip(images, digests, strict=True)
             ]
-            rows = await self.plane.infer_each(served, sources, priority=priority, deadline=deadline)
+            rows = await self.plane.infer_each(served, sources, priority=priority, deadline=deadline, cache=cache)
             results, since = list[ImageResult[Answer]](), time.monotonic()
             for place, (image, row) in enumerate(zip(images, rows, strict=True)):
                 results.append(self._result(image, place, row, task, served.info))
@@ -154,16 +156,6 @@ class ImagePipeline:
                     await asyncio.sleep(0)
                     since = time.monotonic()
             return Answered(served.info, tuple(results))
-
-    async def _digests_of(
-        self, images: Sequence[ImageSource | PixelSource], model: ModelInfo
-    ) -> Sequence[bytes | None]:
-        if not self._digests:
-            return [None] * len(images)
-        given = [image.data if isinstance(image, ImageSource) else None for image in images]
-        work = partial(_digests, given, repr(model.preprocessing).encode())
-        long = sum(len(data) for data in given if data is not None) > _DIGEST_AT_ONCE
-        return await asyncio.to_thread(work) if long else work()
 
     async def _row(self, image: ImageSource | PixelSource, model: ServedModel, *, deadline: float) -> MadeRow:
         if isinstance(image, PixelSource):
@@ -191,14 +183,3 @@ class ImagePipeline:
         if isinstance(task, FindsObjects) and (scores := task.scores_in(answer)) is not None:
             self._count_objects(model.name, scores)
         return ImageResult(id=identity, filename=filename, prediction=answer)
-
-
-def _digests(images: Sequence[bytes | None], made_by: bytes) -> list[bytes | None]:
-    return [None if data is None else _digest(data, made_by) for data in images]
-
-
-def _digest(data: bytes, made_by: bytes) -> bytes:
-    found = blake2b(len(data).to_bytes(8, "big"), digest_size=_DIGEST_BYTES)
-    found.update(data)
-    found.update(made_by)
-    return found.digest()

@@ -43,6 +43,7 @@ class ForImage:
         model: what answered; None if nothing did.
         timings: how long each stage took, in seconds; None if it failed.
         batch_size: how many images were computed together; None if it failed.
+        cached: whether the answer is one that the server had computed for an equal image; None if it keeps none.
         request_id: of the request to a server, as its log has it; None without a server.
     """
 
@@ -52,6 +53,7 @@ class ForImage:
     model: ModelVersion | None = None
     timings: Timings | None = None
     batch_size: int | None = None
+    cached: bool | None = None
     request_id: str | None = None
 
     @property

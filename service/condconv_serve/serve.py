@@ -8,11 +8,12 @@ import socket
 
 from prometheus_client import disable_created_metrics
 
-from condconv_serve.bootstrap import ModelLoader, Service
+from condconv_serve.bootstrap import Service
 from condconv_serve.fronts.keys import KeyRing
 from condconv_serve.http.limits import allow_open_files
 from condconv_serve.http.server import DrainingServer, config, is_local, listen, url
 from condconv_serve.key_loading import load_keys
+from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -194,6 +194,12 @@ class Settings(BaseSettings):
         le=100_000,
         description="Most rows that wait for a batch, rows being decoded included. More are refused with 429.",
     )
+    cache_bytes: int = Field(
+        0,
+        ge=0,
+        description="Most memory of the response cache, in bytes: answers are kept, and an image that comes again is "
+        "neither decoded nor computed. Each API key has answers of its own. 0: no cache.",
+    )
     decode_threads: CountOrAuto = Field(
         "auto", description="Images decoded at the same time. auto: one per core that this process may use."
     )

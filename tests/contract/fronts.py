@@ -25,7 +25,9 @@ from condconv_serve.fronts.keys import ApiKey, KeyRing
 from condconv_serve.fronts.native import create_app
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.batching import Batcher
+from condconv_serve.inference.cache import RowCache
 from condconv_serve.inference.plane import InferencePlane
+from condconv_serve.inference.sharing import RowSharing
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.telemetry.exposition import RegistryExposition
@@ -44,6 +46,7 @@ from tests.pictures import encode
 KEYS = KeyRing(
     [
         ApiKey(name="ann", scopes=("predict",), sha256=sha256(b"ann").hexdigest()),
+        ApiKey(name="bob", scopes=("predict",), sha256=sha256(b"bob").hexdigest()),
         ApiKey(name="suspended", scopes=(), sha256=sha256(b"suspended").hexdigest()),
         ApiKey(name="slow", scopes=("predict",), sha256=sha256(b"slow").hexdigest(), requests_per_minute=2),
     ]
@@ -55,6 +58,7 @@ class House:
     """What stands below the fronts. Batches wait while `free` is cleared; `batches` are their rows' shades."""
 
     max_queue_rows: int = 16
+    cache_bytes: int = 0
     metrics: Metrics = field(default_factory=lambda: Metrics(CollectorRegistry()))
     free: asyncio.Event = field(default_factory=asyncio.Event)
     batches: list[list[int]] = field(default_factory=list)
@@ -66,7 +70,14 @@ class House:
         self.batcher = CountingBatcher(
             self.run, streams=1, max_batch_size=4, max_queue_rows=self.max_queue_rows, metrics=self.metrics
         )
-        self.plane = InferencePlane(self.models, self.batcher, metrics=self.metrics, tallies=self.tallies)
+        self.cache = RowCache(self.cache_bytes, metrics=self.metrics)
+        self.plane = InferencePlane(
+            self.models,
+            self.batcher,
+            metrics=self.metrics,
+            tallies=self.tallies,
+            sharing=RowSharing(self.cache) if self.cache_bytes else None,
+        )
 
     async def run(self, model: ServedModel, rows: Sequence[Row]) -> Sequence[Tensors]:
         await self.free.wait()
@@ -154,7 +165,8 @@ async def ask_with_pictures(
     classes = [entry[found][0]["index"] for entry in predictions if found in entry]
     failed = [entry["error"]["slug"] for entry in predictions if "error" in entry]
     slug = body.get("slug") or next(iter(failed), None)
-    return Heard(response.status_code, slug, classes, response.headers["x-request-id"])
+    headers = response.headers
+    return Heard(response.status_code, slug, classes, headers["x-request-id"], headers.get("cache-status"))
 
 
 async def ask_npz(client: httpx.AsyncClient, shades: Sequence[int], **asked: Any) -> Heard:
@@ -206,10 +218,13 @@ FRONTS = {
 
 
 @contextlib.asynccontextmanager
-async def opened(name: str, *, ready: bool = True, max_queue_rows: int = 16) -> AsyncIterator[tuple[House, Ask]]:
+async def opened(
+    name: str, *, ready: bool = True, max_queue_rows: int = 16, cache_bytes: int = 0
+) -> AsyncIterator[tuple[House, Ask]]:
     """A front over a running plane, with keys and one stream."""
+    limits: Any = {"max_queue_rows": max_queue_rows, "cache_bytes": cache_bytes}
     async with (
-        house_with_keys(ready=ready, max_queue_rows=max_queue_rows, models=FRONTS[name].models()) as (house, context),
+        house_with_keys(ready=ready, models=FRONTS[name].models(), **limits) as (house, context),
         FRONTS[name].open(context) as ask_it,
     ):
 
@@ -225,18 +240,20 @@ async def house_with_keys(
     *,
     ready: bool = True,
     max_queue_rows: int = 16,
+    cache_bytes: int = 0,
     keys: KeyRing | None = KEYS,
     models: FakeModels | None = None,
     **parts: Any,
 ) -> AsyncIterator[tuple[House, AppContext]]:
     """A running plane with one stream, and what fronts work with; `parts` are more fields of the context."""
-    house = House(max_queue_rows=max_queue_rows, models=models or FakeModels(served_model()))
+    models = models or FakeModels(served_model())
+    house = House(max_queue_rows=max_queue_rows, cache_bytes=cache_bytes, models=models)
     house.free.set()
     if ready:
         house.readiness.loaded()
     with ThreadPoolExecutor(2) as decoders:
         context = AppContext(
-            images=ImagePipeline(house.plane, ImageDecoder(decoders, max_pixels=10**6)),
+            images=ImagePipeline(house.plane, ImageDecoder(decoders, max_pixels=10**6), digests=cache_bytes > 0),
             models=house.models,
             metrics=house.metrics,
             exposition=RegistryExposition(house.metrics.registry),

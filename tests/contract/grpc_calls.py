@@ -60,8 +60,8 @@ async def call(
         data = await pending
     except grpc.aio.AioRpcError as error:
         return heard_of(error), None
-    request_id = str(dict(tuple(await pending.trailing_metadata()))["x-request-id"])
-    return Heard(200, None, [], request_id), data
+    trailing = dict(tuple(await pending.trailing_metadata()))
+    return Heard(200, None, [], str(trailing["x-request-id"]), trailing.get("cache-status")), data
 
 
 def heard_of(error: grpc.aio.AioRpcError) -> Heard:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from condconv_serve.bootstrap import ModelLoader
 from condconv_serve.errors import BundleError
+from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.store import open_bundle
 from tests.unit.store.samples import PLAN, replace_file
 

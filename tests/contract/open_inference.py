@@ -47,4 +47,4 @@ async def ask_open_inference(client: httpx.AsyncClient, shades: Sequence[int], *
         return Heard(response.status_code, response.headers[SLUG], [], request_id)
     (logits,) = body["outputs"]
     classes = np.reshape(logits["data"], logits["shape"]).argmax(axis=1).tolist()
-    return Heard(200, None, classes, request_id)
+    return Heard(200, None, classes, request_id, response.headers.get("cache-status"))

@@ -40,4 +40,5 @@ async def ask_tensorflow_serving(
     if response.status_code != 200:
         assert body.keys() == {"error"}
         return Heard(response.status_code, response.headers[SLUG], [], request_id)
-    return Heard(200, None, np.argmax(body["predictions"], axis=1).tolist(), request_id)
+    classes = np.argmax(body["predictions"], axis=1).tolist()
+    return Heard(200, None, classes, request_id, response.headers.get("cache-status"))

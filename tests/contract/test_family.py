@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.bootstrap import ModelLoader
 from condconv_serve.domain import ImageSource, Label, RoutingOverrides, Row, ServedModel, Tensors, rows_of
 from condconv_serve.domain.manifest import PreprocessingSpec, Provenance
 from condconv_serve.errors import BundleError, ConfigurationError
@@ -20,6 +19,7 @@ from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.batching import Batcher
 from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.pipeline import ImagePipeline
+from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.store import NewBundle, open_bundle, write_bundle
 from condconv_serve.tasks.classification import Classify
 from condconv_serve.telemetry.metrics import Metrics

@@ -71,6 +71,59 @@ async def test_rates(front: Opened) -> None:
     assert (await ask(1)).status == 200, "other keys go on"
 
 
+@pytest.mark.parametrize("name", sorted(set(FRONTS) - {"npz", "grpc"}), indirect=True)  # which have rows of their own
+async def test_the_response_cache(name: str) -> None:
+    async with opened(name, cache_bytes=10**6) as (house, ask):
+        heard = [
+            await ask(1),
+            await ask(1),
+            await ask(1, 2, 2),
+            await ask(2, 3),
+            await ask(1, key="bob"),  # his own rights, so his own answers
+            await ask(1, headers={"Cache-Control": "no-cache"}),
+            await ask(4, headers={"Cache-Control": "max-age=9, no-store"}),
+            await ask(4, headers={"Cache-Control": "no-store"}),
+        ]
+        assert [(answer.status, answer.classes) for answer in heard] == [
+            *((200, classes) for classes in ([1], [1], [1, 2, 2], [2, 3])),
+            *((200, classes) for classes in ([1], [1], [4], [4])),
+        ]
+        assert [answer.cache for answer in heard] == [
+            "condconv-serve; fwd=miss",
+            "condconv-serve; hit",
+            'condconv-serve; fwd=partial; detail="2 of 3 images"',
+            'condconv-serve; fwd=partial; detail="1 of 2 images"',
+            "condconv-serve; fwd=miss",
+            "condconv-serve; fwd=request",
+            "condconv-serve; fwd=miss",
+            "condconv-serve; fwd=miss",
+        ]
+        assert house.batches == [[1], [2], [3], [1], [1], [4], [4]]
+        tally = (await house.tallies.read([("fake", "1")]))[0]
+        assert (tally.cache_hit.count, tally.cache_miss.count, tally.success.count) == (4, 7, 8)
+
+
+@pytest.mark.parametrize("name", sorted(set(FRONTS) - {"npz", "grpc"}), indirect=True)
+async def test_a_full_queue_refuses_no_answer_from_the_cache(name: str) -> None:
+    async with opened(name, cache_bytes=10**6, max_queue_rows=1) as (house, ask):
+        await ask(1)
+        house.free.clear()
+        waiting = [asyncio.create_task(ask(2))]
+        await until(lambda: house.read("condconv_rows_in_flight") == 1)
+        waiting.append(asyncio.create_task(ask(3)))
+        await until(lambda: house.read("condconv_queue_rows") == 1)
+        assert (await ask(1)).cache == "condconv-serve; hit"
+        assert (await ask(4)).slug == "queue_full"
+        assert (await ask(1, key="bob")).slug == "queue_full"
+        house.free.set()
+        await asyncio.gather(*waiting)
+
+
+async def test_without_a_cache_nothing_is_said_of_one(front: Opened) -> None:
+    _, ask = front
+    assert [(await ask(1)).cache for _ in range(2)] == [None, None]
+
+
 async def test_readiness(name: str) -> None:
     async with opened(name, ready=False) as (house, ask):
         heard = await ask(1)

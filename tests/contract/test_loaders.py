@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from condconv_serve.bootstrap import ModelLoader
+from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.store import write_bundle
 from tests.contract.fake_server import load_fake
 from tests.contract.fakes import load_shades

@@ -2,14 +2,13 @@ import asyncio
 import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import ImageSource, PixelSource, rows_of
+from condconv_serve.domain import ImageSource, rows_of
 from condconv_serve.errors import (
     CorruptImage,
     Draining,
@@ -315,31 +314,3 @@ async def test_every_answered_row_is_observed_where_the_engine_is(subject):
     await subject.classify([image(1), ImageSource(b"no image")])
     labels = {"model": "fake", "version": "3", "block": BLOCKS[0], "expert": "0"}
     assert subject.read("condconv_routing_weight_count", **labels) == 3
-
-
-class DigestsOnly:
-    """A plane that notes the digests of the rows that it gets, and computes nothing."""
-
-    def __init__(self, model):
-        self.lease = lambda *_, **__: contextlib.nullcontext(model)
-        self.digests = []
-
-    async def infer_each(self, model, sources, **_):
-        self.digests += [source.digest for source in sources]
-        return [InferenceFailed("no engine")] * len(sources)
-
-
-async def test_digests_tell_images_and_preprocessings_apart(subject):
-    other = replace(INFO, preprocessing=replace(INFO.preprocessing, image_size=33))
-    long = ImageSource(bytes(10**6))
-    found = {}
-    for info, digests in ((INFO, False), (INFO, True), (other, True)):
-        plane = DigestsOnly(served_model(info))
-        pixels = PixelSource(np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8))
-        pipeline = ImagePipeline(plane, subject.pipeline.decoder, digests=digests)
-        await pipeline.run([image(1), image(2), image(1, filename="again"), long, pixels], Classify())
-        found[info is INFO, digests] = plane.digests
-    assert found[True, False] == [None] * 5
-    one, two, again, whole, of_pixels = found[True, True]
-    assert (again, of_pixels) == (one, None)
-    assert len({one, two, whole} | set(found[False, True][:4])) == 6

@@ -142,6 +142,7 @@ def common_fields(body: ImageBody, model: ModelVersion, reply: Reply) -> dict[st
         "error": None if body.error is None else error_of(body.error, reply),
         "timings": None if body.timings_ms is None else body.timings_ms.seconds(),
         "batch_size": body.batch_size,
+        "cached": body.cached,
     }
 
 

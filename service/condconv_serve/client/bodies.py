@@ -62,6 +62,7 @@ class ImageBody(BaseModel):
     filename: str | None = None
     timings_ms: TimingsBody | None = None
     batch_size: int | None = None
+    cached: bool | None = None
     error: ProblemBody | None = None
 
 

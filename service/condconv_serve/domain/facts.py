@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from condconv_serve.domain.caching import FROM_CACHE, CacheResult, CacheUse
 from condconv_serve.domain.tensors import Timings
 from condconv_serve.domain.trace import Stages, TraceContext
 from condconv_serve.errors import DeadlineExceeded, WaitTooLong
@@ -59,6 +61,9 @@ class RequestFacts:
         model: `name/version` of the model that answers.
         rows: how many images it holds.
         deadline: when its sender gives up, on the monotonic clock.
+        cache_max_age: the oldest answer that its sender takes from the cache, in seconds; 0 means none.
+        cache_store: whether its sender allows that its answers are kept.
+        cached: how many of its images were answered from where; empty if no cache was asked.
         seconds: how long each stage took, the longest time of any image.
         stages: where the time of the slowest image went.
         slug: of its error, if it was refused.
@@ -72,6 +77,9 @@ class RequestFacts:
     model: str | None = None
     rows: int | None = None
     deadline: float = math.inf
+    cache_max_age: float = math.inf
+    cache_store: bool = True
+    cached: Mapping[CacheResult, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     stages: Stages | None = None
     slug: str | None = None
@@ -82,11 +90,18 @@ class RequestFacts:
         """Whose deadline the request missed, or would have; empty if it ended otherwise."""
         return deadline_by(self.deadline) if self.slug in DEADLINE_SLUGS else ""
 
+    @property
+    def cache(self) -> CacheUse:
+        """How it may use the response cache. Each API key has answers of its own: see docs/security.md."""
+        whose = f"{self.key_name or ''} {' '.join(sorted(self.grants))}"
+        return CacheUse(scope=whose, max_age=self.cache_max_age, store=self.cache_store)
+
     def note_answer(self, timings: Sequence[Timings]) -> None:
         """Note how long the images took; failed ones have no timings. Call it when all are done."""
         if not timings:
             return
         self.seconds = {stage: max(getattr(timing, stage) for timing in timings) for stage in STAGES}
+        self.cached = Counter(timing.cache for timing in timings if timing.cache is not None)
         slowest = max(timings, key=lambda timing: timing.total)
         self.stages = Stages({stage: getattr(slowest, stage) for stage in STAGES}, time.monotonic())
 
@@ -96,6 +111,7 @@ class RequestFacts:
             "key": self.key_name,
             "model": self.model,
             "rows": self.rows,
+            "cached": sum(self.cached.get(result, 0) for result in FROM_CACHE) if self.cached else None,
             "deadline": self.missed or None,
             **{f"{stage}_ms": round(seconds * 1e3, 1) for stage, seconds in self.seconds.items()},
             "outcome": self.outcome,

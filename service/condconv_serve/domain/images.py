@@ -113,8 +113,7 @@ class RowSource:
 
     Attributes:
         make: makes the row when it is awaited, for instance by decoding an image. Room for the row is taken before.
-        digest: a hash of the image's bytes and of what its pixels depend on besides: equal digests, equal rows. None
-            if nobody asked for it, or the row came as pixels.
+        digest: a hash of the image's bytes: equal digests, equal rows of a model. None if nobody asked for it.
     """
 
     make: Callable[[], Awaitable[MadeRow]]

@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from condconv_serve.domain.caching import FROM_CACHE, CacheResult
 from condconv_serve.domain.images import Placement
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -50,12 +51,21 @@ def rows_of(tensors: Tensors) -> list[Tensors]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timings:
-    """How long an image took, in seconds. `total` includes the time between the stages."""
+    """How long an image took, in seconds. `total` includes the time between the stages.
+
+    `cache` is where its answer came from; None if no cache was asked. Stages take no time for an answer from the cache.
+    """
 
     decode: float
     queue: float
     inference: float
     total: float
+    cache: CacheResult | None = None
+
+    @property
+    def cached(self) -> bool | None:
+        """Whether nothing had to be computed; None if no cache was asked."""
+        return None if self.cache is None else self.cache in FROM_CACHE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

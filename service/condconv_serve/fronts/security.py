@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from condconv_serve.fronts.gatekeeper import API_KEY_HEADER, Gatekeeper, demand
+from condconv_serve.http.cache_control import CACHE_STATUS_HEADER
 from condconv_serve.http.scope import REQUEST_ID_HEADER, facts_of, path_of
 
 HEADERS = {
@@ -22,7 +23,7 @@ HEADERS = {
 }
 REFUSALS = ("unauthenticated", "forbidden", "rate_limited")
 """Slugs of what the guard may answer."""
-EXPOSED = (REQUEST_ID_HEADER, "Retry-After")
+EXPOSED = (REQUEST_ID_HEADER, "Retry-After", CACHE_STATUS_HEADER)
 """Headers that pages of other origins may read, of every front."""
 
 _api_key = APIKeyHeader(

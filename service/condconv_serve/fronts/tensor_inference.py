@@ -93,9 +93,10 @@ class TensorInference:
             priority=Priority.HIGH,
             deadline=gatekeeper.deadline(),
             split_key=gatekeeper.split_key(facts, split_key),
+            cache=facts.cache,
         )
 
-    async def check_unnamed(self) -> None:
+    async def check_unnamed(self, facts: RequestFacts) -> None:
         """Refuse a request before its body is read, in which its model stands, if the queue is full or nobody serves.
 
         Raises:
@@ -103,7 +104,7 @@ class TensorInference:
         """
         self._gatekeeper.check_ready()
         try:
-            await self._images.plane.check()
+            await self._images.plane.check(cache=facts.cache)
         except QueueFull:
             raise
         except ServiceError:  # of the default model; the request may name another one
@@ -141,6 +142,7 @@ class TensorInference:
             split_key=gatekeeper.split_key(facts, request.split_key),
             priority=gatekeeper.priority(request.priority),
             deadline=facts.deadline,
+            cache=facts.cache,
         )
         model = answered.model
         facts.model, facts.rows = f"{model.name}/{model.version}", count

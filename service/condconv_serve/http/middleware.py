@@ -15,6 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from condconv_serve.errors import Draining, ServiceError, unexpected_error
 from condconv_serve.http.answer import ErrorRenderer
 from condconv_serve.http.body import OpenBodies, PatientBody
+from condconv_serve.http.cache_control import (
+    CACHE_CONTROL_HEADER,
+    CACHE_STATUS_HEADER,
+    cache_status,
+    note_cache_control,
+)
 from condconv_serve.http.scope import REQUEST_ID_HEADER, keep_facts, path_of
 from condconv_serve.telemetry.logs import request_logged_as
 from condconv_serve.telemetry.metrics import Metrics
@@ -74,6 +80,7 @@ class RequestContext:
             quiet=path_of(scope) in _QUIET,
         )
         facts = request.facts
+        note_cache_control(facts, ", ".join(headers.getlist(CACHE_CONTROL_HEADER)))
         keep_facts(scope, facts)
         body = PatientBody(receive, bodies=self._bodies)
         status = 0
@@ -85,6 +92,8 @@ class RequestContext:
                 answer = MutableHeaders(scope=message)
                 answer[REQUEST_ID_HEADER] = facts.request_id
                 answer[TRACE_HEADER] = str(facts.trace)
+                if told := cache_status(facts):
+                    answer[CACHE_STATUS_HEADER] = told
                 # Whoever waits for our 100 may send the body all the same or not at all, and the rest of a body that
                 # timed out may never come: nobody could tell where the next request begins.
                 unasked = headers.get("expect", "").lower() == "100-continue" and not body.asked_for

@@ -7,7 +7,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,9 +23,11 @@ from condconv_serve.domain import (
     Tensors,
     Timings,
 )
+from condconv_serve.domain.caching import FROM_CACHE, CacheUse
 from condconv_serve.domain.facts import STAGES, deadline_by
 from condconv_serve.errors import DeadlineExceeded, InferenceFailed, InvalidParameter, ServiceError, unexpected_error
 from condconv_serve.inference.batching import Admission, Batcher, Priority
+from condconv_serve.inference.sharing import AskedRow, RowSharing, answer_of
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tally import Tallies
 
@@ -47,6 +50,7 @@ class InferencePlane:
         metrics: Metrics,
         tallies: Tallies | None = None,
         observe: Callable[[ModelInfo, RowAnswer], None] = lambda model, row: None,
+        sharing: RowSharing | None = None,
     ) -> None:
         """Wire the parts together.
 
@@ -55,13 +59,16 @@ class InferencePlane:
             batcher: computes their rows.
             metrics: counts each row's result.
             tallies: counts each request by version.
-            observe: gets what the network answered for each row, for statistics; called on the event loop.
+            observe: gets what the network answered for each row, for statistics; called on the event loop. Answers from
+                the cache count, too: what the traffic is like doesn't depend on what had to be computed.
+            sharing: has the answers of equal rows; None if each row is computed.
         """
         self._models = models
         self._batcher = batcher
         self._metrics = metrics
         self._tallies = tallies or Tallies()
         self._observe = observe
+        self._sharing = sharing
 
     def lease(
         self, model: str | None = None, version: str | None = None, *, split_key: str | None = None
@@ -77,13 +84,16 @@ class InferencePlane:
         split_key: str | None = None,
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
+        cache: CacheUse | None = None,
     ) -> None:
-        """Refuse a request before its body is read, if not even one row of it could be admitted.
+        """Refuse a request before its body is read, if not even one row of it could be answered.
 
         Raises:
             ModelNotFound, VersionNotFound: there is no such model. QueueFull, WaitTooLong, Draining: as `infer_each`.
         """
-        self._batcher.check(self._models.get(model, version, key=split_key), 1, priority=priority, deadline=deadline)
+        found = self._models.get(model, version, key=split_key)
+        if self._sharing is None or cache is None or not self._sharing.may_answer(cache):
+            self._batcher.check(found, 1, priority=priority, deadline=deadline)
 
     async def infer(
         self, model: ServedModel, rows: Row, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf
@@ -113,6 +123,7 @@ class InferencePlane:
         *,
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
+        cache: CacheUse | None = None,
     ) -> list[RowAnswer | ServiceError]:
         """Make and compute the rows of one request. If a row fails, the others are still answered.
 
@@ -121,6 +132,8 @@ class InferencePlane:
             sources: make the rows when there is room for all of them.
             priority: how urgent they are.
             deadline: when the caller stops waiting, on the monotonic clock in seconds.
+            cache: how it may use the cache, where there is one and rows have digests; not at all if None. Rows whose
+                answer is there, or is being computed for an equal one, aren't made and take no room.
 
         Returns:
             Each row's answer or error, in order.
@@ -131,42 +144,53 @@ class InferencePlane:
             Draining: the service is shutting down.
         """
         started, found = time.monotonic(), list[RowAnswer | ServiceError]()
+        terms = _Terms(model, priority, deadline)
         try:
-            with self._batcher.admit(model, len(sources), priority=priority, deadline=deadline) as admission:
-                found = await self._outcomes(model, sources, admission, deadline)
+            with self._asked(sources, terms, cache) as rows:
+                needed = sum(row.needs_room for row in rows)
+                with self._admit(needed, terms) if needed else nullcontext() as admission:
+                    found = await self._outcomes(rows, terms, admission)
         finally:
             answers = [row for row in found if isinstance(row, RowAnswer)]
             seconds, whole = time.monotonic() - started, len(answers) == len(sources)
             self._tallies.request(model.name, model.version, seconds=seconds, answers=answers, whole=whole)
         return found
 
+    def _asked(
+        self, sources: Sequence[RowSource], terms: _Terms, cache: CacheUse | None
+    ) -> AbstractContextManager[list[AskedRow]]:
+        if self._sharing is None or cache is None:
+            return nullcontext([AskedRow(source) for source in sources])
+        return self._sharing.asked(terms.model, sources, cache, terms.priority)
+
+    def _admit(self, rows: int, terms: _Terms) -> Admission[ServedModel]:
+        return self._batcher.admit(terms.model, rows, priority=terms.priority, deadline=terms.deadline)
+
     async def _outcomes(
-        self, model: ServedModel, sources: Sequence[RowSource], admission: Admission[ServedModel], deadline: float
+        self, rows: Sequence[AskedRow], terms: _Terms, admission: Admission[ServedModel] | None
     ) -> list[RowAnswer | ServiceError]:
-        self._metrics.rows_accepted.labels(model.name).inc(len(sources))
+        name = terms.model.name
+        self._metrics.rows_accepted.labels(name).inc(len(rows))
         outcomes: list[tuple[str, str]] = []
         try:
-            return await asyncio.gather(
-                *(self._outcome(model, source, admission, deadline, outcomes) for source in sources)
-            )
+            return await asyncio.gather(*(self._outcome(row, terms, admission, outcomes) for row in rows))
         finally:  # a row without an outcome was cancelled
-            outcomes += [("cancelled", "")] * (len(sources) - len(outcomes))
+            outcomes += [("cancelled", "")] * (len(rows) - len(outcomes))
             for outcome, missed in outcomes:
-                self._metrics.rows.labels(model.name, outcome, missed).inc()
+                self._metrics.rows.labels(name, outcome, missed).inc()
 
     async def _outcome(
         self,
-        model: ServedModel,
-        source: RowSource,
-        admission: Admission[ServedModel],
-        deadline: float,
+        row: AskedRow,
+        terms: _Terms,
+        admission: Admission[ServedModel] | None,
         outcomes: list[tuple[str, str]],
     ) -> RowAnswer | ServiceError:
-        started = time.monotonic()
+        started, model = time.monotonic(), terms.model
         try:
-            answer = await self._answer(model, source, admission, deadline)
+            answer = await self._answer(row, terms, admission)
         except DeadlineExceeded as error:
-            outcomes.append((error.slug, deadline_by(deadline)))
+            outcomes.append((error.slug, deadline_by(terms.deadline)))
             # Whoever waits for longer than an answer should take, and gets none, has met a slow service all the same.
             self._metrics.stage_seconds.labels("total").observe(time.monotonic() - started)
             return error
@@ -180,17 +204,45 @@ class InferencePlane:
             return unexpected
         outcomes.append(("answered", ""))
         self._metrics.version_rows.labels(model.name, model.version).inc()
-        for stage in (*STAGES, "total"):
+        if answer.timings.cache is not None:
+            self._metrics.cache_rows.labels(model.name, answer.timings.cache).inc()
+        # What wasn't computed says nothing about how long that takes.
+        for stage in ("total",) if answer.timings.cache in FROM_CACHE else (*STAGES, "total"):
             self._metrics.stage_seconds.labels(stage).observe(getattr(answer.timings, stage))
         self._observe(model.info, answer)
         return answer
 
-    async def _answer(
-        self, model: ServedModel, source: RowSource, admission: Admission[ServedModel], deadline: float
-    ) -> RowAnswer:
+    async def _answer(self, row: AskedRow, terms: _Terms, admission: Admission[ServedModel] | None) -> RowAnswer:
+        """A row's answer, from wherever it can be had."""
         started = time.monotonic()
-        made = await source.make()
-        found = await self._batcher.submit(made.row, admission, deadline=deadline)
+        if row.hit is not None:
+            return answer_of(row.hit, "hit", seconds=time.monotonic() - started)
+        if row.follows is not None:
+            assert self._sharing is not None
+            if found := await self._sharing.follow(row.follows, terms.priority, deadline=terms.deadline):
+                return answer_of(found, "shared", seconds=time.monotonic() - started)
+            with self._admit(1, terms) as own, self._sharing.leading(row, terms.priority) as leader:
+                return await self._led(leader, terms, own)
+        assert admission is not None  # it needed room
+        return await self._led(row, terms, admission)
+
+    async def _led(self, row: AskedRow, terms: _Terms, admission: Admission[ServedModel]) -> RowAnswer:
+        """Compute a row, for others too if it leads."""
+        if row.leads is None:
+            return await self._computed(row, terms, admission)
+        assert self._sharing is not None
+        try:
+            answer = await self._computed(row, terms, admission)
+        except Exception as error:
+            self._sharing.fail(row.leads, error)
+            raise
+        self._sharing.keep(row.leads, answer)
+        return answer
+
+    async def _computed(self, row: AskedRow, terms: _Terms, admission: Admission[ServedModel]) -> RowAnswer:
+        started = time.monotonic()
+        made = await row.source.make()
+        found = await self._batcher.submit(made.row, admission, deadline=terms.deadline)
         if not all(np.isfinite(values).all() for values in found.output.values()):
             raise InferenceFailed("The engine's answer for this image holds numbers that are not finite.")
         return RowAnswer(
@@ -200,10 +252,20 @@ class InferencePlane:
                 queue=found.queue,
                 inference=found.inference,
                 total=time.monotonic() - started,
+                cache=row.result,
             ),
             batch_size=found.batch_size,
             placement=made.placement,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What the rows of one request have in common."""
+
+    model: ServedModel
+    priority: Priority
+    deadline: float
 
 
 def sources_of(rows: Row, model: ServedModel) -> list[RowSource]:

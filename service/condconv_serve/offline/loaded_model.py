@@ -10,13 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
 
-from condconv_serve.bootstrap import ModelLoader
 from condconv_serve.domain import EngineDescription, ImageResult, Label, ModelInfo
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.inputs import GivenImages, ImagesInput
 from condconv_serve.offline.local_service import LOADING, LocalService
 from condconv_serve.offline.progress import ProgressBar
 from condconv_serve.results import ForImage, ModelVersion, OnError
+from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.settings import Settings
 from condconv_serve.store import open_bundle
 from condconv_serve.tasks.task import Task

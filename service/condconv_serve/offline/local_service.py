@@ -20,9 +20,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
-from condconv_serve.bootstrap import ModelLoader, Service
+from condconv_serve.bootstrap import Service
 from condconv_serve.domain import ImageResult, ImageSource, PixelSource, ServedModel
 from condconv_serve.errors import OutOfMemory, ServiceError, unexpected_error
+from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.settings import Settings
 from condconv_serve.tasks.task import Task
 

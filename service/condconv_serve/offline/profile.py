@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from condconv_serve.bootstrap import ModelLoader, load_model, plan_engines
+from condconv_serve.bootstrap import load_model, plan_engines
 from condconv_serve.domain import ROUTING, RoutingProfile, Row, ServedModel, rows_of
 from condconv_serve.errors import BundleError, MissingImage, ServiceError
 from condconv_serve.imaging import model_row
@@ -21,6 +21,7 @@ from condconv_serve.inputs.files import read_image
 from condconv_serve.routing.found import classes_in
 from condconv_serve.routing.profile import profile_from
 from condconv_serve.routing.tally import Tally
+from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.settings import Settings
 from condconv_serve.store import Bundle, open_bundle
 

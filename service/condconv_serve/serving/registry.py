@@ -36,6 +36,7 @@ class Registry(LeasedModels):
         streams: int,
         metrics: Metrics,
         on_gone: Callable[[str, str], None] = lambda name, version: None,
+        on_released: Callable[[ServedModel], None] = lambda model: None,
         release_memory: Callable[[], None] = release_memory,
     ) -> None:
         """Create an empty registry.
@@ -47,11 +48,13 @@ class Registry(LeasedModels):
             streams: number of streams.
             metrics: counts loads.
             on_gone: called with name and version of a model that was released or replaced, on any thread.
+            on_released: called with a model that nobody holds any more, on any thread.
             release_memory: gives freed memory back to the system; called after each load and each release.
         """
         default = Default(name=default_model, reason="The service is still looking for its default model.")
         super().__init__(Served(default=default), release_memory=release_memory)
         self._on_gone = on_gone
+        self._on_released = on_released
         self._release_memory = release_memory
         self._load = load
         self._warm_up_sizes = tuple(warm_up_sizes)
@@ -146,6 +149,7 @@ class Registry(LeasedModels):
         return Trouble(default.reason) if default.broken else None
 
     def _after_release(self, model: ServedModel) -> None:
+        self._on_released(model)
         if model.version not in self.served.models.get(model.name, {}):
             self._on_gone(model.name, model.version)
             with contextlib.suppress(KeyError):  # it has answered nothing

@@ -74,15 +74,14 @@ class Metrics:
         )
         self.rows_accepted = Counter(
             "condconv_rows_accepted_total",
-            "Images that were let into the queue. Each is counted in condconv_rows_total when it is done. Is any "
-            "image lost?",
+            "Images that were let in. Each is counted in condconv_rows_total when it is done. Is any image lost?",
             ("model",),
             registry=registry,
         )
         self.stage_seconds = Histogram(
             "condconv_stage_seconds",
             "Time that an image spends in a stage: decode, queue, inference, total. An image given up at its deadline "
-            "counts in total only. Where does the time go?",
+            "counts in total only, and so does one answered from the cache. Where does the time go?",
             ("stage",),
             buckets=SECONDS_BUCKETS,
             registry=registry,
@@ -106,6 +105,29 @@ class Metrics:
             "Rows per batch. Does batching work, and is there room?",
             ("model",),
             buckets=BATCH_SIZE_BUCKETS,
+            registry=registry,
+        )
+        self.cache_rows = Counter(
+            "condconv_cache_rows_total",
+            "Images answered while there is a response cache, by where the answer came from: hit (the cache), shared "
+            "(computed for an equal image at the same time), miss, bypass (computed since the caller asked for that). "
+            "Does the cache pay?",
+            ("model", "result"),
+            registry=registry,
+        )
+        self.cache_evictions = Counter(
+            "condconv_cache_evictions_total",
+            "Images whose answers left the response cache, by reason: room (for newer ones), version (it serves no "
+            "more). Is the cache too small?",
+            ("reason",),
+            registry=registry,
+        )
+        self.cache_bytes = Gauge(
+            "condconv_cache_bytes", "Memory that the response cache takes. How full is it?", registry=registry
+        )
+        self.cache_max_bytes = Gauge(
+            "condconv_cache_max_bytes",
+            "Most memory that the response cache may take; 0 without one. How full is it?",
             registry=registry,
         )
         self.detections = Histogram(

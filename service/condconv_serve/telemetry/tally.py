@@ -43,6 +43,8 @@ class VersionTally:
         queue: how long answered rows waited.
         inference: how long the batches of answered rows took.
         rest: what was left of the time of answered rows.
+        cache_hit: rows answered from the cache, and how long they waited; they count in no stage.
+        cache_miss: rows that were looked for in the cache and computed, and how long that took.
         batches: executions by their number of rows.
     """
 
@@ -53,6 +55,8 @@ class VersionTally:
     queue: Total = field(default_factory=Total)
     inference: Total = field(default_factory=Total)
     rest: Total = field(default_factory=Total)
+    cache_hit: Total = field(default_factory=Total)
+    cache_miss: Total = field(default_factory=Total)
     batches: dict[int, Total] = field(default_factory=dict)
 
     def merge(self, other: VersionTally) -> None:
@@ -98,6 +102,11 @@ class Tallies:
         (tally.success if whole else tally.failure).add(seconds)
         for answer in answers:
             times = answer.timings
+            if times.cached:
+                tally.cache_hit.add(times.total)
+                continue
+            if times.cached is not None:
+                tally.cache_miss.add(times.total)
             tally.decode.add(times.decode)
             tally.queue.add(times.queue)
             tally.inference.add(times.inference)

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 
 from condconv_serve.domain import Timings
-from condconv_serve.domain.facts import Deadline, DeadlineBy, RequestFacts
+from condconv_serve.domain.caching import CacheResult
+from condconv_serve.domain.facts import Deadline, DeadlineBy, KeyScope, RequestFacts
 from condconv_serve.domain.trace import TraceContext
+
+PREDICT: frozenset[KeyScope] = frozenset({"predict"})
+ALL: frozenset[KeyScope] = frozenset({"predict", "admin"})
 
 
 def request() -> RequestFacts:
@@ -31,6 +35,25 @@ def test_the_longest_time_of_each_stage_is_told_and_the_slowest_image_is_traced(
     assert facts.told() == {"decode_ms": 4.0, "queue_ms": 3.0, "inference_ms": 20.0}
     assert facts.stages is not None
     assert list(facts.stages.seconds.items()) == [("decode", 0.002), ("queue", 0.003), ("inference", 0.02)]
+
+
+def test_how_many_images_needed_no_computing_is_told_where_there_is_a_cache() -> None:
+    facts = request()
+    results: list[CacheResult] = ["hit", "shared", "miss"]
+    facts.note_answer([Timings(decode=0, queue=0, inference=0, total=0, cache=result) for result in results])
+    assert (facts.told()["cached"], facts.cached) == (2, {"hit": 1, "shared": 1, "miss": 1})
+    facts.note_answer([Timings(decode=0, queue=0, inference=0, total=0, cache="miss")])
+    assert facts.told()["cached"] == 0
+
+
+def test_only_the_same_key_with_the_same_scopes_has_the_same_answers() -> None:
+    scopes = set()
+    for name, grants in ((None, ALL), (None, PREDICT), ("ci", PREDICT), ("ci", ALL), ("c", PREDICT)):
+        facts = request()
+        facts.key_name, facts.grants = name, grants
+        assert facts.cache.scope == facts.cache.scope
+        scopes.add(facts.cache.scope)
+    assert len(scopes) == 5
 
 
 def test_where_no_image_could_be_used_there_are_no_times() -> None:

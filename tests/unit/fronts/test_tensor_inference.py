@@ -143,7 +143,7 @@ async def test_a_cancelled_request_leaves_the_queue(subject: Subject) -> None:
 async def test_a_check_before_the_body(subject: Subject) -> None:
     house, inference = subject
     await inference.check(facts())
-    await inference.check_unnamed()
+    await inference.check_unnamed(facts())
     with pytest.raises(ModelNotFound):
         await inference.check(facts(), model="other")
     house.free.clear()
@@ -154,12 +154,12 @@ async def test_a_check_before_the_body(subject: Subject) -> None:
     with pytest.raises(QueueFull):
         await inference.check(facts())
     with pytest.raises(QueueFull):
-        await inference.check_unnamed()
+        await inference.check_unnamed(facts())
     house.free.set()
     await asyncio.gather(*tasks)
     house.models.served.clear()
-    await inference.check_unnamed()  # a model that a request names might come meanwhile
+    await inference.check_unnamed(facts())  # a model that a request names might come meanwhile
     house.readiness.failed("Broken.")
-    for check in (lambda: inference.check(facts()), inference.check_unnamed):
+    for check in (lambda: inference.check(facts()), lambda: inference.check_unnamed(facts())):
         with pytest.raises(NotReady):
             await check()

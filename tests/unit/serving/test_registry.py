@@ -252,6 +252,21 @@ def test_what_has_gone_is_told(metrics, bundle_of, tmp_path):
     assert gone == [("pear", "1")] * 2
 
 
+def test_each_load_that_nobody_holds_any_more_is_told(metrics, bundle_of, tmp_path):
+    released, done = [], threading.Event()
+    registry = registry_of(metrics, bundle_of("pear", "1"), on_released=lambda model: released.append(model))
+    first = registry.get("pear")
+    with registry.lease("pear"):
+        second = registry.load(open_bundle(tmp_path / "pear" / "1"))
+        assert released == [], "it may still answer"
+    registry.unload("pear", "1", done=done.set)
+    assert done.wait(5)
+    deadline = time.monotonic() + 5
+    while len(released) < 2 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert set(released) == {first, second}
+
+
 def test_aliases_choose_the_version(registry):
     registry.set_aliases("apple", {"stable": Alias(versions={"1": 1, "9": 3})})
     chosen = Counter(registry.get("apple", "stable", key=str(i)).version for i in range(2000))

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import Protocol
 
-from condconv_serve.bootstrap import ModelLoader, Service
+from condconv_serve.bootstrap import Service
 from condconv_serve.cluster.ray.held import HeldModels
 from condconv_serve.cluster.ray.messages import RowsReply, RowsRequest
 from condconv_serve.cluster.ray.mirror import RemoteEngine
@@ -21,6 +21,7 @@ from condconv_serve.domain.facts import Deadline, RequestFacts
 from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import ServiceError, VersionNotFound, let_go
 from condconv_serve.inference.plane import made_source
+from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.serving.unserved import Trouble
 from condconv_serve.settings import Settings
 from condconv_serve.telemetry.logs import request_logged_as

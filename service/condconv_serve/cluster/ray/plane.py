@@ -17,6 +17,7 @@ from condconv_serve.cluster.ray.mirror import Mirror
 from condconv_serve.cluster.ray.retries import Retries
 from condconv_serve.deadline import ending_at
 from condconv_serve.domain import MadeRow, Row, RowAnswer, RowSource, ServedModel, Tensors
+from condconv_serve.domain.caching import CacheUse
 from condconv_serve.domain.facts import deadline_by
 from condconv_serve.errors import QueueFull, ServiceError, unexpected_error
 from condconv_serve.inference.batching import Priority
@@ -82,6 +83,7 @@ class ReplicaPlane:
         split_key: str | None = None,
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
+        cache: CacheUse | None = None,
     ) -> None:
         """Refuse a request before its body is read, if it couldn't be taken here. A replica may still refuse it."""
         self._models.get(model, version, key=split_key)
@@ -101,10 +103,11 @@ class ReplicaPlane:
         *,
         priority: Priority = Priority.NORMAL,
         deadline: float = math.inf,
+        cache: CacheUse | None = None,
     ) -> list[RowAnswer | ServiceError]:
         """See `condconv_serve.inference.plane.InferencePlane.infer_each`.
 
-        Rows are made before a replica is asked whether it has room for them.
+        Rows are made before a replica is asked whether it has room for them, and none is taken from a cache.
         """
         started, facts = time.monotonic(), current_request()
         with self._room(len(sources)):

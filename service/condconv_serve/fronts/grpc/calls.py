@@ -27,9 +27,10 @@ from condconv_serve.errors import (
 )
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.gatekeeper import demand
-from condconv_serve.fronts.grpc.metadata import REQUEST_ID, TRACEPARENT, readable, secret_of, with_answer
+from condconv_serve.fronts.grpc.metadata import CACHE_CONTROL, REQUEST_ID, TRACEPARENT, readable, secret_of, with_answer
 from condconv_serve.fronts.grpc.service import Access, Call, Method, Route
 from condconv_serve.fronts.grpc.status import HTTP_STATUS, STATUS, refusal
+from condconv_serve.http.cache_control import note_cache_control
 from condconv_serve.telemetry.logs import request_logged_as
 from condconv_serve.telemetry.requests import Ending, OpenRequest, RequestBook
 
@@ -159,6 +160,7 @@ class Calls:
         """A request begins that is one of several of a call."""
         book = self._book(route.front)
         request = book.open(request_id=request_id, traceparent=call.metadata.get(TRACEPARENT))
+        note_cache_control(request.facts, call.metadata.get(CACHE_CONTROL))
         return request, Call(request.facts, call.metadata, call.ends)
 
     def identify(self, access: Access, call: Call) -> None:
@@ -231,6 +233,7 @@ class Calls:
         request = self._book(route.front).open(
             request_id=metadata.get(REQUEST_ID), traceparent=metadata.get(TRACEPARENT), quiet=route.quiet
         )
+        note_cache_control(request.facts, metadata.get(CACHE_CONTROL))
         return request, Call(request.facts, metadata, _ends(context))
 
     def _book(self, front: str) -> RequestBook:

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Mapping
 
 from condconv_serve.domain.facts import RequestFacts
 from condconv_serve.fronts.gatekeeper import API_KEY_HEADER, SPLIT_KEY_HEADER
+from condconv_serve.http.cache_control import CACHE_CONTROL_HEADER, CACHE_STATUS_HEADER, cache_status
 
 REQUEST_ID = "x-request-id"
 TRACEPARENT = "traceparent"
 TRACERESPONSE = "traceresponse"
+CACHE_CONTROL = CACHE_CONTROL_HEADER.lower()
+CACHE_STATUS = CACHE_STATUS_HEADER.lower()
 API_KEY = API_KEY_HEADER.lower()
 SPLIT_KEY = SPLIT_KEY_HEADER.lower()
 _BEARER = "bearer "
@@ -30,4 +33,6 @@ def secret_of(metadata: Mapping[str, str]) -> str | None:
 
 def with_answer(facts: RequestFacts) -> tuple[tuple[str, str], ...]:
     """The trailing metadata of every answer."""
-    return (REQUEST_ID, facts.request_id), (TRACERESPONSE, str(facts.trace))
+    status = cache_status(facts)
+    told = () if status is None else ((CACHE_STATUS, status),)
+    return (REQUEST_ID, facts.request_id), (TRACERESPONSE, str(facts.trace)), *told

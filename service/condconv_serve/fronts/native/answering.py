@@ -147,6 +147,7 @@ async def answer_images(
         priority=Priority.HIGH,
         deadline=gatekeeper.deadline(),
         split_key=split_key,
+        cache=facts.cache,
     )
     if needs is not None and query.model is not None:
         demand_task(needs, context.models, model=query.model, version=query.version, split_key=split_key)
@@ -164,6 +165,7 @@ async def answer_images(
             priority=gatekeeper.priority(parameters.priority),
             deadline=facts.deadline,
             split_key=split_key,
+            cache=facts.cache,
         ),
     )
     facts.model, facts.rows = f"{answered.model.name}/{answered.model.version}", len(answered.results)

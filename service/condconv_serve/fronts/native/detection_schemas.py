@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from condconv_serve.domain import Answered, Box, DetectedObject, Detection, ImageResult
 from condconv_serve.fronts.native.problems import Problem
 from condconv_serve.fronts.native.schemas import (
+    CACHED,
     ImageParameters,
     ModelReference,
     RoutingBody,
@@ -94,6 +95,7 @@ class DetectionBody(BaseModel):
     )
     timings_ms: TimingsBody | None = None
     batch_size: int | None = Field(None, description="Rows in the batch that the image was in.")
+    cached: bool | None = Field(None, description=CACHED)
     error: Problem | None = None
 
 
@@ -132,6 +134,7 @@ def detection_fields(detection: Detection, *, routing: bool) -> dict[str, Any]:
         "routing": routing_body(detection.routing) if routing else None,
         "timings_ms": timings_body(detection.timings),
         "batch_size": detection.batch_size,
+        "cached": detection.timings.cached,
     }
 
 

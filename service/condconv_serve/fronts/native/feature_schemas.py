@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from condconv_serve.domain import Answered
 from condconv_serve.fronts.json_answers import values_of
 from condconv_serve.fronts.native.problems import Problem
-from condconv_serve.fronts.native.schemas import ImageParameters, ModelReference, TimingsBody, timings_body
+from condconv_serve.fronts.native.schemas import CACHED, ImageParameters, ModelReference, TimingsBody, timings_body
 from condconv_serve.tasks.feature_files import EmbeddedImage
 from condconv_serve.tasks.features import Embedding
 
@@ -39,6 +39,7 @@ class FeaturesBody(BaseModel):
     logits: list[float] | None = Field(None, description="Class scores before the softmax, if asked for.")
     timings_ms: TimingsBody | None = None
     batch_size: int | None = Field(None, description="Rows in the batch that the image was in.")
+    cached: bool | None = Field(None, description=CACHED)
     error: Problem | None = None
 
 
@@ -70,5 +71,6 @@ def features_body(result: EmbeddedImage) -> FeaturesBody:
         logits=None if embedding.logits is None else values_of(embedding.logits),
         timings_ms=timings_body(embedding.timings),
         batch_size=embedding.batch_size,
+        cached=embedding.timings.cached,
         error=None,
     )

@@ -133,6 +133,13 @@ class TimingsBody(BaseModel):
 RoutingBody = dict[str, list[float]]
 
 
+CACHED = (
+    "Whether the answer was computed for an equal image. If so, the stages took no time, and `batch_size` is that of "
+    "the batch in which it was computed. Absent if the server has no response cache."
+)
+"""Description of `cached`."""
+
+
 class PredictionBody(BaseModel):
     """The answer for one image. It has either `error` or all other fields."""
 
@@ -146,6 +153,7 @@ class PredictionBody(BaseModel):
     )
     timings_ms: TimingsBody | None = None
     batch_size: int | None = Field(None, description="Rows in the batch that the image was in.")
+    cached: bool | None = Field(None, description=CACHED)
     error: Problem | None = None
 
 
@@ -188,6 +196,7 @@ def prediction_fields(prediction: Prediction, *, routing: bool) -> dict[str, Any
         "routing": routing_body(prediction.routing) if routing else None,
         "timings_ms": timings_body(prediction.timings),
         "batch_size": prediction.batch_size,
+        "cached": prediction.timings.cached,
     }
 
 

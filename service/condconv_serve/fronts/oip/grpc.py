@@ -61,7 +61,7 @@ class _Inference:
         }
 
     async def _before_body(self, call: Call) -> None:
-        await self._inference.check_unnamed()
+        await self._inference.check_unnamed(call.facts)
 
     async def _infer(self, request: Any, call: Call) -> Any:
         return await self._answer(request, call)

@@ -7,8 +7,6 @@ from typing import Any
 from condconv_serve.fronts.context import ServedModels, TallySource
 from condconv_serve.telemetry.tally import Total, VersionTally
 
-_NEVER = Total()
-
 
 async def model_statistics(
     tallies: TallySource, models: ServedModels, *, name: str | None = None, version: str | None = None
@@ -52,8 +50,8 @@ def _figures(name: str, version: str, tally: VersionTally) -> dict[str, Any]:
             "compute_input": _total(tally.decode),
             "compute_infer": _total(tally.inference),
             "compute_output": _total(tally.rest),
-            "cache_hit": _total(_NEVER),
-            "cache_miss": _total(_NEVER),
+            "cache_hit": _total(tally.cache_hit),
+            "cache_miss": _total(tally.cache_miss),
         },
         "batch_stats": [
             {

@@ -60,7 +60,7 @@ def prediction_service(context: AppContext) -> Service:
     answers = _Predictions(context)
 
     async def before_body(call: Call) -> None:
-        await answers.questions.check_unnamed()
+        await answers.questions.check_unnamed(call.facts)
 
     computing = {
         "Predict": (answers.predict, "PredictRequest"),

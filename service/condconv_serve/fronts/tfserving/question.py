@@ -77,9 +77,9 @@ class Questions:
         self._context = context
         self._inference = TensorInference(context.images, context.gatekeeper, max_images=context.limits.max_images)
 
-    async def check_unnamed(self) -> None:
+    async def check_unnamed(self, facts: RequestFacts) -> None:
         """Refuse a request before its message is received; the errors are those of `TensorInference.check_unnamed`."""
-        await self._inference.check_unnamed()
+        await self._inference.check_unnamed(facts)
 
     async def ask(self, facts: RequestFacts, spec: ModelSpec, *, split_key: str | None) -> Question:
         """Find the model, and refuse the request if not even one row of it could be admitted.
