@@ -154,10 +154,13 @@ class RowCache:
     def drop(self, model: ServedModel) -> None:
         """Forget a model that serves no more. Call it when nobody holds the model any longer: nothing is kept then."""
         with self._lock:
-            gone = [key for key in self._rows if key.model is model]
-            for key in gone:
-                self._remove(key)
-        self._metrics.cache_evictions.labels("version").inc(len(gone))
+            keys = list(self._rows)
+        for key in keys:
+            if key.model is model:
+                with self._lock:  # for each row anew, so that the event loop never waits long for it
+                    if key in self._rows:
+                        self._remove(key)
+                        self._metrics.cache_evictions.labels("version").inc()
 
     def _remove(self, key: RowKey) -> None:
         _, size = self._rows.pop(key)

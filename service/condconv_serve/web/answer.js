@@ -68,8 +68,8 @@ function drawClasses({ classes }) {
   button.textContent = chosen.length === classes.length ? "Show fewer classes" : `Show ${Math.min(shown < MORE ? MORE : Infinity, classes.length)} classes`;
 }
 
-function drawTimings({ timings_ms: timings, batch_size: batch, model, roundTrip }) {
-  const whole = Math.max(timings.total, STAGES.reduce((sum, stage) => sum + timings[stage], 0));
+function drawTimings({ timings_ms: timings, batch_size: batch, cached, model, roundTrip }) {
+  const whole = Math.max(timings.total, STAGES.reduce((sum, stage) => sum + timings[stage], 0)) || 1;
   byId("timings").replaceChildren(
     make("div", { class: "stages", "aria-hidden": "true" }, ...STAGES.map((stage) => make("span", { class: `stage ${stage}`, style: { "flex-grow": timings[stage] / whole } }))),
     make(
@@ -79,7 +79,7 @@ function drawTimings({ timings_ms: timings, batch_size: batch, model, roundTrip 
         make("div", {}, make("dt", { class: stage ? `key ${stage}` : "" }, name), make("dd", {}, value)),
       ),
     ),
-    make("p", { class: "note" }, `Rode in a batch of ${count(batch, "image")}. Answered by ${model.name}, version ${model.version}.`),
+    make("p", { class: "note" }, `${cached ? "Came from the server's cache; was computed" : "Rode"} in a batch of ${count(batch, "image")}. Answered by ${model.name}, version ${model.version}.`),
   );
 }
 

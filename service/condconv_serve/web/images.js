@@ -157,6 +157,7 @@ const unanswered = () => ({
   insight: null,
   timings_ms: null,
   batch_size: null,
+  cached: null,
   model: null,
   effects: new Map(),
   chosen: null,

@@ -18,6 +18,7 @@ from condconv_serve.fronts.native.images import read_query, read_request
 from condconv_serve.fronts.native.problems import problem_responses
 from condconv_serve.fronts.native.schemas import ImageParameters, ImagesBody
 from condconv_serve.fronts.native.task_of_route import demand_task
+from condconv_serve.http.cache_control import CACHE_CONTROL_HEADER
 from condconv_serve.http.disconnect import unless_disconnected
 from condconv_serve.http.scope import REQUEST_ID_HEADER, facts_of
 from condconv_serve.inference.batching import Priority
@@ -87,6 +88,13 @@ def request_body(example: dict[str, Any], kind: type[BaseModel], *, kept: bool =
                 "in": "header",
                 "description": f"Returned with the answer{later}.",
                 "schema": {"type": "string", "maxLength": 128, "examples": [EXAMPLE_REQUEST_ID]},
+            },
+            {
+                "name": CACHE_CONTROL_HEADER,
+                "in": "header",
+                "description": "How the response cache is used, if there is one. `no-cache`: the images are computed; "
+                "`max-age=60`: no answer is older than a minute; `no-store`: the answers aren't kept.",
+                "schema": {"type": "string", "examples": ["no-cache"]},
             },
         ],
         "requestBody": {
