@@ -314,3 +314,14 @@ async def test_every_answered_row_is_observed_where_the_engine_is(subject):
     await subject.classify([image(1), ImageSource(b"no image")])
     labels = {"model": "fake", "version": "3", "block": BLOCKS[0], "expert": "0"}
     assert subject.read("condconv_routing_weight_count", **labels) == 3
+
+
+async def test_statistics_that_fail_cost_nobody_an_answer(subject, monkeypatch, caplog):
+    def broken(model, row):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(subject.pipeline.plane, "_observe", broken)
+    results = (await subject.classify([image(1), image(2)])).results
+    assert [result.error for result in results] == [None, None]
+    assert caplog.text.count("missing in the statistics") == 2
+    assert subject.rows()["answered"] == 2

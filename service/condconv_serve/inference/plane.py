@@ -209,8 +209,14 @@ class InferencePlane:
         # What wasn't computed says nothing about how long that takes.
         for stage in ("total",) if answer.timings.cache in FROM_CACHE else (*STAGES, "total"):
             self._metrics.stage_seconds.labels(stage).observe(getattr(answer.timings, stage))
-        self._observe(model.info, answer)
+        self._note(model.info, answer)
         return answer
+
+    def _note(self, model: ModelInfo, answer: RowAnswer) -> None:
+        try:
+            self._observe(model, answer)
+        except Exception:  # statistics must not cost anybody an answer
+            logger.exception("an answer of %s/%s is missing in the statistics", model.name, model.version)
 
     async def _answer(self, row: AskedRow, terms: _Terms, admission: Admission[ServedModel] | None) -> RowAnswer:
         """A row's answer, from wherever it can be had."""
