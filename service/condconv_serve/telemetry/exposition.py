@@ -17,6 +17,8 @@ from prometheus_client.samples import Sample
 
 from condconv_serve.telemetry.front_files import FrontFiles
 
+_Labels = tuple[tuple[str, str], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
@@ -78,15 +80,18 @@ def add_up(*processes: Iterable[Metric]) -> list[Metric]:
     When something was created is the first time that it was in any process.
     """
     families: dict[str, Metric] = {}
-    samples: dict[str, dict[tuple[Any, ...], Sample]] = {}
+    groups: dict[str, dict[_Labels, dict[tuple[str, _Labels], Sample]]] = {}
     for family in (family for process in processes for family in process):
-        known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type, family.unit))
-        found = samples.setdefault(known.name, {})
+        families.setdefault(family.name, Metric(family.name, family.documentation, family.type, family.unit))
+        of_family = groups.setdefault(family.name, {})
         for sample in family.samples:
-            place = (sample.name, *sorted(sample.labels.items()))
-            found[place] = sample if place not in found else _sum(found[place], sample)
+            labels = tuple(sorted(sample.labels.items()))
+            # OpenMetrics wants the samples of one histogram next to each other.
+            group = of_family.setdefault(tuple(label for label in labels if label[0] != "le"), {})
+            place = (sample.name, labels)
+            group[place] = sample if place not in group else _sum(group[place], sample)
     for name, family in families.items():
-        family.samples = list(samples[name].values())
+        family.samples = [sample for group in groups[name].values() for sample in group.values()]
     return list(families.values())
 
 
