@@ -6,7 +6,7 @@
 #
 # Nothing here needs BuildKit but --output. Name the target: the classic builder makes every stage on the way.
 # Any image with Python 3.11 to 3.13 and its venv module will do as a base.
-ARG BASE_IMAGE=python:3.12.12-slim-bookworm
+ARG BASE_IMAGE=python:3.12.12-slim-bookworm@sha256:593bd06efe90efa80dc4eee3948be7c0fde4134606dd40d8dd8dbcade98e669c
 
 # ---- what both images start from -------------------------------------------------------------------------------------
 FROM ${BASE_IMAGE} AS base

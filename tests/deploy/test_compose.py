@@ -28,7 +28,7 @@ from tests.deploy.traffic import PHOTO, Clients, without
 pytestmark = pytest.mark.docker
 
 FASTER = 10
-PORTS = ("PORT", "PROXY_PORT", "GRAFANA_PORT", "TEST_PROMETHEUS_PORT")
+PORTS = ("PORT", "GRPC_PORT", "PROXY_PORT", "GRAFANA_PORT", "ALERTMANAGER_PORT", "TEST_PROMETHEUS_PORT")
 MODEL = "efficientnet-lite0-condconv-4e"
 # Loading isn't faster than in real life, so an alert that allows five minutes for it may fire after thirty seconds.
 SLOW_START = {"CondconvNotReady"}
@@ -49,6 +49,7 @@ class Project:
         self.store = directory / "store"
         shutil.copytree(ROOT / "model_store", self.store)
         write_faster_copy(ROOT / "deploy/prometheus", directory / "prometheus", by=FASTER)
+        write_faster_copy(ROOT / "deploy/alertmanager", directory / "alertmanager", by=FASTER)
         for path in (directory, *directory.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
         self.ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
@@ -57,12 +58,14 @@ class Project:
             "CONDCONV_MEMORY": "2g",
             "CONDCONV_MODEL_STORE": str(self.store),
             "TEST_PROMETHEUS_CONFIG": str(directory / "prometheus"),
+            "TEST_ALERTMANAGER_CONFIG": str(directory / "alertmanager"),
             "COMPOSE_PROJECT_NAME": "condconv-test",
             **{name: str(port) for name, port in self.ports.items()},
         }
         self.prometheus = Prometheus(f"http://127.0.0.1:{self.ports['TEST_PROMETHEUS_PORT']}")
         self.proxy = f"127.0.0.1:{self.ports['PROXY_PORT']}"
         self.key = ""
+        self.password = ""
 
     def compose(self, *arguments: str, timeout: float = 300, check: bool = True) -> str:
         """Run Compose, version 2 if it is there."""
@@ -115,6 +118,11 @@ class Project:
         assert set(names) <= firing
         assert firing <= {*names, *permitted}
 
+    def told(self) -> set[str]:
+        """Names of alerts that Alertmanager has."""
+        alerts = httpx.get(f"http://127.0.0.1:{self.ports['ALERTMANAGER_PORT']}/api/v2/alerts").json()
+        return {alert["labels"]["alertname"] for alert in alerts}
+
     def wait_for_silence(self, *, within: float = 240) -> None:
         """Wait until no alert fires."""
         wait(lambda: not self.firing(), within=within, what=lambda: str(self.firing()))
@@ -147,9 +155,10 @@ def project(image: str, debian_image: str, tmp_path_factory: pytest.TempPathFact
     made = Project(tmp_path_factory.mktemp("compose"))
     try:
         made.compose("up", "--detach", "--scale", "replica=1")
-        found = re.search(r"condconv_[\w-]{43}", made.compose("logs", "secrets"))
-        assert found is not None
-        made.key = found[0]
+        shown = made.compose("run", "--rm", "-T", "secrets", "show")
+        found = re.search(r"(condconv_[\w-]{43})\s+Grafana: user admin, password (\S{20,})", shown)
+        assert found is not None, shown
+        made.key, made.password = found.groups()
         made.wait_for_replicas(2)
         yield made
     finally:
@@ -159,7 +168,12 @@ def project(image: str, debian_image: str, tmp_path_factory: pytest.TempPathFact
 
 
 def test_it_is_up_and_only_what_must_be_can_be_reached(project):
-    assert re.search(r"Grafana: user admin, password \S{20,}", project.compose("logs", "secrets"))
+    # Shown once, and in nobody's log.
+    assert project.key not in project.compose("run", "--rm", "-T", "secrets", "show")
+    logs = project.compose("logs")
+    assert "condconv_1" in logs or "condconv-1" in logs
+    assert project.key not in logs
+    assert project.password not in logs
     direct = f"http://127.0.0.1:{project.ports['PORT']}"
     for url in (direct, f"http://{project.proxy}"):
         assert httpx.post(f"{url}/predict", content=PHOTO).status_code == 401
@@ -168,11 +182,13 @@ def test_it_is_up_and_only_what_must_be_can_be_reached(project):
         assert httpx.get(f"{url}/metrics").status_code == 404
     # Through what stands in for Grafana, Prometheus is reached by the address that is provisioned.
     assert httpx.get(f"http://127.0.0.1:{project.ports['GRAFANA_PORT']}").json()["status"] == "success"
-    for service in ("condconv", "replica", "proxy", "grafana", "secrets"):
+    for service in ("condconv", "replica", "proxy", "alertmanager", "grafana", "secrets"):
         for container in project.containers(service):
             made = json.loads(docker("inspect", container))[0]
             assert made["HostConfig"]["ReadonlyRootfs"]
             assert made["HostConfig"]["CapDrop"] == ["ALL"]
+            # Compose sets the same limit for memory and for memory with swap, so there is none.
+            assert made["HostConfig"]["MemorySwap"] == made["HostConfig"]["Memory"] > 0
             bindings = [b for ports in (made["HostConfig"]["PortBindings"] or {}).values() for b in ports]
             assert {binding["HostIp"] for binding in bindings} <= {"127.0.0.1"}
             # The service, which faces strangers, sees its keys' hashes and no more.
@@ -240,6 +256,7 @@ def test_a_broken_version_and_bad_requests_are_told_and_nothing_else(project):
     hidden.rename(broken)
     with project.clients(1, pause=0.3) as good, project.clients(1, body=b"no image", pause=0.3) as bad:
         project.wait_for_alerts("CondconvModelLoadFailed", "CondconvBadRequests")
+        wait(lambda: project.told() >= {"CondconvModelLoadFailed", "CondconvBadRequests"}, within=60)
     shutil.rmtree(broken)
     assert without(good.outcomes, [200]) == {}, good.troubles
     assert without(bad.outcomes, [415]) == {}, bad.troubles
@@ -254,6 +271,18 @@ def test_a_replica_that_hangs_is_told(project):
         project.wait_for_alerts("CondconvReplicaDown")
     finally:
         docker("unpause", replica)
+    project.wait_for_silence()
+
+
+def test_a_server_that_hangs_is_started_again(project):
+    (replica,) = project.containers("replica")
+    before = project.last_start()
+    # What the container's first process has started, and its threads, stop where they are.
+    docker("exec", replica, "sh", "-c", "kill -STOP $(pgrep -P 1 2>/dev/null || cat /proc/1/task/1/children)")
+    with project.clients(1, pause=0.3) as clients:
+        project.wait_for_restart(before)
+        clients.wait_for(5)
+    assert without(clients.outcomes, [200]) == {}, clients.troubles
     project.wait_for_silence()
 
 

@@ -181,21 +181,66 @@ def test_the_data_source_is_the_one_that_compose_runs():
     (provider,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/condconv.yml").read_text())[
         "providers"
     ]
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    compose = compose_file()
     assert source["datasources"][0]["url"] == "http://prometheus:9090"
     assert "metrics" in compose["services"]["grafana"]["networks"]
     assert any(v.split(":")[1] == provider["options"]["path"] for v in compose["services"]["grafana"]["volumes"])
 
 
-@pytest.mark.parametrize("profiles", [(), ("replicas",), ("gpu",), ("replicas", "gpu")], ids="+".join)
+@pytest.mark.parametrize("profiles", [(), ("replicas",), ("gpu",), ("tls",), ("replicas", "gpu", "tls")], ids="+".join)
 def test_compose_takes_its_file(profiles):
     command = [tool("docker-compose", hint="apt-get install docker-compose")]
     check(*command, *(f"--profile={profile}" for profile in profiles), "config", "--quiet")
 
 
+def compose_file() -> dict[str, Any]:
+    """The Compose project, with what its services share filled in."""
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+
+
+def test_no_container_may_swap():
+    limits = {name: (one["mem_limit"], one["memswap_limit"]) for name, one in compose_file()["services"].items()}
+    assert {name: pair for name, pair in limits.items() if pair[0] != pair[1]} == {}
+
+
+def test_images_of_others_are_pinned_by_digest():
+    images = {one["image"] for one in compose_file()["services"].values() if "condconv-serve" not in one["image"]}
+    images |= set(re.findall(r"BASE_IMAGE(?:=|:-)([^\s}]+)", (ROOT / "Dockerfile").read_text()))
+    assert len(images) == 5
+    assert [image for image in images if not re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image)] == []
+    # Compose builds on what the Dockerfile names.
+    (base,) = re.findall(r"BASE_IMAGE:-([^}]+)", (ROOT / "docker-compose.yml").read_text())
+    assert base in images
+
+
+def test_ports_are_for_this_machine_unless_asked_otherwise():
+    published = [port for one in compose_file()["services"].values() for port in one.get("ports", [])]
+    assert published
+    assert [p for p in published if not p.startswith(("${BIND:-127.0.0.1}:", "127.0.0.1:"))] == []
+    # Whoever reaches Alertmanager may silence it, without a password.
+    assert all(p.startswith("127.0.0.1:") for p in compose_file()["services"]["alertmanager"]["ports"])
+
+
+def test_what_hangs_is_started_again():
+    services = {n: one for n, one in compose_file()["services"].items() if "condconv-serve" in one["image"]}
+    assert services.pop("secrets")["healthcheck"] == {"disable": True}
+    assert services
+    script = re.search(r"healthcheck\.py (/\S+)", (ROOT / "Dockerfile").read_text())
+    assert script is not None
+    for one in services.values():
+        assert one["init"] is True
+        assert one["restart"] == "unless-stopped"
+        assert one["environment"]["CONDCONV_METRICS_PORT"]
+        assert one["healthcheck"]["test"][:4] == ["CMD", "python3", script[1], "--restart-after"]
+
+
+def test_secrets_are_kept_in_no_log():
+    assert compose_file()["services"]["secrets"]["logging"] == {"driver": "none"}
+
+
 def test_settings_in_compose_and_the_image_exist():
     names = {f"CONDCONV_{name.upper()}" for name in Settings.model_fields}
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    compose = compose_file()
     used = {name for service in compose["services"].values() for name in service.get("environment", {})}
     used |= set(re.findall(r"\b(CONDCONV_\w+)=", (ROOT / "Dockerfile").read_text()))
     assert {name for name in used if name.startswith("CONDCONV_")} - names == set()
@@ -203,7 +248,7 @@ def test_settings_in_compose_and_the_image_exist():
 
 def test_patience_at_a_stop_is_longer_than_the_services_own():
     own = Settings.model_fields["shutdown_timeout"].default
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    compose = compose_file()
     assert int(compose["services"]["condconv"]["stop_grace_period"].removesuffix("s")) > own
 
 
