@@ -6,27 +6,21 @@ import asyncio
 import contextlib
 import logging
 import math
-import socket
 import time
 from collections.abc import AsyncGenerator, Callable
 from functools import cache, partial
 from pathlib import Path
 
-from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.types import ASGIApp
 
 from condconv_serve.ablation_loading import load_ablation
-from condconv_serve.application import create_application, create_probes, renderers
 from condconv_serve.domain import ModelInfo, RowAnswer, ServedModel
-from condconv_serve.fronts.context import AppContext, BodyLimits
+from condconv_serve.front_door import body_limits
+from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.keys import KeyRing
-from condconv_serve.grpc_port import GrpcPort
+from condconv_serve.fronts.rates import RateLimits
 from condconv_serve.http.body import OpenBodies
-from condconv_serve.http.guard import guarded_protocol
-from condconv_serve.http.limits import LINGER_BYTES, ConnectionLimits
-from condconv_serve.http.server import serving_beside
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.ablation_queue import AblationQueue
 from condconv_serve.inference.batching import Batcher
@@ -199,15 +193,16 @@ class Service:
             label_of=lambda model: model.name,
             identity_of=lambda model: (model.name, model.version),
         )
+        self.plane = InferencePlane(
+            self.registry,
+            self._batcher,
+            metrics=self.metrics,
+            tallies=self.tallies,
+            observe=self._observe,
+            sharing=RowSharing(self.cache) if self.cache.max_bytes else None,
+        )
         self.images = ImagePipeline(
-            InferencePlane(
-                self.registry,
-                self._batcher,
-                metrics=self.metrics,
-                tallies=self.tallies,
-                observe=self._observe,
-                sharing=RowSharing(self.cache) if self.cache.max_bytes else None,
-            ),
+            self.plane,
             ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
             digests=self.cache.max_bytes > 0,
             count_objects=self.metrics.count_objects,
@@ -221,9 +216,10 @@ class Service:
             any_served=lambda: bool(self.registry.models()),
             problems=self.store_health.problems,
         )
+        self.rates = RateLimits()
+        self.recent = None if self.routing is None else RecentRequests()
         self.bodies = OpenBodies(pause=settings.body_timeout, total=settings.body_total_timeout)
         self._ends_at: float | None = None
-        self._grpc: GrpcPort | None = None
         self._looking: set[asyncio.Task[None]] = set()
         self.metrics.ready.set_function(lambda: 0 if self.readiness.unready() else 1)
 
@@ -240,8 +236,7 @@ class Service:
         with self._drawer, self.ablator:
             async with self.computing():
                 yield
-        left = math.inf if self._ends_at is None else self._ends_at - time.monotonic()
-        await asyncio.to_thread(self._tracer.close, left)
+        await asyncio.to_thread(self._tracer.close, math.inf if self._ends_at is None else self.seconds_left())
 
     def rows(self) -> int:
         """Rows that are being made, wait for a batch, or are being computed."""
@@ -252,11 +247,10 @@ class Service:
         self._ends_at = time.monotonic() + self._settings.shutdown_timeout
         self.readiness.drain()
 
-    def stop_listening(self) -> None:
-        """Take no more calls of gRPC; called on the event loop when the server takes no more connections."""
+    def seconds_left(self) -> float:
+        """How long a shutdown may take from now on."""
         ends_at = self._ends_at or time.monotonic() + self._settings.shutdown_timeout
-        if self._grpc is not None:
-            self._grpc.stop(max(ends_at - time.monotonic(), 0))
+        return ends_at - time.monotonic()
 
     def look_again(self) -> None:
         """Look at the model store now rather than at the next change; called on the event loop."""
@@ -274,16 +268,6 @@ class Service:
             if self.routing is not None:
                 self.routing.forget(name, version)
         self.ablator.forget(name, version)
-
-    def http_protocol(self) -> type[asyncio.Protocol]:
-        """The protocol of a server's connections, with a limit for each server."""
-        limits = ConnectionLimits(
-            header_timeout=self._settings.header_timeout,
-            write_timeout=self._settings.body_timeout,
-            max_connections=self._settings.max_connections,
-            linger_bytes=max(LINGER_BYTES, 2 * self._settings.max_body_bytes),
-        )
-        return guarded_protocol(limits, self.metrics, renderer_of=renderers(root_path=self._settings.root_path))
 
     def load(self) -> None:
         """Load and warm up the versions to serve, then be ready.
@@ -317,53 +301,47 @@ class Service:
             self.ledger.demand(self.registry.default_model or self._at_start[0])
         self.readiness.loaded()
 
-    def app(
-        self,
-        on_failure: Callable[[Exception], None],
-        *,
-        keys: KeyRing | None = None,
-        open_admin: bool = True,
-        probes: socket.socket | None = None,
-    ) -> ASGIApp:
-        """The application. Once it runs, it loads the models in the background.
+    def context(self, *, keys: KeyRing | None = None, open_admin: bool = True) -> AppContext:
+        """What fronts in this process work with.
 
         Args:
-            on_failure: called if the models can't be loaded.
             keys: the API keys that are accepted; None lets everybody in.
             open_admin: whether everybody has the scope `admin` if there are no keys.
-            probes: port for metrics and probes, served until the last request is answered; None means this one.
-
-        Raises:
-            ConfigurationError: the root path begins as a route does.
         """
-        context = AppContext(
+        return AppContext(
             images=self.images,
             models=self.registry,
             metrics=self.metrics,
             exposition=RegistryExposition(self.metrics.registry),
-            limits=BodyLimits(
-                max_body_bytes=self._settings.max_body_bytes,
-                # More rows than the queue holds would never be admitted, so don't tell the client to try again.
-                max_images=min(self._settings.max_images_per_request, self._settings.max_queue_rows),
-            ),
+            limits=body_limits(self._settings),
             gatekeeper=Gatekeeper(
                 self.readiness,
                 keys=keys,
                 open_admin=open_admin,
                 request_timeout=self._settings.request_timeout,
+                rates=self.rates,
             ),
             readiness=self.readiness,
             tracer=self._tracer,
             versions=self.versions,
             routing=self.routing,
-            recent=None if self.routing is None else RecentRequests(),
+            recent=self.recent,
             ablator=self.ablator,
             drawer=self._drawer,
             tallies=self.tallies,
             bodies=self.bodies,
         )
 
-        grpc = self._grpc = GrpcPort.of(self._settings, context, on_failure)
+    @contextlib.asynccontextmanager
+    async def serving(
+        self, on_failure: Callable[[Exception], None], *, on_loaded: Callable[[], None] = lambda: None
+    ) -> AsyncGenerator[None, None]:
+        """Do all of `running`, load the models in the background, and follow the store.
+
+        Args:
+            on_failure: called if the models can't be loaded.
+            on_loaded: called once they are loaded.
+        """
 
         async def load_and_watch() -> None:
             try:
@@ -373,26 +351,12 @@ class Service:
                 self.readiness.failed("The service could not load its models.")
                 on_failure(error)
             else:
+                on_loaded()
                 await self.follower.watch(interval=self._settings.store_poll_interval)
 
-        @contextlib.asynccontextmanager
-        async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-            side = create_probes(context, root_path=self._settings.root_path)
-            async with (
-                serving_beside(side, probes, self.http_protocol()),
-                self.running(),
-                grpc.serving(self._settings.host),
-            ):
-                watching = asyncio.create_task(load_and_watch())
-                yield
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
-                self.follower.close()
-
-        return create_application(
-            context,
-            lifespan=lifespan,
-            cors_origins=self._settings.cors_origins,
-            serve_metrics=probes is None,
-            root_path=self._settings.root_path,
-        )
+        async with self.running():
+            watching = asyncio.create_task(load_and_watch())
+            yield
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            self.follower.close()

@@ -28,15 +28,30 @@ SERVICES = (
 class GrpcPort:
     """The gRPC server of a service, if there is one."""
 
-    def __init__(self, server: GrpcServer | None, port: int, on_failure: Callable[[Exception], None]) -> None:
-        """Serve on `port`; `on_failure` is called if that can't be."""
+    def __init__(
+        self,
+        server: GrpcServer | None,
+        port: int,
+        on_failure: Callable[[Exception], None],
+        *,
+        shares_port: bool = False,
+    ) -> None:
+        """Serve on `port`; `on_failure` is called if that can't be. Who shares it says itself where it is."""
         self._server = server
         self._port = port
         self._on_failure = on_failure
+        self._shares_port = shares_port
 
     @classmethod
-    def of(cls, settings: Settings, context: AppContext, on_failure: Callable[[Exception], None]) -> GrpcPort:
-        """Make the server that the settings ask for.
+    def of(
+        cls,
+        settings: Settings,
+        context: AppContext,
+        on_failure: Callable[[Exception], None],
+        *,
+        shares_port: bool = False,
+    ) -> GrpcPort:
+        """Make the server that the settings ask for; `shares_port` if other processes open the same port.
 
         Raises:
             ConfigurationError: the settings of TLS don't fit each other, or the files can't be used.
@@ -60,10 +75,11 @@ class GrpcPort:
                 handshake_timeout=settings.header_timeout,
                 idle_timeout=settings.keep_alive_timeout,
                 write_timeout=settings.body_timeout,
+                shares_port=shares_port,
             ),
             tls=TlsFiles(certificate, key, settings.grpc_tls_client_ca) if certificate and key else None,
         )
-        return cls(server, settings.grpc_port, on_failure)
+        return cls(server, settings.grpc_port, on_failure, shares_port=shares_port)
 
     @contextlib.asynccontextmanager
     async def serving(self, host: str) -> AsyncGenerator[None, None]:
@@ -77,7 +93,8 @@ class GrpcPort:
             except ConfigurationError as error:
                 self._on_failure(error)
             else:
-                logger.info("gRPC on %s:%d", f"[{host}]" if ":" in host else host, port)
+                level = logging.DEBUG if self._shares_port else logging.INFO
+                logger.log(level, "gRPC on %s:%d", f"[{host}]" if ":" in host else host, port)
             yield
 
     def stop(self, seconds: float) -> None:

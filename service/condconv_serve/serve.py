@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 
 from prometheus_client import disable_created_metrics
 
+from condconv_serve.access import log_ports
 from condconv_serve.bootstrap import Service
-from condconv_serve.fronts.keys import KeyRing
+from condconv_serve.front_door import FrontDoor
 from condconv_serve.http.limits import allow_open_files
-from condconv_serve.http.server import DrainingServer, config, is_local, listen, url
+from condconv_serve.http.server import DrainingServer, config, is_local, listen
 from condconv_serve.key_loading import load_keys
 from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.settings import Settings
@@ -50,26 +50,24 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
             keys.read_again()
         service.look_again()
 
-    app = service.app(on_failure=stop, keys=keys, open_admin=is_local(listener), probes=probes)
+    context = service.context(keys=keys, open_admin=is_local(listener))
+    door = FrontDoor(settings, context, on_failure=stop, probes=probes)
     drain_delay = min(settings.drain_delay, settings.shutdown_timeout)
     server = DrainingServer(
         # uvicorn asks for whole seconds only in its annotation.
         config(
-            app,
-            service.http_protocol(),
+            door.application(lambda: service.serving(stop)),
+            door.http_protocol(),
             timeout_graceful_shutdown=settings.shutdown_timeout - drain_delay,
             timeout_keep_alive=settings.keep_alive_timeout,
         ),
         on_drain=service.drain,
         drain_delay=drain_delay,
         on_hangup=look_again,
-        on_stop_listening=service.stop_listening,
+        on_stop_listening=lambda: door.stop_listening(service.seconds_left()),
         on_last_answers=service.bodies.give_up,
     )
-    logger.info("listening on %s", url(listener))
-    if probes is not None:
-        logger.info("metrics and probes on %s", url(probes))
-    _log_access(keys, listener)
+    log_ports(listener, probes, keys)
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
@@ -78,15 +76,3 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
         logger.info("a load that was under way is dropped")
         logging.shutdown()
         os._exit(0)
-
-
-def _log_access(keys: KeyRing | None, listener: socket.socket) -> None:
-    if keys is not None:
-        logger.info("%d API keys are accepted: %s", len(keys), ", ".join(key.name for key in keys))
-    elif is_local(listener):
-        logger.info("there are no API keys, so only this machine may use the service; condconv keys new makes keys")
-    else:
-        logger.warning(
-            "there are no API keys: anyone who can reach %s may use the service; condconv keys new makes keys",
-            url(listener),
-        )

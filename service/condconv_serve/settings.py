@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         "127.0.0.1", min_length=1, description="Address to listen on. `::` is every address, of IPv4 too."
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    workers: CountOrAuto = Field(
+        1,
+        description="Processes that speak HTTP and gRPC and decode images, beside one process that computes for all of "
+        "them. 1: one process does everything. auto: one per eight cores on a CPU, one per four with accelerators.",
+    )
     root_path: PathPrefix = Field(
         "",
         description="Path prefix under which a proxy shows the server, such as /classify. The proxy may take it off "

@@ -15,19 +15,27 @@ Pictures of the colours `POISON` and `HANG` make their batch raise or hang witho
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import re
+import signal
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+from prometheus_client import values
 
 from condconv_serve import ablation_loading, bootstrap
 from condconv_serve.cli import main
+from condconv_serve.cluster.workers import spawning
+from condconv_serve.cluster.workers.child import run as child_process
+from condconv_serve.cluster.workers.spawning import Child
 from condconv_serve.domain import (
     FEATURES,
     LOGITS,
@@ -217,7 +225,52 @@ def run() -> NoReturn:
     bootstrap.import_engines = cache(lambda: None)
     ablation_loading.make_ablation = make_fake_ablation
     bootstrap.load_model = partial(load_fake, file=Path(name) if name else None)
+    spawning.spawn = fork
     main()
+
+
+class Forked:
+    """A forked child, as the supervising process sees it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code if it has ended."""
+        if self._code is None and (ended := os.waitpid(self.pid, os.WNOHANG))[0]:
+            self._code = os.waitstatus_to_exitcode(ended[1])
+        return self._code
+
+    def kill(self) -> None:
+        """Kill it."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def fork(connection: socket.socket, variables: Mapping[str, str]) -> Child:
+    """Start a child of a server with workers, by a fork: a new interpreter would take a second, for each of hundreds.
+
+    It keeps nothing of its parent's but its standard streams and its connection.
+    """
+    if child := os.fork():
+        return Forked(child)
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in range(1, signal.NSIG):
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, signal.SIG_DFL)
+        os.setpgid(0, 0)
+        keep = os.dup2(connection.detach(), 3)
+        os.closerange(keep + 1, 4096)
+        logging.getLogger().handlers.clear()
+        os.environ.update(variables)
+        values.ValueClass = values.get_value_class()  # as when the library is imported
+        code = child_process(socket.socket(fileno=keep))
+    finally:
+        logging.shutdown()
+        os._exit(code)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ MODEL = "efficientnet-lite0-condconv-4e"
 BUNDLE = ROOT / "model_store" / MODEL / "1"
 PATIENCE = 180.0
 FAKE = "tests.contract.fake_server"
+WORKERS = os.environ.get("TEST_WORKERS", "1")
+"""How many fronts the servers of tests have: `make test-workers` runs these tests once more with several."""
 
 
 def command(*arguments: str, real: bool = True) -> list[str]:
@@ -122,7 +124,7 @@ class Server(RunningServer):
         self._asked_to_end = False
         # No load balancer has to notice, and TensorFlow alone is loaded sooner than OpenVINO beside it.
         store = {} if real else {"model_store": light_store(BUNDLE)}
-        self._settings = {"drain_delay": 0, "engine": "tensorflow"} | store | settings
+        self._settings = {"drain_delay": 0, "engine": "tensorflow", "workers": WORKERS} | store | settings
 
     def __enter__(self) -> Self:
         self._directory = tempfile.TemporaryDirectory(prefix="server-")

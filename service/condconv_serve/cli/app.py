@@ -13,6 +13,7 @@ from condconv_serve import __version__
 from condconv_serve.cli import bench, evaluate, finetune, images, keys, models, pull, routing_state, versions
 from condconv_serve.cli.common import Store, configure_log, friendly, read_settings
 from condconv_serve.cli.output import flush, say
+from condconv_serve.cluster.workers.fronts import count_fronts
 
 app = typer.Typer(
     name="condconv",
@@ -65,16 +66,28 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Port to listen on. 0 takes a free one. Default: 8000.")
     ] = None,
     model_store: Store = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Processes that speak HTTP and gRPC, beside one that computes. Default: 1, one process does all.",
+        ),
+    ] = None,
 ) -> None:
     """Serve all models of the store over HTTP.
 
     Every other setting is an environment variable CONDCONV_<NAME>; docs/operations.md lists them.
     """
-    settings = read_settings(host=host, port=port, model_store=model_store)
+    settings = read_settings(host=host, port=port, model_store=model_store, workers=workers)
     configure_log(settings, on_thread=True)
-    from condconv_serve.serve import serve as run
+    if (fronts := count_fronts(settings.workers)) > 1:
+        from condconv_serve.cluster.workers.supervisor import supervise
 
-    run(settings)
+        supervise(settings, fronts=fronts)
+    else:
+        from condconv_serve.serve import serve as run
+
+        run(settings)
 
 
 app.add_typer(images.app)

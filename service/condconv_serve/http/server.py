@@ -82,13 +82,17 @@ class DrainingServer(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal ends it."""
+        self.take_signals()
+        super().run(sockets)
+
+    def take_signals(self) -> None:
+        """Answer to signals from now on; called on the main thread."""
         for number in ENDING:  # before uvicorn does, so that no signal is missed
             signal.signal(number, self.handle_exit)
         for number in IGNORED:
             signal.signal(number, self._ignore)
         for number in HANGUP:
             signal.signal(number, self._hang_up)
-        super().run(sockets)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on the running loop."""

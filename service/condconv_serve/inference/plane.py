@@ -92,8 +92,19 @@ class InferencePlane:
             ModelNotFound, VersionNotFound: there is no such model. QueueFull, WaitTooLong, Draining: as `infer_each`.
         """
         found = self._models.get(model, version, key=split_key)
+        self.check_room(found, priority=priority, deadline=deadline, cache=cache)
+
+    def check_room(
+        self,
+        model: ServedModel,
+        *,
+        priority: Priority = Priority.NORMAL,
+        deadline: float = math.inf,
+        cache: CacheUse | None = None,
+    ) -> None:
+        """Do the same for a model that has been found."""
         if self._sharing is None or cache is None or not self._sharing.may_answer(cache):
-            self._batcher.check(found, 1, priority=priority, deadline=deadline)
+            self._batcher.check(model, 1, priority=priority, deadline=deadline)
 
     async def infer(
         self, model: ServedModel, rows: Row, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf

@@ -38,12 +38,14 @@ class GrpcLimits:
         handshake_timeout: seconds that a client may take from connecting to its first frame.
         idle_timeout: seconds after which a connection without calls is closed; clients open it anew by themselves.
         write_timeout: most seconds that a client may leave an answer of a stream unread.
+        shares_port: whether other processes of the same service listen on the same port.
     """
 
     max_connections: int = 1024
     handshake_timeout: float = 10.0
     idle_timeout: float = 75.0
     write_timeout: float = 30.0
+    shares_port: bool = False
 
 
 class GrpcServer:
@@ -112,8 +114,8 @@ class GrpcServer:
     def _options(self) -> list[tuple[str, int]]:
         limits, longest = self._limits, self._context.limits.max_body_bytes + MESSAGE_ROOM
         return [
-            # Otherwise a second process could listen on the same port, and each get some of the connections.
-            ("grpc.so_reuseport", 0),
+            # Otherwise a stranger could listen on the same port, and each get some of the connections.
+            ("grpc.so_reuseport", int(limits.shares_port)),
             ("grpc.max_receive_message_length", longest),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_allowed_incoming_connections", limits.max_connections),

@@ -1,0 +1,154 @@
+"""Shared memory for rows and their answers: slots of one size, which a front owns and the engine process looks into.
+
+An arena is an anonymous file that both processes map, so it is gone with the last of them. Only pages that somebody has
+written cost memory. The front alone says which slot is free. It gives a slot to a row, and the engine process writes
+the row's answer where the row was. So neither needs a lock, and a front that is killed leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from condconv_serve.domain import Tensors
+
+_ALIGNMENT = 64
+"""Arrays begin at multiples of a cache line."""
+
+
+class Placed(NamedTuple):
+    """Where an array lies in a slot: its dtype as NumPy writes it, its shape, and its first byte."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+Layout = tuple[tuple[str, Placed], ...]
+"""Where the tensors of an answer lie in a slot, by name."""
+
+
+def slot_size(needed: int) -> int:
+    """Bytes of a slot that holds so many: a power of two, at least a page, so that similar models share an arena."""
+    return max(mmap.PAGESIZE, 1 << (needed - 1).bit_length())
+
+
+def layout_of(tensors: Tensors) -> tuple[Layout, int]:
+    """How tensors lie in a slot, and how many bytes that takes."""
+    placed, end = [], 0
+    for name, values in tensors.items():
+        start = -end % _ALIGNMENT + end
+        placed.append((name, Placed(values.dtype.str, values.shape, start)))
+        end = start + values.nbytes
+    return tuple(placed), end
+
+
+class Arena:
+    """Slots of one size, mapped by this process."""
+
+    def __init__(self, file: int, *, slot_bytes: int, slots: int) -> None:
+        """Map an arena's file, which may be closed afterwards.
+
+        Raises:
+            ValueError: the file is shorter than the slots.
+        """
+        if os.fstat(file).st_size < slot_bytes * slots:
+            raise ValueError("The file of an arena is shorter than its slots.")
+        self.slot_bytes = slot_bytes
+        self.slots = slots
+        # Unmapped when the last array over it has gone: a batch may still read rows of a front that has died.
+        self._memory = mmap.mmap(file, slot_bytes * slots)
+
+    def array(self, slot: int, placed: Placed) -> NDArray[Any]:
+        """An array in a slot: the memory itself, no copy.
+
+        Raises:
+            ValueError: there is no such slot, or the array doesn't fit into it.
+        """
+        dtype = np.dtype(placed.dtype)
+        size = math.prod(placed.shape) * dtype.itemsize
+        if not 0 <= slot < self.slots or placed.offset < 0 or placed.offset + size > self.slot_bytes or dtype.hasobject:
+            raise ValueError(f"Slot {slot} can't hold {placed}.")
+        return np.ndarray(placed.shape, dtype, self._memory, slot * self.slot_bytes + placed.offset)
+
+    def write(self, slot: int, tensors: Tensors) -> Layout | None:
+        """Copy tensors into a slot.
+
+        Returns:
+            Where they lie; None if they don't fit. Then nothing was written.
+        """
+        layout, size = layout_of(tensors)
+        if size > self.slot_bytes:
+            return None
+        for name, placed in layout:
+            self.array(slot, placed)[...] = tensors[name]
+        return layout
+
+    def read(self, slot: int, layout: Layout) -> dict[str, NDArray[Any]]:
+        """Copies of the tensors in a slot."""
+        return {name: self.array(slot, placed).copy() for name, placed in layout}
+
+
+class OwnArena(Arena):
+    """An arena that this process owns: it knows which slots are free."""
+
+    def __init__(self, *, slot_bytes: int, slots: int) -> None:
+        """Make an arena. Its file has no name, so nobody else can open it.
+
+        Args:
+            slot_bytes: of each slot, see `slot_size`.
+            slots: how many.
+        """
+        self.file = _anonymous_file(slot_bytes * slots)
+        super().__init__(self.file, slot_bytes=slot_bytes, slots=slots)
+        # The last one that came back is taken first: its pages are there already, and perhaps still in the cache.
+        self._free = list(range(slots - 1, -1, -1))
+
+    @property
+    def free(self) -> int:
+        """How many slots are free."""
+        return len(self._free)
+
+    def take(self) -> int | None:
+        """A free slot; None if there is none."""
+        return self._free.pop() if self._free else None
+
+    def give_back(self, slots: Sequence[int]) -> None:
+        """Nobody uses these slots any more."""
+        self._free.extend(slots)
+
+    def close(self) -> None:
+        """Close the file. What is mapped stays so until the last array over it has gone."""
+        if self.file >= 0:
+            os.close(self.file)
+            self.file = -1
+
+
+def answer_bytes(outputs: Mapping[str, tuple[tuple[int, ...], str]]) -> int:
+    """Bytes of a slot that an answer takes, from its outputs' shapes and dtypes by name."""
+    end = 0
+    for shape, dtype in outputs.values():
+        end = -end % _ALIGNMENT + end + math.prod(shape) * np.dtype(dtype).itemsize
+    return end
+
+
+def _anonymous_file(size: int) -> int:
+    if sys.platform == "linux":
+        import fcntl
+
+        file = os.memfd_create("condconv-rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(file, size)
+        # Who reads beyond the end of a file that has become shorter is killed.
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return file
+    with tempfile.TemporaryFile() as unnamed:
+        os.ftruncate(unnamed.fileno(), size)
+        return os.dup(unnamed.fileno())

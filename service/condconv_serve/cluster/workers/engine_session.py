@@ -1,0 +1,295 @@
+"""A front's end of the connection with one engine process: open requests, calls, and the shared memory of rows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from condconv_serve.cluster.workers.arena import OwnArena, Placed, answer_bytes, slot_size
+from condconv_serve.cluster.workers.link import Link
+from condconv_serve.cluster.workers.messages import (
+    Call,
+    Cancel,
+    Ended,
+    Logged,
+    Make,
+    ModelsChanged,
+    NewArena,
+    Open,
+    Raised,
+    ReadyState,
+    Released,
+    Returned,
+    RowDone,
+    RowFailed,
+    RowMade,
+    Tell,
+    Welcome,
+)
+from condconv_serve.cluster.workers.mirrors import MirroredModels, MirroredReadiness
+from condconv_serve.domain import JpegCropper, MadeRow, ModelInfo, Pixels, RowAnswer, RowSource, Timings
+from condconv_serve.domain.caching import CacheUse
+from condconv_serve.domain.facts import RequestFacts, deadline_by
+from condconv_serve.errors import ServiceError, let_go, unexpected_error
+from condconv_serve.inference.batching import Priority
+from condconv_serve.telemetry.logs import current_request
+
+CROP = "crop_jpeg"
+"""The call that decodes a JPEG where the model's own decoder is."""
+logger = logging.getLogger(__name__)
+
+
+class EngineSession:
+    """Talks to one engine process, from its first word until one of both ends."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        models: MirroredModels,
+        readiness: MirroredReadiness,
+        *,
+        on_close: Callable[[EngineSession], None],
+    ) -> None:
+        """Start to listen to it.
+
+        Args:
+            connection: with the engine process.
+            models: gets what it serves.
+            readiness: gets whether it is ready.
+            on_close: called when it has gone, before anybody hears of that.
+        """
+        self._models = models
+        self._readiness = readiness
+        self._on_close = on_close
+        self._loop = asyncio.get_running_loop()
+        self._numbers = itertools.count(1)
+        self._slots = 0
+        self._arenas: list[OwnArena] = []
+        self._arena_of: dict[int, int] = {}
+        self._slot_bytes: dict[int, int] = {}
+        self._requests: dict[int, _Request] = {}
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._link = Link(connection, on_message=self._take, on_close=self._end)
+
+    def close(self) -> None:
+        """End the connection. Requests and calls that are open fail."""
+        self._link.close()
+
+    async def infer_each(
+        self,
+        model: int,
+        sources: Sequence[RowSource],
+        *,
+        priority: Priority,
+        deadline: float,
+        cache: CacheUse | None = None,
+    ) -> list[RowAnswer | ServiceError]:
+        """Have the rows of one request computed; each is made when the engine process has room for it.
+
+        Args:
+            model: its number in the engine process.
+            sources: make the rows.
+            priority: how urgent they are.
+            deadline: when the caller stops waiting, on the monotonic clock in seconds.
+            cache: how it may use the response cache.
+
+        Raises:
+            ServiceError: the request as a whole was refused, or the engine process has gone.
+        """
+        request = _Request(model, sources, self._loop.create_future(), contextvars.copy_context())
+        number = next(self._numbers)
+        self._requests[number] = request
+        self._link.send(
+            Open(
+                number,
+                model,
+                tuple(source.digest for source in sources),
+                int(priority),
+                float(deadline),
+                deadline_by(deadline),
+                _logged(current_request()),
+                cache,
+            )
+        )
+        try:
+            return await request.done
+        except asyncio.CancelledError:
+            self._link.send(Cancel(number))  # the slots come back with its end
+            raise
+        finally:
+            for task in request.making:
+                task.cancel()
+
+    async def call(self, name: str, *arguments: Any) -> Any:
+        """See `RemoteEngine.call`."""
+        number = next(self._numbers)
+        answer = self._calls[number] = self._loop.create_future()
+        self._link.send(Call(number, name, arguments))
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            self._link.send(Cancel(number))
+            raise
+        finally:
+            self._calls.pop(number, None)
+
+    def tell(self, name: str, *arguments: Any) -> None:
+        """See `RemoteEngine.tell`."""
+        self._link.send(Tell(name, arguments))
+
+    def _take(self, message: Any, _: Link) -> None:
+        match message:
+            case Make():
+                self._make(message)
+            case Ended():
+                self._ended(message)
+            case Returned():
+                if answer := self._calls.get(message.id):
+                    answer.set_result(message.value)
+            case Raised():
+                if answer := self._calls.get(message.id):
+                    answer.set_exception(message.error)
+            case ReadyState():
+                self._readiness.follow(message)
+            case ModelsChanged():
+                self._follow_models(message)
+            case Welcome():
+                self._slots = message.slots
+            case _:
+                raise ValueError(f"{type(message).__name__} is nothing that an engine process sends.")
+
+    def _make(self, message: Make) -> None:
+        request = self._requests[message.id]
+        if not request.done.done():
+            work = self._made(message, request)
+            request.making.add(task := self._loop.create_task(work, context=request.context))
+            task.add_done_callback(request.making.discard)
+
+    async def _made(self, message: Make, request: _Request) -> None:
+        try:
+            made = await request.sources[message.row].make()
+        except ServiceError as error:
+            self._link.send(RowFailed(message.id, message.row, let_go(error)))
+        except Exception:
+            logger.exception("a row met an unexpected error before it was computed")
+            self._link.send(RowFailed(message.id, message.row, unexpected_error()))
+        else:
+            if self._link.closed:
+                return
+            self._send_row(message, request, made)
+
+    def _send_row(self, message: Make, request: _Request, made: MadeRow) -> None:
+        number, index, row = message.id, message.row, made.row
+        slot_bytes = self._slot_bytes[request.model]
+        arena = self._arena(slot_bytes)
+        slot = self._arenas[arena].take() if row.nbytes <= slot_bytes else None
+        if slot is None:  # more rows than there should be, or a larger one: it goes through the socket
+            self._link.send(RowMade(number, index, made.seconds, made.placement, array=row))
+            return
+        request.slots[index] = arena, slot
+        placed = Placed(row.dtype.str, row.shape, 0)
+        self._arenas[arena].array(slot, placed)[...] = row
+        self._link.send(RowMade(number, index, made.seconds, made.placement, arena, slot, placed))
+
+    def _arena(self, slot_bytes: int) -> int:
+        if slot_bytes not in self._arena_of:
+            arena = OwnArena(slot_bytes=slot_bytes, slots=self._slots)
+            self._arena_of[slot_bytes] = len(self._arenas)
+            self._arenas.append(arena)
+            self._link.send(NewArena(slot_bytes, self._slots), file=arena.file)
+            arena.close()
+        return self._arena_of[slot_bytes]
+
+    def _ended(self, message: Ended) -> None:
+        request = self._requests.pop(message.id)
+        if not request.done.done():
+            if message.error is not None:
+                request.done.set_exception(message.error)
+            else:
+                found = [self._answer(request, index, row) for index, row in enumerate(message.outcomes)]
+                request.done.set_result(found)
+        for arena, slot in request.slots.values():
+            self._arenas[arena].give_back([slot])
+
+    def _answer(self, request: _Request, index: int, row: RowDone | ServiceError) -> RowAnswer | ServiceError:
+        if isinstance(row, ServiceError):
+            return row
+        if row.layout is not None:
+            arena, slot = request.slots[index]
+            tensors = self._arenas[arena].read(slot, row.layout)
+        else:
+            tensors = dict(row.tensors or {})
+        return RowAnswer(
+            tensors=tensors,
+            timings=Timings(
+                decode=row.decode, queue=row.queue, inference=row.inference, total=row.total, cache=row.cache
+            ),
+            batch_size=row.batch_size,
+            placement=row.placement,
+        )
+
+    def _follow_models(self, message: ModelsChanged) -> None:
+        def release(number: int) -> None:
+            self._loop.call_soon_threadsafe(self._link.send, Released(number))
+
+        for number, new in message.new.items():
+            self._slot_bytes[number] = slot_size(needed_bytes(new.info))
+        self._models.follow(message, self, on_release=release, cropper_of=self._cropper)
+
+    def _cropper(self, model: int) -> JpegCropper:
+        """Decodes JPEGs where the model's own decoder is. It is called on a thread."""
+
+        def crop(data: bytes, left: int, top: int, side: int) -> Pixels | None:
+            asked = self.call(CROP, model, data, left, top, side)
+            found: Pixels | None = asyncio.run_coroutine_threadsafe(asked, self._loop).result()
+            return found
+
+        return crop
+
+    def _end(self, _: Link) -> None:
+        self._on_close(self)
+        for request in self._requests.values():
+            if not request.done.done():
+                request.done.set_exception(self._readiness.gone())
+        for answer in self._calls.values():
+            if not answer.done():
+                answer.set_exception(self._readiness.gone())
+        self._requests.clear()
+
+
+class _Request:
+    """One request, until the engine process has ended it."""
+
+    def __init__(
+        self,
+        model: int,
+        sources: Sequence[RowSource],
+        done: asyncio.Future[list[RowAnswer | ServiceError]],
+        context: contextvars.Context,
+    ) -> None:
+        self.model = model
+        self.sources = sources
+        self.done = done
+        self.context = context
+        self.making: set[asyncio.Task[None]] = set()
+        self.slots: dict[int, tuple[int, int]] = {}
+        """Arena and slot of each row that has been sent in one."""
+
+
+def _logged(facts: RequestFacts | None) -> Logged | None:
+    if facts is None:
+        return None
+    return Logged(facts.request_id, facts.trace.trace_id, facts.trace.span_id, facts.trace.sampled)
+
+
+def needed_bytes(info: ModelInfo) -> int:
+    """Bytes of a slot that holds a row of a model, and its answer."""
+    row = info.preprocessing.image_size**2 * 3 * np.dtype(info.preprocessing.row_type).itemsize
+    return max(row, answer_bytes({output.name: (output.shape, output.dtype) for output in info.outputs}))

@@ -1,0 +1,295 @@
+"""The engine process's end of the connection with one front: its requests, its calls, its shared memory, its leases."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from condconv_serve.cluster.workers.arena import Arena
+from condconv_serve.cluster.workers.link import Link
+from condconv_serve.cluster.workers.messages import (
+    Call,
+    Cancel,
+    Ended,
+    Logged,
+    Make,
+    ModelsChanged,
+    NewArena,
+    NewModel,
+    Open,
+    Raised,
+    ReadyState,
+    Released,
+    Returned,
+    RowDone,
+    RowFailed,
+    RowMade,
+    Tell,
+    Welcome,
+)
+from condconv_serve.domain import MadeRow, RowAnswer, RowSource, ServedModel
+from condconv_serve.domain.facts import Deadline, RequestFacts
+from condconv_serve.domain.trace import TraceContext
+from condconv_serve.errors import ServiceError, let_go, unexpected_error
+from condconv_serve.inference.batching import Priority
+from condconv_serve.inference.plane import InferencePlane
+from condconv_serve.serving.leases import Lease
+from condconv_serve.serving.served import LeasedModels, Served
+from condconv_serve.telemetry.logs import request_logged_as
+
+Callee = Callable[..., Awaitable[Any]]
+Calls = Mapping[str, Callee]
+logger = logging.getLogger(__name__)
+
+
+class FrontSession:
+    """Answers one front. All that a front sends goes through the plane of this process, so all is counted here."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        plane: InferencePlane,
+        models: LeasedModels,
+        *,
+        slots: int,
+        calls: Callable[[FrontSession], Calls],
+        on_failure: Callable[[], None],
+        on_close: Callable[[FrontSession], None],
+    ) -> None:
+        """Welcome a front.
+
+        Args:
+            connection: with the front.
+            plane: computes.
+            models: what is served.
+            slots: how many slots each of the front's arenas should have.
+            calls: makes the table of what this front may call.
+            on_failure: called before a front hears that a row has failed.
+            on_close: called when the front has gone.
+        """
+        self._plane = plane
+        self._models = models
+        self._on_failure = on_failure
+        self._on_close = on_close
+        self._arenas: list[Arena] = []
+        self._held: dict[ServedModel, tuple[int, Lease]] = {}
+        self._by_number: dict[int, ServedModel] = {}
+        self._requests: dict[int, _Request] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._told: set[asyncio.Task[None]] = set()
+        self._numbers = 0
+        self.closing = contextlib.AsyncExitStack()
+        """What is to be undone when the front has gone."""
+        self._calls = calls(self)
+        self._link = Link(connection, on_message=self._take, on_close=self._end)
+        self._link.send(Welcome(slots))
+
+    def tell_models(self, served: Served) -> None:
+        """Tell the front what is served. From now on each copy stays loaded until the front says that it may go."""
+        new = dict[int, NewModel]()
+        models = dict[str, dict[str, int]]()
+        for name, versions in served.models.items():
+            for version, model in versions.items():
+                models.setdefault(name, {})[version] = self._hold(model, new)
+        self._link.send(ModelsChanged(models, new, served.aliases, served.unserved, served.default))
+
+    def tell_ready(self, state: ReadyState) -> None:
+        """Tell the front whether requests can be answered."""
+        self._link.send(state)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._link.close()
+
+    def model(self, number: int) -> ServedModel:
+        """The copy of a version with a number.
+
+        Raises:
+            ValueError: there is none, or the front has let it go.
+        """
+        try:
+            return self._by_number[number]
+        except KeyError:
+            raise ValueError(f"There is no model {number}.") from None
+
+    def _hold(self, model: ServedModel, new: dict[int, NewModel]) -> int:
+        if model not in self._held:
+            self._numbers += 1
+            self._held[model] = self._numbers, self._models.hold(model)
+            self._by_number[self._numbers] = model
+            new[self._numbers] = NewModel(model.info, model.computed_by, model.crop_jpeg is not None)
+        return self._held[model][0]
+
+    def _take(self, message: Any, link: Link) -> None:
+        match message:
+            case RowMade():
+                if request := self._requests.get(message.id):
+                    request.take(message.row, self._made(message))
+                    if message.placed is not None:
+                        request.slots[message.row] = message.arena, message.slot
+            case Open():
+                self._open(message)
+            case RowFailed():
+                if request := self._requests.get(message.id):
+                    request.take(message.row, message.error)
+            case Cancel():
+                if task := self._tasks.get(message.id):
+                    task.cancel()
+            case Call():
+                self._start(message.id, self._call(message))
+            case Tell():
+                self._tell(message)
+            case NewArena():
+                file = link.take_file()
+                try:
+                    self._arenas.append(Arena(file, slot_bytes=message.slot_bytes, slots=message.slots))
+                finally:
+                    os.close(file)
+            case Released():
+                _, lease = self._held.pop(self._by_number.pop(message.model))
+                lease.release()
+            case _:
+                raise ValueError(f"{type(message).__name__} is nothing that a front sends.")
+
+    def _start(self, number: int, work: Any) -> None:
+        task = self._tasks[number] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(lambda _: self._tasks.pop(number, None))
+
+    def _open(self, message: Open) -> None:
+        request = self._requests[message.id] = _Request(message.id, len(message.digests), self._link)
+        self._start(message.id, self._answer(message, request, self.model(message.model)))
+
+    async def _answer(self, message: Open, request: _Request, model: ServedModel) -> None:
+        ended = Ended(message.id)
+        try:
+            with self._models.hold(model), _logged_as(message.logged):
+                found = await self._plane.infer_each(
+                    model,
+                    [RowSource(_maker(request, index), digest) for index, digest in enumerate(message.digests)],
+                    priority=Priority(message.priority),
+                    deadline=Deadline(message.deadline, by=message.by),
+                    cache=message.cache,
+                )
+            ended = Ended(message.id, tuple(self._outcome(request, i, row) for i, row in enumerate(found)))
+        except ServiceError as error:
+            ended = Ended(message.id, error=let_go(error))
+        except Exception:
+            logger.exception("a request of %s/%s met an unexpected error", model.name, model.version)
+            ended = Ended(message.id, error=unexpected_error())
+        finally:
+            del self._requests[message.id]
+            self._link.send(ended)
+
+    def _outcome(self, request: _Request, index: int, row: RowAnswer | ServiceError) -> RowDone | ServiceError:
+        if isinstance(row, ServiceError):
+            self._on_failure()
+            return let_go(row)
+        arena, slot = request.slots.get(index, (0, -1))
+        layout = self._arenas[arena].write(slot, row.tensors) if slot >= 0 else None
+        timings = row.timings
+        return RowDone(
+            timings.decode,
+            timings.queue,
+            timings.inference,
+            timings.total,
+            row.batch_size,
+            row.placement,
+            timings.cache,
+            layout,
+            dict(row.tensors) if layout is None else None,
+        )
+
+    def _made(self, message: RowMade) -> MadeRow:
+        if message.placed is None:
+            if message.array is None:
+                raise ValueError("A row without pixels.")
+            return MadeRow(message.array, message.seconds, message.placement)
+        row = self._arenas[message.arena].array(message.slot, message.placed)
+        row.flags.writeable = False
+        return MadeRow(row, message.seconds, message.placement)
+
+    async def _call(self, message: Call) -> None:
+        try:
+            self._link.send(Returned(message.id, await self._calls[message.name](*message.arguments)))
+        except ServiceError as error:
+            self._link.send(Raised(message.id, let_go(error)))
+        except Exception:
+            logger.exception("%s, which a front has called, met an unexpected error", message.name)
+            self._link.send(Raised(message.id, unexpected_error()))
+
+    def _tell(self, message: Tell) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(message))
+        self._told.add(task)
+        task.add_done_callback(self._told.discard)
+
+    async def _run(self, message: Tell) -> None:
+        try:
+            await self._calls[message.name](*message.arguments)
+        except Exception:
+            logger.exception("%s, which a front has told, met an unexpected error", message.name)
+
+    def _end(self, link: Link) -> None:
+        self._on_close(self)
+        asyncio.get_running_loop().create_task(self._clean_up())
+
+    async def _clean_up(self) -> None:
+        tasks = [*self._tasks.values(), *self._told]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for _, lease in self._held.values():
+            lease.release()
+        self._held.clear()
+        self._arenas.clear()
+        await self.closing.aclose()
+
+
+class _Request:
+    """One request of a front, with those rows that it has sent."""
+
+    def __init__(self, number: int, rows: int, link: Link) -> None:
+        self._number = number
+        self._rows: list[asyncio.Future[MadeRow] | None] = [None] * rows
+        self._link = link
+        self.slots: dict[int, tuple[int, int]] = {}
+        """Arena and slot of the rows that lie in one."""
+
+    async def make(self, index: int) -> MadeRow:
+        """Ask the front for a row, and wait for it."""
+        row: asyncio.Future[MadeRow] = asyncio.get_running_loop().create_future()
+        self._rows[index] = row
+        self._link.send(Make(self._number, index))
+        return await row
+
+    def take(self, index: int, row: MadeRow | ServiceError) -> None:
+        """A row has come, or can't be made.
+
+        Raises:
+            ValueError: it was not asked for, or came before.
+        """
+        asked = self._rows[index]
+        if asked is None:
+            raise ValueError("A row that was not asked for.")
+        self._rows[index] = None
+        if asked.done():  # cancelled
+            return
+        if isinstance(row, ServiceError):
+            asked.set_exception(row)
+        else:
+            asked.set_result(row)
+
+
+def _maker(request: _Request, index: int) -> Callable[[], Awaitable[MadeRow]]:
+    return lambda: request.make(index)
+
+
+def _logged_as(logged: Logged | None) -> contextlib.AbstractContextManager[None]:
+    if logged is None:
+        return contextlib.nullcontext()
+    trace = TraceContext(trace_id=logged.trace_id, span_id=logged.span_id, sampled=logged.sampled)
+    return request_logged_as(RequestFacts(request_id=logged.request_id, trace=trace))

@@ -1,0 +1,211 @@
+"""A server with workers whose processes die, one by one and all together."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests import pictures
+from tests.e2e.server import Server, assert_problem, command, environment, new_client, wait_for
+
+IMAGE = pictures.jpeg(pictures.photo("coffee", (64, 64)))
+FRONTS = 2
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Server]:
+    """A server whose processes are back after each test."""
+    with Server(workers=FRONTS) as running:
+        yield running
+
+
+@pytest.fixture
+def server(shared: Server) -> Iterator[Server]:
+    yield shared
+    shared.fault()
+    wait_for(lambda: len(children(shared)) == FRONTS + 1 and shared.is_ready())
+
+
+def children(server: Server) -> dict[str, int]:
+    """Process ids of the server's children, by their names."""
+    found = {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            text = status.read_text()
+        except OSError:  # it has just ended
+            continue
+        if f"\nPPid:\t{server.process_id}\n" in text and "\nState:\tZ" not in text:
+            name = re.match(r"Name:\tcondconv-(\w+)", text)
+            found[name[1] if name else status.parent.name] = int(status.parent.name)
+    return found
+
+
+def kill(server: Server, name: str) -> Callable[[], bool]:
+    """Kill a child; what is returned says whether another one has taken its place."""
+    before = children(server)[name]
+    os.kill(before, signal.SIGKILL)
+    return lambda: children(server).get(name, before) != before
+
+
+def predict(client: httpx.Client) -> httpx.Response:
+    return client.post("/predict", content=IMAGE)
+
+
+def new(server: Server) -> httpx.Client:
+    """A client with a connection of its own for each request, so that any front may get it."""
+    return httpx.Client(base_url=server.url, timeout=30, headers={"Connection": "close"}, trust_env=False)
+
+
+def test_each_process_has_a_name(server: Server) -> None:
+    assert children(server).keys() == {"engine", "front1", "front2"}
+
+
+def test_a_killed_front_is_replaced_and_the_others_answer_meanwhile(server: Server) -> None:
+    with new(server) as client:
+        is_back = kill(server, "front1")
+        answers = []
+        while not is_back():
+            answers.append(predict(client).status_code)
+        assert set(answers) <= {200}
+        assert {predict(client).status_code for _ in range(10)} == {200}
+    wait_for(lambda: "front 1 (process" in server.log and "has ended by SIGKILL" in server.log)
+
+
+def test_a_killed_front_loses_only_what_it_was_answering(server: Server) -> None:
+    """And a half of those who asked lose nothing: theirs is the other front."""
+    with ThreadPoolExecutor(8) as pool, server.holding():
+        clients = [new_client(server.url) for _ in range(8)]
+        asked = [pool.submit(predict, client) for client in clients]
+        wait_for(lambda: "condconv_queue_rows" in server.client.get("/metrics").text)
+        wait_for(lambda: _connections(server, "front1") + _connections(server, "front2") >= 8)
+        others = _connections(server, "front2")
+        kill(server, "front1")
+        server.fault()
+        answered = [future.exception() is None and future.result().status_code == 200 for future in asked]
+        for client in clients:
+            client.close()
+    assert sum(answered) >= others - 1  # the tests' own connection may be among them
+
+
+def _connections(server: Server, name: str) -> int:
+    """How many connections a front has."""
+    process = children(server)[name]
+    inodes = set()
+    for line in Path(f"/proc/{process}/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if int(fields[1].split(":")[1], 16) == server.address[1] and fields[3] == "01":
+            inodes.add(fields[9])
+    return sum(os.readlink(link)[8:-1] in inodes for link in Path(f"/proc/{process}/fd").iterdir())
+
+
+def test_without_an_engine_fronts_say_when_to_come_again(server: Server) -> None:
+    server.fault("hold load")
+    with new(server) as client:
+        is_back = kill(server, "engine")
+        wait_for(lambda: client.get("/readyz").status_code == 503)
+        response = predict(client)
+        assert_problem(response, 503, "not_ready")
+        assert float(response.headers["retry-after"]) > 0
+        assert client.get("/livez").status_code == 200
+        assert client.get("/v2/health/ready").status_code != 200
+        server.fault()
+        wait_for(is_back)
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        assert predict(client).status_code == 200
+
+
+def test_requests_that_an_engine_takes_along_can_be_sent_again(server: Server) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        with server.holding():
+            asked = [pool.submit(lambda: predict(server.client)) for _ in range(1)]
+            before = predict_count(server)
+            wait_for(lambda: predict_count(server) >= before)
+            threading.Event().wait(0.3)
+            kill(server, "engine")
+            for future in asked:
+                response = future.result()
+                assert_problem(response, 503, "not_ready")
+                assert float(response.headers["retry-after"]) > 0
+        wait_for(server.is_ready)
+        assert predict(server.client).status_code == 200
+
+
+def predict_count(server: Server) -> int:
+    return len(children(server))
+
+
+def test_all_is_answered_and_ends_in_order() -> None:
+    with Server(workers=FRONTS) as server:
+        clients = [new_client(server.url) for _ in range(8)]
+        with ThreadPoolExecutor(8) as pool, server.holding():
+            asked = [pool.submit(predict, client) for client in clients]
+            threading.Event().wait(0.5)
+            before = children(server)
+            server.terminate()
+            wait_for(server.refuses_connections)
+            server.fault()
+            assert [future.result().status_code for future in asked] == [200] * 8
+        for client in clients:
+            client.close()
+        assert server.wait() == 0
+        assert not any(Path(f"/proc/{process}").exists() for process in before.values())
+
+
+@pytest.mark.parametrize("fault", ["", "hold rows"])
+def test_nobody_outlives_a_parent_that_was_killed(fault: str) -> None:
+    with Server(workers=FRONTS, exit_code=-signal.SIGKILL) as server:
+        server.fault(fault)
+        before = children(server)
+        assert len(before) == FRONTS + 1
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(predict, server.client)
+            os.kill(server.process_id, signal.SIGKILL)
+            wait_for(lambda: not any(_lives(process) for process in before.values()), 10)
+            asked.exception()
+
+
+def _lives(process: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_a_second_signal_ends_all_at_once() -> None:
+    with Server(workers=FRONTS, exit_code=128 + signal.SIGTERM) as server:
+        server.fault("hold rows")
+        before = children(server)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(predict, server.client)
+            threading.Event().wait(0.3)
+            server.terminate()
+            threading.Event().wait(1.1)
+            server.tell(signal.SIGTERM)
+            assert server.wait() == 128 + signal.SIGTERM
+            asked.exception()
+        wait_for(lambda: not any(_lives(process) for process in before.values()), 10)
+
+
+@pytest.mark.slow
+def test_the_real_command_starts_processes_and_says_what_is_wrong(tmp_path: Path) -> None:
+    import subprocess
+
+    ended = subprocess.run(
+        command("--port", "0", "--workers", "2"),
+        env=environment(model_store=tmp_path / "none"),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "error: " in ended.stderr
+    assert "Traceback" not in ended.stderr

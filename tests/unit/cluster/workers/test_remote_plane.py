@@ -1,0 +1,277 @@
+"""A front's rows, computed in another process: the plane's promises over the connection."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from condconv_serve.cluster.workers.mirrors import ElsewhereComputed
+from condconv_serve.cluster.workers.remote_engine import RemoteEngine
+from condconv_serve.domain import MadeRow, RowSource, ServedModel
+from condconv_serve.domain.facts import Deadline
+from condconv_serve.errors import (
+    CorruptImage,
+    DeadlineExceeded,
+    InferenceFailed,
+    InvalidParameter,
+    ModelNotFound,
+    NotReady,
+    QueueFull,
+    RateLimited,
+    ServiceError,
+)
+from condconv_serve.inference.batching import Priority
+from tests.contract.fakes import FakeEngine
+from tests.contract.until import until
+from tests.unit.cluster.workers.pair import GUILTY, SHADES, connected, model, pixels, source
+
+
+def closed(loaded: ServedModel) -> bool:
+    assert isinstance(loaded.engine, FakeEngine)
+    return loaded.engine.closed.is_set()
+
+
+async def test_answers_are_those_of_the_engine() -> None:
+    async with connected() as pair:
+        with pair.plane.lease() as leased:
+            rows = np.stack([pixels(shade) for shade in (3, 9, 27)])
+            found = await pair.plane.infer(leased, rows)
+            expected = SHADES(rows)
+            assert found.keys() == expected.keys()
+            for name, values in expected.items():
+                np.testing.assert_array_equal(found[name], values)
+        (answer,) = await pair.infer(3)
+        assert answer.timings.decode == 0.25
+        assert answer.batch_size == 1
+        assert pair.outcomes()["answered"] == 4
+        assert pair.free_slots() == [8]
+
+
+async def test_rows_that_fail_spare_the_others_and_are_counted_in_the_engine() -> None:
+    async def fails() -> MadeRow:
+        raise CorruptImage("Half of it is missing.")
+
+    async def defect() -> MadeRow:
+        raise KeyError("secret")
+
+    async with connected() as pair:
+        with pair.plane.lease() as leased:
+            sources = [source(1), RowSource(fails), source(GUILTY), RowSource(defect), source(2)]
+            found: list[Any] = await pair.plane.infer_each(leased, sources)
+        assert [type(row) for row in found[1:4]] == [CorruptImage, InferenceFailed, ServiceError]
+        assert str(found[1]) == "Half of it is missing."
+        assert "secret" not in f"{found[2]} {found[3]}"
+        np.testing.assert_array_equal(found[4].tensors["logits"], SHADES(pixels(2)[None])["logits"][0])
+        outcomes = pair.outcomes()
+        assert (outcomes["answered"], outcomes["corrupt_image"], outcomes["inference_failed"]) == (2, 1, 1)
+        assert pair.free_slots() == [8]
+
+
+async def test_no_row_is_made_before_there_is_room_for_it() -> None:
+    made = 0
+
+    async def make() -> MadeRow:
+        nonlocal made
+        made += 1
+        return MadeRow(pixels(1))
+
+    async with connected(max_queue_rows=4) as pair:
+        pair.free.clear()
+        first = asyncio.create_task(pair.infer(1))
+        await until(lambda: pair.metrics.registry.get_sample_value("condconv_rows_in_flight") == 1)
+        others = asyncio.create_task(pair.infer(2, 3, 4, 5))
+        await until(lambda: len(pair.batcher._queue) == 4)
+        with pair.plane.lease() as leased:
+            with pytest.raises(QueueFull) as caught:
+                await pair.plane.infer_each(leased, [RowSource(make)])
+            with pytest.raises(QueueFull):
+                await pair.plane.check()
+        assert caught.value.retry_after is not None
+        assert not made
+        pair.free.set()
+        assert len(await first) + len(await others) == 5
+        await pair.plane.check()
+
+
+async def test_deadlines_are_those_of_the_caller_in_both_processes() -> None:
+    async with connected() as pair:
+        pair.free.clear()
+        deadline = Deadline(time.monotonic() + 0.05, by="caller")
+        found = await pair.infer(1, 2, deadline=deadline)
+        assert [type(row) for row in found] == [DeadlineExceeded] * 2
+        missed = pair.metrics.registry.get_sample_value(
+            "condconv_rows_total", {"model": "fake", "outcome": "deadline_exceeded", "deadline": "caller"}
+        )
+        assert missed == 2
+
+
+async def test_a_caller_who_leaves_frees_the_queue_and_later_the_slots() -> None:
+    started, hold = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> MadeRow:
+        started.set()
+        await hold.wait()
+        return MadeRow(pixels(1))
+
+    async with connected() as pair:
+        pair.free.clear()
+        first = asyncio.create_task(pair.infer(1))
+        await until(lambda: pair.metrics.registry.get_sample_value("condconv_rows_in_flight") == 1)
+        with pair.plane.lease() as leased:
+            leaver = asyncio.create_task(pair.plane.infer_each(leased, [source(2), RowSource(slow), source(3)]))
+            await started.wait()
+            await until(lambda: pair.free_slots() == [5])
+            leaver.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leaver
+        await until(lambda: pair.free_slots() == [7] and not len(pair.batcher._queue))
+        await until(lambda: pair.outcomes().get("cancelled") == 3)
+        pair.free.set()
+        await first
+        assert pair.free_slots() == [8]
+
+
+async def test_more_rows_than_slots_go_through_the_socket() -> None:
+    async with connected(slots=2) as pair:
+        found = await pair.infer(*range(10))
+        assert [float(row.tensors["logits"][0]) for row in found] == [
+            float(SHADES(pixels(shade)[None])["logits"][0, 0]) for shade in range(10)
+        ]
+        assert pair.free_slots() == [2]
+
+
+async def test_rows_are_checked_where_they_come_from() -> None:
+    async with connected() as pair:
+        with pair.plane.lease() as leased, pytest.raises(InvalidParameter, match=r"\[N, 32, 32, 3\]"):
+            await pair.plane.infer(leased, np.zeros((1, 8, 8, 3), np.uint8))
+        with pytest.raises(ModelNotFound):
+            pair.plane.lease("other")
+
+
+async def test_a_model_stays_loaded_until_the_last_front_has_let_it_go() -> None:
+    async with connected() as pair:
+        other = RemoteEngine()
+        await pair.connect(other)
+        old, new = pair.models.models()["fake"]["1"], model(version="2")
+        pair.free.clear()
+        asked = asyncio.create_task(pair.infer(5))
+        lease = other.models.lease()
+        pair.models.serve(new)
+        await until(lambda: all("2" in front.models.models()["fake"] for front in (pair.engine, other)))
+        await asyncio.sleep(0.02)
+        assert not closed(old)
+        pair.free.set()
+        (answer,) = await asked
+        assert answer.tensors
+        await asyncio.sleep(0.02)
+        assert not closed(old), "the other front still holds it"
+        lease.release()
+        await until(lambda: closed(old))
+        assert (await pair.infer(1))[0].tensors
+        other.close()
+
+
+async def test_a_front_that_dies_holds_nothing_back() -> None:
+    async with connected() as pair:
+        pair.free.clear()
+        other = RemoteEngine()
+        await pair.connect(other)
+        with other.models.lease() as leased:
+            session, number = other.session_of(leased)
+            asked = asyncio.create_task(
+                session.infer_each(number, [source(1)] * 3, priority=Priority.LOW, deadline=1e9)
+            )
+            await until(lambda: pair.metrics.registry.get_sample_value("condconv_rows_in_flight"))
+            other.close()
+            with pytest.raises(NotReady):
+                await asked
+        old = pair.models.models()["fake"]["1"]
+        pair.models.serve(model(version="2"))
+        await until(lambda: pair.outcomes().get("cancelled") == 3)
+        pair.free.set()
+        await until(lambda: closed(old))
+        assert (await pair.infer(1))[0].tensors
+        gc.collect()
+
+
+async def test_an_engine_that_goes_fails_what_is_open_and_another_one_takes_over() -> None:
+    async with connected() as pair:
+        pair.free.clear()
+        asked = asyncio.create_task(pair.infer(1))
+        await until(lambda: pair.metrics.registry.get_sample_value("condconv_rows_in_flight"))
+        lease = pair.engine.models.lease()
+        pair.sessions[0].close()
+        with pytest.raises(NotReady) as caught:
+            await asked
+        assert caught.value.retry_after
+        for reason in (pair.engine.readiness.refusal(), pair.engine.readiness.unready()):
+            assert isinstance(reason, NotReady)
+        with pytest.raises(NotReady):
+            await pair.engine.call("anything")
+        pair.free.set()
+        pair.models.serve(model())
+        await pair.connect()
+        await until(lambda: pair.engine.readiness.refusal() is None)
+        with pytest.raises(NotReady), lease as leased:  # found in the engine process that has gone
+            await pair.plane.infer_each(leased, [source(1)])
+        assert (await pair.infer(1))[0].tensors
+
+
+async def test_readiness_follows_and_a_failed_row_never_comes_before_it() -> None:
+    async with connected() as pair:
+        for _ in range(2):
+            await pair.infer(GUILTY)
+            assert pair.engine.readiness.refusal() is None
+        await pair.infer(GUILTY)
+        refusal = pair.engine.readiness.refusal()
+        assert isinstance(refusal, NotReady)
+        assert "3 times in a row" in str(refusal)
+        pair.readiness.drain()
+        await until(lambda: pair.engine.readiness.draining)
+
+
+async def test_calls_return_raise_and_can_be_left() -> None:
+    left = asyncio.Event()
+
+    async def doubled(number: int) -> int:
+        return 2 * number
+
+    async def refused() -> None:
+        raise RateLimited("Too many.", retry_after=7.0)
+
+    async def broken() -> None:
+        raise KeyError("secret")
+
+    async def endless() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    calls = {"doubled": doubled, "refused": refused, "broken": broken, "endless": endless}
+    async with connected(calls=calls) as pair:
+        assert await asyncio.gather(*(pair.engine.call("doubled", n) for n in range(5))) == [0, 2, 4, 6, 8]
+        with pytest.raises(RateLimited, match="Too many") as caught:
+            await pair.engine.call("refused")
+        assert caught.value.retry_after == 7.0
+        for name in ("broken", "not in the table"):
+            with pytest.raises(ServiceError) as unexpected:
+                await pair.engine.call(name)
+            assert "secret" not in str(unexpected.value)
+        call = asyncio.create_task(pair.engine.call("endless"))
+        await asyncio.sleep(0.01)
+        call.cancel()
+        await left.wait()
+
+
+async def test_nothing_is_computed_in_a_front() -> None:
+    async with connected() as pair:
+        with pair.plane.lease() as leased:
+            assert isinstance(leased.engine, ElsewhereComputed)
+            with pytest.raises(TypeError):
+                leased.engine(pixels(1)[None])
