@@ -12,7 +12,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from condconv_serve import bootstrap
+from condconv_serve.bootstrap import Service
+from condconv_serve.errors import ConfigurationError
+from condconv_serve.settings import Settings
 from tests import pictures
+from tests.contract.fakes import load_shades
 from tests.e2e.live import MODEL, Load, rewrite, served
 from tests.e2e.server import Server, new_client, sample_name, wait_for
 from tests.e2e.tiny_models import answered_by, write_fake
@@ -119,3 +124,20 @@ def test_it_takes_no_more_than_its_bytes(server: Server) -> None:
     metrics = server.metrics()
     assert 150_000 < metrics["condconv_cache_bytes"] <= metrics["condconv_cache_max_bytes"] == 200_000
     assert evicted(server, "room") > 0
+
+
+def test_its_full_size_counts_when_models_are_loaded(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an empty cache may still take is not left for a version."""
+    monkeypatch.setattr(bootstrap, "memory_left", lambda: 500_000_000)
+
+    def served_with(cache_bytes: int) -> bool:
+        settings = Settings(model_store=store, cache_bytes=cache_bytes)
+        service = Service(settings, load=load_shades)
+        service.follower.sync_now()
+        return bool(service.registry.models())
+
+    assert served_with(100_000_000)
+    assert not served_with(490_000_000)
+    monkeypatch.setattr(bootstrap, "memory_limit", lambda: 400_000_000)
+    with pytest.raises(ConfigurationError, match="CONDCONV_CACHE_BYTES"):
+        served_with(400_000_000)
