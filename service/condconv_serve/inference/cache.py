@@ -10,6 +10,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from condconv_serve.domain import Placement, RowAnswer, ServedModel, Tensors
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.telemetry.metrics import Metrics
@@ -58,7 +60,7 @@ class KeptRow:
 
 def kept(answer: RowAnswer, *, at: float) -> KeptRow:
     """Copy an answer: its own arrays are views of a whole batch's, and would hold all of them."""
-    tensors = {name: values.copy() for name, values in answer.tensors.items()}
+    tensors = {name: np.array(values) for name, values in answer.tensors.items()}
     for values in tensors.values():
         values.flags.writeable = False
     return KeptRow(tensors, answer.batch_size, answer.placement, at)

@@ -49,13 +49,18 @@ def row(classes: int = 10, at: float = 100.0, value: float = 0.0) -> KeptRow:
 
 
 def test_an_answer_is_kept_whole_and_apart_from_its_batch() -> None:
-    batch = {"logits": np.arange(8, dtype=np.float32).reshape(2, 4), "routing": np.ones((2, 2, 3), np.float32)}
+    batch = {
+        "logits": np.arange(8, dtype=np.float32).reshape(2, 4),
+        "routing": np.ones((2, 2, 3), np.float32),
+        "sharpness": np.array([1, 2], np.float32),
+    }
     placement = Placement(photo_width=40, photo_height=30, left=5, top=0, width=30, height=30)
     answer = RowAnswer(tensors=rows_of(batch)[1], timings=TIMINGS, batch_size=2, placement=placement)
     found = kept(answer, at=7.0)
     batch["logits"][:] = -1  # what a batch's memory holds later
     assert found.tensors["logits"].tolist() == [4, 5, 6, 7]
     assert found.tensors["routing"].shape == (2, 3)
+    assert found.tensors["sharpness"].tolist() == 2.0
     assert found.tensors["logits"].base is None, "it holds the whole batch"
     assert (found.batch_size, found.placement, found.at) == (2, placement, 7.0)
     with pytest.raises(ValueError, match="read-only"):
