@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from condconv_serve.domain import RowAnswer
 
@@ -62,8 +62,9 @@ class VersionTally:
     def merge(self, other: VersionTally) -> None:
         """Add another replica's figures, which stay as they are."""
         self.last_request = max(self.last_request, other.last_request)
-        for name in ("success", "failure", "decode", "queue", "inference", "rest"):
-            getattr(self, name).merge(getattr(other, name))
+        for figure in fields(self):
+            if isinstance(total := getattr(self, figure.name), Total):
+                total.merge(getattr(other, figure.name))
         for rows, total in other.batches.items():
             self.batches.setdefault(rows, Total()).merge(total)
 

@@ -178,10 +178,10 @@ def test_families_add_up_whatever_labels_each_process_has_seen() -> None:
     for number, registry in enumerate(registries):
         metrics = Metrics(registry)
         metrics.rows.labels("m", "answered", "").inc(1 + number)
-        for model in ("m0", "m1")[: 1 + number % 2]:
+        for model in ("m0", "m1")[: 2 - min(number, 1)]:
             metrics.batch_size.labels(model).observe(2)
     families = [list(registry.collect()) for registry in registries]
-    for family in families[1]:  # as some versions of the library read files
+    for family in families[0]:  # as some versions of the library read files
         family.samples.sort(key=lambda sample: sample.name)
     summed = add_up(*families)
     assert list(parse_openmetrics(written(summed, OPENMETRICS).content.decode())), "samples in their order"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import fields
 
 import pytest
 
 from condconv_serve.domain import RowAnswer, Timings
-from condconv_serve.telemetry.tally import Tallies, VersionTally
+from condconv_serve.telemetry.tally import Tallies, Total, VersionTally
 
 SECONDS = [0.5, 0.25, 2.0, 1.0, 0.125]
 
@@ -43,3 +44,17 @@ async def test_what_was_read_stays_as_it_was() -> None:
     assert (same.success.count, same.batches[2].count) == (1, 1)
     (now,) = await tallies.read([("m", "1")])
     assert (now.success.count, now.batches[2].count) == (2, 2)
+
+
+def test_every_figure_adds_up() -> None:
+    def tally(number: int) -> VersionTally:
+        totals = (
+            field.name for field in fields(VersionTally) if isinstance(getattr(VersionTally(), field.name), Total)
+        )
+        each = {name: Total(number * place, number * place / 4) for place, name in enumerate(totals, start=1)}
+        batches = {1: Total(number, 0.5), number: Total(number, 0.5)}
+        return VersionTally(last_request=float(number), batches=batches, **each)
+
+    total, expected = VersionTally.merged([tally(3), tally(2)]), tally(5)
+    expected.last_request, expected.batches = 3.0, {1: Total(5, 1.0), 3: Total(3, 0.5), 2: Total(2, 0.5)}
+    assert total == expected
