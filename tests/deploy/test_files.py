@@ -187,7 +187,9 @@ def test_the_data_source_is_the_one_that_compose_runs():
     assert any(v.split(":")[1] == provider["options"]["path"] for v in compose["services"]["grafana"]["volumes"])
 
 
-@pytest.mark.parametrize("profiles", [(), ("replicas",), ("gpu",), ("tls",), ("replicas", "gpu", "tls")], ids="+".join)
+@pytest.mark.parametrize(
+    "profiles", [(), ("replicas",), ("gpu",), ("tls",), ("ray",), ("replicas", "gpu", "tls", "ray")], ids="+".join
+)
 def test_compose_takes_its_file(profiles):
     command = [tool("docker-compose", hint="apt-get install docker-compose")]
     check(*command, *(f"--profile={profile}" for profile in profiles), "config", "--quiet")
@@ -224,14 +226,41 @@ def test_ports_are_for_this_machine_unless_asked_otherwise():
 def test_what_hangs_is_started_again():
     services = {n: one for n, one in compose_file()["services"].items() if "condconv-serve" in one["image"]}
     assert services.pop("secrets")["healthcheck"] == {"disable": True}
+    # Ray's proxy has one port for all.
+    assert "CONDCONV_METRICS_PORT" not in services["ray"]["environment"]
     assert services
     script = re.search(r"healthcheck\.py (/\S+)", (ROOT / "Dockerfile").read_text())
     assert script is not None
     for one in services.values():
         assert one["init"] is True
         assert one["restart"] == "unless-stopped"
-        assert one["environment"]["CONDCONV_METRICS_PORT"]
+        assert "ray" in one["image"] or one["environment"]["CONDCONV_METRICS_PORT"]
         assert one["healthcheck"]["test"][:4] == ["CMD", "python3", script[1], "--restart-after"]
+
+
+def test_ray_runs_the_file_for_ray():
+    ray = compose_file()["services"]["ray"]
+    (command,) = ray["command"]
+    mounted = dict(reversed(volume.rsplit(":", 2)[:2]) for volume in ray["volumes"])
+    file = re.search(r"serve run (\S+)$", command)
+    assert file is not None
+    assert mounted[file[1]] == "./deploy/ray/serve.yaml"
+    (application,) = yaml.safe_load((ROOT / "deploy/ray/serve.yaml").read_text())["applications"]
+    for path in (value for value in application["runtime_env"]["env_vars"].values() if value.startswith("/")):
+        assert any(path == where or path.startswith(f"{where}/") for where in mounted), path
+    # Room in Ray's books for all replicas that it may start.
+    asked = application["args"]
+    most = asked["autoscaling"]["max_replicas"] * asked["num_cpus"] + asked["ingress_replicas"] * asked["ingress_cpus"]
+    default = re.search(r"--num-cpus \$\{RAY_CPUS:-(\d+)\}", command)
+    assert default is not None
+    assert int(default[1]) >= most
+    assert set(ray["build"]["args"]["EXTRAS"].split(",")) >= {"cpu", "ray"}
+    # The image has the name that KubeRay's file has.
+    service = yaml.safe_load((ROOT / "deploy/ray/rayservice.yaml").read_text())
+    cluster = service["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    images = {c["image"] for group in groups for c in group["template"]["spec"]["containers"]}
+    assert images == {ray["image"]}
 
 
 def test_secrets_are_kept_in_no_log():
