@@ -186,6 +186,14 @@ def test_settings_exist_and_name_the_ports(directory):
         assert container["ports"][0]["containerPort"] == Settings.model_fields["port"].default
 
 
+@pytest.mark.parametrize("name", ["cpu", "gpu", "keda", "monitoring"])
+def test_processes_follow_the_limit_of_cpus(name):
+    container = server(f"overlays/{name}")
+    assert environment(container)["CONDCONV_WORKERS"] == "auto"
+    # It is whole CPUs that a process counts.
+    assert int(container["resources"]["limits"]["cpu"]) >= 2
+
+
 @pytest.mark.parametrize("directory", [name for name in BUILT if not name.startswith("tools")])
 def test_probes_ask_what_is_there_at_the_port_for_metrics(directory):
     container = server(directory)
