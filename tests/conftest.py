@@ -18,7 +18,7 @@ import pytest
 import typer.testing
 
 import condconv_serve  # noqa: F401
-from tests import native_library
+from tests import native_library, slow_first
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Else Typer would make all commands anew for each that a test runs, which takes longer than most of them.
@@ -54,7 +54,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return MARKED_FILE.search(collection_path.read_text(encoding="utf-8")) is not None or None
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        slow_first.put_in_order(items)
     if not config.getoption("--quick"):
         return
     left_out = [item for item in items if any(item.get_closest_marker(mark) for mark in NOT_QUICK)]

@@ -11,7 +11,7 @@ import importlib.util
 import io
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,8 +213,30 @@ def large_item(brand: bytes, kind: bytes, side: int) -> bytes:
     return media_type(brand, b"mif1") + box(b"meta", bytes(4), main, kinds, box(b"iprp", box(b"ipco", size)))
 
 
-def accepted(pixels: Pixels) -> dict[str, bytes]:
-    """Write one RGB picture in every accepted format and mode (some lose colour, depth, or parts to white)."""
+class Written(Mapping[str, bytes]):
+    """Files by name, each written once, when it is first asked for."""
+
+    def __init__(self, write: Mapping[str, Callable[[], bytes]]) -> None:
+        self._write = write
+        self._done: dict[str, bytes] = {}
+
+    def __getitem__(self, name: str) -> bytes:
+        if name not in self._done:
+            self._done[name] = self._write[name]()
+        return self._done[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._write)
+
+    def __len__(self) -> int:
+        return len(self._write)
+
+
+def accepted(pixels: Pixels) -> Mapping[str, bytes]:
+    """Write one RGB picture in every accepted format and mode (some lose colour, depth, or parts to white).
+
+    Each is written when it is first asked for: whoever collects tests wants only the names.
+    """
     image = Image.fromarray(pixels)
     other = Image.fromarray(255 - pixels)
     rgba = Image.fromarray(with_alpha(pixels))
@@ -222,61 +244,64 @@ def accepted(pixels: Pixels) -> dict[str, bytes]:
     deep = levels.astype(np.uint16) * 257
     palette = image.quantize(64)
     bilevel = image.convert("1")
-    return {
-        "jpeg": jpeg(pixels),
-        "jpeg_subsampled": jpeg(pixels, subsampling=2, quality=85),
-        "jpeg_progressive": jpeg(pixels, progressive=True),
-        "jpeg_grey": jpeg(levels),
-        "jpeg_cmyk": jpeg(image.convert("CMYK")),
-        "jpeg_ycck": ycck_jpeg(pixels),
-        "jpeg_exif": jpeg(pixels, exif=exif(6)),
-        "mpo": multi_picture_jpeg(pixels),
-        "png": encode(pixels, "PNG"),
-        "png_rgba": encode(rgba, "PNG"),
-        "png_grey": encode(levels, "PNG"),
-        "png_grey_alpha": encode(rgba.convert("LA"), "PNG"),
-        "png_palette": encode(palette, "PNG"),
-        "png_palette_transparency": encode(palette, "PNG", transparency=bytes(range(0, 256, 4))),
-        "png_1bit": encode(bilevel, "PNG"),
-        "png_16bit_grey": png(deep[..., None]),
-        "png_16bit_grey_alpha": png(np.dstack([deep, deep])),
-        "png_16bit_rgb": png(pixels.astype(np.uint16) * 257),
-        "png_16bit_rgba": png(with_alpha(pixels).astype(np.uint16) * 257),
-        "png_animated": encode(image, "PNG", save_all=True, append_images=[other]),
-        "webp": encode(pixels, "WEBP", quality=95),
-        "webp_lossless": encode(pixels, "WEBP", lossless=True),
-        "webp_alpha": encode(rgba, "WEBP", lossless=True, exact=True),
-        "webp_animated": encode(image, "WEBP", save_all=True, append_images=[other], lossless=True),
-        "gif": encode(palette, "GIF"),
-        "gif_transparency": encode(palette, "GIF", transparency=3),
-        "gif_animated": encode(palette, "GIF", save_all=True, append_images=[other.quantize(64)]),
-        "tiff": encode(pixels, "TIFF"),
-        "tiff_lzw": encode(pixels, "TIFF", compression="tiff_lzw"),
-        "tiff_deflate": encode(pixels, "TIFF", compression="tiff_adobe_deflate"),
-        "tiff_jpeg": encode(pixels, "TIFF", compression="jpeg", quality=95),
-        "tiff_rgba": encode(rgba, "TIFF"),
-        "tiff_cmyk": encode(image.convert("CMYK"), "TIFF"),
-        "tiff_palette": encode(palette, "TIFF"),
-        "tiff_grey": encode(levels, "TIFF"),
-        "tiff_16bit_grey": encode(deep, "TIFF"),
-        "tiff_16bit_grey_lzw": encode(deep, "TIFF", compression="tiff_lzw"),
-        "tiff_float": encode(levels.astype(np.float32) / 255, "TIFF"),
-        "tiff_1bit": encode(bilevel, "TIFF", compression="group4"),
-        "tiff_pages": encode(image, "TIFF", save_all=True, append_images=[other]),
-        "bmp": encode(pixels, "BMP"),
-        "bmp_palette": encode(palette, "BMP"),
-        "bmp_1bit": encode(bilevel, "BMP"),
-        "avif": avif(image),
-        "avif_grey": avif(levels),
-        "avif_alpha": avif(rgba),
-        "avif_animated": avif(image, save_all=True, append_images=[other]),
-        "heic": heic(image),
-        "heic_grey": heic(image.convert("L")),
-        "heic_alpha": heic(rgba),
-        "heic_tiles": heic(image, tile_size=64),
-    }
+    return Written(
+        {
+            "jpeg": lambda: jpeg(pixels),
+            "jpeg_subsampled": lambda: jpeg(pixels, subsampling=2, quality=85),
+            "jpeg_progressive": lambda: jpeg(pixels, progressive=True),
+            "jpeg_grey": lambda: jpeg(levels),
+            "jpeg_cmyk": lambda: jpeg(image.convert("CMYK")),
+            "jpeg_ycck": lambda: ycck_jpeg(pixels),
+            "jpeg_exif": lambda: jpeg(pixels, exif=exif(6)),
+            "mpo": lambda: multi_picture_jpeg(pixels),
+            "png": lambda: encode(pixels, "PNG"),
+            "png_rgba": lambda: encode(rgba, "PNG"),
+            "png_grey": lambda: encode(levels, "PNG"),
+            "png_grey_alpha": lambda: encode(rgba.convert("LA"), "PNG"),
+            "png_palette": lambda: encode(palette, "PNG"),
+            "png_palette_transparency": lambda: encode(palette, "PNG", transparency=bytes(range(0, 256, 4))),
+            "png_1bit": lambda: encode(bilevel, "PNG"),
+            "png_16bit_grey": lambda: png(deep[..., None]),
+            "png_16bit_grey_alpha": lambda: png(np.dstack([deep, deep])),
+            "png_16bit_rgb": lambda: png(pixels.astype(np.uint16) * 257),
+            "png_16bit_rgba": lambda: png(with_alpha(pixels).astype(np.uint16) * 257),
+            "png_animated": lambda: encode(image, "PNG", save_all=True, append_images=[other]),
+            "webp": lambda: encode(pixels, "WEBP", quality=95),
+            "webp_lossless": lambda: encode(pixels, "WEBP", lossless=True),
+            "webp_alpha": lambda: encode(rgba, "WEBP", lossless=True, exact=True),
+            "webp_animated": lambda: encode(image, "WEBP", save_all=True, append_images=[other], lossless=True),
+            "gif": lambda: encode(palette, "GIF"),
+            "gif_transparency": lambda: encode(palette, "GIF", transparency=3),
+            "gif_animated": lambda: encode(palette, "GIF", save_all=True, append_images=[other.quantize(64)]),
+            "tiff": lambda: encode(pixels, "TIFF"),
+            "tiff_lzw": lambda: encode(pixels, "TIFF", compression="tiff_lzw"),
+            "tiff_deflate": lambda: encode(pixels, "TIFF", compression="tiff_adobe_deflate"),
+            "tiff_jpeg": lambda: encode(pixels, "TIFF", compression="jpeg", quality=95),
+            "tiff_rgba": lambda: encode(rgba, "TIFF"),
+            "tiff_cmyk": lambda: encode(image.convert("CMYK"), "TIFF"),
+            "tiff_palette": lambda: encode(palette, "TIFF"),
+            "tiff_grey": lambda: encode(levels, "TIFF"),
+            "tiff_16bit_grey": lambda: encode(deep, "TIFF"),
+            "tiff_16bit_grey_lzw": lambda: encode(deep, "TIFF", compression="tiff_lzw"),
+            "tiff_float": lambda: encode(levels.astype(np.float32) / 255, "TIFF"),
+            "tiff_1bit": lambda: encode(bilevel, "TIFF", compression="group4"),
+            "tiff_pages": lambda: encode(image, "TIFF", save_all=True, append_images=[other]),
+            "bmp": lambda: encode(pixels, "BMP"),
+            "bmp_palette": lambda: encode(palette, "BMP"),
+            "bmp_1bit": lambda: encode(bilevel, "BMP"),
+            "avif": lambda: avif(image),
+            "avif_grey": lambda: avif(levels),
+            "avif_alpha": lambda: avif(rgba),
+            "avif_animated": lambda: avif(image, save_all=True, append_images=[other]),
+            "heic": lambda: heic(image),
+            "heic_grey": lambda: heic(image.convert("L")),
+            "heic_alpha": lambda: heic(rgba),
+            "heic_tiles": lambda: heic(image, tile_size=64),
+        }
+    )
 
 
+@functools.cache
 def unsupported() -> dict[str, bytes]:
     """Write files that are no image of an accepted format, though some are images."""
     image = Image.fromarray(photo(size=(32, 24)))
@@ -301,6 +326,7 @@ def unsupported() -> dict[str, bytes]:
     }
 
 
+@functools.cache
 def too_large(side: int = 60_000) -> dict[str, bytes]:
     """Write tiny files whose headers announce `side x side` pixels, in every accepted format."""
     start = struct.pack(">HH", side, side)
@@ -359,6 +385,7 @@ def jpeg_of_many_scans(scans: int) -> bytes:
     return plain[:-2] + last * scans + plain[-2:]
 
 
+@functools.cache
 def corrupt() -> dict[str, bytes]:
     """Write files of accepted formats which are truncated, damaged, or contradict themselves."""
     pixels = photo(size=(48, 36))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from typing import Any
 
 import httpx
@@ -36,6 +37,7 @@ def test_black_and_white_is_read_as_what_it_looks_like(client: httpx.Client, nam
     np.testing.assert_allclose(all_probabilities(client, FILES[name]), all_probabilities(client, looks), atol=1e-5)
 
 
+@functools.cache
 def opaque() -> dict[str, bytes]:
     rgba = Image.fromarray(COFFEE).convert("RGBA")
     deep = np.dstack([COFFEE.astype(np.uint16) * 257, np.full(COFFEE.shape[:2], 65535, np.uint16)])
