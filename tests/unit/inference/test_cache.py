@@ -178,7 +178,7 @@ STEPS = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(steps=STEPS, max_bytes=st.integers(0, 8000))
 def test_whatever_is_put_and_asked(steps: list[tuple[Any, ...]], max_bytes: int) -> None:
     cache, _ = made(max_bytes)
