@@ -106,7 +106,10 @@ class Subject:
 async def running(**options: int) -> AsyncIterator[Subject]:
     subject = Subject(**options)
     async with asyncio.timeout(20), subject.batcher:
-        yield subject
+        try:
+            yield subject
+        finally:
+            subject.free.set()  # or a test that fails would never end
 
 
 @pytest.fixture
