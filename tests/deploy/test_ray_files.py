@@ -42,11 +42,12 @@ def test_a_worker_has_room_for_its_replicas():
 def test_ray_accepts_the_configuration(monkeypatch, tmp_path):
     from ray.serve.schema import ServeDeploySchema
 
-    from condconv_serve.cluster.ray.app import Arguments, build
+    from condconv_serve.cluster.ray.app import build
 
     (application,) = ServeDeploySchema.model_validate(yaml.safe_load(SERVE.read_text())).applications
     assert application.import_path == f"{build.__module__}:{build.__name__}"
     for name, value in application.runtime_env["env_vars"].items():
         monkeypatch.setenv(name, value)
-    built = build(Arguments.model_validate(application.args))
+    # As Ray calls it: with what the file says.
+    built = build(application.args)
     assert built is not None

@@ -140,12 +140,13 @@ class _Sender:
         return reply
 
 
-def build(arguments: Arguments) -> serve.Application:
-    """Build the application from the `args` of a Serve config.
+def build(arguments: Arguments | dict[str, Any]) -> serve.Application:
+    """Build the application from the `args` of a Serve config, which Ray hands over as they are written there.
 
     Raises:
         pydantic.ValidationError: an argument or a setting is wrong.
     """
+    arguments = Arguments.model_validate(arguments)
     settings = Settings(**arguments.settings)
     if settings.streams == "auto" and not arguments.num_gpus:
         settings = settings.model_copy(update={"streams": max(1, int(arguments.num_cpus))})
