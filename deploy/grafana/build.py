@@ -125,6 +125,7 @@ def table(title: str, question: str, expression: str, *, columns: Sequence[str],
 ALL = 'job="condconv",instance=~"$instance"'
 IMAGES = f'{ALL},model=~"$model"'
 BLOCKS = f'{IMAGES},block=~"$block"'
+PAIR, BESIDE = "model, version, shadow", "{{model}}: {{shadow}} beside {{version}}"
 R = "$__rate_interval"
 GOOD_BAD = {"^2..$": "green", "^4..$": "yellow", "^429": "orange", "^5..$": "red"}
 
@@ -422,6 +423,39 @@ ROWS: dict[str, list[Panel]] = {
                 "swaps",
             ),
             unit="s",
+        ),
+    ],
+    "Versions on copies of requests": [
+        lines(
+            "Agreement",
+            "How often does a version that gets copies say the same as the one that answers? 1 is always.",
+            (
+                f"sum by ({PAIR}) (rate(condconv_shadow_agreement_total{{{IMAGES}}}[{R}])) "
+                f'/ sum by ({PAIR}) (rate(condconv_shadow_rows_total{{{IMAGES},outcome="compared"}}[{R}]))',
+                BESIDE,
+            ),
+            unit="percentunit",
+            w=6,
+        ),
+        lines(
+            "Distance of answers",
+            "How far apart are their probabilities, or scores? 0 is equal.",
+            (mean("condconv_shadow_distance", PAIR, IMAGES), BESIDE),
+            w=6,
+        ),
+        lines(
+            "Distance of routing",
+            "Do the two versions route images in the same way? 0 is equal.",
+            (mean("condconv_shadow_routing_distance", PAIR, IMAGES), BESIDE),
+            w=6,
+        ),
+        lines(
+            "Copies",
+            "How many images are the other panels made of, and why are copies left out?",
+            (f"sum by (outcome) (rate(condconv_shadow_rows_total{{{IMAGES}}}[{R}]))", "{{outcome}}"),
+            unit="ops",
+            stacked=True,
+            w=6,
         ),
     ],
     "Detectors": [

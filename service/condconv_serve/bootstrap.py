@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from condconv_serve.ablation_loading import load_ablation
 from condconv_serve.domain import ModelInfo, RowAnswer, ServedModel
+from condconv_serve.engine_planning import plan_engines
 from condconv_serve.front_door import body_limits
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.gatekeeper import Gatekeeper
@@ -35,10 +36,9 @@ from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.drawer import Drawer
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.recent import RecentRequests
-from condconv_serve.runtime.devices import detect_machine
 from condconv_serve.runtime.load_memory import IMPORT_BYTES, ablation_bytes, load_bytes
 from condconv_serve.runtime.model_loader import ModelLoader
-from condconv_serve.runtime.plan import EngineOptions, EnginePlan, make_plan
+from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.runtime.tensorflow_import import import_tensorflow
 from condconv_serve.serving.default_model import DefaultModel
 from condconv_serve.serving.memory_check import MemoryCheck
@@ -49,6 +49,7 @@ from condconv_serve.serving.store_health import StoreHealth
 from condconv_serve.serving.version_admin import VersionAdmin
 from condconv_serve.serving.version_ledger import VersionLedger
 from condconv_serve.settings import Settings
+from condconv_serve.shadow.traffic import Shadow
 from condconv_serve.store import Bundle, open_bundle
 from condconv_serve.store.default import check_store
 from condconv_serve.telemetry.exposition import RegistryExposition
@@ -85,28 +86,6 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
     from condconv_serve.runtime.loading import load_model
 
     return load_model(bundle, plan, metrics=metrics)
-
-
-def plan_engines(settings: Settings) -> EnginePlan:
-    """Decide how models are computed on this machine.
-
-    Raises:
-        ConfigurationError: a setting asks for what this machine doesn't have.
-    """
-    machine = detect_machine(look_for_accelerators=settings.device in ("gpu", "tpu"))
-    return make_plan(
-        machine,
-        EngineOptions(
-            device=settings.device,
-            precision=settings.precision,
-            engine=settings.engine,
-            native=settings.native,
-            streams=settings.streams,
-            threads_per_stream=settings.threads_per_stream,
-            max_batch_size=settings.max_batch_size,
-            batch_timeout=settings.batch_timeout,
-        ),
-    )
 
 
 class Service:
@@ -193,6 +172,15 @@ class Service:
             label_of=lambda model: model.name,
             identity_of=lambda model: (model.name, model.version),
         )
+        self.shadow = Shadow(
+            self.registry,
+            max_batch_size=self.plan.max_batch_size,
+            stall_timeout=settings.stall_timeout,
+            max_pixels=settings.max_pixels,
+            metrics=self.metrics,
+            callers=self._batcher,
+            observe=self._observe,
+        )
         self.plane = InferencePlane(
             self.registry,
             self._batcher,
@@ -200,11 +188,13 @@ class Service:
             tallies=self.tallies,
             observe=self._observe,
             sharing=RowSharing(self.cache) if self.cache.max_bytes else None,
+            mirror=self.shadow.offer,
         )
         self.images = ImagePipeline(
             self.plane,
             ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
             digests=self.cache.max_bytes > 0,
+            aliases=self.registry.aliases,
             count_objects=self.metrics.count_objects,
         )
         ablation_memory = MemoryCheck(partial(ablation_bytes, plan=self.plan), left=memory.left)
@@ -234,7 +224,7 @@ class Service:
     async def running(self) -> AsyncGenerator[None, None]:
         """Run all threads and the batcher. Leaving the block finishes the admitted rows."""
         with self._drawer, self.ablator:
-            async with self.computing():
+            async with self.computing(), self.shadow:
                 yield
         await asyncio.to_thread(self._tracer.close, math.inf if self._ends_at is None else self.seconds_left())
 
@@ -246,6 +236,7 @@ class Service:
         """Be ready no more; the process is about to end, within the time for a shutdown."""
         self._ends_at = time.monotonic() + self._settings.shutdown_timeout
         self.readiness.drain()
+        self.shadow.close()
 
     def seconds_left(self) -> float:
         """How long a shutdown may take from now on."""
@@ -267,6 +258,7 @@ class Service:
             self.tallies.forget(name, version)
             if self.routing is not None:
                 self.routing.forget(name, version)
+        self.shadow.forget(name, version)
         self.ablator.forget(name, version)
 
     def load(self) -> None:
@@ -329,6 +321,7 @@ class Service:
             ablator=self.ablator,
             drawer=self._drawer,
             tallies=self.tallies,
+            shadows=self.shadow,
             bodies=self.bodies,
         )
 

@@ -9,13 +9,15 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
 from condconv_serve.domain import (
     Answered,
+    Copies,
     ImageResult,
     ImageSource,
     MadeRow,
@@ -33,6 +35,7 @@ from condconv_serve.imaging import ImageDecoder
 from condconv_serve.imaging.digests import digests_of
 from condconv_serve.imaging.given_pixels import row_of_pixels
 from condconv_serve.inference.batching import Priority
+from condconv_serve.store.aliases import Alias, mirrors_of
 from condconv_serve.tasks.task import FindsObjects, Task
 
 Answer = TypeVar("Answer")
@@ -94,6 +97,7 @@ class ImagePipeline:
         decoder: ImageDecoder,
         *,
         digests: bool = False,
+        aliases: Callable[[str], Mapping[str, Alias]] = lambda model: {},
         count_objects: Callable[[str, Sequence[float]], None] = lambda model, scores: None,
     ) -> None:
         """Wire the parts together.
@@ -102,11 +106,13 @@ class ImagePipeline:
             plane: computes rows.
             decoder: makes rows of images.
             digests: whether the plane gets a hash of each image. Hashing costs about a millisecond per megabyte.
+            aliases: those of a model that are in force; they say which versions get copies of its images.
             count_objects: gets a detector's name, and the scores of the objects that its answer for an image holds.
         """
         self.plane = plane
         self.decoder = decoder
         self._digests = digests
+        self._aliases = aliases
         self._count_objects = count_objects
 
     async def run(
@@ -128,7 +134,8 @@ class ImagePipeline:
             task: what to answer about them.
             model: name of the model; the default one if None.
             version: its version or an alias; the alias `default`, or else the newest version, if None.
-            split_key: where an alias splits traffic, equal keys get equal versions; see `ModelSource.get`.
+            split_key: where an alias splits traffic, equal keys get equal versions; see `ModelSource.get`. Where it
+                mirrors requests, all of a key are mirrored or none.
             priority: how urgent they are.
             deadline: when the caller stops waiting, on the monotonic clock in seconds.
             cache: how it may use the response cache, if there is one; not at all if None.
@@ -144,8 +151,9 @@ class ImagePipeline:
         with self.plane.lease(model, version, split_key=split_key) as served:
             task.check(served.info)
             digests = await digests_of(images) if self._digests else [None] * len(images)
+            copies_to = mirrors_of(self._aliases(served.name), version, split_key)
             sources = [
-                RowSource(partial(self._row, image, served, deadline=deadline), digest)
+                RowSource(partial(self._row, image, served, copies_to=copies_to, deadline=deadline), digest)
                 for image, digest in zip(images, digests, strict=True)
             ]
             rows = await self.plane.infer_each(served, sources, priority=priority, deadline=deadline, cache=cache)
@@ -157,10 +165,16 @@ class ImagePipeline:
                     since = time.monotonic()
             return Answered(served.info, tuple(results))
 
-    async def _row(self, image: ImageSource | PixelSource, model: ServedModel, *, deadline: float) -> MadeRow:
+    async def _row(
+        self, image: ImageSource | PixelSource, model: ServedModel, *, copies_to: tuple[str, ...], deadline: float
+    ) -> MadeRow:
         if isinstance(image, PixelSource):
-            return MadeRow(row_of_pixels(image.values, model.info), placement=image.placement)
-        return await self.decoder.decode(image.data, model, deadline=deadline)
+            made = MadeRow(row_of_pixels(image.values, model.info), placement=image.placement)
+            copies = Copies(to=copies_to, is_pixels=True)
+        else:
+            made = await self.decoder.decode(image.data, model, deadline=deadline)
+            copies = Copies(to=copies_to, image=image.data)
+        return replace(made, copies=copies) if copies_to else made
 
     def _result(
         self,

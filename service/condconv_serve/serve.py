@@ -71,8 +71,8 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
     server.run(sockets=[listener])
     if failures:
         raise failures[0]
-    if service.follower.loading or service.ablator.busy:
+    if service.follower.loading or service.ablator.busy or service.shadow.busy:
         # It may take seconds or never end, and the interpreter can't end while TensorFlow computes.
-        logger.info("a load that was under way is dropped")
+        logger.info("work that was under way is dropped")
         logging.shutdown()
         os._exit(0)

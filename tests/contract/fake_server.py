@@ -9,6 +9,7 @@ in it goes wrong:
     broken             every batch raises
     memory ROWS        larger batches find no memory
     hold load          a model that is to be loaded now is loaded when the file says something else
+    only VERSION ...   what follows goes wrong with this version alone
 
 Pictures of the colours `POISON` and `HANG` make their batch raise or hang without a file.
 """
@@ -122,13 +123,17 @@ class PatchAblation:
 class FaultyEngine:
     """An engine that does what the fault file says."""
 
-    def __init__(self, engine: FakeEngine, file: Path | None) -> None:
+    def __init__(self, engine: FakeEngine, file: Path | None, *, version: str) -> None:
         self._engine = engine
         self._file = file
+        self._version = version
 
     def __call__(self, rows: Row, stream: int = 0, /) -> Tensors:
         """Compute, or fail."""
-        match fault(self._file).split():
+        words = said = fault(self._file).split()
+        if said[:1] == ["only"]:
+            words = said[2:] if said[1] == self._version else []
+        match words:
             case ["broken"]:
                 raise RuntimeError("cannot compute with /secret/path")
             case ["slow", seconds]:
@@ -136,7 +141,7 @@ class FaultyEngine:
             case ["memory", most] if len(rows) > int(most):
                 raise OutOfMemory("The engine is out of memory.", retry_after=5.0)
             case ["hold", what] if what != "load":
-                wait_while(self._file, f"hold {what}")
+                wait_while(self._file, " ".join(said))
         if _any_of(rows, POISON):
             raise RuntimeError("cannot compute with /secret/path")
         if _any_of(rows, HANG):
@@ -183,7 +188,7 @@ def load_fake(
     engine: FakeEngine = (
         ColourDetector(classes=len(labels), layout=layout) if detects else PatchEngine(layout, weights["logits/bias"])
     )
-    return served_model(info, FaultyEngine(engine, file))
+    return served_model(info, FaultyEngine(engine, file, version=bundle.manifest.version))
 
 
 def make_fake_ablation(bundle: Bundle, plan: EnginePlan) -> PatchAblation | ColourAblation:

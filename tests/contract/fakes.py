@@ -39,7 +39,7 @@ from condconv_serve.errors import ModelNotFound, VersionNotFound
 from condconv_serve.runtime.plan import EnginePlan
 from condconv_serve.serving.versions import VersionStatus
 from condconv_serve.store import Bundle, read_labels
-from condconv_serve.store.aliases import Alias, check_alias
+from condconv_serve.store.aliases import NO_MIRROR, Alias, check_alias
 from condconv_serve.telemetry.metrics import Metrics
 
 LAYOUT = RoutingLayout(("block_1", "block_2"), (3, 3))
@@ -390,8 +390,10 @@ class NoVersions:
 
     unload = load
 
-    async def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> Alias:
-        check_alias(alias, versions)
+    async def set_alias(
+        self, name: str, alias: str, versions: Mapping[str, int], *, mirror: Mapping[str, int] = NO_MIRROR
+    ) -> Alias:
+        check_alias(alias, versions, mirror=mirror)
         raise _no_model(name)
 
     async def roll_back(self, name: str, alias: str) -> Alias:

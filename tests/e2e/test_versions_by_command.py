@@ -52,7 +52,11 @@ def test_on_a_server(server: Server, store: Path) -> None:
     assert run("load", "tiny/1", **asked).output == "tiny/1 is serving\n"
     assert answered_by(server.client.post("/predict?version=1", content=photo)) == "1"
     assert run("alias", "tiny", "stable", "1=3", "2=1", **asked).output == "tiny: stable -> 1 (75.0%), 2 (25.0%)\n"
+    mirrored = "tiny: stable -> 1; copies to 2 (10 %)\n"
+    assert run("alias", "tiny", "stable", "1", "--mirror", "2=10", **asked).output == mirrored
+    assert run("aliases", "tiny", **asked).output == mirrored
     assert run("alias", "tiny", "stable", "1", **asked).output == "tiny: stable -> 1\n"
+    assert run("shadows", "tiny", **asked).output == "no version of tiny has got copies of requests\n"
     assert answered_by(server.client.post("/predict?version=stable", content=photo)) == "1"
     assert run("aliases", "tiny", **asked).output == "tiny: stable -> 1\n"
     assert run("rollback", "tiny", "stable", **asked).output == "tiny: stable -> 1 (75.0%), 2 (25.0%)\n"
@@ -71,6 +75,10 @@ def test_on_a_server(server: Server, store: Path) -> None:
         (("load", "tiny"), "is not a version"),
         (("alias", "tiny", "stable", "1=x"), "must be a whole number"),
         (("alias", "tiny", "stable", "1", "1"), "given twice"),
+        (("alias", "tiny", "stable", "1", "--mirror", "2=x"), "The percentage in '2=x' must be a whole number"),
+        (("alias", "tiny", "stable", "1", "--mirror", "2=0"), "percentages from 1 to 100"),
+        (("alias", "tiny", "stable", "1", "--mirror", "1"), "mirrored to itself"),
+        (("alias", "tiny", "stable", "1", "--mirror", "7"), "Model tiny has no version '7'"),
         (("alias", "tiny", "Stable", "1"), "An alias can't be called 'Stable'"),
         (("rollback", "tiny", "nothing"), "has no alias 'nothing'"),
         (("unalias", "../tiny", "stable"), "There is nothing at"),

@@ -213,7 +213,7 @@ def test_shutdown_does_not_wait_for_a_load() -> None:
         wait_for(lambda: "bundle checked" in server.log)
         assert server.client.get("/readyz").status_code == 503
         assert server.stop() == 0
-        assert "a load that was under way is dropped" in server.log
+        assert "work that was under way is dropped" in server.log
 
 
 def test_killed_under_load_it_starts_again(traffic: Traffic) -> None:

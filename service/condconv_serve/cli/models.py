@@ -110,7 +110,7 @@ def verify_models(
     model_store: Store = None,
 ) -> None:
     """Check bundles: manifest, checksums, labels, and whether the weights fit and compute an answer."""
-    from condconv_serve.bootstrap import plan_engines
+    from condconv_serve.engine_planning import plan_engines
     from condconv_serve.inputs.files import expand
     from condconv_serve.offline.verify import verify_bundle
     from condconv_serve.samples import SAMPLES

@@ -6,7 +6,7 @@ senders send and wait, one on threads, one in tasks.
 
 from condconv_serve.client.asynchronous import AsyncClient
 from condconv_serve.client.live import LiveRouting
-from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, VersionState
+from condconv_serve.client.models import AliasTarget, ModelDetails, ModelSummary, ShadowComparison, VersionState
 from condconv_serve.client.sync import Client
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "LiveRouting",
     "ModelDetails",
     "ModelSummary",
+    "ShadowComparison",
     "VersionState",
 ]

@@ -308,9 +308,18 @@ class AsyncClient:
         """Make the server unload a version. Needs a key with the scope `admin`."""
         return await self._call(calls.unload_version(name, version))
 
-    async def set_alias(self, name: str, alias: str, versions: str | Mapping[str, int]) -> AliasTarget:
-        """Point an alias at a version, or at several by weight. Needs a key with the scope `admin`."""
-        return await self._call(calls.set_alias(name, alias, versions))
+    async def set_alias(
+        self, name: str, alias: str, versions: str | Mapping[str, int], *, mirror: Mapping[str, int] | None = None
+    ) -> AliasTarget:
+        """Point an alias at a version, or at several by weight. Needs a key with the scope `admin`.
+
+        Args:
+            name: of the model.
+            alias: its name.
+            versions: a version, or several with their relative weights.
+            mirror: versions that get copies of its requests, with the percentage for each; nothing is mirrored if None.
+        """
+        return await self._call(calls.set_alias(name, alias, versions, mirror=mirror))
 
     async def roll_back_alias(self, name: str, alias: str) -> AliasTarget:
         """Point an alias back to where it pointed before. Needs a key with the scope `admin`."""

@@ -169,12 +169,21 @@ def aliases(name: str) -> Call[Mapping[str, AliasTarget]]:
 
 
 def set_alias(
-    name: str, alias: str, versions: str | Mapping[str, int], *, seconds: float = LOAD_SECONDS
+    name: str,
+    alias: str,
+    versions: str | Mapping[str, int],
+    *,
+    mirror: Mapping[str, int] | None = None,
+    seconds: float = LOAD_SECONDS,
 ) -> Call[AliasTarget]:
     """Point an alias at versions."""
     if not isinstance(versions, str | int | Mapping) or isinstance(versions, bool):
         raise InvalidParameter(f"An alias points at a version, or at versions with their weights, not {versions!r}.")
-    body = {"versions": dict(versions)} if isinstance(versions, Mapping) else {"version": str(versions)}
+    body: dict[str, object] = (
+        {"versions": dict(versions)} if isinstance(versions, Mapping) else {"version": str(versions)}
+    )
+    if mirror:
+        body["mirror"] = dict(mirror)
     path = place("models", name, "aliases", alias)
     return Call(method="PUT", path=path, read=reader(AliasTarget), json=body, seconds=seconds, repeatable=False)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import Field
 
 Weights = Annotated[Mapping[str, Annotated[int, Field(ge=1)]], Field(min_length=1)]
 """Versions with their relative weights."""
+Percentages = Mapping[str, Annotated[int, Field(ge=1, le=100)]]
+"""Versions with a percentage each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,10 +32,39 @@ class VersionState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AliasTarget:
-    """Where an alias points: versions with their relative weights; and where it pointed before."""
+    """Where an alias points: versions with their relative weights; who gets copies; and where it pointed before."""
 
     versions: Weights
+    mirror: Percentages = field(default_factory=dict)
     previous: Weights | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowComparison:
+    """How the answers of a version that got copies of images compare with those that callers got.
+
+    Attributes:
+        version: whose answers callers got.
+        shadow: the version that got copies.
+        since: when counting began.
+        images: how many were compared.
+        agreement: of classifiers, the share of images with the same most probable class; of detectors, the share of
+            objects that both found. None without images, as the next one.
+        distance: mean distance of the answers, 0 to 1.
+        routing_distance: mean absolute difference of the routing weights, by block.
+        skipped: images that weren't compared, by reason; docs/versions.md lists them.
+        problem: why the last copy failed that did; None if none did.
+    """
+
+    version: str
+    shadow: str
+    since: datetime
+    images: int
+    agreement: float | None = None
+    distance: float | None = None
+    routing_distance: Mapping[str, float] = field(default_factory=dict)
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +144,7 @@ class ModelDetails:
         model_card: Markdown.
         multiply_adds: per image; None if a layer can't be counted.
         labels: the name of each class, by its index.
+        shadows: how the model's versions compare that got copies of requests.
     """
 
     name: str
@@ -136,3 +169,4 @@ class ModelDetails:
     model_card: str = ""
     multiply_adds: int | None = None
     labels: tuple[str, ...] = ()
+    shadows: tuple[ShadowComparison, ...] = ()

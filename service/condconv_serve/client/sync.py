@@ -318,9 +318,18 @@ class Client:
         """Make the server unload a version. Needs a key with the scope `admin`."""
         return self._call(calls.unload_version(name, version))
 
-    def set_alias(self, name: str, alias: str, versions: str | Mapping[str, int]) -> AliasTarget:
-        """Point an alias at a version, or at several by weight. Needs a key with the scope `admin`."""
-        return self._call(calls.set_alias(name, alias, versions))
+    def set_alias(
+        self, name: str, alias: str, versions: str | Mapping[str, int], *, mirror: Mapping[str, int] | None = None
+    ) -> AliasTarget:
+        """Point an alias at a version, or at several by weight. Needs a key with the scope `admin`.
+
+        Args:
+            name: of the model.
+            alias: its name.
+            versions: a version, or several with their relative weights.
+            mirror: versions that get copies of its requests, with the percentage for each; nothing is mirrored if None.
+        """
+        return self._call(calls.set_alias(name, alias, versions, mirror=mirror))
 
     def roll_back_alias(self, name: str, alias: str) -> AliasTarget:
         """Point an alias back to where it pointed before. Needs a key with the scope `admin`."""

@@ -16,6 +16,7 @@ from condconv_serve.domain.answers import (
 from condconv_serve.domain.images import (
     USUAL_CROP_FRACTION,
     USUAL_CROP_PADDING,
+    Copies,
     ImageSource,
     Interpolation,
     JpegCropper,
@@ -77,6 +78,7 @@ __all__ = [
     "ClassScore",
     "Classification",
     "ClassifiedImage",
+    "Copies",
     "Cost",
     "DetectedObject",
     "Detection",

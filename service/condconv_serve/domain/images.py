@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -65,6 +65,11 @@ class Preprocessing:
             case "stretch" | "letterbox":
                 return 1.0
 
+    def makes_rows_like(self, other: Preprocessing) -> bool:
+        """Whether photos become the same rows. Mean and standard deviation don't matter: they are in the graph."""
+        one, another = (replace(p, crop_padding=p.padding, crop_fraction=p.crop_share) for p in (self, other))
+        return replace(one, mean=another.mean, std=another.std) == another
+
     @property
     def official_decoding(self) -> bool:
         """Whether JPEGs are decoded, and photos cropped, in the very way of the official evaluation."""
@@ -98,13 +103,37 @@ class Placement:
     height: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copies:
+    """What other versions of a model need that get copies of an image once it is answered, to be compared.
+
+    Attributes:
+        to: these versions.
+        image: the file that the row was made of; a version that crops in another way makes its own row of it. None if
+            the row came as pixels, or the file isn't at hand.
+        is_pixels: whether the caller gave pixels, cropped and resized.
+    """
+
+    to: tuple[str, ...]
+    image: bytes | None = None
+    is_pixels: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class MadeRow:
-    """A row, how long it took to make (seconds), and where it lies in its photo; None if it came as pixels alone."""
+    """A row, ready to be computed.
+
+    Attributes:
+        row: its pixels.
+        seconds: how long it took to make.
+        placement: where it lies in its photo; None if it came as pixels alone.
+        copies: for other versions; None if they get none.
+    """
 
     row: Row
     seconds: float = 0.0
     placement: Placement | None = None
+    copies: Copies | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from condconv_serve.routing.recent import RecentRequest
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.statistics import Window
 from condconv_serve.serving.versions import VersionStatus
-from condconv_serve.store.aliases import Alias
+from condconv_serve.shadow.counts import ShadowCounts
+from condconv_serve.store.aliases import NO_MIRROR, Alias
 from condconv_serve.telemetry.exposition import Exposition
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tally import Tallies, VersionTally
@@ -56,8 +57,10 @@ class VersionAdmin(Protocol):
         """Serve a version no more."""
         ...
 
-    async def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> Alias:
-        """Point an alias at versions, by weight."""
+    async def set_alias(
+        self, name: str, alias: str, versions: Mapping[str, int], *, mirror: Mapping[str, int] = NO_MIRROR
+    ) -> Alias:
+        """Point an alias at versions, by weight, and mirror its requests to others, by percentage."""
         ...
 
     async def roll_back(self, name: str, alias: str) -> Alias:
@@ -113,6 +116,22 @@ class TallySource(Protocol):
         ...
 
 
+class Shadows(Protocol):
+    """How versions compare that got copies of requests: `condconv_serve.shadow.traffic.Shadow`."""
+
+    async def read(self, name: str) -> Sequence[ShadowCounts]:
+        """The figures of a model's versions, in order."""
+        ...
+
+
+class NoShadows:
+    """Nothing is mirrored."""
+
+    async def read(self, name: str) -> Sequence[ShadowCounts]:
+        """No figures."""
+        return ()
+
+
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
     """What a request's body may hold."""
@@ -139,6 +158,7 @@ class AppContext:
         ablator: computes ablations; None if there are none.
         drawer: draws pictures; whoever makes it closes it.
         tallies: what each version has done.
+        shadows: how versions compare that got copies of requests.
         bodies: those that are being received, and how long they may take; whoever ends the service gives them up.
         long_reads: gives bodies that take long to read their turns.
     """
@@ -156,6 +176,7 @@ class AppContext:
     ablator: Ablator | None = None
     drawer: Drawer = field(default_factory=Drawer)
     tallies: TallySource = field(default_factory=Tallies)
+    shadows: Shadows = field(default_factory=NoShadows)
     tracer: Tracer = field(default_factory=Tracer)
     bodies: OpenBodies = field(default_factory=OpenBodies)
     long_reads: LongReads = field(default_factory=LongReads)

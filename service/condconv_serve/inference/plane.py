@@ -51,6 +51,7 @@ class InferencePlane:
         tallies: Tallies | None = None,
         observe: Callable[[ModelInfo, RowAnswer], None] = lambda model, row: None,
         sharing: RowSharing | None = None,
+        mirror: Callable[[ServedModel, MadeRow, RowAnswer], None] = lambda model, made, answer: None,
     ) -> None:
         """Wire the parts together.
 
@@ -62,6 +63,7 @@ class InferencePlane:
             observe: gets what the network answered for each row, for statistics; called on the event loop. Answers from
                 the cache count, too: what the traffic is like doesn't depend on what had to be computed.
             sharing: has the answers of equal rows; None if each row is computed.
+            mirror: gets each row that was computed, with its answer, to try other versions on it; it returns at once.
         """
         self._models = models
         self._batcher = batcher
@@ -69,6 +71,7 @@ class InferencePlane:
         self._tallies = tallies or Tallies()
         self._observe = observe
         self._sharing = sharing
+        self._mirror = mirror
 
     def lease(
         self, model: str | None = None, version: str | None = None, *, split_key: str | None = None
@@ -262,7 +265,7 @@ class InferencePlane:
         found = await self._batcher.submit(made.row, admission, deadline=terms.deadline)
         if not all(np.isfinite(values).all() for values in found.output.values()):
             raise InferenceFailed("The engine's answer for this image holds numbers that are not finite.")
-        return RowAnswer(
+        answer = RowAnswer(
             tensors=found.output,
             timings=Timings(
                 decode=made.seconds,
@@ -274,6 +277,8 @@ class InferencePlane:
             batch_size=found.batch_size,
             placement=made.placement,
         )
+        self._mirror(terms.model, made, answer)
+        return answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,17 +26,22 @@ class StreamPool:
     Use as a context manager; leaving it ends the threads.
     """
 
-    def __init__(self, streams: int, *, stall_timeout: float, metrics: Metrics) -> None:
+    def __init__(
+        self, streams: int, *, stall_timeout: float, metrics: Metrics, name: str = "stream", yield_steps: int = 1
+    ) -> None:
         """Prepare; threads start when the block is entered.
 
         Args:
             streams: number of threads.
             stall_timeout: seconds after which a batch is given up and its thread replaced.
             metrics: counts stalls.
+            name: of the threads and in the log.
+            yield_steps: how far the threads come after others, see `yield_to_other_threads`.
         """
         self._streams = streams
         self._stall_timeout = stall_timeout
         self._metrics = metrics
+        self._name, self._yield_steps = name, yield_steps
         self._free: asyncio.Queue[_Stream] = asyncio.Queue()
 
     async def run(self, compute: Callable[[int], Result]) -> Result:
@@ -53,9 +58,10 @@ class StreamPool:
         except TimeoutError:
             # A thread can't be ended from outside. If it ever comes back, it ends. Another thread takes its number.
             stream.close()
-            stream = _Stream(stream.number)
+            stream = self._new(stream.number)
             self._metrics.stream_stalls.inc()
-            logger.error("stream %d gave no answer in %.0f s and was replaced", stream.number, self._stall_timeout)
+            number, seconds = stream.number, self._stall_timeout
+            logger.error("%s %d gave no answer in %.0f s and was replaced", self._name, number, seconds)
             raise EngineStalled(f"The engine gave no answer in {self._stall_timeout:g} s.", retry_after=1.0) from None
         finally:
             self._free.put_nowait(stream)
@@ -64,7 +70,7 @@ class StreamPool:
     def __enter__(self) -> StreamPool:
         """Start the threads."""
         for number in range(self._streams):
-            self._free.put_nowait(_Stream(number))
+            self._free.put_nowait(self._new(number))
         return self
 
     def __exit__(
@@ -74,14 +80,18 @@ class StreamPool:
         while not self._free.empty():
             self._free.get_nowait().close()
 
+    def _new(self, number: int) -> _Stream:
+        return _Stream(number, name=self._name, yield_steps=self._yield_steps)
+
 
 class _Stream:
     """One thread with its jobs. A daemon, so that a hanging batch can't keep the process from ending."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, name: str, yield_steps: int) -> None:
         self.number = number
+        self._yield_steps = yield_steps
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
-        threading.Thread(target=self._work, name=f"stream-{number}", daemon=True).start()
+        threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
     def submit(self, compute: Callable[[int], Result]) -> Future[Result]:
         future: Future[Result] = Future()
@@ -92,7 +102,7 @@ class _Stream:
         self._jobs.put(None)
 
     def _work(self) -> None:
-        yield_to_other_threads()
+        yield_to_other_threads(self._yield_steps)
         while job := self._jobs.get():
             compute, future = job
             try:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from condconv_serve.bootstrap import plan_engines
 from condconv_serve.domain import Engine, Preprocessing, Row
+from condconv_serve.engine_planning import plan_engines
 from condconv_serve.errors import BundleError, ServiceError
 from condconv_serve.imaging import decode, transform
 from condconv_serve.offline.throughput import Throughput, measure

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from condconv_serve.bootstrap import load_model, plan_engines
+from condconv_serve.bootstrap import load_model
 from condconv_serve.domain import ROUTING, RoutingProfile, Row, ServedModel, rows_of
+from condconv_serve.engine_planning import plan_engines
 from condconv_serve.errors import BundleError, MissingImage, ServiceError
 from condconv_serve.imaging import model_row
 from condconv_serve.inputs.files import read_image

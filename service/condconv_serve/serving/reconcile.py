@@ -122,12 +122,17 @@ def reconcile(stored: Stored, served: Served, wishes: Wishes) -> tuple[Action, .
     failed, unwanted = set(served.failed) - set(forgiven), set(wishes.unwanted) - set(wanted_again)
     chances: tuple[Action, ...] = (*map(Forgive, forgiven), *map(WantAgain, wanted_again))
     aliased = {version for alias in stored.aliases.values() for version in alias.versions}
+    mirrored = {version for alias in stored.aliases.values() for version in alias.mirror}
     usable = [v for v in sorted(stored.versions, key=int) if v not in failed or v in served.versions]
     newest = [version for version in usable if version not in unwanted][-wishes.newest :]
-    wanted = {*newest, *(set(usable) & {*aliased, *wishes.pinned})}
+    needed = {*newest, *(set(usable) & {*aliased, *wishes.pinned})}
+    # Nobody waits for answers of the others, so they come last, and whoever unloads one gets rid of it.
+    wanted = needed | (set(usable) & mirrored - unwanted)
 
-    if wishes.may_load and (step := _next_to_load(wanted - failed, stored, served)):
-        return (*chances, step)
+    if wishes.may_load:
+        for candidates in (needed - failed, wanted - needed - failed):
+            if step := _next_to_load(candidates, stored, served):
+                return (*chances, step)
 
     aliases = _aliases_in_force(stored, served)
     held = {version for alias in aliases.aliases.values() for version in alias.versions}

@@ -13,6 +13,7 @@ from condconv_serve.serving.store_follower import StoreFollower
 from condconv_serve.serving.version_ledger import VersionLedger
 from condconv_serve.serving.versions import VersionStatus
 from condconv_serve.store.aliases import (
+    NO_MIRROR,
     Alias,
     check_alias,
     delete_alias,
@@ -65,19 +66,21 @@ class VersionAdmin:
         """
         return await self._follower.on_loader(self._unload, name, version)
 
-    async def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> Alias:
-        """Point an alias at versions, by weight.
+    async def set_alias(
+        self, name: str, alias: str, versions: Mapping[str, int], *, mirror: Mapping[str, int] = NO_MIRROR
+    ) -> Alias:
+        """Point an alias at versions, by weight, and mirror its requests to others, by percentage.
 
         Versions that aren't loaded are loaded first. Then all traffic moves at once.
 
         Raises:
-            InvalidParameter: the alias's name or a weight is not allowed.
+            InvalidParameter: the alias's name, a weight or a percentage is not allowed.
             ModelNotFound, VersionNotFound: a version isn't in the store.
             BundleError: a version can't be loaded; the alias stays as it was.
             StoreNotWritable: the store can't be written to.
         """
-        check_alias(alias, versions)
-        return await self._follower.on_loader(self._set_alias, name, alias, versions)
+        check_alias(alias, versions, mirror=mirror)
+        return await self._follower.on_loader(self._set_alias, name, alias, versions, mirror=mirror)
 
     async def roll_back(self, name: str, alias: str) -> Alias:
         """Point an alias back to where it pointed before.
@@ -125,15 +128,18 @@ class VersionAdmin:
         self._follower.retire(name, version)
         return self._ledger.status_of(name, version)
 
-    def _set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> Alias:
-        for version in versions:
+    def _set_alias(
+        self, name: str, alias: str, versions: Mapping[str, int], *, mirror: Mapping[str, int] = NO_MIRROR
+    ) -> Alias:
+        asked = {*versions, *mirror}
+        for version in asked:
             self._ledger.find(name, version)
-        for version in versions:
+        for version in asked:
             self._ledger.memory(name).want_again(version)
-        self._follower.sync_model(name, also=versions)
-        self._demand_served(name, versions)
+        self._follower.sync_model(name, also=asked)
+        self._demand_served(name, sorted(asked, key=int))
         restore_aliases(self._store, name, self._registry.aliases(name))
-        changed = set_alias(self._store, name, alias, versions)
+        changed = set_alias(self._store, name, alias, versions, mirror=mirror)
         self._follower.sync_model(name)
         return changed
 

@@ -5,6 +5,7 @@ They live on a registry that is passed in, so one process can hold several servi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,8 +30,11 @@ LOAD_SECONDS_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 WEIGHT_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SCORE_BUCKETS = WEIGHT_BUCKETS
+DISTANCE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 DETECTIONS_BUCKETS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 """The first one holds the images in which nothing was found."""
+_PAIR = ("model", "version", "shadow")
+_PAIR_AND_OUTCOME = (*_PAIR, "outcome")
 
 
 class Metrics:
@@ -242,6 +246,37 @@ class Metrics:
             ("model", "version"),
             registry=registry,
         )
+        self.shadow_rows = Counter(
+            "condconv_shadow_rows_total",
+            "Copies of answered images for another version (shadow), by outcome: compared, busy (callers' images "
+            "waited), full (too many copies waited), late, paused (the version failed again and again), not_served, "
+            "other_task, other_input, failed, not_finite. How many comparisons are the other figures made of?",
+            _PAIR_AND_OUTCOME,
+            registry=registry,
+        )
+        self.shadow_agreement = Counter(
+            "condconv_shadow_agreement_total",
+            "Sum of agreements of the compared images: 1 where both versions name the same class, or the share of "
+            "objects that both found. How often does a new version say the same?",
+            _PAIR,
+            registry=registry,
+        )
+        self.shadow_distance = Histogram(
+            "condconv_shadow_distance",
+            "Distance of the answers to an image, 0 to 1: total variation of the classes' probabilities, or the mean "
+            "difference of the objects' scores. How far apart are the answers of a new version?",
+            _PAIR,
+            buckets=DISTANCE_BUCKETS,
+            registry=registry,
+        )
+        self.shadow_routing_distance = Histogram(
+            "condconv_shadow_routing_distance",
+            "Mean difference of an image's routing weights over the blocks that both versions have. Does a new version "
+            "route images in another way?",
+            _PAIR,
+            buckets=DISTANCE_BUCKETS,
+            registry=registry,
+        )
         self.ready = Gauge(
             "condconv_ready", "1 while the service takes requests. Is this replica in service?", registry=registry
         )
@@ -272,6 +307,32 @@ class Metrics:
         observe = self.detection_score.labels(model).observe
         for score in scores:
             observe(score)
+
+    def count_shadow(
+        self, pair: tuple[str, str, str], *, agreement: float, distance: float, routing: Sequence[float]
+    ) -> None:
+        """Count an image that two versions answered.
+
+        Args:
+            pair: the model's name, the version that the caller got, and the other one.
+            agreement: 0 to 1, as the following.
+            distance: of the answers.
+            routing: distance of the weights of each block that both have.
+        """
+        self.shadow_rows.labels(*pair, "compared").inc()
+        self.shadow_agreement.labels(*pair).inc(agreement)
+        self.shadow_distance.labels(*pair).observe(distance)
+        if routing:
+            self.shadow_routing_distance.labels(*pair).observe(sum(routing) / len(routing))
+
+    def forget_shadow(self, pair: tuple[str, str, str], *, outcomes: Iterable[str]) -> None:
+        """Show no more of two versions, one of which has gone; `outcomes` are all that copies can have."""
+        for metric in (self.shadow_agreement, self.shadow_distance, self.shadow_routing_distance):
+            with contextlib.suppress(KeyError):
+                metric.remove(*pair)
+        for outcome in outcomes:
+            with contextlib.suppress(KeyError):
+                self.shadow_rows.remove(*pair, outcome)
 
     def describe(self) -> list[tuple[str, str, tuple[str, ...], str]]:
         """Name, type, labels and help text of each of the service's own metrics, as they are exposed."""

@@ -72,8 +72,10 @@ export class Models {
   }
 }
 
-const split = ({ versions }) => {
+const split = ({ versions, mirror }) => {
   const parts = Object.entries(versions);
   const total = parts.reduce((sum, [, weight]) => sum + weight, 0);
-  return parts.map(([version, weight]) => (parts.length > 1 ? `${version}: ${Math.round((weight / total) * 100)} %` : version)).join(", ");
+  const shares = parts.map(([version, weight]) => (parts.length > 1 ? `${version}: ${Math.round((weight / total) * 100)} %` : version));
+  const copies = Object.entries(mirror ?? {}).map(([version, percent]) => `copies to ${version}: ${percent} %`);
+  return [...shares, ...copies].join(", ");
 };

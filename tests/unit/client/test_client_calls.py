@@ -532,6 +532,7 @@ def test_changes_of_versions(client, seen):
     assert client.set_alias("m", "stable", {"1": 9, "2": 1}).versions == {"1": 9, "2": 1}
     assert client.set_alias("m", "stable", "1").previous == {"1": 1}
     assert client.set_alias("m", "stable", 1).previous == {"1": 1}
+    assert client.set_alias("m", "stable", 1, mirror={"2": 10}).mirror == {}
     assert client.roll_back_alias("m", "stable").versions == {"1": 9, "2": 1}
     client.answer(lambda request: httpx.Response(204))
     client.delete_alias("m", "a/b")
@@ -541,6 +542,7 @@ def test_changes_of_versions(client, seen):
         ("PUT", "/models/m/aliases/stable", b'{"versions":{"1":9,"2":1}}'),
         ("PUT", "/models/m/aliases/stable", b'{"version":"1"}'),
         ("PUT", "/models/m/aliases/stable", b'{"version":"1"}'),
+        ("PUT", "/models/m/aliases/stable", b'{"version":"1","mirror":{"2":10}}'),
         ("POST", "/models/m/aliases/stable/rollback", b""),
         ("DELETE", "/models/m/aliases/a%2Fb", b""),
     ]

@@ -33,9 +33,12 @@ def versions(text):
 
 
 def aliases(text):
-    """`stable=1 canary=1,2`: what each alias points at."""
-    split = (entry.split("=") for entry in text.split())
-    return {name: Alias(versions=dict.fromkeys(to.split(","), 1)) for name, to in split}
+    """`stable=1 canary=1,2+3`: what each alias points at, and to what it mirrors."""
+    split = ((name, *to.partition("+")) for name, to in (entry.split("=") for entry in text.split()))
+    return {
+        name: Alias(versions=dict.fromkeys(to.split(","), 1), mirror=dict.fromkeys(mirror.split(), 100))
+        for name, to, _, mirror in split
+    }
 
 
 def decide(
@@ -99,6 +102,12 @@ def LOAD(version: str, name: str) -> Load:  # noqa: N802
         ({"stored": "1:a", "unwanted": "1:a"}, None),
         ({"stored": "1:a 2:a", "served": "1:a", "unwanted": "2:a", "store_aliases": "x=2"}, WAIT("2", "a")),
         ({"stored": "1:a 2:a", "served": "1:a", "unwanted": "2:a", "pinned": "2"}, WAIT("2", "a")),
+        # what an alias mirrors to comes after all that callers need, unless somebody unloaded it
+        ({"stored": "1:a 2:a 3:a", "served": "3:a", "store_aliases": "x=1+2"}, WAIT("1", "a")),
+        ({"stored": "1:a 2:a 3:a", "served": "1:a 3:a", "store_aliases": "x=1+2"}, WAIT("2", "a")),
+        ({"stored": "1:a 2:a 3:a", "served": "1:a 3:a", "unwanted": "2:a", "store_aliases": "x=1+2"}, None),
+        ({"stored": "1:a 2:a 3:a", "served": "1:a 3:a", "failed": "2:a", "store_aliases": "x=1+2"}, None),
+        ({"stored": "1:a 3:a", "served": "1:a 3:a", "store_aliases": "x=1+2"}, None),
         # what failed is not tried again, and the next one steps in
         ({"stored": "1:a", "failed": "1:a"}, None),
         ({"stored": "1:a 2:a", "failed": "2:a"}, WAIT("1", "a")),
@@ -132,6 +141,10 @@ def test_what_is_loaded_next(situation, first):
         ({"stored": "1:a 2:a 10:a", "served": "1:a 2:a 10:a"}, "1 2"),
         # what is wanted for another reason stays
         ({"stored": "1:a 2:a", "served": "1:a 2:a", "store_aliases": "x=1"}, ""),
+        # what an alias mirrors to stays while it is there and nobody unloads it
+        ({"stored": "1:a 2:a", "served": "1:a 2:a", "store_aliases": "x=2+1"}, ""),
+        ({"stored": "2:a", "served": "1:a 2:a", "store_aliases": "x=2+1"}, "1"),
+        ({"stored": "1:a 2:a", "served": "1:a 2:a", "unwanted": "1:a", "store_aliases": "x=2+1"}, "1"),
         ({"stored": "1:a 2:a", "served": "1:a 2:a", "pinned": "1"}, ""),
         # what is gone from the store goes, but not the last of its model
         ({"stored": "2:a", "served": "1:a 2:a"}, "1"),

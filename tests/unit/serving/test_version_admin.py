@@ -68,6 +68,27 @@ async def test_what_is_needed_cannot_be_unloaded(place):
     assert place.served("apple") == []
 
 
+async def test_an_alias_brings_what_it_mirrors_to_along_but_never_depends_on_it(place, tmp_path):
+    place.add("pear", "2")
+    await place.follower.sync()
+    assert place.served() == ["2"]
+    await place.admin.set_alias("pear", "default", {"2": 1}, mirror={"1": 10})
+    assert place.served() == ["1", "2"]
+    await place.admin.unload("pear", "1")
+    await place.follower.sync()
+    assert place.served() == ["2"]
+    assert place.registry.aliases("pear")["default"].mirror == {"1": 10}
+    rewrite(tmp_path / "pear" / "1", schema_version=9)
+    await place.follower.sync()
+    assert place.served() == ["2"]
+    assert (place.registry.trouble("pear"), place.registry.get("pear").version) == (None, "2")
+    with pytest.raises(BundleError, match="has schema version 9, newer"):
+        await place.admin.set_alias("pear", "default", {"2": 1}, mirror={"1": 20})
+    with pytest.raises(VersionNotFound):
+        await place.admin.set_alias("pear", "default", {"2": 1}, mirror={"7": 20})
+    assert read_aliases(tmp_path, "pear")["default"].mirror == {"1": 10}
+
+
 async def test_an_alias_brings_its_versions_along(place):
     place.add("pear", "2")
     place.add("pear", "3")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condconv_serve.errors import AliasNotFound, BundleError, InvalidParameter, StoreNotWritable
-from condconv_serve.store.aliases import Alias, delete_alias, read_aliases, roll_back, set_alias
+from condconv_serve.store.aliases import Alias, delete_alias, mirrors_of, read_aliases, roll_back, set_alias
 
 
 @pytest.fixture
@@ -159,6 +159,66 @@ def test_shares_are_those_of_the_weights():
     chosen = Counter(Alias(versions=weights).choose(f"request-{i}") for i in range(20_000))
     for version, weight in weights.items():
         assert chosen[version] / 200 == pytest.approx(weight, abs=1.5)
+
+
+@given(
+    st.dictionaries(st.integers(2, 99).map(str), st.integers(1, 100), max_size=4),
+    st.integers(1, 100),
+    st.text("ab €😀"),
+)
+@settings(deadline=None, max_examples=30)
+def test_all_requests_of_a_key_are_mirrored_or_none(mirror, more, key):
+    alias = Alias(versions={"1": 1}, mirror=mirror)
+    chosen = alias.mirrors(key)
+    assert set(chosen) <= set(mirror)
+    assert chosen == Alias(versions={"1": 3, "7": 1}, mirror=mirror).mirrors(key)  # whatever the split does
+    assert {version for version, percent in mirror.items() if percent == 100} <= set(chosen)
+    raised = Alias(versions={"1": 1}, mirror={v: max(percent, more) for v, percent in mirror.items()})
+    assert set(chosen) <= set(raised.mirrors(key))
+
+
+@pytest.mark.parametrize("percent", [1, 10, 50, 99])
+def test_mirrored_shares_are_the_percentages_and_independent_of_the_split(percent):
+    alias = Alias(versions={"1": 50, "2": 50}, mirror={"3": percent, "4": percent})
+    keys = [f"request-{i}" for i in range(8_000)]
+    for version in ("3", "4"):
+        for split in ("1", "2"):
+            of_split = [key for key in keys if alias.choose(key) == split]
+            share = sum(version in alias.mirrors(key) for key in of_split) / len(of_split) * 100
+            assert share == pytest.approx(percent, abs=3)
+    both = sum(alias.mirrors(key) == ("3", "4") for key in keys) / len(keys) * 100
+    assert both == pytest.approx(percent**2 / 100, abs=1.5)
+
+
+def test_which_requests_are_mirrored():
+    aliases = {"default": Alias(versions={"1": 1}, mirror={"2": 100}), "plain": Alias(versions={"1": 1})}
+    assert mirrors_of(aliases, None, "key") == mirrors_of(aliases, "default", "key") == ("2",)
+    assert mirrors_of(aliases, "plain", "key") == mirrors_of(aliases, "1", "key") == mirrors_of({}, None, "key") == ()
+    assert mirrors_of(aliases, None, None) == ()
+
+
+def test_a_mirror_is_kept_until_the_alias_is_set_or_rolled_back(store):
+    set_alias(store, "pear", "stable", {"1": 1})
+    set_alias(store, "pear", "stable", {"2": 1}, mirror={"3": 10})
+    assert read_aliases(store, "pear")["stable"] == Alias(versions={"2": 1}, mirror={"3": 10}, previous={"1": 1})
+    assert set_alias(store, "pear", "stable", {"2": 1}) == Alias(versions={"2": 1}, previous={"1": 1})
+    set_alias(store, "pear", "stable", {"2": 1}, mirror={"3": 100})
+    assert roll_back(store, "pear", "stable") == Alias(versions={"1": 1}, previous={"2": 1})
+
+
+@pytest.mark.parametrize(
+    ("mirror", "says"),
+    [
+        *(({"2": percent}, "percentages from 1 to 100") for percent in (0, -1, 1.5, True, "1", 101)),
+        ({"x": 1}, "a whole number from 1"),
+        ({str(version): 1 for version in range(2, 7)}, "up to 4 versions"),
+        ({"1": 1}, "Version 1 would be mirrored to itself"),
+    ],
+)
+def test_bad_mirrors(mirror, says, store):
+    with pytest.raises(InvalidParameter, match=says):
+        set_alias(store, "pear", "stable", {"1": 1}, mirror=mirror)
+    set_alias(store, "pear", "stable", {"1": 1, "2": 1}, mirror={"1": 5})  # those who get 2 compare with 1
 
 
 def test_without_a_key_it_is_the_version_with_the_most_weight():

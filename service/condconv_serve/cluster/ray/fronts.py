@@ -28,7 +28,7 @@ from condconv_serve.routing.drawer import Drawer
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.serving.versions import VersionStatus
 from condconv_serve.settings import Settings
-from condconv_serve.store.aliases import Alias
+from condconv_serve.store.aliases import NO_MIRROR, Alias
 from condconv_serve.telemetry.exposition import RegistryExposition
 from condconv_serve.telemetry.logs import ContextThreads
 from condconv_serve.telemetry.metrics import Metrics
@@ -81,6 +81,7 @@ class Ingress:
             images=ImagePipeline(
                 plane,
                 ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
+                aliases=self.models.aliases,
                 count_objects=self.metrics.count_objects,
             ),
             models=self.models,
@@ -163,7 +164,9 @@ class _NoAdmin:
     async def unload(self, name: str, version: str) -> VersionStatus:
         self._refuse()
 
-    async def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> Alias:
+    async def set_alias(
+        self, name: str, alias: str, versions: Mapping[str, int], *, mirror: Mapping[str, int] = NO_MIRROR
+    ) -> Alias:
         self._refuse()
 
     async def roll_back(self, name: str, alias: str) -> Alias:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +16,12 @@ from condconv_serve.cluster.workers.front_session import Calls, FrontSession
 from condconv_serve.cluster.workers.remote_plane import CHECK
 from condconv_serve.domain import Ablated, Ablator, Pixels, RoutingOverrides, Row
 from condconv_serve.domain.caching import CacheUse
-from condconv_serve.fronts.context import RecentAnswers, RoutingFigures, TallySource, VersionAdmin
+from condconv_serve.fronts.context import RecentAnswers, RoutingFigures, Shadows, TallySource, VersionAdmin
 from condconv_serve.fronts.rates import Rates
 from condconv_serve.inference.batching import Priority
 from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.routing.recent import RecentRequest
+from condconv_serve.store.aliases import Alias
 from condconv_serve.telemetry.metrics import Metrics
 
 
@@ -34,6 +35,7 @@ class EngineParts:
     routing: RoutingFigures | None
     recent: RecentAnswers | None
     tallies: TallySource
+    shadows: Shadows
     ablator: Ablator
     metrics: Metrics
 
@@ -47,6 +49,9 @@ def calls_of(parts: EngineParts) -> Callable[[FrontSession], Calls]:
         async def collect() -> list[Metric]:
             return list(parts.metrics.registry.collect())
 
+        async def set_alias(name: str, alias: str, to: Mapping[str, int], mirror: Mapping[str, int]) -> Alias:
+            return await versions.set_alias(name, alias, to, mirror=mirror)
+
         found: dict[str, Callable[..., Any]] = {
             CHECK: _check(session, parts.plane),
             CROP: _crop(session),
@@ -55,10 +60,11 @@ def calls_of(parts: EngineParts) -> Callable[[FrontSession], Calls]:
             "versions.status": lambda: asyncio.to_thread(versions.status),
             "versions.load": versions.load,
             "versions.unload": versions.unload,
-            "versions.set_alias": versions.set_alias,
+            "versions.set_alias": set_alias,
             "versions.roll_back": versions.roll_back,
             "versions.delete_alias": versions.delete_alias,
             "tallies.read": parts.tallies.read,
+            "shadows.read": parts.shadows.read,
             "ablator.check": ablations.check,
             "ablator.enter": ablations.enter,
             "ablator.leave": ablations.leave,

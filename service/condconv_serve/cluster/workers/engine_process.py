@@ -38,6 +38,7 @@ async def run_engine(order: StartEngine, parent: Parent) -> None:
         routing=service.routing,
         recent=service.recent,
         tallies=service.tallies,
+        shadows=service.shadow,
         ablator=service.ablator,
         metrics=service.metrics,
     )
@@ -46,9 +47,9 @@ async def run_engine(order: StartEngine, parent: Parent) -> None:
             await _follow(parent, service, hub)
     if failures:
         raise failures[0] if isinstance(failures[0], ServiceError) else unexpected_error()
-    if service.follower.loading or service.ablator.busy:
+    if service.follower.loading or service.ablator.busy or service.shadow.busy:
         # It may take seconds or never end, and the interpreter can't end while TensorFlow computes.
-        logger.info("a load that was under way is dropped")
+        logger.info("work that was under way is dropped")
         logging.shutdown()
         os._exit(0)
 

@@ -191,12 +191,12 @@ class EngineSession:
         arena = self._arena(slot_bytes)
         slot = self._arenas[arena].take() if row.nbytes <= slot_bytes else None
         if slot is None:  # more rows than there should be, or a larger one: it goes through the socket
-            self._link.send(RowMade(number, index, made.seconds, made.placement, array=row))
+            self._link.send(RowMade(number, index, made.seconds, made.placement, array=row, copies=made.copies))
             return
         request.slots[index] = arena, slot
         placed = Placed(row.dtype.str, row.shape, 0)
         self._arenas[arena].array(slot, placed)[...] = row
-        self._link.send(RowMade(number, index, made.seconds, made.placement, arena, slot, placed))
+        self._link.send(RowMade(number, index, made.seconds, made.placement, arena, slot, placed, copies=made.copies))
 
     def _arena(self, slot_bytes: int) -> int:
         if slot_bytes not in self._arena_of:

@@ -21,6 +21,7 @@ from condconv_serve.cluster.workers.remote_parts import (
     RemoteRates,
     RemoteRecent,
     RemoteRouting,
+    RemoteShadows,
     RemoteTallies,
     RemoteVersions,
 )
@@ -137,6 +138,7 @@ class _Front:
                 RemotePlane(engine, caches=settings.cache_bytes > 0),
                 ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
                 digests=settings.cache_bytes > 0,
+                aliases=engine.models.aliases,
                 count_objects=metrics.count_objects,
             ),
             models=engine.models,
@@ -158,6 +160,7 @@ class _Front:
             ablator=RemoteAblator(engine),
             drawer=self._drawer,
             tallies=RemoteTallies(engine),
+            shadows=RemoteShadows(engine),
             bodies=OpenBodies(pause=settings.body_timeout, total=settings.body_total_timeout),
         )
 

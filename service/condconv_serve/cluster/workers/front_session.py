@@ -208,10 +208,10 @@ class FrontSession:
         if message.placed is None:
             if message.array is None:
                 raise ValueError("A row without pixels.")
-            return MadeRow(message.array, message.seconds, message.placement)
+            return MadeRow(message.array, message.seconds, message.placement, message.copies)
         row = self._arenas[message.arena].array(message.slot, message.placed)
         row.flags.writeable = False
-        return MadeRow(row, message.seconds, message.placement)
+        return MadeRow(row, message.seconds, message.placement, message.copies)
 
     async def _call(self, message: Call) -> None:
         try:

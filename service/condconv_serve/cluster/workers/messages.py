@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from condconv_serve.cluster.workers.arena import Layout, Placed
-from condconv_serve.domain import EngineDescription, ModelInfo, Placement
+from condconv_serve.domain import Copies, EngineDescription, ModelInfo, Placement
 from condconv_serve.domain.caching import CacheResult, CacheUse
 from condconv_serve.domain.facts import DeadlineBy
 from condconv_serve.errors import CapacityError, ServiceError
@@ -58,7 +58,10 @@ class Open(NamedTuple):
 
 
 class RowMade(NamedTuple):
-    """A row that was asked for. `array` is the row itself where it lies in no slot; `seconds` is what it took."""
+    """A row that was asked for. `array` is the row itself where it lies in no slot; `seconds` is what it took.
+
+    `copies` is what other versions need that get copies of the image.
+    """
 
     id: int
     row: int
@@ -68,6 +71,7 @@ class RowMade(NamedTuple):
     slot: int = -1
     placed: Placed | None = None
     array: NDArray[Any] | None = None
+    copies: Copies | None = None
 
 
 class RowFailed(NamedTuple):

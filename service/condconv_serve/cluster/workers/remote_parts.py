@@ -19,7 +19,8 @@ from condconv_serve.routing.recent import RecentRequest
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.statistics import Window
 from condconv_serve.serving.versions import VersionStatus
-from condconv_serve.store.aliases import Alias
+from condconv_serve.shadow.counts import ShadowCounts
+from condconv_serve.store.aliases import NO_MIRROR, Alias
 from condconv_serve.telemetry.tally import VersionTally
 
 
@@ -62,9 +63,11 @@ class RemoteVersions(_Remote):
         found: VersionStatus = await self._engine.call("versions.unload", name, version)
         return found
 
-    async def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> Alias:
+    async def set_alias(
+        self, name: str, alias: str, versions: Mapping[str, int], *, mirror: Mapping[str, int] = NO_MIRROR
+    ) -> Alias:
         """See the protocol."""
-        found: Alias = await self._engine.call("versions.set_alias", name, alias, dict(versions))
+        found: Alias = await self._engine.call("versions.set_alias", name, alias, dict(versions), dict(mirror))
         return found
 
     async def roll_back(self, name: str, alias: str) -> Alias:
@@ -115,6 +118,15 @@ class RemoteTallies(_Remote):
     async def read(self, versions: Sequence[tuple[str, str]]) -> Sequence[VersionTally]:
         """See the protocol."""
         found: Sequence[VersionTally] = await self._engine.call("tallies.read", tuple(versions))
+        return found
+
+
+class RemoteShadows(_Remote):
+    """How versions compare that got copies: implements `condconv_serve.fronts.context.Shadows`."""
+
+    async def read(self, name: str) -> Sequence[ShadowCounts]:
+        """See the protocol."""
+        found: Sequence[ShadowCounts] = await self._engine.call("shadows.read", name)
         return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, model_validator
 
 from condconv_serve.domain import NativeState, ServedModel
 from condconv_serve.fronts.native.schemas import MAX_NAME
+from condconv_serve.fronts.native.shadow_schemas import ShadowBody, shadow_body
 from condconv_serve.serving.versions import State, VersionStatus
+from condconv_serve.shadow.counts import ShadowCounts
 from condconv_serve.store.aliases import Alias
 
 
@@ -33,17 +35,27 @@ class AliasBody(BaseModel):
     """Where an alias points."""
 
     versions: dict[str, int] = Field(description="Versions with their relative weights.", examples=[{"1": 90, "2": 10}])
+    mirror: dict[str, int] | None = Field(
+        None,
+        description="Versions that get copies of its requests, with the percentage for each; absent if none does.",
+        examples=[{"3": 10}],
+    )
     previous: dict[str, int] | None = Field(None, description="Where it pointed before.")
 
 
 class AliasRequest(BaseModel):
-    """Where the alias shall point: at one version, or at several by weight."""
+    """Where the alias shall point: at one version, or at several by weight; and which versions get copies."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"version": "1"}]})
 
     version: str | None = Field(None, max_length=MAX_NAME, description="The only version.")
     versions: dict[str, StrictInt] | None = Field(
         None, description="Versions with their relative weights, which are whole numbers from 1 to 1000000."
+    )
+    mirror: dict[str, StrictInt] | None = Field(
+        None,
+        description="Versions that get copies of requests, up to 4, with the percentage for each: whole numbers from 1 "
+        "to 100. Their answers are compared, but nobody gets them. If absent, nothing is mirrored from now on.",
     )
 
     @model_validator(mode="after")
@@ -138,6 +150,9 @@ class ModelResponse(BaseModel):
     versions: list[str] = Field(description="All served versions of the model, oldest first.")
     all_versions: list[VersionBody] = Field(description="All versions, served or not, oldest first.")
     aliases: dict[str, AliasBody] = Field(description="Aliases in force.")
+    shadows: list[ShadowBody] = Field(
+        description="Versions that got copies of requests, since an alias mirrors them; empty if none did."
+    )
     task: str = Field(description="What the model is for: classification or detection.")
     outputs: list[OutputBody] = Field(description="What the network returns for each image.")
     architecture: ArchitectureBody
@@ -168,7 +183,7 @@ def version_body(status: VersionStatus) -> VersionBody:
 
 def alias_body(alias: Alias) -> AliasBody:
     """An alias as a body."""
-    return AliasBody(versions=alias.versions, previous=alias.previous)
+    return AliasBody(versions=alias.versions, mirror=alias.mirror or None, previous=alias.previous)
 
 
 def model_summary(
@@ -200,8 +215,8 @@ def model_summary(
     )
 
 
-def model_response(model: ServedModel, summary: ModelSummary) -> ModelResponse:
-    """Describe one version in full."""
+def model_response(model: ServedModel, summary: ModelSummary, *, shadows: Iterable[ShadowCounts]) -> ModelResponse:
+    """Describe one version in full, and how the versions of its model compare."""
     info = model.info
     manifest = info.manifest.model_dump(mode="json", exclude_none=True)
     return ModelResponse(
@@ -209,6 +224,7 @@ def model_response(model: ServedModel, summary: ModelSummary) -> ModelResponse:
         versions=summary.versions,
         all_versions=summary.all_versions,
         aliases=summary.aliases,
+        shadows=[shadow_body(counts) for counts in shadows],
         outputs=[OutputBody(**asdict(output)) for output in info.outputs],
         parameters=info.cost.parameters,
         multiply_adds=info.cost.multiply_adds,

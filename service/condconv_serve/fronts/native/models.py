@@ -48,6 +48,7 @@ _ALIAS_BODY = {
                 "examples": {
                     "one version": {"value": {"version": "1"}},
                     "a split": {"value": {"versions": {"1": 90, "2": 10}}},
+                    "a mirror": {"value": {"version": "1", "mirror": {"2": 10}}},
                 },
             }
         },
@@ -88,10 +89,14 @@ def router(context: AppContext) -> APIRouter:
             Query(max_length=MAX_NAME, description=VERSION),
         ] = None,
     ) -> ModelResponse:
-        """Architecture, parameters, multiply-adds, preprocessing, checksums, measured accuracy and the model card."""
+        """Architecture, parameters, multiply-adds, preprocessing, checksums, measured accuracy and the model card.
+
+        If an alias mirrors requests to another version, `shadows` says how its answers compare.
+        """
         model = context.models.get(name, version)
         statuses = await asyncio.to_thread(context.versions.status)
-        return model_response(model, summarise(model.name, statuses.get(model.name, [])))
+        shadows = await context.shadows.read(model.name)
+        return model_response(model, summarise(model.name, statuses.get(model.name, [])), shadows=shadows)
 
     @routes.post(
         "/models/{name}/versions/{version}/load",
@@ -162,11 +167,14 @@ def router(context: AppContext) -> APIRouter:
         """Requests with the alias as their `version` get one of these versions, by weight.
 
         The header `X-Split-Key` decides which one: equal keys get equal versions. Without it the request's id decides.
+        The versions in `mirror` get copies of that percentage of requests. How their answers compare is in
+        `GET /models/{name}`; callers neither get them nor wait for them.
         Versions that aren't loaded are loaded first; if one can't be loaded, the alias stays as it was. The alias is
         kept in the store, so all replicas that share the store follow.
         """
         body = await read_json(request, AliasRequest, max_bytes=min(MAX_ALIAS_BYTES, context.limits.max_body_bytes))
-        return alias_body(await context.versions.set_alias(name, alias, body.split()))
+        changed = await context.versions.set_alias(name, alias, body.split(), mirror=body.mirror or {})
+        return alias_body(changed)
 
     @routes.post(
         "/models/{name}/aliases/{alias}/rollback",
@@ -177,7 +185,10 @@ def router(context: AppContext) -> APIRouter:
         dependencies=[needs_admin],
     )
     async def roll_back(name: ModelPath, alias: AliasPath) -> AliasBody:
-        """Point an alias back to where it pointed before its last change. A second rollback undoes the first."""
+        """Point an alias back to where it pointed before its last change, and end its mirrors.
+
+        A second rollback points it back again.
+        """
         return alias_body(await context.versions.roll_back(name, alias))
 
     @routes.delete(

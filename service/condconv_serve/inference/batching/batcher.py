@@ -81,6 +81,7 @@ class Batcher(Generic[Key, Row, Output]):
         """
         self._run = run
         self._streams = streams
+        self._max_batch_size = max_batch_size
         self._drain_timeout = drain_timeout
         self._metrics = metrics
         self._label_of = label_of
@@ -120,6 +121,15 @@ class Batcher(Generic[Key, Row, Output]):
     def rows(self) -> int:
         """Rows that have been admitted, wait, or are being computed."""
         return len(self._queue) + self._rows_in_flight
+
+    @property
+    def saturated(self) -> bool:
+        """Whether more rows wait than the streams could take at once."""
+        return len(self._queue) > self._streams * self._max_batch_size
+
+    async def until_idle(self) -> None:
+        """Wait until no row waits or has been admitted, and a stream is free."""
+        await self._queue.until_idle()
 
     def predicted_wait(self, priority: Priority = Priority.LOW) -> float:
         """Seconds until the rows in the queue that are at least this urgent are computed."""

@@ -82,6 +82,7 @@ class RowQueue(Generic[Key, Row, Result]):
         self._rows = 0
         self._turn = 0
         self._idle: deque[asyncio.Future[None]] = deque()
+        self._until_idle: list[asyncio.Future[None]] = []
         self._closed = False
 
     def __len__(self) -> int:
@@ -105,6 +106,13 @@ class RowQueue(Generic[Key, Row, Result]):
     def is_idle(self) -> bool:
         """Whether nothing is queued or admitted, and a stream waits for work."""
         return not self._rows and bool(self._idle)
+
+    async def until_idle(self) -> None:
+        """Wait until nothing is queued or admitted, and a stream waits for work."""
+        while not self.is_idle:
+            idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._until_idle.append(idle)
+            await idle
 
     def refusal(self, rows: int, *, retry_after: Callable[[], float | None] = lambda: None) -> CapacityError:
         """The error for `rows` more rows that can't be admitted now.
@@ -217,6 +225,7 @@ class RowQueue(Generic[Key, Row, Result]):
         idle: asyncio.Future[None] = loop.create_future()
         timer = None if when is None else loop.call_later(max(when - time.monotonic(), 0), _wake, idle)
         self._idle.append(idle)
+        self._tell_idle()
         try:
             await idle
         finally:
@@ -256,8 +265,15 @@ class RowQueue(Generic[Key, Row, Result]):
 
     def _let_end(self) -> None:
         """Once a closed queue is empty, idle streams must look again, so that they can end."""
+        self._tell_idle()
         if self._closed and not self._rows:
             self._wake_all()
+
+    def _tell_idle(self) -> None:
+        if self._until_idle and self.is_idle:
+            waiting, self._until_idle = self._until_idle, []
+            for idle in waiting:
+                _wake(idle)
 
 
 def _wake(idle: asyncio.Future[None]) -> None:

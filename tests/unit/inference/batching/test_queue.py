@@ -421,3 +421,24 @@ async def test_a_batch_does_not_wait_for_admitted_rows_of_another_key():
     with queue.admit("b", 1):
         put_at(queue, 0)
         assert await pull(queue) == [0]
+
+
+async def test_waiting_until_nothing_waits_and_a_stream_is_free():
+    queue = RowQueue(max_rows=100)
+    waiting = asyncio.create_task(queue.until_idle())
+    await settle()
+    assert not waiting.done()  # no stream is there yet
+    put(queue, 1)
+    stream = asyncio.create_task(pull(queue))
+    await settle()
+    assert stream.done()
+    assert not waiting.done()  # the stream is at work
+    admission = queue.admit("a", 1)
+    stream = asyncio.create_task(pull(queue))
+    await settle()
+    assert not waiting.done()  # a row is being decoded
+    with admission:
+        pass
+    await asyncio.wait_for(waiting, 5)
+    put(queue, 2)
+    await stream
