@@ -15,7 +15,7 @@ from condconv_serve.routing.insight import ClassMeans
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.statistics import RoutingStatistics, Window
 from condconv_serve.routing.tally import CLASS_BYTES, EDGES, Tally
-from condconv_serve.telemetry.metrics import WEIGHT_BUCKETS, BlockRouting
+from condconv_serve.telemetry.routing_metrics import WEIGHT_BUCKETS, BlockRouting
 
 GAUGE_WINDOW: Window = "15m"
 """The window that gauges show."""

@@ -6,18 +6,16 @@ They live on a registry that is passed in, so one process can hold several servi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
 
 from condconv_serve.telemetry.front_files import SUMMED_GAUGES
+from condconv_serve.telemetry.routing_metrics import WEIGHT_BUCKETS, RoutingCollector
 
 SECONDS_BUCKETS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075),
@@ -28,7 +26,6 @@ SECONDS_BUCKETS = (
 """Quantiles are read from these. From 0.1 s to the longest requests, one is off by a third at most."""
 LOAD_SECONDS_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 BATCH_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
-WEIGHT_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SCORE_BUCKETS = WEIGHT_BUCKETS
 DISTANCE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 DETECTIONS_BUCKETS = (0, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -346,79 +343,3 @@ class Metrics:
             )
             for metric in collectors
         ] + [(family.name, family.type, family._labelnames, family.documentation) for family in self.routing.families()]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockRouting:
-    """What is exported about one CondConv block of a served version.
-
-    Attributes:
-        model: its name.
-        version: of the model.
-        block: its name.
-        buckets: by expert, images by weight, cumulative, one number for each of `WEIGHT_BUCKETS`.
-        sums: by expert, the sum of the weights.
-        entropy: mean of the lately answered images; None if there are none.
-        drift: by measure; empty without a reference or without images.
-    """
-
-    model: str
-    version: str
-    block: str
-    buckets: Sequence[Sequence[int]]
-    sums: Sequence[float]
-    entropy: float | None
-    drift: Mapping[str, float]
-
-
-class RoutingCollector(Collector):
-    """Exports routing statistics that are kept elsewhere: observing every weight here would cost too much."""
-
-    def __init__(self) -> None:
-        """Export nothing yet."""
-        self._source: Callable[[], Iterable[BlockRouting]] = lambda: ()
-
-    def set_source(self, source: Callable[[], Iterable[BlockRouting]]) -> None:
-        """Ask `source` at each scrape."""
-        self._source = source
-
-    def families(self) -> tuple[HistogramMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
-        """The metrics without samples."""
-        return (
-            HistogramMetricFamily(
-                "condconv_routing_weight",
-                "Routing weights of answered images by block and expert. Which experts does the traffic use?",
-                labels=("model", "version", "block", "expert"),
-            ),
-            GaugeMetricFamily(
-                "condconv_routing_entropy",
-                "Mean routing entropy of the images of the last 15 minutes: 0 (one expert) to 1 (all alike). Do "
-                "blocks choose between their experts?",
-                labels=("model", "version", "block"),
-            ),
-            GaugeMetricFamily(
-                "condconv_routing_drift",
-                "How far the routing of the last 15 minutes is from the model's reference profile, by measure: psi, "
-                "js, and psi_alert. A psi above psi_alert is more than chance. Is the traffic still like the images "
-                "of the reference profile?",
-                labels=("model", "version", "block", "measure"),
-            ),
-        )
-
-    def describe(self) -> Iterable[Metric]:
-        """The metrics, for the registry to know their names."""
-        return self.families()
-
-    def collect(self) -> Iterable[Metric]:
-        """The metrics with all samples."""
-        weight, entropy, drift = self.families()
-        for block in self._source():
-            labels = (block.model, block.version, block.block)
-            for expert, (counts, total) in enumerate(zip(block.buckets, block.sums, strict=True)):
-                buckets = [(str(le), count) for le, count in zip(WEIGHT_BUCKETS, counts, strict=True)]
-                weight.add_metric((*labels, str(expert)), [*buckets, ("+Inf", counts[-1])], total)
-            if block.entropy is not None:
-                entropy.add_metric(labels, block.entropy)
-            for measure, value in block.drift.items():
-                drift.add_metric((*labels, measure), value)
-        return weight, entropy, drift

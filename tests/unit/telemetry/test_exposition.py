@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from condconv_serve.telemetry.exposition import CombinedExposition, RegistryExposition, add_up, written
 from condconv_serve.telemetry.front_files import FrontFiles
-from condconv_serve.telemetry.metrics import BlockRouting, Metrics
+from condconv_serve.telemetry.metrics import Metrics
+from condconv_serve.telemetry.routing_metrics import BlockRouting
 from tests.unit.telemetry import counting_front
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
