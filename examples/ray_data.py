@@ -7,8 +7,8 @@ Photos are listed, read, sent and written by tasks on all machines of the cluste
 can read them. With `--server` a running server computes: one process, many replicas behind one address, or Ray Serve.
 Without it each actor loads the model and computes itself, `--actors` of them.
 
-Ray repeats tasks whose machine fails. A job that is stopped begins anew: `condconv predict --output` (docs/batch-jobs.md)
-goes on where it was, on one machine or with `--shard` on several.
+Ray repeats tasks whose machine fails. A job that is stopped begins anew. `condconv predict --output` goes on where it
+was, on one machine or with `--shard` on several (docs/batch-jobs.md).
 """
 
 from __future__ import annotations
