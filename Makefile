@@ -48,7 +48,7 @@ NATIVE := $(VENV)/.native
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-quick test-lowest test-browser test-clients test-docs test-examples test-parity test-docker test-ray bench bench-native bench-service \
+.PHONY: help serve test test-workers test-quick test-lowest test-browser test-clients test-docs test-examples test-parity test-docker test-ray bench bench-native bench-service \
 	fuzz soak native check format docs protos lock clean
 
 help:  ## Show this list
@@ -158,6 +158,14 @@ test-docker: $(TEST_VENV)/.installed  ## Build the image, run the Compose projec
 test-ray: $(TEST_VENV)/.installed  ## Run the service on a Ray cluster of two nodes on this machine, and kill its parts (4 minutes)
 	@$(MAKE) --no-print-directory $(TEST_VENV)/.installed-ray || echo "Ray can't be had; its tests are skipped"
 	@$(BIN)/python -m pytest -m ray -W default --disable-warnings tests/ray tests/deploy/test_ray_files.py $(ARGS) || { status=$$?; test $$status = 5 && ! $(BIN)/python -c 'import ray' 2>/dev/null; }
+
+# Files whose tests hold with several processes as with one. Those that count connections or signals of one process can't.
+WITH_WORKERS := $(addprefix tests/,fault/test_processes.py e2e/test_predict.py e2e/test_refusals.py e2e/test_signals.py \
+	e2e/test_keys_over_http.py)
+
+test-workers: $(TEST_VENV)/.installed  ## Tests that talk to a server once more, with several processes (3 minutes)
+	@TEST_WORKERS=2 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile -m 'not tensorflow' \
+		$(WITH_WORKERS) $(ARGS)
 
 test-sanitize: $(TEST_VENV)/.installed  ## Run the native kernels under the compiler's sanitizers (4 minutes; gcc or clang)
 	@$(BIN)/python -m pytest -m compiles tests/native/test_sanitizers.py $(ARGS)

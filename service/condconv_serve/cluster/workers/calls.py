@@ -93,7 +93,7 @@ def calls_of(parts: EngineParts) -> Callable[[FrontSession], Calls]:
 
 
 def _check(session: FrontSession, plane: InferencePlane) -> Callable[..., Any]:
-    async def check(model: int, priority: int, deadline: float, cache: CacheUse | None) -> None:
+    def check(model: int, priority: int, deadline: float, cache: CacheUse | None) -> None:
         plane.check_room(session.model(model), priority=Priority(priority), deadline=deadline, cache=cache)
 
     return check

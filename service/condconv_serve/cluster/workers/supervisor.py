@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -82,14 +82,17 @@ def supervise(settings: Settings, *, fronts: int) -> None:
     listener = listen(settings.host, settings.port)
     probes = None if settings.metrics_port is None else listen(settings.host, settings.metrics_port)
     settings, grpc_port = _with_grpc_port(settings)
-    log_ports(listener, probes, keys)
-    if settings.grpc_port is not None:
-        host = settings.host
-        logger.info("gRPC on %s:%d", f"[{host}]" if ":" in host else host, settings.grpc_port)
+
+    def say_where() -> None:
+        log_ports(listener, probes, keys)
+        if settings.grpc_port is not None:
+            host = settings.host
+            logger.info("gRPC on %s:%d", f"[{host}]" if ":" in host else host, settings.grpc_port)
+
     with directory_for_metrics() as metrics:
         ports = Ports(listener, probes)
         supervisor = Supervisor(settings, fronts=fronts, ports=ports, metrics=metrics, spawn=spawning.spawn)
-        asyncio.run(supervisor.run())
+        asyncio.run(supervisor.run(say_where))
     if grpc_port is not None:
         grpc_port.close()
     if supervisor.failure is not None:
@@ -158,8 +161,8 @@ class Supervisor:
         self._on_terminal = sys.stdin is not None and sys.stdin.isatty()
         self.failure: Exception | None = None
 
-    async def run(self) -> None:
-        """Start all, and come back when all have ended."""
+    async def run(self, on_signals_taken: Callable[[], None] = lambda: None) -> None:
+        """Start all, and come back when all have ended; the function is called once signals end all in order."""
         loop = asyncio.get_running_loop()
         for number in ENDING:
             loop.add_signal_handler(number, self._end_by, number)
@@ -168,6 +171,7 @@ class Supervisor:
         for number in IGNORED:
             loop.add_signal_handler(number, logger.info, "%s is ignored", signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGCHLD, self._look_after_children)
+        on_signals_taken()
         try:
             for member in self._members:
                 self._start(member)

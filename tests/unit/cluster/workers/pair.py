@@ -94,7 +94,7 @@ class Pair:
     def _calls(self, session: FrontSession) -> Calls:
         self.sessions.append(session)
 
-        async def check(number: int, priority: int, deadline: float, cache: None) -> None:
+        def check(number: int, priority: int, deadline: float, cache: None) -> None:
             self.engine_plane.check_room(session.model(number), deadline=deadline)
 
         return {CHECK: check, **self._more_calls}

@@ -241,6 +241,9 @@ async def test_calls_return_raise_and_can_be_left() -> None:
     async def doubled(number: int) -> int:
         return 2 * number
 
+    def halved(number: int) -> int:  # nothing to await
+        return 10 // number
+
     async def refused() -> None:
         raise RateLimited("Too many.", retry_after=7.0)
 
@@ -253,9 +256,12 @@ async def test_calls_return_raise_and_can_be_left() -> None:
         finally:
             left.set()
 
-    calls = {"doubled": doubled, "refused": refused, "broken": broken, "endless": endless}
+    calls = {"doubled": doubled, "refused": refused, "broken": broken, "halved": halved, "endless": endless}
     async with connected(calls=calls) as pair:
         assert await asyncio.gather(*(pair.engine.call("doubled", n) for n in range(5))) == [0, 2, 4, 6, 8]
+        assert await pair.engine.call("halved", 5) == 2
+        with pytest.raises(ServiceError):
+            await pair.engine.call("halved", 0)
         with pytest.raises(RateLimited, match="Too many") as caught:
             await pair.engine.call("refused")
         assert caught.value.retry_after == 7.0
