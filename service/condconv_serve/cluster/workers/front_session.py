@@ -83,6 +83,7 @@ class FrontSession:
         self._requests: dict[int, _Request] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._told: set[asyncio.Task[None]] = set()
+        self._cleaning: asyncio.Task[None] | None = None  # the loop keeps no task alive
         self._numbers = 0
         self.closing = contextlib.AsyncExitStack()
         """What is to be undone when the front has gone."""
@@ -251,7 +252,7 @@ class FrontSession:
 
     def _end(self, link: Link) -> None:
         self._on_close(self)
-        asyncio.get_running_loop().create_task(self._clean_up())
+        self._cleaning = asyncio.get_running_loop().create_task(self._clean_up())
 
     async def _clean_up(self) -> None:
         tasks = [*self._tasks.values(), *self._told]
