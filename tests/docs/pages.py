@@ -54,6 +54,7 @@ NOT_COMPARED = {
     ("docs/models.md", '{"schema_version"'): "a file that you write",
     ("docs/models.md", "wrote model_store/lite0/1"): "what an import prints that isn't run",
     ("docs/routing.md", '{"images"'): "a request",
+    ("docs/batch-jobs.md", "machine 1: condconv predict"): "commands of several machines",
     ("docs/security.md", '{"keys"'): "a file that a command writes",
 }
 """Blocks, by their beginning, that no command before them prints, and what they are."""
