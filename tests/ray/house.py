@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from condconv_serve.cluster.ray.app import Arguments, build
+from condconv_serve.fronts.keys import new_key
 
 ROOT = Path(__file__).parents[2]
 NAME = "efficientnet-lite0-condconv-4e"
@@ -45,11 +47,14 @@ class House:
         )
         self.second_node = self.add_node()
         ray.init(address=self._cluster.address, namespace="serve", log_to_driver=bool(os.environ.get("RAY_LOGS")))
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
+        port, self.grpc_port = free_ports(2)
         serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+        self.admin_key, admin = new_key("admin", scopes=("admin",))
+        self.limited_key, limited = new_key("limited", requests_per_minute=3)
+        self._keys = (admin, limited)
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=60, headers={"X-API-Key": self.admin_key}
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -58,6 +63,31 @@ class House:
         ray.shutdown()
         self._cluster.shutdown()
         self._directory.cleanup()
+
+    def write_keys(self) -> Path:
+        """A file with the API keys."""
+        file = Path(self._directory.name) / "keys.json"
+        file.write_text(json.dumps({"keys": [key.model_dump() for key in self._keys]}))
+        return file
+
+    def reset_statistics(self) -> None:
+        """Set the routing statistics back to zero."""
+        self.client.post("/routing/reset").raise_for_status()
+
+    def exported(self, name: str, label: str) -> dict[str, float]:
+        """A metric's values by its labels, in the exporters of all nodes, of series with a label."""
+        found = {}
+        for node in ray.nodes():
+            if not node["Alive"]:
+                continue
+            text = httpx.get(
+                f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics", timeout=10
+            ).text
+            for line in text.splitlines():
+                if line.startswith(f"{name}{{") and label in line:
+                    labels, _, value = line.removeprefix(name).rpartition(" ")
+                    found[labels] = float(value)
+        return found
 
     def add_node(self) -> Any:
         """Add a node with an engine."""
@@ -117,7 +147,7 @@ class House:
     @contextmanager
     def traffic(self, threads: int = 4, *, pause: float = 0.0) -> Iterator[Traffic]:
         """Ask all the time, until the block ends; each thread pauses for so many seconds after each answer."""
-        traffic = Traffic(str(self.client.base_url), threads, pause)
+        traffic = Traffic(self, threads, pause)
         try:
             yield traffic
         finally:
@@ -133,6 +163,13 @@ class House:
         return value
 
 
+def free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        return [one.getsockname()[1] for one in found]
+
+
 class Traffic:
     """Threads that ask one after the other.
 
@@ -142,11 +179,11 @@ class Traffic:
         last_version: that of the last answer.
     """
 
-    def __init__(self, url: str, threads: int, pause: float) -> None:
+    def __init__(self, house: House, threads: int, pause: float) -> None:
         self.answers: Counter[tuple[str, str, int]] = Counter()
         self.failures: list[str] = []
         self.last_version = ""
-        self._url = url
+        self._house = house
         self._pause = pause
         self._end = threading.Event()
         self._lock = threading.Lock()
@@ -172,7 +209,8 @@ class Traffic:
 
     def _ask(self, number: int) -> None:
         names = list(PHOTOS)
-        with httpx.Client(base_url=self._url, timeout=60) as client:
+        known = self._house.client
+        with httpx.Client(base_url=known.base_url, timeout=60, headers=known.headers) as client:
             while not self._end.wait(self._pause):
                 number += 1
                 photo = names[number % len(names)]

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections import Counter
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
 import condconv_serve
+from condconv_serve.fronts.oip.datatypes import joined
+from condconv_serve.fronts.oip.grpc import NAME as OIP
+from condconv_serve.fronts.oip.grpc_messages import REQUEST, RESPONSE
 from tests.ray.house import NAME, PHOTOS, House
 
 pytestmark = pytest.mark.ray
+START = 240
+"""Seconds that a replica may take to start, on a machine that others use, too."""
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +33,7 @@ def plain(house: House):
 def _deployed(house: House):
     """One replica at the start, and a second one while there is any load."""
     house.deploy(
+        settings={"api_keys_file": house.write_keys(), "grpc_port": house.grpc_port},
         autoscaling={
             "min_replicas": 1,
             "max_replicas": 2,
@@ -32,7 +41,7 @@ def _deployed(house: House):
             "upscale_delay_s": 1,
             "downscale_delay_s": 15,
             "look_back_period_s": 3,
-        }
+        },
     )
 
 
@@ -60,12 +69,67 @@ def test_other_fronts_answer_too(house: House, plain):
     assert oip.status_code == 200, oip.text
 
 
+def test_grpc_answers_on_a_port_of_its_own(house: House, plain):
+    name, best = next(iter(plain.items()))
+    asked = REQUEST(model_name=NAME, raw_input_contents=[joined([PHOTOS[name]])])
+    asked.inputs.add(name="image", datatype="BYTES", shape=[1])
+    asked.outputs.add(name="logits")
+    with grpc.insecure_channel(f"127.0.0.1:{house.grpc_port}") as channel:
+        ask: Any = channel.unary_unary(f"/{OIP}/ModelInfer")
+        answer = ask(asked.SerializeToString(), metadata=(("x-api-key", house.admin_key),), timeout=30)
+    logits = np.frombuffer(RESPONSE.FromString(answer).raw_output_contents[0], np.float32)
+    assert int(logits.argmax()) == best.index
+
+
 def test_errors_are_the_same_as_without_ray(house: House):
     assert house.client.post("/predict", content=b"no image").json()["slug"] == "unsupported_image"
     assert house.predict(params={"model": "nobody"}).status_code == 404
     assert house.predict(params={"top_k": 0}).status_code == 422
     late = house.predict(params={"timeout_ms": 1})
     assert late.status_code in (429, 504), late.text
+
+
+def test_keys_are_needed_and_their_limits_hold(house: House):
+    nobody = house.client.post("/predict", content=b"", headers={"X-API-Key": "wrong"})
+    assert (nobody.status_code, nobody.json()["slug"]) == (401, "unauthenticated")
+    limited = [house.predict(headers={"X-API-Key": house.limited_key}) for _ in range(4)]
+    assert [answer.status_code for answer in limited] == [200, 200, 200, 429]
+    assert limited[-1].json()["slug"] == "rate_limited"
+    assert 0 < int(limited[-1].headers["Retry-After"]) <= 60
+
+
+def test_recent_requests_statistics_and_ablations_are_there(house: House, plain):
+    name, best = next(iter(plain.items()))
+    answer = house.client.post("/routing", content=PHOTOS[name], headers={"X-Request-Id": "kept"})
+    assert answer.status_code == 200, answer.text
+    kept = house.until(lambda: (found := house.client.get("/routing/kept")).status_code == 200 and found.json())
+    assert kept["predictions"][0]["classes"][0]["index"] == best.index
+    statistics = house.client.get(f"/v2/models/{NAME}/stats").json()["model_stats"][0]
+    assert statistics["inference_stats"]["success"]["count"] > 0
+    ablated = house.client.post("/routing/ablation", params={"blocks": "block_15"}, content=PHOTOS[name], timeout=120)
+    assert ablated.status_code == 200, ablated.text
+    assert len(ablated.json()["variants"]) == 5  # without each expert, and all alike
+
+
+def test_an_admin_points_an_alias(house: House):
+    assert '"state":"serving"' in house.client.get(f"/models/{NAME}").text
+    pointed = house.client.put(f"/models/{NAME}/aliases/stable", json={"versions": {"1": 1}})
+    assert pointed.status_code == 200, pointed.text
+    answer = house.until(lambda: (found := house.predict(params={"version": "stable"})).status_code == 200 and found)
+    assert answer.json()["model"]["version"] == "1"
+    assert house.client.delete(f"/models/{NAME}/aliases/stable").status_code in (200, 204)
+
+
+def test_metrics_are_in_the_exporters_of_ray_by_replica(house: House):
+    name = "ray_condconv_rows_total"
+
+    def answered():
+        found = house.exported(name, 'outcome="answered"')
+        return found if found and max(found.values()) > 0 else None
+
+    (labels,) = house.until(answered, seconds=40)
+    assert 'replica="' in labels
+    assert f'model="{NAME}"' in labels
 
 
 def check(traffic, plain, *, versions=("1",)):
@@ -78,31 +142,39 @@ def check(traffic, plain, *, versions=("1",)):
 def test_replicas_follow_the_load_and_no_request_is_lost(house: House, plain):
     assert house.running() == 1
     with house.traffic() as busy:
-        house.until(lambda: house.running() == 2, seconds=90)
+        house.until(lambda: house.running() == 2, seconds=START)
         assert len(set(house.processes().values())) == 2  # one on each node
         busy.until_more(50)
     with house.traffic(threads=1, pause=1.0) as calm:
-        house.until(lambda: house.running() == 1 and len(house.processes()) == 1, seconds=90)
+        house.until(lambda: house.running() == 1 and len(house.processes()) == 1, seconds=START)
         calm.until_more(3)
     check(busy, plain)
     check(calm, plain)
 
 
-def test_nobody_notices_that_a_replica_is_killed(house: House, plain):
+def test_nobody_notices_that_a_replica_is_killed_and_its_figures_stay(house: House, plain):
+    house.reset_statistics()
     with house.traffic() as traffic:
-        before = house.until(lambda: house.running() == 2 and house.processes(), seconds=90)
+        before = house.until(lambda: house.running() == 2 and house.processes(), seconds=START)
         traffic.until_more(20)
         house.kill(next(iter(before)))
         traffic.until_more(50)
-        house.until(lambda: house.running() == 2 and len(house.processes()) == 2, seconds=90)
+        house.until(lambda: house.running() == 2 and len(house.processes()) == 2, seconds=START)
         assert house.processes() != before
         traffic.until_more(20)
     check(traffic, plain)
+    # Each photo counts once for each answer, whichever replica gave it, and whether that one lives.
+    live = house.client.get("/routing", params={"window": "all", "classes": len(PHOTOS)}).json()
+    assert live["images"] == traffic.total()
+    expected: Counter[int] = Counter()
+    for (_, _, best), count in traffic.answers.items():
+        expected[best] += count
+    assert {entry["index"]: entry["images"] for entry in live["classes"]["most_frequent"]} == expected
 
 
 def test_nobody_notices_that_a_new_version_comes(house: House, plain):
     with house.traffic() as traffic:
-        house.until(lambda: house.running() == 2, seconds=90)
+        house.until(lambda: house.running() == 2, seconds=START)
         house.add_version(2)
         house.until(lambda: traffic.last_version == "2")
         traffic.until_more(50)
@@ -112,11 +184,11 @@ def test_nobody_notices_that_a_new_version_comes(house: House, plain):
 
 def test_nobody_notices_that_a_node_is_killed(house: House, plain):
     with house.traffic() as traffic:
-        house.until(lambda: len(set(house.processes().values())) == 2 and house.running() == 2, seconds=90)
+        house.until(lambda: len(set(house.processes().values())) == 2 and house.running() == 2, seconds=START)
         traffic.until_more(20)
         house.kill_node(house.second_node)
         traffic.until_more(50)
         house.second_node = house.add_node()
-        house.until(lambda: len(set(house.processes().values())) == 2, seconds=120)
+        house.until(lambda: len(set(house.processes().values())) == 2, seconds=START)
         traffic.until_more(20)
     check(traffic, plain, versions=("2",))

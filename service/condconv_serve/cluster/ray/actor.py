@@ -7,10 +7,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from condconv_serve.cluster.ray.mirror import ClusterState
-from condconv_serve.cluster.ray.shared import ReplicaReport, SharedState
+from condconv_serve.cluster.ray.shared import SharedState
 from condconv_serve.errors import NotReady
-from condconv_serve.fronts.keys import ApiKey
 
 NAMESPACE = "condconv-serve"
 _HEAD = {"node:__internal_head__": 0.001}
@@ -18,40 +16,19 @@ _HEAD = {"node:__internal_head__": 0.001}
 _MANY_CALLS = 10_000
 
 
-class SharedClient:
-    """Calls the actor. It is made by whoever calls first, and stays when the application is updated."""
+class SharedActor:
+    """Implements `condconv_serve.cluster.ray.shared_client.Call`.
+
+    The actor is made by whoever calls first. It stays when the application is updated, and comes back when it dies.
+    """
 
     def __init__(self, name: str) -> None:
         """Know the actor's name, one for each application."""
         self._name = name
         self._actor: Any = None
 
-    async def publish(self, report: ReplicaReport) -> None:
-        """See `SharedState.publish`."""
-        await self._call("publish", report)
-
-    async def heard(self, replica: str, number: int) -> bool:
-        """See `SharedState.heard`."""
-        return bool(await self._call("heard", replica, number))
-
-    async def leave(self, replica: str) -> None:
-        """See `SharedState.leave`."""
-        await self._call("leave", replica)
-
-    async def watch(self, seen: int, *, wait: float) -> tuple[int, ClusterState] | None:
-        """See `SharedState.watch`."""
-        found: tuple[int, ClusterState] | None = await self._call("watch", seen, wait=wait)
-        return found
-
-    async def use(self, key: ApiKey) -> None:
-        """Implements `condconv_serve.fronts.rates.Rates`. Keys without a limit aren't counted."""
-        if key.requests_per_minute is None:
-            return
-        if error := await self._call("use_key", key):
-            raise error
-
-    async def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """Call a method.
+    async def __call__(self, method: str, /, *arguments: Any, **options: Any) -> Any:
+        """Call a method of `SharedState`.
 
         Raises:
             NotReady: the actor can't be reached now. It comes back by itself.
@@ -72,7 +49,7 @@ class SharedClient:
                     )
                     .remote()
                 )
-            return await getattr(self._actor, method).remote(*args, **kwargs)
+            return await getattr(self._actor, method).remote(*arguments, **options)
         except (RayError, ValueError) as error:
             self._actor = None
             raise NotReady("What the replicas share can't be reached now.", retry_after=1.0) from error

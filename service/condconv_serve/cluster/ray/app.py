@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
-from ray.exceptions import ActorUnavailableError, RayActorError, TaskCancelledError, WorkerCrashedError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
-from ray.serve.exceptions import ReplicaUnavailableError
-from ray.serve.handle import DeploymentHandle
-from starlette.types import ASGIApp
 
-from condconv_serve.cluster.ray.actor import SharedClient
-from condconv_serve.cluster.ray.advertising import advertise
-from condconv_serve.cluster.ray.fronts import Ingress
-from condconv_serve.cluster.ray.messages import ReplicaLost, RowsReply, RowsRequest
-from condconv_serve.cluster.ray.model import ModelReplica
-from condconv_serve.cluster.ray.request_ids import OneRequestId
-from condconv_serve.cluster.ray.scaling import ROWS, ByRows
+from condconv_serve.cluster.ray.deployments import IngressWithFronts, Model
+from condconv_serve.cluster.ray.scaling import ByRows
 from condconv_serve.settings import Settings
-from condconv_serve.telemetry.logs import configure_logging
 
 MODEL, INGRESS = "model", "ingress"
 """Names of the deployments."""
@@ -82,64 +71,6 @@ class Arguments(BaseModel):
     ingress_options: dict[str, Any] = Field(default_factory=dict)
 
 
-class _Model:
-    """Runs a `ModelReplica`."""
-
-    async def __init__(self, settings: Settings, shared: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it
-        configure_logging(settings.log_level, settings.log_format)
-        name = serve.get_replica_context().replica_tag
-        self._replica = ModelReplica(settings, name=name, told=SharedClient(shared), advertise=advertise)
-        await self._replica.start()
-
-    async def infer(self, request: RowsRequest) -> RowsReply:
-        return await self._replica.infer(request)
-
-    def record_autoscaling_stats(self) -> dict[str, float]:
-        return {ROWS: self._replica.rows()}
-
-    def check_health(self) -> None:
-        self._replica.check_health()
-
-    async def __del__(self) -> None:
-        await self._replica.stop()
-
-
-class _Ingress:
-    """Runs an `Ingress`."""
-
-    def __init__(self, models: DeploymentHandle, settings: Settings, shared: str) -> None:
-        configure_logging(settings.log_level, settings.log_format)
-        self._ingress = Ingress(settings, send=_Sender(models), shared=SharedClient(shared))
-
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        return OneRequestId(self._ingress.app())
-
-
-class _Sender:
-    """Implements `condconv_serve.cluster.ray.plane.Send`."""
-
-    def __init__(self, models: DeploymentHandle) -> None:
-        self._models = models
-
-    async def __call__(self, request: RowsRequest, /) -> RowsReply:
-        handle = self._models.options(method_name="infer", multiplexed_model_id=f"{request.model}/{request.version}")
-        response = handle.remote(request)
-        try:
-            reply: RowsReply = await response
-        except asyncio.CancelledError:
-            response.cancel()  # its rows leave the replica's queue
-            raise
-        except (
-            RayActorError,
-            ActorUnavailableError,
-            WorkerCrashedError,
-            TaskCancelledError,
-            ReplicaUnavailableError,
-        ) as error:
-            raise ReplicaLost(f"{type(error).__name__}: {error}") from error
-        return reply
-
-
 def build(arguments: Arguments | dict[str, Any]) -> serve.Application:
     """Build the application from the `args` of a Serve config, which Ray hands over as they are written there.
 
@@ -153,7 +84,7 @@ def build(arguments: Arguments | dict[str, Any]) -> serve.Application:
     if settings.decode_threads == "auto":
         settings = settings.model_copy(update={"decode_threads": max(1, int(arguments.ingress_cpus))})
     shared = f"{arguments.name}-shared"
-    model = serve.deployment(_Model).options(
+    model = serve.deployment(Model).options(
         name=MODEL,
         **_number_of(arguments, settings),
         # The replica's own queue refuses what is too much, by priority and deadline. So Ray's must never be full.
@@ -167,9 +98,11 @@ def build(arguments: Arguments | dict[str, Any]) -> serve.Application:
             **arguments.model_options,
         },
     )
-    ingress = serve.deployment(serve.ingress(None)(_Ingress)).options(
+    ingress = serve.deployment(serve.ingress(None)(IngressWithFronts)).options(
         name=INGRESS,
         num_replicas=arguments.ingress_replicas,
+        # Ray Serve's proxies pass HTTP on, but each of these has a gRPC port of its own.
+        max_replicas_per_node=None if settings.grpc_port is None else 1,
         max_ongoing_requests=settings.max_connections,
         graceful_shutdown_timeout_s=settings.shutdown_timeout,
         graceful_shutdown_wait_loop_s=0.5,

@@ -1,24 +1,25 @@
-"""An ingress replica: all fronts over HTTP, whose rows are computed by model replicas."""
+"""An ingress replica: all fronts, whose rows are computed by model replicas."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Mapping
-from typing import NoReturn, Protocol
+from collections.abc import AsyncGenerator
+from typing import Protocol
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
 from condconv_serve.application import create_application
+from condconv_serve.cluster.ray.control import Ask, ReplicaAblator, ReplicaVersions
 from condconv_serve.cluster.ray.mirror import ClusterState, Mirror
 from condconv_serve.cluster.ray.plane import ReplicaPlane, Send
-from condconv_serve.errors import NotSupported
-from condconv_serve.fronts.context import AppContext, BodyLimits
+from condconv_serve.fronts.context import AppContext, BodyLimits, RecentAnswers, RoutingFigures, TallySource
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.rates import Rates
+from condconv_serve.grpc_port import GrpcPort
 from condconv_serve.http.body import OpenBodies
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.key_loading import load_keys
@@ -26,9 +27,7 @@ from condconv_serve.machine.cores import available_cores
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.drawer import Drawer
 from condconv_serve.serving.readiness import Readiness
-from condconv_serve.serving.versions import VersionStatus
 from condconv_serve.settings import Settings
-from condconv_serve.store.aliases import NO_MIRROR, Alias
 from condconv_serve.telemetry.exposition import RegistryExposition
 from condconv_serve.telemetry.logs import ContextThreads
 from condconv_serve.telemetry.metrics import Metrics
@@ -40,7 +39,7 @@ RETRY_SECONDS = 0.5
 logger = logging.getLogger(__name__)
 
 
-class Shared(Rates, Protocol):
+class Shared(Rates, RoutingFigures, RecentAnswers, TallySource, Protocol):
     """What all replicas share; see `condconv_serve.cluster.ray.shared.SharedState`."""
 
     async def watch(self, seen: int, *, wait: float) -> tuple[int, ClusterState] | None:
@@ -51,12 +50,13 @@ class Shared(Rates, Protocol):
 class Ingress:
     """One replica. It knows nothing of Ray."""
 
-    def __init__(self, settings: Settings, *, send: Send, shared: Shared) -> None:
+    def __init__(self, settings: Settings, *, send: Send, ask: Ask, shared: Shared) -> None:
         """Wire the parts together.
 
         Args:
             settings: what the fronts allow.
             send: gives rows to a model replica.
+            ask: asks model replicas for everything else.
             shared: what all replicas share.
 
         Raises:
@@ -76,6 +76,7 @@ class Ingress:
         threads = available_cores() if settings.decode_threads == "auto" else settings.decode_threads
         self._decoders = ContextThreads(threads, thread_name_prefix="decode")
         self._drawer = Drawer()
+        self._versions = ReplicaVersions(ask)
         plane = ReplicaPlane(self.models, send, max_rows=settings.max_queue_rows)
         self._context = AppContext(
             images=ImagePipeline(
@@ -100,7 +101,11 @@ class Ingress:
             ),
             readiness=self.readiness,
             tracer=self._tracer,
-            versions=_NoAdmin(self.models),
+            versions=self._versions,
+            routing=shared if settings.routing_statistics else None,
+            recent=shared if settings.routing_statistics else None,
+            ablator=ReplicaAblator(ask),
+            tallies=shared,
             drawer=self._drawer,
             bodies=OpenBodies(pause=settings.body_timeout, total=settings.body_total_timeout),
         )
@@ -110,14 +115,17 @@ class Ingress:
         """The application. While it runs it follows what the model replicas serve.
 
         Raises:
-            ConfigurationError: the root path begins as a route does.
+            ConfigurationError: the root path begins as a route does, or the settings of gRPC can't be used.
         """
+        grpc = GrpcPort.of(self._settings, self._context, _no_grpc)
 
         @contextlib.asynccontextmanager
         async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+            self._versions.start()
             with self._decoders, self._drawer:
                 following = asyncio.create_task(self._follow())
-                yield
+                async with grpc.serving(self._settings.host):
+                    yield
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
             await asyncio.to_thread(self._tracer.close, self._settings.shutdown_timeout)
@@ -146,37 +154,5 @@ class Ingress:
                     self.readiness.loaded()
 
 
-class _NoAdmin:
-    """Shows what is served. Versions are changed in the store, which all replicas follow."""
-
-    def __init__(self, models: Mirror) -> None:
-        self._models = models
-
-    def status(self) -> Mapping[str, list[VersionStatus]]:
-        return {
-            name: [VersionStatus(version, "serving") for version in versions]
-            for name, versions in self._models.models().items()
-        }
-
-    async def load(self, name: str, version: str) -> VersionStatus:
-        self._refuse()
-
-    async def unload(self, name: str, version: str) -> VersionStatus:
-        self._refuse()
-
-    async def set_alias(
-        self, name: str, alias: str, versions: Mapping[str, int], *, mirror: Mapping[str, int] = NO_MIRROR
-    ) -> Alias:
-        self._refuse()
-
-    async def roll_back(self, name: str, alias: str) -> Alias:
-        self._refuse()
-
-    async def delete_alias(self, name: str, alias: str) -> None:
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise NotSupported(
-            "Under Ray Serve versions are changed in the model store, which all replicas follow: copy a version there, "
-            "or use condconv models alias."
-        )
+def _no_grpc(error: Exception) -> None:
+    logger.error("this replica has no gRPC port: %s", error)

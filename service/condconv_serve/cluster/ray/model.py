@@ -6,24 +6,27 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from typing import Protocol
+from typing import Literal, Protocol, TypeVar
 
 from condconv_serve.bootstrap import Service
+from condconv_serve.cluster.ray.figures import HandOver, Observed, Reporter
 from condconv_serve.cluster.ray.held import HeldModels
 from condconv_serve.cluster.ray.messages import RowsReply, RowsRequest
 from condconv_serve.cluster.ray.mirror import RemoteEngine
 from condconv_serve.cluster.ray.shared import ReplicaReport
-from condconv_serve.domain import RowAnswer, ServedModel
+from condconv_serve.domain import Ablated, RoutingOverrides, Row, RowAnswer, ServedModel
 from condconv_serve.domain.facts import Deadline, RequestFacts
 from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import ServiceError, VersionNotFound, let_go
 from condconv_serve.inference.plane import made_source
 from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.serving.unserved import Trouble
+from condconv_serve.serving.versions import VersionStatus
 from condconv_serve.settings import Settings
+from condconv_serve.store.aliases import Alias
 from condconv_serve.telemetry.logs import request_logged_as
 
 LOOK_SECONDS = 0.2
@@ -31,6 +34,7 @@ LOOK_SECONDS = 0.2
 HEARTBEAT_SECONDS = 2.0
 WAIT_FOR_VERSION = 1.0
 """Seconds that a request waits for a version that another replica serves already."""
+Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
@@ -47,6 +51,10 @@ class Told(Protocol):
 
     async def leave(self, replica: str) -> None:
         """Say that it takes no more requests."""
+        ...
+
+    async def hand_over(self, given: HandOver) -> None:
+        """Hand over its figures."""
         ...
 
 
@@ -82,6 +90,8 @@ class ModelReplica:
         self._number = 0
         self._reported: ReplicaReport | None = None
         self._held = HeldModels(self.service.registry)
+        self._reporter = Reporter(self._hand_over)
+        self._observes = settings.routing_statistics
         self._tasks: list[asyncio.Task[None]] = []
         self._interval = settings.store_poll_interval
 
@@ -134,6 +144,46 @@ class ModelReplica:
                 return RowsReply(replica=self._name, refusal=let_go(error))
         return RowsReply(replica=self._name, outcomes=tuple(found))
 
+    async def change_alias(
+        self, name: str, alias: str, what: Literal["set", "roll_back", "delete"], versions: Mapping[str, int] = {}
+    ) -> Alias | ServiceError | None:
+        """Change an alias in the store; what `condconv_serve.fronts.context.VersionAdmin` raises is returned."""
+        admin = self.service.versions
+        if what == "delete":
+            return await _or_error(admin.delete_alias(name, alias))
+        return await _or_error(
+            admin.roll_back(name, alias) if what == "roll_back" else admin.set_alias(name, alias, versions)
+        )
+
+    async def load(self, name: str, version: str) -> VersionStatus | ServiceError:
+        """Load a version and keep it; errors are returned."""
+        return await self._told_after(self.service.versions.load(name, version))
+
+    async def unload(self, name: str, version: str) -> VersionStatus | ServiceError:
+        """Serve a version no more; errors are returned."""
+        return await self._told_after(self.service.versions.unload(name, version))
+
+    async def look_again(self) -> None:
+        """Look at the store now."""
+        await self._told_after(self.service.follower.sync())
+
+    async def status(self) -> Mapping[str, list[VersionStatus]]:
+        """The state of every version of every model."""
+        return await asyncio.to_thread(self.service.versions.status)
+
+    async def ablate(
+        self, model: str, version: str, row: Row, overrides: RoutingOverrides, seconds: float | None
+    ) -> Ablated | ServiceError:
+        """Compute a row with other routings, within so many seconds; errors are returned."""
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+
+        async def computed() -> Ablated:
+            served, ablator = await self._find(model, version), self.service.ablator
+            async with ablator.admit():
+                return await ablator.ablate(served, row, overrides, deadline=deadline)
+
+        return await _or_error(computed())
+
     def rows(self) -> int:
         """Rows that wait here or are being computed."""
         return self.service.rows()
@@ -152,6 +202,8 @@ class ModelReplica:
         served = await self._find(request.model, request.version)
         with self.service.registry.hold(served):
             found = await plane.infer_each(served, sources, priority=request.priority, deadline=deadline)
+        observed = Observed.of(found, token=request.token, model=served.info) if self._observes else None
+        await self._reporter.report(observed)  # before the answer, so that an answer that was given is counted
         return [let_go(row) if isinstance(row, ServiceError) else row for row in found]
 
     async def _find(self, model: str, version: str) -> ServedModel:
@@ -164,6 +216,17 @@ class ModelReplica:
             if time.monotonic() > until:
                 raise VersionNotFound(f"Model {model} is not served in version {version!r}.")
             await asyncio.sleep(LOOK_SECONDS / 4)
+
+    async def _hand_over(self, observed: Sequence[Observed]) -> None:
+        versions = [(name, version) for name, its in self.service.registry.models().items() for version in its]
+        tallies = dict(zip(versions, await self.service.tallies.read(versions), strict=True))
+        await self._told.hand_over(HandOver(replica=self._name, observed=observed, tallies=tallies))
+
+    async def _told_after(self, doing: Awaitable[Result]) -> Result | ServiceError:
+        """Do something, then tell at once what is served now."""
+        found = await _or_error(doing)
+        await self._report()
+        return found
 
     async def _keep_reporting(self) -> None:
         told_at = time.monotonic()
@@ -202,6 +265,13 @@ class ModelReplica:
             unready=service.store_health.unready(),
             problems=tuple(service.readiness.problems()),
         )
+
+
+async def _or_error(doing: Awaitable[Result]) -> Result | ServiceError:
+    try:
+        return await doing
+    except ServiceError as error:
+        return let_go(error)
 
 
 def _same(one: ReplicaReport, other: ReplicaReport) -> bool:

@@ -1,21 +1,30 @@
-"""What all replicas share: who serves what, and the rates of API keys. One actor keeps it, on one event loop."""
+"""What all replicas share: who serves what, figures, recent requests, and the rates of API keys.
+
+One actor keeps it, on one event loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from condconv_serve.cluster.ray.figures import Figures, HandOver
 from condconv_serve.cluster.ray.mirror import ClusterState
 from condconv_serve.domain import ServedModel
-from condconv_serve.errors import RateLimited
+from condconv_serve.errors import RateLimited, RoutingNotFound
 from condconv_serve.fronts.keys import ApiKey
 from condconv_serve.fronts.rates import RateLimits
+from condconv_serve.routing.insight import ClassMeans
+from condconv_serve.routing.recent import RecentRequest, RecentRequests
+from condconv_serve.routing.state import RoutingState
+from condconv_serve.routing.statistics import Window
 from condconv_serve.serving.served import Served
 from condconv_serve.serving.unserved import Trouble
 from condconv_serve.store.aliases import Alias
 from condconv_serve.store.default import Default
+from condconv_serve.telemetry.tally import VersionTally
 
 SILENT_SECONDS = 10.0
 """A replica that says nothing for so long is gone."""
@@ -57,14 +66,17 @@ class SharedState:
         """Know of no replica; `clock` is monotonic, in seconds."""
         self._clock = clock
         self._rates = RateLimits(clock=clock)
+        self._figures = Figures()
+        self._recent = RecentRequests()
         self._known: dict[str, _Known] = {}
         self._changes = 0
         self._changed = asyncio.Event()
 
     async def publish(self, report: ReplicaReport) -> None:
         """A replica says what it serves."""
+        self._known[report.replica] = _Known(report, self._changes + 1, self._clock())
+        self._figures.know(model.info for versions in report.served.models.values() for model in versions.values())
         self._change()
-        self._known[report.replica] = _Known(report, self._changes, self._clock())
 
     async def heard(self, replica: str, number: int) -> bool:
         """A replica says that nothing has changed since its report with this number; False if that isn't known."""
@@ -105,6 +117,37 @@ class SharedState:
             return error
         return None
 
+    async def hand_over(self, given: HandOver) -> None:
+        """A replica hands over its figures."""
+        self._figures.add(given)
+
+    async def routing_state(self, model: str, version: str, windows: Sequence[Window]) -> RoutingState | None:
+        """See `condconv_serve.fronts.context.RoutingFigures.state`."""
+        return await self._figures.live.state(model, version, windows)
+
+    async def class_means(self, model: str, version: str, classes: Collection[int]) -> ClassMeans:
+        """See `condconv_serve.fronts.context.RoutingFigures.class_means`."""
+        return await self._figures.live.class_means(model, version, classes)
+
+    async def reset(self, model: str | None, version: str | None) -> Sequence[tuple[str, str]]:
+        """See `condconv_serve.fronts.context.RoutingFigures.reset`."""
+        return await self._figures.live.reset(model, version)
+
+    async def tallies(self, versions: Sequence[tuple[str, str]]) -> Sequence[VersionTally]:
+        """See `condconv_serve.fronts.context.TallySource.read`."""
+        return [self._figures.tally(*version) for version in versions]
+
+    async def remember(self, request: RecentRequest, owner: str | None) -> None:
+        """See `condconv_serve.fronts.context.RecentAnswers.remember`."""
+        self._recent.remember(request, owner=owner)
+
+    async def find_recent(self, request_id: str, owner: str | None) -> RecentRequest | RoutingNotFound:
+        """See `condconv_serve.fronts.context.RecentAnswers.find`; the error is returned."""
+        try:
+            return await self._recent.find(request_id, owner=owner)
+        except RoutingNotFound as error:
+            return error
+
     def _newest_first(self) -> list[_Known]:
         return sorted(self._known.values(), key=lambda known: known.changed, reverse=True)
 
@@ -118,6 +161,11 @@ class SharedState:
 
     def _change(self) -> None:
         self._changes += 1
+        served = [known.report.served.models for known in self._known.values()]
+        if any(served):  # when all have died, their figures stay
+            self._figures.keep_only(
+                (name, version) for models in served for name, versions in models.items() for version in versions
+            )
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -7,22 +7,12 @@ import pickle
 
 import pytest
 
-from condconv_serve.cluster.ray.shared import SILENT_SECONDS, ReplicaReport, SharedState, merged
+from condconv_serve.cluster.ray.shared import SILENT_SECONDS, SharedState, merged
 from condconv_serve.fronts.keys import new_key
-from condconv_serve.serving.served import Served
 from condconv_serve.serving.unserved import Trouble
-from condconv_serve.store.aliases import Alias
-from condconv_serve.store.default import Default
-from tests.contract.fakes import model_info, served_model
+from tests.unit.cluster.ray.reports import report
 
 TROUBLE = Trouble("The engine has failed 3 times in a row: it hangs.", 7.0)
-
-
-def report(replica, *versions, number=1, alias=None, name="fake", **more):
-    models = {name: {version: served_model(model_info(name, version)) for version in versions}} if versions else {}
-    aliases = {name: {"stable": Alias(versions={alias: 1})}} if alias else {}
-    served = Served(default=Default(name=name, reason="a test's"), models=models, aliases=aliases)
-    return ReplicaReport(replica=replica, number=number, served=served, **more)
 
 
 @pytest.mark.parametrize(

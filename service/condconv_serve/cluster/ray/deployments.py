@@ -1,0 +1,117 @@
+"""The two deployments as Ray Serve runs them, and how they call each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayActorError, TaskCancelledError, WorkerCrashedError
+from ray.serve.exceptions import ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp
+
+from condconv_serve.cluster.ray.actor import SharedActor
+from condconv_serve.cluster.ray.advertising import advertise
+from condconv_serve.cluster.ray.control import Asked
+from condconv_serve.cluster.ray.exported import RayExport
+from condconv_serve.cluster.ray.fronts import Ingress
+from condconv_serve.cluster.ray.messages import ReplicaLost, RowsReply, RowsRequest
+from condconv_serve.cluster.ray.model import ModelReplica
+from condconv_serve.cluster.ray.request_ids import OneRequestId
+from condconv_serve.cluster.ray.scaling import ROWS
+from condconv_serve.cluster.ray.shared_client import SharedClient
+from condconv_serve.errors import ServiceError
+from condconv_serve.settings import Settings
+from condconv_serve.telemetry.logs import configure_logging
+
+_LOST = (RayActorError, WorkerCrashedError, TaskCancelledError, ReplicaUnavailableError)
+
+
+class Model:
+    """Runs a `ModelReplica`."""
+
+    async def __init__(self, settings: Settings, shared: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it
+        """Load the models; `shared` is the name of the actor that keeps what is shared."""
+        configure_logging(settings.log_level, settings.log_format)
+        name = serve.get_replica_context().replica_tag
+        self._replica = ModelReplica(settings, name=name, told=SharedClient(SharedActor(shared)), advertise=advertise)
+        await self._replica.start()
+        export = RayExport(self._replica.service.metrics.registry, replica=name)
+        self._exporting = asyncio.create_task(export.keep_copying())
+
+    async def infer(self, request: RowsRequest) -> RowsReply:
+        """Compute rows."""
+        return await self._replica.infer(request)
+
+    async def ask(self, method: Asked, *arguments: Any) -> Any:
+        """Call another method of the replica."""
+        return await getattr(self._replica, method)(*arguments)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What `condconv_serve.cluster.ray.scaling.ByRows` gets."""
+        return {ROWS: self._replica.rows()}
+
+    def check_health(self) -> None:
+        """Raise while the engine is broken."""
+        self._replica.check_health()
+
+    async def __del__(self) -> None:
+        """Ray Serve has waited for all answers."""
+        self._exporting.cancel()
+        await self._replica.stop()
+
+
+class IngressWithFronts:
+    """Runs an `Ingress`."""
+
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, models: DeploymentHandle, settings: Settings, shared: str
+    ) -> None:
+        """Wire the parts together."""
+        configure_logging(settings.log_level, settings.log_format)
+        calls = Calls(models)
+        self._ingress = Ingress(settings, send=calls, ask=calls, shared=SharedClient(SharedActor(shared)))
+        export = RayExport(self._ingress.metrics.registry, replica=serve.get_replica_context().replica_tag)
+        self._exporting = asyncio.create_task(export.keep_copying())
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        """The application; Ray Serve calls this."""
+        return OneRequestId(self._ingress.app())
+
+
+class Calls:
+    """Calls model replicas: implements `plane.Send` and `control.Ask`."""
+
+    def __init__(self, models: DeploymentHandle) -> None:
+        """Take the handle of their deployment."""
+        self._models = models
+
+    async def __call__(self, request: RowsRequest, /) -> RowsReply:
+        """See `condconv_serve.cluster.ray.plane.Send`."""
+        version = f"{request.model}/{request.version}"
+        reply: RowsReply = await self._call("infer", request, multiplexed_model_id=version)
+        return reply
+
+    async def one(self, method: Asked, *arguments: Any) -> Any:
+        """See `condconv_serve.cluster.ray.control.Ask`."""
+        return await self._call("ask", method, *arguments)
+
+    async def each(self, method: Asked, *arguments: Any) -> Sequence[Any]:
+        """See `condconv_serve.cluster.ray.control.Ask`."""
+        answers = await self._models.broadcast("ask", method, *arguments).results_async(return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, Exception) and not isinstance(answer, (*_LOST, ServiceError)):
+                raise answer
+        return [answer for answer in answers if not isinstance(answer, _LOST)]
+
+    async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        response = self._models.options(method_name=method, **options).remote(*arguments)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()  # rows leave the replica's queue
+            raise
+        except _LOST as error:
+            raise ReplicaLost(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,163 @@
+"""Figures of several replicas: they are those of one replica that had answered everything, each request once."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+
+import numpy as np
+import pytest
+
+from condconv_serve.cluster.ray.figures import Figures, HandOver, Observed, Reporter
+from condconv_serve.cluster.ray.shared import SharedState
+from condconv_serve.domain import LOGITS, ROUTING, RowAnswer, Timings
+from condconv_serve.errors import CorruptImage
+from condconv_serve.routing.live import LiveRouting
+from condconv_serve.routing.recent import RecentRequest
+from condconv_serve.telemetry.tally import Tallies
+from tests.contract.fakes import LAYOUT, model_info
+from tests.unit.cluster.ray.reports import report
+
+MODEL = model_info()
+TIMINGS = Timings(decode=0.01, queue=0.02, inference=0.03, total=0.07)
+
+
+def rows(seed, number):
+    random = np.random.default_rng(seed)
+    return [
+        RowAnswer(
+            tensors={
+                LOGITS: random.random(6).astype(np.float32),
+                ROUTING: random.random(LAYOUT.shape).astype(np.float32),
+            },
+            timings=TIMINGS,
+            batch_size=1,
+        )
+        for _ in range(number)
+    ]
+
+
+def observed(found, token, model=MODEL):
+    return pickle.loads(pickle.dumps(Observed.of(found, token=token, model=model)))
+
+
+async def test_statistics_of_two_replicas_are_those_of_one():
+    pooled, figures = LiveRouting(), Figures()
+    figures.know([MODEL])
+    for number in range(10):
+        found = rows(number, 3)
+        for row in found:
+            pooled.observe(MODEL, row)
+        handed = HandOver(
+            replica=f"r{number % 2}", observed=[observed([*found, CorruptImage("damaged")], f"t{number}")]
+        )
+        figures.add(handed)
+        figures.add(handed)  # its first answer was lost on the way
+    expected = await pooled.state("fake", "1", ("1m", "all"))
+    together = await figures.live.state("fake", "1", ("1m", "all"))
+    for window in ("1m", "all"):
+        mine, its = together.windows[window].to_arrays(), expected.windows[window].to_arrays()
+        assert mine.keys() == its.keys()
+        for name in mine:
+            np.testing.assert_array_equal(mine[name], its[name])
+    assert together.windows["all"].count == 30
+
+
+def test_rows_without_answers_or_routing_add_nothing():
+    assert Observed.of([CorruptImage("damaged")], token="t", model=MODEL) is None
+    static = model_info(layout=type(LAYOUT)())
+    assert Observed.of(rows(0, 1), token="t", model=static) is None
+
+
+async def test_tallies_add_up_and_those_of_dead_replicas_stay():
+    first, second, pooled, figures = Tallies(), Tallies(), Tallies(), Figures()
+    figures.know([MODEL])
+    for number, tallies in enumerate([first, second, first]):
+        for each in (tallies, pooled):
+            each.request("fake", "1", seconds=0.5 * number, answers=rows(0, number), whole=number != 1)
+            each.batch("fake", "1", rows=number + 1, seconds=0.25)
+        for name, own in (("a", first), ("b", second)):
+            (tally,) = await own.read([("fake", "1")])
+            figures.add(HandOver(replica=name, observed=[], tallies={("fake", "1"): tally}))
+    (expected,) = await pooled.read([("fake", "1")])
+    found = figures.tally("fake", "1")
+    assert found.batches == expected.batches
+    assert (found.success, found.failure, found.decode) == (expected.success, expected.failure, expected.decode)
+    assert figures.tally("fake", "2").success.count == 0
+
+
+async def test_versions_that_nobody_serves_are_forgotten_but_not_when_all_replicas_died():
+    state = SharedState()
+    await state.publish(report("a", "1"))
+    await state.hand_over(HandOver(replica="a", observed=[observed(rows(0, 2), "t")]))
+    await state.leave("a")
+    assert (await state.routing_state("fake", "1", ("all",))).windows["all"].count == 2
+    await state.publish(report("b", "1"))
+    assert (await state.routing_state("fake", "1", ("all",))).windows["all"].count == 2
+    assert set(await state.class_means("fake", "1", range(6)))
+    assert await state.reset("fake", None) == [("fake", "1")]
+    assert (await state.routing_state("fake", "1", ("all",))).windows["all"].count == 0
+    await state.publish(report("b", "2", number=2))
+    assert await state.routing_state("fake", "1", ("all",)) is None
+    assert (await state.tallies([("fake", "1")]))[0].success.count == 0
+
+
+async def test_recent_requests_are_kept_for_their_owner():
+    state = SharedState()
+    request = RecentRequest(request_id="mine", model="fake", version="1", at=1.0, results=())
+    await state.remember(pickle.loads(pickle.dumps(request)), "ci")
+    assert (await state.find_recent("mine", "ci")).model == "fake"
+    assert (await state.find_recent("mine", "other")).slug == "routing_not_found"
+
+
+class Keeper:
+    def __init__(self):
+        self.batches = []
+        self.broken = False
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, batch):
+        await self.go_on.wait()
+        if self.broken:
+            raise ConnectionError("gone")
+        self.batches.append([one.token for one in batch])
+
+
+async def test_many_requests_are_handed_over_at_once():
+    keeper = Keeper()
+    reporter = Reporter(keeper)
+    found = rows(0, 1)
+    first = asyncio.create_task(reporter.report(observed(found, "0")))
+    await asyncio.sleep(0.01)
+    others = [asyncio.create_task(reporter.report(observed(found, str(number)))) for number in range(1, 5)]
+    await asyncio.sleep(0.01)
+    assert not any(task.done() for task in (first, *others))  # no answer before it is counted
+    keeper.go_on.set()
+    await asyncio.gather(first, *others)
+    assert keeper.batches == [["0"], ["1", "2", "3", "4"]]
+
+
+async def test_answers_dont_wait_for_a_keeper_that_is_gone(caplog):
+    keeper = Keeper()
+    keeper.go_on.set()
+    keeper.broken = True
+    reporter = Reporter(keeper)
+    async with asyncio.timeout(1):
+        await reporter.report(observed(rows(0, 1), "lost"))
+    keeper.broken = False
+    await reporter.report(None)
+    assert keeper.batches == [["lost"]]
+
+
+@pytest.mark.parametrize("asked", ["1", "2"])
+async def test_who_leaves_doesnt_take_figures_along(asked):
+    keeper = Keeper()
+    reporter = Reporter(keeper)
+    leaving = asyncio.create_task(reporter.report(observed(rows(0, 1), asked)))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    keeper.go_on.set()
+    await reporter.report(None)
+    assert [asked] in keeper.batches
