@@ -82,6 +82,7 @@ class Ingress:
             images=ImagePipeline(
                 plane,
                 ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
+                digests=settings.cache_bytes > 0,
                 aliases=self.models.aliases,
                 count_objects=self.metrics.count_objects,
             ),

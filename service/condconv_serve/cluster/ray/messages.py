@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from condconv_serve.domain import MadeRow, RowAnswer
+from condconv_serve.domain.caching import CacheUse
 from condconv_serve.domain.facts import DeadlineBy
 from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import ServiceError
@@ -23,6 +24,8 @@ class RowsRequest:
         priority: how urgent they are.
         timeout: seconds that are left; None if there is no limit.
         deadline_by: whose limit that is.
+        digests: those of the rows, see `RowSource`; none if there are no caches.
+        cache: how it may use the replica's cache; not at all if None.
         request_id: of the caller's request, for the log.
         trace: where that request stands in a trace.
     """
@@ -34,6 +37,8 @@ class RowsRequest:
     priority: Priority
     timeout: float | None
     deadline_by: DeadlineBy
+    digests: tuple[bytes | None, ...] = ()
+    cache: CacheUse | None = None
     request_id: str | None = None
     trace: TraceContext | None = None
 

@@ -198,10 +198,13 @@ class ModelReplica:
             raise problem
 
     async def _compute(self, request: RowsRequest, deadline: Deadline) -> list[RowAnswer | ServiceError]:
-        plane, sources = self.service.images.plane, [made_source(row) for row in request.rows]
+        plane, digests = self.service.images.plane, request.digests or [None] * len(request.rows)
+        sources = [replace(made_source(row), digest=digest) for row, digest in zip(request.rows, digests, strict=True)]
         served = await self._find(request.model, request.version)
         with self.service.registry.hold(served):
-            found = await plane.infer_each(served, sources, priority=request.priority, deadline=deadline)
+            found = await plane.infer_each(
+                served, sources, priority=request.priority, deadline=deadline, cache=request.cache
+            )
         observed = Observed.of(found, token=request.token, model=served.info) if self._observes else None
         await self._reporter.report(observed)  # before the answer, so that an answer that was given is counted
         return [let_go(row) if isinstance(row, ServiceError) else row for row in found]

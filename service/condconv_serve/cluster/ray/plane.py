@@ -107,7 +107,8 @@ class ReplicaPlane:
     ) -> list[RowAnswer | ServiceError]:
         """See `condconv_serve.inference.plane.InferencePlane.infer_each`.
 
-        Rows are made before a replica is asked whether it has room for them, and none is taken from a cache.
+        Rows are made before a replica is asked whether it has room for them. That one may have the answer of an equal
+        row in its cache.
         """
         started, facts = time.monotonic(), current_request()
         with self._room(len(sources)):
@@ -120,6 +121,8 @@ class ReplicaPlane:
                 priority=priority,
                 timeout=None,
                 deadline_by=deadline_by(deadline),
+                digests=tuple(source.digest for source in sources),
+                cache=cache,
                 request_id=None if facts is None else facts.request_id,
                 trace=None if facts is None else facts.trace,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from condconv_serve.cluster.ray.model import ModelReplica
 from condconv_serve.cluster.ray.scaling import ROWS, ByRows
 from condconv_serve.cluster.ray.shared import SharedState
 from condconv_serve.domain import LOGITS, MadeRow
+from condconv_serve.domain.caching import CacheUse
 from condconv_serve.errors import CorruptImage, NotReady
 from condconv_serve.inference.batching import Priority
 from condconv_serve.settings import Settings
@@ -131,6 +133,22 @@ async def test_a_version_that_was_replaced_is_answered_for_a_while(replica, stor
     assert held.find("fake", "1") is None
     held.release()
     assert held.find("fake", "2") is None
+
+
+async def test_an_equal_row_is_answered_by_the_cache_of_its_replica(store):
+    async def advertise(versions):
+        pass
+
+    settings = Settings(model_store=store, streams=1, cache_bytes=2**20)
+    keeping = ModelReplica(settings, name="r3", told=SharedState(), advertise=advertise, load=load_shades)
+    await keeping.start()
+    size = size_of(keeping)
+    asked = replace(
+        request(keeping, MadeRow(np.zeros((size, size, 3), np.uint8))), digests=(b"same",), cache=CacheUse(scope="me")
+    )
+    results = [(await keeping.infer(passed)).outcomes[0].timings.cache for passed in (asked, asked)]
+    await keeping.stop()
+    assert results == ["miss", "hit"]
 
 
 async def test_a_deadline_that_has_passed_is_the_rows_error(replica):
