@@ -79,6 +79,13 @@ class Metrics:
             ("model",),
             registry=registry,
         )
+        self.replica_retries = Counter(
+            "condconv_replica_retries_total",
+            "On Ray: how often a request's rows were sent to a model replica again, by why: replica_lost, or the slug "
+            "of a refusal. Do replicas die or refuse, though callers don't notice?",
+            ("reason",),
+            registry=registry,
+        )
         self.stage_seconds = Histogram(
             "condconv_stage_seconds",
             "Time that an image spends in a stage: decode, queue, inference, total. An image given up at its deadline "

@@ -77,7 +77,12 @@ class Ingress:
         self._decoders = ContextThreads(threads, thread_name_prefix="decode")
         self._drawer = Drawer()
         self._versions = ReplicaVersions(ask)
-        plane = ReplicaPlane(self.models, send, max_rows=settings.max_queue_rows)
+        plane = ReplicaPlane(
+            self.models,
+            send,
+            max_rows=settings.max_queue_rows,
+            count_retry=lambda reason: self.metrics.replica_retries.labels(reason).inc(),
+        )
         self._context = AppContext(
             images=ImagePipeline(
                 plane,

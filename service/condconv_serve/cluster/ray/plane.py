@@ -19,11 +19,13 @@ from condconv_serve.deadline import ending_at
 from condconv_serve.domain import MadeRow, Row, RowAnswer, RowSource, ServedModel, Tensors
 from condconv_serve.domain.caching import CacheUse
 from condconv_serve.domain.facts import deadline_by
-from condconv_serve.errors import QueueFull, ServiceError, unexpected_error
+from condconv_serve.errors import DeadlineExceeded, QueueFull, ServiceError, unexpected_error
 from condconv_serve.inference.batching import Priority
 from condconv_serve.inference.plane import sources_of, whole_answer
 from condconv_serve.telemetry.logs import current_request
 
+GRACE_SECONDS = 0.5
+"""How much later than the deadline a replica's answer may come: it says which rows were late, and has counted them."""
 logger = logging.getLogger(__name__)
 
 
@@ -126,7 +128,10 @@ class ReplicaPlane:
                 request_id=None if facts is None else facts.request_id,
                 trace=None if facts is None else facts.trace,
             )
-            outcomes = await self._answered(request, deadline)
+            try:
+                outcomes = await self._answered(request, deadline)
+            except DeadlineExceeded as error:
+                outcomes = [error] * len(rows)
         seconds = time.monotonic() - started
         return [_with_total(outcome, seconds) for outcome in outcomes]
 
@@ -135,7 +140,7 @@ class ReplicaPlane:
         while True:
             left = None if deadline == math.inf else max(deadline - time.monotonic(), 0.0)
             try:
-                async with ending_at(deadline):
+                async with ending_at(deadline + GRACE_SECONDS):
                     reply = await self._send(replace(request, timeout=left))
                 if reply.refusal is None:
                     return reply.outcomes

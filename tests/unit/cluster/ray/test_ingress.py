@@ -156,6 +156,7 @@ async def test_figures_are_those_of_all_replicas_and_count_an_answer_once(cluste
         assert answer.status_code == 200, answer.text
     assert cluster.answered.total() == 10
     assert len(cluster.answered) == 2
+    assert 'condconv_replica_retries_total{reason="replica_lost"} 1.0' in (await cluster.http.get("/metrics")).text
     live = (await cluster.http.get("/routing", params={"window": "all"})).json()
     assert live["images"] == 10
 

@@ -168,16 +168,32 @@ async def test_a_replica_that_ends_or_lacks_the_version_is_not_noticed():
     assert isinstance(found, RowAnswer)
 
 
-async def test_the_deadline_ends_all_tries():
+async def test_the_deadline_ends_all_tries(monkeypatch):
     lost = Replicas(*[ReplicaLost("killed")] * 100)
     started = time.monotonic()
-    with pytest.raises(DeadlineExceeded):
-        await plane_of(lost).infer_each(MODEL, [made_source(MadeRow(ROW))], deadline=started + 0.2)
+    rows = [made_source(MadeRow(ROW))] * 2
+    found = await plane_of(lost).infer_each(MODEL, rows, deadline=started + 0.2)
+    assert [row.slug for row in found] == ["deadline_exceeded"] * 2
     assert 0.15 < time.monotonic() - started < 1
+
+    monkeypatch.setattr("condconv_serve.cluster.ray.plane.GRACE_SECONDS", 0.05)
     slow = Replicas(slow=10)
-    with pytest.raises(DeadlineExceeded):
-        await plane_of(slow).infer_each(MODEL, [made_source(MadeRow(ROW))], deadline=time.monotonic() + 0.05)
+    (late,) = await plane_of(slow).infer_each(MODEL, rows[:1], deadline=time.monotonic() + 0.05)
+    assert isinstance(late, DeadlineExceeded)
     assert slow.cancelled == 1
+
+
+async def test_what_the_replica_says_of_late_rows_is_waited_for():
+    class Late:
+        async def __call__(self, request):
+            await asyncio.sleep(request.timeout + 0.02)
+            late = DeadlineExceeded("The replica says so.")
+            return RowsReply(replica="a", outcomes=(late, answer(request.rows[1])))
+
+    rows = [made_source(MadeRow(ROW))] * 2
+    first, second = await plane_of(Late()).infer_each(MODEL, rows, deadline=time.monotonic() + 0.05)
+    assert str(first) == "The replica says so."
+    assert isinstance(second, RowAnswer)
 
 
 async def test_who_leaves_takes_the_rows_along():
