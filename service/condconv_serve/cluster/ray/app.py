@@ -48,7 +48,7 @@ class Arguments(BaseModel):
             process that builds the application.
         name: tells applications of one cluster apart, if there are several.
         num_cpus: cores of a model replica. It has as many streams, unless the settings say otherwise.
-        num_gpus: GPUs of a model replica.
+        num_gpus: GPUs of a model replica; with any it computes on them, unless the settings say otherwise.
         replicas: model replicas, if they don't follow the load.
         autoscaling: how they follow the load; None if they don't.
         ingress_replicas: replicas that have the fronts.
@@ -79,6 +79,8 @@ def build(arguments: Arguments | dict[str, Any]) -> serve.Application:
     """
     arguments = Arguments.model_validate(arguments)
     settings = Settings(**arguments.settings)
+    if settings.device == "auto":
+        settings = settings.model_copy(update={"device": "gpu" if arguments.num_gpus else "cpu"})
     if settings.streams == "auto" and not arguments.num_gpus:
         settings = settings.model_copy(update={"streams": max(1, int(arguments.num_cpus))})
     if settings.decode_threads == "auto":

@@ -53,7 +53,13 @@ class ReplicaVersions:
         if self._loop is None:
             return {}
         asking = asyncio.run_coroutine_threadsafe(self._ask.each("status"), self._loop)
-        return _together(asking.result(STATUS_SECONDS))
+        try:
+            return _together(asking.result(STATUS_SECONDS))
+        except TimeoutError as error:
+            asking.cancel()
+            raise NotReady(
+                "Not all model replicas told the state of their versions in time.", retry_after=5.0
+            ) from error
 
     async def load(self, name: str, version: str) -> VersionStatus:
         """Load a version on all replicas that there are. Later ones serve what the store says."""

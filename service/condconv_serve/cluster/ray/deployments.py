@@ -36,6 +36,7 @@ class Model:
         """Load the models; `shared` is the name of the actor that keeps what is shared."""
         configure_logging(settings.log_level, settings.log_format)
         name = serve.get_replica_context().replica_tag
+        self._exporting: asyncio.Task[None] | None = None
         self._replica = ModelReplica(settings, name=name, told=SharedClient(SharedActor(shared)), advertise=advertise)
         await self._replica.start()
         export = RayExport(self._replica.service.metrics.registry, replica=name)
@@ -59,8 +60,9 @@ class Model:
 
     async def __del__(self) -> None:
         """Ray Serve has waited for all answers."""
-        self._exporting.cancel()
-        await self._replica.stop()
+        if self._exporting is not None:  # else it never started
+            self._exporting.cancel()
+            await self._replica.stop()
 
 
 class IngressWithFronts:

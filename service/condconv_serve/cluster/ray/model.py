@@ -105,7 +105,7 @@ class ModelReplica:
         await self._stack.enter_async_context(service.running())
         try:
             await service.load_now()
-            await self._report()
+            await self._try_to_report()
         except BaseException:
             await self.stop()
             raise
@@ -228,8 +228,14 @@ class ModelReplica:
     async def _told_after(self, doing: Awaitable[Result]) -> Result | ServiceError:
         """Do something, then tell at once what is served now."""
         found = await _or_error(doing)
-        await self._report()
+        await self._try_to_report()
         return found
+
+    async def _try_to_report(self) -> None:
+        try:
+            await self._report()
+        except ServiceError as error:  # it is told soon again
+            logger.warning("the other replicas couldn't be told what this one serves: %s", error)
 
     async def _keep_reporting(self) -> None:
         told_at = time.monotonic()

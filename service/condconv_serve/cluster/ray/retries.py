@@ -43,7 +43,7 @@ class Retries:
         self._clock = clock
         self._started = clock()
         self._deadline = deadline
-        self._replicas = replicas
+        self._replicas = max(replicas, 1)
         self._pause = FIRST_PAUSE
         self._refusals = 0
 

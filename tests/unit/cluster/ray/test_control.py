@@ -73,6 +73,18 @@ async def test_the_state_of_a_version_is_that_which_says_most():
     assert await asyncio.to_thread(versions.status) == {"fake": [SERVING, VersionStatus("2", "loading")]}
 
 
+async def test_replicas_that_tell_no_state_in_time_are_told_of(monkeypatch):
+    class Silent(Replicas):
+        async def each(self, method, *arguments):
+            await asyncio.sleep(10)
+
+    monkeypatch.setattr("condconv_serve.cluster.ray.control.STATUS_SECONDS", 0.05)
+    versions = ReplicaVersions(Silent())
+    versions.start()
+    with pytest.raises(NotReady, match="in time"):
+        await asyncio.to_thread(versions.status)
+
+
 async def test_an_ablation_is_refused_by_the_replica():
     row = np.zeros((32, 32, 3), np.uint8)
     ablator = ReplicaAblator(Replicas(AblationBusy("4 wait", retry_after=2.0)))

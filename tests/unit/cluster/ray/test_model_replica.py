@@ -191,6 +191,32 @@ async def test_one_that_ends_is_asked_no_more(store):
     assert state.replicas == 0
 
 
+async def test_one_starts_though_nobody_can_be_told_and_tells_it_later(store, monkeypatch):
+    class Gone(SharedState):
+        there = False
+
+        async def publish(self, report):
+            if not self.there:
+                raise NotReady("gone")
+            await super().publish(report)
+
+    async def advertise(versions):
+        pass
+
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+    shared = Gone()
+    replica = ModelReplica(
+        Settings(model_store=store, streams=1), name="r4", told=shared, advertise=advertise, load=load_shades
+    )
+    await replica.start()
+    seen, state = await shared.watch(-1, wait=0)
+    assert state.replicas == 0
+    shared.there = True
+    _, state = await shared.watch(seen, wait=5)
+    assert state.replicas == 1
+    await replica.stop()
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [({}, 3), ({"a": 0.0}, 1), ({"a": 16.0}, 2), ({"a": 16.1}, 3), ({"a": 8.0, "b": 8.0}, 2), ({"a": 0, "b": 5}, 1)],
