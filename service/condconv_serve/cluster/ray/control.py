@@ -13,7 +13,7 @@ from condconv_serve.cluster.ray.messages import ReplicaLost
 from condconv_serve.domain import Ablated, RoutingOverrides, Row, ServedModel
 from condconv_serve.errors import NotReady, ServiceError
 from condconv_serve.serving.versions import VersionStatus
-from condconv_serve.store.aliases import Alias
+from condconv_serve.store.aliases import NO_MIRROR, Alias
 
 STATUS_SECONDS = 10.0
 Asked = Literal["ablate", "change_alias", "load", "look_again", "status", "unload"]
@@ -69,9 +69,11 @@ class ReplicaVersions:
         """Serve a version no more, on all replicas that there are."""
         return await self._of_all("unload", name, version)
 
-    async def set_alias(self, name: str, alias: str, versions: Mapping[str, int]) -> Alias:
+    async def set_alias(
+        self, name: str, alias: str, versions: Mapping[str, int], *, mirror: Mapping[str, int] = NO_MIRROR
+    ) -> Alias:
         """Point an alias at versions: one replica loads them and writes the store, then the others look at it."""
-        changed: Alias = await self._change(name, alias, "set", dict(versions))
+        changed: Alias = await self._change(name, alias, "set", dict(versions), dict(mirror))
         return changed
 
     async def roll_back(self, name: str, alias: str) -> Alias:

@@ -26,7 +26,7 @@ from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.serving.unserved import Trouble
 from condconv_serve.serving.versions import VersionStatus
 from condconv_serve.settings import Settings
-from condconv_serve.store.aliases import Alias
+from condconv_serve.store.aliases import NO_MIRROR, Alias
 from condconv_serve.telemetry.logs import request_logged_as
 
 LOOK_SECONDS = 0.2
@@ -145,15 +145,20 @@ class ModelReplica:
         return RowsReply(replica=self._name, outcomes=tuple(found))
 
     async def change_alias(
-        self, name: str, alias: str, what: Literal["set", "roll_back", "delete"], versions: Mapping[str, int] = {}
+        self,
+        name: str,
+        alias: str,
+        what: Literal["set", "roll_back", "delete"],
+        versions: Mapping[str, int] = {},
+        mirror: Mapping[str, int] = NO_MIRROR,
     ) -> Alias | ServiceError | None:
         """Change an alias in the store; what `condconv_serve.fronts.context.VersionAdmin` raises is returned."""
         admin = self.service.versions
         if what == "delete":
             return await _or_error(admin.delete_alias(name, alias))
-        return await _or_error(
-            admin.roll_back(name, alias) if what == "roll_back" else admin.set_alias(name, alias, versions)
-        )
+        if what == "roll_back":
+            return await _or_error(admin.roll_back(name, alias))
+        return await _or_error(admin.set_alias(name, alias, versions, mirror=mirror))
 
     async def load(self, name: str, version: str) -> VersionStatus | ServiceError:
         """Load a version and keep it; errors are returned."""

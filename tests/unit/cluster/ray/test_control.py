@@ -55,8 +55,8 @@ async def test_a_version_is_loaded_on_all_replicas():
 async def test_an_alias_is_changed_by_one_replica_and_then_seen_by_all():
     alias = Alias(versions={"2": 1})
     replicas = Replicas(alias)
-    assert await ReplicaVersions(replicas).set_alias("fake", "stable", {"2": 1}) == alias
-    assert replicas.asked == [("change_alias", "fake", "stable", "set", {"2": 1}), ("look_again",)]
+    assert await ReplicaVersions(replicas).set_alias("fake", "stable", {"2": 1}, mirror={"3": 10}) == alias
+    assert replicas.asked == [("change_alias", "fake", "stable", "set", {"2": 1}, {"3": 10}), ("look_again",)]
     with pytest.raises(NotReady, match="Ask again"):
         await ReplicaVersions(Replicas(ReplicaLost("killed"))).roll_back("fake", "stable")
 
