@@ -5,11 +5,11 @@ Small networks from made pixels in every run, published sizes from photographs i
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -75,7 +75,8 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     pixels = pixels_of(golden.spec["image_size"]) if golden.directory == FAMILIES else waves()
     mean, std = (np.asarray(channels, np.float32) for channels in (preprocessing.mean, preprocessing.std))
     yield Subject(golden, network, (pixels - mean) / std, manifest)
-    keras.backend.clear_session()
+    del network
+    gc.collect()  # networks hold each other in circles
 
 
 def outputs(computed: Any) -> Outputs:

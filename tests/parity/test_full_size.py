@@ -1,5 +1,6 @@
 """The published architectures at full size against outputs of the two public implementations."""
 
+import gc
 import json
 
 import keras
@@ -51,7 +52,8 @@ def golden(request):
     for weight in model.weights:
         weight.assign(values[weight.path])
     yield ((pixels - spec["mean"]) / spec["std"]).astype(np.float32), model, outputs
-    keras.backend.clear_session()
+    del model
+    gc.collect()  # networks hold each other in circles
 
 
 def networks_of(origin):

@@ -218,6 +218,7 @@ def test_states_add_up(tmp_path):
         (state(ROUTING[:, :, :2]), "their blocks or experts differ"),
         (with_blocks(state(ROUTING), "block_1"), "mean has shape (2, 3) instead of (1, 3)"),
     ],
+    ids=["empty", "broken", "another version", "other blocks", "fewer experts", "fewer blocks than windows"],
 )
 def test_states_that_do_not_fit(tmp_path, content, says):
     (tmp_path / "a.npz").write_bytes(state(ROUTING))

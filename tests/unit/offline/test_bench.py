@@ -57,7 +57,7 @@ def test_the_engine_is_measured_by_batch_size_and_streams(tmp_path):
 
 def test_combinations_have_native_kernels_where_these_can_compute(monkeypatch):
     machine = Machine(cores=2, cpu_bfloat16=False, openvino=True, native=NativeKernels(isa="avx2"))
-    monkeypatch.setattr("condconv_serve.bootstrap.detect_machine", lambda **_: machine)
+    monkeypatch.setattr("condconv_serve.engine_planning.detect_machine", lambda **_: machine)
     asked = {"engine": ["tensorflow", "openvino"], "precision": ["float32"], "streams": [2], "max_batch_size": [4]}
     cases = bench._plans(Settings(), native=["on", "off"], **asked)
     assert [(case.computed_by, plan.native) for case, plan in cases.items()] == [
@@ -75,7 +75,7 @@ def test_a_fallback_ends_the_measurement(monkeypatch):
     described = EngineDescription(engine="tensorflow", precision="float32", device="CPU", reason="", native=native)
     monkeypatch.setattr("condconv_serve.runtime.engines.build_engine", lambda *_: (None, described))
     machine = Machine(cores=2, cpu_bfloat16=False, openvino=True, native=NativeKernels(isa="avx2"))
-    monkeypatch.setattr("condconv_serve.bootstrap.detect_machine", lambda **_: machine)
+    monkeypatch.setattr("condconv_serve.engine_planning.detect_machine", lambda **_: machine)
     result = run(app, ["bench", "engine"])
     assert result.exit_code == 1
     assert result.stderr.endswith("error: tiny/1: no native kernels (differs): its logits differ\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import condconv_serve as cc
-from condconv_serve import bootstrap
+from condconv_serve import bootstrap, engine_planning
 from condconv_serve.errors import (
     BundleError,
     ConfigurationError,
@@ -150,7 +150,7 @@ def test_the_project_s_own_store_comes_with_it():
 )
 def test_refusals(given, options, error, says, store, monkeypatch):
     if options.get("device"):
-        monkeypatch.setattr(bootstrap, "detect_machine", lambda *, look_for_accelerators: _machine())
+        monkeypatch.setattr(engine_planning, "detect_machine", lambda *, look_for_accelerators: _machine())
     with pytest.raises(error, match=says):
         cc.load(given.format(store=store), **{"model_store": store} | options)
 

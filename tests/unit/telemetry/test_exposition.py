@@ -130,7 +130,7 @@ async def test_engine_and_fronts_look_like_one_process(tmp_path: Path) -> None:
         )
         own = engine.metrics.registry.get_sample_value("process_resident_memory_bytes")
         assert own is not None
-        assert memory.samples[0].value > 1.2 * own, "the fronts' memory counts"
+        assert memory.samples[0].value > own + 20e6, "the fronts' memory counts"
 
 
 def test_what_a_killed_front_has_counted_stays_and_its_gauges_go(tmp_path: Path) -> None:

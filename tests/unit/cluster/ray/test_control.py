@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
 import numpy as np
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
-from starlette.testclient import TestClient
 
 from condconv_serve.cluster.ray.control import ReplicaAblator, ReplicaVersions
 from condconv_serve.cluster.ray.messages import ReplicaLost
@@ -94,10 +94,12 @@ async def test_an_ablation_is_refused_by_the_replica():
 
 
 @pytest.mark.parametrize(("given", "expected"), [("same", []), ("bad id", ["own"])])
-def test_our_request_id_is_left_to_the_proxy_if_it_is_the_same(given, expected):
+async def test_our_request_id_is_left_to_the_proxy_if_it_is_the_same(given, expected):
     async def answer(request):
         own = request.headers["x-request-id"] if given == "same" else "own"
         return PlainTextResponse("", headers={"X-Request-Id": own})
 
-    client = TestClient(OneRequestId(Starlette(routes=[Route("/", answer)])))
-    assert client.get("/", headers={"X-Request-ID": given}).headers.get_list("x-request-id") == expected
+    transport = httpx.ASGITransport(OneRequestId(Starlette(routes=[Route("/", answer)])))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.get("/", headers={"X-Request-ID": given})
+    assert response.headers.get_list("x-request-id") == expected
