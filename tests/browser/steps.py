@@ -16,10 +16,10 @@ def sample(page: Any, name: str) -> dict[str, Any]:
     return answer_to(page, lambda: page.click(f"[data-sample='{name}.jpg']"))
 
 
-def answer_to(page: Any, act: Any) -> dict[str, Any]:
-    """Do something that sends an image, wait until the answer is shown, and return it."""
+def answer_to(page: Any, act: Any, *, timeout: float | None = None) -> dict[str, Any]:
+    """Do something that sends an image, wait until the answer is shown, and return it; `timeout` is in milliseconds."""
     with page.expect_response(
-        lambda response: "/routing?" in response.url and response.request.method == "POST"
+        lambda response: "/routing?" in response.url and response.request.method == "POST", timeout=timeout
     ) as sent:
         act()
     assert sent.value.ok, sent.value.text()

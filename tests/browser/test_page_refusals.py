@@ -97,7 +97,8 @@ def test_server_that_still_loads_and_later_ends(visit: Callable[..., Any], photo
     with Server(real=True, until_ready=False) as server:
         page = visit(server, until="waiting")
         choose(page, photograph("coffee"))
-        answer_to(page, lambda: page.wait_for_selector("#state[data-state=ready]", timeout=120_000))
+        loading = 120_000
+        answer_to(page, lambda: page.wait_for_selector("#state[data-state=ready]", timeout=loading), timeout=loading)
         assert page.locator("#banner").is_hidden()
         server.stop()
         page.wait_for_selector("#banner:not([hidden])")
