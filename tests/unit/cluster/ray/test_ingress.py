@@ -27,6 +27,8 @@ from tests.contract.fakes import load_shades
 from tests.contract.until import until
 from tests.e2e.tiny_models import write_fake
 
+pytestmark = pytest.mark.tensorflow  # a replica looks for the engines that are installed
+
 SECRET, KEY = new_key("ci", scopes=("admin",), requests_per_minute=1000)
 LIMITED, LIMITED_KEY = new_key("limited", requests_per_minute=1)
 

@@ -25,6 +25,8 @@ from tests.contract.fakes import ShadeEngine, load_shades
 from tests.contract.until import until
 from tests.e2e.tiny_models import write_fake
 
+pytestmark = pytest.mark.tensorflow  # a replica looks for the engines that are installed
+
 
 @pytest.fixture
 def store(tmp_path):
