@@ -30,6 +30,11 @@ NOT_QUICK = ("tensorflow", "slow")
 MARKED_FILE = re.compile(rf"^pytestmark = pytest\.mark\.({'|'.join(NOT_QUICK)})$", re.MULTILINE)
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Long bytes are called by what they are for: archives hold the time, which differs between processes."""
+    return argname if isinstance(val, bytes) and len(val) > 40 else None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--quick",
