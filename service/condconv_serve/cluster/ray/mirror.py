@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NoReturn
 
 from condconv_serve.domain import Row, Tensors
 from condconv_serve.serving.served import LeasedModels, Served
@@ -17,14 +16,15 @@ class RemoteEngine:
     """Stands for an engine that is in another process."""
 
     def __call__(self, rows: Row, stream: int = 0, /) -> Tensors:
-        """Refuse."""
-        self._refuse()
+        """Never called: rows go to the other process.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("This model is computed by a model replica.")
 
     def close(self) -> None:
         """Do nothing: nothing is held here."""
-
-    def _refuse(self) -> NoReturn:
-        raise NotImplementedError("This engine is in another process.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

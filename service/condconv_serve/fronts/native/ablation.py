@@ -79,13 +79,13 @@ def router(context: AppContext) -> APIRouter:
         parameters, images = await read_request(request, query, context.limits)
         if len(images) > 1:
             raise TooManyImages(f"An ablation takes one image, not {len(images)}.")
-        model = context.models.get(parameters.model, parameters.version)
-        facts.model, facts.rows = f"{model.name}/{model.version}", 1
-        variants, detect = _variants(model, parameters), _detect(model.info, parameters)
-        if detect is not None:
-            check_size(len(variants), detect)
-        facts.deadline = context.gatekeeper.deadline(parameters.timeout_ms)
-        found = await unless_disconnected(request, _ablate(model, images[0], variants, detect, facts.deadline))
+        with context.models.lease(parameters.model, parameters.version) as model:
+            facts.model, facts.rows = f"{model.name}/{model.version}", 1
+            variants, detect = _variants(model, parameters), _detect(model.info, parameters)
+            if detect is not None:
+                check_size(len(variants), detect)
+            facts.deadline = context.gatekeeper.deadline(parameters.timeout_ms)
+            found = await unless_disconnected(request, _ablate(model, images[0], variants, detect, facts.deadline))
         return await written(request, lambda: _response(model.info, images[0], found, routing=parameters.routing))
 
     async def _ablate(
