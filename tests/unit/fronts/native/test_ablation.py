@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ import pytest
 
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.ablation_queue import MAX_WAITING
+from tests.contract.fakes import FakeModels
 from tests.unit.fronts.native.routing_service import (
     BLOCKS,
     EXPERTS,
@@ -131,6 +134,29 @@ async def test_too_many_variants(shared_client: httpx.AsyncClient) -> None:
     many = "&".join(("blocks=" + ",".join(["block_1"] * 1000), "experts=" + ",".join(["0"] * 1000)))
     response = await shared_client.post(f"/routing/ablation?{many}", content=image(8))
     assert_problem(response, 422, "invalid_parameter", "1001000 variants")
+
+
+async def test_the_model_stays_loaded_until_the_ablation_is_answered(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, held_while_decoding = 0, []
+    decode = ImageDecoder.decode
+
+    @contextlib.contextmanager
+    def lease(models: FakeModels, *asked: Any, **options: Any) -> Iterator[Any]:
+        nonlocal held
+        held += 1
+        yield models.get(*asked, **options)
+        held -= 1
+
+    async def noting(*arguments: Any, **options: Any) -> Any:
+        held_while_decoding.append(held)
+        return await decode(*arguments, **options)
+
+    monkeypatch.setattr(FakeModels, "lease", lease)
+    monkeypatch.setattr(ImageDecoder, "decode", noting)
+    assert (await client.post("/routing/ablation", content=image(1))).status_code == 200
+    assert (held_while_decoding, held) == ([1], 0)
 
 
 async def test_ablations_take_their_places_before_they_decode(
