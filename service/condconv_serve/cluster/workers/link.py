@@ -64,14 +64,19 @@ class Link:
         Args:
             message: anything that can be pickled.
             file: an open file that travels with it; the receiver takes its own copy by `take_file`.
+
+        Raises:
+            OSError: the file can't be sent, and so the message isn't.
         """
+        if file is not None and len(self._files_to_send) == _MAX_FILES:
+            self._flush()
         if self.closed:
             return
+        if file is not None:
+            self._files_to_send.append(os.dup(file))
         if not self._to_send:
             self._loop.call_soon(self._flush)
         self._to_send.append(message)
-        if file is not None:
-            self._files_to_send.append(os.dup(file))
 
     def take_file(self) -> int:
         """The next open file that came along; the caller closes it.
@@ -104,7 +109,13 @@ class Link:
             return
         messages, self._to_send = self._to_send, []
         files, self._files_to_send = self._files_to_send, []
-        body = pickle.dumps(messages, pickle.HIGHEST_PROTOCOL)
+        try:
+            body = pickle.dumps(messages, pickle.HIGHEST_PROTOCOL)
+        except Exception:  # whoever waits for an answer to one of them would wait for ever
+            logger.exception("what another process of the service should get can't be sent; its connection is closed")
+            self._files_to_send = files
+            self.close()
+            return
         waiting = bool(self._unsent)
         self._unsent.append((memoryview(_HEADER.pack(len(body)) + body), files))
         if not waiting:

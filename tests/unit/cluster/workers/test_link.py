@@ -73,6 +73,27 @@ async def test_files_travel_with_their_messages(ends: tuple[End, End]) -> None:
         os.close(file)
 
 
+async def test_any_number_of_files_can_be_sent_at_once(ends: tuple[End, End]) -> None:
+    """As when an engine process has started, and is connected with each of many fronts."""
+    one, other = ends
+    pipes = [os.pipe() for _ in range(100)]
+    for number, (read, write) in enumerate(pipes):
+        os.write(write, bytes([number]))
+        one.link.send("with a file", file=read)
+    await until(lambda: len(other.files) == len(pipes) or other.closed)
+    assert [os.read(file, 10) for file in other.files] == [bytes([number]) for number in range(len(pipes))]
+    for file in (*other.files, *(end for pipe in pipes for end in pipe)):
+        os.close(file)
+
+
+async def test_a_message_whose_file_cannot_be_sent_is_not_sent_without_it(ends: tuple[End, End]) -> None:
+    one, other = ends
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        one.link.send("with a file", file=-1)
+    one.link.send("another")
+    await until(lambda: other.heard == ["another"])
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -92,6 +113,23 @@ async def test_garbage_closes_the_connection(sent: bytes, caplog: pytest.LogCapt
         assert raw.recv(1) == b""
     assert not end.heard
     assert "makes no sense" in caplog.text
+
+
+async def test_what_cannot_be_sent_closes_the_connection(
+    ends: tuple[End, End], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else somebody would wait for ever for an answer that was lost."""
+    one, other = ends
+    read, write = os.pipe()
+    one.link.send("with a file", file=read)
+    one.link.send(lambda: None)
+    await until(lambda: one.closed == other.closed == 1)
+    assert not other.heard
+    assert "can't be sent" in caplog.text
+    os.close(read)
+    with pytest.raises(BrokenPipeError):  # nobody holds a copy of its other end
+        os.write(write, b"x")
+    os.close(write)
 
 
 async def test_half_a_message_is_none() -> None:
