@@ -106,9 +106,16 @@ class OwnArena(Arena):
         Args:
             slot_bytes: of each slot, see `slot_size`.
             slots: how many.
+
+        Raises:
+            OSError: there is too little memory, or too many files are open.
         """
         self.file = _anonymous_file(slot_bytes * slots)
-        super().__init__(self.file, slot_bytes=slot_bytes, slots=slots)
+        try:
+            super().__init__(self.file, slot_bytes=slot_bytes, slots=slots)
+        except BaseException:
+            self.close()
+            raise
         # The last one that came back is taken first: its pages are there already, and perhaps still in the cache.
         self._free = list(range(slots - 1, -1, -1))
 
@@ -145,9 +152,13 @@ def _anonymous_file(size: int) -> int:
         import fcntl
 
         file = os.memfd_create("condconv-rows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(file, size)
-        # Who reads beyond the end of a file that has become shorter is killed.
-        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        try:
+            os.ftruncate(file, size)
+            # Who reads beyond the end of a file that has become shorter is killed.
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        except BaseException:
+            os.close(file)
+            raise
         return file
     with tempfile.TemporaryFile() as unnamed:
         os.ftruncate(unnamed.fileno(), size)

@@ -151,10 +151,10 @@ class EngineSession:
             case Ended():
                 self._ended(message)
             case Returned():
-                if answer := self._calls.get(message.id):
+                if (answer := self._calls.get(message.id)) and not answer.done():  # its caller may be just leaving
                     answer.set_result(message.value)
             case Raised():
-                if answer := self._calls.get(message.id):
+                if (answer := self._calls.get(message.id)) and not answer.done():
                     answer.set_exception(message.error)
             case ReadyState():
                 self._readiness.follow(message)
@@ -175,46 +175,56 @@ class EngineSession:
     async def _made(self, message: Make, request: _Request) -> None:
         try:
             made = await request.sources[message.row].make()
+            if message.id in self._requests:  # else its slots would never come back
+                self._send_row(message, request, made)
         except ServiceError as error:
             self._link.send(RowFailed(message.id, message.row, let_go(error)))
         except Exception:
             logger.exception("a row met an unexpected error before it was computed")
             self._link.send(RowFailed(message.id, message.row, unexpected_error()))
-        else:
-            if self._link.closed:
-                return
-            self._send_row(message, request, made)
 
     def _send_row(self, message: Make, request: _Request, made: MadeRow) -> None:
         number, index, row = message.id, message.row, made.row
-        slot_bytes = self._slot_bytes[request.model]
-        arena = self._arena(slot_bytes)
-        slot = self._arenas[arena].take() if row.nbytes <= slot_bytes else None
-        if slot is None:  # more rows than there should be, or a larger one: it goes through the socket
+        taken = self._take_slot(self._slot_bytes[request.model], row.nbytes)
+        if taken is None:  # it goes through the socket
             self._link.send(RowMade(number, index, made.seconds, made.placement, array=row, copies=made.copies))
             return
-        request.slots[index] = arena, slot
+        arena, slot = request.slots[index] = taken
         placed = Placed(row.dtype.str, row.shape, 0)
         self._arenas[arena].array(slot, placed)[...] = row
         self._link.send(RowMade(number, index, made.seconds, made.placement, arena, slot, placed, copies=made.copies))
 
+    def _take_slot(self, slot_bytes: int, needed: int) -> tuple[int, int] | None:
+        """An arena and a free slot of it; None for a larger row, for more rows than there should be, or without one."""
+        if needed > slot_bytes:
+            return None
+        try:
+            arena = self._arena(slot_bytes)
+        except OSError:  # too little memory, or too many open files
+            return None
+        slot = self._arenas[arena].take()
+        return None if slot is None else (arena, slot)
+
     def _arena(self, slot_bytes: int) -> int:
         if slot_bytes not in self._arena_of:
             arena = OwnArena(slot_bytes=slot_bytes, slots=self._slots)
+            try:
+                self._link.send(NewArena(slot_bytes, self._slots), file=arena.file)
+            finally:
+                arena.close()
             self._arena_of[slot_bytes] = len(self._arenas)
             self._arenas.append(arena)
-            self._link.send(NewArena(slot_bytes, self._slots), file=arena.file)
-            arena.close()
         return self._arena_of[slot_bytes]
 
     def _ended(self, message: Ended) -> None:
-        request = self._requests.pop(message.id)
+        request = self._requests[message.id]
         if not request.done.done():
             if message.error is not None:
                 request.done.set_exception(message.error)
             else:
                 found = [self._answer(request, index, row) for index, row in enumerate(message.outcomes)]
                 request.done.set_result(found)
+        del self._requests[message.id]
         for arena, slot in request.slots.values():
             self._arenas[arena].give_back([slot])
 

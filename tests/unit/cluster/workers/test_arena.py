@@ -94,6 +94,20 @@ def test_a_file_that_is_too_short_is_refused_and_cannot_be_made_shorter() -> Non
         os.ftruncate(own.file, 0)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts its files so")
+def test_an_arena_that_cannot_be_made_leaves_no_open_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("no memory")
+
+    before = os.listdir("/proc/self/fd")
+    for broken in ("os.ftruncate", "mmap.mmap"):
+        monkeypatch.setattr(broken, fail)
+        with pytest.raises(OSError, match="no memory"):
+            OwnArena(slot_bytes=4096, slots=2)
+        monkeypatch.undo()
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_rows_stay_readable_when_their_owner_was_killed_while_it_wrote() -> None:
     code = """
 import os, signal, sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import time
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from condconv_serve.cluster.workers import engine_session, link
+from condconv_serve.cluster.workers.arena import Layout, Placed
+from condconv_serve.cluster.workers.link import Link
+from condconv_serve.cluster.workers.messages import Ended, Raised, Returned, RowDone
 from condconv_serve.cluster.workers.mirrors import ElsewhereComputed
 from condconv_serve.cluster.workers.remote_engine import RemoteEngine
 from condconv_serve.domain import MadeRow, RowSource, ServedModel
@@ -145,6 +150,21 @@ async def test_more_rows_than_slots_go_through_the_socket() -> None:
         assert pair.free_slots() == [2]
 
 
+async def test_rows_without_shared_memory_go_through_the_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with connected() as pair:
+        with monkeypatch.context() as patched:
+            patched.setattr(engine_session, "OwnArena", fail)
+            assert (await pair.infer(1))[0].tensors
+        with monkeypatch.context() as patched:
+            patched.setattr(link.os, "dup", fail)
+            assert (await pair.infer(1))[0].tensors
+        assert (await pair.infer(1, 2))[1].tensors
+        assert pair.free_slots() == [8]
+
+
 async def test_rows_are_checked_where_they_come_from() -> None:
     async with connected() as pair:
         with pair.plane.lease() as leased, pytest.raises(InvalidParameter, match=r"\[N, 32, 32, 3\]"):
@@ -273,6 +293,44 @@ async def test_calls_return_raise_and_can_be_left() -> None:
         await asyncio.sleep(0.01)
         call.cancel()
         await left.wait()
+
+
+async def test_an_answer_that_meets_a_caller_who_leaves_spares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def doubled(number: int) -> int:
+        return 2 * number
+
+    def refused() -> None:
+        raise RateLimited("Too many.", retry_after=7.0)
+
+    async with connected(calls={"doubled": doubled, "refused": refused}) as pair:
+        session = pair.engine._session
+        assert session is not None
+        take = session._link._on_message
+
+        def leave_and_take(message: Any, link: Link) -> None:
+            if isinstance(message, (Returned, Raised)):
+                leaver.cancel()
+            take(message, link)
+
+        for call in (pair.engine.call("doubled", 1), pair.engine.call("refused")):
+            with monkeypatch.context() as patched:
+                patched.setattr(session._link, "_on_message", leave_and_take)
+                leaver = asyncio.create_task(call)
+                with pytest.raises(asyncio.CancelledError):
+                    await leaver
+            assert await pair.engine.call("doubled", 2) == 4
+
+
+async def test_an_answer_that_makes_no_sense_fails_its_request() -> None:
+    nonsense: Layout = (("logits", Placed("|u1", (2**40,), 0)),)
+    async with connected() as pair:
+        pair.free.clear()
+        asked = asyncio.create_task(pair.infer(1))
+        await until(lambda: pair.metrics.registry.get_sample_value("condconv_rows_in_flight"))
+        (number,) = pair.sessions[0]._requests
+        pair.sessions[0]._link.send(Ended(number, (RowDone(0, 0, 0, 0, 1, None, None, nonsense),)))
+        with pytest.raises(NotReady):
+            await asked
 
 
 async def test_nothing_is_computed_in_a_front() -> None:
