@@ -57,7 +57,7 @@ async def run_front(order: StartFront, parent: Parent, listener: socket.socket, 
         ConfigurationError: the settings can't be used.
     """
     settings = order.settings
-    front = _Front(order)
+    front = _Front(order, RemoteEngine(on_lost=parent.tell_disconnected))
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:
@@ -116,9 +116,9 @@ async def _follow(parent: Parent, front: _Front, server: DrainingServer) -> None
 class _Front:
     """The parts of a front, wired together."""
 
-    def __init__(self, order: StartFront) -> None:
+    def __init__(self, order: StartFront, engine: RemoteEngine) -> None:
         settings = self._settings = order.settings
-        self.engine = RemoteEngine()
+        self.engine = engine
         self._keys = load_keys(settings)
         self._drawer = Drawer()
         self._tracer = make_tracer(settings.otlp_endpoint)

@@ -56,6 +56,10 @@ class Started(NamedTuple):
     """The child serves: a front listens, and an engine process has loaded its models."""
 
 
+class Disconnected(NamedTuple):
+    """The front's connection with the engine process has ended, and it was not the front that ended it."""
+
+
 class Failed(NamedTuple):
     """The child can't serve, and ends."""
 

@@ -8,7 +8,7 @@ import socket
 from typing import Any
 
 from condconv_serve.cluster.workers.link import Link
-from condconv_serve.cluster.workers.orders import Connect, Failed, Started, StartFront
+from condconv_serve.cluster.workers.orders import Connect, Disconnected, Failed, Started, StartFront
 from condconv_serve.errors import ServiceError
 
 
@@ -27,6 +27,10 @@ class Parent:
     def tell_started(self) -> None:
         """This process serves now."""
         self._link.send(Started())
+
+    def tell_disconnected(self) -> None:
+        """This front has lost the engine process."""
+        self._link.send(Disconnected())
 
     async def tell_failed(self, error: ServiceError) -> None:
         """This process can't serve."""

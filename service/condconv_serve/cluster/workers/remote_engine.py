@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from condconv_serve.cluster.workers.engine_session import EngineSession
@@ -25,22 +25,24 @@ class RemoteEngine:
         readiness: whether requests can be answered.
     """
 
-    def __init__(self) -> None:
-        """Start without an engine process."""
+    def __init__(self, *, on_lost: Callable[[], None] = lambda: None) -> None:
+        """Start without an engine process; `on_lost` is called when the one that was there has gone."""
+        self._on_lost = on_lost
         self.models = MirroredModels()
         self.readiness = MirroredReadiness()
         self._session: EngineSession | None = None
 
     def connect(self, connection: socket.socket) -> None:
         """Talk to a new engine process; called on the event loop. The one before has gone."""
-        if self._session is not None:
-            self._session.close()
+        self.close()
         self._session = EngineSession(connection, self.models, self.readiness, on_close=self._lost)
 
     def close(self) -> None:
         """Leave the engine process."""
-        if self._session is not None:
-            self._session.close()
+        session, self._session = self._session, None
+        if session is not None:
+            self.readiness.lost()
+            session.close()
 
     async def infer_each(
         self,
@@ -93,3 +95,4 @@ class RemoteEngine:
         if self._session is session:
             self._session = None
             self.readiness.lost()
+            self._on_lost()

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +23,7 @@ from condconv_serve.cluster.workers.directories import directory_for_metrics
 from condconv_serve.cluster.workers.link import Link
 from condconv_serve.cluster.workers.orders import (
     Connect,
+    Disconnected,
     Drain,
     Failed,
     LookAgain,
@@ -43,6 +44,8 @@ FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 30.0
 """Seconds before a child that has died is started again: they double each time, unless it lived for a minute."""
 _LONG_LIFE = 60.0
+RECONNECT_PAUSE = 1.0
+"""Seconds before a front is connected anew with an engine process that lives. If that is just dying, it has ended."""
 _LAST_SECONDS = 5.0
 """How long children may take beyond the time for a shutdown; after that they are killed."""
 logger = logging.getLogger(__name__)
@@ -184,12 +187,15 @@ class Supervisor:
         return self._engine, *self._fronts
 
     def _start(self, member: _Member) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            variables = self._front_files.environment() if member.role == "front" else {}
-            member.child = self._spawn(theirs, variables)
-        member.started_at, member.restart = time.monotonic(), None
-        member.link = link = Link(ours, on_message=lambda message, _: self._heard(member, message))
+        member.restart = None
+        try:
+            connection = self._spawned(member)
+        except OSError as error:
+            logger.error("%s can't be started: %s; that is tried again in %g s", member, error, member.pause)
+            self._start_later(member)
+            return
+        member.started_at = time.monotonic()
+        member.link = link = Link(connection, on_message=lambda message, _: self._heard(member, message))
         if member.role == "engine":
             link.send(StartEngine(self._settings))
             for front in self._fronts:
@@ -208,6 +214,25 @@ class Supervisor:
                 link.send(Connect(), file=self._ports.probes.fileno())
             self._connect(member)
 
+    def _spawned(self, member: _Member) -> socket.socket:
+        """Start a process, and return the connection with it."""
+        variables: Mapping[str, str] = {}
+        if member.role == "front":
+            self._metrics.mkdir(mode=0o700, exist_ok=True)  # the system may clean up where it lies
+            variables = self._front_files.environment()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                member.child = self._spawn(theirs, variables)
+            except BaseException:
+                ours.close()
+                raise
+        return ours
+
+    def _start_later(self, member: _Member) -> None:
+        member.restart = asyncio.get_running_loop().call_later(member.pause, self._start, member)
+        member.pause = min(2 * member.pause, LONGEST_PAUSE)
+
     def _connect(self, front: _Member) -> None:
         """Give a front and the engine process, if both are there, one end each of a new connection."""
         if self._engine.link is None or front.link is None:
@@ -217,10 +242,22 @@ class Supervisor:
             link.send(Connect(), file=end.fileno())
             end.close()
 
+    def _connect_later(self, front: _Member) -> None:
+        """Connect a front anew, unless one of both processes is another one by then, which is connected anyhow."""
+        links = front.link, self._engine.link
+
+        def connect() -> None:
+            if links == (front.link, self._engine.link):
+                self._connect(front)
+
+        asyncio.get_running_loop().call_later(RECONNECT_PAUSE, connect)
+
     def _heard(self, member: _Member, message: Any) -> None:
         match message:
             case Started():
                 member.serves = True
+            case Disconnected():
+                self._connect_later(member)
             case Failed():
                 logger.error("%s can't serve: %s", member, message.error)
                 if not member.serves and self.failure is None:
@@ -238,7 +275,10 @@ class Supervisor:
         child, member.child = member.child, None
         assert child is not None
         if member.role == "front":
-            self._front_files.gone(child.pid)
+            try:
+                self._front_files.gone(child.pid)
+            except Exception:  # figures must not keep it from being replaced
+                logger.exception("what %s has counted is lost", member)
         if member.link is not None:
             member.link.close()
             member.link = None
@@ -250,8 +290,7 @@ class Supervisor:
             member.pause = FIRST_PAUSE
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         logger.error("%s (process %d) has ended %s; it is started again in %g s", member, child.pid, how, member.pause)
-        member.restart = asyncio.get_running_loop().call_later(member.pause, self._start, member)
-        member.pause = min(2 * member.pause, LONGEST_PAUSE)
+        self._start_later(member)
 
     def _end_by(self, number: int) -> None:
         name, now = signal.Signals(number).name, time.monotonic()

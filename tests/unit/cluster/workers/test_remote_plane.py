@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from condconv_serve.cluster.workers import engine_session, link
+from condconv_serve.cluster.workers import engine_session
 from condconv_serve.cluster.workers.arena import Layout, Placed
 from condconv_serve.cluster.workers.link import Link
 from condconv_serve.cluster.workers.messages import Ended, Raised, Returned, RowDone
@@ -159,7 +159,7 @@ async def test_rows_without_shared_memory_go_through_the_socket(monkeypatch: pyt
             patched.setattr(engine_session, "OwnArena", fail)
             assert (await pair.infer(1))[0].tensors
         with monkeypatch.context() as patched:
-            patched.setattr(link.os, "dup", fail)
+            patched.setattr("os.dup", fail)
             assert (await pair.infer(1))[0].tensors
         assert (await pair.infer(1, 2))[1].tensors
         assert pair.free_slots() == [8]
@@ -240,6 +240,22 @@ async def test_an_engine_that_goes_fails_what_is_open_and_another_one_takes_over
         with pytest.raises(NotReady), lease as leased:  # found in the engine process that has gone
             await pair.plane.infer_each(leased, [source(1)])
         assert (await pair.infer(1))[0].tensors
+
+
+async def test_a_front_asks_for_a_new_connection_only_if_it_has_not_ended_the_old_one() -> None:
+    lost = list[str]()
+    async with connected() as pair:
+        engine = RemoteEngine(on_lost=lambda: lost.append("lost"))
+        await pair.connect(engine)
+        await pair.connect(engine)
+        engine.close()
+        await asyncio.sleep(0.02)
+        assert not lost
+        await pair.connect(engine)
+        for session in pair.sessions[1:]:
+            session.close()
+        await until(lambda: lost == ["lost"])
+        assert isinstance(engine.readiness.refusal(), NotReady)
 
 
 async def test_readiness_follows_and_a_failed_row_never_comes_before_it() -> None:

@@ -1,0 +1,156 @@
+"""The supervising process, with children that the test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from condconv_serve.cluster.workers import supervisor as supervising
+from condconv_serve.cluster.workers.link import Link
+from condconv_serve.cluster.workers.orders import Connect, Disconnected, StartEngine, StartFront, Stop
+from condconv_serve.cluster.workers.supervisor import Ports, Supervisor
+from condconv_serve.http.server import listen
+from condconv_serve.settings import Settings
+from tests.contract.until import until
+
+
+class Played:
+    """A child that ends when it is told to."""
+
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self.heard: list[Any] = []
+        self.link = Link(connection.dup(), on_message=self._take)
+        self._code: int | None = None
+
+    def _take(self, message: Any, link: Link) -> None:
+        if isinstance(message, (Connect, StartFront)):
+            os.close(link.take_file())
+        self.heard.append(message)
+        if isinstance(message, Stop):
+            self.end(0)
+
+    def end(self, code: int) -> None:
+        self._code = code
+        self.link.close()
+        signal.raise_signal(signal.SIGCHLD)
+
+    def heard_of(self, order: type) -> int:
+        return sum(isinstance(message, order) for message in self.heard)
+
+    def poll(self) -> int | None:
+        return self._code
+
+    def kill(self) -> None:
+        self._code = -signal.SIGKILL
+
+
+class Children:
+    """All children that were ever started. Starting one fails as often as `failing` says."""
+
+    def __init__(self) -> None:
+        self.failing = 0
+        self.started: list[Played] = []
+
+    def spawn(self, connection: socket.socket, variables: Mapping[str, str]) -> Played:
+        if self.failing:
+            self.failing -= 1
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        self.started.append(child := Played(connection, pid=10_000_000 + len(self.started)))
+        return child
+
+    def of(self, order: type) -> list[Played]:
+        """Those that were told to be this."""
+        return [child for child in self.started if child.heard_of(order)]
+
+    def count(self) -> Mapping[str, int]:
+        return Counter(type(child.heard[0]).__name__ for child in self.started if child.heard)
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "RECONNECT_PAUSE", 0.05)
+
+
+@contextlib.asynccontextmanager
+async def supervised(metrics: Path, *, fronts: int = 2) -> AsyncIterator[Children]:
+    """A supervising process whose children are there."""
+    children, ports = Children(), Ports(listen("127.0.0.1", 0), None)
+    supervisor = Supervisor(Settings(workers=fronts), fronts=fronts, ports=ports, metrics=metrics, spawn=children.spawn)
+    running = asyncio.create_task(supervisor.run())
+    try:
+        async with asyncio.timeout(60):
+            await until(lambda: children.count() == {"StartEngine": 1, "StartFront": fronts}, 60)
+            yield children
+            signal.raise_signal(signal.SIGTERM)
+            await running
+        assert supervisor.failure is None
+    finally:
+        running.cancel()
+
+
+async def test_who_dies_is_replaced_and_connected(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as children:
+        (engine,), (front, other) = children.of(StartEngine), children.of(StartFront)
+        await until(lambda: engine.heard_of(Connect) == 2)
+        front.end(1)
+        await until(lambda: children.count()["StartFront"] == 3)
+        await until(lambda: engine.heard_of(Connect) == 3 and other.heard_of(Connect) == 1)
+        engine.end(-signal.SIGSEGV)
+        await until(lambda: children.count()["StartEngine"] == 2)
+        new = children.of(StartEngine)[1]
+        await until(lambda: new.heard_of(Connect) == other.heard_of(Connect) == 2)
+
+
+async def test_a_front_that_has_lost_a_living_engine_is_connected_anew(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as children:
+        (engine,), (front, other) = children.of(StartEngine), children.of(StartFront)
+        await until(lambda: engine.heard_of(Connect) == 2)
+        front.link.send(Disconnected())
+        await until(lambda: engine.heard_of(Connect) == 3 and front.heard_of(Connect) == 2)
+        assert other.heard_of(Connect) == 1
+
+
+async def test_a_front_is_connected_once_with_an_engine_that_was_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervising, "RECONNECT_PAUSE", 0.5)
+    async with supervised(tmp_path, fronts=1) as children:
+        (engine,), (front,) = children.of(StartEngine), children.of(StartFront)
+        await until(lambda: engine.heard_of(Connect) == 1)
+        front.link.send(Disconnected())
+        await asyncio.sleep(0.01)
+        engine.end(1)
+        await until(lambda: children.count()["StartEngine"] == 2)
+        await asyncio.sleep(1)
+        assert children.of(StartEngine)[1].heard_of(Connect) == 1
+        assert front.heard_of(Connect) == 2
+
+
+async def test_who_cannot_be_started_now_is_started_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with supervised(tmp_path) as children:
+        children.failing = 1
+        children.of(StartFront)[0].end(1)
+        await until(lambda: children.count()["StartFront"] == 3)
+        assert not children.failing
+    assert "front 1 can't be started: [Errno 11]" in caplog.text
+
+
+async def test_without_its_directory_of_metrics_a_front_is_replaced_all_the_same(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    async with supervised(metrics) as children:
+        shutil.rmtree(metrics)
+        children.of(StartFront)[0].end(1)
+        await until(lambda: children.count()["StartFront"] == 3)
+        assert metrics.stat().st_mode & 0o777 == 0o700, "a front can't start without it"
