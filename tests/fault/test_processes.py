@@ -172,6 +172,28 @@ def test_nobody_outlives_a_parent_that_was_killed(fault: str) -> None:
             asked.exception()
 
 
+def test_a_process_manager_may_send_signals_to_all_of_them() -> None:
+    """As systemd does it by default: each process of the service gets the signal, in any order."""
+    with Server(workers=FRONTS) as server:
+        for process in children(server).values():
+            os.kill(process, signal.SIGUSR1)
+        clients = [new_client(server.url) for _ in range(4)]
+        before = children(server)
+        with ThreadPoolExecutor(4) as pool, server.holding():
+            asked = [pool.submit(predict, client) for client in clients]
+            threading.Event().wait(0.5)
+            for process in before.values():
+                os.kill(process, signal.SIGTERM)
+            server.terminate()
+            wait_for(server.refuses_connections)
+            server.fault()
+            assert [future.result().status_code for future in asked] == [200] * 4
+        for client in clients:
+            client.close()
+        assert server.wait() == 0
+        assert "has ended" not in server.log
+
+
 def _lives(process: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()

@@ -15,6 +15,7 @@ from condconv_serve.cluster.workers.orders import StartEngine, StartFront
 from condconv_serve.cluster.workers.parent import Parent
 from condconv_serve.cluster.workers.spawning import end_with_parent, name_process
 from condconv_serve.errors import ServiceError, unexpected_error
+from condconv_serve.http.server import ENDING, HANGUP, IGNORED
 from condconv_serve.telemetry.logs import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ def run(connection: socket.socket) -> int:
         The exit code.
     """
     end_with_parent()
-    for number in (signal.SIGINT, signal.SIGHUP):  # the parent says what they mean
+    for number in (*ENDING, *HANGUP, *IGNORED):  # who sends them to all means the parent, which passes them on
         signal.signal(number, signal.SIG_IGN)
     disable_created_metrics()  # type: ignore[no-untyped-call]
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
