@@ -21,7 +21,7 @@ from condconv_serve.routing.recent import RecentRequest, RecentRequests
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.statistics import Window
 from condconv_serve.serving.served import Served
-from condconv_serve.serving.unserved import Trouble
+from condconv_serve.serving.unserved import Trouble, Unserved, version_loading
 from condconv_serve.store.aliases import Alias
 from condconv_serve.store.default import Default
 from condconv_serve.telemetry.tally import VersionTally
@@ -69,11 +69,14 @@ class SharedState:
         self._figures = Figures()
         self._recent = RecentRequests()
         self._known: dict[str, _Known] = {}
-        self._changes = 0
+        self._began, self._told = clock(), False
+        # An actor that comes back must not give a number that somebody has seen before.
+        self._changes = time.time_ns()
         self._changed = asyncio.Event()
 
     async def publish(self, report: ReplicaReport) -> None:
         """A replica says what it serves."""
+        self._told = True
         self._known[report.replica] = _Known(report, self._changes + 1, self._clock())
         self._figures.know(model.info for versions in report.served.models.values() for model in versions.values())
         self._change()
@@ -95,12 +98,15 @@ class SharedState:
     async def watch(self, seen: int, *, wait: float) -> tuple[int, ClusterState] | None:
         """What is served, once it isn't what the caller has seen; None if that takes longer than `wait` seconds.
 
+        An actor that has just come back waits for the first replica that says what it serves: those that are there go
+        on meanwhile.
+
         Args:
             seen: the number that came with what the caller saw last; -1 if it saw nothing.
             wait: seconds.
         """
         self._drop_silent()
-        if self._changes == seen:
+        if self._changes == seen or self._is_new():
             changed = self._changed
             try:
                 async with asyncio.timeout(wait):
@@ -148,6 +154,10 @@ class SharedState:
         except RoutingNotFound as error:
             return error
 
+    def _is_new(self) -> bool:
+        """Whether replicas may be there, but none has said anything yet."""
+        return not self._told and self._clock() < self._began + SILENT_SECONDS
+
     def _newest_first(self) -> list[_Known]:
         return sorted(self._known.values(), key=lambda known: known.changed, reverse=True)
 
@@ -174,37 +184,39 @@ def merged(reports: Sequence[ReplicaReport]) -> ClusterState:
     """What several replicas serve together, which follow one store, but not at the same moment.
 
     A version counts as served if all replicas serve it. While no version of a model is served by all, each one counts
-    that any of them serves. A model's aliases are the newest that point at nothing else.
+    that any of them serves. A model's aliases are the newest that point at nothing else. Replicas that can't compute
+    now don't count, unless none can: then it is known what there is, and why it can't be had.
 
     Args:
         reports: of the replicas, the newest first.
     """
-    able = [report for report in reports if report.trouble is None and report.served.models]
-    if not able:
-        loading = next((report for report in reports if report.trouble is None), None)
-        trouble = next((report.trouble for report in reports if report.trouble is not None), None)
-        return ClusterState(
-            served=Served(default=_NOBODY) if loading is None else loading.served,
-            trouble=trouble or Trouble("No model replica is ready.", 5.0),
-            problems=_problems(reports),
-        )
-    newest = able[0].served
+    serving = [report for report in reports if report.served.models]
+    well = [report for report in serving if report.trouble is None]
+    troubles = [report.trouble for report in reports if report.trouble is not None]
+    trouble = None if well else next(iter(troubles), Trouble("No model replica is ready.", 5.0))
+    if not serving:
+        loading = next((report.served for report in reports if report.trouble is None), Served(default=_NOBODY))
+        return ClusterState(served=loading, trouble=trouble, problems=_problems(reports))
+    counted = [report.served for report in well or serving]
+    newest = counted[0]
     models = {
         name: versions
-        for name in dict.fromkeys(name for report in able for name in report.served.models)
-        if (versions := _versions([report.served.models.get(name, {}) for report in able]))
+        for name in dict.fromkeys(name for served in counted for name in served.models)
+        if (versions := _versions([served.models.get(name, {}) for served in counted]))
     }
     return ClusterState(
         served=replace(
             newest,
             models=models,
             aliases={
-                name: _aliases([report.served.aliases.get(name, {}) for report in able], versions)
+                name: _aliases([served.aliases.get(name, {}) for served in counted], versions)
                 for name, versions in models.items()
             },
+            unserved={**newest.unserved, **{name: _unserved(name, counted, of) for name, of in models.items()}},
         ),
-        replicas=len(able),
-        unready=able[0].unready,
+        replicas=len(well),
+        trouble=trouble,
+        unready=(well or serving)[0].unready,
         problems=_problems(reports),
     )
 
@@ -224,6 +236,16 @@ def _aliases(known: Sequence[Mapping[str, Alias]], versions: Mapping[str, Served
         if all(version in versions for alias in aliases.values() for version in alias.versions):
             return aliases
     return known[0]
+
+
+def _unserved(name: str, known: Sequence[Served], versions: Mapping[str, ServedModel]) -> Unserved:
+    """What the newest replica says, and the versions that not all replicas have loaded yet."""
+    newest = known[0]
+    loading = {version: version_loading(name, version) for version in newest.models.get(name, {})}
+    for served in reversed(known):
+        loading |= served.unserved.get(name, Unserved()).versions
+    found = {version: trouble for version, trouble in loading.items() if version not in versions}
+    return replace(newest.unserved.get(name, Unserved()), versions=found)
 
 
 def _problems(reports: Sequence[ReplicaReport]) -> tuple[str, ...]:

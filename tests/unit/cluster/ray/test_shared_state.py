@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from dataclasses import replace
 
 import pytest
 
 from condconv_serve.cluster.ray.shared import SILENT_SECONDS, SharedState, merged
+from condconv_serve.errors import ModelUnavailable, VersionNotFound
 from condconv_serve.fronts.keys import new_key
-from condconv_serve.serving.unserved import Trouble
+from condconv_serve.serving.unserved import Trouble, Unserved, version_loading
 from tests.unit.cluster.ray.reports import report
 
 TROUBLE = Trouble("The engine has failed 3 times in a row: it hangs.", 7.0)
@@ -48,9 +50,48 @@ def test_a_replica_in_trouble_is_not_asked_and_all_in_trouble_are_told():
     assert merged([]).served.default.name is None
 
 
+def test_a_version_that_some_replicas_are_still_loading_is_no_unknown_one():
+    ahead, behind = report("a", "1", "2"), report("b", "1")
+    loading = {"fake": Unserved(versions={"2": version_loading("fake", "2")})}
+    knowing = replace(behind, served=replace(behind.served, unserved=loading))
+    for reports in ([ahead, behind], [ahead, knowing], [knowing, ahead]):
+        served = merged(reports).served
+        assert served.get("fake").version == "1"
+        with pytest.raises(ModelUnavailable, match="still loading"):
+            served.get("fake", "2")
+    with pytest.raises(VersionNotFound):  # it goes
+        merged([report("a", "2"), report("b", "1", "2")]).served.get("fake", "1")
+
+
+def test_models_are_known_while_no_replica_can_compute():
+    state = merged([report("a", "1", trouble=TROUBLE)])
+    assert state.served.get("fake", "1").version == "1"
+    assert (state.replicas, state.trouble) == (0, TROUBLE)
+
+
+async def test_a_state_that_has_come_back_says_nothing_before_a_replica_does():
+    now = [0.0]
+    before, back = SharedState(), SharedState(clock=lambda: now[0])
+    await before.publish(report("a", "1"))
+    seen, _ = await before.watch(-1, wait=0)
+    assert await back.watch(-1, wait=0.01) is None
+    assert not await back.heard("a", 1)
+    waiting = asyncio.create_task(back.watch(seen, wait=60))
+    await asyncio.sleep(0)
+    await back.publish(report("a", "1"))
+    again, state = await waiting
+    assert again != seen
+    assert state.replicas == 1
+
+    silent = SharedState(clock=lambda: now[0])
+    now[0] = SILENT_SECONDS + 1
+    assert (await silent.watch(-1, wait=0))[1].trouble is not None
+
+
 async def test_changes_are_told_at_once_and_silence_is_noticed():
     now = [0.0]
     state = SharedState(clock=lambda: now[0])
+    now[0] = SILENT_SECONDS
     seen, nothing = await state.watch(-1, wait=0.01)
     assert not nothing.served.models
     assert await state.watch(seen, wait=0.01) is None
@@ -63,7 +104,7 @@ async def test_changes_are_told_at_once_and_silence_is_noticed():
     assert await state.heard("a", 1)
     assert not await state.heard("a", 2)
     assert not await state.heard("b", 1)
-    now[0] = SILENT_SECONDS + 1
+    now[0] += SILENT_SECONDS + 1
     assert (await state.watch(seen, wait=0.01))[1].replicas == 0
     assert not await state.heard("a", 1)
 
