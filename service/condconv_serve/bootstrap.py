@@ -228,6 +228,10 @@ class Service:
                 yield
         await asyncio.to_thread(self._tracer.close, math.inf if self._ends_at is None else self.seconds_left())
 
+    def engine_broken(self) -> str | None:
+        """Why the engine counts as broken, also while it is tried again; None if it doesn't."""
+        return self._batcher.health.broken()
+
     def rows(self) -> int:
         """Rows that are being made, wait for a batch, or are being computed."""
         return self._batcher.rows

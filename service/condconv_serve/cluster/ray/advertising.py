@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 async def advertise(versions: Collection[str]) -> None:
-    """Tell that this replica serves these versions, as `model/version`.
+    """Tell that this replica answers these versions, as `model/version`.
 
     Ray Serve's own `serve.multiplexed` tells the same in this way. It can't be used here: it loads what is asked for,
     while we follow the store, and it doesn't know of versions that are dropped. Without this, requests still find

@@ -93,7 +93,6 @@ def build(arguments: Arguments | dict[str, Any]) -> serve.Application:
         max_ongoing_requests=2 * settings.max_queue_rows + 100,
         graceful_shutdown_timeout_s=settings.shutdown_timeout,
         graceful_shutdown_wait_loop_s=0.5,
-        health_check_period_s=5,
         ray_actor_options={
             "num_cpus": arguments.num_cpus,
             "num_gpus": arguments.num_gpus,

@@ -20,7 +20,7 @@ from condconv_serve.cluster.ray.shared import ReplicaReport
 from condconv_serve.domain import Ablated, RoutingOverrides, Row, RowAnswer, ServedModel
 from condconv_serve.domain.facts import Deadline, RequestFacts
 from condconv_serve.domain.trace import TraceContext
-from condconv_serve.errors import ServiceError, VersionNotFound, let_go
+from condconv_serve.errors import NotReady, ServiceError, VersionNotFound, let_go
 from condconv_serve.inference.plane import made_source
 from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.serving.unserved import Trouble
@@ -76,7 +76,7 @@ class ModelReplica:
             settings: what to serve and how.
             name: of the replica.
             told: where it tells what it serves.
-            advertise: called with `model/version` of all that it serves when that changes, so that it is asked.
+            advertise: called with `model/version` of all that it can answer when that changes, so that it is asked.
             load: makes an engine of a bundle; `load_model` if None.
 
         Raises:
@@ -197,12 +197,14 @@ class ModelReplica:
         """Refuse to be called healthy while the engine is broken, such as by batches that hang.
 
         Raises:
-            ServiceError: why it is.
+            NotReady: why it is, until a batch works: that it may be tried again doesn't make it healthy.
         """
-        if problem := self.service.readiness.refusal():
-            raise problem
+        if problem := self.service.engine_broken():
+            raise NotReady(problem)
 
     async def _compute(self, request: RowsRequest, deadline: Deadline) -> list[RowAnswer | ServiceError]:
+        if refusal := self.service.readiness.refusal():  # another replica may be well
+            raise refusal
         plane, digests = self.service.images.plane, request.digests or [None] * len(request.rows)
         sources = [replace(made_source(row), digest=digest) for row, digest in zip(request.rows, digests, strict=True)]
         served = await self._find(request.model, request.version)
@@ -264,7 +266,8 @@ class ModelReplica:
         self._number += 1
         served = replace(report.served, models=_without_engines(report.served.models))
         await self._told.publish(replace(report, number=self._number, served=served))
-        await self._advertise([f"{name}/{version}" for name, versions in served.models.items() for version in versions])
+        able = served.models if report.trouble is None else {}
+        await self._advertise([f"{name}/{version}" for name, versions in able.items() for version in versions])
         self._reported = report
         return True
 

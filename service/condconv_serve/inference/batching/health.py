@@ -31,9 +31,13 @@ class EngineHealth:
         self._failed_at = self._clock()
         self._reason = reason
 
-    def problem(self) -> tuple[str, float] | None:
-        """Why the engine can't be used now, and for how many seconds. None if it can."""
-        remaining = self._failed_at + COOL_DOWN_SECONDS - self._clock()
-        if self._failures < MAX_FAILURES or remaining <= 0:
+    def broken(self) -> str | None:
+        """Why the engine counts as broken, until a row has been computed; None if it doesn't."""
+        if self._failures < MAX_FAILURES:
             return None
-        return f"The engine has failed {self._failures} times in a row: {self._reason}", remaining
+        return f"The engine has failed {self._failures} times in a row: {self._reason}"
+
+    def problem(self) -> tuple[str, float] | None:
+        """Why the engine can't be used now, and for how many seconds. None if it can, be it only to try it."""
+        reason, remaining = self.broken(), self._failed_at + COOL_DOWN_SECONDS - self._clock()
+        return None if reason is None or remaining <= 0 else (reason, remaining)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -160,21 +161,44 @@ async def test_a_deadline_that_has_passed_is_the_rows_error(replica):
     assert row.slug == "deadline_exceeded"
 
 
-async def test_a_broken_engine_isnt_healthy_and_isnt_asked(replica, monkeypatch):
-    def broken(*_):
-        raise ValueError("it is broken")
+def fails(*_):
+    raise ValueError("it is broken")
 
-    monkeypatch.setattr(ShadeEngine, "compute", broken)
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_broken_engine_isnt_asked_and_isnt_healthy_until_it_works(store, monkeypatch, hangs):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+    advertised, shared, hanging = [], SharedState(), threading.Event()
+
+    async def advertise(versions):
+        advertised.append(list(versions))
+
+    settings = Settings(model_store=store, streams=1, stall_timeout=1.0 if hangs else 60.0)
+    replica = ModelReplica(settings, name="r5", told=shared, advertise=advertise, load=load_shades)
+    await replica.start()
     size = size_of(replica)
-    for _ in range(3):
-        await replica.infer(request(replica, MadeRow(np.zeros((size, size, 3), np.uint8))))
+    asked = request(replica, MadeRow(np.zeros((size, size, 3), np.uint8)), timeout=None)
+    with monkeypatch.context() as broken:
+        broken.setattr(ShadeEngine, "compute", (lambda *_: hanging.wait(60)) if hangs else fails)
+        for _ in range(3):
+            (row,) = (await replica.infer(asked)).outcomes
+            assert row.slug == ("engine_stalled" if hangs else "inference_failed")
+        refused = (await replica.infer(asked)).refusal  # so that another replica is asked
+        assert refused.slug == "not_ready"
+        assert 0 < refused.retry_after <= 10
+        await until(lambda: advertised[-1] == [])
+        _, state = await shared.watch(-1, wait=0)
+        assert state.replicas == 0
+        assert 0 < state.trouble.retry_after <= 10
+
+    monkeypatch.setattr("condconv_serve.inference.batching.health.COOL_DOWN_SECONDS", 0.0)
+    await until(lambda: advertised[-1] == ["fake/1"])  # it may be tried again
     with pytest.raises(NotReady, match="3 times in a row"):
         replica.check_health()
-    seen, state = -1, None
-    while state is None or state.trouble is None:
-        seen, state = await replica.shared.watch(seen, wait=5)
-    assert state.replicas == 0
-    assert 0 < state.trouble.retry_after <= 10
+    assert (await replica.infer(asked)).outcomes[0].timings
+    replica.check_health()
+    hanging.set()
+    await replica.stop()
 
 
 async def test_one_that_ends_is_asked_no_more(store):

@@ -143,9 +143,10 @@ def test_an_engine_is_broken_after_failures_in_a_row_and_tried_again():
     assert health.problem() == (f"The engine has failed {MAX_FAILURES} times in a row: no luck", COOL_DOWN_SECONDS)
     clock.now += COOL_DOWN_SECONDS
     assert health.problem() is None, "it is given another batch"
+    assert health.broken() == f"The engine has failed {MAX_FAILURES} times in a row: no luck", "until one works"
     health.failed("again")
     assert health.problem()[0].endswith(": again"), "one more failure is enough"
     clock.now += COOL_DOWN_SECONDS
     health.succeeded()
     health.failed("once")
-    assert health.problem() is None
+    assert health.problem() is health.broken() is None
