@@ -91,13 +91,21 @@ def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = No
 class Service:
     """One service, made from settings: its models, its plane, its application."""
 
-    def __init__(self, settings: Settings, *, only: str | None = None, load: ModelLoader | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        only: str | None = None,
+        load: ModelLoader | None = None,
+        on_copy: Callable[[ModelInfo, RowAnswer], None] = lambda model, row: None,
+    ) -> None:
         """Find and check the bundles. Nothing is loaded yet.
 
         Args:
             settings: what to serve and how.
             only: name of the model that `load_only` will load; None for a server, which follows the store.
             load: makes an engine from a bundle; `load_model` if None.
+            on_copy: gets what versions answer to copies of requests, beside the routing statistics.
 
         Raises:
             BundleError: there is no such store.
@@ -105,6 +113,7 @@ class Service:
                 than the memory, or traces can't be exported as asked.
         """
         self._settings = settings
+        self._on_copy = on_copy
         self._tracer = make_tracer(settings.otlp_endpoint)
         self._at_start = (only,) if only else check_store(settings.model_store, default_model=settings.default_model)
         self.plan = plan_engines(settings)
@@ -179,7 +188,7 @@ class Service:
             max_pixels=settings.max_pixels,
             metrics=self.metrics,
             callers=self._batcher,
-            observe=self._observe,
+            observe=self._observe_copy,
         )
         self.plane = InferencePlane(
             self.registry,
@@ -256,6 +265,10 @@ class Service:
     def _observe(self, model: ModelInfo, row: RowAnswer) -> None:
         if self.routing is not None:
             self.routing.observe(model, row)
+
+    def _observe_copy(self, model: ModelInfo, row: RowAnswer) -> None:
+        self._observe(model, row)
+        self._on_copy(model, row)
 
     def _forget(self, name: str, version: str) -> None:
         if version not in self.registry.models().get(name, {}):

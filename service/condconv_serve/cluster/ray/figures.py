@@ -1,7 +1,8 @@
-"""The figures of all model replicas together: routing statistics and tallies, kept where no replica's end reaches them.
+"""The figures of all model replicas together, kept where no replica's end reaches them.
 
-A replica hands over what an answer adds before it gives the answer. So the figures are exact whenever a caller looks,
-and they are those of all replicas, also of those that have died.
+These are routing statistics, tallies, and how versions compare that got copies of requests. A replica hands over what
+an answer adds before it gives the answer. So the figures are exact whenever a caller looks, and they are those of all
+replicas, also of those that have died. What refusals and copies add comes within seconds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +23,7 @@ from condconv_serve.errors import ServiceError
 from condconv_serve.routing.found import classes_in
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.tally import Counts
+from condconv_serve.shadow.counts import ShadowCounts
 from condconv_serve.telemetry.tally import VersionTally
 
 MAX_TOKENS = 100_000
@@ -27,6 +31,9 @@ MAX_TOKENS = 100_000
 MAX_UNSENT = 10_000
 """Requests whose figures a replica keeps while they can't be handed over."""
 HAND_OVER_SECONDS = 2.0
+MAX_REPLICAS = 1000
+"""Replicas whose totals are kept apart. One that has been silent while so many others were heard has died."""
+Total = TypeVar("Total")
 logger = logging.getLogger(__name__)
 
 
@@ -71,11 +78,13 @@ class HandOver:
         replica: its name.
         observed: what requests add.
         tallies: all that the replica has done so far, by name and version.
+        shadows: all that it has compared so far.
     """
 
     replica: str
     observed: Sequence[Observed]
     tallies: Mapping[tuple[str, str], VersionTally] = field(default_factory=dict)
+    shadows: Sequence[ShadowCounts] = ()
 
 
 class Figures:
@@ -86,7 +95,8 @@ class Figures:
         self.live = LiveRouting()
         self._models: dict[tuple[str, str], ModelInfo] = {}
         self._tokens: OrderedDict[str, None] = OrderedDict()
-        self._tallies: dict[tuple[str, str], dict[str, VersionTally]] = {}
+        self._tallies: dict[tuple[str, str], _Totals[VersionTally]] = {}
+        self._shadows: dict[tuple[str, str, str], _Totals[ShadowCounts]] = {}
 
     def know(self, models: Iterable[ModelInfo]) -> None:
         """These versions are served now."""
@@ -94,12 +104,14 @@ class Figures:
             known = self._models.get((model.name, model.version))
             if known is None or known.routing != model.routing or known.manifest != model.manifest:
                 self._models[model.name, model.version] = model
+                self._forget_shadows(model.name, model.version)  # those of another one with the same number
 
     def keep_only(self, served: Iterable[tuple[str, str]]) -> None:
         """Forget all other versions: nobody serves them any more."""
         for version in set(self._models) - set(served):
             del self._models[version]
             self._tallies.pop(version, None)
+            self._forget_shadows(*version)
             self.live.forget(*version)
 
     def add(self, given: HandOver) -> None:
@@ -117,11 +129,50 @@ class Figures:
                     statistics.observe(weights, classes)
         for version, tally in given.tallies.items():
             if version in self._models:
-                self._tallies.setdefault(version, {})[given.replica] = tally
+                self._tallies.setdefault(version, _Totals(VersionTally.merged)).put(given.replica, tally)
+        for counts in given.shadows:
+            if (counts.model, counts.version) in self._models:
+                pair = counts.model, counts.version, counts.shadow
+                self._shadows.setdefault(pair, _Totals(_all_compared)).put(given.replica, counts)
 
     def tally(self, name: str, version: str) -> VersionTally:
         """What all replicas have done of a version."""
-        return VersionTally.merged(self._tallies.get((name, version), {}).values())
+        totals = self._tallies.get((name, version))
+        return VersionTally() if totals is None else totals.sum()
+
+    def shadows(self, name: str) -> list[ShadowCounts]:
+        """How a model's versions compare, on all replicas, in order."""
+        found = [totals.sum() for pair, totals in self._shadows.items() if pair[0] == name]
+        return sorted(found, key=lambda counts: (int(counts.version), int(counts.shadow)))
+
+    def _forget_shadows(self, name: str, version: str) -> None:
+        for pair in [pair for pair in self._shadows if pair[0] == name and version in pair[1:]]:
+            del self._shadows[pair]
+
+
+class _Totals(Generic[Total]):
+    """What each replica has done so far, in all. Many replicas may come and go."""
+
+    def __init__(self, merge: Callable[[Iterable[Total]], Total]) -> None:
+        """Start with nothing; `merge` adds up at least one."""
+        self._merge = merge
+        self._known: OrderedDict[str, Total] = OrderedDict()
+        self._gone: list[Total] = []
+
+    def put(self, replica: str, total: Total) -> None:
+        """Replace what a replica said before."""
+        self._known[replica] = total
+        self._known.move_to_end(replica)
+        if len(self._known) > MAX_REPLICAS:
+            self._gone = [self._merge([*self._gone, self._known.popitem(last=False)[1]])]
+
+    def sum(self) -> Total:
+        """That of all replicas."""
+        return self._merge([*self._gone, *self._known.values()])
+
+
+def _all_compared(counts: Iterable[ShadowCounts]) -> ShadowCounts:
+    return reduce(ShadowCounts.merged, counts)
 
 
 class Reporter:
@@ -133,16 +184,33 @@ class Reporter:
         self._unsent: list[Observed] = []
         self._next: asyncio.Future[None] | None = None
         self._sending: asyncio.Task[None] | None = None
+        self._reached = True
 
-    async def report(self, observed: Observed | None) -> None:
-        """Return when it was handed over, or can't be now. Then it goes with the next one."""
+    def keep(self, observed: Observed | None) -> None:
+        """Hand it over with the next report."""
         if observed is not None:
             self._unsent.append(observed)
+
+    async def report(self, observed: Observed | None) -> None:
+        """Return when it was handed over, or can't be now. Then it goes with the next one.
+
+        While hand-overs fail, nobody waits for them.
+        """
+        self.keep(observed)
+        handed = self._handing_over()
+        if self._reached:
+            await asyncio.shield(handed)
+
+    async def flush(self) -> None:
+        """Hand over what there is; return when that is done, or has failed."""
+        await asyncio.shield(self._handing_over())
+
+    def _handing_over(self) -> asyncio.Future[None]:
         if self._next is None:
             self._next = asyncio.get_running_loop().create_future()
         if self._sending is None:
             self._sending = asyncio.create_task(self._send())
-        await asyncio.shield(self._next)
+        return self._next
 
     async def _send(self) -> None:
         try:
@@ -151,8 +219,10 @@ class Reporter:
                 try:
                     async with asyncio.timeout(HAND_OVER_SECONDS):
                         await self._hand_over(batch)
+                    self._reached = True
                 except Exception as error:  # answers don't wait for figures that can't be kept
                     logger.warning("figures of %d requests are handed over later: %s", len(batch), error)
+                    self._reached = False
                     self._unsent = [*batch, *self._unsent][-MAX_UNSENT:]
                 finally:
                     done.set_result(None)

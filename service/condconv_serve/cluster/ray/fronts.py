@@ -16,7 +16,7 @@ from condconv_serve.application import create_application
 from condconv_serve.cluster.ray.control import Ask, ReplicaAblator, ReplicaVersions
 from condconv_serve.cluster.ray.mirror import ClusterState, Mirror
 from condconv_serve.cluster.ray.plane import ReplicaPlane, Send
-from condconv_serve.fronts.context import AppContext, BodyLimits, RecentAnswers, RoutingFigures, TallySource
+from condconv_serve.fronts.context import AppContext, BodyLimits, RecentAnswers, RoutingFigures, Shadows, TallySource
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.rates import Rates
 from condconv_serve.grpc_port import GrpcPort
@@ -41,6 +41,11 @@ logger = logging.getLogger(__name__)
 
 class Shared(Rates, RoutingFigures, RecentAnswers, TallySource, Protocol):
     """What all replicas share; see `condconv_serve.cluster.ray.shared.SharedState`."""
+
+    @property
+    def shadows(self) -> Shadows:
+        """How versions compare that got copies of requests."""
+        ...
 
     async def watch(self, seen: int, *, wait: float) -> tuple[int, ClusterState] | None:
         """What is served, once it isn't what the caller has seen."""
@@ -112,6 +117,7 @@ class Ingress:
             recent=shared if settings.routing_statistics else None,
             ablator=ReplicaAblator(ask),
             tallies=shared,
+            shadows=shared.shadows,
             drawer=self._drawer,
             bodies=OpenBodies(pause=settings.body_timeout, total=settings.body_total_timeout),
         )

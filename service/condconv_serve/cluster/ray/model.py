@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -17,7 +18,7 @@ from condconv_serve.cluster.ray.held import HeldModels
 from condconv_serve.cluster.ray.messages import RowsReply, RowsRequest
 from condconv_serve.cluster.ray.mirror import RemoteEngine
 from condconv_serve.cluster.ray.shared import ReplicaReport
-from condconv_serve.domain import Ablated, RoutingOverrides, Row, RowAnswer, ServedModel
+from condconv_serve.domain import Ablated, ModelInfo, RoutingOverrides, Row, RowAnswer, ServedModel
 from condconv_serve.domain.facts import Deadline, RequestFacts
 from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import NotReady, ServiceError, VersionNotFound, let_go
@@ -32,6 +33,7 @@ from condconv_serve.telemetry.logs import request_logged_as
 LOOK_SECONDS = 0.2
 """How often a replica looks whether it serves something else than it said."""
 HEARTBEAT_SECONDS = 2.0
+RETRY_SECONDS = 1.0
 WAIT_FOR_VERSION = 1.0
 """Seconds that a request waits for a version that another replica serves already."""
 Result = TypeVar("Result")
@@ -82,7 +84,7 @@ class ModelReplica:
         Raises:
             BundleError, ConfigurationError: as `Service`.
         """
-        self.service = Service(settings, load=load)
+        self.service = Service(settings, load=load, on_copy=self._observe_copy)
         self._name = name
         self._told = told
         self._advertise = advertise
@@ -120,6 +122,7 @@ class ModelReplica:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reporter.flush()
         try:
             await self._told.leave(self._name)
         except Exception:  # it will be missed soon enough
@@ -230,7 +233,12 @@ class ModelReplica:
     async def _hand_over(self, observed: Sequence[Observed]) -> None:
         versions = [(name, version) for name, its in self.service.registry.models().items() for version in its]
         tallies = dict(zip(versions, await self.service.tallies.read(versions), strict=True))
-        await self._told.hand_over(HandOver(replica=self._name, observed=observed, tallies=tallies))
+        shadows = [counts for name in self.service.registry.models() for counts in await self.service.shadow.read(name)]
+        await self._told.hand_over(HandOver(replica=self._name, observed=observed, tallies=tallies, shadows=shadows))
+
+    def _observe_copy(self, model: ModelInfo, row: RowAnswer) -> None:
+        if self._observes:
+            self._reporter.keep(Observed.of([row], token=uuid.uuid4().hex, model=model))
 
     async def _told_after(self, doing: Awaitable[Result]) -> Result | ServiceError:
         """Do something, then tell at once what is served now."""
@@ -253,9 +261,15 @@ class ModelReplica:
                     told_at = time.monotonic()
                     if not await self._told.heard(self._name, self._number):
                         self._reported = None
-            except Exception:
-                logger.exception("the other replicas couldn't be told what this one serves; trying again")
+                    await self._reporter.flush()
+            except Exception as error:
                 self._reported = None
+                logger.warning(
+                    "the other replicas couldn't be told what this one serves; trying again: %s",
+                    error,
+                    exc_info=not isinstance(error, ServiceError),
+                )
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _report(self) -> bool:
         """Tell what is served if that has changed."""

@@ -22,6 +22,7 @@ from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.statistics import Window
 from condconv_serve.serving.served import Served
 from condconv_serve.serving.unserved import Trouble, Unserved, version_loading
+from condconv_serve.shadow.counts import ShadowCounts
 from condconv_serve.store.aliases import Alias
 from condconv_serve.store.default import Default
 from condconv_serve.telemetry.tally import VersionTally
@@ -142,6 +143,10 @@ class SharedState:
     async def tallies(self, versions: Sequence[tuple[str, str]]) -> Sequence[VersionTally]:
         """See `condconv_serve.fronts.context.TallySource.read`."""
         return [self._figures.tally(*version) for version in versions]
+
+    async def shadows(self, name: str) -> Sequence[ShadowCounts]:
+        """See `condconv_serve.fronts.context.Shadows.read`."""
+        return self._figures.shadows(name)
 
     async def remember(self, request: RecentRequest, owner: str | None) -> None:
         """See `condconv_serve.fronts.context.RecentAnswers.remember`."""

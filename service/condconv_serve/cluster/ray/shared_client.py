@@ -16,6 +16,7 @@ from condconv_serve.routing.insight import ClassMeans
 from condconv_serve.routing.recent import RecentRequest
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.statistics import Window
+from condconv_serve.shadow.counts import ShadowCounts
 from condconv_serve.telemetry.tally import VersionTally
 
 logger = logging.getLogger(__name__)
@@ -33,12 +34,30 @@ class Call(Protocol):
         ...
 
 
-class SharedClient:
-    """Asks for what is shared."""
+class SharedShadows:
+    """Implements `condconv_serve.fronts.context.Shadows`."""
 
     def __init__(self, call: Call) -> None:
         """Take what calls."""
         self._call = call
+
+    async def read(self, name: str) -> Sequence[ShadowCounts]:
+        """See `SharedState.shadows`."""
+        found: Sequence[ShadowCounts] = await self._call("shadows", name)
+        return found
+
+
+class SharedClient:
+    """Asks for what is shared.
+
+    Attributes:
+        shadows: how versions compare that got copies of requests.
+    """
+
+    def __init__(self, call: Call) -> None:
+        """Take what calls."""
+        self._call = call
+        self.shadows = SharedShadows(call)
         self._remembering: set[asyncio.Task[None]] = set()
 
     async def publish(self, report: ReplicaReport) -> None:

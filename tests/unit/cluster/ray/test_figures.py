@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from condconv_serve.domain import LOGITS, ROUTING, RowAnswer, Timings
 from condconv_serve.errors import CorruptImage
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.recent import RecentRequest
-from condconv_serve.telemetry.tally import Tallies
+from condconv_serve.shadow.comparison import Comparison
+from condconv_serve.shadow.counts import PairTally
+from condconv_serve.telemetry.tally import Tallies, Total
 from tests.contract.fakes import LAYOUT, model_info
+from tests.contract.until import until
 from tests.unit.cluster.ray.reports import report
 
 MODEL = model_info()
@@ -86,6 +90,57 @@ async def test_tallies_add_up_and_those_of_dead_replicas_stay():
     assert figures.tally("fake", "2").success.count == 0
 
 
+async def test_totals_of_many_replicas_that_came_and_went_are_kept_as_one(monkeypatch):
+    monkeypatch.setattr("condconv_serve.cluster.ray.figures.MAX_REPLICAS", 2)
+    figures = Figures()
+    figures.know([MODEL])
+    for number in range(20):
+        own = Tallies()
+        for _ in range(2):
+            own.batch("fake", "1", rows=1, seconds=0.25)
+            (tally,) = await own.read([("fake", "1")])
+            figures.add(HandOver(replica=f"r{number}", observed=[], tallies={("fake", "1"): tally}))
+    assert figures.tally("fake", "1").batches[1] == Total(40, 10.0)
+    assert sum(len(totals._known) + len(totals._gone) for totals in figures._tallies.values()) == 3
+
+
+def compared(tally, **routing):
+    tally.add(Comparison(agreement=1.0, distance=0.25, routing=routing))
+
+
+def counts_without_time(found):
+    return [replace(counts, since=0) for counts in found]
+
+
+def test_comparisons_of_all_replicas_add_up():
+    versions = [model_info("fake", "1"), model_info("fake", "2")]
+    pooled, own = PairTally("fake", "1", "2"), {name: PairTally("fake", "1", "2") for name in "ab"}
+    figures = Figures()
+    figures.know(versions)
+    for number in range(6):
+        for tally in (pooled, own["ab"[number % 2]]):
+            compared(tally, block_8=0.5, **({"block_9": 0.25} if number % 2 else {}))
+            tally.skip("busy")
+        for name, tally in own.items():
+            figures.add(pickle.loads(pickle.dumps(HandOver(replica=name, observed=[], shadows=[tally.read()]))))
+    assert counts_without_time(figures.shadows("fake")) == counts_without_time([pooled.read()])
+    assert figures.shadows("other") == []
+    figures.keep_only([("fake", "1")])
+    assert figures.shadows("fake") == []  # the other version has gone, as on a replica
+
+
+def test_comparisons_of_a_version_that_was_replaced_are_forgotten():
+    tally, figures = PairTally("fake", "1", "2"), Figures()
+    compared(tally)
+    second = model_info("fake", "2")
+    figures.know([model_info("fake", "1"), second])
+    figures.add(HandOver(replica="gone", observed=[], shadows=[tally.read()]))
+    figures.know([second])
+    assert len(figures.shadows("fake")) == 1
+    figures.know([replace(second, manifest=second.manifest.model_copy(update={"licence": "MIT"}))])
+    assert figures.shadows("fake") == []
+
+
 async def test_versions_that_nobody_serves_are_forgotten_but_not_when_all_replicas_died():
     state = SharedState()
     await state.publish(report("a", "1"))
@@ -145,8 +200,24 @@ async def test_answers_dont_wait_for_a_keeper_that_is_gone(caplog):
     async with asyncio.timeout(1):
         await reporter.report(observed(rows(0, 1), "lost"))
     keeper.broken = False
-    await reporter.report(None)
+    await reporter.flush()
     assert keeper.batches == [["lost"]]
+
+
+async def test_nobody_waits_for_a_keeper_that_didnt_answer_the_last_time(monkeypatch):
+    monkeypatch.setattr("condconv_serve.cluster.ray.figures.HAND_OVER_SECONDS", 0.01)
+    keeper = Keeper()  # it hangs
+    reporter = Reporter(keeper)
+    await reporter.report(observed(rows(0, 1), "1"))
+    monkeypatch.setattr("condconv_serve.cluster.ray.figures.HAND_OVER_SECONDS", 600)
+    async with asyncio.timeout(60):
+        await reporter.report(observed(rows(0, 1), "2"))
+        await asyncio.sleep(0)
+        await reporter.report(observed(rows(0, 1), "3"))
+    keeper.go_on.set()
+    await until(lambda: keeper.batches == [["1", "2"], ["3"]])
+    await reporter.report(observed(rows(0, 1), "4"))
+    assert keeper.batches[-1] == ["4"]
 
 
 @pytest.mark.parametrize("asked", ["1", "2"])

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import pickle
+import threading
 from collections import Counter
 from contextlib import asynccontextmanager
 
@@ -23,7 +24,8 @@ from condconv_serve.cluster.ray.shared_client import SharedClient
 from condconv_serve.errors import NotReady
 from condconv_serve.fronts.keys import new_key
 from condconv_serve.settings import Settings
-from tests.contract.fakes import load_shades
+from condconv_serve.telemetry.logs import current_request
+from tests.contract.fakes import ShadeEngine, load_shades
 from tests.contract.until import until
 from tests.e2e.tiny_models import write_fake
 
@@ -51,6 +53,7 @@ class Cluster:
         self.state = SharedState()
         self.reachable = True
         self.deaths = 0
+        self.asked = []
         self.answered = Counter()
         self.replicas = [
             ModelReplica(settings, name=name, told=self.client(), advertise=self._advertise, load=load_shades)
@@ -71,6 +74,7 @@ class Cluster:
 
     async def __call__(self, request):
         self._turn += 1
+        self.asked.append(request)
         reply = passed(await self.replicas[self._turn % 2].infer(passed(request)))
         if self.deaths:
             self.deaths -= 1
@@ -86,18 +90,19 @@ class Cluster:
 
 
 @pytest.fixture
-async def cluster(tmp_path, monkeypatch):
+async def cluster(tmp_path, monkeypatch, request):
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
     store = tmp_path / "store"
     store.mkdir()
     write_fake(store, "fake", 1)
     keys = tmp_path / "keys.json"
     keys.write_text(json.dumps({"keys": [KEY.model_dump(), LIMITED_KEY.model_dump()]}))
-    settings = Settings(model_store=store, streams=1, decode_threads=1, api_keys_file=keys)
+    more = getattr(request, "param", {})
+    settings = Settings(model_store=store, streams=1, decode_threads=1, api_keys_file=keys, **more)
     found = Cluster(settings)
     found.store = store
     ingress = Ingress(settings, send=found, ask=found, shared=found.client())
-    app = ingress.app()
+    app, found.ingress = ingress.app(), ingress
     async with (
         running(app),
         httpx.AsyncClient(
@@ -131,13 +136,14 @@ async def start(cluster):
         return (await cluster.http.get("/readyz")).status_code == 200
 
     await until_true(ready)
+    await until(lambda: cluster.ingress.models.replicas == len(cluster.replicas))
 
 
 async def until_true(found):
     async with asyncio.timeout(10):
         while True:
-            if await found():
-                return
+            if value := await found():
+                return value
             await asyncio.sleep(0.01)
 
 
@@ -219,3 +225,108 @@ async def test_an_image_that_cant_be_read_is_refused_here_and_counted_there(clus
         for replica in cluster.replicas
     ]
     assert sum(count or 0 for count in counts) == 1
+
+
+async def test_a_replica_whose_engine_is_broken_is_not_noticed_beside_another(cluster, monkeypatch):
+    await start(cluster)
+    for _ in range(3):
+        cluster.replicas[0].service._batcher.health.failed("it hangs")
+    answers = [await cluster.http.post("/predict", content=picture(9)) for _ in range(6)]
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert cluster.answered == {"a": 0, "b": 6}
+    assert 'condconv_replica_retries_total{reason="not_ready"}' in (await cluster.http.get("/metrics")).text
+
+    for _ in range(3):
+        cluster.replicas[1].service._batcher.health.failed("it hangs")
+    await until(lambda: cluster.ingress.models.engine_problem() is not None)
+    refused = await cluster.http.post("/predict", content=picture(9))
+    assert (refused.status_code, refused.json()["slug"]) == (503, "not_ready")
+    assert 0 < int(refused.headers["Retry-After"]) <= 10
+    assert (await cluster.http.get("/readyz")).status_code == 503
+    assert (await cluster.http.get("/models/fake")).status_code == 200
+
+
+@pytest.mark.parametrize("cluster", [{"max_queue_rows": 1}], indirect=True)
+async def test_overload_is_refused_with_when_to_try_again(cluster, monkeypatch):
+    await start(cluster)
+    go_on, compute = threading.Event(), ShadeEngine.compute
+
+    def late(*arguments):
+        go_on.wait(60)
+        return compute(*arguments)
+
+    monkeypatch.setattr(ShadeEngine, "compute", late)
+    image, waiting = picture(9), []
+
+    def ask():
+        waiting.append(asyncio.create_task(cluster.http.post("/predict", content=image)))
+
+    for number in (1, 2):  # one for each replica
+        ask()
+        await until(lambda number=number: sum(replica.rows() for replica in cluster.replicas) == number)
+    full = await cluster.http.post("/predict", content=image)  # the ingress has no room for more rows
+    assert (full.status_code, full.json()["slug"], full.headers["Retry-After"]) == (429, "queue_full", "1")
+
+    # Rows of another ingress fill the replicas' queues.
+    others = [asyncio.create_task(replica.infer(cluster.asked[0])) for replica in cluster.replicas]
+    await until(lambda: all(replica.rows() == 2 for replica in cluster.replicas))
+    leaving = waiting.pop()
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    full = await cluster.http.post("/predict", content=image)
+    assert (full.status_code, full.json()["slug"]) == (429, "queue_full")
+    assert int(full.headers["Retry-After"]) > 0
+    assert 'condconv_replica_retries_total{reason="queue_full"} 1.0' in (await cluster.http.get("/metrics")).text
+    go_on.set()
+    assert (await waiting[0]).status_code == 200
+    assert [reply.refusal for reply in await asyncio.gather(*others)] == [None, None]
+
+
+async def test_ids_and_traces_of_requests_reach_the_replica(cluster, monkeypatch):
+    await start(cluster)
+    seen = []
+    for replica in cluster.replicas:
+        plane = replica.service.images.plane
+        original = plane.infer_each
+
+        async def noting(*arguments, original=original, **options):
+            seen.append(current_request())
+            return await original(*arguments, **options)
+
+        monkeypatch.setattr(plane, "infer_each", noting)
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    cluster.deaths = 1
+    answer = await cluster.http.post(
+        "/predict",
+        content=picture(9),
+        headers={"X-Request-Id": "mine", "traceparent": f"00-{trace}-b7ad6b7169203331-01"},
+    )
+    assert answer.status_code == 200
+    assert answer.headers["X-Request-Id"] == "mine"
+    assert [facts.request_id for facts in seen] == ["mine", "mine"]  # both tries
+    assert {(facts.trace.trace_id, facts.trace.sampled) for facts in seen} == {(trace, True)}
+
+
+@pytest.mark.parametrize("cluster", [{"served_versions": 2}], indirect=True)
+async def test_copies_of_requests_are_compared_on_all_replicas(cluster, monkeypatch):
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.02)
+    write_fake(cluster.store, "fake", 2)
+    await start(cluster)
+    pointed = await cluster.http.put("/models/fake/aliases/stable", json={"versions": {"1": 1}, "mirror": {"2": 100}})
+    assert pointed.status_code == 200, pointed.text
+    await until(lambda: cluster.ingress.models.aliases("fake"))
+    for shade in range(0, 60, 10):
+        answer = await cluster.http.post("/predict", params={"version": "stable"}, content=picture(shade))
+        assert answer.json()["model"]["version"] == "1", answer.text
+
+    async def compared():
+        (found,) = (await cluster.http.get("/models/fake")).json()["shadows"] or [{"images": 0}]
+        return found if found["images"] == 6 else None
+
+    found = await until_true(compared)
+    assert len(cluster.answered) == 2
+    assert (found["version"], found["shadow"], found["agreement"]) == ("1", "2", 1)
+    live = await cluster.http.get("/routing", params={"model": "fake", "version": "2", "window": "all"})
+    assert live.json()["images"] == 6
+    await cluster.replicas[0].stop()
+    assert await compared()

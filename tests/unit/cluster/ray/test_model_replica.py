@@ -25,6 +25,7 @@ from condconv_serve.settings import Settings
 from tests.contract.fakes import ShadeEngine, load_shades
 from tests.contract.until import until
 from tests.e2e.tiny_models import write_fake
+from tests.unit.cluster.ray.reports import report
 
 pytestmark = pytest.mark.tensorflow  # a replica looks for the engines that are installed
 
@@ -199,6 +200,32 @@ async def test_a_broken_engine_isnt_asked_and_isnt_healthy_until_it_works(store,
     replica.check_health()
     hanging.set()
     await replica.stop()
+
+
+async def test_what_was_refused_counts_soon_and_at_the_latest_when_it_ends(store, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.02)
+
+    async def advertise(versions):
+        pass
+
+    def failures():
+        return shared._figures.tally("fake", "1").failure.count
+
+    shared = SharedState()
+    settings = Settings(model_store=store, streams=1, max_queue_rows=1)
+    replica = ModelReplica(settings, name="r6", told=shared, advertise=advertise, load=load_shades)
+    await replica.start()
+    await shared.publish(report("another", "1"))
+    size = size_of(replica)
+    asked = request(replica, *[MadeRow(np.zeros((size, size, 3), np.uint8))] * 2)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 0.02)
+    assert (await replica.infer(asked)).refusal.slug == "queue_full"
+    await until(failures)
+    monkeypatch.setattr(module, "HEARTBEAT_SECONDS", 600)
+    await asyncio.sleep(0.1)
+    await replica.infer(asked)
+    await replica.stop()
+    assert failures() == 2
 
 
 async def test_one_that_ends_is_asked_no_more(store):
