@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from condconv_serve.domain import LOGITS, ROUTING, Box, DetectedObject, Label, ModelInfo, RowAnswer
+from condconv_serve.domain import BOXES, LOGITS, ROUTING, SCORES, Box, DetectedObject, Label, ModelInfo, RowAnswer
 from condconv_serve.tasks.boxes import overlaps
 from condconv_serve.tasks.classification import softmax
 from condconv_serve.tasks.detection import Detect
 
+COMPARED: Final = (LOGITS, BOXES, SCORES, ROUTING)
+"""The outputs that are looked at."""
 MATCHING_IOU = 0.5
 """Two boxes of one class show the same object if they overlap by at least this (intersection over union)."""
 

@@ -46,7 +46,7 @@ from condconv_serve.inference.batching import Batcher, Priority
 from condconv_serve.inference.runner import BatchRunner
 from condconv_serve.inference.streams import StreamPool
 from condconv_serve.machine.threads import yield_to_other_threads
-from condconv_serve.shadow.comparison import Comparer
+from condconv_serve.shadow.comparison import COMPARED, Comparer
 from condconv_serve.shadow.counts import Outcome, PairTally, ShadowCounts
 from condconv_serve.shadow.pauses import Pauses
 from condconv_serve.telemetry.logs import ContextThreads
@@ -55,7 +55,7 @@ from condconv_serve.telemetry.metrics import Metrics
 MAX_ROWS: Final = 64
 """Most copies that wait or are being computed."""
 MAX_BYTES: Final = 64 * 2**20
-"""Most bytes of rows and images that these hold."""
+"""Most bytes of rows, images and answers that these hold."""
 WAIT_SECONDS: Final = 10.0
 """A copy that isn't computed by then is dropped."""
 MAX_BATCH_SIZE: Final = 4
@@ -103,6 +103,25 @@ class _Copied:
     made: MadeRow
     copies: Copies
     answer: RowAnswer
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that `kept` takes."""
+        answer = sum(values.nbytes for values in _compared(self.answer).values())
+        return self.made.row.nbytes + len(self.copies.image or b"") + answer
+
+    def kept(self) -> _Copied:
+        """The same in memory of its own: a row's may soon be another row's, and an answer's is its whole batch's."""
+        row, tensors = self.made.row, _compared(self.answer)
+        return replace(
+            self,
+            made=replace(self.made, row=row if row.flags.owndata else row.copy(), copies=None),
+            answer=replace(self.answer, tensors={name: values.copy() for name, values in tensors.items()}),
+        )
+
+
+def _compared(answer: RowAnswer) -> Tensors:
+    return {name: values for name, values in answer.tensors.items() if name in COMPARED}
 
 
 class _Skipped(Exception):
@@ -212,8 +231,6 @@ class Shadow:
         if copies is None or self._closed:
             return
         try:
-            row = made.row if made.row.flags.owndata else made.row.copy()  # its memory may be another row's soon
-            made = replace(made, row=row, copies=None)
             copied = _Copied(model=model, made=made, copies=copies, answer=answer)
             for version in copies.to:
                 self._offer(copied, version)
@@ -249,7 +266,7 @@ class Shadow:
         if copies.is_pixels or model.info.preprocessing.makes_rows_like(shadow.info.preprocessing):
             copies = replace(copies, image=None)  # it needn't be kept in memory
         copied = replace(copied, copies=copies)
-        size = copied.made.row.nbytes + len(copies.image or b"")
+        size = copied.nbytes
         if self._callers.saturated:
             self._count(tally, "busy")
         elif self._pauses.paused(model.name, version):
@@ -257,8 +274,8 @@ class Shadow:
         elif len(self._copies) >= MAX_ROWS or self._bytes + size > MAX_BYTES:
             self._count(tally, "full")
         else:
+            copy = asyncio.get_running_loop().create_task(self._copy(copied.kept(), version, tally))
             self._bytes += size
-            copy = asyncio.get_running_loop().create_task(self._copy(copied, version, tally))
             self._copies.add(copy)
             copy.add_done_callback(lambda done: self._ended(done, size))
 

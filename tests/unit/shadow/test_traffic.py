@@ -1,13 +1,14 @@
 import asyncio
 import contextlib
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import LOGITS, ROUTING, Copies, MadeRow, RowAnswer, Timings
+from condconv_serve.domain import LOGITS, ROUTING, Copies, MadeRow, RowAnswer, Timings, rows_of
 from condconv_serve.shadow import traffic
 from condconv_serve.shadow.pauses import FAILURES
 from condconv_serve.shadow.traffic import Shadow
@@ -299,3 +300,35 @@ async def test_offering_never_raises(caplog):
         place.offer(to=("2",), row=np.zeros((32, 32, 3), np.uint8))
         place.shadow.offer(place.ours, MadeRow(None, copies=Copies(to=("2",))), None)
     assert "a copy of an image for pear was lost" in caplog.text
+
+
+async def test_a_waiting_copy_holds_its_answer_but_not_that_of_its_batch():
+    place = Place(version())
+    place.callers.idle.clear()
+    batch = {LOGITS: np.zeros((8, CLASSES), np.float32), "features": np.zeros((8, 10_000), np.float32)}
+    arrays = [weakref.ref(values) for values in batch.values()]
+    answer = RowAnswer(
+        tensors={**rows_of(batch)[0], ROUTING: np.zeros((2, 4), np.float32)},
+        timings=Timings(decode=0, queue=0, inference=0, total=0),
+        batch_size=8,
+    )
+    row = np.zeros((32, 32, 3), np.uint8)
+    async with place.shadow:
+        place.shadow.offer(place.ours, MadeRow(row, copies=Copies(to=("2",))), answer)
+        del batch, answer
+        assert [array() for array in arrays] == [None, None]
+        place.callers.idle.set()
+        assert (await place.counts()).compared == 1
+
+
+async def test_answers_count_among_the_bytes_that_copies_hold(monkeypatch):
+    place = Place(version())
+    place.callers.idle.clear()
+    row = 32 * 32 * 3
+    async with place.shadow:
+        monkeypatch.setattr(traffic, "MAX_BYTES", 2 * row)
+        place.offer()
+        place.offer()
+        assert dict((await place.counts()).outcomes) == {"full": 1}
+        place.callers.idle.set()
+        assert (await place.counts(2)).compared == 1
