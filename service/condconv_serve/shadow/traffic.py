@@ -189,6 +189,7 @@ class Shadow:
         self._copies: set[asyncio.Task[None]] = set()
         self._bytes = 0
         self._computing = 0
+        self._gives_way = False
         self._closed = True
 
     @property
@@ -300,7 +301,7 @@ class Shadow:
         except _NOT_SERVED as error:
             self._count(tally, "not_served", str(error))
         except DeadlineExceeded:
-            self._count(tally, "late")
+            self._count(tally, "busy" if self._gives_way else "late")
         except QueueFull:
             self._count(tally, "busy")
         except ServiceError as error:
@@ -362,11 +363,14 @@ class Shadow:
         return await self._decoder.decode(image, shadow, deadline=deadline)
 
     async def _compute(self, model: ServedModel, rows: Sequence[Row]) -> Sequence[Tensors]:
+        self._gives_way = True
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 await self._callers.until_idle()
         except TimeoutError:
             raise QueueFull("Callers' images wait for the engine.") from None
+        finally:
+            self._gives_way = False
         self._computing += 1
         try:
             outputs = await self._runner(model, rows)

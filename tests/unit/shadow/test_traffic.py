@@ -235,6 +235,20 @@ async def test_no_copy_is_computed_while_callers_keep_the_streams_busy():
         assert (await place.counts(2)).compared == 2
 
 
+async def test_copies_that_waited_for_callers_to_the_end_say_so(monkeypatch):
+    monkeypatch.setattr(traffic, "WAIT_SECONDS", 0.1)
+    place = Place(version())
+    place.callers.idle.clear()
+    async with place.shadow:
+        for _ in range(6):
+            place.offer()
+        assert dict((await place.counts(6)).outcomes) == {"busy": 6}
+        place.callers.idle.set()
+        monkeypatch.setattr(traffic, "WAIT_SECONDS", 20)
+        place.offer()
+        assert (await place.counts(7)).compared == 1
+
+
 async def test_a_version_that_fails_again_and_again_is_left_alone_until_it_is_another_one():
     place = Place(version(engine=engine(raises)))
     async with place.shadow:
