@@ -82,7 +82,7 @@ class RowQueue(Generic[Key, Row, Result]):
         self._rows = 0
         self._turn = 0
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._until_idle: list[asyncio.Future[None]] = []
+        self._until_idle: set[asyncio.Future[None]] = set()
         self._closed = False
 
     def __len__(self) -> int:
@@ -111,8 +111,11 @@ class RowQueue(Generic[Key, Row, Result]):
         """Wait until nothing is queued or admitted, and a stream waits for work."""
         while not self.is_idle:
             idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._until_idle.append(idle)
-            await idle
+            self._until_idle.add(idle)
+            try:
+                await idle
+            finally:
+                self._until_idle.discard(idle)
 
     def refusal(self, rows: int, *, retry_after: Callable[[], float | None] = lambda: None) -> CapacityError:
         """The error for `rows` more rows that can't be admitted now.
@@ -271,8 +274,7 @@ class RowQueue(Generic[Key, Row, Result]):
 
     def _tell_idle(self) -> None:
         if self._until_idle and self.is_idle:
-            waiting, self._until_idle = self._until_idle, []
-            for idle in waiting:
+            for idle in self._until_idle:
                 _wake(idle)
 
 

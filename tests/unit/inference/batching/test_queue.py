@@ -1,6 +1,8 @@
 import asyncio
+import gc
 import math
 import time
+import weakref
 
 import pytest
 
@@ -442,3 +444,25 @@ async def test_waiting_until_nothing_waits_and_a_stream_is_free():
     await asyncio.wait_for(waiting, 5)
     put(queue, 2)
     await stream
+
+
+async def test_who_no_longer_waits_until_it_is_idle_leaves_nothing_behind(monkeypatch):
+    queue, loop, made = RowQueue(max_rows=100), asyncio.get_running_loop(), []
+    create = loop.create_future
+
+    def create_future():
+        future = create()
+        made.append(weakref.ref(future))
+        return future
+
+    monkeypatch.setattr(loop, "create_future", create_future)
+    waiting = asyncio.create_task(queue.until_idle())
+    await settle()
+    monkeypatch.undo()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    del waiting
+    await settle()
+    gc.collect()
+    assert len(made) == 1
+    assert made[0]() is None
