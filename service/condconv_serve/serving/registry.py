@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import get_args
 
 from condconv_serve.domain import ServedModel
+from condconv_serve.domain.caching import CacheResult
 from condconv_serve.domain.facts import DEADLINE_SLUGS, DeadlineBy
 from condconv_serve.machine.memory import release_memory
 from condconv_serve.serving.served import LeasedModels, Served
@@ -161,7 +162,9 @@ class Registry(LeasedModels):
         self._metrics.native_info.labels(*_native_info(model)).set(1)
         for computed_by, layers in _native_layers(model).items():
             self._metrics.native_layers.labels(model.name, model.version, computed_by).set(layers)
-        # Zero from the start, so that the first failure counts as an increase.
+        # Zero from the start, so that the first one counts as an increase.
+        for result in get_args(CacheResult):
+            self._metrics.cache_rows.labels(model.name, result)
         for reason in ("error", "out_of_memory"):
             self._metrics.batch_failures.labels(model.name, reason)
         for outcome in ("answered", "deadline_exceeded", "engine_stalled", "inference_failed", "out_of_memory"):

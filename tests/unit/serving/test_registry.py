@@ -2,11 +2,13 @@ import threading
 import time
 from collections import Counter
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from condconv_serve.domain import NativeUse
+from condconv_serve.domain.caching import CacheResult
 from condconv_serve.errors import BundleError, ModelNotFound, VersionNotFound
 from condconv_serve.serving.registry import Registry
 from condconv_serve.store import open_bundle, write_bundle
@@ -146,6 +148,18 @@ def test_metrics(registry, metrics):
     assert metrics.registry.get_sample_value("condconv_model_info", labels | engine) == 1
     seconds = {"model": "apple", "version": "9"}
     assert metrics.registry.get_sample_value("condconv_model_load_seconds", seconds) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        *(("condconv_cache_rows_total", {"result": result}) for result in get_args(CacheResult)),
+        ("condconv_batch_failures_total", {"reason": "error"}),
+        ("condconv_rows_total", {"outcome": "deadline_exceeded", "deadline": "service"}),
+    ],
+)
+def test_counters_begin_with_zero_so_that_the_first_increase_is_seen(name, labels, registry, metrics):
+    assert metrics.registry.get_sample_value(name, {"model": "pear", **labels}) == 0
 
 
 def test_native_metrics_follow_what_computes_a_version_now(metrics, bundle_of):
