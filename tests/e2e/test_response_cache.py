@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from condconv_serve import bootstrap
+from condconv_serve import Client, bootstrap
 from condconv_serve.bootstrap import Service
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.settings import Settings
@@ -71,6 +71,8 @@ def test_what_callers_see(server: Server) -> None:
         "condconv-serve; fwd=request",
         False,
     )
+    with Client(server.url) as python:
+        assert [python.predict(photo, no_cache=fresh).cached for fresh in (False, True)] == [True, False]
     broken = client.post("/predict", content=photo[:100])
     assert broken.is_client_error
     assert "Cache-Status" not in broken.headers

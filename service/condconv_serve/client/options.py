@@ -11,6 +11,7 @@ from condconv_serve.errors import InvalidParameter
 from condconv_serve.results import OnError
 
 SPLIT_KEY_HEADER = "X-Split-Key"
+CACHE_CONTROL_HEADER = "Cache-Control"
 
 
 class CallOptions(TypedDict, total=False):
@@ -22,6 +23,7 @@ class CallOptions(TypedDict, total=False):
         timeout: seconds that you wait for each request, its repetitions included; the client's own if absent.
         priority: which images go first when many wait; normal if absent.
         split_key: where an alias splits traffic, equal keys get equal versions.
+        no_cache: whether the images are computed even if the server's response cache has their answers; not if absent.
         on_error: what happens if one image among several fails; its result keeps the error if absent.
     """
 
@@ -30,6 +32,7 @@ class CallOptions(TypedDict, total=False):
     timeout: float | None
     priority: Literal["high", "normal", "low"]
     split_key: str | None
+    no_cache: bool
     on_error: OnError
 
 
@@ -106,7 +109,7 @@ class DetectionAblationOptions(AblationOptions, ObjectOptions, total=False):
     """What `detection_ablation` takes beside its routings."""
 
 
-_OWN = ("timeout", "split_key", "on_error")
+_OWN = ("timeout", "split_key", "no_cache", "on_error")
 """Options that are no parameters of the server."""
 
 
@@ -124,6 +127,8 @@ def check_options(given: Mapping[str, Any], kind: Any, *, of: str) -> None:
     check_seconds("timeout", given.get("timeout"))
     if given.get("on_error", "keep") not in ("keep", "raise"):
         raise InvalidParameter(f"on_error may be keep or raise, not {given['on_error']!r}.")
+    if not isinstance(given.get("no_cache", False), bool):
+        raise InvalidParameter(f"no_cache is True or False, not {given['no_cache']!r}.")
     key = given.get("split_key")
     if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable()):
         raise InvalidParameter("split_key may have printable characters of ASCII only, since it is a header.")
@@ -158,4 +163,7 @@ def as_text(value: Any) -> str:
 def headers_of(given: Mapping[str, Any]) -> dict[str, str]:
     """The options that are headers."""
     key = given.get("split_key")
-    return {} if key is None else {SPLIT_KEY_HEADER: key}
+    return {
+        **({} if key is None else {SPLIT_KEY_HEADER: key}),
+        **({CACHE_CONTROL_HEADER: "no-cache"} if given.get("no_cache") else {}),
+    }

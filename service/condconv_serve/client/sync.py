@@ -132,7 +132,7 @@ class Client:
                 the name of a folder, or a pattern such as `"photos/*.jpg"`. Many are sent in requests of a few images
                 each, some at once. Type checkers take a lone name for one image, so give them a folder as `[folder]`.
             options: `model`, `version`, `top_k`, `threshold`, `routing`, `timeout`, `priority`, `split_key`,
-                `on_error`; see `condconv_serve.client.options.PredictOptions`.
+                `no_cache`, `on_error`; see `condconv_serve.client.options.PredictOptions`.
 
         Returns:
             The answer about the image; or for several a list in their order, in which an image that failed has `error`.
@@ -173,7 +173,8 @@ class Client:
         """Find the objects in an image, or in many, with a detector: their classes, scores and boxes.
 
         As `predict`, with the options `model`, `version`, `score_threshold`, `iou_threshold`, `max_detections`,
-        `routing`, `timeout`, `priority`, `split_key` and `on_error`; see `condconv_serve.client.options.DetectOptions`.
+        `routing`, `timeout`, `priority`, `split_key`, `no_cache` and `on_error`; see
+        `condconv_serve.client.options.DetectOptions`.
         """
         return self._sender.one_or_many(DETECT, images, options)
 
@@ -190,7 +191,8 @@ class Client:
     def features(self, images: ImagesInput, **options: Unpack[FeaturesOptions]) -> ImageFeatures | list[ImageFeatures]:
         """What the classifier reads of an image or of many: a vector by which images can be compared.
 
-        As `predict`, with the options `model`, `version`, `logits`, `timeout`, `priority`, `split_key` and `on_error`.
+        As `predict`, with the options `model`, `version`, `logits`, `timeout`, `priority`, `split_key`, `no_cache` and
+        `on_error`.
         """
         return self._sender.one_or_many(FEATURES, images, options)
 

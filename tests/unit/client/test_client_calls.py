@@ -91,6 +91,17 @@ def test_options_are_parameters(client, seen):
 
 
 @pytest.mark.parametrize(
+    ("options", "told"), [({}, None), ({"no_cache": False}, None), ({"no_cache": True}, "no-cache")]
+)
+def test_an_answer_from_the_cache_can_be_refused(options, told, client, seen):
+    client.predict([b"\1", b"\2"], split_key="ann", **options)
+    (request,) = seen
+    assert request.headers.get("Cache-Control") == told
+    assert request.headers["X-Split-Key"] == "ann"
+    assert str(request.url.query, "ascii") == ""
+
+
+@pytest.mark.parametrize(
     ("options", "error", "says"),
     [
         ({"topk": 3}, TypeError, r"predict\(\) got an unexpected keyword argument 'topk'\. It takes .*top_k"),
@@ -100,6 +111,8 @@ def test_options_are_parameters(client, seen):
         ({"split_key": "caf\xe9"}, InvalidParameter, "split_key"),
         ({"split_key": "a\nb"}, InvalidParameter, "split_key"),
         ({"split_key": 5}, InvalidParameter, "split_key"),
+        ({"no_cache": "yes"}, InvalidParameter, "no_cache is True or False"),
+        ({"no_cache": None}, InvalidParameter, "no_cache is True or False"),
         ({"timeout": True}, InvalidParameter, "timeout is a time in seconds"),
         ({"on_error": "ignore"}, InvalidParameter, "keep or raise"),
     ],
