@@ -19,8 +19,15 @@ _BEARER = "bearer "
 
 
 def readable(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
-    """Metadata by name; the last value counts, and values that are bytes are left out."""
-    return {name: value for name, value in metadata or () if isinstance(value, str)}
+    """Metadata by name; values that are bytes are left out.
+
+    The last value counts, but for `cache-control`: all its directives do, in one value or in several.
+    """
+    found: dict[str, str] = {}
+    for name, value in metadata or ():
+        if isinstance(value, str):
+            found[name] = f"{found[name]}, {value}" if name == CACHE_CONTROL and name in found else value
+    return found
 
 
 def secret_of(metadata: Mapping[str, str]) -> str | None:
