@@ -30,7 +30,7 @@ from condconv_serve.domain import (
     Tensors,
 )
 from condconv_serve.domain.caching import CacheUse
-from condconv_serve.errors import ServiceError, unexpected_error
+from condconv_serve.errors import NotCached, ServiceError, unexpected_error
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.imaging.digests import digests_of
 from condconv_serve.imaging.given_pixels import row_of_pixels
@@ -146,10 +146,13 @@ class ImagePipeline:
         Raises:
             InvalidParameter: the model can't do this task with these parameters.
             ModelNotFound: no such model. VersionNotFound: no such version.
+            NotCached: only answers from the cache are wanted, and there is no cache.
             QueueFull, WaitTooLong, Draining: the images can't be taken; none was decoded.
         """
         with self.plane.lease(model, version, split_key=split_key) as served:
             task.check(served.info)
+            if cache is not None and cache.only and not self._digests:
+                raise NotCached("This server keeps no answers, and the request takes no other.")
             digests = await digests_of(images) if self._digests else [None] * len(images)
             copies_to = mirrors_of(self._aliases(served.name), version, split_key)
             sources = [

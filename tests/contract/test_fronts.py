@@ -119,6 +119,26 @@ async def test_a_full_queue_refuses_no_answer_from_the_cache(name: str) -> None:
         await asyncio.gather(*waiting)
 
 
+@pytest.mark.parametrize("name", sorted(set(FRONTS) - {"npz", "grpc"}), indirect=True)
+async def test_answers_from_the_cache_alone(name: str) -> None:
+    only = {"Cache-Control": "only-if-cached"}
+    async with opened(name, cache_bytes=10**6) as (house, ask):
+        await ask(1)
+        heard = [await ask(1, headers=only), await ask(2, headers=only)]
+        assert [(answer.status, answer.slug) for answer in heard] == [(200, None), (504, "not_cached")]
+        assert heard[0].cache == "condconv-serve; hit"
+        assert house.batches == [[1]]
+        # Nothing is wrong with the service, so it counts as the caller's own doing.
+        assert house.read("condconv_rejected_total", reason="not_cached", deadline="caller") == 1
+
+
+@pytest.mark.parametrize("name", sorted(set(FRONTS) - {"npz", "grpc"}), indirect=True)
+async def test_without_a_cache_there_are_no_answers_from_it(name: str) -> None:
+    async with opened(name) as (house, ask):
+        heard = await ask(1, headers={"Cache-Control": "only-if-cached"})
+        assert (heard.status, heard.slug, house.batches) == (504, "not_cached", [])
+
+
 async def test_without_a_cache_nothing_is_said_of_one(front: Opened) -> None:
     _, ask = front
     assert [(await ask(1)).cache for _ in range(2)] == [None, None]

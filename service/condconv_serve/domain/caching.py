@@ -23,8 +23,10 @@ class CacheUse:
         scope: whose answers it may get. Requests with the same scope see each other's; others never do.
         max_age: the oldest answer that it takes from the cache, in seconds; 0 means none.
         store: whether its own answers may be kept.
+        only: whether it takes answers from the cache alone; what isn't there is an error.
     """
 
     scope: str
     max_age: float = math.inf
     store: bool = True
+    only: bool = False

@@ -7,12 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from condconv_serve.domain.caching import FROM_CACHE, CacheResult, CacheUse
 from condconv_serve.domain.tensors import Timings
 from condconv_serve.domain.trace import Stages, TraceContext
-from condconv_serve.errors import DeadlineExceeded, WaitTooLong
+from condconv_serve.errors import DeadlineExceeded, NotCached, WaitTooLong
 
 KeyScope = Literal["predict", "admin"]
 """What an API key may allow."""
@@ -49,6 +49,13 @@ def deadline_by(deadline: float) -> DeadlineBy:
     return deadline.by if isinstance(deadline, Deadline) else "service"
 
 
+def deadlines_of(slug: str | None) -> tuple[DeadlineBy | Literal[""], ...]:
+    """Whose deadline it may be that a request missed which ended with an error; empty for nobody's."""
+    if slug == NotCached.slug:  # its sender would wait for nothing that must be computed
+        return ("caller",)
+    return get_args(DeadlineBy) if slug in DEADLINE_SLUGS else ("",)
+
+
 @dataclass(slots=True, kw_only=True)
 class RequestFacts:
     """One request, of any protocol. It is filled in while the request is answered, so it isn't frozen.
@@ -63,6 +70,7 @@ class RequestFacts:
         deadline: when its sender gives up, on the monotonic clock.
         cache_max_age: the oldest answer that its sender takes from the cache, in seconds; 0 means none.
         cache_store: whether its sender allows that its answers are kept.
+        cache_only: whether its sender takes answers from the cache alone.
         cached: how many of its images were answered from where; empty if no cache was asked.
         seconds: how long each stage took, the longest time of any image.
         stages: where the time of the slowest image went.
@@ -79,6 +87,7 @@ class RequestFacts:
     deadline: float = math.inf
     cache_max_age: float = math.inf
     cache_store: bool = True
+    cache_only: bool = False
     cached: Mapping[CacheResult, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     stages: Stages | None = None
@@ -88,13 +97,17 @@ class RequestFacts:
     @property
     def missed(self) -> DeadlineBy | Literal[""]:
         """Whose deadline the request missed, or would have; empty if it ended otherwise."""
-        return deadline_by(self.deadline) if self.slug in DEADLINE_SLUGS else ""
+        match deadlines_of(self.slug):
+            case (only,):
+                return only
+            case _:
+                return deadline_by(self.deadline)
 
     @property
     def cache(self) -> CacheUse:
         """How it may use the response cache. Each API key has answers of its own: see docs/security.md."""
         whose = f"{self.key_name or ''} {' '.join(sorted(self.grants))}"
-        return CacheUse(scope=whose, max_age=self.cache_max_age, store=self.cache_store)
+        return CacheUse(scope=whose, max_age=self.cache_max_age, store=self.cache_store, only=self.cache_only)
 
     def note_answer(self, timings: Sequence[Timings]) -> None:
         """Note how long the images took; failed ones have no timings. Call it when all are done."""

@@ -19,6 +19,7 @@ ServiceError
 │   ├── VersionInUse          version_in_use          the version is needed, so it can't be unloaded
 │   ├── StoreNotWritable      store_not_writable      nothing can be written to the model store
 │   ├── RoutingNotFound       routing_not_found       no such block, expert, class, or recent request
+│   ├── NotCached             not_cached              only an answer from the cache was wanted, and there is none
 │   ├── Unauthenticated       unauthenticated         no API key, or an unknown one
 │   └── Forbidden             forbidden               the API key lacks the scope
 ├── ImageError
@@ -86,6 +87,7 @@ from condconv_serve.errors.requests import (
     MalformedRequest,
     MissingImage,
     ModelNotFound,
+    NotCached,
     NotFound,
     NotSupported,
     RequestError,
@@ -135,6 +137,7 @@ __all__ = [
     "ModelNotFound",
     "ModelUnavailable",
     "NoDefaultModel",
+    "NotCached",
     "NotFound",
     "NotReady",
     "NotSupported",

@@ -128,6 +128,13 @@ class RoutingNotFound(RequestError):
     title = "No such routing"
 
 
+class NotCached(RequestError):
+    """The request takes answers from the response cache alone, and there is none for this image."""
+
+    slug = "not_cached"
+    title = "No answer in the cache"
+
+
 class Unauthenticated(RequestError):
     """The request holds no API key, or an unknown one."""
 

@@ -16,7 +16,8 @@ def note_cache_control(facts: RequestFacts, value: str | None) -> None:
     """Note what a request's sender asks for, as RFC 9111 has it.
 
     `no-cache`: no answer that was computed earlier. `max-age=60`: none older than a minute. `no-store`: its own answer
-    isn't kept. Other directives change nothing, since answers don't become stale.
+    isn't kept. `only-if-cached`: nothing is computed. Other directives change nothing, since answers don't become
+    stale.
 
     Args:
         facts: of the request.
@@ -31,6 +32,8 @@ def note_cache_control(facts: RequestFacts, value: str | None) -> None:
                 facts.cache_max_age = 0.0
             case "no-store":
                 facts.cache_store = False
+            case "only-if-cached":
+                facts.cache_only = True
             case "max-age":
                 facts.cache_max_age = min(facts.cache_max_age, _seconds(argument.strip().strip('"')))
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from condconv_serve.deadline import ending_at
 from condconv_serve.domain import RowAnswer, RowSource, ServedModel, Timings
 from condconv_serve.domain.caching import CacheResult, CacheUse
-from condconv_serve.errors import DeadlineExceeded, ServiceError, unexpected_error
+from condconv_serve.errors import DeadlineExceeded, NotCached, ServiceError, unexpected_error
 from condconv_serve.inference.batching import Priority
 from condconv_serve.inference.cache import KeptRow, RowCache, RowKey, kept
 
@@ -86,7 +86,9 @@ class RowSharing:
         self._flights: dict[RowKey, Flight] = {}
 
     def may_answer(self, use: CacheUse) -> bool:
-        """Whether a request could be answered without room in the queue, for all that is known before its body."""
+        """Whether a request may need no room in the queue, for all that is known before its body."""
+        if use.only:
+            return True
         if use.max_age <= 0:
             return False
         return self.cache.holds(use.scope) or any(key.scope == use.scope for key in self._flights)
@@ -102,7 +104,8 @@ class RowSharing:
         rows = list[AskedRow]()
         try:
             for source in sources:
-                rows.append(self._asked(model, source, use, priority))
+                look = self._only_kept if use.only else self._asked
+                rows.append(look(model, source, use, priority))
             yield rows
         finally:
             for row in rows:
@@ -121,6 +124,15 @@ class RowSharing:
                 return replace(row, result="shared", follows=flight)
         leads = self._begin(key, priority) if use.store else None
         return replace(row, result="miss" if use.max_age > 0 else "bypass", leads=leads)
+
+    def _only_kept(self, model: ServedModel, source: RowSource, use: CacheUse, priority: Priority) -> AskedRow:
+        """A row that has its answer from the cache, or else an error."""
+        key = RowKey(model, use.scope, source.digest or b"")  # nothing is kept without a digest
+        if hit := self.cache.get(key, max_age=use.max_age):
+            return AskedRow(source, key, result="hit", hit=hit)
+        refused = Flight(key, priority)
+        refused.land(NotCached("No answer for this image is kept, and the request takes no other."))
+        return AskedRow(source, key, follows=refused)
 
     def _to_follow(self, key: RowKey, priority: Priority) -> Flight | None:
         flight = self._flights.get(key)

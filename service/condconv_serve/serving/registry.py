@@ -10,7 +10,7 @@ from typing import get_args
 
 from condconv_serve.domain import ServedModel
 from condconv_serve.domain.caching import CacheResult
-from condconv_serve.domain.facts import DEADLINE_SLUGS, DeadlineBy
+from condconv_serve.domain.facts import deadlines_of
 from condconv_serve.machine.memory import release_memory
 from condconv_serve.serving.served import LeasedModels, Served
 from condconv_serve.serving.unserved import Trouble, Unserved
@@ -168,7 +168,7 @@ class Registry(LeasedModels):
         for reason in ("error", "out_of_memory"):
             self._metrics.batch_failures.labels(model.name, reason)
         for outcome in ("answered", "deadline_exceeded", "engine_stalled", "inference_failed", "out_of_memory"):
-            for by in get_args(DeadlineBy) if outcome in DEADLINE_SLUGS else ("",):
+            for by in deadlines_of(outcome):
                 self._metrics.rows.labels(model.name, outcome, by)
 
     def _forget_metrics(self, model: ServedModel) -> None:

@@ -55,7 +55,7 @@ class Metrics:
         self.requests = Counter(
             "condconv_requests_total",
             "Requests by front, route, method, status code, and whose deadline was missed, if one was: caller (its own "
-            "timeout_ms) or service. How much traffic is there, and how much of it fails?",
+            "timeout_ms, or only-if-cached) or service. How much traffic is there, and how much of it fails?",
             ("front", "route", "method", "code", "deadline"),
             registry=registry,
         )

@@ -72,6 +72,12 @@ def test_whose_deadline_was_missed_is_told(slug: str, by: DeadlineBy) -> None:
     assert facts.deadline == 5.0
 
 
+def test_who_takes_answers_from_the_cache_alone_waits_for_nothing_else() -> None:
+    facts = request()
+    facts.slug = "not_cached"
+    assert facts.missed == "caller"
+
+
 def test_a_deadline_that_was_not_missed_is_nobodys() -> None:
     facts = request()
     facts.deadline = Deadline(5.0, by="caller")

@@ -52,6 +52,14 @@ def test_cache_control(header: str | None, max_age: float, store: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("header", "only"),
+    [(None, False), ("only-if-cached", True), ("max-age=5, Only-If-Cached", True), ("x-only-if-cached", False)],
+)
+def test_only_if_cached(header: str | None, only: bool) -> None:
+    assert facts_with(header).cache.only is only
+
+
+@pytest.mark.parametrize(
     ("cached", "says"),
     [
         ({}, None),

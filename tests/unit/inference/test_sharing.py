@@ -365,6 +365,35 @@ async def test_no_store_and_no_cache(subject: Subject) -> None:
     assert origins(await leader) == origins(await other) == ["miss"], "what isn't kept isn't shared either"
 
 
+@pytest.mark.parametrize("max_age", [math.inf, 60.0])
+async def test_who_takes_answers_from_the_cache_alone_has_nothing_computed(subject: Subject, max_age: float) -> None:
+    only = CacheUse(scope="mine", only=True, max_age=max_age)
+    await subject.ask(1)
+    assert origins(await subject.ask(1, 2, 2, use=only)) == ["hit", "not_cached", "not_cached"]
+    assert origins(await subject.ask(1, use=CacheUse(scope="other", only=True))) == ["not_cached"]
+    assert origins(await subject.ask(1, use=CacheUse(scope="mine", only=True, max_age=0))) == ["not_cached"]
+    assert origins(await subject.ask(2)) == ["miss"], "it leads nobody"
+    assert subject.made == [1, 2]
+    assert subject.count("rows_total", outcome="not_cached", deadline="") == 4
+    (nameless,) = await subject.plane.infer_each(MODEL, [subject.source(1, None)], cache=only)
+    assert values([nameless]) == ["not_cached"]
+
+
+async def test_who_takes_answers_from_the_cache_alone_needs_no_room_and_waits_for_nobody() -> None:
+    only = CacheUse(scope="mine", only=True)
+    async with running(max_queue_rows=1) as subject:
+        subject.free.clear()
+        waiting = [asyncio.create_task(subject.ask(1))]
+        await until(lambda: subject.computing)
+        waiting.append(asyncio.create_task(subject.ask(2)))
+        await until(lambda: subject.queue_rows() == 1)
+        await subject.plane.check(cache=CacheUse(scope="other", only=True))
+        assert origins(await subject.ask(1, 2, 3, use=only)) == ["not_cached"] * 3
+        subject.free.set()
+        await asyncio.gather(*waiting)
+        assert origins(await subject.ask(1, 2, use=only)) == ["hit", "hit"]
+
+
 async def test_a_cache_that_is_too_small_still_shares() -> None:
     async with running(cache_bytes=100) as subject:
         subject.free.clear()

@@ -29,6 +29,7 @@ STATUS = {
     "version_in_use": StatusCode.FAILED_PRECONDITION,
     "store_not_writable": StatusCode.FAILED_PRECONDITION,
     "routing_not_found": StatusCode.NOT_FOUND,
+    "not_cached": StatusCode.DEADLINE_EXCEEDED,
     "unauthenticated": StatusCode.UNAUTHENTICATED,
     "forbidden": StatusCode.PERMISSION_DENIED,
     "unsupported_image": StatusCode.INVALID_ARGUMENT,

@@ -60,6 +60,7 @@ SLUGS = (
     "engine_stalled",
     "out_of_memory",
     "deadline_exceeded",
+    "not_cached",
 )
 """What can go wrong."""
 PROBLEMS = problem_responses(*SLUGS)
@@ -93,7 +94,8 @@ def request_body(example: dict[str, Any], kind: type[BaseModel], *, kept: bool =
                 "name": CACHE_CONTROL_HEADER,
                 "in": "header",
                 "description": "How the response cache is used, if there is one. `no-cache`: the images are computed; "
-                "`max-age=60`: no answer is older than a minute; `no-store`: the answers aren't kept.",
+                "`max-age=60`: no answer is older than a minute; `no-store`: the answers aren't kept; "
+                "`only-if-cached`: nothing is computed, and images without an answer in the cache get 504.",
                 "schema": {"type": "string", "examples": ["no-cache"]},
             },
         ],

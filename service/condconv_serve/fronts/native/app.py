@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from condconv_serve import __version__
-from condconv_serve.domain.facts import DEADLINE_SLUGS, DeadlineBy
+from condconv_serve.domain.facts import deadlines_of
 from condconv_serve.fronts import security
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.native import ablation, detect, features, health, models, page, predict, problems, routing
@@ -51,7 +51,7 @@ def create_app(
     """
     for slug in problems.STATUS:
         # Zero from the start, so that the first error counts as an increase.
-        for by in get_args(DeadlineBy) if slug in DEADLINE_SLUGS else ("",):
+        for by in deadlines_of(slug):
             context.metrics.rejected.labels(slug, by)
     app = FastAPIOffline(
         title="condconv-serve",

@@ -36,6 +36,7 @@ STATUS = {
     "version_in_use": 409,
     "store_not_writable": 409,
     "routing_not_found": 404,
+    "not_cached": 504,
     "unauthenticated": 401,
     "forbidden": 403,
     "unsupported_image": 415,

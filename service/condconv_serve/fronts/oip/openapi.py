@@ -48,6 +48,7 @@ _INFER_SLUGS = (
     "engine_stalled",
     "out_of_memory",
     "deadline_exceeded",
+    "not_cached",
     "inference_failed",
 )
 _EXAMPLE = {

@@ -51,6 +51,7 @@ SLUGS = (
     "out_of_memory",
     "inference_failed",
     "deadline_exceeded",
+    "not_cached",
 )
 """What can go wrong."""
 
