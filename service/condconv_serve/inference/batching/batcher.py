@@ -6,13 +6,11 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from condconv_serve.deadline import ending_at
 from condconv_serve.errors import (
     CapacityError,
     InferenceFailed,
@@ -20,6 +18,7 @@ from condconv_serve.errors import (
     ServiceError,
     WaitTooLong,
 )
+from condconv_serve.inference.batching.deadlines import Deadlines
 from condconv_serve.inference.batching.health import EngineHealth
 from condconv_serve.inference.batching.key_queue import QueuedRow
 from condconv_serve.inference.batching.limits import BatchLimits
@@ -91,6 +90,7 @@ class Batcher(Generic[Key, Row, Output]):
         )
         self._limits = BatchLimits(max_batch_size)
         self._rate = RowRate(streams)
+        self._deadlines = Deadlines()
         self._tasks: list[asyncio.Task[None]] = []
         self._rows_in_flight = 0
         self.health = EngineHealth()
@@ -133,9 +133,10 @@ class Batcher(Generic[Key, Row, Output]):
 
     def predicted_wait(self, priority: Priority = Priority.LOW) -> float:
         """Seconds until the rows in the queue that are at least this urgent are computed."""
-        rows: Counter[Hashable] = Counter()
+        rows = dict[Hashable, int]()
         for key, count in self._queue.backlog(priority).items():
-            rows[self._identity_of(key)] += count
+            identity = self._identity_of(key)
+            rows[identity] = rows.get(identity, 0) + count
         return self._rate.wait(rows)
 
     def check(self, key: Key, rows: int, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf) -> None:
@@ -191,8 +192,12 @@ class Batcher(Generic[Key, Row, Output]):
         future: asyncio.Future[RowResult[Output]] = asyncio.get_running_loop().create_future()
         queued = QueuedRow(admission.key, row, future, time.monotonic(), deadline, admission.priority)
         self._queue.put(queued, admission)
-        async with ending_at(deadline):
+        self._deadlines.watch(queued)
+        try:
             return await future
+        finally:
+            self._deadlines.forget(queued)
+            self._queue.discard(queued)
 
     def _limit_of(self, key: Key) -> int:
         return self._limits.of(self._identity_of(key))

@@ -91,10 +91,10 @@ class RowQueue(Generic[Key, Row, Result]):
 
     def backlog(self, at_least: Priority = Priority.LOW) -> dict[Key, int]:
         """Rows by key that wait or have been admitted, and are at least this urgent."""
-        rows: Counter[Key] = Counter({key: waiting.count(at_least) for key, waiting in self._queues.items()})
+        rows = {key: waiting.count(at_least) for key, waiting in self._queues.items()}
         for (key, priority), count in self._reserved.items():
             if priority <= at_least:
-                rows[key] += count
+                rows[key] = rows.get(key, 0) + count
         return rows
 
     @property
@@ -148,13 +148,12 @@ class RowQueue(Generic[Key, Row, Result]):
         return Admission(key, rows, priority, self._give_back)
 
     def put(self, row: QueuedRow[Key, Row, Result], admission: Admission[Key]) -> None:
-        """Append an admitted row. If its sender cancels the future, the row leaves the queue."""
+        """Append an admitted row."""
         admission.use()
         if row.key not in self._queues:  # a new key comes before the key that was served last
             self._queues[row.key] = KeyQueue(self._turn - 1)
         self._queues[row.key].add(row)
         self._rows += 1
-        row.future.add_done_callback(lambda _: self._discard(row))
         self._wake_one()
 
     async def pull(self, max_batch_size: Callable[[Key], int]) -> list[QueuedRow[Key, Row, Result]]:
@@ -246,7 +245,8 @@ class RowQueue(Generic[Key, Row, Result]):
                 self._wake_one()
         self._let_end()
 
-    def _discard(self, row: QueuedRow[Key, Row, Result]) -> None:
+    def discard(self, row: QueuedRow[Key, Row, Result]) -> None:
+        """Take a row out, if it still waits: its sender has gone, or waits no longer."""
         waiting = self._queues.get(row.key)
         if waiting is None or row not in waiting:
             return

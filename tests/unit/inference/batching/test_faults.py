@@ -74,6 +74,28 @@ async def test_a_row_in_flight_ends_at_its_deadline_and_its_mates_are_answered()
         assert [(await task).output for task in tasks[:2]] == [0, 10]
 
 
+async def test_each_row_ends_at_its_own_deadline_whatever_the_order_in_which_they_came():
+    engine, ended = Engine(held=True), []
+
+    async def send_late(row, seconds):
+        deadline = time.monotonic() + seconds
+        with batcher.admit("a", 1) as admission, pytest.raises(DeadlineExceeded):
+            await batcher.submit(row, admission, deadline=deadline)
+        assert time.monotonic() >= deadline
+        ended.append(row)
+
+    async with batching(engine) as batcher:
+        computed, waiting = start(batcher, [0, 1], seconds=60)
+        await settle()
+        await asyncio.gather(*map(send_late, range(2, 7), (0.8, 0.2, 0.4, -1, 0.6)))
+        assert ended == [5, 3, 4, 6, 2]
+        assert not computed.done()
+        await send_late(7, 0.05)  # the clock still rings
+        engine.release()
+        assert [(await task).output for task in (computed, waiting)] == [0, 10]
+    assert sum(engine.sizes) == 2
+
+
 async def test_the_urgent_overtake_what_waits():
     engine = Engine(held=True)
     async with batching(engine, max_batch_size=1) as batcher:
