@@ -184,14 +184,13 @@ class InferencePlane:
         self, rows: Sequence[AskedRow], terms: _Terms, admission: Admission[ServedModel] | None
     ) -> list[RowAnswer | ServiceError]:
         name = terms.model.name
-        self._metrics.rows_accepted.labels(name).inc(len(rows))
+        self._metrics.rows.accept(name, len(rows))
         outcomes: list[tuple[str, str]] = []
         try:
             return await asyncio.gather(*(self._outcome(row, terms, admission, outcomes) for row in rows))
         finally:  # a row without an outcome was cancelled
             outcomes += [("cancelled", "")] * (len(rows) - len(outcomes))
-            for outcome, missed in outcomes:
-                self._metrics.rows.labels(name, outcome, missed).inc()
+            self._metrics.rows.end(name, outcomes)
 
     async def _outcome(
         self,
@@ -205,8 +204,7 @@ class InferencePlane:
             answer = await self._answer(row, terms, admission)
         except DeadlineExceeded as error:
             outcomes.append((error.slug, deadline_by(terms.deadline)))
-            # Whoever waits for longer than an answer should take, and gets none, has met a slow service all the same.
-            self._metrics.stage_seconds.labels("total").observe(time.monotonic() - started)
+            self._metrics.rows.give_up(time.monotonic() - started)
             return error
         except ServiceError as error:
             outcomes.append((error.slug, ""))
@@ -217,12 +215,8 @@ class InferencePlane:
             outcomes.append((unexpected.slug, ""))
             return unexpected
         outcomes.append(("answered", ""))
-        self._metrics.version_rows.labels(model.name, model.version).inc()
-        if answer.timings.cache is not None:
-            self._metrics.cache_rows.labels(model.name, answer.timings.cache).inc()
-        # What wasn't computed says nothing about how long that takes.
-        for stage in ("total",) if answer.timings.cache in FROM_CACHE else (*STAGES, "total"):
-            self._metrics.stage_seconds.labels(stage).observe(getattr(answer.timings, stage))
+        timings = answer.timings
+        self._metrics.rows.answer(model.name, model.version, _seconds_by_stage(timings), cache=timings.cache)
         self._note(model.info, answer)
         return answer
 
@@ -288,6 +282,12 @@ class _Terms:
     model: ServedModel
     priority: Priority
     deadline: float
+
+
+def _seconds_by_stage(timings: Timings) -> dict[str, float]:
+    if timings.cache in FROM_CACHE:  # what wasn't computed says nothing about how long that takes
+        return {"total": timings.total}
+    return {**{stage: getattr(timings, stage) for stage in STAGES}, "total": timings.total}
 
 
 def sources_of(rows: Row, model: ServedModel) -> list[RowSource]:

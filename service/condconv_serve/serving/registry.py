@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -153,8 +152,7 @@ class Registry(LeasedModels):
         self._on_released(model)
         if model.version not in self.served.models.get(model.name, {}):
             self._on_gone(model.name, model.version)
-            with contextlib.suppress(KeyError):  # it has answered nothing
-                self._metrics.version_rows.remove(model.name, model.version)
+            self._metrics.rows.forget(model.name, model.version)
 
     def _start_metrics(self, model: ServedModel, load_seconds: float) -> None:
         self._metrics.model_load_seconds.labels(model.name, model.version).set(load_seconds)
@@ -163,13 +161,14 @@ class Registry(LeasedModels):
         for computed_by, layers in _native_layers(model).items():
             self._metrics.native_layers.labels(model.name, model.version, computed_by).set(layers)
         # Zero from the start, so that the first one counts as an increase.
-        for result in get_args(CacheResult):
-            self._metrics.cache_rows.labels(model.name, result)
         for reason in ("error", "out_of_memory"):
             self._metrics.batch_failures.labels(model.name, reason)
-        for outcome in ("answered", "deadline_exceeded", "engine_stalled", "inference_failed", "out_of_memory"):
-            for by in deadlines_of(outcome):
-                self._metrics.rows.labels(model.name, outcome, by)
+        outcomes = ("answered", "deadline_exceeded", "engine_stalled", "inference_failed", "out_of_memory")
+        self._metrics.rows.start(
+            model.name,
+            outcomes=[(outcome, by) for outcome in outcomes for by in deadlines_of(outcome)],
+            cached=get_args(CacheResult),
+        )
 
     def _forget_metrics(self, model: ServedModel) -> None:
         self._metrics.model_info.remove(*_info(model))

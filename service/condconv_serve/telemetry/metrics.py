@@ -16,6 +16,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from condconv_serve.telemetry.front_files import SUMMED_GAUGES
 from condconv_serve.telemetry.routing_metrics import WEIGHT_BUCKETS, RoutingCollector
+from condconv_serve.telemetry.row_metrics import RowCollector
 
 SECONDS_BUCKETS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075),
@@ -66,32 +67,13 @@ class Metrics:
             buckets=SECONDS_BUCKETS,
             registry=registry,
         )
-        self.rows = Counter(
-            "condconv_rows_total",
-            "Images by outcome: answered, cancelled, or an error's slug, and by whose deadline was missed, if one was. "
-            "What happens to the images?",
-            ("model", "outcome", "deadline"),
-            registry=registry,
-        )
-        self.rows_accepted = Counter(
-            "condconv_rows_accepted_total",
-            "Images that were let in. Each is counted in condconv_rows_total when it is done. Is any image lost?",
-            ("model",),
-            registry=registry,
-        )
+        self.rows = RowCollector(SECONDS_BUCKETS)
+        registry.register(self.rows)
         self.replica_retries = Counter(
             "condconv_replica_retries_total",
             "On Ray: how often a request's rows were sent to a model replica again, by why: replica_lost, or the slug "
             "of a refusal. Do replicas die or refuse, though callers don't notice?",
             ("reason",),
-            registry=registry,
-        )
-        self.stage_seconds = Histogram(
-            "condconv_stage_seconds",
-            "Time that an image spends in a stage: decode, queue, inference, total. An image given up at its deadline "
-            "counts in total only, and so does one answered from the cache. Where does the time go?",
-            ("stage",),
-            buckets=SECONDS_BUCKETS,
             registry=registry,
         )
         self.rejected = Counter(
@@ -113,14 +95,6 @@ class Metrics:
             "Rows per batch. Does batching work, and is there room?",
             ("model",),
             buckets=BATCH_SIZE_BUCKETS,
-            registry=registry,
-        )
-        self.cache_rows = Counter(
-            "condconv_cache_rows_total",
-            "Images answered while there is a response cache, by where the answer came from: hit (the cache), shared "
-            "(computed for an equal image at the same time), miss, bypass (computed since the caller asked for that). "
-            "Does the cache pay?",
-            ("model", "result"),
             registry=registry,
         )
         self.cache_evictions = Counter(
@@ -244,12 +218,6 @@ class Metrics:
             buckets=LOAD_SECONDS_BUCKETS,
             registry=registry,
         )
-        self.version_rows = Counter(
-            "condconv_version_rows_total",
-            "Images answered by each version. Does a canary get its share?",
-            ("model", "version"),
-            registry=registry,
-        )
         self.shadow_rows = Counter(
             "condconv_shadow_rows_total",
             "Copies of answered images for another version (shadow), by outcome: compared, busy (callers' images "
@@ -340,13 +308,13 @@ class Metrics:
 
     def describe(self) -> list[tuple[str, str, tuple[str, ...], str]]:
         """Name, type, labels and help text of each of the service's own metrics, as they are exposed."""
-        collectors: list[MetricWrapperBase] = [v for v in vars(self).values() if isinstance(v, MetricWrapperBase)]
+        found = list[tuple[str, str | None, Sequence[str], str]]()
+        for metric in vars(self).values():
+            if isinstance(metric, MetricWrapperBase):
+                found.append((metric._name, metric._type, metric._labelnames, metric._documentation))
+            elif isinstance(metric, RowCollector | RoutingCollector):
+                found += [(one.name, one.type, one._labelnames, one.documentation) for one in metric.families()]
         return [
-            (
-                metric._name + ("_total" if metric._type == "counter" else ""),
-                str(metric._type),
-                tuple(metric._labelnames),
-                metric._documentation,
-            )
-            for metric in collectors
-        ] + [(family.name, family.type, family._labelnames, family.documentation) for family in self.routing.families()]
+            (name + ("_total" if kind == "counter" else ""), str(kind), tuple(labels), documentation)
+            for name, kind, labels, documentation in found
+        ]

@@ -178,7 +178,7 @@ def test_families_add_up_whatever_labels_each_process_has_seen() -> None:
     registries = [CollectorRegistry() for _ in range(3)]
     for number, registry in enumerate(registries):
         metrics = Metrics(registry)
-        metrics.rows.labels("m", "answered", "").inc(1 + number)
+        metrics.rows.end("m", [("answered", "")] * (1 + number))
         for model in ("m0", "m1")[: 2 - min(number, 1)]:
             metrics.batch_size.labels(model).observe(2)
     families = [list(registry.collect()) for registry in registries]

@@ -37,7 +37,7 @@ def test_the_interpreter_and_the_process_are_exposed_too(metrics):
 
 def test_each_registry_has_its_own(metrics):
     other = Metrics(CollectorRegistry())
-    metrics.rows.labels("m", "answered", "").inc()
+    metrics.rows.end("m", [("answered", "")])
     assert (
         metrics.registry.get_sample_value("condconv_rows_total", {"model": "m", "outcome": "answered", "deadline": ""})
         == 1
