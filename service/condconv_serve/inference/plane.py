@@ -187,6 +187,8 @@ class InferencePlane:
         self._metrics.rows.accept(name, len(rows))
         outcomes: list[tuple[str, str]] = []
         try:
+            if len(rows) == 1:  # most requests: a task for the row would cost more than all that is counted of it
+                return [await self._outcome(rows[0], terms, admission, outcomes)]
             return await asyncio.gather(*(self._outcome(row, terms, admission, outcomes) for row in rows))
         finally:  # a row without an outcome was cancelled
             outcomes += [("cancelled", "")] * (len(rows) - len(outcomes))

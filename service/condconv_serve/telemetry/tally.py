@@ -122,4 +122,7 @@ class Tallies:
         self._tallies.pop((name, version), None)
 
     def _tally(self, name: str, version: str) -> VersionTally:
-        return self._tallies.setdefault((name, version), VersionTally())
+        tally = self._tallies.get((name, version))
+        if tally is None:
+            tally = self._tallies[name, version] = VersionTally()
+        return tally

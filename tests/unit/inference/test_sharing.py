@@ -323,8 +323,8 @@ async def test_one_who_follows_may_leave_or_be_late(subject: Subject) -> None:
 
 async def test_a_request_given_up_before_it_began_leads_nobody(subject: Subject) -> None:
     subject.free.clear()
-    leader = asyncio.create_task(subject.ask(1))
-    await asyncio.sleep(0)  # it leads, but its row is not being made yet
+    leader = asyncio.create_task(subject.ask(1, 2))  # rows of one request are made by tasks of their own
+    await asyncio.sleep(0)  # it leads, but its rows are not being made yet
     leader.cancel()
     await asyncio.gather(leader, return_exceptions=True)
     assert subject.made == []
