@@ -25,11 +25,12 @@ from condconv_serve.domain import MadeRow, RowSource, ServedModel
 from condconv_serve.domain.facts import Deadline
 from condconv_serve.inference.batching import Batcher, Priority
 from condconv_serve.inference.plane import InferencePlane
+from condconv_serve.routing.live import LiveRouting
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.serving.served import LeasedModels, Served
 from condconv_serve.store.default import Default
 from condconv_serve.telemetry.metrics import Metrics
-from tests.contract.fakes import FunctionEngine, model_info, served_model
+from tests.contract.fakes import FunctionEngine, even_layout, model_info, served_model
 
 SIZE = 224
 ROW = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
@@ -44,7 +45,7 @@ FRONT_MS = {"HTTP": 1.5, "decoding": 3.0}
 
 def the_model() -> ServedModel:
     """A model with rows of 224x224 and answers of 9 kB; nothing computes."""
-    info = model_info(image_size=SIZE)
+    info = model_info(image_size=SIZE, layout=even_layout(9, 4), classes=1000, features=1280)
     return served_model(info, FunctionEngine(lambda rows, stream: {}))
 
 
@@ -66,9 +67,15 @@ class Engine:
             release_memory=lambda: None,
         )
         self.batcher: Any = Batcher(
-            self._run, streams=2, max_batch_size=max_batch_size, max_queue_rows=4096, metrics=self.metrics
+            self._run,
+            streams=2,
+            max_batch_size=max_batch_size,
+            max_queue_rows=4096,
+            metrics=self.metrics,
+            label_of=lambda model: model.name,
+            identity_of=lambda model: (model.name, model.version),
         )
-        self.plane = InferencePlane(self.models, self.batcher, metrics=self.metrics)
+        self.plane = InferencePlane(self.models, self.batcher, metrics=self.metrics, observe=LiveRouting().observe)
         self.readiness = Readiness(lambda: None)
         self.readiness.loaded()
         self.rows = 0
