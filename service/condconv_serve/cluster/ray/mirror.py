@@ -4,27 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from condconv_serve.domain import Row, Tensors
 from condconv_serve.serving.served import LeasedModels, Served
 from condconv_serve.serving.unserved import Trouble
 from condconv_serve.store.default import Default
 
 _NONE_YET = Default(name=None, reason="No model replica has told what it serves yet.")
-
-
-class RemoteEngine:
-    """Stands for an engine that is in another process."""
-
-    def __call__(self, rows: Row, stream: int = 0, /) -> Tensors:
-        """Never called: rows go to the other process.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("This model is computed by a model replica.")
-
-    def close(self) -> None:
-        """Do nothing: nothing is held here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

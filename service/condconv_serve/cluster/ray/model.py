@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import Literal, Protocol, TypeVar
 
 from condconv_serve.bootstrap import Service
+from condconv_serve.cluster.engine_stub import EngineStub
 from condconv_serve.cluster.ray.figures import HandOver, Observed, Reporter
 from condconv_serve.cluster.ray.held import HeldModels
 from condconv_serve.cluster.ray.messages import RowsReply, RowsRequest
-from condconv_serve.cluster.ray.mirror import RemoteEngine
 from condconv_serve.cluster.ray.shared import ReplicaReport
 from condconv_serve.domain import Ablated, ModelInfo, RoutingOverrides, Row, RowAnswer, ServedModel
 from condconv_serve.domain.facts import Deadline, RequestFacts
@@ -318,6 +318,6 @@ def _without_engines(
     models: Mapping[str, Mapping[str, ServedModel]],
 ) -> Mapping[str, Mapping[str, ServedModel]]:
     return {
-        name: {version: replace(model, engine=RemoteEngine()) for version, model in versions.items()}
+        name: {version: replace(model, engine=EngineStub()) for version, model in versions.items()}
         for name, versions in models.items()
     }

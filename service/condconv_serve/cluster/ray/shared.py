@@ -39,7 +39,7 @@ class ReplicaReport:
     Attributes:
         replica: its name.
         number: of the report; a later one has a higher number.
-        served: what it serves; its engines are `RemoteEngine`.
+        served: what it serves; its engines are `EngineStub`.
         trouble: why it can't compute now; None if it can.
         unready: why models are missing that readiness needs; None if they are there.
         problems: what else is wrong, a sentence each.

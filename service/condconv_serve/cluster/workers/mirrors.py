@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from condconv_serve.cluster.engine_stub import EngineStub
 from condconv_serve.cluster.workers.messages import ModelsChanged, NewModel, ReadyState
-from condconv_serve.domain import JpegCropper, Row, ServedModel, Tensors
+from condconv_serve.domain import JpegCropper, ServedModel
 from condconv_serve.errors import CapacityError, Draining, NotReady
 from condconv_serve.serving.served import LeasedModels, Served
 from condconv_serve.serving.unserved import LOADING_SECONDS
@@ -16,25 +16,6 @@ RESTART_SECONDS = 2.0
 """After so long a new try makes sense when the engine process has gone; a model that loads longer says so itself."""
 STARTING = "The engine process is starting."
 RESTARTING = "The engine process has ended and is being started again."
-
-
-@dataclass(frozen=True, slots=True)
-class ElsewhereComputed:
-    """The engine of a model that another process computes: the connection to that process, and its number there."""
-
-    connection: object
-    number: int
-
-    def __call__(self, rows: Row, stream: int = 0, /) -> Tensors:
-        """Never called: rows go to the other process.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("This model is computed in the engine process.")
-
-    def close(self) -> None:
-        """Do nothing: the weights lie elsewhere."""
 
 
 class MirroredModels(LeasedModels):
@@ -70,10 +51,10 @@ class MirroredModels(LeasedModels):
             model.engine.number: model
             for versions in before.models.values()
             for model in versions.values()
-            if isinstance(model.engine, ElsewhereComputed) and model.engine.connection is connection
+            if isinstance(model.engine, EngineStub) and model.engine.connection is connection
         }
         for number, new in changed.new.items():
-            known[number] = _model(new, ElsewhereComputed(connection, number), cropper_of)
+            known[number] = _model(new, EngineStub(connection, number), cropper_of)
         models = {
             name: {version: known[number] for version, number in versions.items()}
             for name, versions in changed.models.items()
@@ -89,14 +70,14 @@ class MirroredModels(LeasedModels):
         self.served = served
 
 
-def _model(new: NewModel, engine: ElsewhereComputed, cropper_of: Callable[[int], JpegCropper]) -> ServedModel:
+def _model(new: NewModel, engine: EngineStub, cropper_of: Callable[[int], JpegCropper]) -> ServedModel:
     crop = cropper_of(engine.number) if new.crops_jpegs else None
     return ServedModel(info=new.info, engine=engine, computed_by=new.computed_by, crop_jpeg=crop)
 
 
 def _releasing(model: ServedModel, connection: object, on_release: Callable[[int], None]) -> Callable[[], None]:
     engine = model.engine
-    if isinstance(engine, ElsewhereComputed) and engine.connection is connection:
+    if isinstance(engine, EngineStub) and engine.connection is connection:
         return lambda: on_release(engine.number)
     return lambda: None  # the process that held it has gone
 

@@ -7,8 +7,9 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from condconv_serve.cluster.engine_stub import EngineStub
 from condconv_serve.cluster.workers.engine_session import EngineSession
-from condconv_serve.cluster.workers.mirrors import ElsewhereComputed, MirroredModels, MirroredReadiness
+from condconv_serve.cluster.workers.mirrors import MirroredModels, MirroredReadiness
 from condconv_serve.domain import RowAnswer, RowSource, ServedModel
 from condconv_serve.domain.caching import CacheUse
 from condconv_serve.errors import ServiceError
@@ -82,7 +83,7 @@ class RemoteEngine:
             NotReady: it has gone.
         """
         session, engine = self._demand(), model.engine
-        if not isinstance(engine, ElsewhereComputed) or engine.connection is not session:
+        if not isinstance(engine, EngineStub) or engine.connection is not session:
             raise self.readiness.gone()
         return session, engine.number
 

@@ -81,7 +81,7 @@ async def test_it_tells_what_it_serves_and_computes_it(replica):
     told = pickle.loads(pickle.dumps(state)).served.get("fake", "1")
     assert replica.advertised == [["fake/1"]]
     assert told.info.labels == replica.service.registry.get("fake").info.labels
-    with pytest.raises(TypeError, match="computed by a model replica"):
+    with pytest.raises(TypeError, match="computed in another process"):
         told.engine(np.zeros((1, 32, 32, 3), np.uint8))
 
     size = size_of(replica)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from condconv_serve.cluster.engine_stub import EngineStub
 from condconv_serve.cluster.workers import engine_session
 from condconv_serve.cluster.workers.arena import Layout, Placed
 from condconv_serve.cluster.workers.link import Link
 from condconv_serve.cluster.workers.messages import Ended, Raised, Returned, RowDone
-from condconv_serve.cluster.workers.mirrors import ElsewhereComputed
 from condconv_serve.cluster.workers.remote_engine import RemoteEngine
 from condconv_serve.domain import MadeRow, RowSource, ServedModel
 from condconv_serve.domain.facts import Deadline
@@ -352,6 +352,6 @@ async def test_an_answer_that_makes_no_sense_fails_its_request() -> None:
 async def test_nothing_is_computed_in_a_front() -> None:
     async with connected() as pair:
         with pair.plane.lease() as leased:
-            assert isinstance(leased.engine, ElsewhereComputed)
+            assert isinstance(leased.engine, EngineStub)
             with pytest.raises(TypeError):
                 leased.engine(pixels(1)[None])
