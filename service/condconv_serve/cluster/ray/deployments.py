@@ -1,32 +1,47 @@
-"""The two deployments as Ray Serve runs them, and how they call each other."""
+"""The two deployments as Ray Serve runs them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, TaskCancelledError, WorkerCrashedError
-from ray.serve.exceptions import ReplicaUnavailableError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from condconv_serve.cluster.ray.actor import SharedActor
 from condconv_serve.cluster.ray.advertising import advertise
+from condconv_serve.cluster.ray.calls import Calls
 from condconv_serve.cluster.ray.control import Asked
 from condconv_serve.cluster.ray.exported import RayExport
 from condconv_serve.cluster.ray.fronts import Ingress
-from condconv_serve.cluster.ray.messages import ReplicaLost, RowsReply, RowsRequest
+from condconv_serve.cluster.ray.messages import RowsReply, RowsRequest
 from condconv_serve.cluster.ray.model import ModelReplica
 from condconv_serve.cluster.ray.request_ids import OneRequestId
 from condconv_serve.cluster.ray.scaling import ROWS
 from condconv_serve.cluster.ray.shared_client import SharedClient
-from condconv_serve.errors import ServiceError
 from condconv_serve.settings import Settings
 from condconv_serve.telemetry.logs import configure_logging
 
-_LOST = (RayActorError, WorkerCrashedError, TaskCancelledError, ReplicaUnavailableError)
+_LOST = (
+    DeploymentUnavailableError,
+    NodeDiedError,
+    ObjectLostError,  # an answer that was too large to be sent along, on a node that died
+    OutOfMemoryError,
+    RayActorError,
+    ReplicaUnavailableError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
 
 
 class Model:
@@ -73,7 +88,7 @@ class IngressWithFronts:
     ) -> None:
         """Wire the parts together."""
         configure_logging(settings.log_level, settings.log_format)
-        calls = Calls(models)
+        calls = Calls(models, lost=_LOST)
         self._ingress = Ingress(settings, send=calls, ask=calls, shared=SharedClient(SharedActor(shared)))
         export = RayExport(self._ingress.metrics.registry, replica=serve.get_replica_context().replica_tag)
         self._exporting = asyncio.create_task(export.keep_copying())
@@ -81,39 +96,3 @@ class IngressWithFronts:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application; Ray Serve calls this."""
         return OneRequestId(self._ingress.app())
-
-
-class Calls:
-    """Calls model replicas: implements `plane.Send` and `control.Ask`."""
-
-    def __init__(self, models: DeploymentHandle) -> None:
-        """Take the handle of their deployment."""
-        self._models = models
-
-    async def __call__(self, request: RowsRequest, /) -> RowsReply:
-        """See `condconv_serve.cluster.ray.plane.Send`."""
-        version = f"{request.model}/{request.version}"
-        reply: RowsReply = await self._call("infer", request, multiplexed_model_id=version)
-        return reply
-
-    async def one(self, method: Asked, *arguments: Any) -> Any:
-        """See `condconv_serve.cluster.ray.control.Ask`."""
-        return await self._call("ask", method, *arguments)
-
-    async def each(self, method: Asked, *arguments: Any) -> Sequence[Any]:
-        """See `condconv_serve.cluster.ray.control.Ask`."""
-        answers = await self._models.broadcast("ask", method, *arguments).results_async(return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, Exception) and not isinstance(answer, (*_LOST, ServiceError)):
-                raise answer
-        return [answer for answer in answers if not isinstance(answer, _LOST)]
-
-    async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
-        response = self._models.options(method_name=method, **options).remote(*arguments)
-        try:
-            return await response
-        except asyncio.CancelledError:
-            response.cancel()  # rows leave the replica's queue
-            raise
-        except _LOST as error:
-            raise ReplicaLost(f"{type(error).__name__}: {error}") from error
