@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from condconv_serve.cluster.ray.shared import SharedState
 from condconv_serve.errors import NotReady
@@ -35,21 +36,26 @@ class SharedActor:
         """
         try:
             if self._actor is None:
-                self._actor = (
-                    ray.remote(SharedState)
-                    .options(
-                        name=self._name,
-                        namespace=NAMESPACE,
-                        get_if_exists=True,
-                        lifetime="detached",
-                        max_restarts=-1,
-                        max_concurrency=_MANY_CALLS,
-                        num_cpus=0,
-                        resources=_HEAD,
-                    )
-                    .remote()
-                )
+                self._actor = await asyncio.to_thread(self._found)  # it asks the head, which may not answer
             return await getattr(self._actor, method).remote(*arguments, **options)
+        except RayTaskError:  # it was reached, and has a defect
+            raise
         except (RayError, ValueError) as error:
             self._actor = None
             raise NotReady("What the replicas share can't be reached now.", retry_after=1.0) from error
+
+    def _found(self) -> Any:
+        return (
+            ray.remote(SharedState)
+            .options(
+                name=self._name,
+                namespace=NAMESPACE,
+                get_if_exists=True,
+                lifetime="detached",
+                max_restarts=-1,
+                max_concurrency=_MANY_CALLS,
+                num_cpus=0,
+                resources=_HEAD,
+            )
+            .remote()
+        )

@@ -16,7 +16,8 @@ from condconv_serve.application import create_application
 from condconv_serve.cluster.ray.control import Ask, ReplicaAblator, ReplicaVersions
 from condconv_serve.cluster.ray.mirror import ClusterState, Mirror
 from condconv_serve.cluster.ray.plane import ReplicaPlane, Send
-from condconv_serve.fronts.context import AppContext, BodyLimits, RecentAnswers, RoutingFigures, Shadows, TallySource
+from condconv_serve.front_door import body_limits
+from condconv_serve.fronts.context import AppContext, RecentAnswers, RoutingFigures, Shadows, TallySource
 from condconv_serve.fronts.gatekeeper import Gatekeeper
 from condconv_serve.fronts.rates import Rates
 from condconv_serve.grpc_port import GrpcPort
@@ -99,10 +100,7 @@ class Ingress:
             models=self.models,
             metrics=self.metrics,
             exposition=RegistryExposition(self.metrics.registry),
-            limits=BodyLimits(
-                max_body_bytes=settings.max_body_bytes,
-                max_images=min(settings.max_images_per_request, settings.max_queue_rows),
-            ),
+            limits=body_limits(settings),
             gatekeeper=Gatekeeper(
                 self.readiness,
                 keys=load_keys(settings),

@@ -19,6 +19,8 @@ from condconv_serve.routing.statistics import Window
 from condconv_serve.shadow.counts import ShadowCounts
 from condconv_serve.telemetry.tally import VersionTally
 
+MAX_REMEMBERING = 1000
+"""Requests that are on their way to be remembered. While that takes long, others are left out."""
 logger = logging.getLogger(__name__)
 
 
@@ -110,6 +112,8 @@ class SharedClient:
 
     def remember(self, request: RecentRequest, *, owner: str | None) -> None:
         """Implements `condconv_serve.fronts.context.RecentAnswers`, as the next one does."""
+        if len(self._remembering) >= MAX_REMEMBERING:
+            return
         remembering = asyncio.get_running_loop().create_task(self._call("remember", request, owner))
         self._remembering.add(remembering)
         remembering.add_done_callback(self._remembered)
