@@ -6,8 +6,6 @@ and since it decodes no more than the square, the colour of the square's last co
 
 from __future__ import annotations
 
-import tensorflow as tf
-
 from condconv_serve.domain import Pixels
 
 
@@ -26,6 +24,8 @@ def crop_jpeg(data: bytes, left: int, top: int, side: int) -> Pixels | None:
     Raises:
         MemoryError: there is too little memory.
     """
+    import tensorflow as tf  # here: on Ray, whoever knows the model has this function, and most never call it
+
     window = [top, left, side, side]
     try:
         with tf.device("CPU:0"):

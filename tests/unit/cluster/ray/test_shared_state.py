@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
+from condconv_serve.cluster.engine_stub import EngineStub
 from condconv_serve.cluster.ray.shared import SILENT_SECONDS, SharedState, merged
+from condconv_serve.cluster.ray.shared_client import SharedClient
 from condconv_serve.errors import ModelUnavailable, VersionNotFound
 from condconv_serve.fronts.keys import new_key
+from condconv_serve.routing.recent import RecentRequest
+from condconv_serve.runtime.official_jpeg import crop_jpeg
 from condconv_serve.serving.unserved import Trouble, Unserved, version_loading
+from tests.contract.until import until
 from tests.unit.cluster.ray.reports import report
 
 TROUBLE = Trouble("The engine has failed 3 times in a row: it hangs.", 7.0)
@@ -121,3 +128,32 @@ async def test_a_key_is_counted_wherever_it_is_used():
     refused = pickle.loads(pickle.dumps(await state.use_key(key)))
     assert refused.slug == "rate_limited"
     assert 0 < refused.retry_after <= 60
+
+
+async def test_requests_to_remember_dont_pile_up_while_that_hangs(monkeypatch):
+    monkeypatch.setattr("condconv_serve.cluster.ray.shared_client.MAX_REMEMBERING", 3)
+    go_on, kept = asyncio.Event(), []
+
+    async def call(method, request, owner):
+        await go_on.wait()
+        kept.append(request.request_id)
+
+    client = SharedClient(call)
+    for number in range(5):
+        client.remember(
+            RecentRequest(request_id=str(number), model="fake", version="1", at=1.0, results=()), owner=None
+        )
+    go_on.set()
+    await until(lambda: len(kept) == 3)
+    client.remember(RecentRequest(request_id="later", model="fake", version="1", at=2.0, results=()), owner=None)
+    await until(lambda: kept == ["0", "1", "2", "later"])
+
+
+def test_who_only_hears_of_a_model_needs_no_tensorflow(tmp_path):
+    """One that decodes JPEGs as TensorFlow does brings the function for that along."""
+    told = report("a", "1")
+    model = replace(told.served.get("fake", "1"), engine=EngineStub(), crop_jpeg=crop_jpeg)
+    told = replace(told, served=replace(told.served, models={"fake": {"1": model}}))
+    (tmp_path / "told").write_bytes(pickle.dumps(told))
+    program = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb')); sys.exit('tensorflow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program, tmp_path / "told"], check=True)
