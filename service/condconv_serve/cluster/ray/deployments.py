@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from prometheus_client import disable_created_metrics
 from ray import serve
 from ray.exceptions import (
     NodeDiedError,
@@ -29,6 +30,7 @@ from condconv_serve.cluster.ray.model import ModelReplica
 from condconv_serve.cluster.ray.request_ids import OneRequestId
 from condconv_serve.cluster.ray.scaling import ROWS
 from condconv_serve.cluster.ray.shared_client import SharedClient
+from condconv_serve.machine.memory import calm_garbage_collection
 from condconv_serve.settings import Settings
 from condconv_serve.telemetry.logs import configure_logging
 
@@ -49,7 +51,7 @@ class Model:
 
     async def __init__(self, settings: Settings, shared: str) -> None:  # type: ignore[misc]  # Ray Serve awaits it
         """Load the models; `shared` is the name of the actor that keeps what is shared."""
-        configure_logging(settings.log_level, settings.log_format)
+        _prepare_process(settings)
         name = serve.get_replica_context().replica_tag
         self._exporting: asyncio.Task[None] | None = None
         self._replica = ModelReplica(settings, name=name, told=SharedClient(SharedActor(shared)), advertise=advertise)
@@ -87,7 +89,8 @@ class IngressWithFronts:
         self, models: DeploymentHandle, settings: Settings, shared: str
     ) -> None:
         """Wire the parts together."""
-        configure_logging(settings.log_level, settings.log_format)
+        _prepare_process(settings)
+        calm_garbage_collection()
         calls = Calls(models, lost=_LOST)
         self._ingress = Ingress(settings, send=calls, ask=calls, shared=SharedClient(SharedActor(shared)))
         export = RayExport(self._ingress.metrics.registry, replica=serve.get_replica_context().replica_tag)
@@ -96,3 +99,8 @@ class IngressWithFronts:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application; Ray Serve calls this."""
         return OneRequestId(self._ingress.app())
+
+
+def _prepare_process(settings: Settings) -> None:
+    configure_logging(settings.log_level, settings.log_format)
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the number of series
