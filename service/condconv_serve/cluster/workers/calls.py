@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -108,27 +107,25 @@ def _crop(session: FrontSession) -> Callable[..., Any]:
 
 
 class _Ablations:
-    """Ablations for one front. Its places are given back when it goes."""
+    """Ablations for one front, which numbers its places. They are given back when it goes."""
 
     def __init__(self, session: FrontSession, ablator: Ablator) -> None:
         self._session = session
         self._ablator = ablator
         self._places: dict[int, AsyncExitStack] = {}
-        self._numbers = itertools.count()
         session.closing.push_async_callback(self._leave_all)
 
     async def check(self) -> None:
         await self._ablator.check()
 
-    async def enter(self) -> int:
+    async def enter(self, number: int) -> None:
         place = AsyncExitStack()
         await place.enter_async_context(self._ablator.admit())
-        number = next(self._numbers)
         self._places[number] = place
-        return number
 
     async def leave(self, number: int) -> None:
-        await self._places.pop(number).aclose()
+        if place := self._places.pop(number, None):  # the front doesn't know whether it has got it
+            await place.aclose()
 
     async def ablate(self, model: int, row: Row, overrides: RoutingOverrides, deadline: float) -> Ablated:
         return await self._ablator.ablate(self._session.model(model), row, overrides, deadline=deadline)

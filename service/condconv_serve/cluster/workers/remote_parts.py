@@ -6,9 +6,9 @@ All of them raise what the thing itself raises, and `NotReady` if the engine pro
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 from condconv_serve.cluster.workers.remote_engine import RemoteEngine
 from condconv_serve.domain import Ablated, RoutingOverrides, Row, ServedModel
@@ -131,7 +131,12 @@ class RemoteShadows(_Remote):
 
 
 class RemoteAblator(_Remote):
-    """Ablations: implements `condconv_serve.domain.Ablator`."""
+    """Ablations: implements `condconv_serve.domain.Ablator`. One object numbers the places of a front."""
+
+    def __init__(self, engine: RemoteEngine) -> None:
+        """Ask `engine`."""
+        super().__init__(engine)
+        self._places = itertools.count()
 
     async def check(self) -> None:
         """See the protocol."""
@@ -140,8 +145,9 @@ class RemoteAblator(_Remote):
     @asynccontextmanager
     async def admit(self) -> AsyncGenerator[None, None]:
         """See the protocol."""
-        place: Any = await self._engine.call("ablator.enter")
+        place = next(self._places)
         try:
+            await self._engine.call("ablator.enter", place)
             yield
         finally:
             self._engine.tell("ablator.leave", place)

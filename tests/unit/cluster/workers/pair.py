@@ -7,15 +7,18 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 from prometheus_client import CollectorRegistry
 
+from condconv_serve.cluster.workers.calls import EngineParts, calls_of
 from condconv_serve.cluster.workers.front_session import Calls, FrontSession
 from condconv_serve.cluster.workers.hub import Hub
 from condconv_serve.cluster.workers.remote_engine import RemoteEngine
-from condconv_serve.cluster.workers.remote_plane import CHECK, RemotePlane
+from condconv_serve.cluster.workers.remote_plane import RemotePlane
 from condconv_serve.domain import MadeRow, RowSource, ServedModel, rows_of
+from condconv_serve.inference.ablation_queue import AblationQueue
 from condconv_serve.inference.batching import Batcher
 from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.serving.readiness import Readiness
@@ -84,6 +87,7 @@ class Pair:
             self._run, streams=1, max_batch_size=4, max_queue_rows=max_queue_rows, metrics=self.metrics
         )
         self.engine_plane = InferencePlane(self.models, self.batcher, metrics=self.metrics, tallies=self.tallies)
+        self.ablator = AblationQueue(Mock(), max_waiting=2)
         self.readiness = Readiness(self.batcher.health.problem)
         self._more_calls = dict(calls or {})
         self.sessions: list[FrontSession] = []
@@ -94,10 +98,18 @@ class Pair:
     def _calls(self, session: FrontSession) -> Calls:
         self.sessions.append(session)
 
-        def check(number: int, priority: int, deadline: float, cache: None) -> None:
-            self.engine_plane.check_room(session.model(number), deadline=deadline)
-
-        return {CHECK: check, **self._more_calls}
+        parts = EngineParts(
+            plane=self.engine_plane,
+            rates=Mock(),
+            versions=Mock(),
+            routing=None,
+            recent=None,
+            tallies=self.tallies,
+            shadows=Mock(),
+            ablator=self.ablator,
+            metrics=self.metrics,
+        )
+        return {**calls_of(parts)(session), **self._more_calls}
 
     async def _run(self, model: ServedModel, rows: Any) -> Any:
         await self.free.wait()
