@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ _IN_MEMORY = Path("/dev/shm")
 def directory_for_metrics(parent: Path | None = None) -> Iterator[Path]:
     """A directory in memory, or else where temporary files are, that only this user may see.
 
-    Servers that were killed could not remove theirs, so those of processes that are no more go, too.
+    Servers that were killed could not remove theirs, so those that no server holds any more go, too.
 
     Args:
         parent: where to make it.
@@ -25,20 +26,39 @@ def directory_for_metrics(parent: Path | None = None) -> Iterator[Path]:
     if parent is None:
         parent = _IN_MEMORY if os.access(_IN_MEMORY, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
     for left in parent.glob(f"{_PREFIX}*"):
-        if not _runs(left.name.removeprefix(_PREFIX).partition("-")[0]):
+        if (lock := _hold(left)) is not None:
             shutil.rmtree(left, ignore_errors=True)
-    made = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=parent)
+            os.close(lock)
+    made, lock = _made(parent)
     try:
-        yield Path(made)
+        yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        os.close(lock)
 
 
-def _runs(process: str) -> bool:
+def _made(parent: Path) -> tuple[Path, int]:
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        if (lock := _hold(made)) is not None:
+            if made.exists():
+                return made, lock
+            os.close(lock)
+        # Another server that has just started took it for one that was left.
+
+
+def _hold(directory: Path) -> int | None:
+    """An open file that holds a directory until it is closed or its process dies; None if another one holds it.
+
+    Process ids would not do: containers may share the place, but not the ids.
+    """
     try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
+        file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # it has gone, or is another user's
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    return file
