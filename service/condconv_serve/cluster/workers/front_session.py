@@ -32,6 +32,7 @@ from condconv_serve.cluster.workers.messages import (
     Tell,
     Welcome,
 )
+from condconv_serve.deadline import ending_at
 from condconv_serve.domain import MadeRow, RowAnswer, RowSource, ServedModel
 from condconv_serve.domain.facts import Deadline, RequestFacts
 from condconv_serve.domain.trace import TraceContext
@@ -45,6 +46,8 @@ from condconv_serve.telemetry.logs import request_logged_as
 Callee = Callable[..., Any]
 """Returns a result, or something to await."""
 Calls = Mapping[str, Callee]
+LATE_SECONDS = 5.0
+"""How long after a request's deadline its front may still send rows. It stops in time by itself, unless it hangs."""
 logger = logging.getLogger(__name__)
 
 
@@ -170,13 +173,14 @@ class FrontSession:
         ended = Ended(message.id)
         try:
             with self._models.hold(model), _logged_as(message.logged):
-                found = await self._plane.infer_each(
-                    model,
-                    [RowSource(_maker(request, index), digest) for index, digest in enumerate(message.digests)],
-                    priority=Priority(message.priority),
-                    deadline=Deadline(message.deadline, by=message.by),
-                    cache=message.cache,
-                )
+                async with ending_at(message.deadline + LATE_SECONDS):
+                    found = await self._plane.infer_each(
+                        model,
+                        [RowSource(_maker(request, index), digest) for index, digest in enumerate(message.digests)],
+                        priority=Priority(message.priority),
+                        deadline=Deadline(message.deadline, by=message.by),
+                        cache=message.cache,
+                    )
             ended = Ended(message.id, tuple(self._outcome(request, i, row) for i, row in enumerate(found)))
         except ServiceError as error:
             ended = Ended(message.id, error=let_go(error))

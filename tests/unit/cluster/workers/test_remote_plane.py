@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from condconv_serve.cluster.engine_stub import EngineStub
-from condconv_serve.cluster.workers import engine_session
+from condconv_serve.cluster.workers import engine_session, front_session
 from condconv_serve.cluster.workers.arena import Layout, Placed
 from condconv_serve.cluster.workers.link import Link
 from condconv_serve.cluster.workers.messages import Ended, Raised, Returned, RowDone
@@ -113,6 +113,33 @@ async def test_deadlines_are_those_of_the_caller_in_both_processes() -> None:
             "condconv_rows_total", {"model": "fake", "outcome": "deadline_exceeded", "deadline": "caller"}
         )
         assert missed == 2
+
+
+async def test_a_front_that_hangs_takes_no_room_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_session, "LATE_SECONDS", 0.05)
+    go_on = asyncio.Event()
+
+    async def hangs() -> MadeRow:
+        try:
+            await go_on.wait()
+        except asyncio.CancelledError:  # as if it had not heard of it yet
+            await go_on.wait()
+        return MadeRow(pixels(1))
+
+    async with connected(max_queue_rows=2) as pair:
+        other = RemoteEngine()
+        await pair.connect(other)
+        with other.models.lease() as leased:
+            session, number = other.session_of(leased)
+            sources = [RowSource(hangs), source(1)]
+            deadline = time.monotonic() + 0.05
+            with pytest.raises(DeadlineExceeded):
+                await session.infer_each(number, sources, priority=Priority.LOW, deadline=deadline)
+            assert [row.tensors for row in await pair.infer(1, 2)]
+            go_on.set()
+            await asyncio.sleep(0.02)
+            assert [arena.free for arena in session._arenas] == [8]
+        other.close()
 
 
 async def test_a_caller_who_leaves_frees_the_queue_and_later_the_slots() -> None:
