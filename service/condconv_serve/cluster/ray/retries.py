@@ -24,6 +24,8 @@ LONGEST_LOSS = 60.0
 """Seconds after which a request without a deadline isn't sent again, though only its replicas died."""
 LONGEST_CHANGE = 10.0
 """Seconds for which a replica may lack a version that others serve: it is just loading it, or has just dropped it."""
+NEWS_SECONDS = 2.0
+"""Seconds for which a replica that ends or is broken may still be given requests: until all have heard of it."""
 _CHANGING = (ModelNotFound, ModelUnavailable, VersionNotFound)
 _OWN_TROUBLE = (Draining, EngineStalled, NotReady)
 _FULL = (QueueFull, WaitTooLong)
@@ -69,7 +71,7 @@ class Retries:
         if isinstance(refusal, _CHANGING):
             again = waited < LONGEST_CHANGE
         elif isinstance(refusal, _OWN_TROUBLE):
-            again = self._refusals <= 2 * self._replicas
+            again = waited < NEWS_SECONDS or self._refusals <= 2 * self._replicas
         else:
             again = isinstance(refusal, _FULL) and self._refusals < self._replicas and self._refusals < 2
         pause = self._next_pause()

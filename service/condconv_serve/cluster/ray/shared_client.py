@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 from condconv_serve.cluster.ray.figures import HandOver
 from condconv_serve.cluster.ray.mirror import ClusterState
 from condconv_serve.cluster.ray.shared import ReplicaReport
-from condconv_serve.errors import RoutingNotFound
+from condconv_serve.errors import NotReady, RoutingNotFound
 from condconv_serve.fronts.keys import ApiKey
 from condconv_serve.routing.insight import ClassMeans
 from condconv_serve.routing.recent import RecentRequest
@@ -44,8 +44,11 @@ class SharedShadows:
         self._call = call
 
     async def read(self, name: str) -> Sequence[ShadowCounts]:
-        """See `SharedState.shadows`."""
-        found: Sequence[ShadowCounts] = await self._call("shadows", name)
+        """See `SharedState.shadows`; none while it can't be reached, since all else about a model is known."""
+        try:
+            found: Sequence[ShadowCounts] = await self._call("shadows", name)
+        except NotReady:
+            return ()
         return found
 
 

@@ -32,6 +32,7 @@ from tests.e2e.tiny_models import write_fake
 pytestmark = pytest.mark.tensorflow  # a replica looks for the engines that are installed
 
 SECRET, KEY = new_key("ci", scopes=("admin",), requests_per_minute=1000)
+FREE, FREE_KEY = new_key("free")
 LIMITED, LIMITED_KEY = new_key("limited", requests_per_minute=1)
 
 
@@ -96,7 +97,7 @@ async def cluster(tmp_path, monkeypatch, request):
     store.mkdir()
     write_fake(store, "fake", 1)
     keys = tmp_path / "keys.json"
-    keys.write_text(json.dumps({"keys": [KEY.model_dump(), LIMITED_KEY.model_dump()]}))
+    keys.write_text(json.dumps({"keys": [key.model_dump() for key in (KEY, FREE_KEY, LIMITED_KEY)]}))
     more = getattr(request, "param", {})
     settings = Settings(model_store=store, streams=1, decode_threads=1, api_keys_file=keys, **more)
     found = Cluster(settings)
@@ -194,6 +195,11 @@ async def test_limits_of_keys_hold_and_answers_go_on_without_what_is_shared(clus
     refused = await cluster.http.post("/predict", content=picture(9))
     assert refused.status_code == 503  # this key has a limit, too
     assert refused.headers["Retry-After"] == "1"
+    for _ in range(3):
+        answer = await cluster.http.post("/predict", content=picture(9), headers={"X-API-Key": FREE})
+        assert answer.status_code == 200
+    told = await cluster.http.get("/models/fake", headers={"X-API-Key": FREE})
+    assert (told.status_code, told.json()["shadows"]) == (200, [])
 
 
 async def test_an_alias_is_written_by_one_replica_and_followed_by_all(cluster):

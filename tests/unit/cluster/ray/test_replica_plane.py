@@ -13,7 +13,7 @@ import pytest
 from condconv_serve.cluster.ray.messages import ReplicaLost, RowsReply
 from condconv_serve.cluster.ray.mirror import ClusterState, Mirror
 from condconv_serve.cluster.ray.plane import ReplicaPlane
-from condconv_serve.cluster.ray.retries import LONGEST_CHANGE, Retries
+from condconv_serve.cluster.ray.retries import LONGEST_CHANGE, NEWS_SECONDS, Retries
 from condconv_serve.domain import LOGITS, MadeRow, RowAnswer, RowSource, Timings
 from condconv_serve.domain.facts import Deadline, RequestFacts
 from condconv_serve.domain.trace import TraceContext
@@ -154,6 +154,7 @@ async def test_rows_of_a_lost_replica_are_sent_to_another_as_the_same_request():
 )
 async def test_refusals_reach_the_sender_after_tries_that_make_sense(monkeypatch, refusal, replicas, tries):
     monkeypatch.setattr("condconv_serve.cluster.ray.retries.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("condconv_serve.cluster.ray.retries.NEWS_SECONDS", 0.0)
     send = Replicas(*[refusal] * 10)
     with pytest.raises(type(refusal)) as caught:
         await plane_of(send, replicas=replicas).infer_each(MODEL, [made_source(MadeRow(ROW))])
@@ -227,6 +228,17 @@ def test_a_version_may_be_missing_for_a_while_only():
     now[0] = LONGEST_CHANGE + 1
     with pytest.raises(ModelUnavailable, match="just changing"):
         retries.after_refusal(VersionNotFound("never"))
+
+
+def test_a_broken_replica_may_be_asked_again_until_all_have_heard_of_it():
+    now = [0.0]
+    retries, broken = Retries(math.inf, replicas=1, clock=lambda: now[0]), NotReady("It hangs.", retry_after=9.0)
+    for _ in range(10):
+        assert retries.after_refusal(broken) > 0
+    now[0] = NEWS_SECONDS
+    with pytest.raises(NotReady) as caught:
+        retries.after_refusal(broken)
+    assert caught.value is broken
 
 
 def test_replicas_may_die_for_a_minute_without_a_deadline():
