@@ -37,6 +37,22 @@ def test_a_worker_has_room_for_its_replicas():
     )
 
 
+@pytest.mark.files
+def test_pods_run_the_image_as_compose_does_and_are_probed_without_wget():
+    ray = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["ray"]["environment"]
+    needed = [{"name": name, "value": ray[name]} for name in ("USER", "HOME", "RAY_TMPDIR")]
+    cluster = _service()["spec"]["rayClusterConfig"]
+    assert cluster["autoscalerOptions"]["env"] == needed
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert container["env"] == needed
+        ports = {port["name"] for port in container["ports"]} | {52365}  # that of Ray's agent, on each node
+        for probe in ("livenessProbe", "readinessProbe"):  # KubeRay's own ones call wget
+            assert container[probe]["httpGet"]["port"] in ports
+
+
 @pytest.mark.ray
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray isn't installed here: make test-ray")
 def test_ray_accepts_the_configuration(monkeypatch, tmp_path):
