@@ -77,16 +77,12 @@ class Journal:
         self._output = output
         with self._told():
             try:
-                self._database = self._open()
+                self._database = self._open(empty=restart)
             except sqlite3.DatabaseError as error:
                 if not restart or error.sqlite_errorcode & 0xFF not in _DAMAGED:
                     raise
                 self.remove()
                 self._database = self._open()
-        if restart:
-            with self._told(), self._at_once():
-                self._database.execute("DELETE FROM head")
-                self._database.execute("DELETE FROM photos")
 
     def __enter__(self) -> Self:
         """Keep it open until the block ends."""
@@ -100,7 +96,7 @@ class Journal:
 
     def remove(self) -> None:
         """Remove it from the disk."""
-        for rest in ("-wal", "-shm", ""):
+        for rest in ("-journal", "-wal", "-shm", ""):
             self.file.with_name(self.file.name + rest).unlink(missing_ok=True)
 
     @property
@@ -175,7 +171,7 @@ class Journal:
             yield from map(_entry, found)
             after = found[-1][0]
 
-    def _open(self) -> sqlite3.Connection:
+    def _open(self, *, empty: bool = False) -> sqlite3.Connection:
         database = sqlite3.connect(self.file, timeout=0, isolation_level=None)
         try:
             # Alone, SQLite needs no memory that processes share, which file systems over networks don't have.
@@ -191,6 +187,9 @@ class Journal:
                 raise ConfigurationError(
                     f"{readable(self.file)} is no journal of this version. Remove it, or write to another --output."
                 )
+            if empty:
+                database.execute("DELETE FROM head")
+                database.execute("DELETE FROM photos")
             database.execute("COMMIT")
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
@@ -204,10 +203,11 @@ class Journal:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._database.execute("COMMIT")
         except BaseException:
-            self._database.execute("ROLLBACK")
+            if self._database.in_transaction:  # SQLite has ended it by itself if, for instance, the disk is full
+                self._database.execute("ROLLBACK")
             raise
-        self._database.execute("COMMIT")
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
