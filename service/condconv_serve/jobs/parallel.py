@@ -16,8 +16,8 @@ def in_parallel(
 ) -> Iterator[tuple[Item, Result]]:
     """Do work for each item, and yield items with results, in whatever order they are ready.
 
-    Items are taken from their iterator on the caller's thread, a few ahead. Whoever stops early needn't wait for what
-    is under way, nor does the process.
+    Items are taken from their iterator on the caller's thread, a few ahead. To find one may take long, so results that
+    are ready come first. Whoever stops early needn't wait for what is under way, nor does the process.
 
     Raises:
         BaseException: what `work` raised, as soon as that is known.
@@ -38,13 +38,13 @@ def in_parallel(
     coming, under_way, more = iter(items), 0, True
     try:
         while more or under_way:
-            while more and under_way < 2 * threads:
+            if more and under_way < 2 * threads and done.empty():
                 item = next(coming, None)
                 more = item is not None
                 if item is not None:
                     todo.put(item)
                     under_way += 1
-            if under_way:
+            elif under_way:
                 asked, result, error = done.get()
                 under_way -= 1
                 if error is not None:
