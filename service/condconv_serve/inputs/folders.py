@@ -54,6 +54,11 @@ class LeftOut:
             if suffix in self._suffixes or len(self._suffixes) < _MAX_COUNTED_SUFFIXES:
                 self._suffixes[suffix] += 1
 
+    @property
+    def unreadable(self) -> bool:
+        """Whether there are folders that can't be read, so that nobody knows what is in them."""
+        return self._counts[Why.UNREADABLE] > 0
+
     def describe(self) -> str:
         """How many of which kind, and the first of them; empty if nothing."""
         return "; ".join(self._kind(why) for why in Why if self._counts[why])
@@ -120,13 +125,15 @@ def walk(root: Path, left_out: LeftOut) -> Iterator[Path]:
 
 
 def _why_not(entry: os.DirEntry[str], path: Path) -> Why | None:
-    linked = entry.is_symlink()  # only what links lead to must be looked up: folders may hold millions of files
+    # Only what links lead to must be looked up: folders may hold millions of files. `Path` would raise an error where
+    # that is forbidden, and the rest of the folder would be lost.
+    linked = entry.is_symlink()
     if entry.name.startswith("."):
-        return Why.HIDDEN_FOLDER if linked and path.is_dir() else Why.HIDDEN
-    if linked and path.is_dir():
+        return Why.HIDDEN_FOLDER if linked and os.path.isdir(path) else Why.HIDDEN
+    if linked and os.path.isdir(path):
         return Why.LINKED_FOLDER
     if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
         return Why.OTHER
-    if path.is_file() if linked else entry.is_file(follow_symlinks=False):
+    if os.path.isfile(path) if linked else entry.is_file(follow_symlinks=False):
         return None
-    return Why.DEAD_LINK if linked and not path.exists() else Why.SPECIAL
+    return Why.DEAD_LINK if linked and not os.path.exists(path) else Why.SPECIAL

@@ -97,11 +97,18 @@ class Photos:
         """
         if STDIN in arguments:
             raise MissingImage("Images can't come from standard input here: give files, folders or globs.")
-        self._places: list[Path] = []
+        places: list[Path] = []
         for argument in arguments:
-            self._places += [Path(argument)] if argument and Path(argument).is_dir() else expand([argument])
-        for place in self._places:
-            if not stat.S_ISDIR(mode := place.stat().st_mode) and not stat.S_ISREG(mode):
+            places += [Path(argument)] if argument and Path(argument).is_dir() else expand([argument])
+        # Of each kind in the order given, once each. What is a folder now stays one: it may go away, and come back.
+        self._files: dict[str, None] = {}
+        self._folders: dict[Path, None] = {}
+        for place in places:
+            if stat.S_ISDIR(mode := place.stat().st_mode):
+                self._folders[place] = None
+            elif stat.S_ISREG(mode):
+                self._files[os.fspath(place)] = None
+            else:
                 raise MissingImage(f"{readable(place)}: this is no file or folder, so a job can't go back to it.")
         self._shard = shard
         self.left_out = LeftOut()
@@ -112,11 +119,11 @@ class Photos:
         Args:
             left_out: gets what folders hold besides, if it is wanted.
         """
-        left_out = LeftOut() if left_out is None else left_out
-        for place in self._places:
-            for path in walk(place, left_out) if place.is_dir() else (place,):
-                if (text := os.fspath(path)) in self._shard:
-                    yield text
+        return (path for path in self._of_all_shares(left_out or LeftOut()) if path in self._shard)
+
+    def others_have_some(self) -> bool:
+        """Whether there are photos, though in shares of other machines."""
+        return any(path not in self._shard for path in self._of_all_shares(LeftOut()))
 
     def __iter__(self) -> Iterator[Photo]:
         """Each photo, as it is in this moment."""
@@ -125,4 +132,12 @@ class Photos:
 
     def __contains__(self, path: str) -> bool:
         """Whether a path is one of those that were given, or below one."""
-        return path in self._shard and any(Path(path).is_relative_to(place) for place in self._places)
+        given = path in self._files or any(Path(path).is_relative_to(folder) for folder in self._folders)
+        return given and path in self._shard
+
+    def _of_all_shares(self, left_out: LeftOut) -> Iterator[str]:
+        yield from self._files
+        for folder in self._folders:
+            for path in map(os.fspath, walk(folder, left_out)):
+                if path not in self._files:
+                    yield path
