@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import os
 import stat
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _MODE = 0o644
+_RANDOM = 8
+"""Characters that `tempfile` puts at the end of a name."""
 
 
 class FileTooLarge(OSError):
@@ -83,7 +86,7 @@ def replacing(file: Path, *, alone: bool = False, mode: int = _MODE) -> Iterator
     """
     prefix = f".{file.name}-"
     if alone:
-        for left in file.parent.glob(f"{prefix}*"):
+        for left in file.parent.glob(glob.escape(prefix) + "?" * _RANDOM):
             left.unlink(missing_ok=True)
     handle, name = tempfile.mkstemp(prefix=prefix, dir=file.parent)
     os.close(handle)

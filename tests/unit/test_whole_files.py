@@ -68,7 +68,7 @@ def test_a_file_system_that_cannot_sync_directories(tmp_path, monkeypatch):
 
 
 def test_who_is_alone_clears_what_killed_writers_have_left(tmp_path):
-    left, others = tmp_path / ".file-abc", tmp_path / ".other-abc"
+    left, others = tmp_path / ".file-abcdefgh", tmp_path / ".other-abcdefgh"
     left.touch()
     others.touch()
     write_whole(tmp_path / "file", "new")

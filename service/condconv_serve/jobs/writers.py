@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from condconv_serve.domain import readable
 from condconv_serve.errors import ConfigurationError, InvalidParameter
@@ -15,8 +15,10 @@ from condconv_serve.files import replacing
 from condconv_serve.jobs.journal import Entry
 from condconv_serve.jobs.table import Kind, Table
 
-_ROWS = 20_000
-"""Rows of a row group of Parquet, which are in memory at once."""
+_ROWS_AT_ONCE = 100
+"""Rows that are in memory as Python's objects, which take many times their size in a file."""
+_MOST_ROWS, _MOST_BYTES = 20_000, 32 * 2**20
+"""Of a row group of Parquet, which is in memory at once; it has no more rows, and hardly more bytes."""
 
 
 def check_output(output: Path) -> None:
@@ -60,9 +62,19 @@ def _write_lines(file: Path, table: Table, entries: Iterable[Entry]) -> None:
 
 def _write_csv(file: Path, table: Table, entries: Iterable[Entry]) -> None:
     with file.open("w", encoding="utf-8", newline="") as lines:
-        writer = csv.DictWriter(lines, [column.name for column in table.columns], lineterminator="\n")
+        writer = csv.DictWriter(_Lines(lines), [column.name for column in table.columns])
         writer.writeheader()
         writer.writerows(map(table.flat, entries))
+
+
+class _Lines:
+    r"""Ends lines by `\n`. If `csv` did so, it would not quote cells with `\r`, which readers take for an end, too."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, line: str) -> None:
+        self._file.write(line.removesuffix("\r\n") + "\n")
 
 
 def _write_parquet(file: Path, table: Table, entries: Iterable[Entry]) -> None:
@@ -72,9 +84,16 @@ def _write_parquet(file: Path, table: Table, entries: Iterable[Entry]) -> None:
     about = {"condconv": json.dumps(table.about, ensure_ascii=False)}
     schema = pa.schema([(column.name, _arrow_type(column.kind, table)) for column in table.columns], metadata=about)
     coming = iter(entries)
-    with ParquetWriter(file, schema, compression="zstd") as writer:
-        while rows := [table.row(entry) for entry in islice(coming, _ROWS)]:
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+    # PyArrow itself opens no file whose name isn't UTF-8.
+    with file.open("wb") as handle, ParquetWriter(handle, schema, compression="zstd") as writer:
+        group: list[Any] = []
+        while rows := [table.row(entry) for entry in islice(coming, _ROWS_AT_ONCE)]:
+            group.append(pa.RecordBatch.from_pylist(rows, schema=schema))
+            if len(group) * _ROWS_AT_ONCE >= _MOST_ROWS or sum(some.nbytes for some in group) >= _MOST_BYTES:
+                writer.write_table(pa.Table.from_batches(group))
+                group.clear()
+        if group:
+            writer.write_table(pa.Table.from_batches(group))
 
 
 def _arrow_type(kind: Kind, table: Table) -> Any:
