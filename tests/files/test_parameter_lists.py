@@ -14,10 +14,6 @@ MOST = 8
 EXEMPT = {
     "cli/bench.py bench_engine": "a Typer command: its parameters are the options of the command line",
     "cli/finetune.py finetune_model": "a Typer command: its parameters are the options of the command line",
-    "cli/images.py detect": "a Typer command: its parameters are the options of the command line",
-    "cli/images.py features": "a Typer command: its parameters are the options of the command line",
-    "cli/images.py predict": "a Typer command: its parameters are the options of the command line",
-    "cli/images.py routing": "a Typer command: its parameters are the options of the command line",
     "cli/models.py import_model": "a Typer command: its parameters are the options of the command line",
     "inference/batching/batcher.py __init__": "a part that lives as long as the service, put together in one place",
     "serving/store_follower.py __init__": "a part that lives as long as the service, put together in one place",

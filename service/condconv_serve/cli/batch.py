@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from condconv_serve.jobs.photos import Photos
     from condconv_serve.jobs.table import Column
 
-DEFAULT_CONCURRENCY = 4
-DEFAULT_PATIENCE = 300.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -43,29 +40,6 @@ class Batch:
     retry_failed: bool
     restart: bool
     shard: str | None
-
-    @classmethod
-    def of(cls, output: Path | None, *, instead_of: Mapping[str, Any], **options: Any) -> Batch | None:
-        """Read the options; None if results are to be printed.
-
-        Args:
-            output: the file, if one was given.
-            instead_of: what can't be given beside it, by option.
-            options: those that need it.
-
-        Raises:
-            InvalidParameter: options don't go together.
-        """
-        if output is None:
-            usual = {"concurrency": DEFAULT_CONCURRENCY, "patience": DEFAULT_PATIENCE, "shard": None}
-            for name, value in options.items():
-                if value != usual.get(name, False):
-                    raise InvalidParameter(f"--{name.replace('_', '-')} is for --output: name the file to write.")
-            return None
-        for name, value in instead_of.items():
-            if value:
-                raise InvalidParameter(f"Give --output or {name}, not both.")
-        return cls(output=output, **options)
 
 
 def write_batch(arguments: Sequence[str], batch: Batch, where: Where, question: Question[Any]) -> int:

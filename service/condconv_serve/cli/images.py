@@ -8,29 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from condconv_serve.cli.answering import (
-    Where,
-    answer,
-    answer_with_pictures,
-    classifying,
-    detecting,
-    embedding,
-    routed,
-)
-from condconv_serve.cli.batch import DEFAULT_CONCURRENCY, DEFAULT_PATIENCE, Batch, write_batch
-from condconv_serve.cli.common import ApiKey, Images, Json, MaybeServer, ModelOption, Store, ThemeOption, friendly
+from condconv_serve.cli.answering import answer, answer_with_pictures, classifying, detecting, embedding, routed
+from condconv_serve.cli.common import Images, ThemeOption, friendly
 from condconv_serve.cli.output import say
 from condconv_serve.cli.results import (
     Results,
-    TextResults,
-    as_json,
     classes_entry,
     detections_entry,
     features_entry,
     routing_entry,
 )
 from condconv_serve.cli.routing_table import print_weights
-from condconv_serve.domain import Detection, Prediction, RoutedAnswer
+from condconv_serve.cli.shared_options import SharedOptions, takes_shared_options
+from condconv_serve.domain import Prediction, RoutedAnswer
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.tasks.detection import (
     DEFAULT_IOU_THRESHOLD,
@@ -49,44 +39,11 @@ Data = Annotated[
     list[Path] | None,
     typer.Option("--data", metavar="FILE", help="Write the figures (.csv or .npz). You can give several."),
 ]
-Lines = Annotated[bool, typer.Option("--json-lines", help="Print a JSON object per image, each on a line of its own.")]
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        metavar="FILE",
-        help="Write a row per image to this file (.parquet, .jsonl or .csv) and print nothing. After an interruption "
-        "the same command goes on.",
-    ),
-]
-Concurrency = Annotated[
-    int, typer.Option("--concurrency", min=1, max=256, help="With --output: requests that are under way at once.")
-]
-Patience = Annotated[
-    float,
-    typer.Option(
-        "--patience",
-        min=1,
-        metavar="SECONDS",
-        help="With --output: how long to wait for a server that is busy or away.",
-    ),
-]
-RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="With --output: ask again about images that failed in an earlier run.")
-]
-Restart = Annotated[bool, typer.Option("--restart", help="With --output: forget the rows of earlier runs.")]
-ShardOption = Annotated[
-    str | None,
-    typer.Option(
-        "--shard",
-        metavar="I/N",
-        help="With --output: answer only the I-th of N shares of the images, as one of N machines.",
-    ),
-]
 
 
 @app.command(epilog="Example: [bold]condconv predict photo.jpg 'holiday/*.png' --top-k 3[/]")
 @friendly
+@takes_shared_options
 def predict(
     images: Images,
     top_k: Annotated[
@@ -97,37 +54,16 @@ def predict(
         float, typer.Option("--threshold", min=0, max=1, help="Of these, leave out classes with a smaller probability.")
     ] = 0.0,
     routing: Annotated[bool, typer.Option("--routing", help="Show routing weights, too.")] = False,
-    json_document: Json = False,
-    json_lines: Lines = False,
-    output: Output = None,
-    concurrency: Concurrency = DEFAULT_CONCURRENCY,
-    patience: Patience = DEFAULT_PATIENCE,
-    retry_failed: RetryFailed = False,
-    restart: Restart = False,
-    shard: ShardOption = None,
-    model: ModelOption = None,
-    model_store: Store = None,
-    server: MaybeServer = None,
-    api_key: ApiKey = None,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """Classify images, here or with a server. Results appear as they come."""
-    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
     question = classifying(top_k=top_k, threshold=threshold, routing=routing)
-    batch = Batch.of(
-        output,
-        instead_of={"--json": json_document, "--json-lines": json_lines},
-        concurrency=concurrency,
-        patience=patience,
-        retry_failed=retry_failed,
-        restart=restart,
-        shard=shard,
-    )
-    if batch is not None:
-        raise typer.Exit(write_batch(images, batch, where, question))
+    shared.exit_with_rows(images, question)
     entry = partial(classes_entry, routing=routing)
     show = partial(_print_classes, routing=routing)
-    results = as_json(entry, document=json_document, lines=json_lines) or TextResults(show)
-    raise typer.Exit(answer(images, results, where, question))
+    results = shared.results(entry, show)
+    raise typer.Exit(answer(images, results, shared.where, question))
 
 
 @app.command(
@@ -135,6 +71,7 @@ def predict(
     "[bold]condconv routing photos/ --by class --plot classes.svg --report classes.html --data classes.csv[/]"
 )
 @friendly
+@takes_shared_options
 def routing(
     images: Images,
     by: Annotated[
@@ -152,57 +89,32 @@ def routing(
     narrow: Annotated[
         bool, typer.Option("--narrow", help="In the picture, put everything below each other, as for phones.")
     ] = False,
-    json_document: Json = False,
-    json_lines: Lines = False,
-    output: Output = None,
-    concurrency: Concurrency = DEFAULT_CONCURRENCY,
-    patience: Patience = DEFAULT_PATIENCE,
-    retry_failed: RetryFailed = False,
-    restart: Restart = False,
-    shard: ShardOption = None,
-    model: ModelOption = None,
-    model_store: Store = None,
-    server: MaybeServer = None,
-    api_key: ApiKey = None,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """Show which experts images are routed to, here or with a server. Results appear as they come."""
     from condconv_serve.cli.routing_output import ClassResults, Kept, Wanted, print_routing
 
-    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
-    batch = Batch.of(
-        output,
-        instead_of={
-            "--json": json_document,
-            "--json-lines": json_lines,
-            "--by class": by == "class",
-            "--plot": plot,
-            "--report": report,
-            "--data": data,
-        },
-        concurrency=concurrency,
-        patience=patience,
-        retry_failed=retry_failed,
-        restart=restart,
-        shard=shard,
+    shared.exit_with_rows(
+        images, routed(), {"--by class": by == "class", "--plot": plot, "--report": report, "--data": data}
     )
-    if batch is not None:
-        raise typer.Exit(write_batch(images, batch, where, routed()))
     wanted = Wanted(plot=plot, report=report, data=tuple(data or ()), theme=theme, narrow=narrow)
     wanted.check(by)
-    if json_lines and by == "class":
+    if shared.json_lines and by == "class":
         raise InvalidParameter("Lines of JSON are for images: use --json for classes.")
     results: Results[RoutedAnswer]
     if by == "class":
-        results = ClassResults(wanted, as_json=json_document)
+        results = ClassResults(wanted, as_json=shared.json_document)
     else:
-        results = as_json(routing_entry, document=json_document, lines=json_lines) or TextResults(print_routing)
+        results = shared.results(routing_entry, print_routing)
         if plot is not None or data:
             results = Kept(results, wanted)
-    raise typer.Exit(answer(images, results, where, routed()))
+    raise typer.Exit(answer(images, results, shared.where, routed()))
 
 
 @app.command(epilog="Example: [bold]condconv detect photos/ --plot pictures --score-threshold 0.3[/]")
 @friendly
+@takes_shared_options
 def detect(
     images: Images,
     plot: Annotated[
@@ -229,18 +141,8 @@ def detect(
         ),
     ] = DEFAULT_MAX_DETECTIONS,
     routing: Annotated[bool, typer.Option("--routing", help="Show routing weights, too.")] = False,
-    json_document: Json = False,
-    json_lines: Lines = False,
-    output: Output = None,
-    concurrency: Concurrency = DEFAULT_CONCURRENCY,
-    patience: Patience = DEFAULT_PATIENCE,
-    retry_failed: RetryFailed = False,
-    restart: Restart = False,
-    shard: ShardOption = None,
-    model: ModelOption = None,
-    model_store: Store = None,
-    server: MaybeServer = None,
-    api_key: ApiKey = None,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """Find objects in images with a detector, here or with a server. Results appear as they come.
 
@@ -249,46 +151,24 @@ def detect(
     from condconv_serve.cli.detection_output import print_objects
 
     task = Detect(score_threshold=score_threshold, iou_threshold=iou_threshold, max_detections=max_detections)
-    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
     question = detecting(task, routing=routing)
-    batch = Batch.of(
-        output,
-        instead_of={"--json": json_document, "--json-lines": json_lines, "--plot": plot},
-        concurrency=concurrency,
-        patience=patience,
-        retry_failed=retry_failed,
-        restart=restart,
-        shard=shard,
-    )
-    if batch is not None:
-        raise typer.Exit(write_batch(images, batch, where, question))
+    shared.exit_with_rows(images, question, {"--plot": plot})
     entry = partial(detections_entry, routing=routing)
-    results: Results[Detection] = as_json(entry, document=json_document, lines=json_lines) or TextResults(
-        partial(print_objects, routing=routing)
-    )
+    results = shared.results(entry, partial(print_objects, routing=routing))
     if plot is not None:
-        raise typer.Exit(answer_with_pictures(images, results, where, question, plot))
-    raise typer.Exit(answer(images, results, where, question))
+        raise typer.Exit(answer_with_pictures(images, results, shared.where, question, plot))
+    raise typer.Exit(answer(images, results, shared.where, question))
 
 
 @app.command(epilog="Example: [bold]condconv features photos/ --data features.npz[/]")
 @friendly
+@takes_shared_options
 def features(
     images: Images,
     data: Data = None,
     logits: Annotated[bool, typer.Option("--logits", help="Class scores before the softmax, too.")] = False,
-    json_document: Json = False,
-    json_lines: Lines = False,
-    output: Output = None,
-    concurrency: Concurrency = DEFAULT_CONCURRENCY,
-    patience: Patience = DEFAULT_PATIENCE,
-    retry_failed: RetryFailed = False,
-    restart: Restart = False,
-    shard: ShardOption = None,
-    model: ModelOption = None,
-    model_store: Store = None,
-    server: MaybeServer = None,
-    api_key: ApiKey = None,
+    *,
+    shared: SharedOptions,
 ) -> None:
     """Compute images' features, by which they can be compared, here or with a server.
 
@@ -297,27 +177,14 @@ def features(
     from condconv_serve.cli.features_output import KeptFeatures, print_features
     from condconv_serve.routing.class_export import check_data_path
 
-    where = Where(model=model, model_store=model_store, server=server, api_key=api_key)
     question = embedding(logits=logits)
-    batch = Batch.of(
-        output,
-        instead_of={"--json": json_document, "--json-lines": json_lines, "--data": data},
-        concurrency=concurrency,
-        patience=patience,
-        retry_failed=retry_failed,
-        restart=restart,
-        shard=shard,
-    )
-    if batch is not None:
-        raise typer.Exit(write_batch(images, batch, where, question))
+    shared.exit_with_rows(images, question, {"--data": data})
     for path in data or ():
         check_data_path(path)
-    results: Results[Embedding] = as_json(features_entry, document=json_document, lines=json_lines) or TextResults(
-        print_features
-    )
+    results: Results[Embedding] = shared.results(features_entry, print_features)
     if data:
         results = KeptFeatures(results, data)
-    raise typer.Exit(answer(images, results, where, question))
+    raise typer.Exit(answer(images, results, shared.where, question))
 
 
 def _print_classes(name: str, prediction: Prediction, *, routing: bool) -> None:
