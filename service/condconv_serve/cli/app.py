@@ -26,7 +26,7 @@ app = typer.Typer(
 
 
 def main() -> NoReturn:
-    """Run the command line; exits 0 for success, 1 for failure, 2 for wrong usage, 130 after Ctrl-C."""
+    """Run the command line; exits 0 for success, 1 for failure, 2 for wrong usage, 130 for Ctrl-C, 143 for SIGTERM."""
     _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # labels may have letters that a terminal doesn't know
         sys.stdout.reconfigure(errors="backslashreplace")

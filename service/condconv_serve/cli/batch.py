@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from condconv_serve.cli.answering import Question, Where, answering_at
-from condconv_serve.cli.common import INTERRUPTED, read_settings
+from condconv_serve.cli.common import code_of, read_settings
 from condconv_serve.cli.output import err, note
 from condconv_serve.cli.results import AnsweringModel
 from condconv_serve.domain import readable
-from condconv_serve.errors import InvalidParameter, MissingImage, ServiceError
+from condconv_serve.errors import ConfigurationError, InvalidParameter, MissingImage, ServiceError
 
 if TYPE_CHECKING:
     from condconv_serve.jobs.journal import Journal
@@ -52,21 +54,24 @@ def write_batch(arguments: Sequence[str], batch: Batch, where: Where, question: 
         question: what is asked.
 
     Returns:
-        The command's exit code: 1 if an image failed, 130 after Ctrl-C.
+        The command's exit code: 1 if an image failed or a folder can't be read.
 
     Raises:
         ServiceError: an argument, the output, the store, the model or the server is unusable. What was answered before
-            is in the output, and the same command goes on.
+            is in the output, or at least in the journal, and the same command goes on.
+        KeyboardInterrupt: Ctrl-C or SIGTERM before anything was asked.
+        typer.Exit: with the code of either of them; likewise.
     """
     from condconv_serve.jobs.photos import WHOLE, Photos, Shard
     from condconv_serve.jobs.writers import check_output
+    from condconv_serve.offline.interrupts import sigterm_interrupts
 
     check_output(batch.output)
     shard = WHOLE if batch.shard is None else Shard.parse(batch.shard)
     settings = read_settings(model_store=where.model_store)
     answering = answering_at(settings, where, question, patience=batch.patience)
     photos = Photos(arguments, shard)
-    with answering() as (model, ask):
+    with sigterm_interrupts(), answering() as (model, ask):
         about = {
             "question": question.name,
             "model": f"{model.name}/{model.version}",
@@ -81,30 +86,30 @@ def write_batch(arguments: Sequence[str], batch: Batch, where: Where, question: 
 
 @contextmanager
 def _journal(batch: Batch, about: Mapping[str, Any]) -> Iterator[Journal]:
-    from condconv_serve.jobs.journal import Journal, journal_of
+    from condconv_serve.jobs.journal import Journal
 
-    name, file = readable(batch.output), journal_of(batch.output)
-    if not batch.restart and batch.output.exists() and not file.exists():
-        raise InvalidParameter(
-            f"{name} is there, and its journal {readable(file)} isn't, so nobody knows what is in it. Write to another "
-            "--output, or give --restart to replace it."
-        )
+    name, there = readable(batch.output), batch.output.exists()
     with Journal(batch.output, restart=batch.restart) as journal:
-        head = journal.head
-        if head is None:
-            journal.begin(about)
-        elif different := [
-            _difference(what, head.get(what), now) for what, now in about.items() if head.get(what) != now
-        ]:
-            raise InvalidParameter(
-                f"{name} was begun in another way: {'; '.join(different)}. Rows of different kinds don't go "
-                "into one file. To go on, give the same again; or write to another --output; or give --restart to "
-                "answer all images anew."
-            )
         try:
+            head = journal.head
+            if head is None and there and not batch.restart:
+                raise InvalidParameter(
+                    f"{name} is there, and its journal {readable(journal.file)} isn't, so nobody knows what is in it. "
+                    "Write to another --output, or give --restart to replace it."
+                )
+            if head is None:
+                journal.begin(about)
+            elif different := [
+                _difference(what, head.get(what), now) for what, now in about.items() if head.get(what) != now
+            ]:
+                raise InvalidParameter(
+                    f"{name} was begun in another way: {'; '.join(different)}. Rows of different kinds don't go "
+                    "into one file. To go on, give the same again; or write to another --output; or give --restart to "
+                    "answer all images anew."
+                )
             yield journal
         finally:
-            if not len(journal):
+            if journal.head is None or not (len(journal) or batch.output.exists()):
                 journal.remove()
 
 
@@ -146,29 +151,44 @@ class _Writing:
             concurrency=batch.concurrency,
             retry_failed=batch.retry_failed,
         )
-        try:
-            with Progress(err, lambda: sum(1 for _ in photos.paths())) as progress:
-                job.run(ask, progress)
-        except (KeyboardInterrupt, ServiceError) as error:
-            if len(journal):
-                self._write(interrupted=True)
-            note("To go on, run the same command again." if len(journal) else "Nothing has been answered yet.")
-            if isinstance(error, ServiceError):
+        with self._told_how_to_go_on():
+            try:
+                with Progress(err, lambda: sum(1 for _ in photos.paths())) as progress:
+                    job.run(ask, progress)
+            except (KeyboardInterrupt, ServiceError):
+                if len(journal):
+                    self._write(interrupted=True)
                 raise
-            return INTERRUPTED
         left_out = photos.left_out.describe()
-        if not len(journal):
+        if not len(journal) and not photos.others_have_some():
             raise MissingImage(f"There is no image to answer.{f' Left out: {left_out}.' if left_out else ''}")
         if left_out:
             note(f"Left out: {left_out}.")
-        return int(self._write(interrupted=False))
+        with self._told_how_to_go_on():
+            failed = self._write(interrupted=False)
+        return int(failed or photos.left_out.unreadable)
+
+    @contextmanager
+    def _told_how_to_go_on(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyboardInterrupt, ServiceError) as error:
+            again = "run the same command again" + ", but without --restart" * self._batch.restart
+            note(f"To go on, {again}." if len(self._journal) else "Nothing has been answered yet.")
+            if isinstance(error, KeyboardInterrupt):
+                raise typer.Exit(code_of(error)) from None
+            raise
 
     def _write(self, *, interrupted: bool) -> bool:
-        """Write the output, and say so; whether an image has failed."""
+        """Write the output, and say so; whether an image has failed.
+
+        Raises:
+            ConfigurationError: it can't be written.
+        """
         from condconv_serve.jobs.table import Table
         from condconv_serve.jobs.writers import write
 
-        journal, model = self._journal, self._model
+        journal, model, name = self._journal, self._model, readable(self._batch.output)
         table = Table(
             columns=self._columns,
             layout=model.routing,
@@ -176,11 +196,16 @@ class _Writing:
             version=model.version,
             about={**self._about, **model.makes(interrupted=interrupted).to_json()},
         )
-        write(self._batch.output, table, journal)
+        try:
+            write(self._batch.output, table, journal)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{name} can't be written: {error.strerror or error}. All answers are in {readable(journal.file)}."
+            ) from error
         failures = journal.failures()
         slugs = ", ".join(f"{slug} {count:,}" for slug, count in failures.items())
         note(
-            f"{'interrupted; ' if interrupted else ''}wrote {readable(self._batch.output)}: {len(journal):,} images, "
+            f"{'interrupted; ' if interrupted else ''}wrote {name}: {len(journal):,} images, "
             f"{failures.total():,} failed{f' ({slugs})' if slugs else ''}"
         )
         if failures and not interrupted:

@@ -13,14 +13,16 @@ import typer
 from pydantic import ValidationError
 
 from condconv_serve.cli.output import note, print_failure
+from condconv_serve.domain import readable
 from condconv_serve.errors import ServiceError
+from condconv_serve.offline.interrupts import Terminated
 from condconv_serve.settings import PREFIX, Settings, is_service_link, unknown_variables
 from condconv_serve.validation import wanted_values
 
 Arguments = ParamSpec("Arguments")
 
-INTERRUPTED = 130
-"""Exit code of a command that is ended by Ctrl-C, as the shell shows it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes of a command that is ended by Ctrl-C or by SIGTERM, as the shell shows them."""
 
 Store = Annotated[
     Path | None, typer.Option("--model-store", help="Directory with the bundles.", envvar="CONDCONV_MODEL_STORE")
@@ -66,39 +68,42 @@ ThemeOption = Annotated[
 
 def command_line() -> str:
     """What was typed, to say what made a file."""
-    return shlex.join(["condconv", *sys.argv[1:]])
+    return readable(shlex.join(["condconv", *sys.argv[1:]]))
 
 
 def friendly(command: Callable[Arguments, None]) -> Callable[Arguments, None]:
-    """Show expected errors as a line on stderr, and exit with 1; after Ctrl-C exit with 130."""
+    """Show expected errors as a line on stderr, and exit with 1; after Ctrl-C exit with 130, after SIGTERM with 143."""
 
     @wraps(command)
     def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
         try:
             command(*args, **kwargs)
         except ServiceError as error:
-            if _was_interrupted(error):
+            if (interrupt := _interrupt_behind(error)) is not None:
                 note("interrupted")
-                raise typer.Exit(INTERRUPTED) from None
+                raise typer.Exit(code_of(interrupt)) from None
             print_failure("error", error)
             raise typer.Exit(1) from error
         except OSError as error:  # a full disk, say
             print_failure("error", f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
             raise typer.Exit(1) from error
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             note("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(code_of(interrupt)) from None
 
     return wrapped
 
 
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: libraries of C make an ImportError of it."""
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return True
+def code_of(interrupt: KeyboardInterrupt) -> int:
+    """Exit code of a command that was interrupted."""
+    return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
+
+
+def _interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that led to an error, if any: libraries of C make an ImportError of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
-    return False
+    return error
 
 
 def read_settings(**given: Any) -> Settings:

@@ -2,10 +2,12 @@
 
 import _thread
 import csv
+import errno
 import json
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import sys
 from collections import Counter
@@ -17,7 +19,9 @@ import pytest
 from condconv_serve import bootstrap
 from condconv_serve.errors import DeadlineExceeded
 from condconv_serve.imaging.formats import IMAGE_SUFFIXES
-from condconv_serve.jobs import run
+from condconv_serve.inputs import folders
+from condconv_serve.jobs import run, writers
+from condconv_serve.jobs.photos import Shard
 from condconv_serve.jobs.table import OF_CLASSES, OF_EVERY_PHOTO, OF_FEATURES, OF_OBJECTS, ROUTING
 from condconv_serve.settings import Settings
 from tests.contract.fake_server import load_fake
@@ -130,8 +134,9 @@ def test_every_photo_has_a_row(photos):
     }
 
 
-def test_formats_hold_the_same(photos):
+def test_formats_hold_the_same(photos, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet", reason="PyArrow writes Parquet: pip install pyarrow")
+    monkeypatch.setattr(sys, "argv", ["condconv", "routing", "caf\udce9", "--output", "out.parquet"])
     for name in ("out.jsonl", "out.csv", "out.parquet"):
         assert condconv("routing", "photos", "--model", "fake/1", "--output", name)[0] == 1
     expected = list(rows().values())
@@ -152,7 +157,7 @@ def test_formats_hold_the_same(photos):
         "float32",
     )
     assert len(about["weights_sha256"]) == 64
-    assert "out.parquet" in about["command"] or about["command"]
+    assert about["command"] == r"condconv routing 'caf\xe9' --output out.parquet"
     with open("out.csv", newline="") as file:
         cells = list(csv.DictReader(file))
     for cell, wanted in zip(cells, expected, strict=True):
@@ -226,26 +231,62 @@ def test_it_gives_up_when_everything_fails(photos, monkeypatch):
     assert len([row for row in rows().values() if row["error"]]) == 2
 
 
-def test_ctrl_c_and_on(photos, monkeypatch):
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_and_on(photos, monkeypatch, number, exit_code):
     predict("--output", "whole.jsonl", "--concurrency", 1)
-    pressed = []
+    sent = []
 
-    def press(count):
-        if count >= 20 and not pressed:
-            pressed.append(count)
-            _thread.interrupt_main()
+    def send(count):
+        if count >= 20 and not sent:
+            sent.append(count)
+            _thread.interrupt_main(number)
 
-    answered(monkeypatch, then=press)
-    code, _, err = predict("--output", "out.jsonl", "--concurrency", 1)
-    assert code == 130
+    answered(monkeypatch, then=send)
+    code, _, err = predict("--output", "out.jsonl", "--concurrency", 1, "--restart")
+    assert code == exit_code
     assert 16 <= len(rows()) < 41
-    assert err.endswith("To go on, run the same command again.\n")
+    assert err.endswith("To go on, run the same command again, but without --restart.\n")
     assert "interrupted; wrote out.jsonl: " in err
     left = 41 - len(rows())
     seen = answered(monkeypatch)
     assert predict("--output", "out.jsonl")[0] == 1
     assert len(seen) <= left
     assert_same("out.jsonl", "whole.jsonl")
+
+
+def test_a_signal_before_the_first_photo(photos, monkeypatch):
+    def load(*given, **options):
+        _thread.interrupt_main(signal.SIGTERM)
+        return load_fake(*given, **options)
+
+    monkeypatch.setattr(bootstrap, "load_model", load)
+    code, _, err = predict("--output", "out.jsonl")
+    assert (code, err.splitlines()[-1]) == (143, "interrupted")
+    assert not Path("out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("problem", "exit_code", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "error: out.jsonl can't be written: No space left on "),
+        (KeyboardInterrupt(), 130, "To go on, run the same command again.\n"),
+    ],
+)
+def test_an_output_that_cannot_be_written(photos, monkeypatch, problem, exit_code, says):
+    """Every answer is in the journal, and the same command goes on."""
+
+    def fail(file, table, entries):
+        raise problem
+
+    with monkeypatch.context() as full:
+        full.setitem(writers._WRITERS, ".jsonl", fail)
+        code, _, err = predict("--output", "out.jsonl")
+    assert (code, Path("out.jsonl").exists(), list(Path().glob(".out*"))) == (exit_code, False, [])
+    assert says in err
+    assert "To go on, run the same command again.\n" in err
+    seen = answered(monkeypatch)
+    assert predict("--output", "out.jsonl")[0] == 1
+    assert (len(rows()), seen) == (41, [])
 
 
 @pytest.mark.parametrize(
@@ -280,6 +321,31 @@ def test_shards_are_parts_of_the_whole(photos):
     assert sum(map(len, parts)) == 41
     merged = {path: row["label"] for part in parts for path, row in part.items()}
     assert merged == {path: row["label"] for path, row in rows().items()}
+
+
+def test_a_share_without_photos_is_an_empty_file(photos):
+    only = "photos/a/00.jpg"
+    (empty,) = (share for share in ("1/2", "2/2") if only not in Shard.parse(share))
+    for _ in range(2):
+        code, _, err = condconv("predict", only, "--model", "fake/1", "--output", "out.csv", "--shard", empty)
+        assert (code, "wrote out.csv: 0 images, 0 failed" in err) == (0, True)
+        (line,) = Path("out.csv").read_text().splitlines()
+        assert line.startswith("path,size,")
+
+
+def test_a_folder_that_cannot_be_read(photos, monkeypatch):
+    """Nobody knows how many photos are missing, so the command has failed."""
+
+    def scandir(place):
+        if Path(place).name == "b":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(place)
+
+    real = os.scandir
+    monkeypatch.setattr(folders.os, "scandir", scandir)
+    (photos / "a" / "04.jpg").unlink()
+    code, _, err = predict("--output", "out.jsonl")
+    assert (code, "20 images, 0 failed" in err, "1 folder that can't be read: b" in err) == (1, True, True)
 
 
 def test_detections_and_features(photos):
@@ -320,6 +386,9 @@ def test_files_of_others_are_not_replaced(photos):
     code, _, err = predict("--output", "theirs.jsonl")
     assert (code, "nobody knows what is in it" in err) == (1, True)
     assert (Path("theirs.jsonl").read_text(), Path("theirs.jsonl.job").exists()) == ("x", False)
+    Path("theirs.jsonl.job").touch()
+    code, _, err = predict("--output", "theirs.jsonl")
+    assert (code, "nobody knows what is in it" in err, Path("theirs.jsonl").read_text()) == (1, True, "x")
     Path("out.jsonl.job").write_text("this is no database, though it is long enough to be one" * 100)
     code, _, err = predict("--output", "out.jsonl")
     assert (code, "out.jsonl.job can't be read" in err, "--restart" in err) == (1, True, True)
