@@ -10,6 +10,7 @@ in it goes wrong:
     memory ROWS        larger batches find no memory
     hold load          a model that is to be loaded now is loaded when the file says something else
     only VERSION ...   what follows goes wrong with this version alone
+    after ROWS ...     what follows goes wrong once a model has begun so many rows since the file says so
 
 Pictures of the colours `POISON` and `HANG` make their batch raise or hang without a file.
 """
@@ -22,6 +23,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import cache, partial
@@ -127,12 +129,17 @@ class FaultyEngine:
         self._engine = engine
         self._file = file
         self._version = version
+        self._lock = threading.Lock()
+        self._said, self._begun = "", 0
 
     def __call__(self, rows: Row, stream: int = 0, /) -> Tensors:
         """Compute, or fail."""
         words = said = fault(self._file).split()
-        if said[:1] == ["only"]:
-            words = said[2:] if said[1] == self._version else []
+        begun = self._begun_before(" ".join(said), len(rows))
+        if words[:1] == ["only"]:
+            words = words[2:] if words[1] == self._version else []
+        if words[:1] == ["after"]:
+            words = words[2:] if begun >= int(words[1]) else []
         match words:
             case ["broken"]:
                 raise RuntimeError("cannot compute with /secret/path")
@@ -151,6 +158,14 @@ class FaultyEngine:
     def close(self) -> None:
         """Close the engine."""
         self._engine.close()
+
+    def _begun_before(self, said: str, rows: int) -> int:
+        """How many rows were begun before these since the file says so."""
+        with self._lock:
+            if said != self._said:
+                self._said, self._begun = said, 0
+            self._begun += rows
+            return self._begun - rows
 
 
 def load_fake(
