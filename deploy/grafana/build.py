@@ -337,6 +337,10 @@ ROWS: dict[str, list[Panel]] = {
                 "batch halved {{reason}}",
             ),
             (f"sum(increase(condconv_padding_rows_total{{{ALL}}}[{R}]))", "padding rows"),
+            (
+                f"sum by (process) (increase(condconv_worker_restarts_total{{{ALL}}}[{R}])) or vector(0)",
+                "process restarted {{process}}",
+            ),
         ),
         lines(
             "Open files and connections",

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests import pictures
-from tests.e2e.server import Server, assert_problem, command, environment, new_client, wait_for
+from tests.e2e.server import Server, assert_problem, command, environment, new_client, sample_name, wait_for
 
 IMAGE = pictures.jpeg(pictures.photo("coffee", (64, 64)))
 FRONTS = 2
@@ -76,6 +76,8 @@ def test_a_killed_front_is_replaced_and_the_others_answer_meanwhile(server: Serv
             answers.append(predict(client).status_code)
         assert set(answers) <= {200}
         assert {predict(client).status_code for _ in range(10)} == {200}
+        restarts = (sample_name("condconv_worker_restarts_total", process=name) for name in ("front", "engine"))
+        assert [server.metrics()[name] for name in restarts] == [1, 0]
     wait_for(lambda: "front 1 (process" in server.log and "has ended by SIGKILL" in server.log)
 
 

@@ -6,6 +6,7 @@ can read. Whoever starts fronts does this:
     files = FrontFiles(directory)                 # new for each start of the service
     start_front(env={**os.environ, **files.environment()})
     files.gone(pid)                               # when that front has ended, however it did
+    files.restarted("front")                      # when another one has taken its place
 
 Nobody else may have this environment, least of all the engine process: its own metrics are functions and collectors,
 too, and they are added to the files' by `exposition.CombinedExposition`. Each front keeps `ProcessFigures`.
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric
-from prometheus_client.mmap_dict import MmapedDict
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -35,6 +36,12 @@ FIGURES_SECONDS = 5.0
 _ADDED_UP = ("counter", "histogram")
 _READ = (*_ADDED_UP, f"gauge_{SUMMED_GAUGES}")
 _GONE = "0"  # in the place of a process id: all fronts that have ended
+_SUPERVISOR = "1"  # what whoever starts them counts
+WORKER_RESTARTS: Final = "condconv_worker_restarts"
+WORKER_RESTARTS_HELP: Final = (
+    "With workers: processes that were started in the place of one that had ended, by process: front, engine. Does a "
+    "process end again and again?"
+)
 _UNREADABLE = (OSError, RuntimeError, ValueError, struct.error)
 logger = logging.getLogger(__name__)
 
@@ -78,6 +85,14 @@ class FrontFiles:
                     file.unlink()
             for file in self._directory.glob(f"gauge_*_{pid}.db"):
                 file.unlink()
+
+    def restarted(self, process: str, times: int = 1) -> None:
+        """Count that another process has taken the place of one that has ended; 0 shows that this is counted."""
+        key = mmap_key(WORKER_RESTARTS, f"{WORKER_RESTARTS}_total", ["process"], [process], WORKER_RESTARTS_HELP)
+        with self._locked(fcntl.LOCK_EX):
+            counted = MmapedDict(str(self._directory / f"counter_{_SUPERVISOR}.db"))  # type: ignore[no-untyped-call]
+            counted.write_value(key, counted.read_value(key)[0] + times, 0.0)  # type: ignore[no-untyped-call]
+            counted.close()  # type: ignore[no-untyped-call]
 
     @contextlib.contextmanager
     def _locked(self, how: int) -> Iterator[None]:

@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
-from condconv_serve.telemetry.front_files import SUMMED_GAUGES
+from condconv_serve.telemetry.front_files import SUMMED_GAUGES, WORKER_RESTARTS, WORKER_RESTARTS_HELP
 from condconv_serve.telemetry.routing_metrics import WEIGHT_BUCKETS, RoutingCollector
 from condconv_serve.telemetry.row_metrics import RowCollector
 
@@ -270,6 +270,10 @@ class Metrics:
             "Lines of the log that were dropped, since nobody read it fast enough or at all. Is the log complete?",
             registry=registry,
         )
+        self.worker_restarts = Counter(
+            f"{WORKER_RESTARTS}_total", WORKER_RESTARTS_HELP, ("process",), registry=registry
+        )
+        """Fronts show it: whoever restarts processes counts it in a file beside theirs."""
         self.routing = RoutingCollector()
         registry.register(self.routing)
 

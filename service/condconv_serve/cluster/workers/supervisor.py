@@ -194,6 +194,7 @@ class Supervisor:
             logger.error("%s can't be started: %s; that is tried again in %g s", member, error, member.pause)
             self._start_later(member)
             return
+        self._count(self._front_files.restarted, member.role, 1 if member.started_at else 0)
         member.started_at = time.monotonic()
         member.link = link = Link(connection, on_message=lambda message, _: self._heard(member, message))
         if member.role == "engine":
@@ -275,10 +276,7 @@ class Supervisor:
         child, member.child = member.child, None
         assert child is not None
         if member.role == "front":
-            try:
-                self._front_files.gone(child.pid)
-            except Exception:  # figures must not keep it from being replaced
-                logger.exception("what %s has counted is lost", member)
+            self._count(self._front_files.gone, child.pid)
         if member.link is not None:
             member.link.close()
             member.link = None
@@ -291,6 +289,12 @@ class Supervisor:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         logger.error("%s (process %d) has ended %s; it is started again in %g s", member, child.pid, how, member.pause)
         self._start_later(member)
+
+    def _count(self, how: Callable[..., None], *arguments: Any) -> None:
+        try:
+            how(*arguments)
+        except Exception:  # figures must not keep a process from being replaced
+            logger.exception("the metrics of this server are not complete")
 
     def _end_by(self, number: int) -> None:
         name, now = signal.Signals(number).name, time.monotonic()

@@ -21,6 +21,7 @@ from condconv_serve.cluster.workers.orders import Connect, Disconnected, StartEn
 from condconv_serve.cluster.workers.supervisor import Ports, Supervisor
 from condconv_serve.http.server import listen
 from condconv_serve.settings import Settings
+from condconv_serve.telemetry.front_files import FrontFiles
 from tests.contract.until import until
 
 
@@ -110,6 +111,21 @@ async def test_who_dies_is_replaced_and_connected(tmp_path: Path) -> None:
         await until(lambda: children.count()["StartEngine"] == 2)
         new = children.of(StartEngine)[1]
         await until(lambda: new.heard_of(Connect) == other.heard_of(Connect) == 2)
+
+
+async def test_each_restart_is_counted(tmp_path: Path) -> None:
+    def counted() -> dict[str, float]:
+        (family,) = (f for f in FrontFiles(tmp_path).families() if f.name == "condconv_worker_restarts")
+        return {sample.labels["process"]: sample.value for sample in family.samples}
+
+    async with supervised(tmp_path) as children:
+        assert counted() == {"engine": 0, "front": 0}
+        children.of(StartFront)[0].end(1)
+        await until(lambda: counted() == {"engine": 0, "front": 1})
+        await until(lambda: len(children.of(StartFront)) == 3)
+        children.of(StartFront)[2].end(0)
+        children.of(StartEngine)[0].end(-signal.SIGSEGV)
+        await until(lambda: counted() == {"engine": 1, "front": 2})
 
 
 async def test_a_front_that_has_lost_a_living_engine_is_connected_anew(tmp_path: Path) -> None:
