@@ -18,7 +18,7 @@ import pytest
 import typer.testing
 
 import condconv_serve  # noqa: F401
-from tests import native_library, slow_first
+from tests import native_library, slow_first, workers
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Else Typer would make all commands anew for each that a test runs, which takes longer than most of them.
@@ -61,6 +61,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    workers.select(config, items)
     if hasattr(config, "workerinput"):
         slow_first.put_in_order(items)
     if not config.getoption("--quick"):

@@ -281,6 +281,7 @@ def fork(connection: socket.socket, variables: Mapping[str, str]) -> Child:
         for number in range(1, signal.NSIG):
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as a new interpreter does
         os.setpgid(0, 0)
         keep = os.dup2(connection.detach(), 3)
         os.closerange(keep + 1, 4096)

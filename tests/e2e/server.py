@@ -22,14 +22,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from condconv_serve.files import write_whole
 from tests.e2e.tiny_models import light_store
 from tests.forked import ForkedServer, forker
+from tests.workers import WORKERS
 
 ROOT = Path(__file__).parents[2]
 MODEL = "efficientnet-lite0-condconv-4e"
 BUNDLE = ROOT / "model_store" / MODEL / "1"
 PATIENCE = 180.0
 FAKE = "tests.contract.fake_server"
-WORKERS = os.environ.get("TEST_WORKERS", "1")
-"""How many fronts the servers of tests have: `make test-workers` runs these tests once more with several."""
 
 
 def command(*arguments: str, real: bool = True) -> list[str]:
@@ -37,9 +36,10 @@ def command(*arguments: str, real: bool = True) -> list[str]:
 
 
 def environment(**settings: object) -> dict[str, str]:
-    """Nothing of the developer's own settings, but those of a test."""
+    """Nothing of the developer's own settings, but those of a test, and as many workers as this run is with."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("CONDCONV_")}
-    return clean | {f"CONDCONV_{name.upper()}": str(value) for name, value in settings.items()}
+    given = {"workers": WORKERS} | settings
+    return clean | {f"CONDCONV_{name.upper()}": str(value) for name, value in given.items()}
 
 
 class RunningServer:
@@ -78,6 +78,23 @@ class RunningServer:
             for family in text_string_to_metric_families(self.client.get("/metrics").text)
             for sample in family.samples
         }
+
+    def children(self) -> dict[str, int]:
+        """Process ids of its children by name; only servers with workers have some."""
+        found = {}
+        for status in Path("/proc").glob("[0-9]*/status"):
+            try:
+                text = status.read_text()
+            except OSError:  # it has just ended
+                continue
+            if f"\nPPid:\t{self.process_id}\n" in text and "\nState:\tZ" not in text:
+                name = re.match(r"Name:\tcondconv-(\w+)", text)
+                found[name[1] if name else status.parent.name] = int(status.parent.name)
+        return found
+
+    def processes(self) -> list[int]:
+        """Process ids of all that it consists of."""
+        return [self.process_id, *self.children().values()]
 
     def is_ready(self) -> bool:
         return self.client.get("/readyz").status_code == 200
@@ -124,7 +141,7 @@ class Server(RunningServer):
         self._asked_to_end = False
         # No load balancer has to notice, and TensorFlow alone is loaded sooner than OpenVINO beside it.
         store = {} if real else {"model_store": light_store(BUNDLE)}
-        self._settings = {"drain_delay": 0, "engine": "tensorflow", "workers": WORKERS} | store | settings
+        self._settings = {"drain_delay": 0, "engine": "tensorflow"} | store | settings
 
     def __enter__(self) -> Self:
         self._directory = tempfile.TemporaryDirectory(prefix="server-")

@@ -11,7 +11,10 @@ from tests.e2e.server import MODEL, ROOT, RunningServer, new_client
 from tests.e2e.shared import OFFICIAL
 
 PHOTOS = ROOT.parent / "shared" / "default_model" / "eval"
-pytestmark = pytest.mark.skipif(not PHOTOS.is_dir(), reason="the labelled photographs are not part of the product")
+pytestmark = [
+    pytest.mark.skipif(not PHOTOS.is_dir(), reason="the labelled photographs are not part of the product"),
+    pytest.mark.one_process("it measures the network, which answers alike: tests/e2e/test_workers_answer_alike.py"),
+]
 
 
 def measure(url: str, model: str) -> tuple[float, float]:

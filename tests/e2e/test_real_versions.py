@@ -15,6 +15,7 @@ from tests.e2e.server import BUNDLE, Server, assert_problem, wait_for
 from tests.e2e.server import MODEL as REAL
 from tests.e2e.tiny_models import write_tiny
 
+pytestmark = pytest.mark.one_process("an engine process loads networks as the only process does, and that takes long")
 SWAPS = int(os.environ.get("SWAPS", "2"))
 """With 50 or more, memory must not grow."""
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from tests.e2e.server import Server, new_client, wait_for
 
@@ -40,6 +43,8 @@ ANSWERS = {
     "early": ["404"],
     "early and last": ["404"],
 }
+EARLIER = {name: sum(status != "503" for status in answers) for name, answers in ANSWERS.items()}
+"""How many of these come before the server ends."""
 
 
 @contextlib.contextmanager
@@ -70,6 +75,13 @@ def connected(server: Server) -> Iterator[list[tuple[str, socket.socket]]]:
             trickling.join()
 
 
+def answered(client: socket.socket) -> int:
+    """How many answers have come, without taking them."""
+    poll = select.poll()
+    poll.register(client, select.POLLIN)
+    return client.recv(65536, socket.MSG_PEEK).count(b"HTTP/1.1 ") if poll.poll(0) else 0
+
+
 def statuses(client: socket.socket) -> tuple[list[str], bytes]:
     """Those of all answers until the end of the connection, which must not be a reset, and the last bytes."""
     received = b""
@@ -80,7 +92,8 @@ def statuses(client: socket.socket) -> tuple[list[str], bytes]:
 
 def test_each_gets_its_answer_at_the_end_of_the_server() -> None:
     with Server(shutdown_timeout=4) as server, connected(server) as clients:
-        time.sleep(0.5)
+        wait_for(lambda: all(answered(client) >= EARLIER[name] for name, client in clients))
+        time.sleep(0.5)  # nothing tells when what has no answer yet has come
         server.terminate()
         with ThreadPoolExecutor(len(clients)) as pool:
             ends = list(pool.map(lambda client: statuses(client[1]), clients))
@@ -105,6 +118,7 @@ def is_open(client: socket.socket) -> bool:
     return False
 
 
+@pytest.mark.one_process("each front has CONDCONV_MAX_CONNECTIONS of its own")
 def test_those_that_are_being_received_keep_their_connections_and_all_others_make_room() -> None:
     needed = {name for name, answers in ANSWERS.items() if "503" in answers} - {"headers"}
     everybody = len(CLIENTS) * EACH

@@ -50,7 +50,8 @@ def write_large(store: Path) -> None:
 def test_a_version_that_does_not_fit_is_refused_and_serving_goes_on(store: Path) -> None:
     photo = pictures.jpeg(pictures.photo("coffee", (60, 40)))
     with group_within_a_limited_one(LIMIT) as group, Server(model_store=store, native="off") as server:
-        (group / "cgroup.procs").write_text(str(server.process_id))
+        for process in server.processes():
+            (group / "cgroup.procs").write_text(str(process))
         write_large(store)
 
         def second() -> dict[str, str]:

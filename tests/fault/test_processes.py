@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from tests.e2e.server import Server, assert_problem, command, environment, new_c
 
 IMAGE = pictures.jpeg(pictures.photo("coffee", (64, 64)))
 FRONTS = 2
+pytestmark = pytest.mark.one_process("its servers have workers in any run")
 
 
 @pytest.fixture(scope="module")
@@ -31,28 +31,14 @@ def shared() -> Iterator[Server]:
 def server(shared: Server) -> Iterator[Server]:
     yield shared
     shared.fault()
-    wait_for(lambda: len(children(shared)) == FRONTS + 1 and shared.is_ready())
-
-
-def children(server: Server) -> dict[str, int]:
-    """Process ids of the server's children, by their names."""
-    found = {}
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            text = status.read_text()
-        except OSError:  # it has just ended
-            continue
-        if f"\nPPid:\t{server.process_id}\n" in text and "\nState:\tZ" not in text:
-            name = re.match(r"Name:\tcondconv-(\w+)", text)
-            found[name[1] if name else status.parent.name] = int(status.parent.name)
-    return found
+    wait_for(lambda: len(shared.children()) == FRONTS + 1 and shared.is_ready())
 
 
 def kill(server: Server, name: str) -> Callable[[], bool]:
     """Kill a child; what is returned says whether another one has taken its place."""
-    before = children(server)[name]
+    before = server.children()[name]
     os.kill(before, signal.SIGKILL)
-    return lambda: children(server).get(name, before) != before
+    return lambda: server.children().get(name, before) != before
 
 
 def predict(client: httpx.Client) -> httpx.Response:
@@ -65,7 +51,7 @@ def new(server: Server) -> httpx.Client:
 
 
 def test_each_process_has_a_name(server: Server) -> None:
-    assert children(server).keys() == {"engine", "front1", "front2"}
+    assert server.children().keys() == {"engine", "front1", "front2"}
 
 
 def test_a_killed_front_is_replaced_and_the_others_answer_meanwhile(server: Server) -> None:
@@ -99,7 +85,7 @@ def test_a_killed_front_loses_only_what_it_was_answering(server: Server) -> None
 
 def _connections(server: Server, name: str) -> int:
     """How many connections a front has."""
-    process = children(server)[name]
+    process = server.children()[name]
     inodes = set()
     for line in Path(f"/proc/{process}/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
@@ -141,7 +127,7 @@ def test_requests_that_an_engine_takes_along_can_be_sent_again(server: Server) -
 
 
 def predict_count(server: Server) -> int:
-    return len(children(server))
+    return len(server.children())
 
 
 def test_all_is_answered_and_ends_in_order() -> None:
@@ -150,7 +136,7 @@ def test_all_is_answered_and_ends_in_order() -> None:
         with ThreadPoolExecutor(8) as pool, server.holding():
             asked = [pool.submit(predict, client) for client in clients]
             threading.Event().wait(0.5)
-            before = children(server)
+            before = server.children()
             server.terminate()
             wait_for(server.refuses_connections)
             server.fault()
@@ -165,7 +151,7 @@ def test_all_is_answered_and_ends_in_order() -> None:
 def test_nobody_outlives_a_parent_that_was_killed(fault: str) -> None:
     with Server(workers=FRONTS, exit_code=-signal.SIGKILL) as server:
         server.fault(fault)
-        before = children(server)
+        before = server.children()
         assert len(before) == FRONTS + 1
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(predict, server.client)
@@ -177,10 +163,10 @@ def test_nobody_outlives_a_parent_that_was_killed(fault: str) -> None:
 def test_a_process_manager_may_send_signals_to_all_of_them() -> None:
     """As systemd does it by default: each process of the service gets the signal, in any order."""
     with Server(workers=FRONTS) as server:
-        for process in children(server).values():
+        for process in server.children().values():
             os.kill(process, signal.SIGUSR1)
         clients = [new_client(server.url) for _ in range(4)]
-        before = children(server)
+        before = server.children()
         with ThreadPoolExecutor(4) as pool, server.holding():
             asked = [pool.submit(predict, client) for client in clients]
             threading.Event().wait(0.5)
@@ -206,7 +192,7 @@ def _lives(process: int) -> bool:
 def test_a_second_signal_ends_all_at_once() -> None:
     with Server(workers=FRONTS, exit_code=128 + signal.SIGTERM) as server:
         server.fault("hold rows")
-        before = children(server)
+        before = server.children()
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(predict, server.client)
             threading.Event().wait(0.3)

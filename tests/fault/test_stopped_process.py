@@ -15,6 +15,11 @@ STOPPED_SECONDS = 1.5
 BATCHES = sample_name("condconv_batch_size_count", model=MODEL)
 
 
+def tell_all(server: Server, number: signal.Signals) -> None:
+    for process in server.processes():
+        os.kill(process, number)
+
+
 def test_one_hiccup_does_not_make_an_idle_server_refuse() -> None:
     """The first batch seems to take as long as the process was stopped. Nobody who asks afterwards may pay for it."""
     photo = pictures.jpeg(pictures.photo("coffee", (60, 40)))
@@ -22,9 +27,9 @@ def test_one_hiccup_does_not_make_an_idle_server_refuse() -> None:
         with server.holding():
             held = pool.submit(other.post, "/predict", content=photo)
             wait_for(lambda: server.metrics()[IN_FLIGHT] == 1)
-            os.kill(server.process_id, signal.SIGSTOP)
+            tell_all(server, signal.SIGSTOP)
             time.sleep(STOPPED_SECONDS)
-        os.kill(server.process_id, signal.SIGCONT)
+        tell_all(server, signal.SIGCONT)
         timings = held.result().json()["predictions"][0]["timings_ms"]
         assert timings["inference"] > 1000 * STOPPED_SECONDS
         answers = [server.client.post("/predict?timeout_ms=1000", content=photo) for _ in range(20)]
