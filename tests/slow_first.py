@@ -25,6 +25,7 @@ SLOW = (
     "tests/parity/test_families.py",
     "tests/parity/test_import_and_serve.py",
     "tests/e2e/test_start.py",
+    "tests/e2e/test_workers_answer_alike.py",
     "tests/e2e/test_openapi_fuzz.py",
     "tests/fault/test_stalled_log.py",
     "tests/unit/runtime/native/test_native_engine.py",
