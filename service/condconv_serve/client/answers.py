@@ -27,7 +27,7 @@ from condconv_serve.client.bodies import (
     VariantBody,
 )
 from condconv_serve.domain import DetectedObject, ImageSource, RoutingChange, RoutingLayout, RoutingTrace
-from condconv_serve.errors import CapacityError, InvalidParameter, RemoteFailed, ServiceError
+from condconv_serve.errors import BodyTooLarge, CapacityError, InvalidParameter, RemoteFailed, ServiceError
 from condconv_serve.results import (
     AblatedDetections,
     AblatedVariant,
@@ -102,13 +102,15 @@ def content_of(reply: Reply) -> bytes:
 
     Raises:
         ServiceError: the error that the server tells, of its class in `condconv_serve.errors`. RemoteFailed: an error
-            without such a class, or no answer of condconv-serve.
+            without such a class, or no answer of condconv-serve. BodyTooLarge: also if a proxy says so.
     """
     if 200 <= reply.status < 300:
         return reply.content
     try:
         problem = ProblemBody.model_validate_json(reply.content)
     except ValidationError as error:
+        if reply.status == 413:
+            raise _too_large(reply) from error
         raise foreign(reply) from error
     raise error_of(problem, reply)
 
@@ -132,6 +134,11 @@ def foreign(reply: Reply) -> RemoteFailed:
         text += f" It says that this is now at {elsewhere[:200]}; use that address."
     error = RemoteFailed(text, retry_after=seconds_to_wait(reply.headers.get("Retry-After")))
     return _from(reply, error, status=reply.status)
+
+
+def _too_large(reply: Reply) -> BodyTooLarge:
+    text = f"The server at {reply.server}, or a proxy before it, takes no request of so many bytes."
+    return _from(reply, BodyTooLarge(text), status=reply.status)
 
 
 def common_fields(body: ImageBody, model: ModelVersion, reply: Reply) -> dict[str, Any]:

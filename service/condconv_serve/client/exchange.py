@@ -48,8 +48,8 @@ RETRYABLE = (
     WaitTooLong,
 )
 """Errors that may be over at the next try, and cost the server nothing."""
-RETRYABLE_STATUS = frozenset({429, 502, 503})
-"""Status codes of proxies whose server can't be reached right now, or of those that limit rates."""
+RETRYABLE_STATUS = frozenset({429, 502, 503, 504})
+"""Status codes of proxies whose server can't be reached right now or gives no answer, or of those that limit rates."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from PIL import Image
 from condconv_serve import RoutingChange, Variant
 from condconv_serve.domain import Box, ClassScore, DetectedObject, Timings
 from condconv_serve.errors import (
+    BodyTooLarge,
     ConfigurationError,
     CorruptImage,
     InvalidParameter,
@@ -245,11 +246,18 @@ def test_large_images_share_no_request(client, seen):
     assert [len(images_of(request)) for request in seen] == [1, 1, 1]
 
 
-@pytest.mark.parametrize(("slug", "most"), [("too_many_images", 5), ("body_too_large", 3)])
-def test_a_server_that_takes_fewer(slug, most, client, seen):
+@pytest.mark.parametrize(
+    ("refusal", "most"),
+    [
+        (lambda: problem("too_many_images", 413), 5),
+        (lambda: problem("body_too_large", 413), 3),
+        (lambda: httpx.Response(413, html="<h1>413 Request Entity Too Large</h1>"), 3),
+    ],
+    ids=["too many images", "too large", "too large for a proxy"],
+)
+def test_a_server_that_takes_fewer(refusal, most, client, seen):
     def answer(request):
-        images = images_of(request)
-        return for_each_image(request) if len(images) <= most else problem(slug, 413)
+        return for_each_image(request) if len(images_of(request)) <= most else refusal()
 
     client.answer(answer)
     images = [bytes([n]) for n in range(60)]
@@ -259,6 +267,23 @@ def test_a_server_that_takes_fewer(slug, most, client, seen):
     client.predict(bytes([n]) for n in range(60))
     assert refused > 0
     assert not any(len(images_of(request)) > most for request in seen), "it is remembered"
+
+
+def test_an_image_that_is_too_large_for_a_proxy(client):
+    def answer(request):
+        if len(request.content) > 3000:
+            return httpx.Response(413, html="<h1>413 Request Entity Too Large</h1>")
+        return for_each_image(request)
+
+    client.answer(answer)
+    found = client.predict([b"\1", b"\2" * 4000, b"\3"])
+    assert [result.ok for result in found] == [True, False, True]
+    assert isinstance(found[1].error, BodyTooLarge)
+    assert (
+        str(found[1].error) == "The server at http://server, or a proxy before it, takes no request of so many bytes."
+    )
+    with pytest.raises(BodyTooLarge):
+        client.predict(b"\2" * 4000)
 
 
 def test_a_bad_image_among_good_ones(client, tmp_path):

@@ -73,6 +73,7 @@ REFUSED = httpx.ConnectError("Connection refused")
         httpx.ConnectTimeout("timed out"),
         httpx.Response(502, html="<h1>Bad gateway</h1>"),
         httpx.Response(503, html=""),
+        httpx.Response(504, html="<h1>504 Gateway Time-out</h1>"),
         httpx.Response(429, html=""),
         FULL,
         problem("draining", 503),
