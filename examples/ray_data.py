@@ -20,9 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 
-IMAGES = [".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif"]
+IMAGES = ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "tif", "tiff", "bmp", "avif", "heic", "heif", "hif"]
+# Files of one folder must agree on types, also those in which no photo has failed, or all have.
+SCHEMA = pa.schema(
+    {"path": pa.string(), "model": pa.string(), "label": pa.string(), "probability": pa.float64(), "error": pa.string()}
+)
 
 
 class Answer:
@@ -43,17 +48,18 @@ class Answer:
             self._ask = Client(server, timeout=patience, retries=10**6).predict
             self._options |= {"model": name or None, "version": version or None}
 
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> pa.Table:
         """Answer `bytes`; a photo that fails has an error in place of a label."""
         results = self._ask(list(batch["bytes"]), **self._options)
         best = [result.classes[0] if result.classes else None for result in results]
-        return {
-            "path": batch["path"],
-            "model": np.array([str(result.model or "") for result in results]),
-            "label": np.array([one.label if one else None for one in best], object),
-            "probability": np.array([one.probability if one else np.nan for one in best]),
-            "error": np.array([result.error.slug if result.error else None for result in results], object),
+        columns = {
+            "path": list(batch["path"]),
+            "model": [str(result.model) if result.model else None for result in results],
+            "label": [one.label if one else None for one in best],
+            "probability": [one.probability if one else None for one in best],
+            "error": [result.error.slug if result.error else None for result in results],
         }
+        return pa.table(columns, schema=SCHEMA)
 
 
 def main() -> None:
@@ -72,7 +78,7 @@ def main() -> None:
     # An actor that only sends needs little of a core; one that computes needs a whole one.
     cores = 0.25 if options.server else 1.0
     answered = ray.data.read_binary_files(
-        os.fspath(options.photos.absolute()), include_paths=True, file_extensions=[name[1:] for name in IMAGES]
+        os.fspath(options.photos.absolute()), include_paths=True, file_extensions=IMAGES
     ).map_batches(
         Answer,
         fn_constructor_args=(options.server, options.model, options.patience),

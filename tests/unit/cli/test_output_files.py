@@ -18,7 +18,6 @@ import pytest
 
 from condconv_serve import bootstrap
 from condconv_serve.errors import DeadlineExceeded
-from condconv_serve.imaging.formats import IMAGE_SUFFIXES
 from condconv_serve.inputs import folders
 from condconv_serve.jobs import run, writers
 from condconv_serve.jobs.photos import Shard
@@ -429,4 +428,3 @@ def test_columns_are_documented():
     page = (DOCS / "batch-jobs.md").read_text(encoding="utf-8")
     for column in (*OF_EVERY_PHOTO, *OF_CLASSES, *OF_OBJECTS, *OF_FEATURES, ROUTING):
         assert f"| `{column.name}` | {column.kind} |" in page
-    assert ".jpg" in IMAGE_SUFFIXES
