@@ -101,7 +101,7 @@ class RequestPolicy:
     def pause(self, error: ServiceError, tries: int) -> float:
         """Seconds before the next try: not all clients at once, and never before the server says."""
         asked = getattr(error, "retry_after", None)
-        if asked is not None:
+        if asked:  # some proxies always say 0
             return float(asked) * (1 + 0.1 * self.random())
         return min(self.first_pause * 2.0 ** min(tries - 1, 30), self.longest_pause) * (0.5 + 0.5 * self.random())
 

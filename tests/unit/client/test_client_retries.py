@@ -134,6 +134,13 @@ def test_servers_say_when_to_come_back(busy):
     assert told.pauses[0] in (8.25, 7.7), "never sooner, and not all at once"
 
 
+def test_a_server_that_says_to_come_back_at_once_is_not_flooded():
+    """Batch jobs repeat a request as often as it takes."""
+    told = Told(*[httpx.Response(503, html="", headers={"Retry-After": "0"})] * 3, OK, random=1.0)
+    assert told.ask() == b"yes"
+    assert told.pauses == [0.2, 0.4, 0.8]
+
+
 def test_a_pause_beyond_the_deadline_is_not_waited_for():
     told = Told(problem("rate_limited", 429, retry_after=30))
     with pytest.raises(RateLimited) as raised:
