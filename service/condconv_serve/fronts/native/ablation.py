@@ -57,7 +57,7 @@ def router(context: AppContext) -> APIRouter:
         summary="Switch experts off",
         response_model=AblationResponse | DetectionAblationResponse,
         responses=problem_responses(*SLUGS, "ablation_busy", "store_unavailable", "too_little_memory"),
-        openapi_extra=request_body(EXAMPLE, AblationQuery),
+        openapi_extra=request_body(EXAMPLE, AblationQuery, kept=False, cached=False),
     )
     async def ablation(request: Request) -> Response:
         """What the answer to one image would be without an expert: each one in turn, or the `variants` that you give.

@@ -60,22 +60,32 @@ SLUGS = (
     "engine_stalled",
     "out_of_memory",
     "deadline_exceeded",
-    "not_cached",
 )
 """What can go wrong."""
-PROBLEMS = problem_responses(*SLUGS)
-"""The same as OpenAPI entries."""
+PROBLEMS = problem_responses(*SLUGS, "not_cached")
+"""What can go wrong where the response cache is asked, as OpenAPI entries."""
 
+_CACHE_CONTROL = {
+    "name": CACHE_CONTROL_HEADER,
+    "in": "header",
+    "description": "How the response cache is used, if there is one. `no-cache`: the images are computed; "
+    "`max-age=60`: no answer is older than a minute; `no-store`: the answers aren't kept; `only-if-cached`: nothing is "
+    "computed, and images without an answer in the cache get 504.",
+    "schema": {"type": "string", "examples": ["no-cache"]},
+}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
-def request_body(example: dict[str, Any], kind: type[BaseModel], *, kept: bool = True) -> dict[str, Any]:
+def request_body(
+    example: dict[str, Any], kind: type[BaseModel], *, kept: bool = True, cached: bool = True
+) -> dict[str, Any]:
     """OpenAPI entry for a body with images, and for parameters in the query.
 
     Args:
         example: parameters that stand in the JSON example.
         kind: the query's parameters. FastAPI doesn't know them, since `read_query` reads them.
         kept: whether the answer can be read later, by the request's id.
+        cached: whether it may come from the response cache.
     """
     later = ", and the name of `GET /routing/{request_id}`" if kept else ""
     return {
@@ -90,14 +100,7 @@ def request_body(example: dict[str, Any], kind: type[BaseModel], *, kept: bool =
                 "description": f"Returned with the answer{later}.",
                 "schema": {"type": "string", "maxLength": 128, "examples": [EXAMPLE_REQUEST_ID]},
             },
-            {
-                "name": CACHE_CONTROL_HEADER,
-                "in": "header",
-                "description": "How the response cache is used, if there is one. `no-cache`: the images are computed; "
-                "`max-age=60`: no answer is older than a minute; `no-store`: the answers aren't kept; "
-                "`only-if-cached`: nothing is computed, and images without an answer in the cache get 504.",
-                "schema": {"type": "string", "examples": ["no-cache"]},
-            },
+            *([_CACHE_CONTROL] if cached else []),
         ],
         "requestBody": {
             "required": True,
