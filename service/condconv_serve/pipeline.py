@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -88,6 +88,22 @@ class Plane(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Copies:
+    """Which versions get copies of a request's images.
+
+    A file goes along only if one of them needs it: it may be large, and the engine in another process.
+    """
+
+    to: tuple[str, ...]
+    with_file: bool
+
+    def of(self, image: ImageSource | PixelSource) -> Copies:
+        if isinstance(image, PixelSource):
+            return Copies(to=self.to, is_pixels=True)
+        return Copies(to=self.to, image=image.data if self.with_file else None)
+
+
 class ImagePipeline:
     """Answers the images of requests."""
 
@@ -154,9 +170,9 @@ class ImagePipeline:
             if cache is not None and cache.only and not self._digests:
                 raise NotCached("This server keeps no answers, and the request takes no other.")
             digests = await digests_of(images) if self._digests else [None] * len(images)
-            copies_to = mirrors_of(self._aliases(served.name), version, split_key)
+            copies = self._copies(served, mirrors_of(self._aliases(served.name), version, split_key))
             sources = [
-                RowSource(partial(self._row, image, served, copies_to=copies_to, deadline=deadline), digest)
+                RowSource(partial(self._row, image, served, copies=copies, deadline=deadline), digest)
                 for image, digest in zip(images, digests, strict=True)
             ]
             rows = await self.plane.infer_each(served, sources, priority=priority, deadline=deadline, cache=cache)
@@ -168,16 +184,25 @@ class ImagePipeline:
                     since = time.monotonic()
             return Answered(served.info, tuple(results))
 
+    def _copies(self, model: ServedModel, to: tuple[str, ...]) -> _Copies | None:
+        return _Copies(to, with_file=any(self._crops_otherwise(model, version) for version in to)) if to else None
+
+    def _crops_otherwise(self, model: ServedModel, version: str) -> bool:
+        """Whether another version makes its own rows of an image's file; not if it isn't served."""
+        try:
+            with self.plane.lease(model.name, version) as other:
+                return not model.info.preprocessing.makes_rows_like(other.info.preprocessing)
+        except ServiceError:
+            return False
+
     async def _row(
-        self, image: ImageSource | PixelSource, model: ServedModel, *, copies_to: tuple[str, ...], deadline: float
+        self, image: ImageSource | PixelSource, model: ServedModel, *, copies: _Copies | None, deadline: float
     ) -> MadeRow:
         if isinstance(image, PixelSource):
             made = MadeRow(row_of_pixels(image.values, model.info), placement=image.placement)
-            copies = Copies(to=copies_to, is_pixels=True)
         else:
             made = await self.decoder.decode(image.data, model, deadline=deadline)
-            copies = Copies(to=copies_to, image=image.data)
-        return replace(made, copies=copies) if copies_to else made
+        return made if copies is None else replace(made, copies=copies.of(image))
 
     def _result(
         self,

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.domain import ImageSource, rows_of
+from condconv_serve.domain import Copies, ImageSource, PixelSource, rows_of
 from condconv_serve.errors import (
     CorruptImage,
     Draining,
@@ -24,6 +24,7 @@ from condconv_serve.inference.batching import Batcher
 from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.live import LiveRouting
+from condconv_serve.store.aliases import Alias
 from condconv_serve.tasks.classification import Classify
 from condconv_serve.telemetry.metrics import Metrics
 from tests.contract.fakes import FakeModels, FunctionEngine, ShadeEngine, even_layout, model_info, served_model
@@ -325,3 +326,41 @@ async def test_statistics_that_fail_cost_nobody_an_answer(subject, monkeypatch, 
     assert [result.error for result in results] == [None, None]
     assert caplog.text.count("missing in the statistics") == 2
     assert subject.rows()["answered"] == 2
+
+
+PHOTO = image(100)
+PIXELS = PixelSource(np.full((IMAGE_SIZE, IMAGE_SIZE, 3), 100, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("source", "mirror", "copies"),
+    [
+        (PHOTO, {}, None),
+        (PHOTO, {"4": 100}, Copies(to=("4",))),
+        (PHOTO, {"5": 100}, Copies(to=("5",), image=PHOTO.data)),
+        (PHOTO, {"4": 100, "5": 100}, Copies(to=("4", "5"), image=PHOTO.data)),
+        (PHOTO, {"9": 100}, Copies(to=("9",))),
+        (PIXELS, {"5": 100}, Copies(to=("5",), is_pixels=True)),
+    ],
+    ids=["nobody", "same crop", "other crop", "both", "not served", "pixels"],
+)
+async def test_a_copy_has_the_file_if_a_version_crops_in_another_way(source, mirror, copies):
+    """Version 4 takes the same rows, and version 5 larger ones."""
+    others = [model_info("fake", "4", classes=CLASSES), model_info("fake", "5", classes=CLASSES, image_size=64)]
+    models, metrics, mirrored = FakeModels(MODEL, *map(served_model, others)), Metrics(CollectorRegistry()), []
+    models.served["fake"]["stable"] = MODEL
+
+    async def run(model, rows):
+        return rows_of(model.engine(np.stack(rows), 0))
+
+    with ThreadPoolExecutor(1) as decoders:
+        async with Batcher(run, streams=1, max_batch_size=4, max_queue_rows=8, metrics=metrics) as batcher:
+            plane = InferencePlane(
+                models, batcher, metrics=metrics, mirror=lambda model, made, answer: mirrored.append(made)
+            )
+            alias = Alias(versions={"3": 1}, mirror=mirror)
+            pipeline = ImagePipeline(
+                plane, ImageDecoder(decoders, max_pixels=20_000), aliases=lambda name: {"stable": alias}
+            )
+            await pipeline.run([source], Classify(None), version="stable", split_key="ann")
+    assert [made.copies for made in mirrored] == [copies]
