@@ -369,8 +369,7 @@ class Shadow:
                 await self._callers.until_idle()
         except TimeoutError:
             raise QueueFull("Callers' images wait for the engine.") from None
-        finally:
-            self._gives_way = False
+        self._gives_way = False
         self._computing += 1
         try:
             outputs = await self._runner(model, rows)
