@@ -311,6 +311,8 @@ class Shadow:
             self._count(tally, "failed", "Something unexpected happened; the log says what.")
 
     async def _compare(self, copied: _Copied, version: str, tally: PairTally) -> None:
+        if not self._counts(tally):
+            return
         deadline = time.monotonic() + WAIT_SECONDS
         with self._models.lease(copied.model.name, version) as shadow:
             comparer = self._comparer(copied.model.info, shadow.info)

@@ -236,7 +236,7 @@ async def test_no_copy_is_computed_while_callers_keep_the_streams_busy():
 
 
 async def test_copies_that_waited_for_callers_to_the_end_say_so(monkeypatch):
-    monkeypatch.setattr(traffic, "WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(traffic, "WAIT_SECONDS", 2)
     place = Place(version())
     place.callers.idle.clear()
     async with place.shadow:
@@ -279,6 +279,17 @@ async def test_a_version_that_hangs_is_left_alone_and_holds_nobody_up():
     assert place.shadow.busy
     assert place.metrics.registry.get_sample_value("condconv_stream_stalls_total") == 0  # none of the callers'
     leave.set()
+
+
+async def test_nothing_is_computed_for_a_version_that_has_gone():
+    other = version()
+    place = Place(other)
+    async with place.shadow:
+        place.offer()
+        place.shadow.forget(PEAR, "1")
+        place.offer()
+        assert (await place.counts()).compared == 1
+    assert sum(shape[0] * times for (shape, _), times in other.engine.calls.items()) == 1
 
 
 async def test_leaving_drops_what_waits():
