@@ -14,6 +14,7 @@ from condconv_serve.domain import TaskName
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn.outline import outline
 from condconv_serve.nn.published import Published
+from condconv_serve.nn.spec import NetworkSpec
 
 Spec = TypeVar("Spec", bound="Architecture")
 
@@ -156,12 +157,15 @@ def weight_shapes(architecture: Architecture, *, input_size: int | None = None) 
     """Paths and shapes of the variables of a registered architecture's network, at no cost in memory.
 
     They are kept: outlining a network takes some tenths of a second, and versions of a model share their architecture.
+    What tells which network some weights are of compares many that differ in nothing that counts here.
 
     Args:
         architecture: from `get_architecture`.
         input_size: as for `build_network`.
     """
-    return _weight_shapes(_families[architecture.name].build, cast(Hashable, architecture), input_size)
+    build = _families[architecture.name].build
+    outlined = architecture.outlined() if isinstance(architecture, NetworkSpec) else architecture
+    return _weight_shapes(build, cast(Hashable, outlined), input_size)
 
 
 @lru_cache(maxsize=64)

@@ -76,6 +76,10 @@ class NetworkSpec(ABC):
         """The same network with ordinary layers."""
         return replace(self, num_experts=0, condconv=())
 
+    def outlined(self) -> Self:
+        """The network that stands for all whose variables have the same paths and shapes as this one's."""
+        return replace(self, name="outline", dropout_rate=0.0, padding="same", norm_epsilon=1e-3)
+
     def moved_to(self, other: Self) -> tuple[str, ...]:
         """Which parts have experts in the same network of another depth: blocks keep their distance from the end."""
         return _shifted(self.condconv, len(other.block_names()) - len(self.block_names()))

@@ -11,7 +11,7 @@ import keras
 import pytest
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.nn import ARCHITECTURES, build_network, family_of, get_architecture, outline
+from condconv_serve.nn import ARCHITECTURES, build_network, family_of, get_architecture, outline, weight_shapes
 from condconv_serve.nn.efficientnet import EfficientNetSpec
 from condconv_serve.nn.families import to_manifest
 from condconv_serve.nn.spec import NetworkSpec
@@ -185,3 +185,11 @@ def test_published_names_are_of_every_layer(name: str) -> None:
         others = set(layers.values()) - own
         assert all(layer.endswith("_routing") or "_se_" in layer for layer in others)
         spec.changed(**{key: value for key, value in way.conventions.items()})
+
+
+@pytest.mark.parametrize("name", ["mnasnet-a1", "condconv-resnet-50-8e"])
+def test_networks_with_the_same_variables_are_outlined_once(name: str) -> None:
+    spec = SPECS[name]
+    shapes = weight_shapes(spec)
+    assert shapes == {variable.path: tuple(variable.shape) for variable in built(spec).weights}
+    assert weight_shapes(spec.changed(padding="same", norm_epsilon=0.1, dropout_rate=0.5)) is shapes
