@@ -106,12 +106,13 @@ $(UV_VENV)/bin/uv:
 serve: $(SERVED) $(NATIVE)  ## Serve the model store on http://HOST:PORT (HOST=127.0.0.1 PORT=8000 MODEL_STORE=model_store)
 	@exec $(VENV)/bin/condconv serve --host $(HOST) --port $(PORT) --model-store $(MODEL_STORE)
 
-# What waits for times to pass has the machine to itself. The others' order is that of tests/slow_first.py.
+# What waits for times to pass has the machine to itself. The others' order is that of tests/slow_first.py, and how many
+# run at once says tests/conftest.py.
 ALONE := tests/fault/test_slow_clients.py
 
 test: $(TEST_VENV)/.installed  ## Run the test suite, or what ARGS selects
 ifeq ($(ARGS),)
-	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
 		$(ALONE:%=--ignore=%)
 	@$(BIN)/python -m pytest $(ALONE)
 else

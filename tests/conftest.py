@@ -18,12 +18,15 @@ import pytest
 import typer.testing
 
 import condconv_serve  # noqa: F401
+from condconv_serve.machine.memory import memory_left
 from tests import native_library, slow_first, workers
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Else Typer would make all commands anew for each that a test runs, which takes longer than most of them.
 typer.testing._get_command = functools.cache(typer.testing._get_command)  # type: ignore[attr-defined]
 
+MEMORY_OF_A_WORKER = 4 * 2**30
+"""Bytes that a worker takes at most, with the servers that its tests start."""
 SLOW_TO_IMPORT = ("tensorflow", "keras", "openvino", "torch")
 NOT_QUICK = ("tensorflow", "slow")
 """Marks of tests that `--quick` leaves out."""
@@ -41,6 +44,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help=f"Leave out what is marked {' or '.join(NOT_QUICK)}, and fail what imports TensorFlow all the same.",
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """For `--numprocesses=auto`: one more than there are cores, if memory allows it, since tests also wait."""
+    if config.option.numprocesses != "auto":
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    left = memory_left()
+    return cores + 1 if left is None or left >= (cores + 1) * MEMORY_OF_A_WORKER else cores
 
 
 def pytest_configure(config: pytest.Config) -> None:
