@@ -19,7 +19,7 @@ from condconv_serve.nn.families import (
     weight_shapes,
 )
 from condconv_serve.nn.network_config import network_from_json, network_to_json, variable_shapes
-from condconv_serve.nn.outline import outline
+from condconv_serve.nn.outline import give_values, outline
 
 for family in (efficientnet, mobilenet_v1, mobilenet_v2, mnasnet, resnet, ssd):
     register(family.FAMILY)
@@ -35,6 +35,7 @@ __all__ = [
     "cost",
     "family_of",
     "get_architecture",
+    "give_values",
     "mix_experts",
     "mixed_product",
     "network_from_json",

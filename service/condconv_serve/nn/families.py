@@ -153,26 +153,23 @@ def build_network(architecture: Architecture, *, input_size: int | None = None) 
     return _families[architecture.name].build(architecture, input_size=input_size)
 
 
-def weight_shapes(architecture: Architecture, *, input_size: int | None = None) -> Mapping[str, tuple[int, ...]]:
+def weight_shapes(architecture: Architecture) -> Mapping[str, tuple[int, ...]]:
     """Paths and shapes of the variables of a registered architecture's network, at no cost in memory.
 
-    They are kept: outlining a network takes some tenths of a second, and versions of a model share their architecture.
-    What tells which network some weights are of compares many that differ in nothing that counts here.
+    They are kept: outlining a network takes some tenths of a second, and where an importer finds out whose weights it
+    has, it asks for many networks that differ in nothing that counts here.
 
     Args:
         architecture: from `get_architecture`.
-        input_size: as for `build_network`.
     """
     build = _families[architecture.name].build
     outlined = architecture.outlined() if isinstance(architecture, NetworkSpec) else architecture
-    return _weight_shapes(build, cast(Hashable, outlined), input_size)
+    return _weight_shapes(build, cast(Hashable, outlined))
 
 
 @lru_cache(maxsize=64)
-def _weight_shapes(
-    build: Callable[..., keras.Model], architecture: Hashable, input_size: int | None
-) -> Mapping[str, tuple[int, ...]]:
-    network = outline(lambda: build(architecture, input_size=input_size))
+def _weight_shapes(build: Callable[..., keras.Model], architecture: Hashable) -> Mapping[str, tuple[int, ...]]:
+    network = outline(lambda: build(architecture))
     return MappingProxyType({variable.path: tuple(variable.shape) for variable in network.weights})
 
 

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from condconv_serve.domain import ModelInfo, RoutingLayout, RoutingProfile, ServedModel
 from condconv_serve.errors import BundleError, ConfigurationError
-from condconv_serve.nn import build_network, cost, get_architecture, network_from_json, variable_shapes, weight_shapes
+from condconv_serve.nn import (
+    build_network,
+    cost,
+    get_architecture,
+    give_values,
+    network_from_json,
+    outline,
+    variable_shapes,
+)
 from condconv_serve.runtime.engines import build_engine
 from condconv_serve.runtime.official_jpeg import crop_jpeg
 from condconv_serve.runtime.outputs import classes_of, output_specs, routing_layout, task_of
@@ -91,23 +99,23 @@ def load_network(bundle: Bundle) -> keras.Model:
     if task_of(network) != manifest.task:
         raise BundleError(f"{name}: the manifest says {manifest.task}, but the network is one for {task_of(network)}.")
     _check_classes(bundle, classes_of(network))
-    set_weights(network, weights, name=name)
     return network
 
 
 def _registered_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32]]) -> keras.Model:
-    """Build a registered network, after checking that the bundle's weights are as large as it says."""
+    """Build a registered network with the bundle's weights, after checking that these are as large as it says."""
     manifest, spec = bundle.manifest, bundle.manifest.architecture
     architecture = get_architecture(spec.name, **{"num_classes": manifest.num_classes, **spec.overrides})
     _check_classes(bundle, architecture.num_classes)
     size = manifest.preprocessing.image_size
-    expected = weight_shapes(architecture, input_size=size)
-    _check_weights(expected, weights, name=f"{manifest.name}/{manifest.version}")
-    return build_network(architecture, input_size=size)
+    network = outline(lambda: build_network(architecture, input_size=size))
+    _check_weights(_shapes(network), weights, name=f"{manifest.name}/{manifest.version}")
+    give_values(network, weights)
+    return network
 
 
 def _own_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32]]) -> keras.Model:
-    """Build the network that the bundle describes, after checking that its weights are as large as it says."""
+    """Build the network that the bundle describes, with its weights, after checking that these are as large as that."""
     manifest, text = bundle.manifest, read_network(bundle)
     name, size = f"{manifest.name}/{manifest.version}", manifest.preprocessing.image_size
     if overrides := sorted(manifest.architecture.overrides):
@@ -126,6 +134,7 @@ def _own_network(bundle: Bundle, weights: Mapping[str, NDArray[np.float32]]) -> 
     for block, tensor in [*tensors, *output["routing"].items()]:
         if not isinstance(tensor, keras.KerasTensor) or len(tensor.shape) != 2 or None in tensor.shape[1:]:
             raise BundleError(f"{name}: the network's output {block} must have two axes.")
+    set_weights(network, weights, name=name)
     return network
 
 
@@ -155,10 +164,13 @@ def set_weights(network: Any, weights: Mapping[str, NDArray[np.float32]], *, nam
     Raises:
         BundleError: names the tensors that are missing, left over or misshaped.
     """
-    variables = {variable.path: variable for variable in network.weights}
-    _check_weights({path: tuple(variable.shape) for path, variable in variables.items()}, weights, name=name)
-    for path, variable in variables.items():
-        variable.assign(weights[path])
+    _check_weights(_shapes(network), weights, name=name)
+    for variable in network.weights:
+        variable.assign(weights[variable.path])
+
+
+def _shapes(network: Any) -> dict[str, tuple[int, ...]]:
+    return {variable.path: tuple(variable.shape) for variable in network.weights}
 
 
 def _check_weights(

@@ -1,8 +1,9 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import keras
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from condconv_serve.errors import BundleError
 from condconv_serve.nn import build_network, get_architecture
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.runtime import loading
-from condconv_serve.runtime.loading import load_model, set_weights
+from condconv_serve.runtime.loading import load_model, load_network, set_weights
 from condconv_serve.store import Bundle, open_bundle, write_bundle
 from tests.contract.fakes import even_layout
 from tests.unit.store.samples import LABELS, PLAN, new_bundle
@@ -69,6 +70,21 @@ def test_a_loaded_model_computes_what_its_network_computes(
     assert_close(found["logits"], expected["logits"], 1e-4)
     assert_close(found["routing"], np.stack(list(expected["routing"].values()), axis=1), 1e-4)
     model.engine.close()
+
+
+def test_no_weights_are_made_up_to_be_overwritten(
+    weights: Weights, bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("random weights")
+
+    bundle = bundle_of(weights=weights)
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", fail)
+    network = load_network(bundle)
+    for variable in network.weights:
+        np.testing.assert_array_equal(variable, weights[variable.path], variable.path)
+    pixels = np.ones((2, 64, 64, 3), np.float32)
+    assert np.isfinite(network(pixels, training=True)["logits"]).all(), "dropout has a seed"
 
 
 @pytest.mark.parametrize(
