@@ -15,8 +15,7 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from condconv_serve.nn import build_network, cost, get_architecture
-from condconv_serve.runtime.loading import set_weights
+from condconv_serve.nn import build_network, cost, get_architecture, give_values, outline
 from condconv_serve.runtime.lowering import CPU, lower
 from condconv_serve.store.bundle import open_bundle, read_weights
 from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
@@ -70,8 +69,8 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     manifest = bundle.manifest
     spec, preprocessing = manifest.architecture, manifest.preprocessing
     architecture = get_architecture(spec.name, **{"num_classes": manifest.num_classes, **spec.overrides})
-    network = build_network(architecture, input_size=golden.spec["image_size"])
-    set_weights(network, read_weights(bundle), name="golden")
+    network = outline(lambda: build_network(architecture, input_size=golden.spec["image_size"]))
+    give_values(network, read_weights(bundle))
     pixels = pixels_of(golden.spec["image_size"]) if golden.directory == FAMILIES else waves()
     mean, std = (np.asarray(channels, np.float32) for channels in (preprocessing.mean, preprocessing.std))
     yield Subject(golden, network, (pixels - mean) / std, manifest)

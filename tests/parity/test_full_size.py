@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from condconv_serve.nn import build_network, get_architecture
+from condconv_serve.nn import build_network, get_architecture, give_values, outline
 from condconv_serve.runtime.lowering import lower
 from condconv_serve.store.importers import assemble, translate_official, translate_timm
 from tests.golden import GOLDEN, needs_golden
@@ -41,16 +41,14 @@ def golden(request):
     statistics = {name.removeprefix("stat:"): value for name, value in outputs.items() if name.startswith("stat:")}
 
     name = ARCHITECTURE[request.param]
-    model = build_network(get_architecture(name))
+    model = outline(lambda: build_network(get_architecture(name)))
     shapes = {weight.path: tuple(weight.shape) for weight in model.weights}
     translation = (
         translate_official(official_tensors(spec, statistics, raw=False))
         if "variables" in spec
         else translate_timm(timm_tensors(spec, statistics), shapes)
     )
-    values = assemble(translation, shapes, architecture=name)
-    for weight in model.weights:
-        weight.assign(values[weight.path])
+    give_values(model, assemble(translation, shapes, architecture=name))
     yield ((pixels - spec["mean"]) / spec["std"]).astype(np.float32), model, outputs
     del model
     gc.collect()  # networks hold each other in circles
