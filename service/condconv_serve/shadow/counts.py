@@ -13,9 +13,9 @@ from condconv_serve.shadow.comparison import Comparison
 Outcome = Literal[
     "compared", "busy", "full", "late", "paused", "not_served", "other_task", "other_input", "failed", "not_finite"
 ]
-"""compared: both versions answered. busy: callers' images waited for the engine. full: too many copies waited. late:
-the copy wasn't computed in time. paused: the version failed again and again, so it is left alone for a while.
-not_served: the version isn't served. other_task: one version classifies, and the other detects. other_input: the
+"""compared: both versions answered. busy: callers' images waited for the engine, or kept it busy. full: too many copies
+waited. late: the copy wasn't computed in time. paused: the version failed again and again, so it is left alone for a
+while. not_served: the version isn't served. other_task: one version classifies, and the other detects. other_input: the
 version takes another input, which can't be made any more. failed: it couldn't be computed. not_finite: the answer holds
 numbers that are not finite."""
 
