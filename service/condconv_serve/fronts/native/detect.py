@@ -33,7 +33,7 @@ def router(context: AppContext) -> APIRouter:
         Send images as for `/predict`; those that can't be used are told likewise.
         """
         parameters, answered = await answer_images(request, DetectParameters, context, task=_task, needs="detection")
-        remember(request, answered, context)
+        await remember(request, answered, context)
         return await written(request, lambda: detect_response(answered, routing=parameters.routing))
 
     return routes

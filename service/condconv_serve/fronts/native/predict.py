@@ -39,7 +39,7 @@ def router(context: AppContext) -> APIRouter:
             task=lambda asked: Classify(asked.top_k, asked.threshold),
             needs="classification",
         )
-        remember(request, classification, context)
+        await remember(request, classification, context)
         return predict_response(classification, routing=parameters.routing)
 
     return routes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 from fastapi import Request
@@ -12,7 +13,7 @@ from condconv_serve.http.scope import facts_of
 from condconv_serve.routing.recent import RecentRequest
 
 
-def remember(request: Request, answered: Answered[RoutedAnswer], context: AppContext) -> None:
+async def remember(request: Request, answered: Answered[RoutedAnswer], context: AppContext) -> None:
     """Keep a request's answer for its sender, if this server keeps any."""
     if context.recent is None:
         return
@@ -27,3 +28,6 @@ def remember(request: Request, answered: Answered[RoutedAnswer], context: AppCon
         ),
         owner=facts.key_name,
     )
+    # What other processes get is sent in the next turn of the loop. So it is on its way before the answer is, whose
+    # sender may ask another front for it.
+    await asyncio.sleep(0)

@@ -76,7 +76,7 @@ def router(context: AppContext) -> APIRouter:
         picture of all images side by side (PNG or SVG).
         """
         parameters, answered = await answer_images(request, TracesParameters, context, task=_task)
-        remember(request, answered, context)
+        await remember(request, answered, context)
         chosen = parameters.format or preferred(request.headers.get("accept", ""), BY_TYPE, otherwise="json")
         if chosen == "json":
             seen = await _seen(answered.results, answered.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from condconv_serve.routing.drawer import Drawer
+from condconv_serve.routing.recent import RecentRequest, RecentRequests
 from condconv_serve.routing.state import RoutingState
 from condconv_serve.routing.tally import Tally, entropy
 from tests.unit.fronts.native.routing_service import (
@@ -193,6 +195,21 @@ async def test_recent_requests_are_their_senders_alone(client: httpx.AsyncClient
     unknown = await client.get("/routing/other", headers=ADMIN)
     assert_problem(nobodys, 404, "routing_not_found")
     assert nobodys.json()["detail"].replace("same", "other") == unknown.json()["detail"]
+
+
+async def test_what_is_to_be_kept_is_sent_before_the_answer(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As to an engine process, which gets it in the next turn of the loop: another front may be asked for it."""
+    sent: list[str] = []
+
+    def send_soon(recent: RecentRequests, request: RecentRequest, *, owner: str | None) -> None:
+        asyncio.get_running_loop().call_soon(sent.append, request.request_id)
+
+    monkeypatch.setattr(RecentRequests, "remember", send_soon)
+    for path in ("/predict", "/detect?model=finder", "/routing?format=csv"):
+        await client.post(path, content=image(1), headers={"X-Request-Id": path})
+        assert sent.pop() == path
 
 
 async def test_only_the_newest_requests_are_kept(client: httpx.AsyncClient) -> None:
