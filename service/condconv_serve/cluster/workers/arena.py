@@ -1,12 +1,14 @@
 """Shared memory for rows and their answers: slots of one size, which a front owns and the engine process looks into.
 
 An arena is an anonymous file that both processes map, so it is gone with the last of them. Only pages that somebody has
-written cost memory. The front alone says which slot is free. It gives a slot to a row, and the engine process writes
-the row's answer where the row was. So neither needs a lock, and a front that is killed leaves nothing behind.
+written cost memory, until the front gives them back. The front alone says which slot is free. It gives a slot to a row,
+and the engine process writes the row's answer where the row was. So neither needs a lock, and a front that is killed
+leaves nothing behind.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -118,6 +120,8 @@ class OwnArena(Arena):
             raise
         # The last one that came back is taken first: its pages are there already, and perhaps still in the cache.
         self._free = list(range(slots - 1, -1, -1))
+        self._fewest_free = slots
+        self._written = set[int]()
 
     @property
     def free(self) -> int:
@@ -126,11 +130,31 @@ class OwnArena(Arena):
 
     def take(self) -> int | None:
         """A free slot; None if there is none."""
-        return self._free.pop() if self._free else None
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        self._fewest_free = min(self._fewest_free, len(self._free))
+        self._written.add(slot)
+        return slot
 
     def give_back(self, slots: Sequence[int]) -> None:
         """Nobody uses these slots any more."""
         self._free.extend(slots)
+
+    def trim(self, most: int) -> None:
+        """Give the memory of slots that nobody has taken since the last call back to the system, if it can be.
+
+        Args:
+            most: how many bytes at once, since that takes time.
+        """
+        idle = self._free[: self._fewest_free]  # all others were taken and came back
+        self._fewest_free = len(self._free)
+        if not hasattr(mmap, "MADV_REMOVE"):
+            return
+        for slot in [slot for slot in idle if slot in self._written][: most // self.slot_bytes]:
+            with contextlib.suppress(OSError):  # not every system can
+                self._memory.madvise(mmap.MADV_REMOVE, slot * self.slot_bytes, self.slot_bytes)
+            self._written.discard(slot)
 
     def close(self) -> None:
         """Close the file. What is mapped stays so until the last array over it has gone."""

@@ -43,6 +43,9 @@ from condconv_serve.telemetry.logs import current_request
 
 CROP = "crop_jpeg"
 """The call that decodes a JPEG where the model's own decoder is."""
+TRIM_SECONDS = 30.0
+TRIM_BYTES = 64 * 2**20
+"""Slots that no row has taken for so long lose their memory, and so much at once: that takes some milliseconds."""
 logger = logging.getLogger(__name__)
 
 
@@ -76,6 +79,7 @@ class EngineSession:
         self._slot_bytes: dict[int, int] = {}
         self._requests: dict[int, _Request] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._trimming: asyncio.TimerHandle | None = None
         self._link = Link(connection, on_message=self._take, on_close=self._end)
 
     def close(self) -> None:
@@ -214,7 +218,14 @@ class EngineSession:
                 arena.close()
             self._arena_of[slot_bytes] = len(self._arenas)
             self._arenas.append(arena)
+            if self._trimming is None:
+                self._trimming = self._loop.call_later(TRIM_SECONDS, self._trim)
         return self._arena_of[slot_bytes]
+
+    def _trim(self) -> None:
+        for arena in self._arenas:
+            arena.trim(TRIM_BYTES)
+        self._trimming = self._loop.call_later(TRIM_SECONDS, self._trim)
 
     def _ended(self, message: Ended) -> None:
         request = self._requests[message.id]
@@ -265,6 +276,8 @@ class EngineSession:
 
     def _end(self, _: Link) -> None:
         self._on_close(self)
+        if self._trimming is not None:
+            self._trimming.cancel()
         for request in self._requests.values():
             if not request.done.done():
                 request.done.set_exception(self._readiness.gone())

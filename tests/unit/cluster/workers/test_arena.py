@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -65,6 +66,38 @@ def test_an_answer_that_does_not_fit_is_not_written() -> None:
     own.array(0, ROW)[...] = 7
     assert other.write(0, {"large": np.zeros(1025, np.float32)}) is None
     assert own.array(0, ROW).min() == 7
+
+
+def occupied(arena: OwnArena) -> int:
+    """How many of an arena's slots have memory, each of one page."""
+    return os.fstat(arena.file).st_blocks * 512 // mmap.PAGESIZE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux takes a file's memory away")
+def test_memory_of_slots_that_nobody_took_for_a_while_goes_back_to_the_system() -> None:
+    own, other = shared(slot_bytes=mmap.PAGESIZE, slots=10)
+    whole = Placed("|u1", (mmap.PAGESIZE,), 0)
+
+    def burst(size: int) -> list[int]:
+        taken = [slot for slot in (own.take() for _ in range(size)) if slot is not None]
+        for slot in taken:
+            own.array(slot, whole)[...] = 1 + slot
+        return taken
+
+    own.give_back(burst(8))
+    kept = burst(2)
+    own.trim(mmap.PAGESIZE * 10)
+    assert occupied(own) == 8, "the burst was just now"
+    own.give_back(burst(1))
+    own.trim(mmap.PAGESIZE * 4)
+    assert occupied(own) == 4, "no more at once"
+    own.trim(mmap.PAGESIZE * 10)
+    assert occupied(own) == 2
+    for slot in kept:
+        assert set(other.array(slot, whole)) == {1 + slot}
+    own.give_back(kept)
+    assert sorted(burst(10)) == list(range(10))
+    assert all(set(other.array(slot, whole)) == {1 + slot} for slot in range(10))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 from condconv_serve.cluster.engine_stub import EngineStub
 from condconv_serve.cluster.workers import engine_session, front_session
-from condconv_serve.cluster.workers.arena import Layout, Placed
+from condconv_serve.cluster.workers.arena import Layout, OwnArena, Placed
 from condconv_serve.cluster.workers.link import Link
 from condconv_serve.cluster.workers.messages import Ended, Raised, Returned, RowDone
 from condconv_serve.cluster.workers.remote_engine import RemoteEngine
@@ -190,6 +190,25 @@ async def test_rows_without_shared_memory_go_through_the_socket(monkeypatch: pyt
             assert (await pair.infer(1))[0].tensors
         assert (await pair.infer(1, 2))[1].tensors
         assert pair.free_slots() == [8]
+
+
+async def test_memory_that_a_burst_took_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trim(arena: OwnArena, most: int) -> None:
+        trimmed.append(arena)
+
+    trimmed = list[OwnArena]()
+    monkeypatch.setattr(engine_session, "TRIM_SECONDS", 0.01)
+    monkeypatch.setattr(OwnArena, "trim", trim)
+    async with connected() as pair:
+        await pair.infer(*range(8))
+        session = pair.engine._session
+        assert session is not None
+        await until(lambda: len(trimmed) > 2)
+        assert set(trimmed) == set(session._arenas)
+        pair.engine.close()
+        trimmed.clear()
+        await asyncio.sleep(0.05)
+        assert not trimmed
 
 
 async def test_rows_are_checked_where_they_come_from() -> None:
