@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -30,7 +31,8 @@ class FrontDoor:
         *,
         on_failure: Callable[[Exception], None],
         probes: socket.socket | None = None,
-        shares_ports: bool = False,
+        fronts: int = 1,
+        elsewhere: Callable[[int], int] = lambda own: 0,
     ) -> None:
         """Prepare.
 
@@ -39,7 +41,8 @@ class FrontDoor:
             context: what the fronts work with.
             on_failure: called if the gRPC port can't be opened.
             probes: port for metrics and probes, served until the last request is answered; None means the main one.
-            shares_ports: whether other processes of this service open the same port for gRPC.
+            fronts: how many processes of this service serve the same ports.
+            elsewhere: gets how many connections the main port has in this process, and returns those in the others.
 
         Raises:
             ConfigurationError: the settings of gRPC can't be used.
@@ -47,16 +50,24 @@ class FrontDoor:
         self._settings = settings
         self._context = context
         self._probes = probes
-        self._grpc = GrpcPort.of(settings, context, on_failure, shares_port=shares_ports)
+        self._grpc = GrpcPort.of(settings, context, on_failure, shares_port=fronts > 1)
+        self._fronts = fronts
+        self._elsewhere = elsewhere
 
     def http_protocol(self) -> type[asyncio.Protocol]:
-        """The protocol of a server's connections, with a limit for each server."""
-        limits = ConnectionLimits(
+        """The protocol of the main port's connections."""
+        share = max(1, self._settings.max_connections // self._fronts)
+        return self._protocol(replace(self._limits(), elsewhere=self._elsewhere, share=share))
+
+    def _limits(self) -> ConnectionLimits:
+        return ConnectionLimits(
             header_timeout=self._settings.header_timeout,
             write_timeout=self._settings.body_timeout,
             max_connections=self._settings.max_connections,
             linger_bytes=max(LINGER_BYTES, 2 * self._settings.max_body_bytes),
         )
+
+    def _protocol(self, limits: ConnectionLimits) -> type[asyncio.Protocol]:
         renderer_of = renderers(root_path=self._settings.root_path)
         return guarded_protocol(limits, self._context.metrics, renderer_of=renderer_of)
 
@@ -75,7 +86,7 @@ class FrontDoor:
         async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
             side = create_probes(self._context, root_path=root_path)
             async with (
-                serving_beside(side, self._probes, self.http_protocol()),
+                serving_beside(side, self._probes, self._protocol(self._limits())),
                 running(),
                 self._grpc.serving(self._settings.host),
             ):

@@ -50,6 +50,21 @@ def new(server: Server) -> httpx.Client:
     return httpx.Client(base_url=server.url, timeout=30, headers={"Connection": "close"}, trust_env=False)
 
 
+def test_one_limit_of_connections_holds_for_all_fronts() -> None:
+    with Server(workers=FRONTS, max_connections=4) as server, ThreadPoolExecutor(12) as pool:
+        clients = [new_client(server.url) for _ in range(12)]
+        with server.holding():
+            asked = [pool.submit(predict, client) for client in clients]
+            wait_for(lambda: sum(future.done() for future in asked) >= 6, 60)
+        answers = [future.result() for future in asked if not future.exception()]  # who asks late is only cut off
+        for client in clients:
+            client.close()
+        for refused in (answer for answer in answers if answer.status_code != 200):
+            assert_problem(refused, 503, "too_many_connections")
+        # All four at one front, and its share of two at the other one.
+        assert 3 <= sum(answer.status_code == 200 for answer in answers) <= 6
+
+
 def test_each_process_has_a_name(server: Server) -> None:
     assert server.children().keys() == {"engine", "front1", "front2"}
 

@@ -96,9 +96,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """Start the deadline, or refuse."""
         self._wire = AnswerTransport(transport, self.loop, lingers=self._lingers)
         super().connection_made(self._wire)
-        if len(self.connections) > self._limits.max_connections:
+        if self._are_too_many():
             self._make_room()
-        if len(self.connections) > self._limits.max_connections:
+        if self._are_too_many():
             self._refuse()
         else:
             self._start_header_timer()
@@ -106,6 +106,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all clocks, and tell the request that is being answered."""
         super().connection_lost(exc)
+        self._limits.elsewhere(len(self.connections))
         self._stop_header_timer()
         self._abort_timer.stop()
         self._stop_lingering()
@@ -333,6 +334,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     # Refusals
 
+    def _are_too_many(self) -> bool:
+        own = len(self.connections)
+        return own + self._limits.elsewhere(own) > self._limits.max_connections and own > self._limits.share
+
     def _make_room(self) -> None:
         """Close another connection: whoever keeps connections for later must not keep others out."""
         before = self.loop.time() - self._limits.head_grace
@@ -347,6 +352,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _refuse(self) -> None:
         """Answer once a request comes, since a client that is still sending would not read an earlier answer."""
         self.connections.discard(self)
+        self._limits.elsewhere(len(self.connections))
         refused = self._others.refused
         if len(refused) >= REFUSED_AT_ONCE:
             answered = next((other for other in refused if other._closing), None)

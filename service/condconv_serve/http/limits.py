@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ class ConnectionLimits:
         header_timeout: seconds from a connection's opening, or a request's first byte, to the end of its headers.
         write_timeout: most seconds that a client may leave an answer unread.
         max_connections: most connections at the same time.
+        elsewhere: gets how many there are here, and returns how many other processes of the same server have, which
+            count, too.
+        share: so many are let in here, however many there are elsewhere: those that idle there make no room here.
         head_grace: seconds that a connection without a whole request's headers is safe from making room for others.
         linger_pause: most seconds that a client may pause while it sends the rest of a body that has been answered.
         linger_timeout: most seconds that it may take for that rest.
@@ -42,6 +46,8 @@ class ConnectionLimits:
     header_timeout: float
     write_timeout: float
     max_connections: int
+    elsewhere: Callable[[int], int] = lambda own: 0
+    share: int = 0
     head_grace: float = 1.0
     linger_pause: float = LINGER_PAUSE
     linger_timeout: float = LINGER_TIMEOUT

@@ -248,6 +248,38 @@ def test_idle_connections_make_room_the_one_that_is_idle_longest_first() -> None
             assert answer(connected).endswith(b"ok")
 
 
+def test_connections_of_other_processes_count_but_leave_each_process_its_share() -> None:
+    elsewhere, told = [2], list[int]()
+
+    def tell(own: int) -> int:
+        told.append(own)
+        return elsewhere[0]
+
+    with (
+        serving(header_timeout=30.0, max_connections=4, elsewhere=tell, share=1) as running,
+        contextlib.ExitStack() as stack,
+    ):
+        busy = [stack.enter_context(running.connect()) for _ in range(2)]
+        for connected in busy:
+            connected.sendall(GET[:20])
+        wait_for(lambda: running.connections() == 2, seconds=10)
+        assert httpx.get(f"{running.url}/ok", trust_env=False).status_code == 503
+        elsewhere[0] = 1
+        assert httpx.get(f"{running.url}/ok", trust_env=False).status_code == 200
+        elsewhere[0] = 100
+        for connected in busy:
+            connected.sendall(GET[20:])
+            assert answer(connected).endswith(b"ok")
+        wait_for(lambda: running.connections() == 2, seconds=10)
+        third = stack.enter_context(running.connect())
+        third.sendall(GET[:20])
+        assert everything(busy[0]) == b"", "an idle one makes room"
+        busy[1].close()
+        third.close()
+        wait_for(lambda: told[-1] == 0, seconds=10)
+        assert httpx.get(f"{running.url}/ok", trust_env=False).status_code == 200, "its share"
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_a_connection_is_not_idle_while_its_next_request_comes(together: bool) -> None:
     with serving(header_timeout=30.0, max_connections=1) as running, running.connect() as begun:

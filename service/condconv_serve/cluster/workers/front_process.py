@@ -9,10 +9,12 @@ import math
 import socket
 import time
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Metric
 
+from condconv_serve.cluster.workers.connection_counts import ConnectionCounts
 from condconv_serve.cluster.workers.orders import Connect, LookAgain, StartFront, Stop
 from condconv_serve.cluster.workers.parent import Parent
 from condconv_serve.cluster.workers.remote_engine import RemoteEngine
@@ -64,7 +66,9 @@ async def run_front(order: StartFront, parent: Parent, listener: socket.socket, 
         failures.append(error)
         server.stop()
 
-    door = FrontDoor(settings, front.context, on_failure=stop, probes=probes, shares_ports=True)
+    elsewhere = partial(ConnectionCounts(order.metrics, fronts=order.fronts).tell, order.number)
+    elsewhere(0)
+    door = FrontDoor(settings, front.context, on_failure=stop, probes=probes, fronts=order.fronts, elsewhere=elsewhere)
 
     @contextlib.asynccontextmanager
     async def running() -> AsyncGenerator[None, None]:

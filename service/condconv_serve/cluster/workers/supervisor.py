@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from condconv_serve.access import log_ports
 from condconv_serve.cluster.workers import spawning
+from condconv_serve.cluster.workers.connection_counts import ConnectionCounts
 from condconv_serve.cluster.workers.directories import directory_for_metrics
 from condconv_serve.cluster.workers.link import Link
 from condconv_serve.cluster.workers.orders import (
@@ -156,6 +157,7 @@ class Supervisor:
         self._ports = ports
         self._metrics = metrics
         self._front_files = FrontFiles(metrics)
+        self._connections = ConnectionCounts(metrics, fronts=fronts)
         self._spawn = spawn
         self._engine = _Member(role="engine")
         self._fronts = [_Member(role="front", number=number) for number in range(1, fronts + 1)]
@@ -277,6 +279,7 @@ class Supervisor:
         assert child is not None
         if member.role == "front":
             self._count(self._front_files.gone, child.pid)
+            self._connections.tell(member.number, 0)
         if member.link is not None:
             member.link.close()
             member.link = None
