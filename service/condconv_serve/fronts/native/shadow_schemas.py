@@ -30,11 +30,11 @@ class ShadowBody(BaseModel):
         description="By block that both have, with as many experts: mean absolute difference of the routing weights."
     )
     skipped: dict[str, int] = Field(
-        description="Images that weren't compared, by reason. busy: callers' images waited for the engine. full: too "
-        "many copies waited. late: not computed in 10 s. paused: the version failed again and again, or hung, and is "
-        "left alone for a while. not_served: it isn't served. other_task: one classifies, the other detects. "
-        "other_input: it takes another input that can't be made. failed: it couldn't be computed. not_finite: its "
-        "answer holds numbers that are not finite."
+        description="Images that weren't compared, by reason. busy: callers' images waited for the engine, or kept it "
+        "busy. full: too many copies waited. late: not computed in 10 s. paused: the version failed again and again, or "
+        "hung, and is left alone for a while. not_served: it isn't served. other_task: one classifies, the other "
+        "detects. other_input: it takes another input that can't be made. failed: it couldn't be computed. not_finite: "
+        "its answer holds numbers that are not finite."
     )
     problem: str | None = Field(None, description="Why the last copy failed that did; absent if none did.")
 
