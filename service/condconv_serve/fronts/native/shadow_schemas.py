@@ -31,8 +31,8 @@ class ShadowBody(BaseModel):
     )
     skipped: dict[str, int] = Field(
         description="Images that weren't compared, by reason. busy: callers' images waited for the engine, or kept it "
-        "busy. full: too many copies waited. late: not computed in 10 s. paused: the version failed again and again, or "
-        "hung, and is left alone for a while. not_served: it isn't served. other_task: one classifies, the other "
+        "busy. full: too many copies waited. late: not computed in 10 s. paused: the version failed again and again, "
+        "or hung, and is left alone for a while. not_served: it isn't served. other_task: one classifies, the other "
         "detects. other_input: it takes another input that can't be made. failed: it couldn't be computed. not_finite: "
         "its answer holds numbers that are not finite."
     )
