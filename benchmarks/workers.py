@@ -45,7 +45,7 @@ FRONT_MS = {"HTTP": 1.5, "decoding": 3.0}
 
 def the_model() -> ServedModel:
     """A model with rows of 224x224 and answers of 9 kB; nothing computes."""
-    info = model_info(image_size=SIZE, layout=even_layout(9, 4), classes=1000, features=1280)
+    info = model_info(image_size=SIZE, layout=even_layout(9, 4))
     return served_model(info, FunctionEngine(lambda rows, stream: {}))
 
 
