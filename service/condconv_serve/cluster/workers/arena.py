@@ -9,6 +9,7 @@ leaves nothing behind.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import mmap
 import os
@@ -45,11 +46,17 @@ def slot_size(needed: int) -> int:
 
 def layout_of(tensors: Tensors) -> tuple[Layout, int]:
     """How tensors lie in a slot, and how many bytes that takes."""
+    return _layout_of(*((name, values.dtype, values.shape) for name, values in tensors.items()))
+
+
+@functools.lru_cache(maxsize=256)
+def _layout_of(*tensors: tuple[str, np.dtype[Any], tuple[int, ...]]) -> tuple[Layout, int]:
+    """The answers of a model are all alike, so they share one layout, which then is sent once for many rows."""
     placed, end = [], 0
-    for name, values in tensors.items():
+    for name, dtype, shape in tensors:
         start = -end % _ALIGNMENT + end
-        placed.append((name, Placed(values.dtype.str, values.shape, start)))
-        end = start + values.nbytes
+        placed.append((name, Placed(dtype.str, shape, start)))
+        end = start + math.prod(shape) * dtype.itemsize
     return tuple(placed), end
 
 

@@ -8,6 +8,7 @@ same user. All messages of one turn of the loop travel together.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 import pickle
@@ -110,7 +111,7 @@ class Link:
         messages, self._to_send = self._to_send, []
         files, self._files_to_send = self._files_to_send, []
         try:
-            body = pickle.dumps(messages, pickle.HIGHEST_PROTOCOL)
+            body = _pickled(messages)
         except Exception:  # whoever waits for an answer to one of them would wait for ever
             logger.exception("what another process of the service should get can't be sent; its connection is closed")
             self._files_to_send = files
@@ -189,3 +190,19 @@ class Link:
                     return
                 self._on_message(message, self)
         del self._received[:start]
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles named tuples in less than half of the usual time, which goes into Python code that names their parts."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """A named tuple is made again from its fields."""
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value), tuple(value)
+        return NotImplemented
+
+
+def _pickled(messages: Sequence[Any]) -> memoryview:
+    written = io.BytesIO()
+    _Pickler(written, pickle.HIGHEST_PROTOCOL).dump(messages)
+    return written.getbuffer()

@@ -7,11 +7,13 @@ import os
 import pickle
 import socket
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from condconv_serve.cluster.workers.link import Link
+from condconv_serve.errors import CorruptImage
 from tests.contract.until import until
 
 
@@ -166,3 +168,27 @@ async def test_a_reader_that_stalls_blocks_nobody_and_gets_all() -> None:
     assert other.heard == sent
     end.link.close()
     other.link.close()
+
+
+class Inner(NamedTuple):
+    numbers: tuple[int, ...]
+
+
+class Outer(NamedTuple):
+    inner: Inner
+    more: Any = None
+
+
+async def test_named_tuples_arrive_as_what_they_are(ends: tuple[End, End]) -> None:
+    one, other = ends
+    sent = [Outer(Inner((1, 2)), {"an": np.arange(3)}), Outer(Inner(()), CorruptImage("It is damaged.")), ("plain", 1)]
+    for message in sent:
+        one.link.send(message)
+    await until(lambda: len(other.heard) == len(sent))
+    array, error, plain = other.heard
+    assert type(array) is Outer
+    assert type(array.inner) is Inner
+    assert array.inner == Inner((1, 2))
+    assert array.more["an"].tolist() == [0, 1, 2]
+    assert (error.inner, type(error.more), str(error.more)) == (Inner(()), CorruptImage, "It is damaged.")
+    assert type(plain) is tuple
