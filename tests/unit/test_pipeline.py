@@ -22,6 +22,7 @@ from condconv_serve.errors import (
 from condconv_serve.imaging import ImageDecoder, decoder
 from condconv_serve.inference.batching import Batcher
 from condconv_serve.inference.plane import InferencePlane
+from condconv_serve.inference.runner import finite_rows
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.store.aliases import Alias
@@ -93,7 +94,7 @@ class Subject:
     async def _run(self, model, rows):
         self.started.set()
         await self.free.wait()
-        return rows_of(model.engine(np.stack(rows), 0))
+        return finite_rows(model.engine(np.stack(rows), 0))
 
     def read(self, name, **labels):
         return self.metrics.registry.get_sample_value(name, labels)

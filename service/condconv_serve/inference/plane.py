@@ -25,7 +25,7 @@ from condconv_serve.domain import (
 )
 from condconv_serve.domain.caching import FROM_CACHE, CacheUse
 from condconv_serve.domain.facts import STAGES, deadline_by
-from condconv_serve.errors import DeadlineExceeded, InferenceFailed, InvalidParameter, ServiceError, unexpected_error
+from condconv_serve.errors import DeadlineExceeded, InvalidParameter, ServiceError, unexpected_error
 from condconv_serve.inference.batching import Admission, Batcher, Priority
 from condconv_serve.inference.sharing import AskedRow, RowSharing, answer_of
 from condconv_serve.telemetry.metrics import Metrics
@@ -259,8 +259,6 @@ class InferencePlane:
         started = time.monotonic()
         made = await row.source.make()
         found = await self._batcher.submit(made.row, admission, deadline=terms.deadline)
-        if not all(np.isfinite(values).all() for values in found.output.values()):
-            raise InferenceFailed("The engine's answer for this image holds numbers that are not finite.")
         answer = RowAnswer(
             tensors=found.output,
             timings=Timings(

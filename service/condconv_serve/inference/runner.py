@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 
 from condconv_serve.domain import Row, ServedModel, Tensors, rows_of
+from condconv_serve.errors import InferenceFailed
 from condconv_serve.inference.streams import StreamPool
 from condconv_serve.telemetry.tally import Tallies
 
@@ -34,18 +35,31 @@ class BatchRunner:
         self._hold = hold
         self._tallies = tallies or Tallies()
 
-    async def __call__(self, model: ServedModel, rows: Sequence[Row]) -> Sequence[Tensors]:
-        """Compute rows `[image_size, image_size, 3]` in one batch: the tensors of each, in order.
+    async def __call__(self, model: ServedModel, rows: Sequence[Row]) -> Sequence[Tensors | InferenceFailed]:
+        """Compute rows `[image_size, image_size, 3]` in one batch: what `finite_rows` makes of its tensors.
 
         Raises:
             EngineStalled: the engine hung. OutOfMemory: it found no memory. What else the engine raises.
         """
         lease, started = self._hold(model), time.monotonic()
 
-        def compute(stream: int) -> Sequence[Tensors]:
+        def compute(stream: int) -> Sequence[Tensors | InferenceFailed]:
             with lease:
-                return rows_of(model.engine(np.stack(rows), stream))
+                return finite_rows(model.engine(np.stack(rows), stream))
 
         outputs = await self._streams.run(compute)
         self._tallies.batch(model.name, model.version, rows=len(rows), seconds=time.monotonic() - started)
         return outputs
+
+
+def finite_rows(tensors: Tensors) -> Sequence[Tensors | InferenceFailed]:
+    """Cut a batch's tensors into those of each row, in order; an error where some of its numbers are not finite."""
+    rows = rows_of(tensors)
+    if _finite(tensors):  # at once, since for each row alone that takes as long as what else is done for it
+        return rows
+    problem = "The engine's answer for this image holds numbers that are not finite."
+    return [row if _finite(row) else InferenceFailed(problem) for row in rows]
+
+
+def _finite(tensors: Tensors) -> bool:
+    return all(np.isfinite(values).all() for values in tensors.values())

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Final, Protocol, get_args
 
-import numpy as np
 from prometheus_client import CollectorRegistry
 
 from condconv_serve.domain import (
@@ -34,6 +33,7 @@ from condconv_serve.domain import (
 from condconv_serve.errors import (
     DeadlineExceeded,
     EngineStalled,
+    InferenceFailed,
     ModelNotFound,
     ModelUnavailable,
     QueueFull,
@@ -319,8 +319,6 @@ class Shadow:
             made = await self._row(copied, shadow, deadline)
             with self._batcher.admit(shadow, 1, priority=Priority.LOW) as admission:
                 found = await self._batcher.submit(made.row, admission, deadline=deadline)
-            if not all(np.isfinite(values).all() for values in found.output.values()):
-                raise _Skipped("not_finite", "The answer holds numbers that are not finite.")
             answer = RowAnswer(
                 tensors=found.output,
                 timings=Timings(decode=made.seconds, queue=found.queue, inference=found.inference, total=0.0),
@@ -364,7 +362,7 @@ class Shadow:
             raise _Skipped("other_input", "It crops or resizes images in another way, and the file is no longer here.")
         return await self._decoder.decode(image, shadow, deadline=deadline)
 
-    async def _compute(self, model: ServedModel, rows: Sequence[Row]) -> Sequence[Tensors]:
+    async def _compute(self, model: ServedModel, rows: Sequence[Row]) -> Sequence[Tensors | Exception]:
         self._gives_way = True
         try:
             async with asyncio.timeout(WAIT_SECONDS):
@@ -386,7 +384,7 @@ class Shadow:
             raise
         self._computing -= 1
         self._pauses.succeeded(model.name, model.version)
-        return outputs
+        return [_Skipped("not_finite", str(row)) if isinstance(row, InferenceFailed) else row for row in outputs]
 
     def _log_pause(self, model: ServedModel) -> None:
         if self._pauses.paused(model.name, model.version):

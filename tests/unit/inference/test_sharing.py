@@ -22,6 +22,7 @@ from condconv_serve.errors import CorruptImage, DeadlineExceeded, InferenceFaile
 from condconv_serve.inference.batching import Batcher, Priority
 from condconv_serve.inference.cache import RowCache
 from condconv_serve.inference.plane import InferencePlane
+from condconv_serve.inference.runner import finite_rows
 from condconv_serve.inference.sharing import RowSharing
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tally import Tallies
@@ -58,14 +59,15 @@ class Subject:
             sharing=RowSharing(self.cache),
         )
 
-    async def _run(self, model: ServedModel, rows: Sequence[Any]) -> list[dict[str, Any]]:
+    async def _run(self, model: ServedModel, rows: Sequence[Any]) -> Sequence[Any]:
         self.computing += 1
         await self.free.wait()
         self.computing -= 1
         if any(row % 100 == GUILTY for row in rows):
             raise RuntimeError("secret")
         self.computed += rows
-        return [{"logits": np.array([row if row % 100 != INFINITE else np.inf], np.float32)} for row in rows]
+        found = [[row if row % 100 != INFINITE else np.inf] for row in rows]
+        return finite_rows({"logits": np.array(found, np.float32)})
 
     def source(self, image: int, digest: bytes | None) -> RowSource:
         async def make() -> MadeRow:

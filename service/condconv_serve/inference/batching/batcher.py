@@ -51,7 +51,7 @@ class Batcher(Generic[Key, Row, Output]):
 
     def __init__(
         self,
-        run: Callable[[Key, Sequence[Row]], Awaitable[Sequence[Output]]],
+        run: Callable[[Key, Sequence[Row]], Awaitable[Sequence[Output | Exception]]],
         *,
         streams: int,
         max_batch_size: int,
@@ -66,7 +66,7 @@ class Batcher(Generic[Key, Row, Output]):
         """Prepare. Nothing runs until the block is entered.
 
         Args:
-            run: computes one batch and returns one output per row, in order.
+            run: computes one batch and returns one output per row, in order, or the error of a row that has none.
             streams: batches that may run at the same time.
             max_batch_size: most rows per batch.
             max_queue_rows: most rows admitted and not yet in a batch.
@@ -248,7 +248,11 @@ class Batcher(Generic[Key, Row, Output]):
         self._rate.note(self._identity_of(key), rows=len(batch), seconds=seconds, full=full)
         self._metrics.batch_size.labels(label).observe(len(batch))
         for row, output in zip(batch, outputs, strict=True):
-            if not row.future.done():  # its sender may have gone
+            if row.future.done():  # its sender may have gone
+                continue
+            if isinstance(output, Exception):
+                row.future.set_exception(output)
+            else:
                 row.future.set_result(RowResult(output, started - row.enqueued_at, seconds, len(batch)))
         return None
 

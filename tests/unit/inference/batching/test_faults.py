@@ -74,6 +74,20 @@ async def test_a_row_in_flight_ends_at_its_deadline_and_its_mates_are_answered()
         assert [(await task).output for task in tasks[:2]] == [0, 10]
 
 
+async def test_a_row_without_an_output_fails_alone_and_is_not_tried_again():
+    class Partial(Engine):
+        async def __call__(self, key, rows):
+            outputs = await super().__call__(key, rows)
+            return [OutOfMemory(f"row {row}") if row % 2 else output for row, output in zip(rows, outputs, strict=True)]
+
+    engine = Partial()
+    async with batching(engine) as batcher:
+        found = await asyncio.gather(*start(batcher, [0, 1, 2, 3]), return_exceptions=True)
+        assert [getattr(one, "output", str(one)) for one in found] == [0, "row 1", 20, "row 3"]
+        assert batcher.health.problem() is None
+    assert engine.sizes == [4]
+
+
 async def test_each_row_ends_at_its_own_deadline_whatever_the_order_in_which_they_came():
     engine, ended = Engine(held=True), []
 
