@@ -7,7 +7,8 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from condconv_serve.cluster.workers.arena import Arena
@@ -32,11 +33,10 @@ from condconv_serve.cluster.workers.messages import (
     Tell,
     Welcome,
 )
-from condconv_serve.deadline import ending_at
 from condconv_serve.domain import MadeRow, RowAnswer, RowSource, ServedModel
 from condconv_serve.domain.facts import Deadline, RequestFacts
 from condconv_serve.domain.trace import TraceContext
-from condconv_serve.errors import ServiceError, let_go, unexpected_error
+from condconv_serve.errors import DeadlineExceeded, ServiceError, let_go, unexpected_error
 from condconv_serve.inference.batching import Priority
 from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.serving.leases import Lease
@@ -107,6 +107,14 @@ class FrontSession:
         """Tell the front whether requests can be answered."""
         self._link.send(state)
 
+    def end_late(self) -> None:
+        """End the requests that the front should have given up some time ago: it hangs. Called now and then."""
+        before = time.monotonic() - LATE_SECONDS
+        for number, request in self._requests.items():
+            if request.deadline < before:
+                request.late = True
+                self._tasks[number].cancel()
+
     def close(self) -> None:
         """End the connection."""
         self._link.close()
@@ -161,35 +169,37 @@ class FrontSession:
             case _:
                 raise ValueError(f"{type(message).__name__} is nothing that a front sends.")
 
-    def _start(self, number: int, work: Any) -> None:
+    def _start(self, number: int, work: Coroutine[Any, Any, Any], done: Callable[[asyncio.Task[Any]], object]) -> None:
         task = self._tasks[number] = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(lambda _: self._tasks.pop(number, None))
+        task.add_done_callback(done)
 
     def _open(self, message: Open) -> None:
-        request = self._requests[message.id] = _Request(message.id, len(message.digests), self._link)
-        self._start(message.id, self._answer(message, request, self.model(message.model)))
+        number, model = message.id, self.model(message.model)
+        request = self._requests[number] = _Request(number, len(message.digests), message.deadline, self._link)
 
-    async def _answer(self, message: Open, request: _Request, model: ServedModel) -> None:
-        ended = Ended(message.id)
+        def end(task: asyncio.Task[Ended]) -> None:  # of a request that was cancelled before it began, too
+            del self._requests[number], self._tasks[number]
+            late = DeadlineExceeded("The answer was not ready by the deadline.") if request.late else None
+            self._link.send(Ended(number, error=late) if task.cancelled() else task.result())
+
+        self._start(number, self._answer(message, request, model), end)
+
+    async def _answer(self, message: Open, request: _Request, model: ServedModel) -> Ended:
         try:
             with self._models.hold(model), _logged_as(message.logged):
-                async with ending_at(message.deadline + LATE_SECONDS):
-                    found = await self._plane.infer_each(
-                        model,
-                        [RowSource(_maker(request, index), digest) for index, digest in enumerate(message.digests)],
-                        priority=Priority(message.priority),
-                        deadline=Deadline(message.deadline, by=message.by),
-                        cache=message.cache,
-                    )
-            ended = Ended(message.id, tuple(self._outcome(request, i, row) for i, row in enumerate(found)))
+                found = await self._plane.infer_each(
+                    model,
+                    [RowSource(_maker(request, index), digest) for index, digest in enumerate(message.digests)],
+                    priority=Priority(message.priority),
+                    deadline=Deadline(message.deadline, by=message.by),
+                    cache=message.cache,
+                )
+            return Ended(message.id, tuple(self._outcome(request, i, row) for i, row in enumerate(found)))
         except ServiceError as error:
-            ended = Ended(message.id, error=let_go(error))
+            return Ended(message.id, error=let_go(error))
         except Exception:
             logger.exception("a request of %s/%s met an unexpected error", model.name, model.version)
-            ended = Ended(message.id, error=unexpected_error())
-        finally:
-            del self._requests[message.id]
-            self._link.send(ended)
+            return Ended(message.id, error=unexpected_error())
 
     def _outcome(self, request: _Request, index: int, row: RowAnswer | ServiceError) -> RowDone | ServiceError:
         if isinstance(row, ServiceError):
@@ -227,7 +237,7 @@ class FrontSession:
             self._link.send(Raised(message.id, self._told_of(error, message.name)))
             return
         if isinstance(found, Awaitable):
-            self._start(message.id, self._wait(message, found))
+            self._start(message.id, self._wait(message, found), lambda _: self._tasks.pop(message.id, None))
         else:
             self._link.send(Returned(message.id, found))
 
@@ -273,8 +283,11 @@ class FrontSession:
 class _Request:
     """One request of a front, with those rows that it has sent."""
 
-    def __init__(self, number: int, rows: int, link: Link) -> None:
+    def __init__(self, number: int, rows: int, deadline: float, link: Link) -> None:
         self._number = number
+        self.deadline = deadline
+        self.late = False
+        """Whether its front didn't give it up in time."""
         self._rows: list[asyncio.Future[MadeRow] | None] = [None] * rows
         self._link = link
         self.slots: dict[int, tuple[int, int]] = {}

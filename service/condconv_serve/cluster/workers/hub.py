@@ -16,7 +16,7 @@ from condconv_serve.serving.readiness import Readiness
 from condconv_serve.serving.served import LeasedModels
 
 LOOK_SECONDS = 0.1
-"""How often readiness is looked at: it depends on time, too, so nothing tells when it changes."""
+"""How often readiness is looked at: it depends on time, too, so nothing tells when it changes. And at requests."""
 
 
 class Hub:
@@ -127,6 +127,8 @@ class Hub:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             self.tell_ready()
+            for session in self._sessions:
+                session.end_late()
 
 
 def _words(state: ReadyState) -> tuple[object, ...]:

@@ -142,6 +142,19 @@ async def test_a_front_that_hangs_takes_no_room_from_the_others(monkeypatch: pyt
         other.close()
 
 
+async def test_a_caller_who_leaves_before_anything_was_begun_leaves_nothing_behind() -> None:
+    async with connected() as pair:
+        leaver = asyncio.create_task(pair.infer(1))
+        await asyncio.sleep(0)  # the request is on its way, and what ends it will arrive with it
+        leaver.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaver
+        assert (await pair.infer(2))[0].tensors
+        front = pair.engine._session
+        assert front is not None
+        await until(lambda: not front._requests and not pair.sessions[0]._requests)
+
+
 async def test_a_caller_who_leaves_frees_the_queue_and_later_the_slots() -> None:
     started, hold = asyncio.Event(), asyncio.Event()
 
