@@ -70,6 +70,7 @@ def test_each_process_has_a_name(server: Server) -> None:
 
 
 def test_a_killed_front_is_replaced_and_the_others_answer_meanwhile(server: Server) -> None:
+    before = restarts(server)
     with new(server) as client:
         is_back = kill(server, "front1")
         answers = []
@@ -77,9 +78,13 @@ def test_a_killed_front_is_replaced_and_the_others_answer_meanwhile(server: Serv
             answers.append(predict(client).status_code)
         assert set(answers) <= {200}
         assert {predict(client).status_code for _ in range(10)} == {200}
-        restarts = (sample_name("condconv_worker_restarts_total", process=name) for name in ("front", "engine"))
-        assert [server.metrics()[name] for name in restarts] == [1, 0]
+        assert restarts(server) == before | {"front": before["front"] + 1}
     wait_for(lambda: "front 1 (process" in server.log and "has ended by SIGKILL" in server.log)
+
+
+def restarts(server: Server) -> dict[str, float]:
+    metrics = server.metrics()
+    return {name: metrics[sample_name("condconv_worker_restarts_total", process=name)] for name in ("front", "engine")}
 
 
 def test_a_killed_front_loses_only_what_it_was_answering(server: Server) -> None:
@@ -143,6 +148,22 @@ def test_requests_that_an_engine_takes_along_can_be_sent_again(server: Server) -
 
 def predict_count(server: Server) -> int:
     return len(server.children())
+
+
+def test_an_engine_that_hangs_makes_nobody_wait_for_ever(server: Server) -> None:
+    engine = server.children()["engine"]
+    with new(server) as client, ThreadPoolExecutor(1) as pool:
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            asked = pool.submit(predict, server.client)
+            assert_problem(asked.result(60), 503, "not_ready")
+            wait_for(lambda: client.get("/readyz").status_code == 503, 60)
+            assert_problem(predict(client), 503, "not_ready", "doesn't answer")
+            assert client.get("/livez").status_code == 200
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        assert predict(client).status_code == 200
 
 
 def test_all_is_answered_and_ends_in_order() -> None:

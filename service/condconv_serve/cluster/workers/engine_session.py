@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import itertools
 import logging
@@ -43,6 +44,9 @@ from condconv_serve.telemetry.logs import current_request
 
 CROP = "crop_jpeg"
 """The call that decodes a JPEG where the model's own decoder is."""
+SILENT_SECONDS = 10.0
+"""After so long without a word the engine process hangs, or is stopped: it says something every two seconds."""
+_WATCH_SECONDS = 1.0
 TRIM_SECONDS = 30.0
 TRIM_BYTES = 64 * 2**20
 """Slots that no row has taken for so long lose their memory, and so much at once: that takes some milliseconds."""
@@ -80,6 +84,8 @@ class EngineSession:
         self._requests: dict[int, _Request] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._trimming: asyncio.TimerHandle | None = None
+        self._heard_at = self._loop.time()
+        self._watching = self._loop.call_later(_WATCH_SECONDS, self._watch, self._heard_at)
         self._link = Link(connection, on_message=self._take, on_close=self._end)
 
     def close(self) -> None:
@@ -148,7 +154,23 @@ class EngineSession:
         """See `RemoteEngine.tell`."""
         self._link.send(Tell(name, arguments))
 
+    def _watch(self, last: float) -> None:
+        """Give up what is open when the engine process hangs, so that callers can go elsewhere."""
+        now = self._loop.time()
+        self._watching = self._loop.call_later(_WATCH_SECONDS, self._watch, now)
+        if now - last > SILENT_SECONDS / 2:  # it is this process that has hung, and what was said lies here unread
+            self._heard_at = now
+        if now - self._heard_at < SILENT_SECONDS:
+            return
+        self._readiness.hangs()
+        waiting = {number: request.done for number, request in self._requests.items()} | self._calls
+        for number, answer in waiting.items():
+            if not answer.done():
+                answer.set_exception(self._readiness.gone())
+                self._link.send(Cancel(number))
+
     def _take(self, message: Any, _: Link) -> None:
+        self._heard_at = self._loop.time()
         match message:
             case Make():
                 self._make(message)
@@ -258,7 +280,8 @@ class EngineSession:
 
     def _follow_models(self, message: ModelsChanged) -> None:
         def release(number: int) -> None:
-            self._loop.call_soon_threadsafe(self._link.send, Released(number))
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._link.send, Released(number))
 
         for number, new in message.new.items():
             self._slot_bytes[number] = slot_size(needed_bytes(new.info))
@@ -276,6 +299,7 @@ class EngineSession:
 
     def _end(self, _: Link) -> None:
         self._on_close(self)
+        self._watching.cancel()
         if self._trimming is not None:
             self._trimming.cancel()
         for request in self._requests.values():

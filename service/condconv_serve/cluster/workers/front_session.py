@@ -115,6 +115,11 @@ class FrontSession:
                 request.late = True
                 self._tasks[number].cancel()
 
+    def beat(self, state: ReadyState) -> None:
+        """Show the front that this process runs, unless the front itself doesn't."""
+        if not self._link.stalls:
+            self._link.send(state)
+
     def close(self) -> None:
         """End the connection."""
         self._link.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from collections.abc import Callable, Collection
 from types import TracebackType
@@ -17,6 +18,8 @@ from condconv_serve.serving.served import LeasedModels
 
 LOOK_SECONDS = 0.1
 """How often readiness is looked at: it depends on time, too, so nothing tells when it changes. And at requests."""
+BEAT_LOOKS = 20
+"""Every so many times fronts hear of it though nothing has changed, so that they notice when this process hangs."""
 
 
 class Hub:
@@ -124,11 +127,15 @@ class Hub:
                 return
 
     async def _look(self) -> None:
-        while True:
+        for look in itertools.count(1):
             await asyncio.sleep(LOOK_SECONDS)
             self.tell_ready()
             for session in self._sessions:
                 session.end_late()
+            if look % BEAT_LOOKS == 0:
+                state = self._state()
+                for session in self._sessions:
+                    session.beat(state)
 
 
 def _words(state: ReadyState) -> tuple[object, ...]:

@@ -79,6 +79,11 @@ class Link:
             self._loop.call_soon(self._flush)
         self._to_send.append(message)
 
+    @property
+    def stalls(self) -> bool:
+        """Whether the other end has not taken all that was sent before this turn of the loop."""
+        return bool(self._unsent)
+
     def take_file(self) -> int:
         """The next open file that came along; the caller closes it.
 

@@ -16,6 +16,7 @@ RESTART_SECONDS = 2.0
 """After so long a new try makes sense when the engine process has gone; a model that loads longer says so itself."""
 STARTING = "The engine process is starting."
 RESTARTING = "The engine process has ended and is being started again."
+HANGING = "The engine process doesn't answer."
 
 
 class MirroredModels(LeasedModels):
@@ -94,6 +95,10 @@ class MirroredReadiness:
     def follow(self, state: ReadyState) -> None:
         """Take what the engine process says."""
         self._state = state
+
+    def hangs(self) -> None:
+        """The engine process is there, but has said nothing for too long."""
+        self._state, self._reason = None, HANGING
 
     def lost(self) -> None:
         """The engine process has gone."""

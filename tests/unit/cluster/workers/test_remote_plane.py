@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from condconv_serve.cluster.engine_stub import EngineStub
-from condconv_serve.cluster.workers import engine_session, front_session
+from condconv_serve.cluster.workers import engine_session, front_session, hub
 from condconv_serve.cluster.workers.arena import Layout, OwnArena, Placed
 from condconv_serve.cluster.workers.link import Link
 from condconv_serve.cluster.workers.messages import Ended, Raised, Returned, RowDone
@@ -315,6 +315,28 @@ async def test_a_front_asks_for_a_new_connection_only_if_it_has_not_ended_the_ol
             session.close()
         await until(lambda: lost == ["lost"])
         assert isinstance(engine.readiness.refusal(), NotReady)
+
+
+async def test_an_engine_process_that_hangs_is_not_ready_and_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(engine_session, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(engine_session, "_WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(hub, "BEAT_LOOKS", 1_000_000)
+    async with connected(calls={"endless": endless}) as pair:
+        pair.free.clear()
+        for asked in (asyncio.create_task(pair.infer(1)), asyncio.create_task(pair.engine.call("endless"))):
+            with pytest.raises(NotReady, match="doesn't answer") as caught:
+                await asked
+            assert caught.value.retry_after
+        assert isinstance(pair.engine.readiness.refusal(), NotReady)
+        assert isinstance(pair.engine.readiness.unready(), NotReady)
+        monkeypatch.setattr(hub, "BEAT_LOOKS", 1)
+        await until(lambda: pair.engine.readiness.refusal() is None)
+        pair.free.set()
+        assert (await pair.infer(2))[0].tensors
+        await until(lambda: pair.free_slots() == [8])
 
 
 async def test_readiness_follows_and_a_failed_row_never_comes_before_it() -> None:
