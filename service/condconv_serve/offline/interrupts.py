@@ -33,18 +33,22 @@ def sigterm_interrupts() -> Iterator[None]:
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait until the block has ended. Then they do what they do elsewhere; main thread only.
+    """Let what would interrupt the block wait until it has ended: Ctrl-C, and SIGTERM in `sigterm_interrupts`.
+
+    On the main thread only.
 
     Raises:
         KeyboardInterrupt: one of them came meanwhile.
     """
     came: list[int] = []
-    held = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, frame: came.append(number)) for number in held]
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    held = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in held:
+        signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield
     finally:
-        for number, handler in zip(held, before, strict=True):
+        for number, handler in held.items():
             signal.signal(number, handler)
     if came:
         signal.raise_signal(came[0])

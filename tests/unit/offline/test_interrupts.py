@@ -12,6 +12,7 @@ def _handlers():
     """Both as in a process of its own, and afterwards as before."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -42,6 +43,13 @@ def test_what_is_ignored_elsewhere_is_ignored_after_the_block():
     with interrupts_held():
         signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_sigterm_kills_at_once_where_nobody_else_handles_it():
+    """A block may wait for ever, for instance for who reads what is printed."""
+    with interrupts_held():
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGINT) != signal.default_int_handler
 
 
 def test_an_error_of_the_block_comes_first():
