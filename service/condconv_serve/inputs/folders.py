@@ -100,28 +100,23 @@ def walk(root: Path, left_out: LeftOut) -> Iterator[Path]:
         root: the folder.
         left_out: gets what is left out, as paths within the folder.
     """
-    waiting = [root]
+    waiting = [os.fspath(root)]  # text, not paths: a folder may hold a million folders
     while waiting:
-        place = waiting.pop()
-        below = []
+        place, below = waiting.pop(), []
         try:
             with os.scandir(place) as entries:
                 for entry in entries:
-                    path = Path(place, entry.name)
-                    if entry.is_dir(follow_symlinks=False):
-                        below.append(path)
+                    if entry.is_dir(follow_symlinks=False) and not entry.name.startswith("."):
+                        below.append(entry.path)
                         continue
-                    why = _why_not(entry, path)
+                    why = _why_not(entry, path := Path(entry.path))
                     if why is None:
                         yield path
                     else:
                         left_out.add(why, path.relative_to(root))
         except OSError:
-            left_out.add(Why.UNREADABLE, place.relative_to(root))
-        for path in below:
-            if path.name.startswith("."):
-                left_out.add(Why.HIDDEN_FOLDER, path.relative_to(root))
-        waiting += sorted((path for path in below if not path.name.startswith(".")), reverse=True)
+            left_out.add(Why.UNREADABLE, Path(place).relative_to(root))
+        waiting += sorted(below, reverse=True)
 
 
 def _why_not(entry: os.DirEntry[str], path: Path) -> Why | None:
@@ -129,7 +124,7 @@ def _why_not(entry: os.DirEntry[str], path: Path) -> Why | None:
     # that is forbidden, and the rest of the folder would be lost.
     linked = entry.is_symlink()
     if entry.name.startswith("."):
-        return Why.HIDDEN_FOLDER if linked and os.path.isdir(path) else Why.HIDDEN
+        return Why.HIDDEN_FOLDER if os.path.isdir(path) else Why.HIDDEN
     if linked and os.path.isdir(path):
         return Why.LINKED_FOLDER
     if os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
