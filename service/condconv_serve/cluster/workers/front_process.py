@@ -59,7 +59,7 @@ async def run_front(order: StartFront, parent: Parent, listener: socket.socket, 
         ConfigurationError: the settings can't be used.
     """
     settings = order.settings
-    front = _Front(order, RemoteEngine(on_lost=parent.tell_disconnected))
+    front = Front(order, RemoteEngine(on_lost=parent.tell_disconnected))
     failures: list[Exception] = []
 
     def stop(error: Exception) -> None:
@@ -103,7 +103,7 @@ async def run_front(order: StartFront, parent: Parent, listener: socket.socket, 
         raise failures[0] if isinstance(failures[0], ServiceError) else unexpected_error()
 
 
-async def _follow(parent: Parent, front: _Front, server: DrainingServer) -> None:
+async def _follow(parent: Parent, front: Front, server: DrainingServer) -> None:
     while True:
         said: Any
         said, connection = await parent.orders.get()
@@ -117,16 +117,23 @@ async def _follow(parent: Parent, front: _Front, server: DrainingServer) -> None
                 server.handle_exit(said.signal, None)
 
 
-class _Front:
-    """The parts of a front, wired together."""
+class Front:
+    """The parts of a front, wired together.
+
+    Attributes:
+        context: what its applications work with.
+        engine: the engine process.
+        threads: decode images.
+    """
 
     def __init__(self, order: StartFront, engine: RemoteEngine) -> None:
+        """Wire them as `order` says, with an engine process that needn't be there yet."""
         settings = self._settings = order.settings
         self.engine = engine
         self._keys = load_keys(settings)
         self._drawer = Drawer()
         self._tracer = make_tracer(settings.otlp_endpoint)
-        self._decoders = ContextThreads(_decode_threads(settings, order.fronts), thread_name_prefix="decode")
+        self.threads = ContextThreads(_decode_threads(settings, order.fronts), thread_name_prefix="decode")
         self._ends_at: float | None = None
         self._metrics = order.metrics
         self._figures = ProcessFigures()
@@ -140,7 +147,7 @@ class _Front:
         return AppContext(
             images=ImagePipeline(
                 RemotePlane(engine, caches=settings.cache_bytes > 0),
-                ImageDecoder(self._decoders, max_pixels=settings.max_pixels),
+                ImageDecoder(self.threads, max_pixels=settings.max_pixels),
                 digests=settings.cache_bytes > 0,
                 aliases=engine.models.aliases,
                 count_objects=metrics.count_objects,
@@ -171,10 +178,12 @@ class _Front:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None, None]:
         """Run the threads of this front."""
-        with self._drawer, self._decoders:
+        with self._drawer:
             following = asyncio.create_task(self._figures.follow())
             yield
             following.cancel()
+            self.engine.close()  # threads may wait for it, and hear of its end on the event loop
+            await asyncio.to_thread(self.threads.shutdown)
         await asyncio.to_thread(self._tracer.close, math.inf if self._ends_at is None else self.seconds_left())
 
     async def _engine_metrics(self) -> Sequence[Metric]:

@@ -1,0 +1,30 @@
+"""The parts of a front, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+from condconv_serve.cluster.workers.front_process import Front
+from condconv_serve.cluster.workers.orders import StartFront
+from condconv_serve.cluster.workers.remote_engine import RemoteEngine
+from condconv_serve.errors import NotReady
+from condconv_serve.settings import Settings
+
+
+async def test_a_thread_that_waits_for_the_engine_process_does_not_keep_a_front_from_ending(tmp_path: Path) -> None:
+    def wait() -> BaseException | None:
+        """As the decoding of a JPEG by the model's own decoder."""
+        return asyncio.run_coroutine_threadsafe(engine.call("anything"), loop).exception(20)
+
+    loop, engine = asyncio.get_running_loop(), RemoteEngine()
+    order = StartFront(Settings(), number=1, fronts=2, metrics=tmp_path, open_admin=False, probes=False)
+    ours, theirs = socket.socketpair()
+    with theirs:  # it hangs
+        engine.connect(ours)
+        front = Front(order, engine)
+        async with front.running():
+            waiting = front.threads.submit(wait)
+            await asyncio.sleep(0.01)
+        assert isinstance(waiting.result(), NotReady)
