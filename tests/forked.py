@@ -95,7 +95,7 @@ class Forker:
 
 @functools.cache
 def forker(module: str) -> Forker:
-    """What forks servers of a module, which must have a function `run()` that looks at `sys.argv`."""
+    """What forks servers of a module: `prepare()` of it runs once, and `run()`, which looks at `sys.argv`, in each."""
     return Forker(module)
 
 
@@ -131,6 +131,7 @@ def _serve_requests() -> bool:
 
 if __name__ == "__main__":
     served = importlib.import_module(sys.argv[1])
+    served.prepare()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a user's Ctrl-C is for the tests, which end their servers
     gc.collect()
     gc.freeze()

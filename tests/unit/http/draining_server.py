@@ -34,6 +34,10 @@ async def slow(_: Request) -> Response:
     return PlainTextResponse("slow")
 
 
+def prepare() -> None:
+    """Nothing takes long."""
+
+
 def run() -> None:
     limits = ConnectionLimits(header_timeout=10, write_timeout=10, max_connections=20)
     metrics = Metrics(CollectorRegistry())
