@@ -49,10 +49,10 @@ def serving(drain_delay: float, *, given: str = os.devnull) -> Iterator[Server]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
 def test_the_signal_is_followed_by_a_time_in_which_it_still_serves(number: signal.Signals) -> None:
-    with serving(drain_delay=1.0) as server:
+    with serving(drain_delay=2.0) as server, httpx.Client(trust_env=False) as client:
         server.process.send_signal(number)
         assert server.line() == "draining"
-        assert httpx.get(f"{server.url}/ok", trust_env=False).text == "ok"
+        assert client.get(f"{server.url}/ok").text == "ok"
         assert server.line() == "ended"
         assert server.process.wait(10) == 0
         with pytest.raises(httpx.ConnectError):
