@@ -208,6 +208,7 @@ def test_a_process_manager_may_send_signals_to_all_of_them() -> None:
             threading.Event().wait(0.5)
             for process in before.values():
                 os.kill(process, signal.SIGTERM)
+            threading.Event().wait(1.1)  # on a busy machine the supervisor is slow to pass it on
             server.terminate()
             wait_for(server.refuses_connections)
             server.fault()
@@ -215,7 +216,7 @@ def test_a_process_manager_may_send_signals_to_all_of_them() -> None:
         for client in clients:
             client.close()
         assert server.wait() == 0
-        assert "has ended" not in server.log
+        assert "the engine process (process" not in server.log, "it ends after the fronts"
 
 
 def _lives(process: int) -> bool:

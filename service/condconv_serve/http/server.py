@@ -142,6 +142,11 @@ class DrainingServer(uvicorn.Server):
         self._first_signal = sig, now
         self._soon(self._end_by, sig)
 
+    def end_by(self, sig: int) -> None:
+        """End as a signal asks for, unless one has come already: another process may pass on what this one has got."""
+        if self._first_signal is None:
+            self.handle_exit(sig, None)
+
     def _soon(self, do: Callable[..., object], *arguments: Any) -> None:
         """Do it on the loop, if there is one: a signal may have come while the main thread holds a lock."""
         if self._loop is None or self._loop.is_closed():

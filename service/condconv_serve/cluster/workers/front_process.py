@@ -114,7 +114,7 @@ async def _follow(parent: Parent, front: Front, server: DrainingServer) -> None:
             case LookAgain():
                 front.look_again()
             case Stop():
-                server.handle_exit(said.signal, None)
+                server.end_by(said.signal)
 
 
 class Front:
