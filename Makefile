@@ -160,13 +160,10 @@ test-ray: $(TEST_VENV)/.installed  ## Run the service on a Ray cluster of two no
 	@$(MAKE) --no-print-directory $(TEST_VENV)/.installed-ray || echo "Ray can't be had; its tests are skipped"
 	@$(BIN)/python -m pytest -m ray -W default --disable-warnings tests/ray tests/deploy/test_ray_files.py $(ARGS) || { status=$$?; test $$status = 5 && ! $(BIN)/python -c 'import ray' 2>/dev/null; }
 
-# Files whose tests hold with several processes as with one. Those that count connections or signals of one process can't.
-WITH_WORKERS := $(addprefix tests/,fault/test_processes.py e2e/test_predict.py e2e/test_refusals.py e2e/test_signals.py \
-	e2e/test_keys_over_http.py)
-
-test-workers: $(TEST_VENV)/.installed  ## Tests that talk to a server once more, with several processes (3 minutes)
-	@TEST_WORKERS=2 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile -m 'not tensorflow' \
-		$(WITH_WORKERS) $(ARGS)
+# tests/workers.py says which of their tests these are, and what is left out.
+test-workers: $(TEST_VENV)/.installed  ## All tests that talk to a started server once more, with several processes (4 minutes)
+	@TEST_WORKERS=2 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
+		tests/e2e tests/fault tests/load $(ARGS)
 
 test-sanitize: $(TEST_VENV)/.installed  ## Run the native kernels under the compiler's sanitizers (4 minutes; gcc or clang)
 	@$(BIN)/python -m pytest -m compiles tests/native/test_sanitizers.py $(ARGS)
