@@ -96,9 +96,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """Start the deadline, or refuse."""
         self._wire = AnswerTransport(transport, self.loop, lingers=self._lingers)
         super().connection_made(self._wire)
-        if self._are_too_many():
+        if self._limits.exceeded_by(len(self.connections)):
             self._make_room()
-        if self._are_too_many():
+        if self._limits.exceeded_by(len(self.connections)):
             self._refuse()
         else:
             self._start_header_timer()
@@ -333,10 +333,6 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
     # Refusals
-
-    def _are_too_many(self) -> bool:
-        own = len(self.connections)
-        return own + self._limits.elsewhere(own) > self._limits.max_connections and own > self._limits.share
 
     def _make_room(self) -> None:
         """Close another connection: whoever keeps connections for later must not keep others out."""

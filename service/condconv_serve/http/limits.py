@@ -53,6 +53,10 @@ class ConnectionLimits:
     linger_timeout: float = LINGER_TIMEOUT
     linger_bytes: int = LINGER_BYTES
 
+    def exceeded_by(self, own: int) -> bool:
+        """Whether that many connections here are too many."""
+        return own + self.elsewhere(own) > self.max_connections and own > self.share
+
 
 def allow_open_files(max_connections: int) -> None:
     """Let this process open as many files as that many connections need; the usual soft limit is 1024."""
