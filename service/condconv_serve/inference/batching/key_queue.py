@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Generic, TypeVar
 
 from condconv_serve.inference.batching.policy import Priority, rank, urgency
@@ -40,7 +41,7 @@ class KeyQueue(Generic[Key, Row, Result]):
         """Start empty. Its last batch counts as number `turn`."""
         self.turn = turn
         self.served_at = -math.inf
-        # Ordered: rows leave from the front, and from anywhere when their senders go.
+        # Ordered: the most urgent first, and rows leave from the front, and from anywhere when their senders go.
         self._rows: dict[Priority, OrderedDict[QueuedRow[Key, Row, Result], None]] = {
             p: OrderedDict() for p in Priority
         }
@@ -55,7 +56,7 @@ class KeyQueue(Generic[Key, Row, Result]):
 
     def count(self, at_least: Priority) -> int:
         """How many rows are at least this urgent."""
-        return sum(len(rows) for priority, rows in self._rows.items() if priority <= at_least)
+        return sum(map(len, islice(self._rows.values(), at_least + 1)))
 
     def heads(self) -> list[QueuedRow[Key, Row, Result]]:
         """The oldest row of each priority that has any."""
@@ -81,6 +82,9 @@ class KeyQueue(Generic[Key, Row, Result]):
 
     def pop(self, ageing: float) -> QueuedRow[Key, Row, Result]:
         """Take out the row that is next; there must be one."""
-        first = min(self.heads(), key=lambda row: rank(row.priority, enqueued_at=row.enqueued_at, ageing=ageing))
+        heads = self.heads()
+        first = heads[0]
+        if len(heads) > 1:
+            first = min(heads, key=lambda row: rank(row.priority, enqueued_at=row.enqueued_at, ageing=ageing))
         self.remove(first)
         return first
