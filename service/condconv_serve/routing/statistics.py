@@ -19,7 +19,7 @@ Window = Literal["1m", "15m", "all"]
 WINDOWS: tuple[Window, ...] = get_args(Window)
 _SPANS: dict[Window, tuple[float, int]] = {"1m": (5.0, 12), "15m": (60.0, 15)}
 """Length (seconds) and number of the parts of a window. The first one's length divides the other's."""
-_MAX_PENDING_ROWS, _MAX_PENDING_VALUES = 64, 65_536
+_MAX_PENDING_ROWS, _MAX_PENDING_VALUES = 128, 65_536
 
 
 class RoutingStatistics:
