@@ -363,19 +363,14 @@ class GuardedProtocol(HttpToolsProtocol):
         self._abort_timer.start(_REFUSAL_SECONDS)
 
     def _end_message(self, error: ServiceError) -> None:
-        """Answer a request that can't be read any further, after the requests before it."""
+        """Take nothing more from a client whose request can't be read; it is answered if none before it waits."""
         if self._leftovers.reading:  # what they belong to has its answer
             self.transport.close()
         elif self._is_receiving():
             self._fail(error)
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        else:
-            self._reject(error)
-
-    def _reject(self, error: ServiceError) -> None:
-        """Take nothing more from this client; a request before still gets its answer."""
-        if self._answering():
+        elif self._answering():  # a request before, which still gets its answer
             self._stop_header_timer()
             self.cycle.keep_alive = False
             self._closing = True
