@@ -106,7 +106,7 @@ async def test_what_it_lacks_is_refused_after_a_moment(replica, monkeypatch):
 
 
 async def test_a_version_that_another_replica_has_first_is_waited_for(replica, store, monkeypatch):
-    monkeypatch.setattr(module, "WAIT_FOR_VERSION", 10.0)
+    monkeypatch.setattr(module, "WAIT_FOR_VERSION", 60.0)
     size = size_of(replica)
     asked = asyncio.create_task(
         replica.infer(request(replica, MadeRow(np.zeros((size, size, 3), np.uint8)), version="2"))
