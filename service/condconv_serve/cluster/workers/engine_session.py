@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import itertools
 import logging
+import math
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -84,9 +85,14 @@ class EngineSession:
         self._requests: dict[int, _Request] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._trimming: asyncio.TimerHandle | None = None
-        self._heard_at = self._loop.time()
-        self._watching = self._loop.call_later(_WATCH_SECONDS, self._watch, self._heard_at)
+        self._heard_at = math.inf
+        self._watching = self._loop.call_later(_WATCH_SECONDS, self._watch, self._loop.time())
         self._link = Link(connection, on_message=self._take, on_close=self._end)
+
+    @property
+    def welcome(self) -> bool:
+        """Whether the engine process has said its first word; before that it may import libraries for a while."""
+        return self._slots > 0
 
     def close(self) -> None:
         """End the connection. Requests and calls that are open fail."""
@@ -159,7 +165,7 @@ class EngineSession:
         now = self._loop.time()
         self._watching = self._loop.call_later(_WATCH_SECONDS, self._watch, now)
         if now - last > SILENT_SECONDS / 2:  # it is this process that has hung, and what was said lies here unread
-            self._heard_at = now
+            self._heard_at = max(self._heard_at, now)
         if now - self._heard_at < SILENT_SECONDS:
             return
         self._readiness.hangs()

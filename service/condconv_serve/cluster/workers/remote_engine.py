@@ -88,7 +88,7 @@ class RemoteEngine:
         return session, engine.number
 
     def _demand(self) -> EngineSession:
-        if self._session is None:
+        if self._session is None or not self._session.welcome:
             raise self.readiness.gone()
         return self._session
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import socket
 import time
 from typing import Any
 
@@ -315,6 +316,23 @@ async def test_a_front_asks_for_a_new_connection_only_if_it_has_not_ended_the_ol
             session.close()
         await until(lambda: lost == ["lost"])
         assert isinstance(engine.readiness.refusal(), NotReady)
+
+
+async def test_an_engine_process_that_has_said_nothing_yet_is_starting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may import libraries for a while. Nobody waits for it, not even whoever asks for metrics."""
+    monkeypatch.setattr(engine_session, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(engine_session, "_WATCH_SECONDS", 0.01)
+    engine = RemoteEngine()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        engine.connect(ours)
+        for _ in range(2):
+            with pytest.raises(NotReady, match="is starting"):
+                async with asyncio.timeout(5):
+                    await engine.call("metrics.collect")
+            assert "is starting" in str(engine.readiness.refusal())
+            await asyncio.sleep(0.2)
+        engine.close()
 
 
 async def test_an_engine_process_that_hangs_is_not_ready_and_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

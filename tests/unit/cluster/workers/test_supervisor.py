@@ -96,8 +96,12 @@ async def supervised(metrics: Path, *, fronts: int = 2) -> AsyncIterator[Childre
             signal.raise_signal(signal.SIGTERM)
             await running
         assert supervisor.failure is None
-    finally:
+    finally:  # whatever has failed leaves nothing open that another test would be blamed for
         running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        ports.main.close()
+        for child in children.started:
+            child.link.close()
 
 
 async def test_who_dies_is_replaced_and_connected(tmp_path: Path) -> None:
