@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
+from condconv_serve.domain import Tensors
 from condconv_serve.errors import InferenceFailed
 from condconv_serve.inference.runner import BatchRunner, finite_rows
 from condconv_serve.inference.streams import StreamPool
@@ -15,14 +16,19 @@ from condconv_serve.telemetry.metrics import Metrics
 from tests.contract.fakes import FunctionEngine, model_info, served_model
 
 
+def logits(row: Tensors | InferenceFailed) -> object:
+    assert not isinstance(row, InferenceFailed)
+    return row["logits"].tolist()
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_a_row_with_numbers_that_are_not_finite_is_an_error_and_the_others_are_not(wrong: float) -> None:
     tensors = {"logits": np.arange(6, dtype=np.float32).reshape(3, 2), "routing": np.ones((3, 2, 2), np.float32)}
-    assert [row["logits"].tolist() for row in finite_rows(tensors)] == [[0, 1], [2, 3], [4, 5]]
+    assert [logits(row) for row in finite_rows(tensors)] == [[0, 1], [2, 3], [4, 5]]
     tensors["routing"][0, 1, 1] = wrong
     tensors["logits"][2, 0] = wrong
     first, second, third = finite_rows(tensors)
-    assert second["logits"].tolist() == [2, 3]
+    assert logits(second) == [2, 3]
     assert isinstance(first, InferenceFailed)
     assert isinstance(third, InferenceFailed)
     assert first is not third, "each sender's own"
@@ -30,10 +36,12 @@ def test_a_row_with_numbers_that_are_not_finite_is_an_error_and_the_others_are_n
 
 
 async def test_a_batch_is_looked_at_where_it_is_computed() -> None:
-    engine = FunctionEngine(lambda rows, stream: {"logits": np.where(rows[:, 0, 0] > 0, 0.25, np.inf)})
+    engine = FunctionEngine(
+        lambda rows, stream: {"logits": np.where(np.asarray(rows, np.float32)[:, 0, 0] > 0, 0.25, np.inf)}
+    )
     metrics = Metrics(CollectorRegistry())
     with StreamPool(1, stall_timeout=60, metrics=metrics) as streams:
         run = BatchRunner(streams, hold=nullcontext)
         one, zero = await run(served_model(model_info(), engine), [np.full((2, 2, 3), shade) for shade in (1, 0)])
-    assert one["logits"].tolist() == [0.25] * 3
+    assert logits(one) == [0.25] * 3
     assert isinstance(zero, InferenceFailed)
