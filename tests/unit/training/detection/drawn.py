@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import keras
 import numpy as np
 from PIL import Image
 
@@ -55,7 +56,8 @@ def draw(directory, count, *, seed=0, name="boxes.json"):
 
 
 def save_classifier(store, spec=STATIC, *, name="classifier"):
-    """A bundle of a network with fresh weights."""
+    """A bundle of a network with fresh weights, always the same."""
+    keras.utils.set_random_seed(0)
     network = build_network(spec)
     return write_bundle(
         store,

@@ -57,7 +57,7 @@ def whole(tmp_path_factory):
         bundle=save_classifier(store),
         data=data,
         validation_annotations=data / "boxes.json",
-        epochs=40,
+        epochs=24,
         learning_rate=1e-2,
         experts=2,
         **GIVEN,
