@@ -95,7 +95,7 @@ def test_every_early_status_is_passed_on(
     wait_for(lambda: server.metrics()["condconv_lingering_connections"] == 0, seconds=3)
 
 
-@pytest.mark.one_process("each front has CONDCONV_MAX_CONNECTIONS of its own")
+@pytest.mark.one_process("a front lets its share of CONDCONV_MAX_CONNECTIONS in, however many others have")
 def test_too_many_connections_are_passed_on() -> None:
     with (
         Server(max_connections=3) as server,

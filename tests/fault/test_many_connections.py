@@ -118,7 +118,7 @@ def is_open(client: socket.socket) -> bool:
     return False
 
 
-@pytest.mark.one_process("each front has CONDCONV_MAX_CONNECTIONS of its own")
+@pytest.mark.one_process("a front lets its share of CONDCONV_MAX_CONNECTIONS in, however many others have")
 def test_those_that_are_being_received_keep_their_connections_and_all_others_make_room() -> None:
     needed = {name for name, answers in ANSWERS.items() if "503" in answers} - {"headers"}
     everybody = len(CLIENTS) * EACH
