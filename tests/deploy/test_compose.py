@@ -37,8 +37,8 @@ SLOW_START = {"CondconvNotReady"}
 RESTARTS = {*SLOW_START, "CondconvAvailabilityBurnFast"}
 # The clients send one photo over and over, which is routed otherwise than the reference images are, and rightly told.
 ONE_PHOTO = {"CondconvRoutingDrift"}
-# Of detectors the store has none, and no alias mirrors requests.
-UNUSED = ("condconv_detection", "condconv_shadow")
+# Of detectors the store has none, no alias mirrors requests, and each replica is one process.
+UNUSED = ("condconv_detection", "condconv_shadow", "condconv_worker")
 # They look back over days, in which there has been nothing yet but the faults that we have made.
 SLOW_BURN = {"CondconvAvailabilityBurnSlow", "CondconvLatencyBurnSlow"}
 
