@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -288,14 +288,17 @@ def test_keys_and_versions(kind: str, tmp_path: Path, coffee: bytes) -> None:
 def test_nobody_waits_for_what_is_given_up(server: Server, coffee: bytes) -> None:
     """Neither whoever leaves a loop, nor whoever closes the client; what is under way ends by itself."""
     client = Client(server.url)
-    answers = client.predict_iter([coffee] * 200)
-    next(answers)
-    with server.holding():
-        # All that was asked ahead may have been answered by now; taking answers asks for more.
-        while server.metrics()["condconv_rows_in_flight"] == 0:
-            time.sleep(0.1)
-            if server.metrics()["condconv_rows_in_flight"] == 0:
-                next(answers)
+    with contextlib.ExitStack() as held:
+
+        def asked() -> Iterator[bytes]:
+            yield coffee
+            wait_for(lambda: client_threads() == [])  # it has been answered, so what is held is asked from now on
+            held.enter_context(server.holding())
+            yield from [coffee] * 199
+
+        answers = client.predict_iter(asked())
+        next(answers)
+        wait_for(lambda: server.metrics()["condconv_rows_in_flight"] > 0)
         answers.close()
         client.close()
         assert client_threads() != []

@@ -26,7 +26,8 @@ from tests.unit.client.answers_of_ours import MODEL, entry
 from tests.unit.client.both import KINDS, opened
 
 ANSWER = json.dumps({"model": MODEL, "predictions": [entry(1)]}).encode()
-HEAD = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n"
+# Each answer ends its connection; a client that isn't told may send its next request where nobody reads any more.
+HEAD = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n%s\r\n"
 Act = Callable[[socket.socket], None]
 
 
