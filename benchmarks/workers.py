@@ -1,6 +1,6 @@
 """What workers cost and bring: CPU time per row of the engine's event loop and of a front's, and how fronts scale.
 
-Run `python benchmarks/workers.py cost` for the first, `python benchmarks/workers.py scale` for a model of larger hosts
+Run `python -m benchmarks.workers cost` for the first, `python -m benchmarks.workers scale` for a model of larger hosts
 that is made of the costs measured here. Times are CPU times of threads, so other work on the machine disturbs little.
 """
 
