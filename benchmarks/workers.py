@@ -2,6 +2,7 @@
 
 Run `python -m benchmarks.workers cost` for the first, `python -m benchmarks.workers scale` for a model of larger hosts
 that is made of the costs measured here. Times are CPU times of threads, so other work on the machine disturbs little.
+`benchmarks/workers_simulated.py` tries that model out.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import asyncio
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from multiprocessing import get_context
 from typing import Any
 
@@ -21,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from condconv_serve.cluster.workers.hub import Hub
 from condconv_serve.cluster.workers.remote_engine import RemoteEngine
 from condconv_serve.cluster.workers.remote_plane import CHECK, RemotePlane
-from condconv_serve.domain import MadeRow, RowSource, ServedModel
+from condconv_serve.domain import MadeRow, Row, RowAnswer, RowSource, ServedModel, Tensors
 from condconv_serve.domain.facts import Deadline
 from condconv_serve.inference.batching import Batcher, Priority
 from condconv_serve.inference.plane import InferencePlane
@@ -39,14 +40,15 @@ ANSWER = {
     "routing": np.zeros((9, 4), np.float32),
     "features": np.zeros(1280, np.float32),
 }
+MAX_QUEUE_ROWS = 4096
 FRONT_MS = {"HTTP": 1.5, "decoding": 3.0}
 """CPU time per photo in a front: the event loop's (docs/performance.md) and the decoding threads'."""
 
 
-def the_model() -> ServedModel:
-    """A model with rows of 224x224 and answers of 9 kB; nothing computes."""
+def the_model(compute: Callable[[Row, int], Tensors] = lambda rows, stream: {}) -> ServedModel:
+    """A model with rows of 224x224 and answers of 9 kB; nothing computes, unless said."""
     info = model_info(image_size=SIZE, layout=even_layout(9, 4))
-    return served_model(info, FunctionEngine(lambda rows, stream: {}))
+    return served_model(info, FunctionEngine(compute))
 
 
 async def make() -> MadeRow:
@@ -57,20 +59,19 @@ async def make() -> MadeRow:
 class Engine:
     """The plane of an engine process whose engine takes no time."""
 
-    def __init__(self, *, rows_per_second: float | None = None, max_batch_size: int = 64) -> None:
-        """Compute so many rows a second, or at once."""
+    def __init__(self, model: ServedModel | None = None, *, streams: int = 2, max_batch_size: int = 64) -> None:
+        """Serve a model."""
         self.metrics = Metrics(CollectorRegistry())
-        self._seconds = 0.0 if rows_per_second is None else 1 / rows_per_second
-        model = the_model()
+        model = model or the_model()
         self.models = LeasedModels(
             Served(default=Default(name=model.name, reason=""), models={model.name: {model.version: model}}),
             release_memory=lambda: None,
         )
         self.batcher: Any = Batcher(
-            self._run,
-            streams=2,
+            self.run,
+            streams=streams,
             max_batch_size=max_batch_size,
-            max_queue_rows=4096,
+            max_queue_rows=MAX_QUEUE_ROWS,
             metrics=self.metrics,
             label_of=lambda model: model.name,
             identity_of=lambda model: (model.name, model.version),
@@ -78,24 +79,47 @@ class Engine:
         self.plane = InferencePlane(self.models, self.batcher, metrics=self.metrics, observe=LiveRouting().observe)
         self.readiness = Readiness(lambda: None)
         self.readiness.loaded()
-        self.rows = 0
 
-    async def _run(self, _: ServedModel, rows: Sequence[Any]) -> Sequence[Any]:
-        self.rows += len(rows)
-        await asyncio.sleep(self._seconds * len(rows))
+    async def run(self, _: ServedModel, rows: Sequence[Any]) -> Sequence[Any]:
+        """Answer a batch at once."""
         return [ANSWER] * len(rows)
+
+    def hub(self) -> Hub:
+        """What takes fronts, and lets them call what each request calls."""
+
+        def calls(session: Any) -> Any:
+            def check(number: int, priority: int, deadline: float, cache: None) -> None:
+                self.plane.check_room(session.model(number), priority=Priority(priority), deadline=deadline)
+
+            return {CHECK: check}
+
+        return Hub(self.plane, self.models, self.readiness, slots=2 * MAX_QUEUE_ROWS, calls=calls)
+
+
+async def plane_of(connection: socket.socket) -> RemotePlane:
+    """A front's plane, once the engine process at the other end has said what it serves."""
+    engine = RemoteEngine()
+    engine.connect(connection)
+    while not engine.models.models():  # noqa: ASYNC110 - nothing announces them
+        await asyncio.sleep(0.01)
+    return RemotePlane(engine)
+
+
+async def ask_for_row(plane: Any, make: Callable[[], Awaitable[MadeRow]] = make) -> None:
+    """Have one row made and computed, as a front does for a request."""
+    with plane.lease() as model:
+        await plane.check(priority=Priority.HIGH)
+        deadline = Deadline(time.monotonic() + 30, by="service")
+        [answer] = await plane.infer_each(model, [RowSource(make)], deadline=deadline)
+        if not isinstance(answer, RowAnswer):
+            raise answer
 
 
 def run_front(connection: socket.socket, clients: int, seconds: float, report: Any) -> None:
     """A front that sends rows for a while, and reports how many were answered and its CPU time for each."""
 
     async def serve() -> None:
-        engine = RemoteEngine()
-        engine.connect(connection)
-        while not engine.models.models():  # noqa: ASYNC110 - nothing announces them
-            await asyncio.sleep(0.01)
-        plane = RemotePlane(engine)
-        report.send(await ask(plane, clients, seconds))
+        report.send(await ask(await plane_of(connection), clients, seconds))
 
     uvloop.run(serve())
 
@@ -107,11 +131,8 @@ async def ask(plane: Any, clients: int, seconds: float) -> tuple[int, float]:
     async def client() -> None:
         nonlocal answered
         while time.monotonic() < end:
-            with plane.lease() as model:
-                await plane.check(priority=Priority.HIGH)
-                deadline = Deadline(time.monotonic() + 30, by="service")
-                await plane.infer_each(model, [RowSource(make)], deadline=deadline)
-                answered += 1
+            await ask_for_row(plane)
+            answered += 1
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return answered, time.thread_time() - begun
@@ -125,9 +146,9 @@ async def in_one_process(clients: int, seconds: float) -> float:
     return spent / rows * 1e3
 
 
-async def with_fronts(fronts: int, clients: int, seconds: float, **options: Any) -> tuple[float, float, float]:
+async def with_fronts(fronts: int, clients: int, seconds: float) -> tuple[float, float, float]:
     """Rows a second, and milliseconds per row of the engine's event loop and of a front's."""
-    engine, context = Engine(**options), get_context("fork")
+    engine, context = Engine(), get_context("fork")
     pairs = [socket.socketpair() for _ in range(fronts)]
     pipes = [context.Pipe() for _ in range(fronts)]
     processes = [
@@ -137,14 +158,8 @@ async def with_fronts(fronts: int, clients: int, seconds: float, **options: Any)
     for process in processes:
         process.start()
 
-    def calls(session: Any) -> Any:
-        def check(number: int, priority: int, deadline: float, cache: None) -> None:
-            engine.plane.check_room(session.model(number), priority=Priority(priority), deadline=deadline)
-
-        return {CHECK: check}
-
     async with engine.batcher:
-        with Hub(engine.plane, engine.models, engine.readiness, slots=8192, calls=calls) as hub:
+        with engine.hub() as hub:
             started, begun = time.monotonic(), time.thread_time()
             for ours, _ in pairs:
                 hub.take(ours)
