@@ -114,7 +114,7 @@ class Service:
         """
         self._settings = settings
         self._on_copy = on_copy
-        self._tracer = make_tracer(settings.otlp_endpoint)
+        self.tracer = make_tracer(settings.otlp_endpoint)
         self._at_start = (only,) if only else check_store(settings.model_store, default_model=settings.default_model)
         self.plan = plan_engines(settings)
         logger.info("engine: %s", self.plan)
@@ -235,7 +235,7 @@ class Service:
         with self._drawer, self.ablator:
             async with self.computing(), self.shadow:
                 yield
-        await asyncio.to_thread(self._tracer.close, math.inf if self._ends_at is None else self.seconds_left())
+        await asyncio.to_thread(self.tracer.close, math.inf if self._ends_at is None else self.seconds_left())
 
     def engine_broken(self) -> str | None:
         """Why the engine counts as broken, also while it is tried again; None if it doesn't."""
@@ -331,7 +331,7 @@ class Service:
                 rates=self.rates,
             ),
             readiness=self.readiness,
-            tracer=self._tracer,
+            tracer=self.tracer,
             versions=self.versions,
             routing=self.routing,
             recent=self.recent,

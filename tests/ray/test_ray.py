@@ -14,6 +14,7 @@ import condconv_serve
 from condconv_serve.fronts.oip.datatypes import joined
 from condconv_serve.fronts.oip.grpc import NAME as OIP
 from condconv_serve.fronts.oip.grpc_messages import REQUEST, RESPONSE
+from tests.contract.collector import Collector, attributes
 from tests.ray.house import NAME, PHOTOS, House
 
 pytestmark = pytest.mark.ray
@@ -29,11 +30,22 @@ def plain(house: House):
     return {name: answer.classes[0] for name, answer in zip(PHOTOS, answers, strict=True)}
 
 
+@pytest.fixture(scope="module")
+def collector():
+    """What all replicas export their spans to."""
+    with Collector() as found:
+        yield found
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _deployed(house: House):
+def _deployed(house: House, collector):
     """One replica at the start, and a second one while there is any load."""
     house.deploy(
-        settings={"api_keys_file": house.write_keys(), "grpc_port": house.grpc_port},
+        settings={
+            "api_keys_file": house.write_keys(),
+            "grpc_port": house.grpc_port,
+            "otlp_endpoint": collector.url,
+        },
         autoscaling={
             "min_replicas": 1,
             "max_replicas": 2,
@@ -87,6 +99,25 @@ def test_errors_are_the_same_as_without_ray(house: House):
     assert house.predict(params={"top_k": 0}).status_code == 422
     late = house.predict(params={"timeout_ms": 1})
     assert late.status_code in (429, 504), late.text
+
+
+def test_spans_of_ingress_and_model_replica_are_in_one_trace(house: House, collector):
+    trace, caller = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+    answer = house.predict(headers={"traceparent": f"00-{trace}-{caller}-01", "X-Request-Id": "traced"})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["traceresponse"].split("-")[1] == trace
+
+    def found():
+        spans = {span.name: span for span in collector.all_spans() if span.trace_id.hex() == trace}
+        return spans if len(spans) >= 5 else None
+
+    spans = house.until(found, seconds=60)
+    whole, replica = spans["POST /predict"], spans["replica"]
+    assert whole.parent_span_id.hex() == caller
+    assert spans["decode"].parent_span_id == replica.parent_span_id == whole.span_id
+    assert spans["queue"].parent_span_id == spans["inference"].parent_span_id == replica.span_id
+    assert attributes(replica)["condconv.request_id"] == "traced"
+    assert attributes(replica)["condconv.replica"]
 
 
 def test_keys_are_needed_and_their_limits_hold(house: House):

@@ -73,7 +73,7 @@ class RequestFacts:
         cache_only: whether its sender takes answers from the cache alone.
         cached: how many of its images were answered from where; empty if no cache was asked.
         seconds: how long each stage took, the longest time of any image.
-        stages: where the time of the slowest image went.
+        stages: where the time of the slowest image went. Other processes export those that it went through there.
         slug: of its error, if it was refused.
         outcome: how it ended, in one word; None while it is being answered.
     """
@@ -109,14 +109,20 @@ class RequestFacts:
         whose = f"{self.key_name or ''} {' '.join(sorted(self.grants))}"
         return CacheUse(scope=whose, max_age=self.cache_max_age, store=self.cache_store, only=self.cache_only)
 
-    def note_answer(self, timings: Sequence[Timings]) -> None:
-        """Note how long the images took; failed ones have no timings. Call it when all are done."""
+    def note_answer(self, timings: Sequence[Timings], *, stages: Sequence[str] = STAGES) -> None:
+        """Note how long the images took, unless their stages are noted; call it when all images are done.
+
+        Args:
+            timings: of the images; failed ones have none.
+            stages: those that the images went through here.
+        """
         if not timings:
             return
-        self.seconds = {stage: max(getattr(timing, stage) for timing in timings) for stage in STAGES}
+        self.seconds = {stage: max(getattr(timing, stage) for timing in timings) for stage in stages}
         self.cached = Counter(timing.cache for timing in timings if timing.cache is not None)
-        slowest = max(timings, key=lambda timing: timing.total)
-        self.stages = Stages({stage: getattr(slowest, stage) for stage in STAGES}, time.monotonic())
+        if self.stages is None:
+            slowest = max(timings, key=lambda timing: timing.total)
+            self.stages = Stages({stage: getattr(slowest, stage) for stage in stages}, time.monotonic())
 
     def told(self) -> dict[str, Any]:
         """What is known so far, for log and trace; stages in milliseconds."""

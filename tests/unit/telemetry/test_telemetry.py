@@ -8,13 +8,10 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from typing import Any
 
 import httpx
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client import CollectorRegistry
 from starlette.types import Receive, Scope, Send
 
@@ -28,6 +25,7 @@ from condconv_serve.http.scope import facts_of
 from condconv_serve.telemetry.logs import ContextThreads, configure_logging, request_logged_as
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tracing import EXPORT_SECONDS, Tracer, make_tracer
+from tests.contract.collector import Collector, attributes
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = f"00-{TRACE}-{SPAN}-01"
@@ -223,51 +221,6 @@ async def test_an_unexpected_error_is_the_outcome(stderr: Written) -> None:
     assert "swordfish" in trouble["exc_info"]
     assert (access["status"], access["outcome"]) == (500, "internal_error")
     assert trouble["request_id"] == access["request_id"]
-
-
-class Collector:
-    """Takes traces over OTLP/HTTP, as an OpenTelemetry collector does."""
-
-    def __enter__(self) -> Collector:
-        self.paths: list[str] = []
-        self.requests: list[ExportTraceServiceRequest] = []
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                collector.paths.append(self.path)
-                collector.requests.append(ExportTraceServiceRequest.FromString(body))
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def spans(self) -> dict[str, Any]:
-        return {
-            span.name: span
-            for request in self.requests
-            for resource in request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        }
-
-
-def attributes(span: Any) -> dict[str, Any]:
-    return {item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes}
 
 
 async def test_traces_reach_a_collector() -> None:

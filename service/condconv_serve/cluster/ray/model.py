@@ -7,8 +7,8 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from typing import Literal, Protocol, TypeVar
 
@@ -20,7 +20,6 @@ from condconv_serve.cluster.ray.messages import RowsReply, RowsRequest
 from condconv_serve.cluster.ray.shared import ReplicaReport
 from condconv_serve.domain import Ablated, ModelInfo, RoutingOverrides, Row, RowAnswer, ServedModel
 from condconv_serve.domain.facts import Deadline, RequestFacts
-from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import NotReady, ServiceError, VersionNotFound, let_go
 from condconv_serve.inference.plane import made_source
 from condconv_serve.runtime.model_loader import ModelLoader
@@ -36,6 +35,8 @@ HEARTBEAT_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 WAIT_FOR_VERSION = 1.0
 """Seconds that a request waits for a version that another replica serves already."""
+_STAGES = ("queue", "inference")
+"""What rows go through here. They are decoded by the ingress replica."""
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
@@ -135,16 +136,13 @@ class ModelReplica:
         """Compute the rows of one request. Cancelling takes them out of the queue."""
         timeout = math.inf if request.timeout is None else request.timeout
         deadline = Deadline(time.monotonic() + timeout, by=request.deadline_by)
-        facts = RequestFacts(
-            request_id=request.request_id or request.token,
-            trace=request.trace or TraceContext.following(None),
-            deadline=deadline,
-        )
-        with request_logged_as(facts):
+        with self._traced(request, deadline) as facts:
             try:
-                found = await self._compute(request, deadline)
+                found = await self._compute(request, deadline, facts)
             except ServiceError as error:
+                facts.slug = facts.outcome = error.slug
                 return RowsReply(replica=self._name, refusal=let_go(error))
+            facts.outcome = next((row.slug for row in found if isinstance(row, ServiceError)), "answered")
         return RowsReply(replica=self._name, outcomes=tuple(found))
 
     async def change_alias(
@@ -205,7 +203,33 @@ class ModelReplica:
         if problem := self.service.engine_broken():
             raise NotReady(problem)
 
-    async def _compute(self, request: RowsRequest, deadline: Deadline) -> list[RowAnswer | ServiceError]:
+    @contextmanager
+    def _traced(self, request: RowsRequest, deadline: Deadline) -> Iterator[RequestFacts]:
+        """A span in the request's trace, and its ids in the log, while it is here."""
+        span = self.service.tracer.start(request.trace)
+        facts = RequestFacts(
+            request_id=request.request_id or request.token,
+            trace=span.context,
+            model=f"{request.model}/{request.version}",
+            rows=len(request.rows),
+            deadline=deadline,
+        )
+        failed = True
+        try:
+            with request_logged_as(facts):
+                yield facts
+            failed = facts.slug is not None
+        except asyncio.CancelledError:
+            facts.outcome, failed = "cancelled", False
+            raise
+        finally:
+            told = {"request_id": facts.request_id, "replica": self._name, **facts.told()}
+            attributes = {f"condconv.{name}": value for name, value in told.items()}
+            span.end(name="replica", failed=failed, attributes=attributes, stages=facts.stages)
+
+    async def _compute(
+        self, request: RowsRequest, deadline: Deadline, facts: RequestFacts
+    ) -> list[RowAnswer | ServiceError]:
         if refusal := self.service.readiness.refusal():  # another replica may be well
             raise refusal
         plane, digests = self.service.images.plane, request.digests or [None] * len(request.rows)
@@ -215,6 +239,7 @@ class ModelReplica:
             found = await plane.infer_each(
                 served, sources, priority=request.priority, deadline=deadline, cache=request.cache
             )
+        facts.note_answer([row.timings for row in found if isinstance(row, RowAnswer)], stages=_STAGES)
         observed = Observed.of(found, token=request.token, model=served.info) if self._observes else None
         await self._reporter.report(observed)  # before the answer, so that an answer that was given is counted
         return [let_go(row) if isinstance(row, ServiceError) else row for row in found]

@@ -19,6 +19,7 @@ from condconv_serve.deadline import ending_at
 from condconv_serve.domain import MadeRow, Row, RowAnswer, RowSource, ServedModel, Tensors
 from condconv_serve.domain.caching import CacheUse
 from condconv_serve.domain.facts import deadline_by
+from condconv_serve.domain.trace import Stages
 from condconv_serve.errors import DeadlineExceeded, QueueFull, ServiceError, unexpected_error
 from condconv_serve.inference.batching import Priority
 from condconv_serve.inference.plane import sources_of, whole_answer
@@ -115,6 +116,9 @@ class ReplicaPlane:
         started, facts = time.monotonic(), current_request()
         with self._room(len(sources)):
             rows = await asyncio.gather(*(_made(source) for source in sources))
+            made = [row.seconds for row in rows if isinstance(row, MadeRow)]
+            if facts is not None and made:
+                facts.stages = Stages({"decode": max(made)}, time.monotonic())  # the replica exports the others
             request = RowsRequest(
                 token=uuid.uuid4().hex,
                 model=model.name,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import pickle
+import sys
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import asynccontextmanager
 
 import httpx
@@ -24,7 +26,8 @@ from condconv_serve.cluster.ray.shared_client import SharedClient
 from condconv_serve.errors import NotReady
 from condconv_serve.fronts.keys import new_key
 from condconv_serve.settings import Settings
-from condconv_serve.telemetry.logs import current_request
+from condconv_serve.telemetry.logs import configure_logging, current_request
+from tests.contract.collector import Collector, attributes
 from tests.contract.fakes import ShadeEngine, load_shades
 from tests.contract.until import until
 from tests.e2e.tiny_models import write_fake
@@ -34,6 +37,8 @@ pytestmark = pytest.mark.tensorflow  # a replica looks for the engines that are 
 SECRET, KEY = new_key("ci", scopes=("admin",), requests_per_minute=1000)
 FREE, FREE_KEY = new_key("free")
 LIMITED, LIMITED_KEY = new_key("limited", requests_per_minute=1)
+TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+HEADERS = {"X-Request-Id": "mine", "traceparent": f"00-{TRACE}-{SPAN}-01"}
 
 
 def picture(shade):
@@ -301,17 +306,102 @@ async def test_ids_and_traces_of_requests_reach_the_replica(cluster, monkeypatch
             return await original(*arguments, **options)
 
         monkeypatch.setattr(plane, "infer_each", noting)
-    trace = "0af7651916cd43dd8448eb211c80319c"
     cluster.deaths = 1
-    answer = await cluster.http.post(
-        "/predict",
-        content=picture(9),
-        headers={"X-Request-Id": "mine", "traceparent": f"00-{trace}-b7ad6b7169203331-01"},
-    )
+    answer = await cluster.http.post("/predict", content=picture(9), headers=HEADERS)
     assert answer.status_code == 200
     assert answer.headers["X-Request-Id"] == "mine"
     assert [facts.request_id for facts in seen] == ["mine", "mine"]  # both tries
-    assert {(facts.trace.trace_id, facts.trace.sampled) for facts in seen} == {(trace, True)}
+    assert {(facts.trace.trace_id, facts.trace.sampled) for facts in seen} == {(TRACE, True)}
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """What the log writes as JSON."""
+    root, service, written = logging.getLogger(), logging.getLogger("condconv_serve"), io.StringIO()
+    levels = root.level, service.level
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(sys, "stderr", written)
+    configure_logging("info", "json")
+    yield written
+    root.setLevel(levels[0])
+    service.setLevel(levels[1])
+
+
+def fails(*_):
+    raise ValueError("it is broken")
+
+
+async def test_lines_of_the_replica_have_the_ids_of_the_request(cluster, monkeypatch, logged):
+    await start(cluster)
+    for replica in cluster.replicas:
+        monkeypatch.setattr(replica.service.images.plane, "_observe", fails)
+    answer = await cluster.http.post("/predict", content=picture(9), headers=HEADERS)
+    assert answer.status_code == 200
+    (line,) = (line for line in map(json.loads, logged.getvalue().splitlines()) if "statistics" in line["message"])
+    assert (line["request_id"], line["trace_id"]) == ("mine", TRACE)
+
+
+@pytest.fixture
+def collector(monkeypatch):
+    """What all replicas export to."""
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+    with Collector() as found:
+        monkeypatch.setenv("CONDCONV_OTLP_ENDPOINT", found.url)
+        yield found
+
+
+async def test_spans_of_the_replicas_are_in_the_trace_of_the_request(collector, cluster):
+    await start(cluster)
+    unsampled = await cluster.http.post(
+        "/predict", content=picture(9), headers={"traceparent": f"00-{TRACE}-{SPAN}-00"}
+    )
+    cluster.deaths = 1
+    answer = await cluster.http.post("/predict", content=picture(9), headers=HEADERS)
+    assert (unsampled.status_code, answer.status_code) == (200, 200)
+    await until(lambda: len(collector.all_spans()) >= 8, seconds=60)
+    by_name = defaultdict(list)
+    for span in collector.all_spans():
+        assert span.trace_id.hex() == TRACE
+        by_name[span.name].append(span)
+    assert {name: len(spans) for name, spans in by_name.items()} == {
+        "POST /predict": 1,
+        "decode": 1,
+        "replica": 2,  # both tries
+        "queue": 2,
+        "inference": 2,
+    }
+    (whole,), (decode,), tries = by_name["POST /predict"], by_name["decode"], by_name["replica"]
+    assert whole.parent_span_id.hex() == SPAN
+    assert {span.parent_span_id for span in (decode, *tries)} == {whole.span_id}
+    for stage in ("queue", "inference"):
+        assert {span.parent_span_id for span in by_name[stage]} == {span.span_id for span in tries}
+    assert whole.start_time_unix_nano <= decode.end_time_unix_nano <= min(span.start_time_unix_nano for span in tries)
+    assert max(span.end_time_unix_nano for span in tries) <= whole.end_time_unix_nano
+    told = [attributes(span) for span in tries]
+    assert {one["condconv.replica"] for one in told} == {"a", "b"}
+    for one in told:
+        assert (one["condconv.request_id"], one["condconv.model"], one["condconv.rows"]) == ("mine", "fake/1", 1)
+        assert one["condconv.outcome"] == "answered"
+
+
+async def test_the_span_of_a_replica_says_that_it_refused(collector, cluster, monkeypatch):
+    monkeypatch.setattr("condconv_serve.inference.batching.health.COOL_DOWN_SECONDS", 600.0)
+    await start(cluster)
+    for _ in range(3):
+        cluster.replicas[0].service._batcher.health.failed("it hangs")
+    for _ in range(2):  # the replicas take turns
+        answer = await cluster.http.post("/predict", content=picture(9), headers=HEADERS)
+        assert answer.status_code == 200
+    await until(lambda: len([span for span in collector.all_spans() if span.name == "POST /predict"]) == 2, seconds=60)
+
+    def outcomes():
+        return {
+            (told["condconv.replica"], told["condconv.outcome"], span.status.code)
+            for span in collector.all_spans()
+            if span.name == "replica" and (told := attributes(span))
+        }
+
+    await until(lambda: outcomes() == {("a", "not_ready", 2), ("b", "answered", 0)}, seconds=60)
 
 
 @pytest.mark.parametrize("cluster", [{"served_versions": 2}], indirect=True)
