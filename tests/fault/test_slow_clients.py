@@ -12,12 +12,23 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.unit.http.guarded import GET, HEAD, PATIENCE, Running, answer, assert_refused, everything, serving, wait_for
+from tests.unit.http.guarded import (
+    GET,
+    HEAD,
+    LONG,
+    PATIENCE,
+    Running,
+    answer,
+    assert_refused,
+    everything,
+    hasty,
+    wait_for,
+)
 
 
 @pytest.fixture
 def running() -> Iterator[Running]:
-    with serving() as server:
+    with hasty() as server:
         yield server
 
 
@@ -123,14 +134,14 @@ def test_answer_that_nobody_reads(running: Running) -> None:
 
 
 def test_idle_connections_while_others_are_served() -> None:
-    with serving(max_connections=300, header_timeout=1.5) as running, contextlib.ExitStack() as stack:
-        idle = [stack.enter_context(running.connect()) for _ in range(250)]
-        for connected in idle[::2]:
-            connected.sendall(GET[:20])
-        wait_for(lambda: running.connections() == 250, seconds=10)
-        with httpx.Client(base_url=running.url, trust_env=False) as client:
+    with hasty(max_connections=300, header_timeout=1.5) as running, contextlib.ExitStack() as stack:
+        with running.standing_still():  # so that all are there before the first is late
+            idle = [stack.enter_context(running.connect()) for _ in range(250)]
+            for connected in idle[::2]:
+                connected.sendall(GET[:20])
+        with httpx.Client(base_url=running.url, trust_env=False, timeout=LONG) as client:
             for _ in range(50):
-                assert client.get("/ok", timeout=5).text == "ok"
-            wait_for(lambda: running.connections() <= 1, seconds=10)
+                assert client.get("/ok").text == "ok"
+            wait_for(lambda: running.connections() <= 1)
             assert client.get("/ok").text == "ok"
         assert running.rejected("request_timeout") == 250

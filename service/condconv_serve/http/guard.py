@@ -32,8 +32,9 @@ from condconv_serve.http.upgrade import without_wish
 from condconv_serve.http.uvicorn_members import check_uvicorn
 from condconv_serve.telemetry.metrics import Metrics
 
+LAST_CALL_SECONDS = 0.3
+"""How long connections without a request stay open once the server takes no new ones: one may be on its way."""
 _REFUSAL_SECONDS = 1.0
-_LAST_CALL_SECONDS = 0.3
 
 
 def guarded_protocol(limits: ConnectionLimits, metrics: Metrics, *, renderer_of: RendererOf) -> type[asyncio.Protocol]:
@@ -223,11 +224,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """The server is about to end; a request that is on its way already is still answered."""
         self._leftovers.hurry()
         if (time_left := self.config.timeout_graceful_shutdown) is not None:
-            self.loop.call_later(max(time_left - _LAST_CALL_SECONDS, 0), self._abort_if_answered)
+            self.loop.call_later(max(time_left - LAST_CALL_SECONDS, 0), self._abort_if_answered)
         if self._answering():
             super().shutdown()
         else:
-            self.loop.call_later(_LAST_CALL_SECONDS, self._end)
+            self.loop.call_later(LAST_CALL_SECONDS, self._end)
 
     def _end(self) -> None:
         if self._answering() or self._leftovers.reading:

@@ -1,7 +1,8 @@
-"""`DrainingServer` behind the guard as a process of its own, which `tests.forked` starts with a number of seconds.
+"""`DrainingServer` behind the guard as a process of its own, which `tests.forked` starts with three numbers of seconds.
 
-It says `draining` at the first signal, and drains for that many seconds; it says `hangup` at SIGHUP. `/slow` takes half
-a second, and `/echo` answers its body. What is open ends after two seconds more.
+It says `draining` at the first signal, and drains for the first number; it says `hangup` at SIGHUP. What is open ends
+after the second number more, and what can't be answered is told so after half of it. For the third number the same
+signal is the first one. `/slow` says `asked` and takes half a second, and `/echo` answers its body.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from condconv_serve.errors import ServiceError
+from condconv_serve.http import server as server_module
 from condconv_serve.http.body import OpenBodies
 from condconv_serve.http.guard import guarded_protocol
 from condconv_serve.http.limits import ConnectionLimits
@@ -30,6 +32,7 @@ async def ok(_: Request) -> Response:
 
 
 async def slow(_: Request) -> Response:
+    print("asked", flush=True)
     await asyncio.sleep(0.5)
     return PlainTextResponse("slow")
 
@@ -39,7 +42,9 @@ def prepare() -> None:
 
 
 def run() -> None:
-    limits = ConnectionLimits(header_timeout=10, write_timeout=10, max_connections=20)
+    drain_delay, time_for_answers, server_module.REPEAT_SECONDS = map(float, sys.argv[1:])
+    server_module.LAST_ANSWERS_SECONDS = time_for_answers  # half of it at most, so that there is time to answer
+    limits = ConnectionLimits(header_timeout=60, write_timeout=60, max_connections=20)
     metrics = Metrics(CollectorRegistry())
     protocol = guarded_protocol(limits, metrics, renderer_of=lambda _: render)
     listener = listen("127.0.0.1", 0)
@@ -53,9 +58,9 @@ def run() -> None:
         bodies=bodies,
     )
     server = DrainingServer(
-        config(app, protocol, timeout_graceful_shutdown=2),
+        config(app, protocol, timeout_graceful_shutdown=time_for_answers),
         on_drain=lambda: print("draining", flush=True),
-        drain_delay=float(sys.argv[1]),
+        drain_delay=drain_delay,
         on_hangup=lambda: print("hangup", flush=True),
         on_last_answers=bodies.give_up,
     )

@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
+import httpx
 import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
@@ -28,6 +30,7 @@ from condconv_serve.errors import (
     ServiceError,
     TooManyConnections,
 )
+from condconv_serve.http import guard
 from condconv_serve.http.answer import Answer, ErrorRenderer
 from condconv_serve.http.body import OpenBodies, read_body
 from condconv_serve.http.guard import guarded_protocol
@@ -37,11 +40,15 @@ from condconv_serve.http.scope import facts_of
 from condconv_serve.telemetry.metrics import Metrics
 
 PATIENCE = 0.4
+"""Seconds that a server waits whose patience is tested."""
+LONG = 60.0
+"""Seconds that all others wait, so that a thread of a test may stand still for a while anywhere."""
 LIMITS = {
-    "header_timeout": PATIENCE,
-    "write_timeout": PATIENCE,
-    "linger_pause": PATIENCE,
-    "head_grace": 60.0,
+    "header_timeout": LONG,
+    "write_timeout": LONG,
+    "linger_pause": LONG,
+    "linger_timeout": LONG,
+    "head_grace": LONG,
     "max_connections": 20,
 }
 HEAD = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
@@ -55,8 +62,10 @@ STATUS: dict[type[ServiceError], int] = {
     Draining: 503,
 }
 
-gone = threading.Event()
-"""The client of `/until_gone` has left."""
+begun, gone = threading.Event(), threading.Event()
+"""`/until_gone` or `/held` has been asked for; the client of `/until_gone` has left."""
+may_answer = threading.Event()
+"""`/held` waits for this."""
 
 
 def render(error: ServiceError) -> Answer:
@@ -81,11 +90,19 @@ def renderer_of(target: bytes) -> ErrorRenderer:
     return other
 
 
+class _Server(uvicorn.Server):
+    loop: asyncio.AbstractEventLoop
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+
 @dataclass
 class Running:
     address: tuple[str, int]
     metrics: Metrics
-    server: uvicorn.Server
+    server: _Server
 
     @property
     def url(self) -> str:
@@ -104,8 +121,35 @@ class Running:
 
     def connect(self) -> socket.socket:
         connected = socket.create_connection(self.address)
-        connected.settimeout(10)
+        connected.settimeout(LONG)
         return connected
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """What clients do meanwhile reaches the server all at once."""
+        stands, may_go_on = threading.Event(), threading.Event()
+
+        def stand() -> None:
+            stands.set()
+            may_go_on.wait(LONG)
+
+        self.server.loop.call_soon_threadsafe(stand)
+        assert stands.wait(LONG)
+        try:
+            yield
+        finally:
+            may_go_on.set()
+
+    def connect_with(self, first: bytes) -> socket.socket:
+        """Connect, and have sent this before the server's clocks run."""
+        with self.standing_still():
+            connected = self.connect()
+            connected.sendall(first)
+        return connected
+
+    def get(self, path: str = "/ok") -> httpx.Response:
+        """Ask on a new connection."""
+        return httpx.get(f"{self.url}{path}", trust_env=False, timeout=LONG)
 
 
 async def echo(request: Request) -> Response:
@@ -119,13 +163,15 @@ async def refuse(request: Request, error: Exception) -> Response:
     return Response(answer.body, answer.status, {k.decode(): v.decode() for k, v in answer.headers})
 
 
-def application(metrics: Metrics) -> RequestContext:
-    gone.clear()
+def application(metrics: Metrics, bodies: OpenBodies) -> RequestContext:
+    for event in (begun, gone, may_answer):
+        event.clear()
 
     async def ok(_: Request) -> Response:
         return PlainTextResponse("ok")
 
     async def until_gone(request: Request) -> Response:
+        begun.set()
         while (await request.receive())["type"] != "http.disconnect":
             pass
         gone.set()
@@ -134,6 +180,11 @@ def application(metrics: Metrics) -> RequestContext:
     async def slow(_: Request) -> Response:
         await asyncio.sleep(3 * PATIENCE)
         return PlainTextResponse("slow")
+
+    async def held(_: Request) -> Response:
+        begun.set()
+        await asyncio.to_thread(may_answer.wait, LONG)
+        return PlainTextResponse("held")
 
     async def large(_: Request) -> Response:
         return PlainTextResponse("x" * 20_000_000)
@@ -146,44 +197,64 @@ def application(metrics: Metrics) -> RequestContext:
             Route("/ok", ok),
             Route("/until_gone", until_gone),
             Route("/slow", slow),
+            Route("/held", held),
             Route("/large", large),
             Route("/echo", echo, methods=["POST"]),
             Route("/early", early, methods=["POST"]),
         ],
         exception_handlers={ServiceError: refuse},
     )
-    return RequestContext(
-        app, front="test", render=render, metrics=metrics, bodies=OpenBodies(pause=PATIENCE, total=4 * PATIENCE)
-    )
+    return RequestContext(app, front="test", render=render, metrics=metrics, bodies=bodies)
 
 
 @contextlib.contextmanager
-def serving(*, options: dict[str, Any] | None = None, **limits: Any) -> Iterator[Running]:
-    """Serve in a thread; `limits` in place of those of `LIMITS`, and options of uvicorn."""
+def serving(
+    *,
+    options: dict[str, Any] | None = None,
+    bodies: OpenBodies | None = None,
+    refusal_seconds: float = LONG,
+    **limits: Any,
+) -> Iterator[Running]:
+    """Serve in a thread.
+
+    Args:
+        options: of uvicorn.
+        bodies: how long they may take.
+        refusal_seconds: how long connections beyond the limit wait for a request that is refused.
+        limits: in place of those of `LIMITS`.
+    """
     metrics = Metrics(CollectorRegistry())
     protocol = guarded_protocol(ConnectionLimits(**(LIMITS | limits)), metrics, renderer_of=renderer_of)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
-            application(metrics),
+            application(metrics, bodies or OpenBodies(pause=LONG, total=LONG)),
             http=protocol,
             ws="none",
             log_config=None,
             access_log=False,
-            **({"timeout_graceful_shutdown": 2} | (options or {})),
+            **({"timeout_graceful_shutdown": 2, "timeout_keep_alive": LONG} | (options or {})),
         )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        wait_for(lambda: server.started)
-        yield Running(listener.getsockname(), metrics, server)
+        with mock.patch.object(guard, "_REFUSAL_SECONDS", refusal_seconds):
+            wait_for(lambda: server.started)
+            yield Running(listener.getsockname(), metrics, server)
     finally:
+        may_answer.set()
         server.should_exit = True
         thread.join()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+def hasty(**limits: Any) -> contextlib.AbstractContextManager[Running]:
+    """Serve without patience; `limits` as those of `serving`."""
+    given = dict.fromkeys(("header_timeout", "write_timeout", "linger_pause"), PATIENCE) | limits
+    return serving(options={"timeout_keep_alive": 5}, bodies=OpenBodies(pause=PATIENCE, total=4 * PATIENCE), **given)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = LONG) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"nothing happened for {seconds} seconds"
@@ -192,11 +263,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
 
 def everything(connected: socket.socket) -> bytes:
     """What comes until the server closes the connection."""
-    received = b""
+    received = []
     with contextlib.suppress(ConnectionResetError):
         while chunk := connected.recv(65536):
-            received += chunk
-    return received
+            received.append(chunk)
+    return b"".join(received)
 
 
 def answer(connected: socket.socket) -> bytes:

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
 import trustme
 
+from condconv_serve.http import guard, lingering
 from condconv_serve.http.limits import REFUSED_AT_ONCE
 from tests.unit.http.guarded import (
     GET,
+    LONG,
     PATIENCE,
     Running,
     answer,
@@ -52,7 +53,7 @@ def send_all(connected: socket.socket, *, chunked: bool = False) -> None:
         time.sleep(0.001)
 
 
-def flood(connected: socket.socket, seconds: float = 10) -> int:
+def flood(connected: socket.socket, seconds: float = LONG) -> int:
     """Send without end until the connection is closed; how many bytes that were."""
     sent, end = 0, time.monotonic() + seconds
     with contextlib.suppress(ConnectionError):
@@ -64,8 +65,9 @@ def flood(connected: socket.socket, seconds: float = 10) -> int:
 
 def trickle(connected: socket.socket, pause: float) -> float:
     """Send a byte now and then until the connection is closed; when that was."""
+    end = time.monotonic() + LONG
     with contextlib.suppress(ConnectionError):
-        while True:
+        while time.monotonic() < end:
             connected.sendall(b"x")
             time.sleep(pause)
     return time.monotonic()
@@ -90,7 +92,7 @@ def test_an_answer_reaches_a_client_that_reads_it_only_after_a_large_body(
 
 @pytest.mark.parametrize("body", [b"", PIECE])
 def test_a_client_that_waits_for_the_end_of_the_answer_sees_it_at_once(body: bytes) -> None:
-    with serving(linger_pause=60.0) as running, running.connect() as connected:
+    with serving() as running, running.connect() as connected:
         connected.sendall(head("/early", LENGTH, CLOSE) + body)
         assert everything(connected).endswith(b"early")
         wait_for(lambda: running.lingering() == 1)
@@ -111,16 +113,18 @@ def test_tls_has_no_half_closed_connections(tmp_path: Path) -> None:
         connected.sendall(head("/early", LENGTH, CLOSE))
         send_all(connected)
         assert answer(connected).endswith(b"early")
-        assert everything(connected) == b"", "closed after a pause"
+        running.server.should_exit = True
+        assert everything(connected) == b"", "closed after a pause, of which there is less at the end"
 
 
 @pytest.mark.parametrize("lines", [LENGTH, LENGTH + CLOSE])
-def test_a_client_that_sends_nothing_more_is_left(running: Running, lines: str) -> None:
-    with running.connect() as connected:
+def test_a_client_that_sends_nothing_more_is_left(lines: str) -> None:
+    with serving(linger_pause=PATIENCE) as running, running.connect() as connected:
+        started = time.monotonic()
         connected.sendall(head("/early", lines) + PIECE)
         assert answer(connected).endswith(b"early")
-        wait_for(lambda: running.lingering() == 1)
         wait_for(lambda: running.connections() == 0)
+        assert time.monotonic() - started > PATIENCE * 0.9
         wait_for(lambda: running.lingering() == 0)
         assert everything(connected) == b""
 
@@ -142,16 +146,7 @@ def test_a_client_that_sends_for_too_long_is_cut_off(lines: str) -> None:
         started = time.monotonic()
         connected.sendall(head("/early", lines))
         assert answer(connected).endswith(b"early")
-        assert PATIENCE < trickle(connected, PATIENCE / 8) - started < 15
-
-
-def test_a_client_that_sends_slowly_is_waited_for(running: Running) -> None:
-    with running.connect() as connected:
-        connected.sendall(head("/early", LENGTH, CLOSE))
-        for _ in range(6):
-            connected.sendall(b"x")
-            time.sleep(PATIENCE / 4)
-        assert answer(connected).endswith(b"early")
+        assert PATIENCE < trickle(connected, PATIENCE / 8) - started < LONG / 2
 
 
 @pytest.mark.parametrize("rest", [b"nonsense\r\n", b"1;" + b"x" * 100_000, b"0\r\n" + b"x: y\r\n" * 20_000])
@@ -186,7 +181,7 @@ def test_a_client_that_resets_the_connection(running: Running) -> None:
 
 
 def test_lingering_connections_make_room_the_longest_first() -> None:
-    with serving(max_connections=3, linger_pause=60.0) as running, contextlib.ExitStack() as stack:
+    with serving(max_connections=3) as running, contextlib.ExitStack() as stack:
         early, late, kept = (stack.enter_context(running.connect()) for _ in range(3))
         for connected, lines in ((early, CLOSE), (late, CLOSE), (kept, "")):
             connected.sendall(head("/early", LENGTH, lines))
@@ -199,11 +194,11 @@ def test_lingering_connections_make_room_the_longest_first() -> None:
             assert answer(other).endswith(b"ok")
         kept.sendall(bytes(SIZE) + GET)
         assert answer(kept).endswith(b"ok"), "the last one was not needed"
-        assert httpx.get(f"{running.url}/ok", trust_env=False).status_code == 200, "idle ones come first"
+        assert running.get().status_code == 200, "idle ones come first"
 
 
 def test_an_answer_of_a_lingering_connection_may_be_read_slowly() -> None:
-    with serving(linger_pause=PATIENCE / 2, write_timeout=30.0) as running, running.connect() as connected:
+    with serving(linger_pause=PATIENCE / 2) as running, running.connect() as connected:
         connected.sendall(head("/large", LENGTH, CLOSE, method="GET"))
         time.sleep(2 * PATIENCE)
         received = everything(connected)
@@ -211,7 +206,7 @@ def test_an_answer_of_a_lingering_connection_may_be_read_slowly() -> None:
 
 
 def test_a_connection_beyond_the_limit_gets_its_answer_after_a_large_body() -> None:
-    with serving(max_connections=1, header_timeout=30.0) as running, running.connect():
+    with serving(max_connections=1) as running, running.connect():
         wait_for(lambda: running.connections() == 1)
         with running.connect() as connected:
             connected.sendall(head("/echo", LENGTH, CLOSE))
@@ -220,10 +215,7 @@ def test_a_connection_beyond_the_limit_gets_its_answer_after_a_large_body() -> N
 
 
 def test_refused_connections_make_room_for_each_other() -> None:
-    with (
-        serving(max_connections=1, header_timeout=30.0, linger_pause=60.0) as running,
-        contextlib.ExitStack() as stack,
-    ):
+    with serving(max_connections=1) as running, contextlib.ExitStack() as stack:
         stack.enter_context(running.connect())
         wait_for(lambda: running.connections() == 1)
         for _ in range(REFUSED_AT_ONCE + 10):
@@ -262,26 +254,29 @@ def test_http_1_0_knows_no_100(running: Running) -> None:
 
 def test_the_end_of_the_server_does_not_wait_for_silent_clients(caplog: pytest.LogCaptureFixture) -> None:
     with contextlib.ExitStack() as stack:
-        with serving(options={"timeout_graceful_shutdown": 30}, linger_pause=60.0, linger_timeout=60.0) as running:
+        with serving(options={"timeout_graceful_shutdown": LONG}) as running:
             for lines in (CLOSE, ""):
                 connected = stack.enter_context(running.connect())
                 connected.sendall(head("/early", LENGTH, lines))
                 assert answer(connected).endswith(b"early")
             started = time.monotonic()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < LONG / 2
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_the_end_of_the_server_waits_for_those_that_send_but_only_while_there_is_time(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # More time than in earnest: no pause of one that sends is too long, and none is left for uvicorn to cut off.
+    monkeypatch.setattr(lingering, "_LAST_PAUSE", LONG)
+    monkeypatch.setattr(guard, "LAST_CALL_SECONDS", LONG - 3)
     with contextlib.ExitStack() as stack:
-        with serving(options={"timeout_graceful_shutdown": 3}) as running:
+        with serving(options={"timeout_graceful_shutdown": LONG}) as running:
             connected = stack.enter_context(running.connect())
             connected.sendall(head("/early", LENGTH, CLOSE))
             assert answer(connected).endswith(b"early")
             pool = stack.enter_context(ThreadPoolExecutor(1))
             sending = pool.submit(trickle, connected, PATIENCE / 8)
             started = time.monotonic()
-        assert 2 < sending.result() - started < 10
+        assert 2 < sending.result() - started < LONG / 2
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
