@@ -39,7 +39,8 @@ RowBatcher = Batcher[ServedModel, Row, Tensors]
 class InferencePlane:
     """Rows in, named tensors out: the same for every front and every task.
 
-    All that is counted about rows is counted here, wherever the fronts are.
+    All that is counted about rows is counted here, wherever the fronts are. Rows that never come here are counted by
+    whoever could not send them.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError
-from ray.serve.handle import DeploymentHandle
+from ray.serve.handle import DeploymentHandle, DeploymentResponse
 from starlette.types import ASGIApp
 
 from condconv_serve.cluster.ray.actor import SharedActor
@@ -91,7 +91,7 @@ class IngressWithFronts:
         """Wire the parts together."""
         _prepare_process(settings)
         calm_garbage_collection()
-        calls = Calls(models, lost=_LOST)
+        calls = Calls(models, lost=_LOST, unassigned=_unassigned)
         self._ingress = Ingress(settings, send=calls, ask=calls, shared=SharedClient(SharedActor(shared)))
         export = RayExport(self._ingress.metrics.registry, replica=serve.get_replica_context().replica_tag)
         self._exporting = asyncio.create_task(export.keep_copying())
@@ -99,6 +99,15 @@ class IngressWithFronts:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """The application; Ray Serve calls this."""
         return OneRequestId(self._ingress.app())
+
+
+def _unassigned(call: DeploymentResponse[Any]) -> bool:
+    """Whether a call was cancelled while Ray had no replica for it.
+
+    Ray has no public way to tell. Another release may differ: then all calls count as assigned.
+    """
+    assigning = getattr(call, "_replica_result_future", None)
+    return assigning is not None and assigning.cancelled()
 
 
 def _prepare_process(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from condconv_serve.application import create_application
 from condconv_serve.cluster.ray.control import Ask, ReplicaAblator, ReplicaVersions
 from condconv_serve.cluster.ray.mirror import ClusterState, Mirror
-from condconv_serve.cluster.ray.plane import ReplicaPlane, Send
+from condconv_serve.cluster.ray.plane import ENDINGS, ReplicaPlane, Send
 from condconv_serve.front_door import body_limits
 from condconv_serve.fronts.context import AppContext, RecentAnswers, RoutingFigures, Shadows, TallySource
 from condconv_serve.fronts.gatekeeper import Gatekeeper
@@ -87,7 +87,7 @@ class Ingress:
             self.models,
             send,
             max_rows=settings.max_queue_rows,
-            count_retry=lambda reason: self.metrics.replica_retries.labels(reason).inc(),
+            metrics=self.metrics,
         )
         self._context = AppContext(
             images=ImagePipeline(
@@ -160,6 +160,8 @@ class Ingress:
             if found is not None:
                 seen, state = found
                 self.models.update(state)
+                for name in state.served.models:
+                    self.metrics.rows.start(name, outcomes=ENDINGS, cached=())
                 if state.served.models:
                     self.readiness.loaded()
 

@@ -24,6 +24,7 @@ class Died(Exception):
 class Response:
     def __init__(self, outcome):
         self.cancelled = False
+        self.assigned = True
         self._outcome = outcome
 
     def __await__(self):
@@ -63,12 +64,16 @@ class Handle:
 
 def calls_of(outcome):
     handle = Handle(outcome)
-    return Calls(handle, lost=(Died,)), handle
+    return Calls(handle, lost=(Died,), unassigned=lambda call: call.cancelled and not call.assigned), handle
+
+
+def taken_back():
+    raise AssertionError("a replica has the rows")
 
 
 async def test_rows_go_to_a_replica_that_has_the_version():
     calls, handle = calls_of(RowsReply(replica="a"))
-    assert (await calls(REQUEST)).replica == "a"
+    assert (await calls(REQUEST, not_taken=taken_back)).replica == "a"
     assert handle.asked == [{"method_name": "infer", "multiplexed_model_id": "fake/2"}, (REQUEST,)]
 
 
@@ -76,7 +81,7 @@ async def test_rows_go_to_a_replica_that_has_the_version():
 async def test_a_call_that_ray_ends_is_lost(error):
     calls, handle = calls_of(error)
     with pytest.raises(ReplicaLost):
-        await calls(REQUEST)
+        await calls(REQUEST, not_taken=taken_back)
     assert not handle.response.cancelled
 
 
@@ -92,8 +97,17 @@ async def test_who_gives_up_takes_the_call_back():
     calls, handle = calls_of(None)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await calls(REQUEST)
+            await calls(REQUEST, not_taken=taken_back)
     assert handle.response.cancelled
+
+
+async def test_rows_are_told_to_be_back_if_ray_had_no_replica_for_them():
+    calls, handle = calls_of(None)
+    handle.response.assigned, back = False, []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await calls(REQUEST, not_taken=lambda: back.append(handle.response.cancelled))
+    assert back == [True]
 
 
 async def test_a_defect_is_raised():

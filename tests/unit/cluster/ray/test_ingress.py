@@ -53,12 +53,16 @@ def passed(value):
 
 
 class Cluster:
-    """Two replicas that take turns. `deaths` of the next answers are lost on the way."""
+    """Two replicas that take turns. `deaths` of the next answers are lost on the way.
+
+    While `assigns` is false requests wait for a replica.
+    """
 
     def __init__(self, settings):
         self.state = SharedState()
         self.reachable = True
         self.deaths = 0
+        self.assigns = True
         self.asked = []
         self.answered = Counter()
         self.replicas = [
@@ -78,7 +82,12 @@ class Cluster:
     async def _advertise(self, versions):
         pass
 
-    async def __call__(self, request):
+    async def __call__(self, request, *, not_taken):
+        if not self.assigns:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                not_taken()
         self._turn += 1
         self.asked.append(request)
         reply = passed(await self.replicas[self._turn % 2].infer(passed(request)))
@@ -236,6 +245,25 @@ async def test_an_image_that_cant_be_read_is_refused_here_and_counted_there(clus
         for replica in cluster.replicas
     ]
     assert sum(count or 0 for count in counts) == 1
+
+
+async def test_an_image_that_no_replica_took_in_time_is_counted_here(cluster):
+    await start(cluster)
+
+    def late():
+        counts = {"model": "fake", "outcome": "deadline_exceeded", "deadline": "caller"}
+        registries = [replica.service.metrics.registry for replica in cluster.replicas]
+        here, *there = (
+            found.get_sample_value("condconv_rows_total", counts)
+            for found in (cluster.ingress.metrics.registry, *registries)
+        )
+        return here, sum(there)
+
+    assert late() == (0, 0)  # so that the first one is an increase
+    cluster.assigns = False
+    answer = await cluster.http.post("/predict", params={"timeout_ms": 50}, content=picture(9))
+    assert (answer.status_code, answer.json()["slug"]) == (504, "deadline_exceeded")
+    assert late() == (1, 0)
 
 
 async def test_a_replica_whose_engine_is_broken_is_not_noticed_beside_another(cluster, monkeypatch):

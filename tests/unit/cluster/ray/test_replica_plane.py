@@ -6,9 +6,11 @@ import asyncio
 import math
 import pickle
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from condconv_serve.cluster.ray.messages import ReplicaLost, RowsReply
 from condconv_serve.cluster.ray.mirror import ClusterState, Mirror
@@ -35,7 +37,9 @@ from condconv_serve.inference.plane import made_source
 from condconv_serve.serving.served import Served
 from condconv_serve.store.default import Default
 from condconv_serve.telemetry.logs import request_logged_as
+from condconv_serve.telemetry.metrics import Metrics
 from tests.contract.fakes import served_model
+from tests.contract.until import until
 
 MODEL = served_model()
 ROW = np.full((32, 32, 3), 7, np.uint8)
@@ -47,20 +51,23 @@ def answer(row):
 
 
 class Replicas:
-    """What stands in `first` happens to the first tries; then everything is answered."""
+    """What stands in `first` happens to the first tries; then everything is answered, or with `take` false left."""
 
-    def __init__(self, *first, slow=0.0):
+    def __init__(self, *first, slow=0.0, take=True):
         self.asked = []
         self.cancelled = 0
         self._first = list(first)
         self._slow = slow
+        self._take = take
 
-    async def __call__(self, request):
+    async def __call__(self, request, *, not_taken):
         self.asked.append(request)
         try:
             await asyncio.sleep(self._slow)
         except asyncio.CancelledError:
             self.cancelled += 1
+            if not self._take:
+                not_taken()
             raise
         if self._first:
             happens = self._first.pop(0)
@@ -71,11 +78,24 @@ class Replicas:
         return RowsReply(replica="last", outcomes=found)
 
 
-def plane_of(send, *, replicas=2, max_rows=8, retried=None):
+def plane_of(send, *, replicas=2, max_rows=8, metrics=None):
     models = Mirror()
     served = Served(default=Default(name="fake", reason="a test's"), models={"fake": {"1": MODEL}})
     models.update(ClusterState(served=served, replicas=replicas))
-    return ReplicaPlane(models, send, max_rows=max_rows, count_retry=([] if retried is None else retried).append)
+    return ReplicaPlane(models, send, max_rows=max_rows, metrics=metrics or Metrics(CollectorRegistry()))
+
+
+def counted(metrics):
+    """How many rows had which outcome, and how many were let in."""
+    ended, accepted = Counter(), 0
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            if sample.name == "condconv_rows_total":
+                ended[sample.labels["outcome"], sample.labels["deadline"]] += int(sample.value)
+            elif sample.name == "condconv_rows_accepted_total":
+                accepted += int(sample.value)
+    assert accepted == ended.total()
+    return dict(ended)
 
 
 async def test_rows_are_answered_in_order_with_the_whole_time():
@@ -134,12 +154,13 @@ async def test_who_asks_and_how_long_goes_with_the_rows():
 
 
 async def test_rows_of_a_lost_replica_are_sent_to_another_as_the_same_request():
-    retried = []
+    metrics = Metrics(CollectorRegistry())
     replicas = Replicas(ReplicaLost("killed"), ReplicaLost("killed"))
-    (found,) = await plane_of(replicas, retried=retried).infer_each(MODEL, [made_source(MadeRow(ROW))])
+    (found,) = await plane_of(replicas, metrics=metrics).infer_each(MODEL, [made_source(MadeRow(ROW))])
     assert isinstance(found, RowAnswer)
     assert len({request.token for request in replicas.asked}) == 1
-    assert retried == ["replica_lost", "replica_lost"]
+    assert metrics.registry.get_sample_value("condconv_replica_retries_total", {"reason": "replica_lost"}) == 2
+    assert counted(metrics) == {}  # the replica has counted it
 
 
 @pytest.mark.parametrize(
@@ -186,7 +207,7 @@ async def test_the_deadline_ends_all_tries(monkeypatch):
 
 async def test_what_the_replica_says_of_late_rows_is_waited_for():
     class Late:
-        async def __call__(self, request):
+        async def __call__(self, request, *, not_taken):
             await asyncio.sleep(request.timeout + 0.02)
             late = DeadlineExceeded("The replica says so.")
             return RowsReply(replica="a", outcomes=(late, answer(request.rows[1])))
@@ -195,6 +216,86 @@ async def test_what_the_replica_says_of_late_rows_is_waited_for():
     first, second = await plane_of(Late()).infer_each(MODEL, rows, deadline=time.monotonic() + 0.05)
     assert str(first) == "The replica says so."
     assert isinstance(second, RowAnswer)
+
+
+DAMAGED = made_source(CorruptImage("It is damaged."))
+
+
+@pytest.mark.parametrize("by", ["caller", "service"])
+async def test_rows_that_miss_their_deadline_while_no_replica_has_them_are_counted_here(by):
+    metrics = Metrics(CollectorRegistry())
+    plane = plane_of(Replicas(*[ReplicaLost("killed")] * 100), metrics=metrics)
+    rows = [made_source(MadeRow(ROW)), DAMAGED, made_source(MadeRow(ROW))]
+    found = await plane.infer_each(MODEL, rows, deadline=Deadline(time.monotonic() + 0.1, by=by))
+    assert [row.slug for row in found] == ["deadline_exceeded", "corrupt_image", "deadline_exceeded"]
+    assert counted(metrics) == {("deadline_exceeded", by): 2, ("corrupt_image", ""): 1}
+    assert metrics.registry.get_sample_value("condconv_stage_seconds_count", {"stage": "total"}) == 2
+
+
+@pytest.mark.parametrize("taken", [False, True])
+async def test_a_late_row_counts_here_if_it_was_given_to_no_replica_and_else_there(monkeypatch, taken):
+    monkeypatch.setattr("condconv_serve.cluster.ray.plane.GRACE_SECONDS", 0.0)
+    metrics = Metrics(CollectorRegistry())
+    plane = plane_of(Replicas(slow=600, take=taken), metrics=metrics)
+    (found,) = await plane.infer_each(MODEL, [made_source(MadeRow(ROW))], deadline=time.monotonic() + 0.05)
+    assert isinstance(found, DeadlineExceeded)
+    assert counted(metrics) == ({} if taken else {("deadline_exceeded", "service"): 1})
+
+
+async def test_rows_whose_replicas_are_lost_for_too_long_are_counted_here(monkeypatch):
+    monkeypatch.setattr("condconv_serve.cluster.ray.retries.LONGEST_LOSS", 0.0)
+    metrics = Metrics(CollectorRegistry())
+    with pytest.raises(NotReady):
+        await plane_of(Replicas(ReplicaLost("killed")), metrics=metrics).infer_each(
+            MODEL, [made_source(MadeRow(ROW)), DAMAGED]
+        )
+    assert counted(metrics) == {("not_ready", ""): 1, ("corrupt_image", ""): 1}
+
+
+async def test_rows_that_are_refused_were_not_let_in(monkeypatch):
+    monkeypatch.setattr("condconv_serve.cluster.ray.retries.LONGEST_CHANGE", 0.0)
+    metrics = Metrics(CollectorRegistry())
+    for refusal, raised in ((QueueFull("full"), QueueFull), (VersionNotFound("loading"), ModelUnavailable)):
+        with pytest.raises(raised):
+            await plane_of(Replicas(refusal), replicas=1, metrics=metrics).infer_each(
+                MODEL, [made_source(MadeRow(ROW))]
+            )
+    with pytest.raises(QueueFull):
+        await plane_of(Replicas(), replicas=1, max_rows=1, metrics=metrics).infer_each(
+            MODEL, [made_source(MadeRow(ROW))] * 2
+        )
+    assert counted(metrics) == {}
+
+
+async def test_a_refusal_after_a_loss_is_no_end_here():
+    metrics = Metrics(CollectorRegistry())
+    plane = plane_of(Replicas(ReplicaLost("killed"), InferenceFailed("guilty")), metrics=metrics)
+    with pytest.raises(InferenceFailed):
+        await plane.infer_each(MODEL, [made_source(MadeRow(ROW))])
+    assert counted(metrics) == {}
+
+
+@pytest.mark.parametrize("where", ["decoding", "waiting", "taken"])
+async def test_rows_of_who_leaves_count_where_they_are(where):
+    async def forever():
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def made():
+        begun.set()
+        return MadeRow(ROW)
+
+    begun, metrics = asyncio.Event(), Metrics(CollectorRegistry())
+    replicas = Replicas(slow=600, take=where == "taken")
+    source = RowSource(forever if where == "decoding" else made)
+    asking = asyncio.create_task(plane_of(replicas, metrics=metrics).infer_each(MODEL, [source] * 2))
+    await begun.wait()
+    if where != "decoding":
+        await until(lambda: replicas.asked)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert counted(metrics) == ({} if where == "taken" else {("cancelled", ""): 2})
 
 
 async def test_who_leaves_takes_the_rows_along():
