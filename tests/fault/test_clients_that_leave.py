@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import socket
 import threading
@@ -14,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
+from condconv_serve.http.guard import LAST_CALL_SECONDS
 from condconv_serve.http.server import REPEAT_SECONDS
 from tests import pictures
 from tests.e2e.server import MODEL, Server, new_client, probabilities, sample_name, wait_for
@@ -107,7 +109,7 @@ def test_others_get_their_answers_among_clients_that_leave(server: Server, traff
             enough = len(answers) + i % 5
             wait_for(lambda enough=enough: len(answers) >= enough)  # type: ignore[misc]
             connected.close()
-    assert value(server, QUEUED) == 0
+    wait_for(lambda: value(server, QUEUED) == 0)
 
 
 def receive(connected: socket.socket) -> httpx.Response:
@@ -118,41 +120,63 @@ def receive(connected: socket.socket) -> httpx.Response:
         return httpx.Response(status, headers=headers, content=file.read(int(headers["content-length"])))
 
 
+def test_after_sigterm_it_serves_on_for_a_while(traffic: Traffic) -> None:
+    """Its load balancer needs that time; each answer tells its client to open the next connection elsewhere."""
+    with Server(drain_delay=HOURS, shutdown_timeout=HOURS, exit_code=128 + signal.SIGTERM) as server:
+        server.terminate()
+        wait_for(lambda: server.client.get("/readyz").status_code == 503)
+        wait_for(lambda: server.client.get("/livez").headers.get("connection") == "close")
+        assert server.client.get("/livez").status_code == 200
+        for number in range(8):
+            traffic.check(number, server.client.post(PATH, content=traffic.photos[number]))
+        assert not server.process_ended()
+        time.sleep(REPEAT_SECONDS)
+        server.send(signal.SIGTERM)
+        assert server.wait() == 128 + signal.SIGTERM
+
+
 def test_sigterm_under_load_loses_nothing_that_was_accepted(traffic: Traffic) -> None:
-    """Clients go on until they are refused a connection; every request that was sent must be answered, and rightly."""
+    """Clients go on until they are refused a connection; every request that was sent must be answered, and rightly.
+
+    A connection on which nothing comes at the end is closed soon, so those don't count that took longer to send.
+    """
     answers: list[tuple[int, httpx.Response]] = []
     lost: list[Exception] = []
     clients = 8
-    with Server(drain_delay=1.0) as server:
+    with Server(drain_delay=0.5) as server:
 
         def ask(number: int) -> None:
+            sent_after = math.inf
+
+            def note(event: str, _: object) -> None:
+                nonlocal sent_after
+                if event == "http11.send_request_body.complete":
+                    sent_after = time.monotonic() - started
+
             while True:
                 with new_client(server.url) as client:
                     try:
                         while True:
-                            response = client.post(PATH, content=traffic.photos[number])
+                            sent_after, started = math.inf, time.monotonic()
+                            response = client.post(PATH, content=traffic.photos[number], extensions={"trace": note})
                             answers.append((number, response))
                             if response.headers.get("connection") == "close":
                                 break
                     except httpx.ConnectError:
                         return  # it listens no longer
                     except httpx.HTTPError as error:
-                        lost.append(error)
+                        if sent_after < LAST_CALL_SECONDS:
+                            lost.append(error)
                         return
 
         with ThreadPoolExecutor(clients) as pool:
             futures = [pool.submit(ask, number) for number in range(clients)]
             wait_for(lambda: len(answers) > clients)
             server.terminate()
-            wait_for(lambda: server.client.get("/readyz").status_code == 503)
-            draining = server.client.get("/livez")
-            assert (draining.status_code, draining.headers["connection"]) == (200, "close")
             for future in futures:
                 future.result()
         assert server.stop() == 0
     assert not lost
-    told = [number for number, response in answers if response.headers.get("connection") == "close"]
-    assert len(told) > clients, "while it drained it still served"
     for number, response in answers:
         traffic.check(number, response)
 
@@ -177,8 +201,6 @@ def test_shutdown_answers_what_it_has_accepted(traffic: Traffic) -> None:
         for response in responses:
             assert np.abs(np.subtract(probabilities(response), traffic.expected[:images])).max() <= TOLERANCE
         assert server.stop() == 0
-        with pytest.raises(httpx.ConnectError), new_client(server.url) as late:
-            late.get("/livez")
 
 
 def test_a_second_signal_forces_the_end(traffic: Traffic) -> None:

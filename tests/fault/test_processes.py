@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
-import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,11 +14,22 @@ from pathlib import Path
 import httpx
 import pytest
 
+from condconv_serve.http.server import REPEAT_SECONDS
 from tests import pictures
-from tests.e2e.server import Server, assert_problem, command, environment, new_client, sample_name, wait_for
+from tests.e2e.server import (
+    PATIENCE,
+    Server,
+    assert_problem,
+    command,
+    environment,
+    new_client,
+    sample_name,
+    wait_for,
+)
 
 IMAGE = pictures.jpeg(pictures.photo("coffee", (64, 64)))
 FRONTS = 2
+PROCESSES = {"engine", "front1", "front2"}
 pytestmark = pytest.mark.one_process("its servers have workers in any run")
 
 
@@ -24,6 +37,7 @@ pytestmark = pytest.mark.one_process("its servers have workers in any run")
 def shared() -> Iterator[Server]:
     """A server whose processes are back after each test."""
     with Server(workers=FRONTS) as running:
+        wait_until_all_run(running)
         yield running
 
 
@@ -31,14 +45,30 @@ def shared() -> Iterator[Server]:
 def server(shared: Server) -> Iterator[Server]:
     yield shared
     shared.fault()
-    wait_for(lambda: len(shared.children()) == FRONTS + 1 and shared.is_ready())
+    wait_until_all_run(shared)
+
+
+def wait_until_all_run(server: Server) -> None:
+    """A process has its name once signals that are sent to all do nothing to it."""
+    wait_for(lambda: server.children().keys() == PROCESSES and server.is_ready())
 
 
 def kill(server: Server, name: str) -> Callable[[], bool]:
-    """Kill a child; what is returned says whether another one has taken its place."""
+    """Kill a child, and wait until it has ended; what is returned says whether another one has taken its place."""
     before = server.children()[name]
     os.kill(before, signal.SIGKILL)
+    wait_for(lambda: not _lives(before))
     return lambda: server.children().get(name, before) != before
+
+
+def wait_for_rows(server: Server, count: int) -> None:
+    """Wait until so many rows are at the engine process, which holds them."""
+
+    def there() -> float:
+        metrics = server.metrics()
+        return metrics.get("condconv_rows_in_flight", 0.0) + metrics.get("condconv_queue_rows", 0.0)
+
+    wait_for(lambda: there() == count)
 
 
 def predict(client: httpx.Client) -> httpx.Response:
@@ -47,7 +77,7 @@ def predict(client: httpx.Client) -> httpx.Response:
 
 def new(server: Server) -> httpx.Client:
     """A client with a connection of its own for each request, so that any front may get it."""
-    return httpx.Client(base_url=server.url, timeout=30, headers={"Connection": "close"}, trust_env=False)
+    return httpx.Client(base_url=server.url, timeout=PATIENCE, headers={"Connection": "close"}, trust_env=False)
 
 
 def test_one_limit_of_connections_holds_for_all_fronts() -> None:
@@ -55,7 +85,7 @@ def test_one_limit_of_connections_holds_for_all_fronts() -> None:
         clients = [new_client(server.url) for _ in range(12)]
         with server.holding():
             asked = [pool.submit(predict, client) for client in clients]
-            wait_for(lambda: sum(future.done() for future in asked) >= 6, 60)
+            wait_for(lambda: sum(future.done() for future in asked) >= 6)
         answers = [future.result() for future in asked if not future.exception()]  # who asks late is only cut off
         for client in clients:
             client.close()
@@ -66,7 +96,7 @@ def test_one_limit_of_connections_holds_for_all_fronts() -> None:
 
 
 def test_each_process_has_a_name(server: Server) -> None:
-    assert server.children().keys() == {"engine", "front1", "front2"}
+    assert server.children().keys() == PROCESSES
 
 
 def test_a_killed_front_is_replaced_and_the_others_answer_meanwhile(server: Server) -> None:
@@ -77,7 +107,8 @@ def test_a_killed_front_is_replaced_and_the_others_answer_meanwhile(server: Serv
         while not is_back():
             answers.append(predict(client).status_code)
         assert set(answers) <= {200}
-        assert {predict(client).status_code for _ in range(10)} == {200}
+        # The new one may listen before it has heard from the engine process.
+        wait_for(lambda: {predict(client).status_code for _ in range(10)} == {200})
         assert restarts(server) == before | {"front": before["front"] + 1}
     wait_for(lambda: "front 1 (process" in server.log and "has ended by SIGKILL" in server.log)
 
@@ -92,8 +123,7 @@ def test_a_killed_front_loses_only_what_it_was_answering(server: Server) -> None
     with ThreadPoolExecutor(8) as pool, server.holding():
         clients = [new_client(server.url) for _ in range(8)]
         asked = [pool.submit(predict, client) for client in clients]
-        wait_for(lambda: "condconv_queue_rows" in server.client.get("/metrics").text)
-        wait_for(lambda: _connections(server, "front1") + _connections(server, "front2") >= 8)
+        wait_for_rows(server, 8)
         others = _connections(server, "front2")
         kill(server, "front1")
         server.fault()
@@ -111,7 +141,11 @@ def _connections(server: Server, name: str) -> int:
         fields = line.split()
         if int(fields[1].split(":")[1], 16) == server.address[1] and fields[3] == "01":
             inodes.add(fields[9])
-    return sum(os.readlink(link)[8:-1] in inodes for link in Path(f"/proc/{process}/fd").iterdir())
+    found = 0
+    for link in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just been closed
+            found += os.readlink(link)[8:-1] in inodes
+    return found
 
 
 def test_without_an_engine_fronts_say_when_to_come_again(server: Server) -> None:
@@ -126,28 +160,21 @@ def test_without_an_engine_fronts_say_when_to_come_again(server: Server) -> None
         assert client.get("/v2/health/ready").status_code != 200
         server.fault()
         wait_for(is_back)
-        wait_for(lambda: client.get("/readyz").status_code == 200)
-        assert predict(client).status_code == 200
+        wait_for(lambda: predict(client).status_code == 200)
 
 
 def test_requests_that_an_engine_takes_along_can_be_sent_again(server: Server) -> None:
-    with ThreadPoolExecutor(4) as pool:
+    with new_client(server.url) as client, ThreadPoolExecutor(1) as pool:
         with server.holding():
-            asked = [pool.submit(lambda: predict(server.client)) for _ in range(1)]
-            before = predict_count(server)
-            wait_for(lambda: predict_count(server) >= before)
-            threading.Event().wait(0.3)
+            asked = pool.submit(predict, client)
+            wait_for_rows(server, 1)
             kill(server, "engine")
-            for future in asked:
-                response = future.result()
-                assert_problem(response, 503, "not_ready")
-                assert float(response.headers["retry-after"]) > 0
-        wait_for(server.is_ready)
-        assert predict(server.client).status_code == 200
-
-
-def predict_count(server: Server) -> int:
-    return len(server.children())
+            response = asked.result()
+        assert_problem(response, 503, "not_ready")
+        assert float(response.headers["retry-after"]) > 0
+        # On the same connection, so of the front that has noticed.
+        wait_for(lambda: client.get("/readyz").status_code == 200)
+        assert predict(client).status_code == 200
 
 
 def test_an_engine_that_hangs_makes_nobody_wait_for_ever(server: Server) -> None:
@@ -155,15 +182,15 @@ def test_an_engine_that_hangs_makes_nobody_wait_for_ever(server: Server) -> None
     with new(server) as client, ThreadPoolExecutor(1) as pool:
         os.kill(engine, signal.SIGSTOP)
         try:
+            wait_for(lambda: _state(engine) == "T")
             asked = pool.submit(predict, server.client)
-            assert_problem(asked.result(60), 503, "not_ready")
-            wait_for(lambda: client.get("/readyz").status_code == 503, 60)
+            assert_problem(asked.result(PATIENCE), 503, "not_ready")
+            wait_for(lambda: client.get("/readyz").status_code == 503)
             assert_problem(predict(client), 503, "not_ready", "doesn't answer")
             assert client.get("/livez").status_code == 200
         finally:
             os.kill(engine, signal.SIGCONT)
-        wait_for(lambda: client.get("/readyz").status_code == 200)
-        assert predict(client).status_code == 200
+        wait_for(lambda: predict(client).status_code == 200)
 
 
 def test_all_is_answered_and_ends_in_order() -> None:
@@ -171,7 +198,7 @@ def test_all_is_answered_and_ends_in_order() -> None:
         clients = [new_client(server.url) for _ in range(8)]
         with ThreadPoolExecutor(8) as pool, server.holding():
             asked = [pool.submit(predict, client) for client in clients]
-            threading.Event().wait(0.5)
+            wait_for_rows(server, 8)
             before = server.children()
             server.terminate()
             wait_for(server.refuses_connections)
@@ -192,23 +219,24 @@ def test_nobody_outlives_a_parent_that_was_killed(fault: str) -> None:
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(predict, server.client)
             os.kill(server.process_id, signal.SIGKILL)
-            wait_for(lambda: not any(_lives(process) for process in before.values()), 10)
+            wait_for(lambda: not any(_lives(process) for process in before.values()))
             asked.exception()
 
 
 def test_a_process_manager_may_send_signals_to_all_of_them() -> None:
     """As systemd does it by default: each process of the service gets the signal, in any order."""
     with Server(workers=FRONTS) as server:
-        for process in server.children().values():
+        wait_until_all_run(server)
+        before = server.children()
+        for process in before.values():
             os.kill(process, signal.SIGUSR1)
         clients = [new_client(server.url) for _ in range(4)]
-        before = server.children()
         with ThreadPoolExecutor(4) as pool, server.holding():
             asked = [pool.submit(predict, client) for client in clients]
-            threading.Event().wait(0.5)
+            wait_for_rows(server, 4)
             for process in before.values():
                 os.kill(process, signal.SIGTERM)
-            threading.Event().wait(1.1)  # on a busy machine the supervisor is slow to pass it on
+            time.sleep(REPEAT_SECONDS)  # on a busy machine the supervisor is slow to pass it on
             server.terminate()
             wait_for(server.refuses_connections)
             server.fault()
@@ -219,26 +247,33 @@ def test_a_process_manager_may_send_signals_to_all_of_them() -> None:
         assert "the engine process (process" not in server.log, "it ends after the fronts"
 
 
-def _lives(process: int) -> bool:
+def _state(process: int) -> str:
+    """The letter that the system has for a process's state; none if there is no such process."""
     try:
-        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+        found = re.search(r"^State:\t(\w)", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
     except OSError:
-        return False
+        return ""
+    return found[1] if found else ""
+
+
+def _lives(process: int) -> bool:
+    return _state(process) not in ("", "Z", "X")
 
 
 def test_a_second_signal_ends_all_at_once() -> None:
     with Server(workers=FRONTS, exit_code=128 + signal.SIGTERM) as server:
         server.fault("hold rows")
         before = server.children()
-        with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(predict, server.client)
-            threading.Event().wait(0.3)
+        with new_client(server.url) as client, ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(predict, client)
+            wait_for_rows(server, 1)
             server.terminate()
-            threading.Event().wait(1.1)
+            wait_for(server.refuses_connections)
+            time.sleep(REPEAT_SECONDS)
             server.tell(signal.SIGTERM)
             assert server.wait() == 128 + signal.SIGTERM
             asked.exception()
-        wait_for(lambda: not any(_lives(process) for process in before.values()), 10)
+        wait_for(lambda: not any(_lives(process) for process in before.values()))
 
 
 @pytest.mark.slow
@@ -250,7 +285,7 @@ def test_the_real_command_starts_processes_and_says_what_is_wrong(tmp_path: Path
         env=environment(model_store=tmp_path / "none"),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert ended.returncode == 1, ended.stderr
