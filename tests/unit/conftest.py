@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+
+from tests.contract.virtual_time import virtual_time
 
 
 @pytest.fixture(scope="module")
@@ -16,3 +18,10 @@ def narrow_family() -> Iterator[None]:
     register(FAMILY)
     yield
     unregister(FAMILY)
+
+
+@pytest.fixture
+async def _virtual_time() -> AsyncIterator[None]:
+    """See `virtual_time`; for tests that are coroutines."""
+    with virtual_time():
+        yield

@@ -28,6 +28,7 @@ from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tally import Tallies
 from tests.contract.fakes import FakeModels, served_model
 from tests.contract.until import until
+from tests.contract.virtual_time import virtual_time
 
 MODEL = served_model()
 MINE = CacheUse(scope="mine")
@@ -116,8 +117,9 @@ async def running(**options: int) -> AsyncIterator[Subject]:
 
 @pytest.fixture
 async def subject() -> AsyncIterator[Subject]:
-    async with running() as subject:
-        yield subject
+    with virtual_time():
+        async with running() as subject:
+            yield subject
 
 
 def values(rows: Sequence[RowAnswer | ServiceError]) -> list[Any]:

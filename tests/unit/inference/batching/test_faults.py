@@ -18,6 +18,8 @@ from condconv_serve.inference.batching import Priority
 from condconv_serve.inference.batching.health import MAX_FAILURES
 from tests.unit.inference.batching.rows import Engine, batching, send, settle, start
 
+pytestmark = pytest.mark.usefixtures("_virtual_time")
+
 
 class Paced:
     """Takes a given time per batch and answers ten times the row."""

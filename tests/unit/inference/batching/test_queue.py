@@ -12,6 +12,7 @@ from condconv_serve.inference.batching.key_queue import QueuedRow
 from condconv_serve.inference.batching.queue import RowQueue
 from tests.unit.inference.batching.rows import settle
 
+pytestmark = pytest.mark.usefixtures("_virtual_time")
 HIGH, NORMAL, LOW = Priority
 
 
@@ -261,7 +262,7 @@ async def test_the_urgent_come_first_and_in_order():
 
 async def test_waiting_makes_up_for_priority():
     queue = RowQueue(max_rows=100, ageing=5)
-    put_at(queue, "old low", priority=LOW, ago=11)
+    put_at(queue, "old low", priority=LOW, ago=11.5)
     put_at(queue, "older normal", priority=NORMAL, ago=7)
     put_at(queue, "high", priority=HIGH, ago=1)
     put_at(queue, "normal", priority=NORMAL)

@@ -12,7 +12,9 @@ from condconv_serve.errors import DeadlineExceeded, InferenceFailed, QueueFull, 
 from condconv_serve.inference.batching import Priority
 from tests.unit.inference.batching.rows import Engine, batching, settle
 
-SECONDS = st.sampled_from([math.inf, math.inf, 60.0, 0.001])
+LONG = 3600.0
+"""Seconds that no run takes, however slow the machine is."""
+SECONDS = st.sampled_from([math.inf, math.inf, LONG, 0.001])
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("send"), st.integers(1, 6), st.sampled_from("ab"), st.sampled_from(Priority), SECONDS),
@@ -71,9 +73,8 @@ async def play(steps, guilty, streams, max_batch_size, max_queue_rows):
             rows.update(zip(mine, tasks, strict=True))
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async with batching(
-        engine, streams=streams, max_batch_size=max_batch_size, max_queue_rows=max_queue_rows
-    ) as batcher:
+    limits = {"streams": streams, "max_batch_size": max_batch_size, "max_queue_rows": max_queue_rows}
+    async with batching(engine, priority_ageing=LONG, **limits) as batcher:
         for action, number, *details in steps:
             waiting = batcher.read("condconv_queue_rows")
             if action == "send":
