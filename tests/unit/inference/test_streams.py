@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 from condconv_serve.errors import EngineStalled
 from condconv_serve.inference.streams import StreamPool
 from condconv_serve.telemetry.metrics import Metrics
+from tests.contract.virtual_time import let_pass
 
 
 async def test_each_stream_has_its_number_and_they_run_side_by_side():
@@ -30,16 +31,21 @@ async def test_errors_are_passed_on_and_the_stream_lives():
         assert await pool.run(lambda stream: stream) == 0
 
 
-async def test_hanging_stream_is_reported_and_replaced():
-    metrics, leave, ended = Metrics(CollectorRegistry()), threading.Event(), threading.Event()
+async def test_hanging_stream_is_reported_and_replaced(monkeypatch):
+    metrics = Metrics(CollectorRegistry())
+    begun, leave, ended = threading.Event(), threading.Event(), threading.Event()
 
     def hang(stream):
-        leave.wait(20)
+        begun.set()
+        leave.wait(60)
         ended.set()
 
-    with StreamPool(1, stall_timeout=0.5, metrics=metrics) as pool:
+    with StreamPool(1, stall_timeout=60, metrics=metrics) as pool:
+        hanging = asyncio.create_task(pool.run(hang))
+        assert await asyncio.to_thread(begun.wait, 20)
+        let_pass(60, monkeypatch)
         with pytest.raises(EngineStalled):
-            await pool.run(hang)
+            await hanging
         assert metrics.registry.get_sample_value("condconv_stream_stalls_total") == 1
         assert await pool.run(lambda stream: stream) == 0
     leave.set()

@@ -22,6 +22,8 @@ from tests.contract.fakes import (
     model_info,
     served_model,
 )
+from tests.contract.until import until
+from tests.contract.virtual_time import let_pass
 
 PEAR, CLASSES = "pear", 6
 
@@ -55,8 +57,10 @@ class Callers:
     def __init__(self):
         self.idle = asyncio.Event()
         self.idle.set()
+        self.asked = 0
 
     async def until_idle(self):
+        self.asked += 1
         await self.idle.wait()
 
 
@@ -199,20 +203,21 @@ async def test_the_version_that_answered_gets_no_copy():
 
 async def test_copies_give_way_to_callers_and_are_bounded(monkeypatch):
     monkeypatch.setattr(traffic, "MAX_ROWS", 3)
-    monkeypatch.setattr(traffic, "WAIT_SECONDS", 0.2)
-    going = threading.Event()
-    place = Place(version(engine=engine(lambda t: going.wait(20) and t)))
+    monkeypatch.setattr(traffic, "WAIT_SECONDS", 60)
+    begun, going = threading.Event(), threading.Event()
+    place = Place(version(engine=engine(lambda t: (begun.set(), going.wait(60)) and t)), stall_timeout=3600)
     async with place.shadow:
         place.callers.saturated = True
         place.offer()
         place.callers.saturated = False
         for _ in range(5):
             place.offer()
+        assert await asyncio.to_thread(begun.wait, 20)
+        let_pass(60, monkeypatch)
         counts = await place.counts(6)
         assert dict(counts.outcomes) == {"busy": 1, "full": 2, "late": 3}
         assert place.shadow.busy
         going.set()
-        monkeypatch.setattr(traffic, "WAIT_SECONDS", 20)
         place.offer()
         counts = await place.counts(7)
         assert counts.compared == 1
@@ -236,15 +241,16 @@ async def test_no_copy_is_computed_while_callers_keep_the_streams_busy():
 
 
 async def test_copies_that_waited_for_callers_to_the_end_say_so(monkeypatch):
-    monkeypatch.setattr(traffic, "WAIT_SECONDS", 2)
+    monkeypatch.setattr(traffic, "WAIT_SECONDS", 60)
     place = Place(version())
     place.callers.idle.clear()
     async with place.shadow:
         for _ in range(6):
             place.offer()
+        await until(lambda: place.callers.asked)
+        let_pass(60, monkeypatch)
         assert dict((await place.counts(6)).outcomes) == {"busy": 6}
         place.callers.idle.set()
-        monkeypatch.setattr(traffic, "WAIT_SECONDS", 20)
         place.offer()
         assert (await place.counts(7)).compared == 1
 
@@ -265,11 +271,15 @@ async def test_a_version_that_fails_again_and_again_is_left_alone_until_it_is_an
         assert dict((await place.counts()).outcomes) == {"compared": 1}
 
 
-async def test_a_version_that_hangs_is_left_alone_and_holds_nobody_up():
-    leave = threading.Event()
-    place = Place(version(engine=engine(lambda t: leave.wait(20) and t)), version("3"), stall_timeout=0.2)
+async def test_a_version_that_hangs_is_left_alone_and_holds_nobody_up(monkeypatch):
+    monkeypatch.setattr(traffic, "WAIT_SECONDS", 3600)
+    begun, leave = threading.Event(), threading.Event()
+    hangs = engine(lambda t: (begun.set(), leave.wait(60)) and t)
+    place = Place(version(engine=hangs), version("3"), stall_timeout=60)
     async with place.shadow:
         place.offer()
+        assert await asyncio.to_thread(begun.wait, 20)
+        let_pass(60, monkeypatch)
         assert dict((await place.counts()).outcomes) == {"failed": 1}
         place.offer()
         assert dict((await place.counts(2)).outcomes) == {"failed": 1, "paused": 1}
@@ -292,7 +302,8 @@ async def test_nothing_is_computed_for_a_version_that_has_gone():
     assert sum(shape[0] * times for (shape, _), times in other.engine.calls.items()) == 1
 
 
-async def test_leaving_drops_what_waits():
+async def test_leaving_drops_what_waits(monkeypatch):
+    monkeypatch.setattr(traffic, "_SECONDS_TO_END", 60)
     begun, leave = threading.Event(), threading.Event()
     place = Place(version(engine=engine(lambda t: (begun.set(), leave.wait(20)) and t)))
     async with place.shadow:
