@@ -167,23 +167,26 @@ async def test_recent_requests_are_kept_for_their_owner():
 
 class Keeper:
     def __init__(self):
+        self.asked = 0
         self.batches = []
         self.broken = False
         self.go_on = asyncio.Event()
 
     async def __call__(self, batch):
+        self.asked += 1
         await self.go_on.wait()
         if self.broken:
             raise ConnectionError("gone")
         self.batches.append([one.token for one in batch])
 
 
-async def test_many_requests_are_handed_over_at_once():
+async def test_many_requests_are_handed_over_at_once(monkeypatch):
+    monkeypatch.setattr("condconv_serve.cluster.ray.figures.HAND_OVER_SECONDS", 600)
     keeper = Keeper()
     reporter = Reporter(keeper)
     found = rows(0, 1)
     first = asyncio.create_task(reporter.report(observed(found, "0")))
-    await asyncio.sleep(0.01)
+    await until(lambda: keeper.asked)
     others = [asyncio.create_task(reporter.report(observed(found, str(number)))) for number in range(1, 5)]
     await asyncio.sleep(0.01)
     assert not any(task.done() for task in (first, *others))  # no answer before it is counted
@@ -192,12 +195,13 @@ async def test_many_requests_are_handed_over_at_once():
     assert keeper.batches == [["0"], ["1", "2", "3", "4"]]
 
 
-async def test_answers_dont_wait_for_a_keeper_that_is_gone(caplog):
+async def test_answers_dont_wait_for_a_keeper_that_is_gone(monkeypatch, caplog):
+    monkeypatch.setattr("condconv_serve.cluster.ray.figures.HAND_OVER_SECONDS", 600)
     keeper = Keeper()
     keeper.go_on.set()
     keeper.broken = True
     reporter = Reporter(keeper)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(60):
         await reporter.report(observed(rows(0, 1), "lost"))
     keeper.broken = False
     await reporter.flush()

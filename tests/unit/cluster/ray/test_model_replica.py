@@ -58,7 +58,7 @@ async def replica(store, monkeypatch):
     await found.stop()
 
 
-def request(replica, *rows, model="fake", version="1", timeout=5.0):
+def request(replica, *rows, model="fake", version="1", timeout=60.0):
     return RowsRequest(
         token="t",
         model=model,

@@ -41,6 +41,8 @@ from condconv_serve.telemetry.metrics import Metrics
 from tests.contract.fakes import served_model
 from tests.contract.until import until
 
+pytestmark = pytest.mark.usefixtures("_virtual_time")
+
 MODEL = served_model()
 ROW = np.full((32, 32, 3), 7, np.uint8)
 TIMINGS = Timings(decode=0.0, queue=0.01, inference=0.02, total=0.03)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import subprocess
@@ -132,6 +133,7 @@ def test_an_arena_that_cannot_be_made_leaves_no_open_file(monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise OSError("no memory")
 
+    gc.collect()  # else it may close files of other tests meanwhile
     before = os.listdir("/proc/self/fd")
     for broken in ("os.ftruncate", "mmap.mmap"):
         monkeypatch.setattr(broken, fail)

@@ -138,8 +138,7 @@ async def test_a_front_that_hangs_takes_no_room_from_the_others(monkeypatch: pyt
                 await session.infer_each(number, sources, priority=Priority.LOW, deadline=deadline)
             assert [row.tensors for row in await pair.infer(1, 2)]
             go_on.set()
-            await asyncio.sleep(0.02)
-            assert [arena.free for arena in session._arenas] == [8]
+            await until(lambda: [arena.free for arena in session._arenas] == [8])
         other.close()
 
 
@@ -350,6 +349,7 @@ async def test_an_engine_process_that_hangs_is_not_ready_and_holds_nobody(monkey
             assert caught.value.retry_after
         assert isinstance(pair.engine.readiness.refusal(), NotReady)
         assert isinstance(pair.engine.readiness.unready(), NotReady)
+        monkeypatch.setattr(engine_session, "SILENT_SECONDS", 60)
         monkeypatch.setattr(hub, "BEAT_LOOKS", 1)
         await until(lambda: pair.engine.readiness.refusal() is None)
         pair.free.set()
@@ -371,7 +371,7 @@ async def test_readiness_follows_and_a_failed_row_never_comes_before_it() -> Non
 
 
 async def test_calls_return_raise_and_can_be_left() -> None:
-    left = asyncio.Event()
+    begun, left = asyncio.Event(), asyncio.Event()
 
     async def doubled(number: int) -> int:
         return 2 * number
@@ -386,6 +386,7 @@ async def test_calls_return_raise_and_can_be_left() -> None:
         raise KeyError("secret")
 
     async def endless() -> None:
+        begun.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -405,7 +406,7 @@ async def test_calls_return_raise_and_can_be_left() -> None:
                 await pair.engine.call(name)
             assert "secret" not in str(unexpected.value)
         call = asyncio.create_task(pair.engine.call("endless"))
-        await asyncio.sleep(0.01)
+        await begun.wait()
         call.cancel()
         await left.wait()
 

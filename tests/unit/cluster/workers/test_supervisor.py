@@ -17,7 +17,7 @@ import pytest
 
 from condconv_serve.cluster.workers import supervisor as supervising
 from condconv_serve.cluster.workers.link import Link
-from condconv_serve.cluster.workers.orders import Connect, Disconnected, StartEngine, StartFront, Stop
+from condconv_serve.cluster.workers.orders import Connect, Disconnected, LookAgain, StartEngine, StartFront, Stop
 from condconv_serve.cluster.workers.supervisor import Ports, Supervisor
 from condconv_serve.http.server import listen
 from condconv_serve.settings import Settings
@@ -144,16 +144,29 @@ async def test_a_front_that_has_lost_a_living_engine_is_connected_anew(tmp_path:
 async def test_a_front_is_connected_once_with_an_engine_that_was_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervising, "RECONNECT_PAUSE", 0.5)
+    loop, pause, after_pause = asyncio.get_running_loop(), 3600.0, list[Any]()
+    call_later = loop.call_later
+
+    def call_or_keep(delay: float, callback: Any, *arguments: Any) -> asyncio.TimerHandle:
+        if delay == pause:
+            after_pause.append(callback)
+        return call_later(delay, callback, *arguments)
+
+    monkeypatch.setattr(supervising, "RECONNECT_PAUSE", pause)
+    monkeypatch.setattr(loop, "call_later", call_or_keep)
     async with supervised(tmp_path, fronts=1) as children:
         (engine,), (front,) = children.of(StartEngine), children.of(StartFront)
         await until(lambda: engine.heard_of(Connect) == 1)
         front.link.send(Disconnected())
-        await asyncio.sleep(0.01)
+        await until(lambda: after_pause)
         engine.end(1)
         await until(lambda: children.count()["StartEngine"] == 2)
-        await asyncio.sleep(1)
-        assert children.of(StartEngine)[1].heard_of(Connect) == 1
+        (connect,) = after_pause
+        connect()
+        signal.raise_signal(signal.SIGHUP)  # tells both something, after all that they have been told before
+        new = children.of(StartEngine)[1]
+        await until(lambda: new.heard_of(LookAgain) == front.heard_of(LookAgain) == 1)
+        assert new.heard_of(Connect) == 1
         assert front.heard_of(Connect) == 2
 
 
