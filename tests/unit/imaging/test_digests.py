@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from hashlib import sha256
+from typing import Any
 
 import numpy as np
 import pytest
 
 from condconv_serve.domain import ImageSource, PixelSource, Placement
+from condconv_serve.imaging import digests
 from condconv_serve.imaging.digests import digests_of
 
 ROW = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
@@ -59,17 +63,19 @@ async def test_what_can_not_be_pixels_has_none() -> None:
     assert await digests_of([PixelSource(values), PixelSource(ROW.astype(np.float64))]) == [None, None]
 
 
-async def test_large_images_do_not_hold_up_the_event_loop() -> None:
-    turns = 0
+async def test_large_images_do_not_hold_up_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    turned = threading.Event()
 
-    async def count() -> None:
-        nonlocal turns
-        while True:
+    def hashed(*data: bytes) -> Any:
+        assert turned.wait(20), "the event loop waits, too"
+        return sha256(*data)
+
+    async def turn() -> None:
+        for _ in range(10):
             await asyncio.sleep(0)
-            turns += 1
+        turned.set()
 
-    counting = asyncio.create_task(count())
-    await asyncio.sleep(0)
-    await digests_of([ImageSource(bytes(30 * 10**6))])
-    counting.cancel()
-    assert turns > 10
+    monkeypatch.setattr(digests, "sha256", hashed)
+    turning = asyncio.create_task(turn())
+    assert await digests_of([ImageSource(bytes(10**6))])
+    await turning

@@ -32,6 +32,7 @@ from condconv_serve.results import ImageDetections, ImageFeatures, ImagePredicti
 from condconv_serve.settings import Settings
 from tests.contract.fake_server import load_fake
 from tests.contract.fakes import FunctionEngine
+from tests.e2e.server import wait_for
 from tests.e2e.tiny_models import write_colour_detector, write_fake
 from tests.pictures import jpeg, oriented, photo, png
 
@@ -443,8 +444,15 @@ class TestThreadsAndLoops:
         assert all(np.array_equal(routing_of(results), expected) for results in found)
 
     def test_images_are_computed_together(self, make_model):
-        waiting = threading.Event()
-        model = make_model(lambda: waiting.wait(0.02), max_batch_size=4)
+        first = []
+
+        def wait_for_others():
+            if first:
+                queue = first.pop()
+                wait_for(lambda: sum(map(len, queue._queues.values())) >= 4)
+
+        model = make_model(wait_for_others, max_batch_size=4)
+        first.append(model._service._service._batcher._queue)
         assert max(result.batch_size for result in model.predict([COFFEE] * 12)) == 4
 
     def test_two_models(self, make_model):
@@ -498,13 +506,17 @@ class TestEnd:
     def test_closed_while_somebody_waits(self, make_model):
         computing, go = threading.Event(), threading.Event()
         model = make_model()
-        slow = make_model(lambda: computing.set() or (threading.current_thread().name == "stream-0" and go.wait(5)))
+        slow = make_model(lambda: computing.set() or (threading.current_thread().name == "stream-0" and go.wait(60)))
         computing.clear()
-        with ThreadPoolExecutor(1) as threads:
+
+        def go_on_once_it_closes():
+            wait_for(slow._service._stop.is_set)
+            go.set()
+
+        with ThreadPoolExecutor(2) as threads:
             waiting = threads.submit(slow.predict, [COFFEE] * 5)
-            assert computing.wait(5)
-            closing = threading.Timer(0.01, go.set)
-            closing.start()
+            assert computing.wait(60)
+            threads.submit(go_on_once_it_closes)
             slow.close()
             with pytest.raises(RuntimeError, match="has been closed"):
                 waiting.result()
@@ -525,7 +537,7 @@ class TestEnd:
         del model
         gc.collect()
         assert gone() is None
-        assert engines[0].closed.wait(5)
+        assert engines[0].closed.wait(60)
 
     def test_nothing_is_said_at_the_end_of_a_process(self, bundle):
         program = f"""

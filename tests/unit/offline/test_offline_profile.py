@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -76,12 +77,15 @@ def test_rows_are_those_of_a_server(exact: bool, tmp_path: Path) -> None:
 def test_one_threads_end_is_that_of_all(stream: int, tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(encode(photo("cat", (80, 60)), "JPEG"))
     calls: list[int] = []
+    ended = threading.Event()
 
     def compute(rows: Row, its_stream: int) -> Tensors:
         calls.append(its_stream)
         if its_stream == stream:
+            ended.set()
             raise KeyboardInterrupt
-        time.sleep(0.01)
+        assert ended.wait(60)
+        time.sleep(0.05)
         return ShadeEngine()(rows)
 
     preprocessing = Preprocessing(transform="pillow", image_size=SIDE)
