@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import wait
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from types import TracebackType
 
 from condconv_serve.deadline import ending_at
@@ -111,7 +112,7 @@ class AblationQueue:
         try:
             async with ending_at(deadline):
                 return await asyncio.get_running_loop().run_in_executor(
-                    self._thread, self._compute, model, row, overrides, asked, gone
+                    self._thread, copy_context().run, self._compute, model, row, overrides, asked, gone
                 )
         finally:
             gone.set()

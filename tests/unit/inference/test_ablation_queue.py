@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from condconv_serve.domain import RoutingOverrides
+from condconv_serve.domain.facts import RequestFacts
+from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import AblationBusy, DeadlineExceeded, InferenceFailed, VersionNotFound
 from condconv_serve.inference.ablation_queue import AblationQueue
+from condconv_serve.telemetry.logs import current_request, request_logged_as
 from tests.contract.fakes import ShadeAblation, model_info, served_model
 
 ONE = RoutingOverrides(np.zeros((1, 2, 3), np.float32), np.zeros((1, 2), bool))
@@ -125,6 +128,21 @@ async def test_errors():
         with pytest.raises(VersionNotFound):
             await ablated(lane, B, ROW, ONE)
         await lane.check()
+
+
+async def test_its_thread_logs_with_the_ids_of_the_request():
+    seen = []
+
+    def load(*place):
+        seen.append(current_request())
+        return ShadeAblation()
+
+    facts = RequestFacts(request_id="mine", trace=TraceContext.following(None))
+    with queue(load) as lane:
+        with request_logged_as(facts):
+            await ablated(lane, A, ROW, ONE)
+        await ablated(lane, B, ROW, ONE)
+    assert seen == [facts, None]
 
 
 async def test_closing_ends_what_runs():
