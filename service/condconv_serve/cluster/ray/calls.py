@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from condconv_serve.cluster.ray.control import Asked
-from condconv_serve.cluster.ray.messages import ReplicaLost, RowsReply, RowsRequest
+from condconv_serve.cluster.ray.messages import Caller, ReplicaLost, RowsReply, RowsRequest
 from condconv_serve.errors import ServiceError
 
 
@@ -36,12 +36,13 @@ class Calls:
 
     async def one(self, method: Asked, *arguments: Any) -> Any:
         """See `condconv_serve.cluster.ray.control.Ask`."""
-        return await self._result(self._models.options(method_name="ask").remote(method, *arguments))
+        return await self._result(self._models.options(method_name="ask").remote(Caller.current(), method, *arguments))
 
     async def each(self, method: Asked, *arguments: Any) -> Sequence[Any]:
         """See `condconv_serve.cluster.ray.control.Ask`."""
         try:
-            answers = await self._models.broadcast("ask", method, *arguments).results_async(return_exceptions=True)
+            asked = self._models.broadcast("ask", Caller.current(), method, *arguments)
+            answers = await asked.results_async(return_exceptions=True)
         except self._lost:  # no replica is running
             return []
         lost = (*self._lost, asyncio.CancelledError)

@@ -25,7 +25,7 @@ from condconv_serve.cluster.ray.calls import Calls
 from condconv_serve.cluster.ray.control import Asked
 from condconv_serve.cluster.ray.exported import RayExport
 from condconv_serve.cluster.ray.fronts import Ingress
-from condconv_serve.cluster.ray.messages import RowsReply, RowsRequest
+from condconv_serve.cluster.ray.messages import Caller, RowsReply, RowsRequest
 from condconv_serve.cluster.ray.model import ModelReplica
 from condconv_serve.cluster.ray.request_ids import OneRequestId
 from condconv_serve.cluster.ray.scaling import ROWS
@@ -63,9 +63,9 @@ class Model:
         """Compute rows."""
         return await self._replica.infer(request)
 
-    async def ask(self, method: Asked, *arguments: Any) -> Any:
+    async def ask(self, caller: Caller | None, method: Asked, *arguments: Any) -> Any:
         """Call another method of the replica."""
-        return await getattr(self._replica, method)(*arguments)
+        return await self._replica.ask(caller, method, *arguments)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What `condconv_serve.cluster.ray.scaling.ByRows` gets."""

@@ -10,6 +10,26 @@ from condconv_serve.domain.facts import DeadlineBy
 from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import ServiceError
 from condconv_serve.inference.batching import Priority
+from condconv_serve.telemetry.logs import current_request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """The request that something is asked for, as log and trace name it.
+
+    Attributes:
+        request_id: its id.
+        trace: where it stands in a trace.
+    """
+
+    request_id: str
+    trace: TraceContext
+
+    @classmethod
+    def current(cls) -> Caller | None:
+        """The request that this task works for; None outside of requests."""
+        facts = current_request()
+        return None if facts is None else cls(request_id=facts.request_id, trace=facts.trace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +46,7 @@ class RowsRequest:
         deadline_by: whose limit that is.
         digests: those of the rows, see `RowSource`; none if there are no caches.
         cache: how it may use the replica's cache; not at all if None.
-        request_id: of the caller's request, for the log.
-        trace: where that request stands in a trace.
+        caller: whose rows they are; None outside of requests.
     """
 
     token: str
@@ -39,8 +58,7 @@ class RowsRequest:
     deadline_by: DeadlineBy
     digests: tuple[bytes | None, ...] = ()
     cache: CacheUse | None = None
-    request_id: str | None = None
-    trace: TraceContext | None = None
+    caller: Caller | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,15 +8,16 @@ import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from dataclasses import replace
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 from condconv_serve.bootstrap import Service
 from condconv_serve.cluster.engine_stub import EngineStub
+from condconv_serve.cluster.ray.control import Asked
 from condconv_serve.cluster.ray.figures import HandOver, Observed, Reporter
 from condconv_serve.cluster.ray.held import HeldModels
-from condconv_serve.cluster.ray.messages import RowsReply, RowsRequest
+from condconv_serve.cluster.ray.messages import Caller, RowsReply, RowsRequest
 from condconv_serve.cluster.ray.shared import ReplicaReport
 from condconv_serve.domain import Ablated, ModelInfo, RoutingOverrides, Row, RowAnswer, ServedModel
 from condconv_serve.domain.facts import Deadline, RequestFacts
@@ -145,6 +146,14 @@ class ModelReplica:
             facts.outcome = next((row.slug for row in found if isinstance(row, ServiceError)), "answered")
         return RowsReply(replica=self._name, outcomes=tuple(found))
 
+    async def ask(self, caller: Caller | None, method: Asked, *arguments: Any) -> Any:
+        """Call one of the following methods for a request, whose ids are in the log meanwhile."""
+        with ExitStack() as logged:
+            if caller is not None:
+                facts = RequestFacts(request_id=caller.request_id, trace=caller.trace)
+                logged.enter_context(request_logged_as(facts))
+            return await getattr(self, method)(*arguments)
+
     async def change_alias(
         self,
         name: str,
@@ -206,9 +215,10 @@ class ModelReplica:
     @contextmanager
     def _traced(self, request: RowsRequest, deadline: Deadline) -> Iterator[RequestFacts]:
         """A span in the request's trace, and its ids in the log, while it is here."""
-        span = self.service.tracer.start(request.trace)
+        caller = request.caller
+        span = self.service.tracer.start(None if caller is None else caller.trace)
         facts = RequestFacts(
-            request_id=request.request_id or request.token,
+            request_id=request.token if caller is None else caller.request_id,
             trace=span.context,
             model=f"{request.model}/{request.version}",
             rows=len(request.rows),

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from condconv_serve.cluster.ray.messages import ReplicaLost, RowsReply, RowsRequest
+from condconv_serve.cluster.ray.messages import Caller, ReplicaLost, RowsReply, RowsRequest
 from condconv_serve.cluster.ray.mirror import Mirror
 from condconv_serve.cluster.ray.retries import Retries
 from condconv_serve.deadline import ending_at
@@ -154,8 +154,7 @@ class ReplicaPlane:
                     deadline_by=deadline_by(deadline),
                     digests=tuple(source.digest for source in sources),
                     cache=cache,
-                    request_id=None if facts is None else facts.request_id,
-                    trace=None if facts is None else facts.trace,
+                    caller=Caller.current(),
                 )
                 outcomes = await self._answered(request, deadline, place)
             except (ServiceError, asyncio.CancelledError) as error:

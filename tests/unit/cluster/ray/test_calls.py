@@ -8,9 +8,12 @@ import pytest
 
 from condconv_serve.cluster.ray.calls import Calls
 from condconv_serve.cluster.ray.control import ReplicaVersions
-from condconv_serve.cluster.ray.messages import ReplicaLost, RowsReply, RowsRequest
+from condconv_serve.cluster.ray.messages import Caller, ReplicaLost, RowsReply, RowsRequest
+from condconv_serve.domain.facts import RequestFacts
+from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import NotReady, StoreUnavailable
 from condconv_serve.inference.batching import Priority
+from condconv_serve.telemetry.logs import request_logged_as
 
 REQUEST = RowsRequest(
     token="t", model="fake", version="2", rows=(), priority=Priority.NORMAL, timeout=None, deadline_by="service"
@@ -108,6 +111,16 @@ async def test_rows_are_told_to_be_back_if_ray_had_no_replica_for_them():
         async with asyncio.timeout(0.01):
             await calls(REQUEST, not_taken=lambda: back.append(handle.response.cancelled))
     assert back == [True]
+
+
+async def test_replicas_hear_which_request_asks():
+    calls, handle = calls_of([])
+    facts = RequestFacts(request_id="mine", trace=TraceContext.following(None))
+    with request_logged_as(facts):
+        await calls.one("status")
+        await calls.each("load", "fake", "1")
+    mine = Caller(request_id="mine", trace=facts.trace)
+    assert handle.asked == [{"method_name": "ask"}, (mine, "status"), ("ask", mine, "load", "fake", "1")]
 
 
 async def test_a_defect_is_raised():

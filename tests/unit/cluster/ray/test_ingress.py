@@ -19,7 +19,7 @@ from PIL import Image
 
 from condconv_serve.cluster.ray import model as module
 from condconv_serve.cluster.ray.fronts import Ingress
-from condconv_serve.cluster.ray.messages import ReplicaLost
+from condconv_serve.cluster.ray.messages import Caller, ReplicaLost
 from condconv_serve.cluster.ray.model import ModelReplica
 from condconv_serve.cluster.ray.shared import SharedState
 from condconv_serve.cluster.ray.shared_client import SharedClient
@@ -98,10 +98,11 @@ class Cluster:
         return reply
 
     async def one(self, method, *arguments):
-        return passed(await getattr(self.replicas[0], method)(*passed(arguments)))
+        return passed(await self.replicas[0].ask(passed(Caller.current()), method, *passed(arguments)))
 
     async def each(self, method, *arguments):
-        return [passed(await getattr(replica, method)(*passed(arguments))) for replica in self.replicas]
+        caller = passed(Caller.current())
+        return [passed(await replica.ask(caller, method, *passed(arguments))) for replica in self.replicas]
 
 
 @pytest.fixture
@@ -366,6 +367,15 @@ async def test_lines_of_the_replica_have_the_ids_of_the_request(cluster, monkeyp
     answer = await cluster.http.post("/predict", content=picture(9), headers=HEADERS)
     assert answer.status_code == 200
     (line,) = (line for line in map(json.loads, logged.getvalue().splitlines()) if "statistics" in line["message"])
+    assert (line["request_id"], line["trace_id"]) == ("mine", TRACE)
+
+
+async def test_lines_of_an_ablation_have_the_ids_of_the_request(cluster, monkeypatch, logged):
+    await start(cluster)
+    monkeypatch.setattr(cluster.replicas[0].service.ablator, "_ready", fails)
+    answer = await cluster.http.post("/routing/ablation", content=picture(9), headers=HEADERS)
+    assert answer.json()["slug"] == "inference_failed", answer.text
+    (line,) = (line for line in map(json.loads, logged.getvalue().splitlines()) if "ablation of" in line["message"])
     assert (line["request_id"], line["trace_id"]) == ("mine", TRACE)
 
 

@@ -13,12 +13,13 @@ import pytest
 
 from condconv_serve.cluster.ray import model as module
 from condconv_serve.cluster.ray.held import LINGER_SECONDS, HeldModels
-from condconv_serve.cluster.ray.messages import RowsRequest
+from condconv_serve.cluster.ray.messages import Caller, RowsRequest
 from condconv_serve.cluster.ray.model import ModelReplica
 from condconv_serve.cluster.ray.scaling import ROWS, ByRows
 from condconv_serve.cluster.ray.shared import SharedState
 from condconv_serve.domain import LOGITS, MadeRow
 from condconv_serve.domain.caching import CacheUse
+from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import CorruptImage, NotReady
 from condconv_serve.inference.batching import Priority
 from condconv_serve.settings import Settings
@@ -67,7 +68,7 @@ def request(replica, *rows, model="fake", version="1", timeout=60.0):
         priority=Priority.NORMAL,
         timeout=timeout,
         deadline_by="caller",
-        request_id="mine",
+        caller=Caller(request_id="mine", trace=TraceContext.following(None)),
     )
 
 

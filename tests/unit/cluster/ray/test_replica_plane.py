@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from condconv_serve.cluster.ray.messages import ReplicaLost, RowsReply
+from condconv_serve.cluster.ray.messages import Caller, ReplicaLost, RowsReply
 from condconv_serve.cluster.ray.mirror import ClusterState, Mirror
 from condconv_serve.cluster.ray.plane import ReplicaPlane
 from condconv_serve.cluster.ray.retries import LONGEST_CHANGE, NEWS_SECONDS, Retries
@@ -150,7 +150,7 @@ async def test_who_asks_and_how_long_goes_with_the_rows():
         )
     (asked,) = replicas.asked
     assert (asked.model, asked.version, asked.priority) == ("fake", "1", Priority.HIGH)
-    assert (asked.request_id, asked.trace, asked.deadline_by) == ("mine", facts.trace, "caller")
+    assert (asked.caller, asked.deadline_by) == (Caller(request_id="mine", trace=facts.trace), "caller")
     assert 4 < asked.timeout <= 5
     assert pickle.loads(pickle.dumps(asked)).rows[0].row.tolist() == ROW.tolist()
 
