@@ -6,7 +6,6 @@ import http.server
 import json
 import queue
 import re
-import socket
 import subprocess
 import threading
 import time
@@ -21,6 +20,7 @@ import yaml
 from tests.debian import ENVIRONMENT, need
 from tests.deploy.commands import ROOT, check
 from tests.deploy.promql import rules
+from tests.free_ports import free_ports
 
 pytestmark = pytest.mark.files
 
@@ -99,8 +99,7 @@ def told(tmp_path: Path) -> Iterator[tuple[str, queue.Queue[dict[str, Any]]]]:
         url = f"http://127.0.0.1:{server.server_address[1]}/"
         receiver["webhook_configs"] = [{"url": url}]
     (tmp_path / "alertmanager.yml").write_text(yaml.safe_dump(document))
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             ["prometheus-alertmanager", f"--config.file={tmp_path / 'alertmanager.yml'}",

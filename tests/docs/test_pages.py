@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from tests.docs.pages import (
     lacks_what_it_needs,
     why_not_run,
 )
+from tests.free_ports import free_ports
 
 pytestmark = pytest.mark.docs
 
@@ -72,17 +72,11 @@ def clone(tmp_path: Path) -> Path:
     return copy
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 class Shell:
     """A shell in the clone that keeps its directory and variables, and one server in the background."""
 
     def __init__(self, directory: Path, home: Path) -> None:
-        self.port, self.grpc_port = free_port(), free_port()
+        self.port, self.grpc_port = free_ports(2)
         self._server: subprocess.Popen[bytes] | None = None
         self._log = home / "server.log"
         self._state = home / "state"

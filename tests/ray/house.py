@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -24,6 +22,7 @@ from ray.cluster_utils import Cluster
 
 from condconv_serve.cluster.ray.app import Arguments, build
 from condconv_serve.fronts.keys import new_key
+from tests.free_ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 NAME = "efficientnet-lite0-condconv-4e"
@@ -161,13 +160,6 @@ class House:
             assert time.monotonic() < end, "it didn't happen in time"
             time.sleep(every)
         return value
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        found = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [one.getsockname()[1] for one in found]
 
 
 class Traffic:
