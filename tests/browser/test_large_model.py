@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -90,11 +91,13 @@ def test_usable(server: Server, visit: Callable[..., Any], picture: Callable[...
     print(f"recolouring {BLOCKS} x {EXPERTS} cells: {took:.0f} ms")
     assert took < 400
     page.locator("#map td[tabindex]").first.focus()
-    started = time.monotonic()
+    seconds = list[float]()
     for _ in range(20):
+        started = time.monotonic()
         page.keyboard.press("ArrowRight")
+        seconds.append(time.monotonic() - started)
     assert page.evaluate("document.activeElement.place.join()") == "0,20"
-    assert time.monotonic() - started < 4
+    assert statistics.median(seconds) < 0.2
     picture(page, f"large-{view}")
 
 

@@ -270,13 +270,16 @@ def test_images_that_come_together_ride_together(
 @pytest.mark.parametrize("kind", ["live", "reference"])
 def test_compared_with_the_average(server: Server, visit: Callable[..., Any], kind: str) -> None:
     page = visit(server)
-    with page.expect_response(lambda response: "/routing?" in response.url and response.request.method == "GET"):
-        body = sample(page, "coffee")
+    body = sample(page, "coffee")
+    page.select_option("#window", "all")
+    answer = server.client.get("/routing?window=all").json()
+    page.wait_for_function(
+        "images => document.getElementById('live-summary').textContent.includes(`: ${images} image`)"
+        " && document.getElementById('live-summary').textContent.includes('all time')",
+        arg=answer["images"],
+    )
     page.wait_for_selector("#view option[value=live]", state="attached")
-    page.click("#pause")  # so that the average stays as it is
-    page.wait_for_timeout(500)
     page.select_option("#view", kind)
-    answer = server.client.get("/routing?window=15m").json()
     if kind == "live":
         means = [[expert["mean"] for expert in block["experts"]] for block in answer["blocks"]]
     else:
