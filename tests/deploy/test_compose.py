@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -24,6 +23,7 @@ from tests.deploy.commands import ROOT, docker, run
 from tests.deploy.prometheus_copy import write_faster_copy
 from tests.deploy.promql import Prometheus, alert_questions, panel_questions, record_questions
 from tests.deploy.traffic import PHOTO, Clients, without
+from tests.free_ports import free_ports
 
 pytestmark = pytest.mark.docker
 
@@ -54,7 +54,7 @@ class Project:
         write_faster_copy(ROOT / "deploy/alertmanager", directory / "alertmanager", by=FASTER)
         for path in (directory, *directory.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        self.ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self._environment = {
             "CONDCONV_CPUS": "1",
             "CONDCONV_MEMORY": "2g",
@@ -143,14 +143,6 @@ def wait(condition: Callable[[], bool], *, within: float, what: Callable[[], str
         time.sleep(0.5)
 
 
-def _free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def project(image: str, debian_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """Two replicas and everything around them, up and ready."""
@@ -178,12 +170,12 @@ def test_it_is_up_and_only_what_must_be_can_be_reached(project):
     assert project.password not in logs
     direct = f"http://127.0.0.1:{project.ports['PORT']}"
     for url in (direct, f"http://{project.proxy}"):
-        assert httpx.post(f"{url}/predict", content=PHOTO).status_code == 401
-        answer = httpx.post(f"{url}/predict", content=PHOTO, headers={"X-API-Key": project.key}, timeout=30)
+        assert httpx.post(f"{url}/predict", content=PHOTO, timeout=60).status_code == 401
+        answer = httpx.post(f"{url}/predict", content=PHOTO, headers={"X-API-Key": project.key}, timeout=60)
         assert answer.json()["predictions"][0]["classes"][0]["label"] == "espresso"
-        assert httpx.get(f"{url}/metrics").status_code == 404
+        assert httpx.get(f"{url}/metrics", timeout=60).status_code == 404
     # Through what stands in for Grafana, Prometheus is reached by the address that is provisioned.
-    assert httpx.get(f"http://127.0.0.1:{project.ports['GRAFANA_PORT']}").json()["status"] == "success"
+    assert httpx.get(f"http://127.0.0.1:{project.ports['GRAFANA_PORT']}", timeout=60).json()["status"] == "success"
     for service in ("condconv", "replica", "proxy", "alertmanager", "grafana", "secrets"):
         for container in project.containers(service):
             made = json.loads(docker("inspect", container))[0]
@@ -211,7 +203,7 @@ def test_a_key_can_be_added_without_a_restart(project):
     headers = {"X-API-Key": found[0]}
     wait(
         lambda: httpx.post(f"http://{project.proxy}/predict", content=PHOTO, headers=headers).status_code == 200,
-        within=10,
+        within=60,
     )
     refused = project.compose("run", "--rm", "-T", "secrets", "key", "ci", check=False)
     assert "same name" in refused
@@ -223,7 +215,7 @@ def test_every_question_has_an_answer_and_no_alert_fires_while_all_is_well(proje
         clients.wait_for(40)
         # What only rare events bring about: an error, a refusal, a version that is swapped in.
         for body in (b"no image", b""):
-            httpx.post(f"http://{project.proxy}/predict", content=body, headers={"X-API-Key": project.key})
+            httpx.post(f"http://{project.proxy}/predict", content=body, headers={"X-API-Key": project.key}, timeout=60)
         time.sleep(2 * 60 / FASTER)  # rules that look back at rules
         questions = [
             question

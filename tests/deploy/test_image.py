@@ -56,7 +56,8 @@ class Container:
 
     def metric(self, name: str) -> float:
         """The value of a metric without labels."""
-        found = re.search(rf"^{name} (\S+)$", httpx.get(f"http://{self.address}/metrics").text, re.MULTILINE)
+        text = httpx.get(f"http://{self.address}/metrics", timeout=60).text
+        found = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
         assert found is not None
         return float(found[1])
 
@@ -115,13 +116,14 @@ def test_read_only_without_rights_it_is_healthy_and_knows_a_photo(start):
     container = start("--memory", "2g", "--cpus", "1").ready()
     url = f"http://{container.address}"
     assert docker("exec", container.id, "id", "-u") == "10001"
-    answer = httpx.post(f"{url}/predict?routing=true", content=PHOTO).raise_for_status().json()["predictions"][0]
+    asked = httpx.post(f"{url}/predict?routing=true", content=PHOTO, timeout=60)
+    answer = asked.raise_for_status().json()["predictions"][0]
     assert answer["classes"][0]["label"] == "espresso"
     assert answer["routing"]
-    multipart = httpx.post(f"{url}/predict", files=[("file", ("a.jpg", PHOTO + bytes(2_000_000)))], timeout=30)
+    multipart = httpx.post(f"{url}/predict", files=[("file", ("a.jpg", PHOTO + bytes(2_000_000)))], timeout=60)
     assert multipart.status_code == 200, multipart.text
 
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while container.state["Health"]["Status"] != "healthy":
         assert time.monotonic() < deadline, container.state["Health"]
         time.sleep(0.5)
@@ -175,6 +177,10 @@ def test_stopped_under_load_it_answers_what_it_took(start):
         started = time.monotonic()
         docker("stop", "--time", "40", container.id)
         seconds = time.monotonic() - started
+        deadline = time.monotonic() + 60
+        while not clients.outcomes["refused"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
     print(f"stopped in {seconds:.1f} s: {dict(clients.outcomes)}")
     assert without(clients.outcomes, [200, "refused"]) == {}, clients.troubles
     assert clients.outcomes["refused"]
@@ -185,12 +191,12 @@ def test_stopped_under_load_it_answers_what_it_took(start):
 def test_killed_it_comes_back(start):
     container = start("--memory", "2g", "--restart", "unless-stopped").ready()
     os.kill(container.state["Pid"], signal.SIGKILL)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while docker("inspect", "--format", "{{.RestartCount}} {{.State.Running}}", container.id) != "1 true":
         assert time.monotonic() < deadline
         time.sleep(0.2)
     container.ready()
-    assert httpx.post(f"http://{container.address}/predict", content=PHOTO).status_code == 200
+    assert httpx.post(f"http://{container.address}/predict", content=PHOTO, timeout=60).status_code == 200
 
 
 def test_another_store_can_be_mounted(start, tmp_path):
@@ -205,7 +211,8 @@ def test_another_store_can_be_mounted(start, tmp_path):
     manifest = version.with_name("7") / "manifest.json"
     manifest.write_text(re.sub(r'"version": *"1"', '"version": "7"', manifest.read_text()))
     container = start("--volume", f"{tmp_path / 'store'}:/models:ro").ready()
-    assert httpx.post(f"http://{container.address}/predict", content=PHOTO).json()["model"]["version"] == "7"
+    answer = httpx.post(f"http://{container.address}/predict", content=PHOTO, timeout=60)
+    assert answer.json()["model"]["version"] == "7"
 
 
 def test_buildkit_builds_it_too_and_lists_what_is_in_it(base_image, tmp_path):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.examples
 
 def similar(file: Path, *options: str) -> list[str]:
     command = [sys.executable, str(ROOT / "examples" / "similar_images.py"), str(file), *options]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
 
