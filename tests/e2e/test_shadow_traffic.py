@@ -15,7 +15,8 @@ from tests.e2e.live import MODEL, Load
 from tests.e2e.server import Server, sample_name, wait_for
 from tests.e2e.tiny_models import CLASSES, answered_by, write_colour_detector, write_fake
 
-STALL_SECONDS = 3
+STALL_SECONDS = 8
+"""Longer than a busy machine keeps the callers' own batches, and less than a copy may wait."""
 AGREES, DIFFERS = str(1 + CLASSES), "2"
 ALIAS = f"/models/{MODEL}/aliases/stable"
 
@@ -82,8 +83,13 @@ def test_whatever_a_shadow_does_callers_do_not_notice(server: Server, photo: byt
     alias = server.client.put(ALIAS, json={"version": "1", "mirror": {AGREES: 100, DIFFERS: 50}}).json()
     assert alias == {"versions": {"1": 1}, "mirror": {AGREES: 100, DIFFERS: 50}}
     with Load(server.url, photo, query="&version=stable").flowing() as load:
-        wait_for(lambda: DIFFERS in shadows(server) and shadows(server)[DIFFERS]["images"] > 20)
-        found = shadows(server)
+        found: dict[str, dict[str, Any]] = {}
+
+        def compared() -> bool:
+            found.update(shadows(server))
+            return all(version in found and found[version]["images"] > 20 for version in (AGREES, DIFFERS))
+
+        wait_for(compared)
         assert found[AGREES]["agreement"] == 1
         assert found[AGREES]["distance"] < 1e-6
         assert found[DIFFERS]["agreement"] == 0
@@ -95,7 +101,7 @@ def test_whatever_a_shadow_does_callers_do_not_notice(server: Server, photo: byt
         assert skipped(server, DIFFERS, "failed")()
 
         server.fault(f"only {AGREES} hold rows")
-        assert slowest(server, photo) < STALL_SECONDS / 2  # the only stream of callers is free
+        assert slowest(server, photo) < 0.75 * STALL_SECONDS  # the only stream of callers is free
         wait_for(skipped(server, AGREES, "paused"))
         assert shadows(server)[AGREES]["problem"] == f"The engine gave no answer in {STALL_SECONDS} s."
         assert server.is_ready()
