@@ -10,7 +10,7 @@ from pathlib import Path
 
 from condconv_serve.fronts.keys import new_key
 from tests.e2e.live import MODEL
-from tests.e2e.server import Server, wait_for
+from tests.e2e.server import PATIENCE, Server, wait_for
 from tests.e2e.tiny_models import write_fake
 
 READ_AGAIN = "1 API keys read again"
@@ -34,8 +34,9 @@ def test_sighup_looks_at_keys_and_store_again(tmp_path: Path) -> None:
         shutil.move(store, tmp_path / "away")
         seen = server.log.count(NO_STORE)
         server.tell(signal.SIGHUP)
+        # It is said of the change itself, too, so not only after the signal.
+        wait_for(lambda: server.log.count("SIGHUP: looking at the API keys and the model store again") == 2)
         wait_for(lambda: server.log.count(NO_STORE) > seen)
-        assert server.log.count("SIGHUP: looking at the API keys and the model store again") == 2
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             server.tell(number)
             wait_for(lambda number=number: f"{number.name} is ignored" in server.log)  # type: ignore[misc]
@@ -43,10 +44,12 @@ def test_sighup_looks_at_keys_and_store_again(tmp_path: Path) -> None:
 
 
 def test_a_body_that_is_incomplete_when_the_time_is_over_is_answered() -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n"
     with Server(shutdown_timeout=2) as server:
-        with socket.create_connection(server.address, timeout=60) as connected:
-            connected.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n123")
-            wait_for(lambda: server.metrics().get("condconv_queue_rows") is not None)
+        with socket.create_connection(server.address, timeout=PATIENCE) as connected:
+            connected.sendall(head)
+            assert connected.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n", "it waits for the body"
+            connected.sendall(b"123")
             server.terminate()
             received = b""
             while more := connected.recv(65536):
