@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -18,9 +19,24 @@ from condconv_serve.settings import Settings
 from tests.e2e.server import BUNDLE, MODEL, PATIENCE, ROOT, Server, assert_problem, command, environment, wait_for
 from tests.e2e.shared import SharedServer
 
+_GATE = """
+import os, sys, threading, time
+
+class Gate:
+    def find_spec(self, name, path=None, target=None):
+        if name == "tensorflow" and threading.current_thread() is not threading.main_thread():
+            while not os.path.exists(os.environ["GATE"]):
+                time.sleep(0.01)
+
+sys.meta_path.insert(0, Gate())
+"""
+"""A `sitecustomize` with which the thread that loads models imports TensorFlow once there is a file."""
+
 
 def test_port_answers_while_the_models_load() -> None:
     with Server(fault="hold load", until_ready=False) as server:
+        # With workers, fronts answer before the engine process has said anything.
+        wait_for(lambda: "is starting" not in server.client.get("/readyz").text)
         livez, readyz = server.client.get("/livez"), server.client.get("/readyz")
         assert (livez.status_code, livez.json()["status"]) == (200, "ok")
         assert_problem(readyz, 503, "not_ready", "loading")
@@ -36,7 +52,7 @@ def test_port_answers_while_the_models_load() -> None:
             response = server.client.get(path)
             assert response.status_code == 200
             assert response.json() == {"status": "ok", "models": [{"name": MODEL, "version": "1"}]}
-        assert "loaded and warmed up" in server.log
+        wait_for(lambda: "loaded and warmed up" in server.log)
 
 
 def test_is_ready_soon(real_server: SharedServer) -> None:
@@ -55,13 +71,17 @@ def test_every_step_of_the_start_is_logged(real_server: SharedServer) -> None:
         "loaded and warmed up",
         "INFO    ready",
     ):
-        assert step in real_server.log
+        wait_for(lambda step=step: step in real_server.log)  # type: ignore[misc]
 
 
-def test_signal_while_loading_is_no_failure() -> None:
+def test_signal_while_loading_is_no_failure(tmp_path: Path) -> None:
     """While TensorFlow is being imported, or soon after."""
-    with Server(real=True, until_ready=False) as server:
+    (tmp_path / "sitecustomize.py").write_text(_GATE)
+    gate = tmp_path / "gate"
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    with Server(real=True, until_ready=False, variables={"PYTHONPATH": path, "GATE": str(gate)}) as server:
         assert server.client.get("/readyz").status_code == 503
+        gate.touch()
         assert server.stop() == 0
 
 
