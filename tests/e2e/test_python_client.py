@@ -30,7 +30,7 @@ from condconv_serve.errors import (
     VersionInUse,
 )
 from tests import pictures
-from tests.e2e.server import MODEL, Server, wait_for
+from tests.e2e.server import MODEL, Server, sample_name, wait_for
 from tests.e2e.tiny_models import write_colour_detector, write_fake
 from tests.fault.traffic import photos
 from tests.unit.client.both import KINDS, opened
@@ -49,6 +49,7 @@ def server() -> Iterator[Server]:
 def client(request: pytest.FixtureRequest, server: Server) -> Iterator[Any]:
     with opened(request.param, server.url) as client:
         yield client
+    wait_for(lambda: client_threads() == [])  # what a test has given up must not be counted in the next one
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def test_an_answer_is_that_of_the_route(client: Any, server: Server, coffee: byt
         block: pytest.approx(weights, abs=1e-6) for block, weights in said["routing"].items()
     }
     assert str(found.model) == f"{MODEL}/1"
-    assert 0 < found.timings.inference <= found.timings.total < 10
+    assert 0 < found.timings.inference <= found.timings.total < 60
 
 
 def test_every_kind_of_image(client: Any, photo: np.ndarray, tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_models(client: Any) -> None:
 
 
 def test_health(client: Any) -> None:
-    client.wait_until_ready(5)
+    client.wait_until_ready(60)
     assert client.ready()
     with opened("sync", "http://127.0.0.1:9") as nobody:
         assert not nobody.ready()
@@ -196,11 +197,16 @@ def test_wrong_parameters(client: Any, coffee: bytes) -> None:
 
 def test_time_that_a_server_does_not_have(client: Any, server: Server, coffee: bytes) -> None:
     """The server waits 20 seconds at most, and is asked for 25."""
-    before = sum(count for name, count in server.metrics().items() if name.startswith("condconv_requests_total"))
-    assert client.predict(coffee, timeout=25).ok
-    assert client.predict(coffee, timeout=5).ok
-    after = sum(count for name, count in server.metrics().items() if name.startswith("condconv_requests_total"))
-    assert after - before <= 4, "one was refused, and the metrics were asked for"
+
+    def refused() -> float:
+        labels = {"front": "native", "route": "/predict", "method": "POST", "code": 422}
+        return server.metrics().get(sample_name("condconv_requests_total", **labels), 0)
+
+    before = refused()
+    for timeout in (25, 25, 5):
+        assert client.predict(coffee, timeout=timeout).ok
+    wait_for(lambda: refused() > before)
+    assert refused() == before + 1, "the client has learned of it"
     with server.holding(), pytest.raises(DeadlineExceeded):
         client.predict(coffee, timeout=0.3)
 
@@ -244,6 +250,7 @@ async def test_a_cancelled_task_takes_its_images_back(server: Server, coffee: by
                 await asked
             await asyncio.to_thread(wait_for, lambda: server.metrics()["condconv_queue_rows"] == 0)
         assert (await client.predict(coffee)).ok, "the client is as good as before"
+    await asyncio.to_thread(wait_for, lambda: server.metrics()["condconv_rows_in_flight"] == 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
