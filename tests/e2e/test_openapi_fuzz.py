@@ -53,7 +53,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     ("document", "count"), [("/openapi.json", 23), ("/v1/openapi.json", 16), ("/v2/openapi.json", 18)]
 )
 def test_whatever_is_sent(server: Server, document: str, count: int) -> None:
-    schema = schemathesis.openapi.from_url(f"{server.url}{document}")
+    schema = schemathesis.openapi.from_url(f"{server.url}{document}", timeout=60)
     operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
     assert len(operations) == count
     for operation in operations:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from condconv_serve.samples import SAMPLES
-from tests.e2e.server import MODEL, RunningServer, Server, assert_problem, new_client, top
+from tests.e2e.server import MODEL, RunningServer, Server, assert_problem, new_client, top, wait_for
 
 BLOCKS = [f"block_{i}" for i in range(8, 16)]
 
@@ -124,6 +124,7 @@ def test_many_ablations_are_refused_and_leave_ordinary_traffic_alone(server: Run
     with ThreadPoolExecutor(8) as threads:
         tasks = [threads.submit(ablate) for _ in range(8)]
         try:
+            wait_for(lambda: 429 in statuses)  # as many as are let in are there from now on
             for _ in range(20):
                 answer = server.client.post("/predict", content=coffee)
                 assert answer.status_code == 200, answer.text
