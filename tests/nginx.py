@@ -40,8 +40,8 @@ UNDER_A_PREFIX = [
 
 
 @contextlib.contextmanager
-def nginx(content: str) -> Iterator[Path]:
-    """Run nginx with the content of its `http` block.
+def nginx(content: str, listeners: Sequence[socket.socket] = ()) -> Iterator[Path]:
+    """Run nginx with the content of its `http` block, which may name the addresses of sockets that listen already.
 
     `DIRECTORY` in it becomes the directory that is yielded; nginx's complaints are in the file `log` there. Skips the
     test if there is no nginx.
@@ -53,7 +53,14 @@ def nginx(content: str) -> Iterator[Path]:
         user = "user root;" if os.geteuid() == 0 else ""  # its workers must reach the directory
         content = content.replace("DIRECTORY", name)
         file.write_text(_CONFIGURATION.format(user=user, directory=name, content=content))
-        process = subprocess.Popen(["nginx", "-c", file, "-e", log], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        files = [listener.fileno() for listener in listeners]
+        inherited = {"NGINX": "".join(f"{number};" for number in files)} if files else {}
+        process = subprocess.Popen(
+            ["nginx", "-c", file, "-e", log],
+            env=ENVIRONMENT | inherited,
+            pass_fds=files,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             wait_for(lambda: process.poll() is not None or (directory / "pid").exists())
             assert process.poll() is None, log.read_text()
@@ -66,13 +73,9 @@ def nginx(content: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def nginx_servers(*servers: str) -> Iterator[Sequence[str]]:
     """Run nginx with the content of a `server` block for each of its ports, and yield their URLs."""
-    ports = [_free_port() for _ in servers]
-    blocks = [f"server {{ listen 127.0.0.1:{port}; {s} }}" for port, s in zip(ports, servers, strict=True)]
-    with nginx("\n    ".join(blocks)):
-        yield [f"http://127.0.0.1:{port}" for port in ports]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with contextlib.ExitStack() as opened:  # by us, so that nobody else takes a port before nginx does
+        listeners = [opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in servers]
+        addresses = ["{}:{}".format(*listener.getsockname()) for listener in listeners]
+        blocks = [f"server {{ listen {address}; {s} }}" for address, s in zip(addresses, servers, strict=True)]
+        with nginx("\n    ".join(blocks), listeners):
+            yield [f"http://{address}" for address in addresses]
