@@ -258,13 +258,13 @@ async def house_with_keys(
             metrics=house.metrics,
             exposition=RegistryExposition(house.metrics.registry),
             limits=BodyLimits(max_body_bytes=10**6, max_images=20),
-            gatekeeper=Gatekeeper(house.readiness, keys=keys, request_timeout=5.0),
+            gatekeeper=Gatekeeper(house.readiness, keys=keys, request_timeout=60.0),
             readiness=house.readiness,
             versions=NoVersions(),
             tallies=house.tallies,
             **parts,
         )
-        async with house.batcher, asyncio.timeout(20):
+        async with house.batcher, asyncio.timeout(120):
             try:
                 yield house, context
             finally:
