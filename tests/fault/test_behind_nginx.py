@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from condconv_serve.fronts.keys import new_key
+from condconv_serve.http.server import REPEAT_SECONDS
 from tests.e2e.server import Server, wait_for
 from tests.fault.nginx import Proxy, proxy
 
 BODY = bytes(5_000_000)
 TIMES = 3
+LONG = 600
+"""Seconds: longer than any test lasts."""
 SERVERS = {
     "http10": "proxy_http_version 1.0;",  # the default before nginx 1.29.7
     "http11": "proxy_http_version 1.1;",
@@ -76,7 +81,6 @@ def test_every_early_status_is_passed_on(
 ) -> None:
     good = {"X-API-Key": keys[1]["good"]}
     slow = {"X-API-Key": keys[1]["slow"]}
-    server.client.post("/predict", headers=slow)
     cases: list[tuple[int, str, str, dict[str, str]]] = [
         (401, "unauthenticated", "/predict", {}),
         (403, "forbidden", "/predict", {"X-API-Key": keys[1]["suspended"]}),
@@ -87,18 +91,20 @@ def test_every_early_status_is_passed_on(
         (429, "rate_limited", "/predict", slow),
     ]
     for status, slug, path, headers in cases:
+        if headers is slow:
+            server.client.post("/predict", headers=slow)
         for _ in range(TIMES):
             assert post(nginx, name, path, headers) == (status, slug)
     assert post(nginx, name, "/predict", {}, chunked=True) == (401, "unauthenticated")
     assert post(nginx, name, "/predict", good, chunked=True) == (413, "body_too_large")
     assert nginx.errors == ""
-    wait_for(lambda: server.metrics()["condconv_lingering_connections"] == 0, seconds=3)
+    wait_for(lambda: server.metrics()["condconv_lingering_connections"] == 0)
 
 
 @pytest.mark.one_process("a front lets its share of CONDCONV_MAX_CONNECTIONS in, however many others have")
 def test_too_many_connections_are_passed_on() -> None:
     with (
-        Server(max_connections=3) as server,
+        Server(max_connections=3, body_timeout=LONG) as server,
         proxy(server.address, SERVERS) as nginx,
         contextlib.ExitStack() as stack,
     ):
@@ -112,8 +118,25 @@ def test_too_many_connections_are_passed_on() -> None:
         assert nginx.errors == ""
 
 
-def test_what_is_refused_while_the_server_ends_is_passed_on() -> None:
-    with Server(drain_delay=1, shutdown_timeout=3) as server, proxy(server.address, SERVERS) as nginx:
+def test_what_is_refused_while_the_server_is_about_to_end_is_passed_on() -> None:
+    ending = 128 + signal.SIGTERM
+    with (
+        Server(drain_delay=LONG, shutdown_timeout=LONG, exit_code=ending) as server,
+        proxy(server.address, SERVERS) as nginx,
+    ):
+        server.terminate()
+        wait_for(lambda: "no longer ready" in server.log)
+        for name in SERVERS:
+            assert post(nginx, name, "/predict?model=none", {}) == (404, "model_not_found")
+        assert nginx.errors == ""
+        time.sleep(REPEAT_SECONDS)
+        server.send(signal.SIGTERM)
+        assert server.wait() == ending
+        assert " ERROR " not in server.log
+
+
+def test_what_is_incomplete_when_the_server_ends_is_refused_and_that_is_passed_on() -> None:
+    with Server(shutdown_timeout=3) as server, proxy(server.address, SERVERS) as nginx:
         incomplete = [nginx.connect(name) for name in ("unbuffered10", "unbuffered11")]
         for connection in incomplete:
             connection.putrequest("POST", "/predict")
@@ -121,9 +144,6 @@ def test_what_is_refused_while_the_server_ends_is_passed_on() -> None:
             connection.endheaders(bytes(10))
         wait_for(lambda: post(nginx, "kept", "/predict?model=none", {})[0] == 404)
         server.terminate()
-        wait_for(lambda: "no longer ready" in server.log)
-        for name in SERVERS:
-            assert post(nginx, name, "/predict?model=none", {}) == (404, "model_not_found")
         for connection in incomplete:
             response = connection.getresponse()
             assert (response.status, json.loads(response.read())["slug"]) == (503, "draining")

