@@ -67,6 +67,7 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
         on_stop_listening=lambda: door.stop_listening(service.seconds_left()),
         on_last_answers=service.bodies.give_up,
     )
+    server.take_signals()  # whoever reads that it listens may end it at once
     log_ports(listener, probes, keys)
     server.run(sockets=[listener])
     if failures:

@@ -1,4 +1,4 @@
-"""What signals do to a server besides ending it."""
+"""What signals do to a server besides ending it, and one that comes early."""
 
 from __future__ import annotations
 
@@ -6,15 +6,26 @@ import json
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 from condconv_serve.fronts.keys import new_key
 from tests.e2e.live import MODEL
-from tests.e2e.server import PATIENCE, Server, wait_for
-from tests.e2e.tiny_models import write_fake
+from tests.e2e.server import BUNDLE, PATIENCE, ROOT, Server, environment, wait_for
+from tests.e2e.tiny_models import light_store, write_fake
 
 READ_AGAIN = "1 API keys read again"
 NO_STORE = "the model store can't be read"
+ENDED_AS_IT_LISTENS = """
+import os, signal, sys
+from condconv_serve import serve
+from tests.contract import fake_server
+
+serve.log_ports = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+sys.argv[1:] = ["serve", "--port", "0"]
+fake_server.run()
+"""
 
 
 def write_keys(file: Path, name: str) -> None:
@@ -59,3 +70,14 @@ def test_a_body_that_is_incomplete_when_the_time_is_over_is_answered() -> None:
         assert b"retry-after: 1" in head.lower()
         assert json.loads(body)["slug"] == "draining"
         assert server.wait() == 0
+
+
+def test_whoever_reads_that_it_listens_may_end_it_at_once() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDED_AS_IT_LISTENS],
+        env=environment(workers=1, model_store=light_store(BUNDLE)),
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
