@@ -28,6 +28,8 @@ ROOT = Path(__file__).parents[2]
 MODEL = "efficientnet-lite0-condconv-4e"
 BUNDLE = ROOT / "model_store" / MODEL / "1"
 PATIENCE = 180.0
+_KEPT_SECONDS = 60.0
+"""How long a client keeps an idle connection: less than the server does."""
 FAKE = "tests.contract.fake_server"
 
 
@@ -196,9 +198,9 @@ class Server(RunningServer):
         write_whole(self._fault_file, what)
 
     @contextlib.contextmanager
-    def holding(self, what: str = "rows") -> Iterator[None]:
-        """Keep each batch that begins meanwhile in flight until the block ends."""
-        self.fault(f"hold {what}")
+    def holding(self, what: str = "rows", *, after: int = 0) -> Iterator[None]:
+        """Keep each batch that begins meanwhile in flight until the block ends, but for those of the first rows."""
+        self.fault(f"after {after} hold {what}" if after else f"hold {what}")
         try:
             yield
         finally:
@@ -246,13 +248,25 @@ def sample_name(name: str, **labels: object) -> str:
 
 def new_client(url: str, *, connections: int = 1) -> httpx.Client:
     """With one connection, all requests travel on the same one as long as the server keeps it open."""
-    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
+    # httpx alone would give up a connection after 5 seconds, and a busy machine may stand still for so long.
+    limits = httpx.Limits(
+        max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=_KEPT_SECONDS
+    )
     return httpx.Client(base_url=url, timeout=PATIENCE, limits=limits, verify=False, trust_env=False)
 
 
 def connection(response: httpx.Response) -> Any:
     """Our end of the connection that a response came on."""
     return response.extensions["network_stream"].get_extra_info("client_addr")
+
+
+@contextlib.contextmanager
+def held_port() -> Iterator[int]:
+    """A port at which nobody listens, and which nobody else takes: only whoever is told can listen there."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        yield holder.getsockname()[1]
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:

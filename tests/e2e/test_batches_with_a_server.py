@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests import pictures
-from tests.e2e.server import FAKE, Server, environment, wait_for
+from tests.e2e.server import FAKE, PATIENCE, Server, environment, held_port, wait_for
 from tests.forked import ForkedServer, forker
 
 PHOTOS = 112
@@ -40,7 +40,7 @@ class Job:
 
     def ended(self) -> tuple[int, str]:
         """Exit code, and what was said."""
-        code = self.process.wait(60)
+        code = self.process.wait(PATIENCE)
         said = self._log.read_text()
         assert "Traceback" not in said
         return code, said
@@ -56,7 +56,7 @@ def job(folder: Path, server: Server, *options: str, output: str = "out.jsonl") 
         yield Job(process, log)
     finally:
         process.kill()
-        process.wait(60)
+        process.wait(PATIENCE)
 
 
 def rows(folder: Path, output: str = "out.jsonl") -> list[tuple[Any, ...]]:
@@ -117,10 +117,10 @@ def test_killed_and_interrupted_jobs_go_on(folder: Path) -> None:
 
 
 def test_a_server_that_restarts_in_between(folder: Path) -> None:
-    with Server() as first, stuck_job(folder, first) as running:
+    with held_port() as port, Server(port=port) as first, stuck_job(folder, first) as running:
         stop_listening(first)
         assert running.process.poll() is None
-        with Server(port=first.address[1]):
+        with Server(port=port):
             code, said = running.ended()
     assert (code, "112 images, 2 failed (unsupported_image 2)" in said) == (1, True)
 

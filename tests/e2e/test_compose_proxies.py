@@ -16,7 +16,7 @@ import pytest
 import trustme
 
 from tests.debian import ENVIRONMENT, need
-from tests.e2e.server import ROOT, Server, wait_for
+from tests.e2e.server import ROOT, Server, held_port, wait_for
 from tests.e2e.test_grpc_over_sockets import infer
 
 NGINX = ROOT / "deploy/nginx"
@@ -44,7 +44,13 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def proxies(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxies]:
+def ports() -> Iterator[tuple[int, int]]:
+    with held_port() as http, held_port() as tls:
+        yield http, tls
+
+
+@pytest.fixture(scope="module")
+def proxies(server: Server, ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxies]:
     need({"nginx": "nginx"})
     directory = tmp_path_factory.mktemp("proxies")
     (directory / "servers").mkdir()
@@ -52,7 +58,6 @@ def proxies(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     certificate = authority.issue_cert("localhost")
     (directory / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
     certificate.private_key_pem.write_to_path(str(directory / "tls.key"))
-    ports = [_free_port(), _free_port()]
     places = {
         "/etc/nginx/": f"{directory}/",
         "/run/tls/": f"{directory}/",
@@ -89,11 +94,6 @@ def proxies(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     finally:
         process.terminate()
         process.wait(30)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(params=["http", "tls"])
