@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from condconv_serve.cli import app
 from condconv_serve.store.aliases import set_alias
 from tests import pictures
-from tests.e2e.server import MODEL, Server, wait_for
+from tests.e2e.server import MODEL, Server, sample_name, wait_for
 from tests.e2e.tiny_models import write_colour_detector, write_fake
 
 
@@ -41,6 +41,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bad.jpg").write_text("no image")
     (folder / "empty.jpg").write_bytes(b"")
     return folder
+
+
+def answered(server: Server) -> float:
+    """How many images it has answered."""
+    return server.metrics().get(sample_name("condconv_version_rows_total", model=MODEL, version=1), 0)
 
 
 def run(server: Server, *arguments: object, **variables: str) -> Result:
@@ -209,16 +214,18 @@ def test_ctrl_c_while_a_server_hangs(coffee: bytes, tmp_path: Path) -> None:
     pipe = subprocess.PIPE
     with (
         Server(max_images_per_request=2) as server,
+        # From the start, or it might have asked for all by then; so many that their answers fill more than a buffer.
+        server.holding(after=100),
         subprocess.Popen([*command, server.url], stdout=pipe, stderr=pipe, bufsize=0) as running,
     ):
         assert running.stdout is not None
         printed = b""
         while b"batch_size" not in printed:
-            printed += running.stdout.read(1000)
-        with server.holding():
-            wait_for(lambda: server.metrics()["condconv_rows_in_flight"] > 0)
-            running.send_signal(signal.SIGINT)
-            out, err = running.communicate(timeout=20)
+            printed += (more := running.stdout.read(1000))
+            assert more, "it has ended"
+        wait_for(lambda: answered(server) >= 100 and server.metrics()["condconv_rows_in_flight"] > 0)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=20)
     assert running.returncode == 130, err
     document = json.loads(printed + out)
     assert document["interrupted"] is True

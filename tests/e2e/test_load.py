@@ -83,7 +83,9 @@ def test_full_queue_refuses_some_and_serves_the_others(narrow: Server, coffee: b
     requests = 24
     refusals = sample_name("condconv_rejected_total", reason="queue_full")
     with narrow.holding(), new_client(narrow.url, connections=requests) as client, ThreadPoolExecutor(requests) as pool:
-        futures = [pool.submit(client.post, "/predict?top_k=1000", content=coffee) for _ in range(requests)]
+        futures = [pool.submit(client.post, "/predict?top_k=1000", content=coffee)]
+        wait_for(lambda: narrow.metrics()["condconv_rows_in_flight"] == 1)  # until then it fills the queue, too
+        futures += [pool.submit(client.post, "/predict?top_k=1000", content=coffee) for _ in range(requests - 1)]
         wait_for(lambda: narrow.metrics().get(refusals) == requests - 3)
         assert narrow.metrics()["condconv_queue_rows"] == 2
         assert narrow.metrics()["condconv_rows_in_flight"] == 1
@@ -96,7 +98,7 @@ def test_full_queue_refuses_some_and_serves_the_others(narrow: Server, coffee: b
         assert int(response.headers["retry-after"]) == math.ceil(response.json()["retry_after"]) >= 1
     for response in (response for response in responses if response.status_code == 200):
         assert np.abs(np.subtract(probabilities(response), alone)).max() <= 1e-4
-    assert narrow.metrics()["condconv_queue_rows"] == 0
+    wait_for(lambda: narrow.metrics()["condconv_queue_rows"] == 0)
 
 
 def test_more_images_than_the_queue_holds_are_not_told_to_try_again(narrow: Server, coffee: bytes) -> None:
