@@ -9,7 +9,7 @@ import pytest
 
 from condconv_serve.store.default import set_default
 from tests.e2e.documented import example_requests
-from tests.e2e.server import MODEL, Server, assert_problem
+from tests.e2e.server import MODEL, Server, assert_problem, wait_for
 from tests.e2e.tiny_models import write_colour_detector, write_fake
 from tests.pictures import encode
 from tests.unit.fronts.native.routing_service import patched
@@ -87,4 +87,4 @@ def test_metrics_by_route(server: Server) -> None:
 
     before = counted()
     assert server.client.post("/detect", content=PHOTO).is_success
-    assert counted() == before + 1
+    wait_for(lambda: counted() == before + 1)

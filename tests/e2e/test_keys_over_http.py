@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.server import ROOT, Server, assert_problem, connection, new_client, wait_for
+from tests.e2e.server import PATIENCE, ROOT, Server, assert_problem, connection, new_client, wait_for
 from tests.unit.http.guarded import answer
 
 USER, LIMITED = {"X-API-Key": "user-secret"}, {"Authorization": "Bearer limited-secret"}
@@ -77,7 +77,7 @@ def test_who_may_not_change_an_alias_is_told_before_sending_it(guarded: Server) 
     url = httpx.URL(guarded.url)
     head = b"PUT /models/m/aliases/a HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 999\r\n"
     for key, status in ((b"", b"401"), (b"X-API-Key: user-secret\r\n", b"403")):
-        with socket.create_connection((url.host, url.port or 80), timeout=10) as sender:
+        with socket.create_connection((url.host, url.port or 80), timeout=PATIENCE) as sender:
             sender.sendall(head + key + b"\r\n")
             assert answer(sender).split()[1] == status
 
@@ -128,13 +128,13 @@ def test_keys_follow_their_file_and_survive_a_broken_one(guarded: Server, keys_f
 
     assert status("added") == 401
     write(keys_file, "user", "added")
-    wait_for(lambda: status("added") == 200, seconds=10)
+    wait_for(lambda: status("added") == 200)
     assert status("limited") == 401
     keys_file.write_text('{"keys": [')
-    wait_for(lambda: status("added") == 200 and "stay in force" in guarded.log, seconds=10)
+    wait_for(lambda: status("added") == 200 and "stay in force" in guarded.log)
     assert status("user") == 200
     write(keys_file, "user", "limited")
-    wait_for(lambda: status("added") == 401, seconds=10)
+    wait_for(lambda: status("added") == 401)
     assert status("user") == 200
 
 
@@ -149,7 +149,7 @@ def test_refusals_tell_nothing_of_the_inside(guarded: Server, keys_file: Path) -
         b"POST /predict?top_k=a HTTP/1.1\r\nHost: x\r\nX-API-Key: user-secret\r\nConnection: close\r\n\r\n",
         b"GET /models HTTP/1.1\r\nHost: x\r\nX-API-Key: \xff\x00\r\nConnection: close\r\n\r\n",
     ):
-        with socket.create_connection(guarded.address, timeout=10) as connected:
+        with socket.create_connection(guarded.address, timeout=PATIENCE) as connected:
             connected.sendall(request)
             while chunk := connected.recv(65536):
                 told += chunk.decode("latin-1")
@@ -181,5 +181,5 @@ def test_metrics_stay_until_the_last_answer_is_out(coffee: bytes) -> None:
 
 def test_open_server_that_others_can_reach_says_so() -> None:
     with Server(until_ready=False, host="0.0.0.0") as server:
-        wait_for(lambda: "anyone who can reach" in server.log, seconds=10)
+        wait_for(lambda: "anyone who can reach" in server.log)
         assert re.search(r"WARNING there are no API keys: anyone who can reach http://0\.0\.0\.0:\d+ may", server.log)
