@@ -27,7 +27,7 @@ from tests.fault.fuzzing_requests import CLASSIFIER, DETECTOR, SIDE, GrpcRequest
 COUNT = int(os.environ.get("FUZZ_TENSORS", "600"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 CLIENTS = 8
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds on the clock for each; a busy machine needs some."""
 MAX_GROWTH = 48 * 2**20
 """Bytes of the server's memory, from the first tenth to the end. A lost body of 50 kB each would be far more."""
