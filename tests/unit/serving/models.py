@@ -1,5 +1,7 @@
 """Models that compute nothing, and a store with all that makes them served."""
 
+import threading
+
 from prometheus_client import CollectorRegistry
 
 from condconv_serve.serving.default_model import DefaultModel
@@ -13,6 +15,13 @@ from condconv_serve.store import write_bundle
 from condconv_serve.telemetry.metrics import Metrics
 from tests.contract.fakes import load_shades
 from tests.unit.store.samples import new_bundle
+
+
+def wait_for_releases():
+    """Wait until all that has been retired is released, and whoever wants to know has been told."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("release-"):
+            thread.join(60)
 
 
 class Place:
@@ -82,6 +91,7 @@ class Place:
         return sorted(self.registry.models().get(name, {}), key=int)
 
     def states(self, name="pear"):
+        wait_for_releases()  # or else a version that is released may still be retiring
         return {status.version: status.state for status in self.ledger.status().get(name, [])}
 
     def reason(self, version, name="pear"):

@@ -77,7 +77,7 @@ async def test_it_is_tried_again_when_another_version_has_gone(place):
 
     place.on_release = release
     await place.admin.unload("plum", "1")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while place.served() != ["2"]:  # noqa: ASYNC110 - what changes is on other threads
             await asyncio.sleep(0.01)
 

@@ -10,7 +10,7 @@ from condconv_serve.errors import BundleError, ModelNotFound
 from condconv_serve.serving.versions import State
 from condconv_serve.store import Catalog
 from condconv_serve.store.aliases import set_alias
-from tests.unit.serving.models import Place
+from tests.unit.serving.models import Place, wait_for_releases
 from tests.unit.store.samples import rewrite
 
 
@@ -24,7 +24,7 @@ def place(tmp_path):
 
 
 async def until(condition):
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - what changes is on other threads
             await asyncio.sleep(0.01)
 
@@ -100,7 +100,7 @@ def test_a_served_version_that_changes_is_loaded_anew(place):
     place.follower.sync_now()
     after = place.registry.get("pear")
     assert after is not before
-    assert before.engine.closed.wait(5)
+    assert before.engine.closed.wait(60)
     rewrite(place.path / "pear" / "1", licence=7)
     place.follower.sync_now()
     assert place.registry.get("pear") is after
@@ -153,7 +153,8 @@ def test_states_as_metrics(place):
     with place.registry.lease("pear"):
         place.follower.sync_now()
         assert (shown("1"), shown("2")) == (["retiring"], ["serving"])
-    assert old.engine.closed.wait(5)
+    wait_for_releases()
+    assert old.engine.closed.is_set()
     shutil.rmtree(place.path / "pear" / "1")
     place.follower.sync_now()
     assert (shown("1"), shown("2")) == ([], ["serving"])
@@ -259,13 +260,13 @@ async def test_what_waits_for_the_loader_is_dropped_at_the_end(place):
 
     def wait():
         begun.set()
-        assert may_end.wait(20)
+        assert may_end.wait(60)
 
     place.while_waiting = wait
     place.add("pear", "2")
     place.add("plum", "1")
     under_way = asyncio.create_task(place.follower.sync())
-    await asyncio.to_thread(begun.wait, 20)
+    await asyncio.to_thread(begun.wait, 60)
     waiting = asyncio.create_task(place.follower.sync())
     await asyncio.sleep(0)
     assert place.follower.loading

@@ -15,7 +15,7 @@ async def watching(store, **options):
 
     task = asyncio.create_task(listen())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             yield told
     finally:
         task.cancel()
