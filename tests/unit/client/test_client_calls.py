@@ -87,8 +87,8 @@ def test_options_are_parameters(client, seen):
         "priority": "low",
     }
     assert seen[0].headers["X-Split-Key"] == "ann"
-    client.predict(b"\1", timeout=2)
-    assert 1900 < int(seen[1].url.params["timeout_ms"]) <= 2000
+    client.predict(b"\1", timeout=25)
+    assert 10_000 < int(seen[1].url.params["timeout_ms"]) <= 25_000
 
 
 @pytest.mark.parametrize(
@@ -149,15 +149,18 @@ def test_a_thousand_images(client, seen):
     assert len(seen) == 63
 
 
-def test_a_slow_source_keeps_no_answer_waiting(client):
+def test_a_slow_source_keeps_no_answer_waiting(client, seen):
     """Each answer comes at the latest when the next image or two are read, though a request holds 16."""
     lags, answers = [], []
 
     def camera():
         for n in range(12):
+            end = time.monotonic() + 20
+            while sum(len(images_of(request)) for request in seen) < n and time.monotonic() < end:
+                time.sleep(0.001)
+            time.sleep(0.03)
             lags.append(n - len(answers))
             yield bytes([n])
-            time.sleep(0.03)
 
     for answer in client.predict_iter(camera()):
         answers.append(answer.classes[0].index)
@@ -478,9 +481,9 @@ def test_ablation(client, seen):
             changes=(RoutingChange(block="a", uniform=True), RoutingChange(block="b", weights=(None, 0.5))), name="n"
         ),
     ]
-    found = client.ablation(b"\1", variants=variants, routing=True, model="m", timeout=3)
+    found = client.ablation(b"\1", variants=variants, routing=True, model="m", timeout=25)
     sent = json.loads(seen[0].content)
-    assert 2900 < sent.pop("timeout_ms") <= 3000
+    assert 10_000 < sent.pop("timeout_ms") <= 25_000
     assert sent == {
         "images": ["AQ=="],
         "model": "m",
@@ -534,7 +537,7 @@ def test_health(client):
         client.wait_until_ready(0.01)
     states = [problem("not_ready", 503), httpx.Response(502, html=""), httpx.Response(200, json={"status": "ok"})]
     client.answer(lambda request: states.pop(0) if len(states) > 1 else states[0])
-    client.wait_until_ready(10)
+    client.wait_until_ready(60)
     assert client.ready() is True
     client.answer(lambda request: problem("unauthenticated", 401))
     with pytest.raises(Unauthenticated):

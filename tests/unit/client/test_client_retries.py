@@ -237,12 +237,12 @@ def test_what_nobody_waits_for_is_not_tried_again():
     def answer(request):
         seen.append(request)
         # Both requests come at the same time.
-        return problem("queue_full", 429, retry_after=30) if b"\2" in images_of(request) else for_each_image(request)
+        return problem("queue_full", 429, retry_after=50) if b"\2" in images_of(request) else for_each_image(request)
 
     with answered_by("sync", answer) as client:
         answers = client.predict_iter([b"\1"] * 16 + [b"\2"] * 16)
         next(answers)
         started = time.monotonic()
         answers.close()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 40
     assert len(seen) <= 2
