@@ -189,12 +189,13 @@ async def test_a_message_that_does_not_come(house):
     assert slug_of(caught.value) == "request_timeout"
 
 
+@pytest.mark.slow
 async def test_the_calls_own_deadline(house):
     found, context = house
     found.free.clear()
     async with grpc_served([rows_service(context)], context) as served:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await served.channel.unary_unary(PATH)(rows(1).SerializeToString(), metadata=list(ANN.items()), timeout=0.1)
+            await served.channel.unary_unary(PATH)(rows(1).SerializeToString(), metadata=list(ANN.items()), timeout=2)
         assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         labels = {"front": "grpc", "route": PATH, "method": "POST", "code": "504", "deadline": "caller"}
         await until(lambda: found.read("condconv_requests_total", **labels) == 1)
@@ -205,6 +206,7 @@ async def test_the_calls_own_deadline(house):
         )
 
 
+@pytest.mark.slow
 async def test_a_deadline_that_nothing_waits_for(house):
     """gRPC cancels the call by itself."""
     found, context = house
@@ -214,7 +216,7 @@ async def test_a_deadline_that_nothing_waits_for(house):
 
     async with grpc_served([answering(answer, access="open")], context) as served:
         with pytest.raises(grpc.aio.AioRpcError):
-            await served.channel.unary_unary(PATH)(b"", timeout=0.05)
+            await served.channel.unary_unary(PATH)(b"", timeout=2)
         labels = {"front": "grpc", "route": PATH, "method": "POST", "code": "504", "deadline": "caller"}
         await until(lambda: found.read("condconv_requests_total", **labels) == 1)
         assert found.read("condconv_rejected_total", reason="deadline_exceeded", deadline="caller") == 1

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.fronts.context import AppContext
+from condconv_serve.fronts.grpc import server
 from condconv_serve.fronts.grpc.server import GrpcLimits, GrpcServer
 from condconv_serve.fronts.grpc.tls import TlsFiles
 from tests.contract.fronts import House, house_with_keys
@@ -73,7 +74,7 @@ async def test_those_who_watch_count_as_calls(house):
             assert (await health_pb2_grpc.HealthStub(other).Check(health_pb2.HealthCheckRequest())).status == SERVING
             watched.cancel()
             reflected.cancel()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while (await call(other, PATH, rows(1), ANN))[0].status != 200:
                     pass
 
@@ -125,14 +126,15 @@ async def test_a_port_that_is_taken(house):
 async def test_the_end_answers_what_has_begun_and_refuses_the_rest(house):
     found, context = house
     found.readiness.loaded()
-    found.free.clear()
     async with grpc_served([rows_service(context)], context) as served:
-        first = asyncio.create_task(call(served.channel, PATH, rows(1), ANN))
         stream, idle = opened(served), opened(served)
+        await idle.write(rows(0))
+        await idle.read()
+        found.free.clear()
+        first = asyncio.create_task(call(served.channel, PATH, rows(1), ANN))
         await stream.write(rows(2))
-        await idle.wait_for_connection()
-        await until(lambda: found.batcher.submitted == 2)
-        served.server.stop(10)
+        await until(lambda: found.batcher.submitted == 3)
+        served.server.stop(60)
         await asyncio.sleep(0.05)
         async with connected(served.port) as other:
             assert (await call(other, PATH, rows(3), ANN))[0].status == 503
@@ -155,14 +157,16 @@ async def test_the_end_does_not_wait_for_those_who_watch(house):
         assert (await watched.read()).status == SERVING
         await reflected.wait_for_connection()
         found.readiness.drain()
-        async with asyncio.timeout(5):
-            served.server.stop(60)
+        async with asyncio.timeout(60):
+            served.server.stop(600)
             assert (await watched.read()).status == NOT_SERVING
             assert await watched.read() is grpc.aio.EOF
             assert await reflected.read() is grpc.aio.EOF
 
 
-async def test_what_cant_be_answered_in_time_is_told_so(house):
+@pytest.mark.slow
+async def test_what_cant_be_answered_in_time_is_told_so(house, monkeypatch):
+    monkeypatch.setattr(server, "_LAST_ANSWERS_SECONDS", 60.0)  # half of all the time, so that none is late
     found, context = house
     found.readiness.loaded()
     found.free.clear()
@@ -170,10 +174,10 @@ async def test_what_cant_be_answered_in_time_is_told_so(house):
     async with grpc_served([rows_service(context)], context) as served:
         first = asyncio.create_task(call(served.channel, PATH, rows(1), ANN))
         await until(lambda: found.batcher.submitted == 1)
-        served.server.stop(0.4)
+        served.server.stop(8)
         heard, _ = await first
         assert (heard.status, heard.slug) == (503, "draining")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 @pytest.fixture
@@ -206,8 +210,8 @@ async def test_tls_with_certificates_of_clients(house, tls):
     found, context = house
     found.readiness.loaded()
     authority, files = tls
-    server = GrpcServer([rows_service(context)], context, limits=GrpcLimits(), tls=files)
-    async with server.serving("localhost", 0) as port:
+    encrypted = GrpcServer([rows_service(context)], context, limits=GrpcLimits(), tls=files)
+    async with encrypted.serving("localhost", 0) as port:
         assert await asked(port, authority=authority, client=authority.issue_cert("me@example.org")) == 200
         assert await asked(port, authority=authority) == 503, "without a certificate"
         assert await asked(port, authority=trustme.CA(), client=authority.issue_cert("me@example.org")) == 503
@@ -218,8 +222,8 @@ async def test_a_renewed_certificate_is_used_and_a_broken_one_is_not(house, tls,
     found.readiness.loaded()
     authority, files = tls
     files = TlsFiles(files.certificate, files.key)
-    server = GrpcServer([rows_service(context)], context, limits=GrpcLimits(), tls=files)
-    async with server.serving("localhost", 0) as port:
+    encrypted = GrpcServer([rows_service(context)], context, limits=GrpcLimits(), tls=files)
+    async with encrypted.serving("localhost", 0) as port:
         assert await asked(port, authority=authority) == 200
         renewed = trustme.CA()
         write(renewed, files)
@@ -246,7 +250,7 @@ async def test_a_client_that_says_nothing_is_dropped(house):
     _, context = house
     async with grpc_served([], context, limits=GrpcLimits(handshake_timeout=0.1)) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await reader.read(1024):
                 pass
         writer.close()
@@ -257,5 +261,5 @@ async def test_more_connections_than_allowed_are_closed(house):
     found.readiness.loaded()
     async with grpc_served([rows_service(context)], context, limits=GrpcLimits(max_connections=1)) as served:
         assert (await call(served.channel, PATH, rows(1), ANN))[0].status == 200
-        with socket.create_connection(("127.0.0.1", served.port), timeout=5) as another:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=60) as another:
             assert another.recv(1) == b""

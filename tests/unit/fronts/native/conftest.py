@@ -14,7 +14,7 @@ from tests.unit.fronts.native.routing_service import running
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
-    async with running() as found, asyncio.timeout(30):
+    async with running() as found, asyncio.timeout(60):
         yield found
 
 

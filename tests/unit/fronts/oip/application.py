@@ -37,7 +37,7 @@ async def opened(
     house = house or House()
     house.free.set()
     house.readiness.loaded()
-    gatekeeper = Gatekeeper(house.readiness, keys=keys, request_timeout=5.0)
+    gatekeeper = Gatekeeper(house.readiness, keys=keys, request_timeout=60.0)
     with ThreadPoolExecutor(2) as decoders:
         context = AppContext(
             images=ImagePipeline(house.plane, ImageDecoder(decoders, max_pixels=10**6)),

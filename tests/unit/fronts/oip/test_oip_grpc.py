@@ -194,7 +194,7 @@ WRONG = {
     "an output twice": (lambda r: (r.outputs.add(name="logits"), r.outputs.add(name="logits")), "more than once"),
     "a priority": (lambda r: setattr(r.parameters["priority"], "uint64_param", 9), "priority may be"),
     "a timeout": (lambda r: setattr(r.parameters["timeout"], "string_param", "1"), "timeout"),
-    "too long a timeout": (lambda r: setattr(r.parameters["timeout"], "int64_param", 10**8), "at most 5000000"),
+    "too long a timeout": (lambda r: setattr(r.parameters["timeout"], "int64_param", 10**8), "at most 60000000"),
     "a long name": (lambda r: setattr(r, "model_name", "x" * 300), "at most 256"),
 }
 

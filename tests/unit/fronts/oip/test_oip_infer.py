@@ -273,7 +273,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"inputs": [ONE], "parameters": {"priority": True}}, r"1 \(high\)"),
     ({"inputs": [ONE], "parameters": {"timeout": -1}}, "in microseconds, must be a whole number"),
     ({"inputs": [ONE], "parameters": {"timeout": 0.5}}, "in microseconds, must be a whole number"),
-    ({"inputs": [ONE], "parameters": {"timeout": 5_000_001}}, "at most 5000000 microseconds, not 5000001"),
+    ({"inputs": [ONE], "parameters": {"timeout": 60_000_001}}, "at most 60000000 microseconds, not 60000001"),
     ({"inputs": [ONE], "parameters": {"binary_data_output": "yes"}}, "binary_data_output of the request must be true"),
 ]
 

@@ -99,7 +99,7 @@ async def _context(**options: Any) -> AsyncIterator[tuple[AppContext, House]]:
                     metrics=house.metrics,
                     exposition=RegistryExposition(house.metrics.registry),
                     limits=BodyLimits(max_body_bytes=10**6, max_images=MAX_IMAGES),
-                    gatekeeper=Gatekeeper(house.readiness, request_timeout=5.0, **options),
+                    gatekeeper=Gatekeeper(house.readiness, request_timeout=60.0, **options),
                     readiness=house.readiness,
                     versions=Versions(),
                 ),

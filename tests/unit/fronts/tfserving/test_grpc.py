@@ -25,7 +25,7 @@ def message(name: str) -> Any:
 
 @pytest.fixture
 async def service() -> AsyncIterator[tuple[grpc.aio.Channel, House]]:
-    async with asyncio.timeout(20), opened_over_grpc() as found:
+    async with asyncio.timeout(60), opened_over_grpc() as found:
         yield found
 
 
@@ -279,7 +279,7 @@ async def test_metadata(channel: grpc.aio.Channel) -> None:
 
 async def test_deadlines_and_priorities(service: tuple[grpc.aio.Channel, House]) -> None:
     channel, house = service
-    await told(channel, "Predict", photos(1), metadata=[("x-priority", "low")], timeout=4)
+    await told(channel, "Predict", photos(1), metadata=[("x-priority", "low")], timeout=40)
     assert (await refused(channel, "Predict", photos(1), metadata=[("x-priority", "urgent")]))[0] == "INVALID_ARGUMENT"
     house.free.clear()
     assert (await refused(channel, "Predict", photos(1), timeout=0.05))[0] == "DEADLINE_EXCEEDED"

@@ -23,7 +23,7 @@ LABELS = ["grüne Birne", *(f"class {index}" for index in range(1, CLASSES))]
 
 @pytest.fixture
 async def service() -> AsyncIterator[tuple[httpx.AsyncClient, House]]:
-    async with asyncio.timeout(20), opened() as found:
+    async with asyncio.timeout(60), opened() as found:
         yield found
 
 
@@ -360,7 +360,7 @@ async def test_metadata(client: httpx.AsyncClient) -> None:
 async def test_deadline_and_priority_in_the_query(service: tuple[httpx.AsyncClient, House]) -> None:
     client, house = service
     body = {"instances": [b64(1)]}
-    assert await told(client, f"{PREDICT}?priority=low&timeout_ms=4000&other=1", body)
+    assert await told(client, f"{PREDICT}?priority=low&timeout_ms=40000&other=1", body)
     house.free.clear()
     assert "error" in await told(client, f"{PREDICT}?timeout_ms=30", body, status=504)
     house.free.set()
@@ -383,7 +383,7 @@ async def test_answers_about_pictures_stay_in_no_cache(client: httpx.AsyncClient
 
 
 async def test_every_route_asks_for_a_key() -> None:
-    async with asyncio.timeout(20), opened(keys=KeyRing([])) as (client, _):
+    async with asyncio.timeout(60), opened(keys=KeyRing([])) as (client, _):
         document = (await client.get("/v1/openapi.json")).json()
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
