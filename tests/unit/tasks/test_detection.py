@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condconv_serve.domain import BOXES, ROUTING, SCORES, Box, Placement, RowAnswer, Timings
@@ -149,6 +149,7 @@ def test_of_very_many_boxes_those_with_the_highest_scores_are_looked_at() -> Non
 numbers = st.integers(-2, 10).map(lambda eighths: eighths / 8)  # exact, so that no rounding decides
 
 
+@settings(deadline=None)
 @given(
     boxes=st.lists(st.tuples(numbers, numbers, numbers, numbers), min_size=1, max_size=12),
     threshold=st.integers(0, 16).map(lambda sixteenths: sixteenths / 16),

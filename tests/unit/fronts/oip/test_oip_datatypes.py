@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.oip.datatypes import array_of, bytes_of, joined, split
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=20), max_size=6))
 def test_elements_come_back_as_they_were(elements: list[bytes]) -> None:
     assert split(joined(elements), len(elements), name="image") == elements
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40), st.integers(0, 5))
 def test_any_bytes_are_so_many_elements_or_refused(data: bytes, count: int) -> None:
     try:
