@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import socket
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 from condconv_serve.settings import Settings
+from condconv_serve.store.pull.download import Limits
 from tests.parity.seeded import official_tensors, read_tiny
 from tests.unit.store.pull.file_server import FileServer
 
@@ -28,8 +31,20 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither settings nor proxies from outside."""
+    defaults = Limits.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "connect_timeout", 60.0)  # a busy machine may take seconds
     for name in [f"CONDCONV_{name.upper()}" for name in Settings.model_fields] + [*PROXIES, *map(str.upper, PROXIES)]:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CONDCONV_CONNECT_TIMEOUT", "60")
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """A host and port where nobody listens, nor can."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
 
 
 @pytest.fixture

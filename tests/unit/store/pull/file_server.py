@@ -180,20 +180,43 @@ def stalled_after(count: int) -> Behaviour:
 
     def behave(handler: Handler, file: File) -> None:
         handler.body(opening(handler, file)[:count])
-        handler.server.closing.wait(30)
+        handler.server.closing.wait(60)
         hang_up(handler)
 
     return behave
 
 
-def dripping(handler: Handler, file: File) -> None:
-    """A byte now and then, so that no timeout of reading is ever reached."""
-    content = opening(handler, file)
-    for i in range(len(content)):
-        handler.body(content[i : i + 1])
-        if handler.server.closing.wait(0.05):
-            break
-    hang_up(handler)
+def silent_at(place: int) -> Behaviour:
+    """As it should be, but nobody gets from before this place beyond it."""
+
+    def behave(handler: Handler, file: File) -> None:
+        start = wanted(handler, file) or 0
+        content = opening(handler, file)
+        if start >= place:
+            handler.body(content)
+            return
+        handler.body(content[: place - start])
+        handler.server.closing.wait(60)
+        hang_up(handler)
+
+    return behave
+
+
+def dripping_until(noticed: Callable[[], bool]) -> Behaviour:
+    """A byte now and then, so that no timeout of reading is reached; as it should be once that was noticed."""
+
+    def behave(handler: Handler, file: File) -> None:
+        content = opening(handler, file)
+        if noticed():
+            handler.body(content)
+            return
+        for i in range(len(content)):
+            handler.body(content[i : i + 1])
+            if handler.server.closing.wait(0.05):
+                break
+        hang_up(handler)
+
+    return behave
 
 
 def ignoring_ranges(then: Behaviour = serve) -> Behaviour:

@@ -26,7 +26,7 @@ from condconv_serve.store.pull.published import Checkpoint
 from condconv_serve.store.pull.pulling import PullRequest, pull
 from tests.unit.store.pull import file_server as misbehave
 from tests.unit.store.pull.conftest import NAME, packed, shallow_tensors, tiny_entry, write_catalogue
-from tests.unit.store.pull.file_server import FileServer, ProxyServer
+from tests.unit.store.pull.file_server import ProxyServer
 
 pytestmark = pytest.mark.tensorflow
 
@@ -70,7 +70,8 @@ def command(place, url, tmp_path):
             "--catalogue",
             str(tmp_path / "own.json"),
         ],
-        "env": {**kept, "CONDCONV_MODEL_STORE": str(store), "CONDCONV_CACHE_DIR": str(cache)},
+        "env": {**kept, "CONDCONV_MODEL_STORE": str(store), "CONDCONV_CACHE_DIR": str(cache)}
+        | {"CONDCONV_CONNECT_TIMEOUT": "60"},
     }
 
 
@@ -113,7 +114,7 @@ def condconv(*arguments):
 
 def until_half(place, half):
     """Wait until the process has received that much."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while [p.stat().st_size for p in place[1].rglob("*.part")] != [half] and time.monotonic() < deadline:
         time.sleep(0.02)
 
@@ -124,7 +125,7 @@ def test_interrupted(command, place, server, archive, monkeypatch):
     process = start(command, stderr=subprocess.PIPE)
     until_half(place, half)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert said.splitlines()[-1].startswith("interrupted: no bundle was written. What was received is kept")
     assert "Traceback" not in said
@@ -148,7 +149,7 @@ def test_killed_while_another_one_waits(command, place, url, server, archive):
         def note(self, text):
             notes.append(text)
             process.kill()
-            process.wait(30)
+            process.wait(60)
 
     checkpoint = Checkpoint.model_validate_json(json.dumps(tiny_entry(url)))
     request = PullRequest(checkpoint=checkpoint, name=NAME, version="1", cache=place[1])
@@ -181,7 +182,7 @@ def test_on_a_terminal_through_a_proxy_from_a_mirror(command, place, server, arc
             patched.setattr(sys, "stderr", terminal)
             arguments = [*command["args"][3:], "--name", "mine", "--version", "7", "--model-store", str(place[0])]
             app(arguments, standalone_mode=False)
-        reader.join(10)
+        reader.join(60)
         os.close(ours)
         assert {seen.path for seen in proxy.seen} == {mirrored}
     assert capsys.readouterr().out == f"wrote {place[0] / 'mine' / '7'}\n"
@@ -244,14 +245,8 @@ class TestWithoutANetwork:
         monkeypatch.setenv("CONDCONV_CACHE_DIR", str(place[1]))
         monkeypatch.setenv("CONDCONV_MODEL_STORE", str(place[0]))
 
-    @pytest.fixture
-    def nobody(self):
-        """An address where nobody listens."""
-        with FileServer() as gone:
-            return gone.url("")
-
     def test_what_can_be_done(self, nobody, monkeypatch):
-        monkeypatch.setenv("CONDCONV_MIRROR", nobody)
+        monkeypatch.setenv("CONDCONV_MIRROR", f"http://{nobody}")
         code, out, err = condconv("models", "pull", "efficientnet-condconv-b0-8e")
         assert (code, out) == (1, "")
         failure, *advice = err.splitlines()
@@ -260,7 +255,7 @@ class TestWithoutANetwork:
         assert advice == [
             "What you can do:",
             "- Behind a proxy: set HTTPS_PROXY to its address, such as http://proxy.example.org:3128.",
-            f"- CONDCONV_MIRROR is {nobody}: correct it.",
+            f"- CONDCONV_MIRROR is http://{nobody}: correct it.",
             f"- Without a network: download {url}.tar.gz elsewhere, bring it here, and run",
             "  condconv models pull efficientnet-condconv-b0-8e --file efficientnet-condconv-b0-8e.tar.gz",
         ]
@@ -280,10 +275,10 @@ class TestWithoutANetwork:
         assert err.startswith("error: storage.googleapis.com can't be reached: no connection in 0.2 seconds.\n")
 
     def test_a_wrong_proxy(self, nobody, monkeypatch):
-        monkeypatch.setenv("HTTPS_PROXY", nobody)
+        monkeypatch.setenv("HTTPS_PROXY", f"http://{nobody}")
         code, _, err = condconv("models", "pull", "efficientnet-condconv-b0-8e")
         assert code == 1
-        assert f"The proxy {nobody[7:]} can't be used to reach storage.googleapis.com: connection refused." in err
+        assert f"The proxy {nobody} can't be used to reach storage.googleapis.com: connection refused." in err
         assert "- The proxy comes from HTTPS_PROXY, HTTP_PROXY or ALL_PROXY: correct it." in err
         assert "- With a mirror that you can reach: set CONDCONV_MIRROR to its address." in err
 
@@ -294,7 +289,7 @@ class TestWithoutANetwork:
         assert "status 404: there is no such file." in err
 
     def test_a_catalogue_that_cannot_be_fetched(self, nobody):
-        code, out, err = condconv("models", "catalogue", "--catalogue", f"{nobody}/catalogue.json")
+        code, out, err = condconv("models", "catalogue", "--catalogue", f"http://{nobody}/catalogue.json")
         assert (code, out, err) == (1, "", "error: 127.0.0.1 can't be reached: connection refused.\n")
 
 

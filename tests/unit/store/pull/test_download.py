@@ -25,9 +25,11 @@ from tests.unit.store.pull.file_server import FileServer, ProxyServer
 
 pytestmark = pytest.mark.slow
 
+PATIENT = "Limits(connect_timeout=60)"
+"""For processes of their own."""
 CONTENT = os.urandom(3_000_000)
 OTHER = os.urandom(2_000_000)
-QUICK = Limits(pause=0.01, longest_pause=0.02, attempts=3, connect_timeout=5, stall_timeout=5)
+QUICK = Limits(pause=0.01, longest_pause=0.02, attempts=3, connect_timeout=60, stall_timeout=60)
 
 
 class Heard:
@@ -277,22 +279,25 @@ class TestAnswers:
 
 class TestPatience:
     def test_a_server_that_falls_silent(self, server, target):
-        url = server.add("/w", CONTENT, misbehave.stalled_after(1_000_000))
+        url = server.add("/w", CONTENT, always=misbehave.silent_at(1_000_000))
         began = time.monotonic()
         download(url, target, limits=Limits(stall_timeout=0.3, pause=0.01))
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 30
         assert target.read_bytes() == CONTENT
-        assert ranges(server) == [None, "bytes=1000000-"]
+        assert "bytes=1000000-" in ranges(server), "others only if the server was too slow before"
 
     def test_a_server_that_drips(self, server, target, heard):
-        url = server.add("/w", CONTENT, misbehave.dripping)
-        download(url, target, limits=Limits(stall_timeout=0.3, stall_bytes=1000, pause=0.01), reporter=heard)
-        assert target.read_bytes() == CONTENT
-        assert re.search(r"only \d+ bytes came in 0.3 seconds", heard.notes[0])
+        def noticed():
+            return any(re.search(r"only \d+ bytes came in 0.3 seconds", note) for note in heard.notes)
 
-    def test_nobody_listens(self, target):
-        with FileServer() as gone:
-            url = gone.url("/w")
+        url = server.add("/w", CONTENT, always=misbehave.dripping_until(noticed))
+        limits = Limits(stall_timeout=0.3, stall_bytes=1000, pause=0.01, longest_pause=0.02, attempts=100)
+        download(url, target, limits=limits, reporter=heard)
+        assert target.read_bytes() == CONTENT
+        assert noticed()
+
+    def test_nobody_listens(self, target, nobody):
+        url = f"http://{nobody}/w"
         with pytest.raises(Unreachable, match=r"^127\.0\.0\.1 can't be reached: connection refused\.$") as caught:
             download(url, target, limits=QUICK)
         assert caught.value.proxy is None
@@ -332,7 +337,7 @@ class TestPatience:
 
         with full_queue() as dead, monkeypatch.context() as patched, httpx.Client() as client:
             patched.setattr(socket, "getaddrinfo", both)
-            assert check_reachable(client, "http://example.org/w", seconds=5) is None
+            assert check_reachable(client, "http://example.org/w", seconds=60) is None
 
 
 @pytest.fixture
@@ -348,14 +353,12 @@ def proxied(monkeypatch):
 
 
 class TestThroughAProxy:
-    def test_that_is_not_there(self, target, proxied):
-        with FileServer() as gone:
-            address = urlsplit(gone.url("/")).netloc
-        proxied(address)
+    def test_that_is_not_there(self, target, proxied, nobody):
+        proxied(nobody)
         with pytest.raises(Unreachable) as caught:
             download("https://example.org/w", target, limits=QUICK)
-        assert str(caught.value) == f"The proxy {address} can't be used to reach example.org: connection refused."
-        assert caught.value.proxy == address
+        assert str(caught.value) == f"The proxy {nobody} can't be used to reach example.org: connection refused."
+        assert caught.value.proxy == nobody
 
     def test_that_is_none(self, server, target, proxied):
         """A web server that knows no CONNECT."""
@@ -453,16 +456,15 @@ class TestWays:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_killed_in_the_middle(how, server, target):
     url = server.add("/w", CONTENT, misbehave.stalled_after(2_000_000))
-    program = "import sys; from pathlib import Path; from condconv_serve.store.pull.download import download; "
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"{program} download({url!r}, Path({str(target)!r}))"], stderr=subprocess.DEVNULL
-    )
+    program = "import sys; from pathlib import Path; from condconv_serve.store.pull.download import Limits, download; "
+    program += f"download({url!r}, Path({str(target)!r}), limits={PATIENT})"
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
     part = target.with_name(f"{target.name}.part")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (part.exists() and part.stat().st_size == 2_000_000) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(how)
-    assert process.wait(30) != 0
+    assert process.wait(60) != 0
     assert left(target) == ["weights.tar.gz.part", "weights.tar.gz.part.json"]
     download(url, target)
     assert ranges(server) == [None, "bytes=2000000-"]
@@ -474,12 +476,12 @@ def test_the_disk_is_full(server, target):
     url = server.add("/w", CONTENT)
     program = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
-        "from pathlib import Path; from condconv_serve.store.pull.download import download\n"
+        "from pathlib import Path; from condconv_serve.store.pull.download import Limits, download\n"
         "from condconv_serve.errors import DownloadFailed\n"
-        f"try: download({url!r}, Path({str(target)!r}))\n"
+        f"try: download({url!r}, Path({str(target)!r}), limits={PATIENT})\n"
         "except DownloadFailed as error: print(error)"
     )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert result.stderr == ""
     assert re.match(
         r"There is no room for http://.*/w: File too large\. \d+ bytes are kept, and another", result.stdout

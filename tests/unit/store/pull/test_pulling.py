@@ -36,7 +36,7 @@ from tests.unit.store.samples import PLAN
 
 pytestmark = pytest.mark.tensorflow
 
-QUICK = Limits(pause=0.01, longest_pause=0.02, attempts=3, connect_timeout=5, stall_timeout=5)
+QUICK = Limits(pause=0.01, longest_pause=0.02, attempts=3, connect_timeout=60, stall_timeout=60)
 PATH = f"/storage/{NAME}.tar.gz"
 
 
