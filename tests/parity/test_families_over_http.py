@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from condconv_serve.store.importers.bundling import ImportRequest, import_bundle
-from tests.e2e.server import Server, wait_for
+from tests.e2e.server import PATIENCE, Server, wait_for
 from tests.golden import needs_families
 from tests.parity.families import FULL_SIZE, TINY, FamilyGolden, pixels_of
 from tests.parity.golden_models import write_checkpoint
@@ -98,8 +98,11 @@ def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[httpx.Client, list[Served]]]:
     directory = tmp_path_factory.mktemp("families")
-    networks = request.param(directory, directory / "store")
-    with Server(real=True, until_ready=False, model_store=directory / "store", precision="float32") as server:
+    store = directory / "store"
+    networks = request.param(directory, store)
+    with Server(
+        real=True, until_ready=False, model_store=store, precision="float32", request_timeout=PATIENCE
+    ) as server:
         wait_for(lambda: server.process_ended() or server.is_ready(), LOADED_WITHIN)
         yield server.client, networks
 
