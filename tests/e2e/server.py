@@ -260,15 +260,6 @@ def connection(response: httpx.Response) -> Any:
     return response.extensions["network_stream"].get_extra_info("client_addr")
 
 
-@contextlib.contextmanager
-def held_port() -> Iterator[int]:
-    """A port at which nobody listens, and which nobody else takes: only whoever is told can listen there."""
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
-        yield holder.getsockname()[1]
-
-
 def wait_for(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

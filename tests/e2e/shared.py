@@ -92,8 +92,15 @@ def _started(directory: Path) -> Iterator[Server]:
     path = os.pathsep.join(filter(None, (str(home), os.environ.get("PYTHONPATH"))))
     variables = {"PYTHONPATH": path, "HOME": str(home), "RECORD": str(record), "CI": "false"}
     store = _write_store(directory / "store")
-    # A machine that is busy with other tests may take long for the first ablation.
-    with Server(real=True, engine="auto", model_store=store, request_timeout=PATIENCE, variables=variables) as server:
+    # A machine that is busy with other tests may take long for the first ablation, and for the last answers.
+    with Server(
+        real=True,
+        engine="auto",
+        model_store=store,
+        request_timeout=PATIENCE,
+        shutdown_timeout=PATIENCE / 2,
+        variables=variables,
+    ) as server:
         known = {
             "url": server.url,
             "log_file": str(server.log_file),

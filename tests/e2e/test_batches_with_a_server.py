@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests import pictures
-from tests.e2e.server import FAKE, PATIENCE, Server, environment, held_port, wait_for
+from tests.e2e.server import FAKE, PATIENCE, Server, environment, wait_for
 from tests.forked import ForkedServer, forker
+from tests.free_ports import free_ports
 
 PHOTOS = 112
 AT_ONCE = 16
@@ -117,7 +118,8 @@ def test_killed_and_interrupted_jobs_go_on(folder: Path) -> None:
 
 
 def test_a_server_that_restarts_in_between(folder: Path) -> None:
-    with held_port() as port, Server(port=port) as first, stuck_job(folder, first) as running:
+    (port,) = free_ports(1)
+    with Server(port=port) as first, stuck_job(folder, first) as running:
         stop_listening(first)
         assert running.process.poll() is None
         with Server(port=port):

@@ -16,8 +16,9 @@ import pytest
 import trustme
 
 from tests.debian import ENVIRONMENT, need
-from tests.e2e.server import ROOT, Server, held_port, wait_for
+from tests.e2e.server import ROOT, Server, wait_for
 from tests.e2e.test_grpc_over_sockets import infer
+from tests.free_ports import free_ports
 
 NGINX = ROOT / "deploy/nginx"
 MOST = 32 * 2**20
@@ -44,13 +45,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def ports() -> Iterator[tuple[int, int]]:
-    with held_port() as http, held_port() as tls:
-        yield http, tls
-
-
-@pytest.fixture(scope="module")
-def proxies(server: Server, ports: tuple[int, int], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxies]:
+def proxies(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxies]:
     need({"nginx": "nginx"})
     directory = tmp_path_factory.mktemp("proxies")
     (directory / "servers").mkdir()
@@ -58,6 +53,7 @@ def proxies(server: Server, ports: tuple[int, int], tmp_path_factory: pytest.Tem
     certificate = authority.issue_cert("localhost")
     (directory / "tls.crt").write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
     certificate.private_key_pem.write_to_path(str(directory / "tls.key"))
+    ports = free_ports(2)
     places = {
         "/etc/nginx/": f"{directory}/",
         "/run/tls/": f"{directory}/",
