@@ -120,7 +120,7 @@ def exchange(call: Call[Answer], policy: RequestPolicy) -> Work[Answer]:
         left = end - policy.clock()
         told = round(left * 1e3) if timed and 0.001 <= left < policy.server_seconds else None
         try:
-            reply = yield Send(call, left, told)
+            reply = yield Send(call, max(left, 0.001), told)
             assert reply is not None
             return call.read(reply)
         except httpx.TimeoutException as error:
@@ -147,6 +147,8 @@ def exchange(call: Call[Answer], policy: RequestPolicy) -> Work[Answer]:
         if not _may_repeat(call, failed) or tries > policy.retries or policy.clock() + wait >= end:
             raise failed from cause
         yield Pause(wait)
+        if policy.clock() >= end:  # on a busy machine a pause may take longer
+            raise failed from cause
 
 
 def until_ready(policy: RequestPolicy, *, seconds: float) -> Work[None]:
@@ -161,10 +163,13 @@ def until_ready(policy: RequestPolicy, *, seconds: float) -> Work[None]:
     while True:
         try:
             return (yield from exchange(calls.ready(seconds=end - policy.clock()), policy))
-        except (CapacityError, RemoteFailed):
+        except (CapacityError, RemoteFailed) as error:
+            failed = error
             if policy.clock() + pause >= end:
                 raise
         yield Pause(pause)
+        if policy.clock() >= end:
+            raise failed
         pause = min(2 * pause, 1.0)
 
 

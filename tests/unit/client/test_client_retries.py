@@ -8,7 +8,7 @@ import pytest
 from condconv_serve import errors
 from condconv_serve.client.answers import Reply, content_of
 from condconv_serve.client.calls import Call
-from condconv_serve.client.exchange import RETRYABLE, Pause, RequestPolicy, Send, exchange
+from condconv_serve.client.exchange import RETRYABLE, Pause, RequestPolicy, Send, exchange, until_ready
 from condconv_serve.errors import (
     DeadlineExceeded,
     InvalidParameter,
@@ -28,23 +28,25 @@ OK = httpx.Response(200, content=b"yes")
 class Told:
     """Does what an exchange says, in no time at all: each reply takes `takes` seconds of a clock that is made up."""
 
-    def __init__(self, *replies, takes=0.0, random=0.0, **policy):
+    def __init__(self, *replies, takes=0.0, overslept=0.0, random=0.0, **policy):
         self.now = 1000.0
         self.replies = list(replies)
-        self.takes = takes
+        self.takes, self.overslept = takes, overslept
         self.sent: list[Send] = []
         self.pauses: list[float] = []
         self.policy = RequestPolicy(server="http://server", clock=lambda: self.now, random=lambda: random, **policy)
 
     def ask(self, **call):
         call = Call(**{"method": "GET", "path": "/", "read": content_of, **call})
-        work = exchange(call, self.policy)
+        return self.do(exchange(call, self.policy))
+
+    def do(self, work):
         try:
             step = next(work)
             while True:
                 if isinstance(step, Pause):
                     self.pauses.append(round(step.seconds, 3))
-                    self.now += step.seconds
+                    self.now += step.seconds + self.overslept
                     step = work.send(None)
                     continue
                 self.sent.append(step)
@@ -160,6 +162,17 @@ def test_no_answer_in_time():
     told = Told(httpx.ReadTimeout("timed out"), takes=5.0)
     with pytest.raises(DeadlineExceeded, match=r"^The server at http://server gave no answer within 5 seconds\.$"):
         told.ask(seconds=5.0)
+    assert len(told.sent) == 1
+
+
+def test_a_pause_that_took_all_the_time_is_followed_by_no_try():
+    told = Told(FULL, OK, overslept=20.0)
+    with pytest.raises(QueueFull):
+        told.ask(seconds=10.0)
+    assert len(told.sent) == 1
+    told = Told(problem("not_ready", 503), httpx.Response(200, json={"status": "ok"}), overslept=20.0)
+    with pytest.raises(NotReady):
+        told.do(until_ready(told.policy, seconds=10.0))
     assert len(told.sent) == 1
 
 
