@@ -1,0 +1,1 @@
+"""Measurements. A package, so that none that is installed under this name takes its place."""
