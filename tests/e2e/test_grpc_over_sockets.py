@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from condconv_serve.fronts.oip.datatypes import joined
 from condconv_serve.fronts.oip.grpc import NAME
 from condconv_serve.fronts.oip.grpc_messages import REQUEST, RESPONSE
+from condconv_serve.http.server import REPEAT_SECONDS
 from tests import pictures
 from tests.contract.grpc_calls import retry_of, slug_of, taken_port
 from tests.e2e.server import BUNDLE, FAKE, MODEL, ROOT, Server, environment, new_client, wait_for
@@ -128,22 +131,31 @@ def test_a_full_queue_says_when_to_try_again() -> None:
         assert pending[1].result().model_name == MODEL
 
 
-def test_sigterm_ends_both_ports_and_loses_nothing() -> None:
-    # The delay is longer than a busy machine may need for the second call.
-    with Server(grpc_port=0, drain_delay=6, streams=1) as server, connected(server) as channel:
+def test_after_sigterm_it_takes_calls_for_a_while() -> None:
+    """Load balancers need that time to notice."""
+    ending = 128 + signal.SIGTERM
+    with Server(grpc_port=0, drain_delay=3600, exit_code=ending) as server, connected(server) as channel:
         watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=NAME))
         states = (response.status for response in watched)
         assert next(states) == health_pb2.HealthCheckResponse.SERVING
+        server.terminate()
+        assert next(states) == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert infer(channel, PHOTOS[0]).model_name == MODEL
+        time.sleep(REPEAT_SECONDS)
+        server.send(signal.SIGTERM)
+        assert server.wait() == ending
+
+
+def test_sigterm_ends_both_ports_and_loses_nothing() -> None:
+    with Server(grpc_port=0, streams=1, max_batch_size=1) as server, connected(server) as channel:
         with ThreadPoolExecutor(2) as pool:
             with server.holding():
-                first = pool.submit(infer, channel, PHOTOS[0])
-                wait_for(lambda: server.metrics()["condconv_rows_in_flight"] == 1)
+                pending = [pool.submit(infer, channel, photo) for photo in PHOTOS[:2]]
+                wait_for(lambda: server.metrics()["condconv_queue_rows"] == 1)
                 server.terminate()
-                assert next(states) == health_pb2.HealthCheckResponse.NOT_SERVING
-                # It still takes calls while load balancers notice.
-                second = pool.submit(infer, channel, PHOTOS[1])
                 wait_for(server.refuses_connections)
-            assert (first.result().model_name, second.result().model_name) == (MODEL, MODEL)
+                assert not any(call.done() for call in pending)
+            assert [call.result().model_name for call in pending] == [MODEL] * 2
         assert server.wait() == 0
         with connected(server) as another, pytest.raises(grpc.RpcError) as caught:
             infer(another, PHOTOS[0])

@@ -35,20 +35,23 @@ class Health:
         self._readiness = readiness
         self._services = frozenset(("", *services))
         self._changed = asyncio.Event()
+        self._last: object = None
 
     async def follow(self) -> None:
         """Look for changes, which those who watch are waiting for."""
-        last = None
         while True:
-            if (now := self._status("")) != last:
-                last = now
-                self.wake()
+            self._look()
             await asyncio.sleep(_LOOK_SECONDS)
 
     def wake(self) -> None:
         """Let those who watch look."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _look(self) -> None:
+        if (now := self._status("")) != self._last:
+            self._last = now
+            self.wake()
 
     def check(self) -> Method:
         """The method `Check`."""
@@ -68,6 +71,7 @@ class Health:
             async def follow() -> None:
                 last, stopping = None, False
                 while not stopping:
+                    self._look()  # what is told here is what the next look is compared with
                     changed, stopping = self._changed, calls.stopping
                     if (status := self._status(request.service)) != last:
                         last = status

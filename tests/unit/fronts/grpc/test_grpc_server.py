@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.fronts.context import AppContext
-from condconv_serve.fronts.grpc import server
+from condconv_serve.fronts.grpc import health, server
 from condconv_serve.fronts.grpc.server import GrpcLimits, GrpcServer
 from condconv_serve.fronts.grpc.tls import TlsFiles
 from tests.contract.fronts import House, house_with_keys
@@ -52,6 +52,22 @@ async def test_health_follows_readiness(house):
         assert (await watched.read()).status == SERVING
         found.readiness.drain()
         assert (await watched.read()).status == NOT_SERVING
+        watched.cancel()
+
+
+async def test_a_change_between_two_looks_is_told(house, monkeypatch):
+    """Whoever began to watch meanwhile heard of a state that no look has seen."""
+    found, context = house
+    monkeypatch.setattr(health, "_LOOK_SECONDS", 1.0)
+    async with grpc_served([rows_service(context)], context) as served:
+        stub = health_pb2_grpc.HealthStub(served.channel)
+        assert (await stub.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING  # so it has looked
+        found.readiness.loaded()
+        watched = stub.Watch(health_pb2.HealthCheckRequest())
+        assert (await watched.read()).status == SERVING
+        found.readiness.drain()
+        async with asyncio.timeout(60):
+            assert (await watched.read()).status == NOT_SERVING
         watched.cancel()
 
 
