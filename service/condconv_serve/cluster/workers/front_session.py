@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from condconv_serve.cluster.workers.arena import Arena
@@ -84,7 +84,7 @@ class FrontSession:
         self._held: dict[ServedModel, tuple[int, Lease]] = {}
         self._by_number: dict[int, ServedModel] = {}
         self._requests: dict[int, _Request] = {}
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[int, asyncio.Future[Any]] = {}
         self._told: set[asyncio.Task[None]] = set()
         self._cleaning: asyncio.Task[None] | None = None  # the loop keeps no task alive
         self._numbers = 0
@@ -174,15 +174,16 @@ class FrontSession:
             case _:
                 raise ValueError(f"{type(message).__name__} is nothing that a front sends.")
 
-    def _start(self, number: int, work: Coroutine[Any, Any, Any], done: Callable[[asyncio.Task[Any]], object]) -> None:
-        task = self._tasks[number] = asyncio.get_running_loop().create_task(work)
+    def _start(self, number: int, work: Awaitable[Any], done: Callable[[asyncio.Future[Any]], object]) -> None:
+        """Begin what a front may cancel. `done` sends its end, also if it was cancelled before it began."""
+        task = self._tasks[number] = asyncio.ensure_future(work)
         task.add_done_callback(done)
 
     def _open(self, message: Open) -> None:
         number, model = message.id, self.model(message.model)
         request = self._requests[number] = _Request(number, len(message.digests), message.deadline, self._link)
 
-        def end(task: asyncio.Task[Ended]) -> None:  # of a request that was cancelled before it began, too
+        def end(task: asyncio.Future[Ended]) -> None:
             del self._requests[number], self._tasks[number]
             late = DeadlineExceeded("The answer was not ready by the deadline.") if request.late else None
             self._link.send(Ended(number, error=late) if task.cancelled() else task.result())
@@ -241,18 +242,23 @@ class FrontSession:
         except Exception as error:
             self._link.send(Raised(message.id, self._told_of(error, message.name)))
             return
-        if isinstance(found, Awaitable):
-            self._start(message.id, self._wait(message, found), lambda _: self._tasks.pop(message.id, None))
-        else:
+        if not isinstance(found, Awaitable):
             self._link.send(Returned(message.id, found))
+            return
 
-    async def _wait(self, message: Call, called: Awaitable[Any]) -> None:
-        try:
-            self._link.send(Returned(message.id, await called))
-        except Exception as error:
-            self._link.send(Raised(message.id, self._told_of(error, message.name)))
+        def end(task: asyncio.Future[Any]) -> None:
+            del self._tasks[message.id]
+            if task.cancelled():
+                return
+            error = task.exception()
+            answer = (
+                Raised(message.id, self._told_of(error, message.name)) if error else Returned(message.id, task.result())
+            )
+            self._link.send(answer)
 
-    def _told_of(self, error: Exception, name: str) -> ServiceError:
+        self._start(message.id, found, end)
+
+    def _told_of(self, error: BaseException, name: str) -> ServiceError:
         if isinstance(error, ServiceError):
             return let_go(error)
         logger.error("%s, which a front has called, met an unexpected error", name, exc_info=error)

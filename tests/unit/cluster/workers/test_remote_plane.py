@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import inspect
 import socket
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 import numpy as np
@@ -409,6 +411,21 @@ async def test_calls_return_raise_and_can_be_left() -> None:
         await begun.wait()
         call.cancel()
         await left.wait()
+
+
+async def test_a_call_that_is_given_up_in_the_turn_in_which_it_came_has_an_end() -> None:
+    called = list[Coroutine[Any, Any, None]]()
+
+    def endless() -> Coroutine[Any, Any, None]:
+        called.append(asyncio.sleep(1000))
+        return called[0]
+
+    async with connected(calls={"endless": endless}) as pair:
+        call = asyncio.create_task(pair.engine.call("endless"))
+        await asyncio.sleep(0)  # it is sent, and its cancellation is before the other end reads it
+        call.cancel()
+        await until(lambda: called and inspect.getcoroutinestate(called[0]) == inspect.CORO_CLOSED)
+        assert not pair.sessions[0]._tasks
 
 
 async def test_an_answer_that_meets_a_caller_who_leaves_spares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
