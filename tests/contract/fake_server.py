@@ -24,6 +24,8 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -71,6 +73,8 @@ POISON = (255, 0, 255)
 """A picture of this colour makes its batch raise."""
 HANG = (0, 255, 255)
 """A picture of this colour makes its batch hang."""
+CHILD = "child"
+"""The first argument of a child of a server with workers; the second is the number of its connection."""
 PATCHES = 8
 """A picture is taken for so many times so many patches of one colour each."""
 PATCH_FEATURES = 3 * PATCHES**2
@@ -258,12 +262,15 @@ def prepare() -> None:
 
 
 def run() -> NoReturn:
-    """Run the command line with stand-ins of networks."""
+    """Run the command line, or a child of a server with workers, with stand-ins of networks."""
     name = os.environ.get("FAULT_FILE")
     bootstrap.import_engines = cache(lambda: None)
     ablation_loading.make_ablation = make_fake_ablation
     bootstrap.load_model = partial(load_fake, file=Path(name) if name else None)
-    spawning.spawn = fork
+    if sys.argv[1] == CHILD:
+        sys.exit(child_process(socket.socket(fileno=int(sys.argv[2]))))
+    # A library that was loaded before all others may have locks that a fork leaves locked for ever; libfaketime does.
+    spawning.spawn = start_child if "LD_PRELOAD" in os.environ else fork
     main()
 
 
@@ -284,6 +291,13 @@ class Forked:
         """Kill it."""
         if self.poll() is None:
             os.kill(self.pid, signal.SIGKILL)
+
+
+def start_child(connection: socket.socket, variables: Mapping[str, str]) -> Child:
+    """Start a child of a server with workers in a new interpreter."""
+    number = connection.fileno()
+    command = [sys.executable, "-m", "tests.contract.fake_server", CHILD, str(number)]
+    return subprocess.Popen(command, pass_fds=[number], env={**os.environ, **variables}, process_group=0)
 
 
 def fork(connection: socket.socket, variables: Mapping[str, str]) -> Child:
