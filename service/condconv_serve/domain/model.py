@@ -142,7 +142,7 @@ class EngineDescription:
         return f"{self.engine} in {self.precision} on {self.device}: {self.reason}{native}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ServedModel:
     """One version of a model, ready to compute. Compared by identity: a reloaded version is another one."""
 
@@ -151,6 +151,10 @@ class ServedModel:
     computed_by: EngineDescription
     crop_jpeg: JpegCropper | None = None
     """Decodes its JPEGs; None if the usual decoder does."""
+
+    def __repr__(self) -> str:
+        """Its name alone: all its labels and figures would take milliseconds, wherever a model gets into a text."""
+        return f"ServedModel({self.name}/{self.version})"
 
     @property
     def name(self) -> str:

@@ -177,6 +177,7 @@ class Shadow:
             max_queue_rows=MAX_ROWS,
             drain_timeout=_SECONDS_TO_END,
             metrics=apart,
+            label_of=lambda model: model.name,
             identity_of=lambda model: (model.name, model.version),
         )
         self._threads = ContextThreads(

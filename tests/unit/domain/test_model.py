@@ -1,6 +1,7 @@
 import pytest
 
 from condconv_serve.domain import EngineDescription, NativeUse
+from tests.contract.fakes import model_info, served_model
 
 
 @pytest.mark.parametrize(
@@ -33,3 +34,7 @@ def test_a_fallback_is_what_was_not_asked_for() -> None:
     fell_back = {"used": False, "off": False, "unavailable": True, "unsupported": True, "failed": True, "differs": True}
     for state, expected in fell_back.items():
         assert NativeUse(state=state).fell_back is expected, state  # type: ignore[arg-type]
+
+
+def test_a_model_in_words_is_its_name() -> None:
+    assert repr(served_model(model_info("pear", "2"))) == "ServedModel(pear/2)"
