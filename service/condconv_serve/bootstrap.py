@@ -183,7 +183,6 @@ class Service:
         )
         self.shadow = Shadow(
             self.registry,
-            max_batch_size=self.plan.max_batch_size,
             stall_timeout=settings.stall_timeout,
             max_pixels=settings.max_pixels,
             metrics=self.metrics,

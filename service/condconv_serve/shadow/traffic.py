@@ -1,9 +1,9 @@
 """Has another version compute copies of callers' images in the background, and compares its answers with theirs.
 
 Callers never wait for it. It has a stream, a queue and a thread of its own, which come after the callers' threads, so a
-version that hangs or fails takes nothing from them but the time of cores that they share. It begins a batch only while
-a stream of the callers is free and none of their images waits, and bounds how many copies wait and how much memory
-these hold.
+version that hangs or fails takes nothing from them but the time of cores that they share. It computes one copy at a
+time, and begins only while none of the callers' images waits and the next one would find a free stream beside it. It
+bounds how many copies wait and how much memory these hold.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ MAX_BYTES: Final = 64 * 2**20
 """Most bytes of rows, images and answers that these hold."""
 WAIT_SECONDS: Final = 10.0
 """A copy that isn't computed by then is dropped."""
-MAX_BATCH_SIZE: Final = 4
-"""Callers who come while a batch is computed share the cores with it, so batches are short."""
+MAX_BATCH_SIZE: Final = 1
+"""Callers who come while a batch is computed share the cores with it, so batches are as short as can be."""
 YIELD_STEPS: Final = 2
 """The streams of callers yield by one step."""
 _SECONDS_TO_END: Final = 1.0
@@ -76,7 +76,7 @@ class Callers(Protocol):
         ...
 
     async def until_idle(self) -> None:
-        """Wait until none of them waits, and a stream is free."""
+        """Wait until none of them waits, and the next one finds a free stream, though one more is in use."""
         ...
 
 
@@ -142,7 +142,6 @@ class Shadow:
         self,
         models: HeldModels,
         *,
-        max_batch_size: int,
         stall_timeout: float,
         max_pixels: int,
         metrics: Metrics,
@@ -153,7 +152,6 @@ class Shadow:
 
         Args:
             models: where versions are found.
-            max_batch_size: most rows per batch.
             stall_timeout: seconds that a batch may take.
             max_pixels: as for `ImageDecoder`.
             metrics: counts copies and what they show.
@@ -173,7 +171,7 @@ class Shadow:
         self._batcher: Batcher[ServedModel, Row, Tensors] = Batcher(
             self._compute,
             streams=1,
-            max_batch_size=min(max_batch_size, MAX_BATCH_SIZE),
+            max_batch_size=MAX_BATCH_SIZE,
             max_queue_rows=MAX_ROWS,
             drain_timeout=_SECONDS_TO_END,
             metrics=apart,

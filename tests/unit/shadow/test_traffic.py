@@ -74,7 +74,6 @@ class Place:
         self.callers, self.observed = Callers(), []
         self.shadow = Shadow(
             self.models,
-            max_batch_size=4,
             stall_timeout=stall_timeout,
             max_pixels=10**6,
             metrics=self.metrics,

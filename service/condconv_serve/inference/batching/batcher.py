@@ -128,8 +128,8 @@ class Batcher(Generic[Key, Row, Output]):
         return len(self._queue) > self._streams * self._max_batch_size
 
     async def until_idle(self) -> None:
-        """Wait until no row waits or has been admitted, and a stream is free."""
-        await self._queue.until_idle()
+        """Wait until no row waits or has been admitted, and a stream is free beside the one that may be used now."""
+        await self._queue.until_idle(min(2, self._streams))
 
     def predicted_wait(self, priority: Priority = Priority.LOW) -> float:
         """Seconds until the rows in the queue that are at least this urgent are computed."""

@@ -82,7 +82,7 @@ class RowQueue(Generic[Key, Row, Result]):
         self._rows = 0
         self._turn = 0
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._until_idle: set[asyncio.Future[None]] = set()
+        self._until_idle: dict[asyncio.Future[None], int] = {}
         self._closed = False
 
     def __len__(self) -> int:
@@ -105,17 +105,20 @@ class RowQueue(Generic[Key, Row, Result]):
     @property
     def is_idle(self) -> bool:
         """Whether nothing is queued or admitted, and a stream waits for work."""
-        return not self._rows and bool(self._idle)
+        return self._has_idle(1)
 
-    async def until_idle(self) -> None:
-        """Wait until nothing is queued or admitted, and a stream waits for work."""
-        while not self.is_idle:
+    def _has_idle(self, streams: int) -> bool:
+        return not self._rows and len(self._idle) >= streams
+
+    async def until_idle(self, streams: int = 1) -> None:
+        """Wait until nothing is queued or admitted, and so many streams wait for work."""
+        while not self._has_idle(streams):
             idle: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._until_idle.add(idle)
+            self._until_idle[idle] = streams
             try:
                 await idle
             finally:
-                self._until_idle.discard(idle)
+                del self._until_idle[idle]
 
     def refusal(self, rows: int, *, retry_after: Callable[[], float | None] = lambda: None) -> CapacityError:
         """The error for `rows` more rows that can't be admitted now.
@@ -273,8 +276,8 @@ class RowQueue(Generic[Key, Row, Result]):
             self._wake_all()
 
     def _tell_idle(self) -> None:
-        if self._until_idle and self.is_idle:
-            for idle in self._until_idle:
+        for idle, streams in self._until_idle.items():
+            if self._has_idle(streams):
                 _wake(idle)
 
 

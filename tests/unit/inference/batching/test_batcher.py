@@ -299,3 +299,18 @@ async def test_metrics():
     sizes = [read("condconv_batch_size_bucket", model="a", le=le) for le in ("1.0", "2.0", "4.0")]
     assert sizes == [2, 2, 3], "batches of 1, 4, and what remained of the failed one: 1"
     assert read("condconv_batch_size_sum", model="a") == 6
+
+
+@pytest.mark.parametrize(("streams", "busy"), [(1, 0), (2, 0), (3, 1), (8, 6)])
+async def test_it_is_idle_while_the_next_row_finds_a_free_stream_beside_one_more_batch(streams, busy):
+    engine = Engine(held=True)
+    async with batching(engine, max_batch_size=1, streams=streams) as batcher:
+        tasks = start(batcher, range(busy + 1))
+        await settle()
+        waiting = asyncio.create_task(batcher.until_idle())
+        await settle()
+        assert not waiting.done()  # one batch too many is in flight
+        engine.let_go()
+        await waiting
+        engine.release()
+        await asyncio.gather(*tasks)

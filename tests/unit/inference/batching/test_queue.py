@@ -447,6 +447,19 @@ async def test_waiting_until_nothing_waits_and_a_stream_is_free():
     await stream
 
 
+async def test_waiting_until_several_streams_are_free():
+    queue = RowQueue(max_rows=100)
+    waiting = asyncio.create_task(queue.until_idle(2))
+    streams = [asyncio.create_task(pull(queue))]
+    await settle()
+    assert not waiting.done()
+    streams.append(asyncio.create_task(pull(queue)))
+    await asyncio.wait_for(waiting, 5)
+    put(queue, 1)
+    put(queue, 2)
+    await asyncio.gather(*streams)
+
+
 async def test_who_no_longer_waits_until_it_is_idle_leaves_nothing_behind(monkeypatch):
     queue, loop, made = RowQueue(max_rows=100), asyncio.get_running_loop(), []
     create = loop.create_future
