@@ -169,62 +169,77 @@ class Resource:
         await asyncio.sleep(max(self._free_at - now, at_least))
 
 
-async def serve_modelled(plane: Any, host: Host, fronts: int, clients: int, report: Any) -> None:
-    """Be one of a host's fronts, until the time is over that `report` tells; report rows, CPU time and time."""
-    loop, cores = Resource(), Resource()
-    share = host.cores / fronts
-    answered = 0
+class ModelledFront:
+    """One of a host's fronts, with requests that wait at it."""
 
-    async def decode() -> MadeRow:
+    def __init__(self, plane: Any, host: Host, fronts: int) -> None:
+        """Be one of so many."""
+        self._plane = plane
+        self._host = host
+        self._loop, self._cores = Resource(), Resource()
+        self._share = host.cores / fronts
+        self.answered = 0
+
+    async def _decode(self) -> MadeRow:
         # The cores have to do all of the row's work, wherever it is done. Decoding uses one of them at a time.
-        await cores.use(host.core_ms / 1e3 / share, at_least=DECODING_MS / 1e3)
+        await self._cores.use(self._host.core_ms / 1e3 / self._share, at_least=DECODING_MS / 1e3)
         return MadeRow(ROW, DECODING_MS / 1e3)
 
-    async def client() -> None:
-        nonlocal answered
+    async def client(self, end: float) -> None:
+        """Ask for a row as soon as the one before is answered, for a while."""
         while time.monotonic() < end:
-            await loop.use(LOOP_MS / 1e3)
-            await ask_for_row(plane, decode)
-            answered += 1
+            await self._loop.use(LOOP_MS / 1e3)
+            await ask_for_row(self._plane, self._decode)
+            self.answered += 1
 
+
+async def serve_modelled(fronts: Sequence[ModelledFront], clients: int, report: Any) -> None:
+    """Have fronts serve until the time is over that `report` tells; report rows, CPU time and time."""
     report.send("connected")
     begin, end = await asyncio.to_thread(report.recv)
-    running = [asyncio.create_task(client()) for _ in range(clients)]
+    running = [asyncio.create_task(front.client(end)) for front in fronts for _ in range(clients)]
     await _until(begin)
-    rows, spent, started = answered, time.process_time(), time.monotonic()
+    rows, spent, started = _answered(fronts), time.process_time(), time.monotonic()
     await _until(end)
-    found = answered - rows, time.process_time() - spent, time.monotonic() - started
+    found = _answered(fronts) - rows, time.process_time() - spent, time.monotonic() - started
     await asyncio.gather(*running)
     report.send(found)
+
+
+def _answered(fronts: Sequence[ModelledFront]) -> int:
+    return sum(front.answered for front in fronts)
 
 
 async def _until(moment: float) -> None:
     await asyncio.sleep(max(0.0, moment - time.monotonic()))
 
 
-def run_front(connection: socket.socket, host: Host, fronts: int, clients: int, report: Any) -> None:
-    """The process of a front."""
+def run_fronts(connections: Sequence[socket.socket], host: Host, fronts: int, clients: int, report: Any) -> None:
+    """A process with some of the fronts."""
 
     async def serve() -> None:
-        await serve_modelled(await plane_of(connection), host, fronts, clients, report)
+        planes = await asyncio.gather(*map(plane_of, connections))
+        await serve_modelled([ModelledFront(plane, host, fronts) for plane in planes], clients, report)
 
     uvloop.run(serve())
 
 
-def measure(host: Host, fronts: int, *, clients: int, seconds: float) -> Measured:
+def measure(host: Host, fronts: int, *, processes_of_fronts: int, clients: int, seconds: float) -> Measured:
     """Start an engine process's plane here and so many fronts, and have them busy for a while."""
     context = get_context("fork")
-    started = []
-    for _ in range(fronts):
-        connection, theirs = socket.socketpair()
+    clients = min(clients, MAX_QUEUE_ROWS // fronts)
+    connections, processes, pipes = list[socket.socket](), [], []
+    for number in range(min(processes_of_fronts, fronts)):
+        ours, theirs = zip(*(socket.socketpair() for _ in range(number, fronts, processes_of_fronts)), strict=True)
         report, reports = context.Pipe()
-        arguments = (theirs, host, fronts, min(clients, MAX_QUEUE_ROWS // fronts), reports)
-        process = context.Process(target=run_front, args=arguments, daemon=True)
+        process = context.Process(target=run_fronts, args=(theirs, host, fronts, clients, reports), daemon=True)
         process.start()
-        theirs.close()
+        for connection in theirs:
+            connection.close()
         reports.close()
-        started.append((process, connection, report))
-    processes, connections, pipes = zip(*started, strict=True)
+        connections += ours
+        processes.append(process)
+        pipes.append(report)
     measured = uvloop.run(_serve(host, connections, pipes, seconds))
     for process in processes:
         process.join()
@@ -271,7 +286,13 @@ def simulate(host: Host, arguments: argparse.Namespace) -> None:
     print(f"| {' | '.join(TITLES)} |\n|{len(TITLES) * '---|'}")
     linear, ended, loop_ms = None, None, math.inf
     for fronts in arguments.fronts:
-        found = measure(host, fronts, clients=arguments.clients, seconds=arguments.seconds)
+        found = measure(
+            host,
+            fronts,
+            processes_of_fronts=arguments.processes,
+            clients=arguments.clients,
+            seconds=arguments.seconds,
+        )
         share, limit = found.answered / host.linear(fronts), found.limit(host, fronts)
         print(
             f"| {fronts} | {host.offered(fronts):,.0f} | {found.answered:,.0f} | {share:.2f} | "
@@ -299,6 +320,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=64)
     parser.add_argument("--rows-per-second", type=float, default=20_000)
     parser.add_argument("--clients", type=int, default=128, help="requests that wait at each front")
+    parser.add_argument("--processes", type=int, default=1, help="how many share the fronts")
     parser.add_argument("--seconds", type=float, default=6.0)
     arguments = parser.parse_args()
     calm_garbage_collection()
