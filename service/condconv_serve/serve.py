@@ -52,17 +52,15 @@ def serve(settings: Settings, *, load: ModelLoader | None = None) -> None:
 
     context = service.context(keys=keys, open_admin=is_local(listener))
     door = FrontDoor(settings, context, on_failure=stop, probes=probes)
-    drain_delay = min(settings.drain_delay, settings.shutdown_timeout)
     server = DrainingServer(
-        # uvicorn asks for whole seconds only in its annotation.
         config(
             door.application(lambda: service.serving(stop)),
             door.http_protocol(),
-            timeout_graceful_shutdown=settings.shutdown_timeout - drain_delay,
             timeout_keep_alive=settings.keep_alive_timeout,
         ),
         on_drain=service.drain,
-        drain_delay=drain_delay,
+        drain_delay=settings.drain_delay,
+        shutdown_timeout=settings.shutdown_timeout,
         on_hangup=look_again,
         on_stop_listening=lambda: door.stop_listening(service.seconds_left()),
         on_last_answers=service.bodies.give_up,

@@ -81,3 +81,11 @@ def test_whoever_reads_that_it_listens_may_end_it_at_once() -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_drain_that_takes_all_of_the_time_ends_without_an_error() -> None:
+    with Server(drain_delay=1, shutdown_timeout=1) as server:
+        assert server.client.get("/livez").status_code == 200
+        server.client.close()
+        assert server.stop() == 0
+        assert " ERROR " not in server.log

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import ipaddress
 import logging
 import os
@@ -36,6 +37,9 @@ IGNORED = _signals("SIGUSR1", "SIGUSR2")
 REPEAT_SECONDS = 1.0
 """The same signal within this time is the first one once more: a shell and a process manager both pass it on."""
 
+LEAST_SECONDS = 0.1
+"""What is open gets this long at least. With no time at all, uvicorn reports an error even if nothing is open."""
+
 LAST_ANSWERS_SECONDS = 1.0
 """How long before the end of all waiting what can't be finished is answered."""
 
@@ -55,6 +59,7 @@ class DrainingServer(uvicorn.Server):
         *,
         on_drain: Callable[[], None],
         drain_delay: float,
+        shutdown_timeout: float,
         on_hangup: Callable[[], None] = lambda: None,
         on_stop_listening: Callable[[], None] = lambda: None,
         on_last_answers: Callable[[], None] = lambda: None,
@@ -64,7 +69,8 @@ class DrainingServer(uvicorn.Server):
         Args:
             config: of uvicorn.
             on_drain: called at the first signal.
-            drain_delay: seconds from SIGTERM to the end of listening.
+            drain_delay: seconds from SIGTERM to the end of listening, `shutdown_timeout` at most.
+            shutdown_timeout: seconds from SIGTERM to the end of what is still open.
             on_hangup: called on the loop at SIGHUP.
             on_stop_listening: called on the loop when no more connections are taken.
             on_last_answers: called on the loop when the time for open requests is all but over: what waits for a client
@@ -72,11 +78,14 @@ class DrainingServer(uvicorn.Server):
         """
         super().__init__(config)
         self._on_drain = on_drain
-        self._drain_delay = drain_delay
+        self._drain_delay = min(drain_delay, shutdown_timeout)
+        # uvicorn asks for whole seconds only in its annotation.
+        config.timeout_graceful_shutdown = max(shutdown_timeout - self._drain_delay, LEAST_SECONDS)  # type: ignore[assignment]
         self._on_hangup = on_hangup
         self._on_stop_listening = on_stop_listening
         self._on_last_answers = on_last_answers
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._context = contextvars.copy_context()
         self._first_signal: tuple[int, float] | None = None
         self._on_terminal = sys.stdin is not None and sys.stdin.isatty()
 
@@ -152,7 +161,8 @@ class DrainingServer(uvicorn.Server):
         if self._loop is None or self._loop.is_closed():
             do(*arguments)
         else:
-            self._loop.call_soon_threadsafe(do, *arguments)
+            # The interpreter calls from wherever it is, such as a request, whose context is not that of a signal.
+            self._loop.call_soon_threadsafe(do, *arguments, context=self._context)
 
     def _end_by(self, sig: int) -> None:
         self._on_drain()

@@ -58,9 +58,10 @@ def run() -> None:
         bodies=bodies,
     )
     server = DrainingServer(
-        config(app, protocol, timeout_graceful_shutdown=time_for_answers),
+        config(app, protocol),
         on_drain=lambda: print("draining", flush=True),
         drain_delay=drain_delay,
+        shutdown_timeout=drain_delay + time_for_answers,
         on_hangup=lambda: print("hangup", flush=True),
         on_last_answers=bodies.give_up,
     )

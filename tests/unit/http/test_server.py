@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -10,14 +11,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TextIO
 
 import httpx
 import pytest
+from starlette.applications import Starlette
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.http.server import REPEAT_SECONDS, is_local, listen, url
+from condconv_serve.http.server import REPEAT_SECONDS, DrainingServer, config, is_local, listen, url
+from tests.contract.until import until
 from tests.forked import ForkedServer, forker
 
 PATIENCE = 60.0
@@ -49,6 +53,22 @@ def serving(
         finally:
             process.kill()
             process.wait(PATIENCE)
+
+
+async def test_what_a_signal_does_belongs_to_no_request() -> None:
+    """The interpreter calls its handler from wherever it is, such as the middle of a request."""
+    request, seen = ContextVar("request", default="none"), list[str]()
+    server = DrainingServer(
+        config(Starlette(), http=asyncio.Protocol),
+        on_drain=lambda: seen.append(request.get()),
+        drain_delay=0,
+        shutdown_timeout=1,
+    )
+    server._loop = asyncio.get_running_loop()
+    request.set("one")
+    server.handle_exit(signal.SIGTERM, None)
+    await until(lambda: seen)
+    assert seen == ["none"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])

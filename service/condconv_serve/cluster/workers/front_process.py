@@ -76,16 +76,15 @@ async def run_front(order: StartFront, parent: Parent, listener: socket.socket, 
             parent.tell_started()
             yield
 
-    drain_delay = min(settings.drain_delay, settings.shutdown_timeout)
     server = DrainingServer(
         config(
             door.application(running),
             door.http_protocol(),
-            timeout_graceful_shutdown=settings.shutdown_timeout - drain_delay,
             timeout_keep_alive=settings.keep_alive_timeout,
         ),
         on_drain=front.drain,
-        drain_delay=drain_delay,
+        drain_delay=settings.drain_delay,
+        shutdown_timeout=settings.shutdown_timeout,
         on_hangup=front.look_again,
         on_stop_listening=lambda: door.stop_listening(front.seconds_left()),
         on_last_answers=front.context.bodies.give_up,
