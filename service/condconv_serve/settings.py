@@ -81,6 +81,12 @@ class Settings(BaseSettings):
         description="Processes that speak HTTP and gRPC and decode images, beside one process that computes for all of "
         "them. 1: one process does everything. auto: one per eight cores on a CPU, one per four with accelerators.",
     )
+    worker_timeout: float = Field(
+        60.0,
+        ge=0,
+        description="Seconds after which one of the processes that --workers starts is killed and replaced, if it "
+        "hangs or is stopped once it serves. 0: never.",
+    )
     root_path: PathPrefix = Field(
         "",
         description="Path prefix under which a proxy shows the server, such as /classify. The proxy may take it off "

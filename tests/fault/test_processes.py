@@ -177,9 +177,10 @@ def test_requests_that_an_engine_takes_along_can_be_sent_again(server: Server) -
         assert predict(client).status_code == 200
 
 
-def test_an_engine_that_hangs_makes_nobody_wait_for_ever(server: Server) -> None:
-    engine = server.children()["engine"]
-    with new(server) as client, ThreadPoolExecutor(1) as pool:
+def test_an_engine_that_hangs_makes_nobody_wait_for_ever() -> None:
+    with Server(workers=FRONTS, worker_timeout=0) as server, new(server) as client, ThreadPoolExecutor(1) as pool:
+        wait_until_all_run(server)
+        engine = server.children()["engine"]
         os.kill(engine, signal.SIGSTOP)
         try:
             wait_for(lambda: _state(engine) == "T")
@@ -191,6 +192,18 @@ def test_an_engine_that_hangs_makes_nobody_wait_for_ever(server: Server) -> None
         finally:
             os.kill(engine, signal.SIGCONT)
         wait_for(lambda: predict(client).status_code == 200)
+
+
+@pytest.mark.parametrize("name", ["engine", "front1"])
+def test_a_process_that_hangs_is_replaced(name: str) -> None:
+    with Server(workers=FRONTS, worker_timeout=3) as server, new(server) as client:
+        wait_until_all_run(server)
+        before = server.children()[name]
+        os.kill(before, signal.SIGSTOP)
+        wait_for(lambda: server.children().get(name, before) != before)
+        wait_until_all_run(server)
+        assert {predict(client).status_code for _ in range(10)} == {200}
+        assert "has not moved for 3 s, and is killed" in server.log
 
 
 def test_all_is_answered_and_ends_in_order() -> None:

@@ -52,6 +52,10 @@ class Stop(NamedTuple):
 # From a child.
 
 
+class Alive(NamedTuple):
+    """The child's event loop runs; said now and then."""
+
+
 class Started(NamedTuple):
     """The child serves: a front listens, and an engine process has loaded its models."""
 

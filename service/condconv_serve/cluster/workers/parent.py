@@ -8,8 +8,11 @@ import socket
 from typing import Any
 
 from condconv_serve.cluster.workers.link import Link
-from condconv_serve.cluster.workers.orders import Connect, Disconnected, Failed, Started, StartFront
+from condconv_serve.cluster.workers.orders import Alive, Connect, Disconnected, Failed, Started, StartFront
 from condconv_serve.errors import ServiceError
+
+BEAT_SECONDS = 1.0
+"""How often a child says that it doesn't hang."""
 
 
 class Parent:
@@ -23,6 +26,12 @@ class Parent:
         """Listen to it. If it dies, so does this process."""
         self.orders: asyncio.Queue[tuple[Any, socket.socket | None]] = asyncio.Queue()
         self._link = Link(connection, on_message=self._take, on_close=lambda _: os._exit(1))
+        self._beat()
+
+    def _beat(self) -> None:
+        if not self._link.stalls:
+            self._link.send(Alive())
+        asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
 
     def tell_started(self) -> None:
         """This process serves now."""

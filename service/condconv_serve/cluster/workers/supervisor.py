@@ -23,6 +23,7 @@ from condconv_serve.cluster.workers.connection_counts import ConnectionCounts
 from condconv_serve.cluster.workers.directories import directory_for_metrics
 from condconv_serve.cluster.workers.link import Link
 from condconv_serve.cluster.workers.orders import (
+    Alive,
     Connect,
     Disconnected,
     Drain,
@@ -47,6 +48,8 @@ LONGEST_PAUSE = 30.0
 _LONG_LIFE = 60.0
 RECONNECT_PAUSE = 1.0
 """Seconds before a front is connected anew with an engine process that lives. If that is just dying, it has ended."""
+_WATCH_SECONDS = 1.0
+"""How often it is looked for children that hang."""
 _LAST_SECONDS = 5.0
 """How long children may take beyond the time for a shutdown; after that they are killed."""
 logger = logging.getLogger(__name__)
@@ -61,6 +64,7 @@ class _Member:
     child: Child | None = None
     link: Link | None = None
     started_at: float = 0.0
+    heard_at: float | None = None
     serves: bool = False
     pause: float = FIRST_PAUSE
     restart: asyncio.TimerHandle | None = field(default=None, repr=False)
@@ -176,6 +180,8 @@ class Supervisor:
         for number in IGNORED:
             loop.add_signal_handler(number, logger.info, "%s is ignored", signal.Signals(number).name)
         loop.add_signal_handler(signal.SIGCHLD, self._look_after_children)
+        if self._settings.worker_timeout:
+            self._watch(loop.time())
         on_signals_taken()
         try:
             for member in self._members:
@@ -255,10 +261,30 @@ class Supervisor:
 
         asyncio.get_running_loop().call_later(RECONNECT_PAUSE, connect)
 
+    def _watch(self, last: float) -> None:
+        """Kill children whose event loops have stood still for too long, so that others take their places."""
+        loop, timeout = asyncio.get_running_loop(), self._settings.worker_timeout
+        now = loop.time()
+        stood_still = now - last > min(timeout, 5 * _WATCH_SECONDS)  # this process has, and all others may have
+        for member in self._members:
+            if member.heard_at is None or member.child is None:
+                continue
+            if stood_still:
+                member.heard_at = now
+            elif now - member.heard_at > timeout:
+                logger.error("%s has not moved for %g s, and is killed", member, timeout)
+                member.child.kill()
+                member.heard_at = None
+        loop.call_later(_WATCH_SECONDS, self._watch, now)
+
     def _heard(self, member: _Member, message: Any) -> None:
+        now = asyncio.get_running_loop().time()
         match message:
+            case Alive():
+                if member.heard_at is not None:  # a start may take as long as it likes: libraries come from slow disks
+                    member.heard_at = now
             case Started():
-                member.serves = True
+                member.serves, member.heard_at = True, now
             case Disconnected():
                 self._connect_later(member)
             case Failed():
@@ -275,7 +301,7 @@ class Supervisor:
                 self._gone(member, code)
 
     def _gone(self, member: _Member, code: int) -> None:
-        child, member.child = member.child, None
+        child, member.child, member.heard_at = member.child, None, None
         assert child is not None
         if member.role == "front":
             self._count(self._front_files.gone, child.pid)

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -17,7 +18,16 @@ import pytest
 
 from condconv_serve.cluster.workers import supervisor as supervising
 from condconv_serve.cluster.workers.link import Link
-from condconv_serve.cluster.workers.orders import Connect, Disconnected, LookAgain, StartEngine, StartFront, Stop
+from condconv_serve.cluster.workers.orders import (
+    Alive,
+    Connect,
+    Disconnected,
+    LookAgain,
+    Started,
+    StartEngine,
+    StartFront,
+    Stop,
+)
 from condconv_serve.cluster.workers.supervisor import Ports, Supervisor
 from condconv_serve.http.server import listen
 from condconv_serve.settings import Settings
@@ -84,10 +94,11 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.asynccontextmanager
-async def supervised(metrics: Path, *, fronts: int = 2) -> AsyncIterator[Children]:
+async def supervised(metrics: Path, *, fronts: int = 2, worker_timeout: float = 60) -> AsyncIterator[Children]:
     """A supervising process whose children are there."""
+    settings = Settings(workers=fronts, worker_timeout=worker_timeout)
     children, ports = Children(), Ports(listen("127.0.0.1", 0), None)
-    supervisor = Supervisor(Settings(workers=fronts), fronts=fronts, ports=ports, metrics=metrics, spawn=children.spawn)
+    supervisor = Supervisor(settings, fronts=fronts, ports=ports, metrics=metrics, spawn=children.spawn)
     running = asyncio.create_task(supervisor.run())
     try:
         async with asyncio.timeout(60):
@@ -115,6 +126,43 @@ async def test_who_dies_is_replaced_and_connected(tmp_path: Path) -> None:
         await until(lambda: children.count()["StartEngine"] == 2)
         new = children.of(StartEngine)[1]
         await until(lambda: new.heard_of(Connect) == other.heard_of(Connect) == 2)
+
+
+async def test_who_hangs_is_killed_once_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "_WATCH_SECONDS", 0.01)
+    async with supervised(tmp_path, worker_timeout=0.2) as children:
+        (engine,), (front, starting) = children.of(StartEngine), children.of(StartFront)
+        engine.link.send(Started())
+        front.link.send(Started())
+        while engine.poll() is None:
+            front.link.send(Alive())
+            await asyncio.sleep(0.01)
+        assert front.poll() is None
+        assert starting.poll() is None
+        await until(lambda: front.poll() is not None)  # it has stopped to say that it doesn't
+        assert starting.poll() is None
+
+
+async def test_nobody_who_hangs_is_killed_if_so_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "_WATCH_SECONDS", 0.01)
+    async with supervised(tmp_path, worker_timeout=0) as children:
+        for child in children.started:
+            child.link.send(Started())
+        await asyncio.sleep(0.3)
+        assert not any(child.poll() for child in children.started)
+
+
+async def test_who_supervises_blames_nobody_for_its_own_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervising, "_WATCH_SECONDS", 0.01)
+    async with supervised(tmp_path, worker_timeout=0.2) as children:
+        for child in children.started:
+            child.link.send(Started())
+        await asyncio.sleep(0.05)
+        time.sleep(0.5)  # noqa: ASYNC251 - the process stands still
+        for child in children.started:
+            child.link.send(Alive())
+        await asyncio.sleep(0.05)
+        assert not any(child.poll() for child in children.started)
 
 
 async def test_each_restart_is_counted(tmp_path: Path) -> None:
