@@ -425,7 +425,7 @@ async def test_a_call_that_is_given_up_in_the_turn_in_which_it_came_has_an_end()
         await asyncio.sleep(0)  # it is sent, and its cancellation is before the other end reads it
         call.cancel()
         await until(lambda: called and inspect.getcoroutinestate(called[0]) == inspect.CORO_CLOSED)
-        assert not pair.sessions[0]._tasks
+        await until(lambda: not pair.sessions[0]._tasks)
 
 
 async def test_an_answer_that_meets_a_caller_who_leaves_spares_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
