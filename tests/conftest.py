@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any, NoReturn
@@ -86,6 +86,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish() -> None:
     """Spare the collector the objects of TensorFlow and Keras, as a server does: each look at them takes 0.2 s."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _calm_collector() -> Iterator[None]:
+    """Spare the collector what a file of tests leaves, too: each load of a model collects, in the end for seconds."""
+    yield
     gc.collect()
     gc.freeze()
 
