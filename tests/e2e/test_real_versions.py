@@ -44,8 +44,8 @@ def resident_bytes(server: Server) -> int:
 def test_memory_of_an_unloaded_version_comes_back(server: Server) -> None:
     """The project's own model is loaded and unloaded beside another one, and again.
 
-    What allocators keep back for a while varies by as much as half a model, so single readings say little. Weights that
-    stay would add up.
+    What allocators keep back for a while varies by as much as a whole model, so single readings say little. Weights
+    that stay would add up.
     """
     client = server.client
     weights = (BUNDLE / "weights.safetensors").stat().st_size
@@ -61,14 +61,14 @@ def test_memory_of_an_unloaded_version_comes_back(server: Server) -> None:
 
     unload()  # the first loads have filled caches that stay
     loaded, unloaded = [], []
-    for _ in range(4):
+    for _ in range(6):
         loaded.append(load())
         unloaded.append(unload())
     print(
         f"\nresident MB, loaded: {[size // 10**6 for size in loaded]}, unloaded: {[size // 10**6 for size in unloaded]}"
     )
     assert max(loaded) - min(unloaded) > 0.8 * weights, "in memory experts are half floats, as in the file"
-    assert min(unloaded[2:]) < min(unloaded[:2]) + 0.8 * weights
+    assert min(unloaded[3:]) < min(unloaded[:3]) + 1.5 * weights, "three times the weights, if they stayed"
 
 
 def test_swaps_under_load(server: Server, store: Path) -> None:
