@@ -28,6 +28,7 @@ typer.testing._get_command = functools.cache(typer.testing._get_command)  # type
 MEMORY_OF_A_WORKER = 4 * 2**30
 """Bytes that a worker takes at most, with the servers that its tests start."""
 SLOW_TO_IMPORT = ("tensorflow", "keras", "openvino", "torch")
+RAY_TESTS = Path(__file__).parent / "ray"
 NOT_QUICK = ("tensorflow", "slow")
 """Marks of tests that `--quick` leaves out."""
 MARKED_FILE = re.compile(rf"^pytestmark = pytest\.mark\.({'|'.join(NOT_QUICK)})$", re.MULTILINE)
@@ -66,7 +67,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out whole files, since they may import TensorFlow while they are collected."""
+    """Leave out whole files, since they may import TensorFlow, or Ray, while they are collected."""
+    if collection_path == RAY_TESTS and "not ray" in config.getoption("markexpr"):
+        return True
     if not config.getoption("--quick") or collection_path.suffix != ".py":
         return None
     return MARKED_FILE.search(collection_path.read_text(encoding="utf-8")) is not None or None
