@@ -10,12 +10,14 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "CONDCONV_"
 OTHER_VARIABLES = ("URL", "API_KEY", "IMAGE", "CPUS", "MEMORY", "GPU_MEMORY")
 """Variables with the prefix that are no settings: options of commands, and what docker-compose.yml reads."""
+LEAST_WORKER_TIMEOUT = 3.0
+"""Seconds; processes of a server with workers say once a second that they run."""
 
 _SERVICE_LINK = re.compile(r"SERVICE_(HOST|PORT)(_\w+)?$|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?$")
 _SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://")
@@ -61,6 +63,14 @@ def _names(value: Any) -> Any:
     return value
 
 
+def _worker_timeout(value: float) -> float:
+    if 0 < value < LEAST_WORKER_TIMEOUT:
+        raise ValueError(
+            f"0 means never. Else take {LEAST_WORKER_TIMEOUT:g} or more: processes say once a second that they run"
+        )
+    return value
+
+
 CountOrAuto = Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
 PathPrefix = Annotated[str, BeforeValidator(_root_path)]
 Names = Annotated[tuple[str, ...] | None, NoDecode, BeforeValidator(_names)]
@@ -81,11 +91,11 @@ class Settings(BaseSettings):
         description="Processes that speak HTTP and gRPC and decode images, beside one process that computes for all of "
         "them. 1: one process does everything. auto: one per eight cores on a CPU, one per four with accelerators.",
     )
-    worker_timeout: float = Field(
+    worker_timeout: Annotated[float, AfterValidator(_worker_timeout)] = Field(
         60.0,
         ge=0,
         description="Seconds after which one of the processes that --workers starts is killed and replaced, if it "
-        "hangs or is stopped once it serves. 0: never.",
+        "hangs or is stopped once it serves; 3 at least. 0: never.",
     )
     root_path: PathPrefix = Field(
         "",

@@ -267,7 +267,7 @@ def run() -> NoReturn:
     bootstrap.import_engines = cache(lambda: None)
     ablation_loading.make_ablation = make_fake_ablation
     bootstrap.load_model = partial(load_fake, file=Path(name) if name else None)
-    if sys.argv[1] == CHILD:
+    if sys.argv[1:2] == [CHILD]:
         sys.exit(child_process(socket.socket(fileno=int(sys.argv[2]))))
     # A library that was loaded before all others may have locks that a fork leaves locked for ever; libfaketime does.
     spawning.spawn = start_child if "LD_PRELOAD" in os.environ else fork

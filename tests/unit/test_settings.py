@@ -76,6 +76,8 @@ def test_defaults_need_no_environment():
         ("otlp_endpoint", "https://collector:4318/v1/traces", "https://collector:4318/v1/traces"),
         ("root_path", "/team/classify-2", "/team/classify-2"),
         ("root_path", "", ""),
+        ("worker_timeout", "0", 0.0),
+        ("worker_timeout", "3", 3.0),
     ],
 )
 def test_the_environment_sets(name, text, value, monkeypatch):
@@ -160,6 +162,9 @@ def test_what_kubernetes_sets_for_services_is_no_setting():
         ("decode_threads", "-1"),
         ("workers", "0"),
         ("workers", "many"),
+        ("worker_timeout", "-1"),
+        ("worker_timeout", "2.9"),
+        ("worker_timeout", "nan"),
         ("max_body_bytes", "1"),
         ("max_pixels", "0"),
         ("max_images_per_request", "0"),

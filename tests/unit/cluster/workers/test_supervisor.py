@@ -96,7 +96,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextlib.asynccontextmanager
 async def supervised(metrics: Path, *, fronts: int = 2, worker_timeout: float = 60) -> AsyncIterator[Children]:
     """A supervising process whose children are there."""
-    settings = Settings(workers=fronts, worker_timeout=worker_timeout)
+    settings = Settings(workers=fronts).model_copy(update={"worker_timeout": worker_timeout})  # also shorter ones
     children, ports = Children(), Ports(listen("127.0.0.1", 0), None)
     supervisor = Supervisor(settings, fronts=fronts, ports=ports, metrics=metrics, spawn=children.spawn)
     running = asyncio.create_task(supervisor.run())
