@@ -256,7 +256,7 @@ def _print(points: Sequence[Figures], gains: Sequence[Figures], *, score: str) -
             str(point["experts"] or "-"),
             f"{point['multiply_adds'] / 1e6:.1f}",
             f"{point['parameters'] / 1e6:.2f}",
-            f"{point['accuracy']:.1%} ({point['low']:.1%} to {point['high']:.1%})",
+            f"{point['score']:.1%} ({point['low']:.1%} to {point['high']:.1%})",
             str(len(point["seeds"])),
             f"{point['seconds']:.0f}",
         )
