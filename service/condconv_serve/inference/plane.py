@@ -98,6 +98,11 @@ class InferencePlane:
         found = self._models.get(model, version, key=split_key)
         self.check_room(found, priority=priority, deadline=deadline, cache=cache)
 
+    @property
+    def spare_rows(self) -> int:
+        """How many more rows may come before the queue is half full."""
+        return self._batcher.spare_rows
+
     def check_room(
         self,
         model: ServedModel,

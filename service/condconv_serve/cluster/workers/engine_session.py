@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from condconv_serve.cluster.workers.arena import OwnArena, Placed, answer_bytes, slot_size
+from condconv_serve.cluster.workers.known_room import KnownRoom
 from condconv_serve.cluster.workers.link import Link
 from condconv_serve.cluster.workers.messages import (
     Call,
@@ -84,6 +85,7 @@ class EngineSession:
         self._slot_bytes: dict[int, int] = {}
         self._requests: dict[int, _Request] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
+        self.room = KnownRoom()
         self._trimming: asyncio.TimerHandle | None = None
         self._heard_at = math.inf
         self._watching = self._loop.call_later(_WATCH_SECONDS, self._watch, self._loop.time())
@@ -107,7 +109,7 @@ class EngineSession:
         deadline: float,
         cache: CacheUse | None = None,
     ) -> list[RowAnswer | ServiceError]:
-        """Have the rows of one request computed; each is made when the engine process has room for it.
+        """Have the rows of one request computed; each is made when the engine process has room for it, or should have.
 
         Args:
             model: its number in the engine process.
@@ -122,6 +124,8 @@ class EngineSession:
         request = _Request(model, sources, self._loop.create_future(), contextvars.copy_context())
         number = next(self._numbers)
         self._requests[number] = request
+        # What the cache may answer needn't be made.
+        unasked = cache is None and self.room.take(len(sources))
         self._link.send(
             Open(
                 number,
@@ -132,8 +136,12 @@ class EngineSession:
                 deadline_by(deadline),
                 _logged(current_request()),
                 cache,
+                unasked,
             )
         )
+        if unasked:
+            for index in range(len(sources)):
+                self._make(number, index)
         try:
             return await request.done
         except asyncio.CancelledError:
@@ -179,7 +187,7 @@ class EngineSession:
         self._heard_at = self._loop.time()
         match message:
             case Make():
-                self._make(message)
+                self._make(message.id, message.row)
             case Ended():
                 self._ended(message)
             case Returned():
@@ -197,26 +205,26 @@ class EngineSession:
             case _:
                 raise ValueError(f"{type(message).__name__} is nothing that an engine process sends.")
 
-    def _make(self, message: Make) -> None:
-        request = self._requests[message.id]
+    def _make(self, number: int, index: int) -> None:
+        request = self._requests[number]
         if not request.done.done():
-            work = self._made(message, request)
+            work = self._made(number, index, request)
             request.making.add(task := self._loop.create_task(work, context=request.context))
             task.add_done_callback(request.making.discard)
 
-    async def _made(self, message: Make, request: _Request) -> None:
+    async def _made(self, number: int, index: int, request: _Request) -> None:
         try:
-            made = await request.sources[message.row].make()
-            if message.id in self._requests:  # else its slots would never come back
-                self._send_row(message, request, made)
+            made = await request.sources[index].make()
+            if number in self._requests:  # else its slots would never come back
+                self._send_row(number, index, request, made)
         except ServiceError as error:
-            self._link.send(RowFailed(message.id, message.row, let_go(error)))
+            self._link.send(RowFailed(number, index, let_go(error)))
         except Exception:
             logger.exception("a row met an unexpected error before it was computed")
-            self._link.send(RowFailed(message.id, message.row, unexpected_error()))
+            self._link.send(RowFailed(number, index, unexpected_error()))
 
-    def _send_row(self, message: Make, request: _Request, made: MadeRow) -> None:
-        number, index, row = message.id, message.row, made.row
+    def _send_row(self, number: int, index: int, request: _Request, made: MadeRow) -> None:
+        row = made.row
         taken = self._take_slot(self._slot_bytes[request.model], row.nbytes)
         if taken is None:  # it goes through the socket
             self._link.send(RowMade(number, index, made.seconds, made.placement, array=row, copies=made.copies))
@@ -257,6 +265,9 @@ class EngineSession:
 
     def _ended(self, message: Ended) -> None:
         request = self._requests[message.id]
+        self.room.answered(message.spare_rows)
+        if message.error is not None:
+            self.room.refused()
         if not request.done.done():
             if message.error is not None:
                 request.done.set_exception(message.error)

@@ -181,12 +181,14 @@ class FrontSession:
 
     def _open(self, message: Open) -> None:
         number, model = message.id, self.model(message.model)
-        request = self._requests[number] = _Request(number, len(message.digests), message.deadline, self._link)
+        request = _Request(number, len(message.digests), message.deadline, self._link, unasked=message.unasked)
+        self._requests[number] = request
 
         def end(task: asyncio.Future[Ended]) -> None:
             del self._requests[number], self._tasks[number]
             late = DeadlineExceeded("The answer was not ready by the deadline.") if request.late else None
-            self._link.send(Ended(number, error=late) if task.cancelled() else task.result())
+            ended = Ended(number, error=late) if task.cancelled() else task.result()
+            self._link.send(ended._replace(spare_rows=self._plane.spare_rows))
 
         self._start(number, self._answer(message, request, model), end)
 
@@ -294,22 +296,32 @@ class FrontSession:
 class _Request:
     """One request of a front, with those rows that it has sent."""
 
-    def __init__(self, number: int, rows: int, deadline: float, link: Link) -> None:
+    def __init__(self, number: int, rows: int, deadline: float, link: Link, *, unasked: bool) -> None:
         self._number = number
         self.deadline = deadline
         self.late = False
         """Whether its front didn't give it up in time."""
-        self._rows: list[asyncio.Future[MadeRow] | None] = [None] * rows
         self._link = link
+        self._expected: dict[int, asyncio.Future[MadeRow]] = {}
+        """Rows that come, or have come and are not yet taken up."""
+        self._missing = set[int]()
+        """Those of them that haven't come."""
+        if unasked:
+            for index in range(rows):
+                self._expect(index)
         self.slots: dict[int, tuple[int, int]] = {}
         """Arena and slot of the rows that lie in one."""
 
     async def make(self, index: int) -> MadeRow:
-        """Ask the front for a row, and wait for it."""
-        row: asyncio.Future[MadeRow] = asyncio.get_running_loop().create_future()
-        self._rows[index] = row
-        self._link.send(Make(self._number, index))
-        return await row
+        """Wait for a row; the front is asked for it, unless it sends all by itself."""
+        if index not in self._expected:
+            self._expect(index)
+            self._link.send(Make(self._number, index))
+        return await self._expected[index]
+
+    def _expect(self, index: int) -> None:
+        self._expected[index] = asyncio.get_running_loop().create_future()
+        self._missing.add(index)
 
     def take(self, index: int, row: MadeRow | ServiceError) -> None:
         """A row has come, or can't be made.
@@ -317,16 +329,17 @@ class _Request:
         Raises:
             ValueError: it was not asked for, or came before.
         """
-        asked = self._rows[index]
-        if asked is None:
+        if index not in self._missing:
             raise ValueError("A row that was not asked for.")
-        self._rows[index] = None
-        if asked.done():  # cancelled
+        self._missing.remove(index)
+        expected = self._expected[index]
+        if expected.done():  # cancelled
             return
         if isinstance(row, ServiceError):
-            asked.set_exception(row)
+            expected.set_exception(row)
+            expected.exception()  # nobody may ever wait for it, and that is no error
         else:
-            asked.set_result(row)
+            expected.set_result(row)
 
 
 def _maker(request: _Request, index: int) -> Callable[[], Awaitable[MadeRow]]:

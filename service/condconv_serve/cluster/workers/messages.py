@@ -1,7 +1,8 @@
 """What a front and the engine process tell each other.
 
-A request is opened by a front. The engine process asks for each row when there is room for it, gets it in a slot of the
-front's shared memory, and ends the request, once, with the outcomes of all rows. From then on it doesn't touch the
+A request is opened by a front. The engine process asks for each row when there is room for it, unless the front knows
+that there is, and sends the rows by itself. They lie in slots of the front's shared memory. The engine process ends the
+request, once, with the outcomes of all rows. From then on it doesn't touch the
 slots of the request, so the front may use them again. Whatever makes no sense closes the connection.
 """
 
@@ -44,7 +45,7 @@ class NewArena(NamedTuple):
 class Open(NamedTuple):
     """A request: how urgent, until when (monotonic clock, which all processes share), and a digest for each row.
 
-    `cache` is how it may use the response cache, if there is one.
+    `cache` is how it may use the response cache, if there is one. If `unasked`, the rows come without being asked for.
     """
 
     id: int
@@ -55,10 +56,11 @@ class Open(NamedTuple):
     by: DeadlineBy
     logged: Logged | None
     cache: CacheUse | None = None
+    unasked: bool = False
 
 
 class RowMade(NamedTuple):
-    """A row that was asked for. `array` is the row itself where it lies in no slot; `seconds` is what it took.
+    """A row of a request. `array` is the row itself where it lies in no slot; `seconds` is what it took.
 
     `copies` is what other versions need that get copies of the image.
     """
@@ -75,7 +77,7 @@ class RowMade(NamedTuple):
 
 
 class RowFailed(NamedTuple):
-    """A row that was asked for can't be made."""
+    """A row of a request can't be made."""
 
     id: int
     row: int
@@ -140,11 +142,15 @@ class RowDone(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The end of a request: each row's outcome, or the error of all of it, or neither if it was cancelled."""
+    """The end of a request: each row's outcome, or the error of all of it, or neither if it was cancelled.
+
+    `spare_rows` is how many more the queue takes now before it is half full.
+    """
 
     id: int
     outcomes: tuple[RowDone | ServiceError, ...] = ()
     error: ServiceError | None = None
+    spare_rows: int = 0
 
 
 class Returned(NamedTuple):

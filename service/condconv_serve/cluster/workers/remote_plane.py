@@ -45,7 +45,9 @@ class RemotePlane:
     ) -> None:
         """Refuse a request before its body is read, if not even one row of it could be admitted."""
         with self.lease(model, version, split_key=split_key) as found:
-            _, number = self._engine.session_of(found)
+            session, number = self._engine.session_of(found)
+            if session.room.holds(1):
+                return
             await self._engine.call(CHECK, number, int(priority), float(deadline), cache if self._caches else None)
 
     async def infer(

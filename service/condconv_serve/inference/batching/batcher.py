@@ -127,6 +127,11 @@ class Batcher(Generic[Key, Row, Output]):
         """Whether more rows wait than the streams could take at once."""
         return len(self._queue) > self._streams * self._max_batch_size
 
+    @property
+    def spare_rows(self) -> int:
+        """How many more rows may be admitted before the queue is half full."""
+        return self._queue.spare_rows
+
     async def until_idle(self) -> None:
         """Wait until no row waits or has been admitted, and a stream is free beside the one that may be used now."""
         await self._queue.until_idle(min(2, self._streams))

@@ -103,6 +103,11 @@ class RowQueue(Generic[Key, Row, Result]):
         return 0 if self._closed else self._max_rows - self._rows
 
     @property
+    def spare_rows(self) -> int:
+        """How many more rows may be admitted before it is half full."""
+        return max(0, self.free_rows - self._max_rows // 2)
+
+    @property
     def is_idle(self) -> bool:
         """Whether nothing is queued or admitted, and a stream waits for work."""
         return self._has_idle(1)

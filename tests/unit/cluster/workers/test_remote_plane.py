@@ -1,4 +1,7 @@
-"""A front's rows, computed in another process: the plane's promises over the connection."""
+"""A front's rows, computed in another process: the plane's promises over the connection.
+
+All of them hold whether rows are asked for, or come by themselves since there is plenty of room.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ import pytest
 from condconv_serve.cluster.engine_stub import EngineStub
 from condconv_serve.cluster.workers import engine_session, front_session, hub
 from condconv_serve.cluster.workers.arena import Layout, OwnArena, Placed
+from condconv_serve.cluster.workers.known_room import KnownRoom
 from condconv_serve.cluster.workers.link import Link
 from condconv_serve.cluster.workers.messages import Ended, Raised, Returned, RowDone
 from condconv_serve.cluster.workers.remote_engine import RemoteEngine
@@ -29,7 +33,6 @@ from condconv_serve.errors import (
     InvalidParameter,
     ModelNotFound,
     NotReady,
-    QueueFull,
     RateLimited,
     ServiceError,
 )
@@ -37,6 +40,11 @@ from condconv_serve.inference.batching import Priority
 from tests.contract.fakes import FakeEngine
 from tests.contract.until import until
 from tests.unit.cluster.workers.pair import GUILTY, SHADES, connected, model, pixels, source
+
+
+@pytest.fixture(autouse=True, params=["asked for", "unasked"])
+def _as_if_there_was_room(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KnownRoom, "holds", lambda room, rows: request.param == "unasked")
 
 
 def closed(loaded: ServedModel) -> bool:
@@ -78,32 +86,6 @@ async def test_rows_that_fail_spare_the_others_and_are_counted_in_the_engine() -
         outcomes = pair.outcomes()
         assert (outcomes["answered"], outcomes["corrupt_image"], outcomes["inference_failed"]) == (2, 1, 1)
         assert pair.free_slots() == [8]
-
-
-async def test_no_row_is_made_before_there_is_room_for_it() -> None:
-    made = 0
-
-    async def make() -> MadeRow:
-        nonlocal made
-        made += 1
-        return MadeRow(pixels(1))
-
-    async with connected(max_queue_rows=4) as pair:
-        pair.free.clear()
-        first = asyncio.create_task(pair.infer(1))
-        await until(lambda: pair.metrics.registry.get_sample_value("condconv_rows_in_flight") == 1)
-        others = asyncio.create_task(pair.infer(2, 3, 4, 5))
-        await until(lambda: len(pair.batcher._queue) == 4)
-        with pair.plane.lease() as leased:
-            with pytest.raises(QueueFull) as caught:
-                await pair.plane.infer_each(leased, [RowSource(make)])
-            with pytest.raises(QueueFull):
-                await pair.plane.check()
-        assert caught.value.retry_after is not None
-        assert not made
-        pair.free.set()
-        assert len(await first) + len(await others) == 5
-        await pair.plane.check()
 
 
 async def test_deadlines_are_those_of_the_caller_in_both_processes() -> None:

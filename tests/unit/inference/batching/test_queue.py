@@ -89,6 +89,18 @@ async def test_the_free_room_is_what_can_be_admitted():
         queue.admit("a", 1)
 
 
+async def test_the_spare_room_is_what_leaves_half_of_it_free():
+    queue = RowQueue(max_rows=5)
+    assert queue.spare_rows == 3
+    put(queue, 0)
+    with queue.admit("a", 1):
+        assert queue.spare_rows == 1
+        with queue.admit("a", 2):
+            assert queue.spare_rows == 0
+    queue.close()
+    assert queue.spare_rows == 0
+
+
 async def test_unused_room_is_given_back_when_the_block_raises():
     queue = RowQueue(max_rows=3)
 
