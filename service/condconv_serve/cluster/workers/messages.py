@@ -2,8 +2,8 @@
 
 A request is opened by a front. The engine process asks for each row when there is room for it, unless the front knows
 that there is, and sends the rows by itself. They lie in slots of the front's shared memory. The engine process ends the
-request, once, with the outcomes of all rows. From then on it doesn't touch the
-slots of the request, so the front may use them again. Whatever makes no sense closes the connection.
+request, once, with the outcomes of all rows. From then on it doesn't touch the slots of the request, so the front may
+use them again. Whatever makes no sense closes the connection.
 """
 
 from __future__ import annotations
