@@ -83,3 +83,20 @@ def test_detectors_are_compared_by_their_average_precision(trade_off: Any) -> No
     (gain,) = trade_off.gains_of(runs)
     assert [gain[key] for key in ("gain", "low", "high")] == pytest.approx([0.1] * 3)
     assert trade_off.precision_interval([0.9]) == (0.9, 0.9, 0.9)
+
+
+@pytest.mark.parametrize(("score", "runs"), [("accuracy", {}), ("AP50", {"ap50": 0.8})])
+def test_the_table_names_the_score_and_the_gain(
+    trade_off: Any, score: str, runs: dict[str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    static = [finished(8, seed=seed) | runs for seed in range(2)]
+    condconv = [
+        finished(9, seed=seed, experts=8) | {key: value + 0.1 for key, value in runs.items()} for seed in (0, 1)
+    ]
+    found = [*static, *condconv]
+    trade_off._print(trade_off.points_of(found), trade_off.gains_of(found), score=score)
+    printed = capsys.readouterr().out
+    assert f" {score} |" in printed.splitlines()[0]
+    assert "| 80.0% (" in printed
+    assert "| 90.0% (" in printed
+    assert "mobilenet-v1 0.25, scratch: CondConv gains +10.0% (+10.0% to +10.0%)" in printed
