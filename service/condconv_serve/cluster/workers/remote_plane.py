@@ -46,7 +46,7 @@ class RemotePlane:
         """Refuse a request before its body is read, if not even one row of it could be admitted."""
         with self.lease(model, version, split_key=split_key) as found:
             session, number = self._engine.session_of(found)
-            if session.room.holds(1):
+            if session.room.holds(1):  # if that is no longer so, the request itself is refused
                 return
             await self._engine.call(CHECK, number, int(priority), float(deadline), cache if self._caches else None)
 

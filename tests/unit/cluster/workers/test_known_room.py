@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from condconv_serve.cluster.workers import known_room
 from condconv_serve.cluster.workers.known_room import KNOWN_SECONDS, REFUSED_SECONDS, KnownRoom
 from condconv_serve.cluster.workers.link import Link
 from condconv_serve.cluster.workers.messages import Call, Make, NewArena, Open, ReadyState, RowFailed, RowMade
@@ -49,6 +50,13 @@ def test_who_was_refused_asks_for_a_while() -> None:
 
 
 @pytest.fixture
+def _known_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is."""
+    monkeypatch.setattr(known_room, "KNOWN_SECONDS", 60.0)
+    monkeypatch.setattr(known_room, "REFUSED_SECONDS", 60.0)
+
+
+@pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """All that both ends say, but for readiness and memory."""
     said, send = list[Any](), Link.send
@@ -67,6 +75,7 @@ async def ask(pair: Pair, *shades: int) -> list[Any]:
     return await pair.infer(*shades)
 
 
+@pytest.mark.usefixtures("_known_for_long")
 async def test_an_answer_says_how_much_room_there_is(said: list[Any]) -> None:
     async with connected(max_queue_rows=8) as pair:
         said.clear()
@@ -113,6 +122,7 @@ async def test_no_row_is_made_before_there_is_room_for_it() -> None:
         await pair.plane.check()
 
 
+@pytest.mark.usefixtures("_known_for_long")
 async def test_rows_that_nobody_asked_for_are_lost_without_a_trace_if_there_is_no_room(
     said: list[Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -138,6 +148,7 @@ async def test_rows_that_nobody_asked_for_are_lost_without_a_trace_if_there_is_n
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@pytest.mark.usefixtures("_known_for_long")
 async def test_requests_that_the_cache_may_answer_are_asked_for(said: list[Any]) -> None:
     async with connected() as pair:
         await ask(pair, 1)
