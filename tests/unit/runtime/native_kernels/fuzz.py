@@ -139,6 +139,8 @@ def one_step(draw: Any) -> tuple[ProgramSpec, list[Bank]]:
         return Bank(rng.normal(size=shape), options, expert_bias=biases), [*pads, *sizes]
 
     height, width = draw(st.one_of(st.integers(1, 12), st.integers(20, 40))), draw(st.integers(1, 12))
+    if draw(st.integers(0, 9)) == 0:
+        height, width = draw(st.integers(31, 40)), draw(st.integers(33, 40))
     mixed = draw(st.booleans())
     made: list[Bank] = []
     fields: dict[str, Any] = {}

@@ -195,9 +195,9 @@ def draw_kernel(case: Case) -> tuple[int, int]:
     return size or (case.number(1, 7), case.number(1, 4))
 
 
-def draw_input(case: Case, channels: int, pixels: bool) -> tuple[Array, Array]:
-    """An input, and what the step makes of it before all else, in float64."""
-    shape = (case.rows, case.number(1, 20), case.number(1, 20), channels)
+def draw_input(case: Case, channels: int, pixels: bool, sides: tuple[int, int] = (1, 20)) -> tuple[Array, Array]:
+    """An input with sides of these lengths, and what the step makes of it before all else, in float64."""
+    shape = (case.rows, case.number(*sides), case.number(*sides), channels)
     if not pixels:
         x = case.rng.normal(size=shape).astype(np.float32)
         return x, (references.to_bfloat16(x) if case.bfloat16 else x).astype(np.float64)
@@ -211,14 +211,10 @@ def check(case: Case, found: Array, wanted: Array) -> None:
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * max(1, np.abs(wanted).max()))
 
 
-@EXAMPLES
-@given(data=st.data())
-def test_conv_is_what_numpy_computes(isa: str, data: st.DataObject) -> None:
-    case = draw_case(data.draw, isa)
-    pixels = case.choice(False, False, False, True)
-    channels = case.number(1, 3) if pixels else case.choice(case.number(1, 40), case.number(150, 450))
+def check_conv(case: Case, *, pixels: bool, channels: int, sides: tuple[int, int]) -> None:
+    """Any convolution of an input with so many channels and sides of these lengths."""
     filters, kernel, num_experts = case.number(1, 70), draw_kernel(case), case.number(1, 9)
-    x, normalised = draw_input(case, channels, pixels)
+    x, normalised = draw_input(case, channels, pixels, sides)
     layer = draw_layer(case, channels, filters, kernel, num_experts)
     at = references.geometry(
         x.shape[1:3], kernel, layer.options.strides, layer.options.dilations, same=case.choice(True, False)
@@ -245,6 +241,30 @@ def test_conv_is_what_numpy_computes(isa: str, data: st.DataObject) -> None:
     )  # fmt: skip
     (found,) = case.run(step, wanted.shape[1:], [layer.bank()], False, case.number(1, 8), case.choice(True, False))
     check(case, found, references.ACTIVATIONS[activation](wanted))
+
+
+@EXAMPLES
+@given(data=st.data())
+def test_conv_is_what_numpy_computes(isa: str, data: st.DataObject) -> None:
+    case = draw_case(data.draw, isa)
+    pixels = case.choice(False, False, False, True)
+    channels = case.number(1, 3) if pixels else case.choice(case.number(1, 40), case.number(150, 450))
+    check_conv(case, pixels=pixels, channels=channels, sides=(1, 20))
+
+
+@settings(EXAMPLES, max_examples=30)
+@given(data=st.data())
+def test_conv_of_many_pixels_is_what_numpy_computes(isa: str, data: st.DataObject) -> None:
+    case = draw_case(data.draw, isa)
+    pixels = case.choice(False, False, True)
+    channels = case.number(1, 3) if pixels else case.choice(case.number(1, 16), case.number(200, 240))
+    library.use_threads(case.choice(1, 3, 8))
+    library.load().cc_set_least_work(case.choice(1, 1 << 18))
+    try:
+        check_conv(case, pixels=pixels, channels=channels, sides=(28, 44))
+    finally:
+        library.use_threads(1)
+        library.load().cc_set_least_work(1 << 18)
 
 
 @EXAMPLES
