@@ -14,7 +14,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import report
@@ -125,6 +125,13 @@ def render(found: dict[str, Any]) -> str:
     return report.table(header, rows)
 
 
+def nameless(spec: Any) -> Any:
+    """An architecture without its name, and that of its backbone if it has one."""
+    if hasattr(spec, "backbone"):
+        spec = replace(spec, backbone=nameless(spec.backbone))
+    return replace(spec, name="")
+
+
 def render_twins(found: dict[str, Any]) -> str:
     """A table of CondConv networks over their static twins: by multiply-adds, and by processor time in each engine."""
     from condconv_serve.nn import ARCHITECTURES
@@ -132,17 +139,14 @@ def render_twins(found: dict[str, Any]) -> str:
     rows = []
     for name in found:
         spec: Any = ARCHITECTURES[name]
-        twins = [
-            other
-            for other in found
-            if other != name and replace(cast(Any, ARCHITECTURES[other]), name=name) == spec.static()
-        ]
-        if not spec.num_experts or not twins:
+        static = nameless(spec.static())
+        twins = [other for other in found if other != name and nameless(ARCHITECTURES[other]) == static]
+        if nameless(spec) == static or not twins:
             continue
-        ours, static = found[name], found[twins[0]]
-        rows.append([name, twins[0], f"{static['multiply_adds'] / ours['multiply_adds']:.2f}"])
+        ours, twin = found[name], found[twins[0]]
+        rows.append([name, twins[0], f"{twin['multiply_adds'] / ours['multiply_adds']:.2f}"])
         for engine in ENGINES:
-            times = [(static["engines"][engine], ours["engines"][engine], f"b{size}_cpu_ms") for size in SIZES]
+            times = [(twin["engines"][engine], ours["engines"][engine], f"b{size}_cpu_ms") for size in SIZES]
             rows[-1].append(" ".join(f"{median(a[figure]) / median(b[figure]):.2f}" for a, b, figure in times))
     return report.table(["network", "static twin", "by multiply-adds", *ENGINES], rows)
 

@@ -7,7 +7,11 @@
 #include "patches.h"
 #include "product.h"
 
-enum { BAND_BYTES = 256 << 10, PATCH_BYTES = 128 << 10 };
+enum {
+    BAND_BYTES = 256 << 10,
+    PATCH_BYTES = 128 << 10,
+    AHEAD = 24, // pixels: so far in advance the input is fetched into the cache
+};
 
 typedef struct {
     const cc_conv *producer, *conv; // producer: or NULL
@@ -187,12 +191,16 @@ static void copy_input(const work *k, const band *b, int tile, int example) {
     const cc_conv *c = k->conv;
     const int C = c->bank->spec.in_channels, pixels = (b->high - b->low) * c->width, bf16 = c->type == CC_BFLOAT16;
     const size_t from = ((size_t)example * c->height + b->low) * c->width * C + (size_t)tile * CC_TILE;
-    for (int p = 0; p < pixels; p++)
+    const size_t size = bf16 ? 2 : 4;
+    for (int p = 0; p < pixels; p++) {
+        // Pixels are too far apart for the CPU to see what comes next.
+        __builtin_prefetch((const char *)c->x + (from + (size_t)(p + AHEAD) * C) * size);
         for (int n = 0; n < CC_NR; n++) {
             const int count = C - tile * CC_TILE - n * CC_VL;
             if (count <= 0) break;
             store(k->image + k->places[p] + n * CC_VL, load_some(c->x, from + (size_t)p * C + n * CC_VL, count, bf16));
         }
+    }
 }
 
 static int gather_patches(const work *k, const band *b) {
