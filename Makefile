@@ -48,7 +48,7 @@ NATIVE := $(VENV)/.native
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-workers test-quick test-lowest test-browser test-clients test-docs test-examples test-parity test-docker test-ray bench bench-native bench-service \
+.PHONY: help serve test test-training test-workers test-quick test-lowest test-browser test-clients test-docs test-examples test-parity test-docker test-ray bench bench-native bench-service \
 	fuzz soak native check format docs protos lock clean
 
 help:  ## Show this list
@@ -160,9 +160,12 @@ test-ray: $(TEST_VENV)/.installed  ## Run the service on a Ray cluster of two no
 	@$(MAKE) --no-print-directory $(TEST_VENV)/.installed-ray || echo "Ray can't be had; its tests are skipped"
 	@$(BIN)/python -m pytest -m ray -W default --disable-warnings tests/ray tests/deploy/test_ray_files.py $(ARGS) || { status=$$?; test $$status = 5 && ! $(BIN)/python -c 'import ray' 2>/dev/null; }
 
+test-training: $(TEST_VENV)/.installed  ## Train networks, interrupt that and go on (2 minutes)
+	@$(BIN)/python -m pytest -m training --numprocesses=logical --maxprocesses=2 --dist=loadfile tests/unit/training $(ARGS)
+
 # tests/workers.py says which of their tests these are, and what is left out.
 test-workers: $(TEST_VENV)/.installed  ## All tests that talk to a started server once more, with several processes (4 minutes)
-	@TEST_WORKERS=2 $(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
+	@TEST_WORKERS=2 $(BIN)/python -m pytest -m '' --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder \
 		tests/e2e tests/fault tests/load $(ARGS)
 
 test-sanitize: $(TEST_VENV)/.installed  ## Run the native kernels under the compiler's sanitizers (4 minutes; gcc or clang)

@@ -29,7 +29,7 @@ MEMORY_OF_A_WORKER = 4 * 2**30
 """Bytes that a worker takes at most, with the servers that its tests start."""
 SLOW_TO_IMPORT = ("tensorflow", "keras", "openvino", "torch")
 RAY_TESTS = Path(__file__).parent / "ray"
-NOT_QUICK = ("tensorflow", "slow")
+NOT_QUICK = ("tensorflow", "slow", "training")
 """Marks of tests that `--quick` leaves out."""
 MARKED_FILE = re.compile(rf"^pytestmark = pytest\.mark\.({'|'.join(NOT_QUICK)})$", re.MULTILINE)
 

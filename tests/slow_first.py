@@ -12,8 +12,6 @@ from collections.abc import Sequence
 import pytest
 
 SLOW = (
-    "tests/unit/training/detection/test_finetune_detector.py",
-    "tests/unit/training/test_finetune.py",
     "tests/unit/store/importers/test_published_names.py",
     "tests/e2e/test_real_versions.py",
     "tests/e2e/test_accuracy.py",
@@ -34,7 +32,6 @@ SLOW = (
     "tests/unit/runtime/test_engines.py",
     "tests/unit/runtime/test_ablation_engine.py",
     "tests/unit/store/importers/test_upcycle.py",
-    "tests/unit/training/test_frozen_backbone.py",
     "tests/unit/offline/test_bench.py",
     "tests/parity/test_tiny.py",
     "tests/unit/cli/test_cli.py",

@@ -1,7 +1,7 @@
 """Which tests run once more with servers of several processes: `make test-workers` sets `TEST_WORKERS`.
 
-All whose file starts servers or whose fixtures do. Those that are marked `one_process` are skipped, and the run's last
-lines say why.
+All whose file starts servers or whose fixtures do, and those marked `workers`, which are not in `make test`. Those that
+are marked `one_process` are skipped, and the run's last lines say why.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from tests.e2e.server import MODEL, PATIENCE, Server, new_client, wait_for
 from tests.e2e.tiny_models import write_colour_detector, write_fake
 from tests.unit.fronts.native.routing_service import patched
 
-pytestmark = pytest.mark.one_process("it starts servers of both kinds")
+pytestmark = pytest.mark.workers
 
 DETECTOR = "colours"
 ROOM = 3

@@ -30,7 +30,7 @@ from tests.e2e.server import (
 IMAGE = pictures.jpeg(pictures.photo("coffee", (64, 64)))
 FRONTS = 2
 PROCESSES = {"engine", "front1", "front2"}
-pytestmark = pytest.mark.one_process("its servers have workers in any run")
+pytestmark = pytest.mark.workers
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 
+from condconv_serve.machine.memory import garbage_collection_paused
+
 # Printed from C++ before any log level is read.
 _CHATTER = re.compile(rb"before absl::InitializeLog|oneDNN custom operations are on|MLIR V1 optimization pass")
 
@@ -26,7 +28,7 @@ def import_tensorflow() -> None:
     if "tensorflow" in sys.modules:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-    with _without_chatter(), _hidden(_UNNEEDED_BY_KERAS):
+    with _without_chatter(), _hidden(_UNNEEDED_BY_KERAS), garbage_collection_paused():
         _import()
 
 

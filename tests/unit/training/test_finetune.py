@@ -30,7 +30,7 @@ from tests.unit.store.samples import LABELS, PLAN, new_bundle
 from tests.unit.training.runs import COUNTS, EPOCHS, GIVEN, Interrupting, Recorder, Stopping, command, eagerly, left_in
 from tests.unit.training.samples import save_small, write_images
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = pytest.mark.training
 
 
 @dataclass

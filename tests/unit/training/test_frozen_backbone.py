@@ -6,7 +6,7 @@ from condconv_serve.store import open_bundle, read_weights
 from condconv_serve.training import FinetuneRequest
 from tests.unit.training.runs import Interrupting, Recorder, eagerly, left_in
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = pytest.mark.training
 
 
 def test_gives_the_same_as_computing_all_of_it_in_each_step(train, monkeypatch):

@@ -14,7 +14,7 @@ from condconv_serve.store import open_bundle
 from condconv_serve.training import save_bundle
 from tests.unit.store.samples import PLAN, replace_file
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = pytest.mark.training
 
 PREPROCESSING = Preprocessing(transform="pillow", image_size=32, mean=(100.0, 110.0, 120.0), std=(50.0, 60.0, 70.0))
 LABELS = ["cat", "dog", "Käse"]

@@ -27,7 +27,7 @@ from tests.unit.training.detection.drawn import CONDCONV, FAMILY, HEIGHT, WIDTH,
 from tests.unit.training.runs import Interrupting, Recorder, eagerly, left_in
 from tests.unit.training.samples import save_small
 
-pytestmark = pytest.mark.tensorflow
+pytestmark = pytest.mark.training
 
 GIVEN = {"name": "boxes", "image_size": 64, "batch_size": 4, "augmentation": NONE}
 
