@@ -182,8 +182,9 @@ test-wheel: wheel $(TEST_VENV)/.installed  ## Build the wheels of a release and 
 bench: $(TEST_VENV)/.bench  ## Measure the engine against what one would pick instead (20 minutes, 16 GB of memory)
 	@$(BIN)/python benchmarks/engine_peers.py $(ARGS)
 
-bench-native: $(TEST_VENV)/.bench  ## Measure every architecture with native kernels and without, and a server's memory (15 minutes)
+bench-native: $(TEST_VENV)/.bench  ## Measure every architecture with native kernels and without, over its static twin, and a server's memory (an hour)
 	@$(BIN)/python benchmarks/native_architectures.py $(ARGS)
+	@$(BIN)/python benchmarks/native_twins.py $(ARGS)
 	@$(BIN)/python benchmarks/memory.py
 
 bench-service: $(TEST_VENV)/.bench  ## Measure the server against other servers, and under load (30 minutes)

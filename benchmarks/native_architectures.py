@@ -11,7 +11,8 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from statistics import median
 from typing import Any
@@ -28,17 +29,20 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.15}
 errors, of some rows a thousand times, so the largest difference says little."""
 
 
-def measure(name: str, precision: str, rounds: int, seconds: float) -> dict[str, Any]:
-    """One network in all engines: rows per second, processor time, milliseconds of a lone image, by round."""
-    from condconv_serve.offline.throughput import measure as measured
-    from condconv_serve.runtime.tensorflow_engine import limit_threads
-    from condconv_serve.runtime.tensorflow_import import import_tensorflow
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """An engine of a network, and how it computes."""
 
-    import_tensorflow()
-    limit_threads(1)
+    network: Any
+    engine: Any
+    plan: Any
+    computed_by: Any
+
+
+def contestant(name: str, engine: str, precision: str) -> Contestant:
+    """A registered network with random weights in one of `ENGINES`. TensorFlow has been imported, with one thread."""
     from condconv_serve.domain import Preprocessing
-    from condconv_serve.nn import build_network, cost, get_architecture
-    from condconv_serve.runtime.answers import difference
+    from condconv_serve.nn import build_network, get_architecture
     from condconv_serve.runtime.devices import detect_machine
     from condconv_serve.runtime.engines import build_engine
     from condconv_serve.runtime.plan import EngineOptions, make_plan
@@ -46,26 +50,44 @@ def measure(name: str, precision: str, rounds: int, seconds: float) -> dict[str,
     architecture = get_architecture(name)
     network = build_network(architecture)
     fill(network)
-    machine = detect_machine(look_for_accelerators=False)
-    size = architecture.image_size
-    engines, found = {}, {}
-    for engine in ENGINES:
-        native = "on" if engine == "native" else "off"
-        options = EngineOptions(
-            device="cpu",
-            precision=precision,
-            engine="openvino" if engine == "openvino" else "tensorflow",
-            native=native,
-            max_batch_size=max(SIZES),
-        )
-        plan = make_plan(machine, options)
-        preprocessing = Preprocessing(transform="pillow", image_size=size)
-        engines[engine], described = build_engine(network, preprocessing, plan)
-        if (described.native.state == "used") != (native == "on"):
-            raise RuntimeError(str(described))
-        if native == "on":
-            layers = [described.native.native_layers, described.native.tensorflow_layers]
-        found[engine] = {f"b{b}{more}": [] for b in SIZES for more in ("", "_cpu_ms")} | {"lone_ms": []}
+    options = EngineOptions(
+        device="cpu",
+        precision=precision,
+        engine="openvino" if engine == "openvino" else "tensorflow",
+        native="on" if engine == "native" else "off",
+        max_batch_size=max(SIZES),
+    )
+    plan = make_plan(detect_machine(look_for_accelerators=False), options)
+    preprocessing = Preprocessing(transform="pillow", image_size=architecture.image_size)
+    made, computed_by = build_engine(network, preprocessing, plan)
+    if (computed_by.native.state == "used") != (engine == "native"):
+        raise RuntimeError(str(computed_by))
+    return Contestant(network, made, plan, computed_by)
+
+
+def import_tensorflow() -> None:
+    """Import it, with one thread for each stream."""
+    from condconv_serve.runtime import tensorflow_import
+    from condconv_serve.runtime.tensorflow_engine import limit_threads
+
+    tensorflow_import.import_tensorflow()
+    limit_threads(1)
+
+
+def measure(name: str, precision: str, rounds: int, seconds: float) -> dict[str, Any]:
+    """One network in all engines: rows per second, processor time, milliseconds of a lone image, by round."""
+    import_tensorflow()
+    from condconv_serve.nn import cost, get_architecture
+    from condconv_serve.offline.throughput import measure as measured
+    from condconv_serve.runtime.answers import difference
+
+    contestants = {engine: contestant(name, engine, precision) for engine in ENGINES}
+    engines = {engine: one.engine for engine, one in contestants.items()}
+    native = contestants["native"]
+    layers = [native.computed_by.native.native_layers, native.computed_by.native.tensorflow_layers]
+    figures = [f"b{b}{more}" for b in SIZES for more in ("", "_cpu_ms")]
+    found: dict[str, Any] = {engine: {figure: [] for figure in (*figures, "lone_ms")} for engine in ENGINES}
+    size = get_architecture(name).image_size
     rows = np.random.default_rng(0).integers(0, 256, (max(SIZES), size, size, 3), np.uint8)
     expected = engines["tensorflow"](rows)
     for engine, compute in engines.items():
@@ -75,7 +97,7 @@ def measure(name: str, precision: str, rounds: int, seconds: float) -> dict[str,
     for number in range(-1, rounds):
         for b in (*SIZES, 0):
             for engine, compute in engines.items():
-                callers, batch = (plan.streams, rows[:b]) if b else (1, rows[:1])
+                callers, batch = (native.plan.streams, rows[:b]) if b else (1, rows[:1])
                 result = measured(
                     lambda caller, compute=compute, batch=batch: compute(batch, caller),
                     callers=callers,
@@ -89,7 +111,7 @@ def measure(name: str, precision: str, rounds: int, seconds: float) -> dict[str,
                     found[engine][f"b{b}_cpu_ms"].append(result.cpu_per_row * 1e3)
                 else:
                     found[engine]["lone_ms"].append(result.latency_p50 * 1e3)
-    return {"multiply_adds": cost(network).multiply_adds, "layers": layers, "engines": found}
+    return {"multiply_adds": cost(native.network).multiply_adds, "layers": layers, "engines": found}
 
 
 def render(found: dict[str, Any]) -> str:
@@ -132,19 +154,25 @@ def nameless(spec: Any) -> Any:
     return replace(spec, name="")
 
 
-def render_twins(found: dict[str, Any]) -> str:
-    """A table of CondConv networks over their static twins: by multiply-adds, and by processor time in each engine."""
+def static_twin(name: str, others: Iterable[str]) -> str | None:
+    """The one of these networks that is a CondConv network without its experts."""
     from condconv_serve.nn import ARCHITECTURES
 
+    spec: Any = ARCHITECTURES[name]
+    static = nameless(spec.static())
+    twins = [other for other in others if other != name and nameless(ARCHITECTURES[other]) == static]
+    return twins[0] if twins and nameless(spec) != static else None
+
+
+def render_twins(found: dict[str, Any]) -> str:
+    """A table of CondConv networks over their static twins: by multiply-adds, and by processor time in each engine."""
     rows = []
     for name in found:
-        spec: Any = ARCHITECTURES[name]
-        static = nameless(spec.static())
-        twins = [other for other in found if other != name and nameless(ARCHITECTURES[other]) == static]
-        if nameless(spec) == static or not twins:
+        static = static_twin(name, found)
+        if static is None:
             continue
-        ours, twin = found[name], found[twins[0]]
-        rows.append([name, twins[0], f"{twin['multiply_adds'] / ours['multiply_adds']:.2f}"])
+        ours, twin = found[name], found[static]
+        rows.append([name, static, f"{twin['multiply_adds'] / ours['multiply_adds']:.2f}"])
         for engine in ENGINES:
             times = [(twin["engines"][engine], ours["engines"][engine], f"b{size}_cpu_ms") for size in SIZES]
             rows[-1].append(" ".join(f"{median(a[figure]) / median(b[figure]):.2f}" for a, b, figure in times))

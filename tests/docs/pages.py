@@ -23,7 +23,7 @@ NOT_RUN = {
     "make test-quick": "is what runs this test, or takes as long as all the others",
     "make check": "is what runs this test, or takes as long as all the others",
     "make bench": "installs PyTorch and others, and takes 20 minutes",
-    "make bench-native": "takes 15 minutes",
+    "make bench-native": "takes an hour",
     "make test ARGS=tests/fault/test_engine_faults.py": "is in the suite itself",
     "condconv models verify --precision bfloat16": "needs a CPU with native bfloat16",
     "condconv models pull": "downloads from a site that may be out of reach",
