@@ -11,7 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from statistics import median
@@ -186,6 +186,29 @@ def _ratio(native: dict[str, list[float]], others: dict[str, Any], figure: str, 
     return f"{median(a / b for a, b in zip(fast, slow, strict=True)):.2f}"
 
 
+def piece_by_piece(
+    script: str, result: str, packages: Sequence[str], networks: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Measure each network by `script --one` and what is given for it, in a process of its own.
+
+    Returns:
+        These figures, and those that `result` has of this machine from before, in the registry's order.
+    """
+    from condconv_serve.nn import ARCHITECTURES
+
+    note = report.machine(packages)
+    before = report.load(result)
+    found = before["networks"] if before and before["machine"] == note else {}
+    for measured, given in networks.items():
+        print(f"{measured} ...", file=sys.stderr, flush=True)
+        command = [sys.executable, "-W", "ignore", script, *sys.argv[1:], "--one", *given]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found[measured] = json.loads(done.stdout.splitlines()[-1])
+        found = {name: found[name] for name in ARCHITECTURES if name in found}
+        report.save(result, {"machine": note, "networks": found})
+    return found
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,22 +223,12 @@ def main() -> None:
         return
     from condconv_serve.nn import ARCHITECTURES
 
+    wanted = {name: (name,) for name in ARCHITECTURES if any(word in name for word in arguments.only.split(","))}
     result = f"native_architectures_{arguments.precision}"
-    note = report.machine(("tensorflow-cpu", "openvino", "numpy"))
-    before = report.load(result)
-    found = before["networks"] if before and before["machine"] == note else {}
-    path = report.RESULTS / f"{result}.json"
-    for name in ARCHITECTURES:
-        if any(word in name for word in arguments.only.split(",")):
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--one", name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            found[name] = json.loads(done.stdout.splitlines()[-1])
-            found = {name: found[name] for name in ARCHITECTURES if name in found}
-            path = report.save(result, {"machine": note, "networks": found})
+    found = piece_by_piece(__file__, result, ("tensorflow-cpu", "openvino", "numpy"), wanted)
     print(f"{render(found)}\n\nCPU time over that of static twins, batch {', '.join(map(str, SIZES))}\n")
     print(f"{render_twins(found)}\n")
-    print(f"wrote {path}")
+    print(f"wrote {report.RESULTS / result}.json")
 
 
 if __name__ == "__main__":

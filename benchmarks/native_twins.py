@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from statistics import median
 from typing import Any
 
 import numpy as np
 import report
-from native_architectures import SIZES, TOLERANCE, Contestant, contestant, import_tensorflow, static_twin
+from native_architectures import (
+    SIZES,
+    TOLERANCE,
+    Contestant,
+    contestant,
+    import_tensorflow,
+    piece_by_piece,
+    static_twin,
+)
 
 
 def measure(ours: str, static: str, precision: str, rounds: int, seconds: float) -> dict[str, Any]:
@@ -71,18 +77,14 @@ def main() -> None:
         return
     from condconv_serve.nn import ARCHITECTURES
 
+    wanted = {
+        name: (name, static)
+        for name in ARCHITECTURES
+        if any(word in name for word in arguments.only.split(","))
+        and (static := static_twin(name, ARCHITECTURES)) is not None
+    }
     result = f"native_twins_{arguments.precision}"
-    note = report.machine(("tensorflow-cpu", "numpy"))
-    before = report.load(result)
-    networks = before["networks"] if before and before["machine"] == note else {}
-    for name in ARCHITECTURES:
-        static = static_twin(name, ARCHITECTURES)
-        if static is not None and any(word in name for word in arguments.only.split(",")):
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--one", name, static]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            networks[name] = json.loads(done.stdout.splitlines()[-1])
-            report.save(result, {"machine": note, "networks": networks})
+    networks = piece_by_piece(__file__, result, ("tensorflow-cpu", "numpy"), wanted)
     print(render(networks), end="\n\n")
 
 

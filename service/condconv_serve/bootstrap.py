@@ -31,7 +31,7 @@ from condconv_serve.inference.runner import BatchRunner
 from condconv_serve.inference.sharing import RowSharing
 from condconv_serve.inference.streams import StreamPool
 from condconv_serve.machine.cores import available_cores
-from condconv_serve.machine.memory import calm_garbage_collection, garbage_collection_paused, memory_left, memory_limit
+from condconv_serve.machine.memory import calm_garbage_collection, memory_left, memory_limit
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.drawer import Drawer
 from condconv_serve.routing.live import LiveRouting
@@ -67,9 +67,9 @@ _SECONDS_FOR_ABANDONED_ROWS = 1.0
 def import_engines() -> None:
     """Import what loads models, once."""
     started = time.monotonic()
-    with garbage_collection_paused():
-        import_tensorflow()
-        import condconv_serve.runtime.loading  # noqa: F401
+    import_tensorflow()
+    import condconv_serve.runtime.loading  # noqa: F401
+
     logger.info("TensorFlow imported in %.1f s", time.monotonic() - started)
 
 

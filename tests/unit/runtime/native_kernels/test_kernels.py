@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from condconv_serve.runtime.kernels import library
 from condconv_serve.runtime.kernels.abi import Activation, BankType, Place, StepKind, ValueType
 from condconv_serve.runtime.kernels.program import Bank, BankOptions, Program, ProgramSpec, Stage, Step, Value
-from tests.unit.runtime.native_kernels import references
+from tests.unit.runtime.native_kernels import fuzz, references
 from tests.unit.runtime.native_kernels.memory import guarded
 
 Array = NDArray[Any]
@@ -259,12 +259,12 @@ def test_conv_of_many_pixels_is_what_numpy_computes(isa: str, data: st.DataObjec
     pixels = case.choice(False, False, True)
     channels = case.number(1, 3) if pixels else case.choice(case.number(1, 16), case.number(200, 240))
     library.use_threads(case.choice(1, 3, 8))
-    library.load().cc_set_least_work(case.choice(1, 1 << 18))
+    library.load().cc_set_least_work(case.choice(1, fuzz.LEAST_WORK))
     try:
         check_conv(case, pixels=pixels, channels=channels, sides=(28, 44))
     finally:
         library.use_threads(1)
-        library.load().cc_set_least_work(1 << 18)
+        library.load().cc_set_least_work(fuzz.LEAST_WORK)
 
 
 @EXAMPLES
