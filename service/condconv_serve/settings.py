@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "CONDCONV_"
-OTHER_VARIABLES = ("URL", "API_KEY", "IMAGE", "CPUS", "MEMORY", "GPU_MEMORY")
+OTHER_VARIABLES = ("URL", "API_KEY", "IMAGE", "CPUS", "MEMORY", "GPU_MEMORY", "RAY_CPUS", "RAY_MEMORY")
 """Variables with the prefix that are no settings: options of commands, and what docker-compose.yml reads."""
 LEAST_WORKER_TIMEOUT = 3.0
 """Seconds; processes of a server with workers say once a second that they run."""
