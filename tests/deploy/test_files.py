@@ -223,6 +223,17 @@ def test_ports_are_for_this_machine_unless_asked_otherwise():
     assert all(p.startswith("127.0.0.1:") for p in compose_file()["services"]["alertmanager"]["ports"])
 
 
+def test_the_documentation_names_all_variables_and_their_defaults():
+    found = dict(re.findall(r"\$\{(\w+):-([^}]+)\}", (ROOT / "docker-compose.yml").read_text()))
+    assert found.pop("BASE_IMAGE").startswith("python:")
+    found |= {name: "" for name, value in compose_file()["x-condconv"]["environment"].items() if value is None}
+    page = (ROOT / "docs/operations.md").read_text()
+    table = page.partition("| what | variables (defaults) |")[2].partition("\n\n")[0]
+    told = {name: default.strip("`") for name, default in re.findall(r"`([A-Z_]+)`(?: \(([^),]+))?", table)}
+    assert told.pop("BASE_IMAGE") == ""
+    assert told == found
+
+
 def test_what_hangs_is_started_again():
     services = {n: one for n, one in compose_file()["services"].items() if "condconv-serve" in one["image"]}
     assert services.pop("secrets")["healthcheck"] == {"disable": True}
