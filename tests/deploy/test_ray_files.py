@@ -23,6 +23,15 @@ def test_the_service_on_kubernetes_runs_the_same_application():
 
 
 @pytest.mark.files
+def test_ingress_replicas_share_a_node_only_without_grpc():
+    (application,) = yaml.safe_load(SERVE.read_text())["applications"]
+    ray = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["ray"]
+    assert "CONDCONV_GRPC_PORT=" in (ROOT / "Dockerfile").read_text()
+    assert application["args"]["ingress_replicas"] > 1
+    assert ray["command"][0].startswith("unset CONDCONV_GRPC_PORT && ")
+
+
+@pytest.mark.files
 def test_a_worker_has_room_for_its_replicas():
     (application,) = yaml.safe_load(SERVE.read_text())["applications"]
     arguments = application["args"]
