@@ -8,7 +8,8 @@ import socket
 from condconv_serve.fronts.keys import KeyRing
 from condconv_serve.http.server import is_local, url
 
-logger = logging.getLogger(__name__)
+# Not the module's own name: that is the log of requests, one line each.
+logger = logging.getLogger("condconv_serve.serve")
 
 
 def log_ports(listener: socket.socket, probes: socket.socket | None, keys: KeyRing | None) -> None:

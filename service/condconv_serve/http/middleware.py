@@ -30,7 +30,7 @@ from condconv_serve.telemetry.tracing import Tracer
 TRACE_HEADER = "traceresponse"
 """Header of the answer with the request's trace and span, written like `traceparent`."""
 
-logger = logging.getLogger("condconv_serve.access")
+logger = logging.getLogger(__name__)
 
 
 class RequestContext:

@@ -118,6 +118,7 @@ async def test_unexpected_exception_is_logged_and_counted_but_not_told(caplog: p
     assert counters["condconv_requests_total native /predict POST 500"] == 1
     assert counters["condconv_request_seconds_count native /predict"] == 1
     assert re.search(r"unexpected error in POST /predict \[mine\]", caplog.text)
+    assert sum(record.name == "condconv_serve.access" for record in caplog.records) == 1, "a line for each request"
     assert "swordfish" in caplog.text
 
 
