@@ -1,4 +1,4 @@
-"""The image of the OpenAPI examples, so that each example runs as printed."""
+"""What the OpenAPI examples ask for, so that each example runs as printed."""
 
 EXAMPLE_JPEG_BASE64 = (
     "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABQODxIPDRQSEBIXFRQYHjIhHhwcHj0sLiQySUBMS0dARkVQWnNiUFVtVkVGZIhlbXd7"
@@ -16,4 +16,5 @@ EXAMPLE_JPEG_BASE64 = (
 )
 """A photograph of a cat, 64 pixels square (scikit-image's `chelsea`, CC0)."""
 
+EXAMPLE_MODEL = "efficientnet-lite0-condconv-4e"
 EXAMPLE_REQUEST_ID = "my-request-1"

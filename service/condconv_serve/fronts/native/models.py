@@ -10,6 +10,7 @@ from starlette.status import HTTP_204_NO_CONTENT
 
 from condconv_serve.errors import ModelNotFound
 from condconv_serve.fronts.context import AppContext
+from condconv_serve.fronts.examples import EXAMPLE_MODEL
 from condconv_serve.fronts.native.images import read_json
 from condconv_serve.fronts.native.model_schemas import (
     AliasBody,
@@ -29,7 +30,6 @@ from condconv_serve.fronts.native.schemas import MAX_NAME, VERSION
 from condconv_serve.fronts.security import needs_admin
 from condconv_serve.serving.versions import VersionStatus
 
-EXAMPLE_MODEL = "efficientnet-lite0-condconv-4e"
 ModelPath = Annotated[str, Path(max_length=MAX_NAME, examples=[EXAMPLE_MODEL])]
 VersionPath = Annotated[str, Path(max_length=MAX_NAME, examples=["1"])]
 AliasPath = Annotated[str, Path(max_length=MAX_NAME, examples=["stable"])]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from condconv_serve.fronts.examples import EXAMPLE_JPEG_BASE64
+from condconv_serve.fronts.examples import EXAMPLE_JPEG_BASE64, EXAMPLE_MODEL
 from condconv_serve.fronts.http_errors import documented
 from condconv_serve.fronts.oip.errors import STATUS
 from condconv_serve.fronts.oip.schemas import SCHEMAS, Schema, ref
@@ -12,7 +12,6 @@ from condconv_serve.fronts.oip.schemas import SCHEMAS, Schema, ref
 Route = dict[str, Any]
 """Keyword arguments of `add_api_route`."""
 
-EXAMPLE_MODEL = "efficientnet-lite0-condconv-4e"
 _NAME: Schema = {
     "name": "model",
     "in": "path",

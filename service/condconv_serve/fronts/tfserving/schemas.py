@@ -8,12 +8,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from condconv_serve.fronts.examples import EXAMPLE_JPEG_BASE64
+from condconv_serve.fronts.examples import EXAMPLE_JPEG_BASE64, EXAMPLE_MODEL
 from condconv_serve.fronts.gatekeeper import SPLIT_KEY_HEADER
 from condconv_serve.fronts.tfserving.signatures import CLASSES
 from condconv_serve.fronts.thresholds import THRESHOLD_SCHEMAS
-
-EXAMPLE_MODEL = "efficientnet-lite0-condconv-4e"
 
 
 def _parameter(name: str, place: str, description: str, schema: Mapping[str, Any]) -> dict[str, Any]:
