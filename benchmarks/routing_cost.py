@@ -88,9 +88,6 @@ def microseconds_per_image(shape: tuple[int, int], images: int = 4000) -> float:
     return best / images * 1e6
 
 
-EIGHT_BLOCKS = RoutingLayout(tuple(f"block_{i}" for i in range(8)), (8,) * 8)
-
-
 def microseconds_per_request(images: int = 4000) -> float:
     """Time to remember one request of one image; the best of five."""
     prediction = Prediction(

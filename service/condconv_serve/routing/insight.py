@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,16 +21,6 @@ MIN_REFERENCE_IMAGES = round(1 / UNUSUAL_SHARE)
 
 ClassMeans = Mapping[int, tuple[int, Floats]]
 """Images and mean weights `[blocks, experts]` by class, of live traffic."""
-
-
-def merged_class_means(replicas: Iterable[ClassMeans]) -> ClassMeans:
-    """Images and mean weights of classes, over all images of several replicas."""
-    total: dict[int, tuple[int, Floats]] = {}
-    for means in replicas:
-        for index, (images, mean) in means.items():
-            before, so_far = total.get(index, (0, np.zeros_like(mean)))
-            total[index] = before + images, (so_far * before + mean * images) / (before + images)
-    return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

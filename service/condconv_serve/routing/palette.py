@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_hex, to_rgb
 
 ThemeName = Literal["auto", "light", "dark"]
-THEME_NAMES: tuple[ThemeName, ...] = get_args(ThemeName)
 LEVELS = 64
 """Colours of a scale."""
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from condconv_serve.domain import ROUTING, RoutingLayout, RowAnswer, Timings
 from condconv_serve.errors import InvalidParameter
-from condconv_serve.routing.insight import merged_class_means
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.routing.profile import profile_of
 from condconv_serve.routing.state import RoutingState
@@ -94,14 +93,6 @@ async def test_replicas_add_up_to_one(images: Any, order: Any) -> None:
                 block.get("drift") for block in expected["blocks"]
             ]
             assert ours["classes"] == expected["classes"]
-    classes = range(CLASSES)
-    found = merged_class_means([await each.class_means(MODEL.name, MODEL.version, classes) for each in replicas])
-    known = await pooled.class_means(MODEL.name, MODEL.version, classes)
-    assert {index: count for index, (count, _) in found.items()} == {
-        index: count for index, (count, _) in known.items()
-    }
-    for index, (_, mean) in known.items():
-        np.testing.assert_allclose(found[index][1], mean, rtol=0, atol=1e-12)
 
 
 def test_a_sum_reaches_as_far_back_as_its_oldest_part() -> None:
