@@ -16,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+import condconv_serve
 from condconv_serve import errors, fronts
 from condconv_serve.domain import Classification
 from condconv_serve.errors import ServiceError
@@ -82,6 +83,18 @@ def test_every_setting_is_in_the_documentation() -> None:
         if f"`CONDCONV_{name.upper()}`" not in page
     ]
     assert not forgotten, "\n".join(forgotten)
+
+
+# --- a module or package at the top
+
+
+def test_the_map_names_every_room() -> None:
+    page = (DOCS.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"`([\w/]+?)(?:/|\.py)`", page.partition("| where | what |")[2].partition("\n\n")[0])
+    found = {module.name for module in pkgutil.iter_modules(condconv_serve.__path__)} - {"__main__"}
+    assert found <= {room.partition("/")[0] for room in rooms}, (
+        f"{', '.join(sorted(found - set(rooms)))}: add it to the map in CONTRIBUTING.md, where its imports allow it."
+    )
 
 
 # --- an error, a front
