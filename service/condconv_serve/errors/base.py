@@ -8,9 +8,10 @@ Error = TypeVar("Error", bound=BaseException)
 
 
 class ServiceError(Exception):
-    """Base of all errors that a caller may see.
+    """Anything else that went wrong in the service; its log says what.
 
-    The message says what was wrong and what is allowed, in one or two sentences, without paths of the server.
+    The base of all errors that a caller may see. The message says what was wrong and what is allowed, in one or two
+    sentences, without paths of the server.
 
     Attributes:
         status: the status code of a server's answer that said so; None where no server did.
