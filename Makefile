@@ -57,7 +57,7 @@ help:  ## Show this list
 # Made anew when a lock file or EXTRAS change, so that it holds what the locks say and nothing else.
 $(SERVED): $(LOCKS:%=requirements/%.txt)
 	@if [ -z "$(PYTHON)" ]; then echo "Python 3.11, 3.12 or 3.13 is needed, but none is on the PATH." >&2; exit 1; fi
-	@echo "Installing condconv-serve and what it needs into $(VENV) (about 1.5 GB on disk; once) ..."
+	@echo "Installing condconv-serve and what it needs into $(VENV) (about 1.7 GB on disk; once) ..."
 	@$(PYTHON) -m venv --clear $(VENV) || { echo "Creating a virtual environment failed. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@$(VENV)/bin/python $(LOCKED) $(LOCKS:%=--requirement requirements/%.txt)
 	@$(call own,$(VENV))

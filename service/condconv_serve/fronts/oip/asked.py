@@ -7,12 +7,10 @@ from typing import Any
 
 from fastapi import Request
 
-from condconv_serve.errors import InvalidParameter
 from condconv_serve.fronts.json_documents import parse
+from condconv_serve.fronts.oip.names import check_lengths
 from condconv_serve.http.body import read_body
 
-MAX_NAME = 256
-"""Most characters of a model's name or version."""
 MAX_SMALL_BYTES = 64 * 1024
 """Most bytes of a body that holds no tensors."""
 
@@ -26,8 +24,7 @@ def named_model(request: Request) -> tuple[str, str | None]:
         InvalidParameter: one is too long for a name.
     """
     name, version = request.path_params["model"], request.path_params.get("version")
-    if len(name) > MAX_NAME or len(version or "") > MAX_NAME:
-        raise InvalidParameter(f"Names and versions of models have at most {MAX_NAME} characters.")
+    check_lengths(name, version or "")
     return name, version
 
 

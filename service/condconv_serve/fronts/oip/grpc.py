@@ -21,6 +21,7 @@ from condconv_serve.fronts.oip.grpc_messages import (
     values_of,
 )
 from condconv_serve.fronts.oip.metadata import model_config, model_metadata, server_metadata
+from condconv_serve.fronts.oip.names import check_lengths
 from condconv_serve.fronts.oip.outputs import output_tensors
 from condconv_serve.fronts.oip.parameters import NO_SHARED_MEMORY
 from condconv_serve.fronts.oip.repository import Repository
@@ -28,8 +29,6 @@ from condconv_serve.fronts.oip.statistics import model_statistics
 from condconv_serve.fronts.tensor_inference import TensorInference
 
 NAME = "inference.GRPCInferenceService"
-MAX_NAME = 256
-"""Most characters of a model's name or version."""
 GRPC_ERRORS = "triton_grpc_error"
 """Metadata of a stream: with the value `true` its first error ends it with the error's status, as Triton has it."""
 
@@ -227,8 +226,7 @@ def _repository_model(request: Any) -> str:
 
 def _named(name: str, version: str) -> tuple[str | None, str | None]:
     """Name and version, or alias; None where there is none."""
-    if len(name) > MAX_NAME or len(version) > MAX_NAME:
-        raise InvalidParameter(f"Names and versions of models have at most {MAX_NAME} characters.")
+    check_lengths(name, version)
     return name or None, version or None
 
 
