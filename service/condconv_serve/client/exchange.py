@@ -85,6 +85,7 @@ class RequestPolicy:
         image_bytes: most bytes of images in a request of several.
         server_seconds: a request that may take longer than this doesn't say so, since the server won't wait so long.
         clock: monotonic, in seconds.
+        random: from 0 to 1; spreads the tries of many clients.
     """
 
     server: str

@@ -152,13 +152,17 @@ class AppContext:
         models: what is served.
         metrics: where this process counts.
         exposition: writes down the metrics of all processes.
+        limits: of requests' bodies.
         gatekeeper: decides who may do what, and until when.
+        readiness: whether the service takes requests, and why not.
+        versions: what admins may change, and the state of each version.
         routing: keeps live statistics; None if there are none.
         recent: keeps recent requests; None if none are kept.
         ablator: computes ablations; None if there are none.
         drawer: draws pictures; whoever makes it closes it.
         tallies: what each version has done.
         shadows: how versions compare that got copies of requests.
+        tracer: exports traces of requests, if it is asked to.
         bodies: those that are being received, and how long they may take; whoever ends the service gives them up.
         long_reads: gives bodies that take long to read their turns.
     """
