@@ -140,7 +140,7 @@ def cli_reference() -> str:
         if subcommands:
             continue
         rows = [
-            (", ".join(f"`{opt}`" for opt in _spelling(parameter)), _plain(getattr(parameter, "help", None) or ""))
+            (", ".join(f"`{opt}`" for opt in _spelling(parameter)), _meaning(parameter))
             for parameter in command.params
             if parameter.name != "help"
         ]
@@ -153,6 +153,15 @@ def _spelling(parameter: Any) -> list[str]:
     if parameter.param_type_name == "argument":
         return [parameter.metavar or parameter.name.upper()]
     return [*parameter.opts, *parameter.secondary_opts]
+
+
+def _meaning(parameter: Any) -> str:
+    text, default = _plain(parameter.help), parameter.default
+    if default is True and parameter.secondary_opts:
+        default = parameter.opts[0]
+    if default is not None and default is not False and "Default: " not in text:
+        text += f" Default: {f'{default:g}' if isinstance(default, float) else default}."
+    return f"{text} Variable: `{parameter.envvar}`." if parameter.envvar else text
 
 
 def _plain(text: str) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from condconv_serve.cli.common import (
     INTERRUPTED,
+    Json,
     ModelOption,
     Store,
     ThemeOption,
@@ -59,7 +60,7 @@ def bench_engine(
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the results (.png, .svg or .pdf).")
     ] = None,
     theme: ThemeOption = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     model_store: Store = None,
 ) -> None:
     """Measure throughput and latency by engine, precision, streams and batch size."""

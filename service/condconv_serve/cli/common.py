@@ -25,7 +25,10 @@ INTERRUPTED, TERMINATED = 130, 143
 """Exit codes of a command that is ended by Ctrl-C or by SIGTERM, as the shell shows them."""
 
 Store = Annotated[
-    Path | None, typer.Option("--model-store", help="Directory with the bundles.", envvar="CONDCONV_MODEL_STORE")
+    Path | None,
+    typer.Option(
+        "--model-store", help="Directory with the bundles. Default: model_store.", envvar="CONDCONV_MODEL_STORE"
+    ),
 ]
 MODEL_FORM = "NAME[/VERSION]"
 ModelOption = Annotated[
@@ -47,7 +50,8 @@ Images = Annotated[
     list[str],
     typer.Argument(metavar="IMAGE...", help="Files, directories, globs, or - for an image from standard input."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape of the HTTP answer.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonAnswer = Annotated[bool, typer.Option("--json", help="Print JSON, in the shape of the HTTP answer.")]
 
 MaybeServer = Annotated[
     str | None,

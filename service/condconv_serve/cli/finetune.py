@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 
-from condconv_serve.cli.common import Store, friendly, read_settings
+from condconv_serve.cli.common import MODEL_FORM, Store, friendly, read_settings
 from condconv_serve.cli.output import SilentProgress, err, print_json, say
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _MAX_CLASSES = 8
 )
 @friendly
 def finetune_model(
-    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help=r"Model to start from, NAME\[/VERSION].")],
+    bundle: Annotated[str, typer.Argument(metavar=MODEL_FORM, help="Model to start from; a version may be an alias.")],
     data: Annotated[
         Path,
         typer.Option(

@@ -157,7 +157,7 @@ def import_model(
         Path,
         typer.Argument(
             help="TensorFlow checkpoint (prefix, .index, directory, .tar, .tar.gz or .tgz), .safetensors, PyTorch file "
-            "(.pth, .pt, .bin, Lightning's .ckpt), directory of the Hugging Face Hub, .keras or .weights.h5."
+            "(.pth, .pt, .bin, Lightning's .ckpt), directory of the Hugging Face Hub, .keras, .h5 or .npz."
         ),
     ],
     architecture: Annotated[str, typer.Option(help="Architecture of the weights.")],

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 CatalogueOption = Annotated[
     str | None,
     typer.Option(
-        "--catalogue", metavar="FILE|URL", help="Your own catalogue.", envvar="CONDCONV_CATALOGUE", show_envvar=False
+        "--catalogue",
+        metavar="FILE|URL",
+        help="Your own catalogue. Default: the published checkpoints.",
+        envvar="CONDCONV_CATALOGUE",
+        show_envvar=False,
     ),
 ]
 

@@ -13,7 +13,7 @@ import typer
 
 from condconv_serve.cli.answering import Question, Where
 from condconv_serve.cli.batch import Batch, write_batch
-from condconv_serve.cli.common import ApiKey, Json, MaybeServer, ModelOption, Store
+from condconv_serve.cli.common import ApiKey, JsonAnswer, MaybeServer, ModelOption, Store
 from condconv_serve.cli.results import Answer, Results, TextResults, as_json
 from condconv_serve.domain import ImageResult
 from condconv_serve.errors import InvalidParameter
@@ -37,7 +37,7 @@ Patience = Annotated[
         "--patience",
         min=1,
         metavar="SECONDS",
-        help="With --output: how long to wait for a server that is busy or away.",
+        help="With --output: seconds to wait for a server that is busy or away.",
     ),
 ]
 RetryFailed = Annotated[
@@ -58,7 +58,7 @@ ShardOption = Annotated[
 class SharedOptions:
     """What was given of these options, in the order in which help shows them."""
 
-    json_document: Json = False
+    json_document: JsonAnswer = False
     json_lines: Lines = False
     output: Output = None
     concurrency: Concurrency = 4

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
-from condconv_serve.cli.common import Json, Store, friendly, read_settings
+from condconv_serve.cli.common import ApiKey, Json, Store, friendly, read_settings
 from condconv_serve.cli.output import err, print_json, say
 from condconv_serve.cli.tables import print_listing
 from condconv_serve.errors import InvalidParameter
@@ -26,11 +26,16 @@ MaybeServer = Annotated[
     typer.Option(
         "--server",
         metavar="URL",
-        help="Ask this server; it loads the versions first. Default: change the store; servers that use it follow.",
+        help="Ask this server, which loads what the alias needs first. Default: change the store; servers that use it "
+        "follow.",
         envvar="CONDCONV_URL",
     ),
 ]
-ApiKey = Annotated[
+ServerOrStore = Annotated[
+    str | None,
+    typer.Option("--server", metavar="URL", help="Ask this server. Default: look at the store.", envvar="CONDCONV_URL"),
+]
+AdminKey = Annotated[
     str | None,
     typer.Option("--api-key", help="A key with the scope admin.", envvar="CONDCONV_API_KEY", show_envvar=True),
 ]
@@ -42,7 +47,7 @@ AliasName = Annotated[
         help="Name of the alias, such as stable or canary. Requests that name no version get the alias default.",
     ),
 ]
-Version = Annotated[str, typer.Argument(metavar="NAME/VERSION")]
+Version = Annotated[str, typer.Argument(metavar="NAME/VERSION", help="Model, and a version of it in the store.")]
 LOCAL = "http://127.0.0.1:8000"
 
 
@@ -62,7 +67,7 @@ class PointsAt(Protocol):
 
 @app.command("load", epilog="Example: [bold]condconv models load b0-8e/2[/]")
 @friendly
-def load(version: Version, server: Server = LOCAL, api_key: ApiKey = None) -> None:
+def load(version: Version, server: Server = LOCAL, api_key: AdminKey = None) -> None:
     """Make a running server load a version from its store, and keep it."""
     from condconv_serve.client import Client
 
@@ -72,7 +77,7 @@ def load(version: Version, server: Server = LOCAL, api_key: ApiKey = None) -> No
 
 @app.command("unload", epilog="Example: [bold]condconv models unload b0-8e/1[/]")
 @friendly
-def unload(version: Version, server: Server = LOCAL, api_key: ApiKey = None) -> None:
+def unload(version: Version, server: Server = LOCAL, api_key: AdminKey = None) -> None:
     """Make a running server unload a version."""
     from condconv_serve.client import Client
 
@@ -96,12 +101,12 @@ def alias(
         typer.Option(
             metavar="VERSION[=PERCENT]",
             help="Copy requests to this version, too, or a percentage of them, and compare the answers; callers get "
-            "the others. May be repeated. Default: what was mirrored before ends.",
+            "the others. You can give several. Default: what was mirrored before ends.",
         ),
     ] = None,
     model_store: Store = None,
     server: MaybeServer = None,
-    api_key: ApiKey = None,
+    api_key: AdminKey = None,
 ) -> None:
     """Point an alias at a version, or split its traffic over several by weight, or try one on copies of requests."""
     from condconv_serve.client import Client
@@ -122,7 +127,7 @@ def alias(
 @app.command("rollback", epilog="Example: [bold]condconv models rollback b0-8e stable[/]")
 @friendly
 def roll_back(
-    name: Name, alias_name: AliasName, model_store: Store = None, server: MaybeServer = None, api_key: ApiKey = None
+    name: Name, alias_name: AliasName, model_store: Store = None, server: MaybeServer = None, api_key: AdminKey = None
 ) -> None:
     """Point an alias back to where it pointed before. A second rollback undoes the first."""
     from condconv_serve.client import Client
@@ -141,7 +146,7 @@ def roll_back(
 @app.command("unalias", epilog="Example: [bold]condconv models unalias b0-8e canary[/]")
 @friendly
 def unalias(
-    name: Name, alias_name: AliasName, model_store: Store = None, server: MaybeServer = None, api_key: ApiKey = None
+    name: Name, alias_name: AliasName, model_store: Store = None, server: MaybeServer = None, api_key: AdminKey = None
 ) -> None:
     """Remove an alias."""
     from condconv_serve.client import Client
@@ -160,7 +165,7 @@ def unalias(
 
 @app.command("aliases", epilog="Example: [bold]condconv models aliases b0-8e[/]")
 @friendly
-def aliases(name: Name, model_store: Store = None, server: MaybeServer = None, api_key: ApiKey = None) -> None:
+def aliases(name: Name, model_store: Store = None, server: ServerOrStore = None, api_key: ApiKey = None) -> None:
     """List a model's aliases."""
     from condconv_serve.client import Client
     from condconv_serve.store import Catalog
