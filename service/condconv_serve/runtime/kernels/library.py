@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 import threading
 from pathlib import Path
 
@@ -11,6 +12,11 @@ from condconv_serve.runtime.kernels import abi
 
 LIBRARY = Path(__file__).with_name("libcondconv.so")
 """Where builds put it. It isn't there where nothing could be compiled."""
+
+
+_ELF_OF_64_BIT = b"\x7fELF\x02\x01"
+_ELF_HEADER = struct.Struct("<40xQ10xHH2x")
+"""Of its header: where the table of sections begins, the size of an entry, and how many there are."""
 
 
 class NativeUnavailable(Exception):
@@ -55,6 +61,8 @@ def open_library(file: Path) -> ctypes.CDLL:
     if not file.is_file():
         raise NativeUnavailable(f"the native kernels were not built: there is no {file.name}")
     try:
+        if _is_cut_off(file):
+            raise NativeUnavailable(f"{file.name} is incomplete")
         library = ctypes.CDLL(str(file))
     except OSError as error:
         raise NativeUnavailable(f"{file.name} can't be loaded: {_line(error, file)}") from error
@@ -66,12 +74,26 @@ def open_library(file: Path) -> ctypes.CDLL:
         abi.declare(library)
     except AttributeError as error:
         raise NativeUnavailable(f"{file.name} is not this version's library: {_line(error, file)}") from error
-    for number, struct in enumerate(abi.STRUCTS):
-        found, wanted = library.cc_struct_size(number), ctypes.sizeof(struct)
+    for number, kind in enumerate(abi.STRUCTS):
+        found, wanted = library.cc_struct_size(number), ctypes.sizeof(kind)
         if found != wanted:
-            name = struct.__name__.removesuffix("Struct")
+            name = kind.__name__.removesuffix("Struct")
             raise NativeUnavailable(f"{file.name} has a {name} of {found} bytes, and {wanted} bytes are needed")
     return library
+
+
+def _is_cut_off(file: Path) -> bool:
+    """Whether a library for Linux ends before its table of sections, which comes last. It could end the process.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    with file.open("rb") as opened:
+        head = opened.read(_ELF_HEADER.size)
+    if not head.startswith(_ELF_OF_64_BIT) or len(head) < _ELF_HEADER.size:
+        return False  # which the system can tell
+    start, size, count = _ELF_HEADER.unpack(head)
+    return bool(start + size * count > file.stat().st_size)
 
 
 def _line(error: Exception, file: Path) -> str:

@@ -52,6 +52,12 @@ def test_other_bytes_are_no_library(tmp_path):
     assert "can't be loaded" in reason(file)
 
 
+def test_library_that_was_cut_off(tmp_path):
+    file = compiled(tmp_path, "int cc_version(void) { return 99; }\n")
+    file.write_bytes(file.read_bytes()[:-1])  # loading less of it would end this process
+    assert reason(file) == "libcondconv.so is incomplete"
+
+
 def test_library_of_another_version(tmp_path):
     file = compiled(tmp_path, "int cc_version(void) { return 99; }\n")
     assert reason(file) == f"libcondconv.so is of version 99, and version {abi.VERSION} is needed"
