@@ -44,6 +44,25 @@ def condconv_dense_of_a_flat_map(x: Any, r: Any) -> Any:
     return layers.Reshape((1, 1, 6))(CondConvDense(6, 3, activation="relu6", bias_initializer="normal")(y, r))
 
 
+def reshaped(layer: Any) -> Apply:
+    """The layer, of a map that was made a map of one pixel."""
+
+    def apply(x: Any, r: Any) -> Any:
+        x = layers.Conv2D(3, 3, strides=8, activation="relu")(x)
+        return layer(layers.Reshape((1, 1, 12))(layers.Flatten()(x)))
+
+    return apply
+
+
+def dense_of_two_flat_maps(x: Any, r: Any) -> Any:
+    """Of one size, and of different shapes."""
+    dense = layers.Dense(6)
+    tall = layers.MaxPooling2D((3, 15))(layers.Conv2D(4, 1)(x))
+    wide = layers.MaxPooling2D((15, 3))(layers.Conv2D(4, 1)(x))
+    square = layers.GlobalAveragePooling2D(keepdims=True)(layers.Conv2D(20, 1)(x))
+    return layers.Reshape((1, 1, 6))(layers.Add()([dense(layers.Flatten()(y)) for y in (tall, wide, square)]))
+
+
 def read_twice(x: Any, r: Any) -> Any:
     y = layers.Conv2D(4, 3)(x)
     return layers.Add()([layers.BatchNormalization()(y), layers.Activation("tanh")(y)])
@@ -175,5 +194,12 @@ NETWORKS = {
     "condconv dense, norm": pooled(normalised(CondConvDense(6, 3, bias_initializer="normal"))),
     "condconv dense, without a bias": pooled(normalised(CondConvDense(40, 3, use_bias=False))),
     "condconv dense of a flat map": condconv_dense_of_a_flat_map,
+    "conv of a reshaped map": reshaped(layers.Conv2D(4, 1)),
+    "conv of zeros around a reshaped map": lambda x, r: layers.Conv2D(4, 3)(reshaped(layers.ZeroPadding2D(1))(x, r)),
+    "max pool of zeros around a reshaped map": lambda x, r: layers.MaxPooling2D(3, 2)(
+        reshaped(layers.ZeroPadding2D(1))(x, r)
+    ),
+    "dense on a reshaped map": reshaped(layers.Dense(6)),
+    "dense of two flat maps": dense_of_two_flat_maps,
     "dropout and noise": lambda x, r: layers.GaussianNoise(1.0)(layers.Dropout(0.5)(x)),
 }

@@ -190,7 +190,9 @@ class _Chunk:
 
     def step(self, step: Step, row: int) -> None:
         size = (step.height, step.width, step.channels)
-        raw = self.value(step.input, row).astype(np.float64).reshape(size)
+        given = self.value(step.input, row)
+        assert size in (given.shape, (1, 1, *given.shape)), "as the library wants it"
+        raw = given.astype(np.float64).reshape(size)
         residual = self.maybe(step.residual, row)
         scale = self.maybe(step.scale, row)
         output = self.value(step.output, row)

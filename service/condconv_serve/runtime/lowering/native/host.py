@@ -111,7 +111,7 @@ def _programs(
         banks: dict[Any, Closeable] = {}
 
         def bank(key: Any, make: Callable[[], Closeable]) -> Closeable:
-            """Layers that are called twice have one bank."""
+            """Layers that are called twice have one bank, but a dense layer has one for each shape of map."""
             if key not in banks:
                 banks[key] = make()
                 packed.callback(banks[key].close)
@@ -127,7 +127,7 @@ def _programs(
             )
             own = [
                 bank(
-                    (id(one.layer), id(one.norm), products),
+                    (id(one.layer), id(one.norm), one.kernel, products),
                     lambda one=one, products=products: pack(one, lowering.kernels, products=products),  # type: ignore[misc]
                 )
                 for one, products in assembly.banks

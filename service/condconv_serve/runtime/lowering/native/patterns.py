@@ -103,7 +103,7 @@ def _padded(node: Node, tensors: Tensors) -> Node | None:
     before, convolution = tensors.producer(node.input), node.convolution
     if before is None or type(before.operation) is not layers.ZeroPadding2D or convolution is None:
         return None
-    size = map_size(before.inputs[0])
+    size = _size_within(before, tensors)
     alone = tensors.sole_reader(node.input) is node.last
     if not alone or size is None or convolution.pads != (0, 0) or before.operation.data_format != "channels_last":
         return None
@@ -131,7 +131,7 @@ def _dense(call: Call, tensors: Tensors) -> Found:
     if size is None or out_size is None:
         return "its input is neither a map nor a vector"
     # Of a map that was made a vector, it is a convolution whose kernel is as large as the map.
-    kernel = size[:2] if len(call.inputs[0].shape) == 2 else (1, 1)
+    kernel = (1, 1) if map_size(call.inputs[0]) == size else size[:2]
     experts = call.operation.num_experts if kind.experts else None
     convolution = Convolution(layer=call.operation, experts=experts, kernel=kernel, size=size, out_size=out_size)
     routing = tensors.root(call.inputs[1]) if kind.experts else None
@@ -179,7 +179,7 @@ def _padded_pool(node: Node, window: Window, tensors: Tensors) -> Node | None:
     zeros = tensors.producer(node.input)
     if zeros is None or type(zeros.operation) is not layers.ZeroPadding2D or window.pads != (0, 0):
         return None
-    before, size = tensors.producer(zeros.inputs[0]), map_size(zeros.inputs[0])
+    before, size = tensors.producer(zeros.inputs[0]), _size_within(zeros, tensors)
     positive = before is not None and _activation_of(before.operation) in _NOT_NEGATIVE
     alone = tensors.sole_reader(node.input) is node.last
     pads = _around(zeros.operation, size, window) if size is not None and positive and alone else None
@@ -191,6 +191,12 @@ def _padded_pool(node: Node, window: Window, tensors: Tensors) -> Node | None:
         input=tensors.root(zeros.inputs[0]),
         window=replace(window, pads=pads),
     )
+
+
+def _size_within(zeros: Call, tensors: Tensors) -> tuple[int, int, int] | None:
+    """The size of the map that zeros are put around; None if it lies elsewhere in another shape."""
+    size = map_size(zeros.inputs[0])
+    return size if size == map_size(tensors.root(zeros.inputs[0])) else None
 
 
 def _around(zeros: Any, size: tuple[int, int, int], window: Window) -> tuple[int, int] | None:
