@@ -63,6 +63,18 @@ def dense_of_two_flat_maps(x: Any, r: Any) -> Any:
     return layers.Reshape((1, 1, 6))(layers.Add()([dense(layers.Flatten()(y)) for y in (tall, wide, square)]))
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Shrunk(layers.Layer):
+    """An activation isn't always what comes last."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.activation = keras.activations.relu
+
+    def call(self, x: Any) -> Any:
+        return x - self.activation(x) - 1
+
+
 def read_twice(x: Any, r: Any) -> Any:
     y = layers.Conv2D(4, 3)(x)
     return layers.Add()([layers.BatchNormalization()(y), layers.Activation("tanh")(y)])
@@ -198,6 +210,9 @@ NETWORKS = {
     "conv of zeros around a reshaped map": lambda x, r: layers.Conv2D(4, 3)(reshaped(layers.ZeroPadding2D(1))(x, r)),
     "max pool of zeros around a reshaped map": lambda x, r: layers.MaxPooling2D(3, 2)(
         reshaped(layers.ZeroPadding2D(1))(x, r)
+    ),
+    "max pool of zeros around a layer that holds an activation": lambda x, r: layers.Conv2D(4, 1)(
+        layers.MaxPooling2D(3, 2)(layers.ZeroPadding2D(1)(Shrunk()(x)))
     ),
     "dense on a reshaped map": reshaped(layers.Dense(6)),
     "dense of two flat maps": dense_of_two_flat_maps,

@@ -180,7 +180,9 @@ def _padded_pool(node: Node, window: Window, tensors: Tensors) -> Node | None:
     if zeros is None or type(zeros.operation) is not layers.ZeroPadding2D or window.pads != (0, 0):
         return None
     before, size = tensors.producer(zeros.inputs[0]), _size_within(zeros, tensors)
-    positive = before is not None and _activation_of(before.operation) in _NOT_NEGATIVE
+    # The activation of a layer that isn't known may not be what it ends with.
+    known = None if before is None or type(before.operation) not in _PATTERNS else before.operation
+    positive = known is not None and _activation_of(known) in _NOT_NEGATIVE
     alone = tensors.sole_reader(node.input) is node.last
     pads = _around(zeros.operation, size, window) if size is not None and positive and alone else None
     if pads is None:
