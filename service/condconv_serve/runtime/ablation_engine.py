@@ -8,7 +8,7 @@ through each block together, as rows of small batches.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,10 @@ class AblationEngine:
         self._row_type = preprocessing.row_type
         self._experts = [weights.shape[-1] for weights in routing]
         self._outputs = {name: id(tensor) for name, tensor in _outputs(network).items()}
-        cuts = _cuts(network, routing)
-        self._prefix = _prefix(cuts[0], network.inputs[0], preprocessing, lowering)
-        self._steps = [_step(cut, routing[cut.block], lowering) for cut in cuts[1:]]
+        graph = ModelGraph(network)
+        cuts = _cuts(graph, routing, _outputs(network).values())
+        self._prefix = _prefix(graph, cuts[0], preprocessing, lowering)
+        self._steps = [_step(graph, cut, routing[cut.block], lowering) for cut in cuts[1:]]
         # The first calls are slow, so they are made here.
         shape = (MICRO_BATCH, len(routing), max(self._experts))
         size = preprocessing.image_size
@@ -204,22 +205,21 @@ def _routing(network: keras.Model) -> list[Any]:
     return routing
 
 
-def _cuts(network: keras.Model, routing: Sequence[Any]) -> list[_Cut]:
+def _cuts(graph: ModelGraph, routing: Sequence[Any], answers: Iterable[Any]) -> list[_Cut]:
     """What comes before all blocks, and what each of them adds, in the order in which their routing is computed."""
-    calls = ModelGraph(network).calls
-    computed = {id(tensor): place for place, tensor in enumerate(t for call in calls for t in call.outputs)}
+    computed = {id(tensor): place for place, tensor in enumerate(t for call in graph.calls for t in call.outputs)}
     blocks = sorted(range(len(routing)), key=lambda block: computed[id(routing[block])])
     # A call that reads a block's routing belongs to that block; any other call, to the last block that it depends on.
     after = {id(routing[block]): place for place, block in enumerate(blocks, 1)}
-    stage = {id(network.inputs[0]): -1}
+    stage = {id(graph.inputs[0]): -1}
     read: dict[int, dict[int, Any]] = defaultdict(dict)
-    for call in calls:
+    for call in graph.calls:
         at = max(0, *(after.get(id(tensor), stage[id(tensor)]) for tensor in call.inputs))
         stage |= {id(tensor): at for tensor in call.outputs}
         read[at] |= {id(tensor): tensor for tensor in call.inputs}
     for tensor in routing:
         read[after[id(tensor)]][id(tensor)] = tensor
-    read[len(blocks) + 1] = {id(tensor): tensor for tensor in _outputs(network).values()}
+    read[len(blocks) + 1] = {id(tensor): tensor for tensor in answers}
     cuts = []
     for place, block in enumerate([-1, *blocks]):
         later = {name: tensor for at in read if at > place for name, tensor in read[at].items()}
@@ -229,9 +229,10 @@ def _cuts(network: keras.Model, routing: Sequence[Any]) -> list[_Cut]:
     return cuts
 
 
-def _prefix(cut: _Cut, pixels: Any, preprocessing: Preprocessing, lowering: Lowering | NativeLowering) -> _Stage:
+def _prefix(graph: ModelGraph, cut: _Cut, preprocessing: Preprocessing, lowering: Lowering | NativeLowering) -> _Stage:
     """What comes before all blocks, of rows."""
-    lowered = _lowered([pixels], cut.outputs, lowering, preprocessing)
+    pixels = graph.inputs[0]
+    lowered = _lowered(graph.between([pixels], cut.outputs), lowering, preprocessing)
     cut = _Cut(cut.block, (pixels,), (pixels, *cut.outputs), cut.kept)
 
     def compute(rows: Any) -> list[Any]:
@@ -241,9 +242,9 @@ def _prefix(cut: _Cut, pixels: Any, preprocessing: Preprocessing, lowering: Lowe
     return _Stage(cut, _Part(compute, [tf.TensorSpec((None, size, size, 3), preprocessing.row_type)], lowered=lowered))
 
 
-def _step(cut: _Cut, routing: Any, lowering: Lowering | NativeLowering) -> _Stage:
+def _step(graph: ModelGraph, cut: _Cut, routing: Any, lowering: Lowering | NativeLowering) -> _Stage:
     """What a block adds: from weights (NaN: the model's own), uniform and features to weights used and features."""
-    lowered = _lowered(cut.inputs, cut.outputs, lowering)
+    lowered = _lowered(graph.between(cut.inputs, cut.outputs), lowering)
     place = next(place for place, tensor in enumerate(cut.inputs) if tensor is routing)
 
     def compute(weights: Any, uniform: Any, *features: Any) -> list[Any]:
@@ -261,18 +262,13 @@ def _step(cut: _Cut, routing: Any, lowering: Lowering | NativeLowering) -> _Stag
 
 
 def _lowered(
-    inputs: Sequence[Any],
-    outputs: Sequence[Any],
-    lowering: Lowering | NativeLowering,
-    preprocessing: Preprocessing | None = None,
+    part: ModelGraph, lowering: Lowering | NativeLowering, preprocessing: Preprocessing | None = None
 ) -> Lowered | None:
-    """The part of the network between symbolic tensors; None if it has no outputs.
+    """A part of the network as a function; None if it has no outputs.
 
     To be called outside of any graph, where weights can't be read.
     """
-    if not outputs:
-        return None
-    return lower(keras.Model(list(inputs), list(outputs)), lowering, preprocessing=preprocessing)
+    return lower(part, lowering, preprocessing=preprocessing) if part.output else None
 
 
 def _values(lowered: Lowered | None, outputs: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:

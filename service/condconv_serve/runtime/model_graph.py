@@ -71,19 +71,40 @@ class ModelGraph:
             )
         depths = sorted(model._nodes_by_depth.items())  # from the outputs to the inputs
         nodes = [node for _, depth in depths for node in depth if not node.is_input]
-        self.calls = tuple(
+        calls = tuple(
             Call(node.operation, tuple(node.input_tensors), tuple(node.outputs), node.arguments)
             for node in reversed(nodes)
         )
-        self.inputs: Sequence[Tensor] = model.inputs
-        self.output: Any = model.output
+        self._link(calls, model.inputs, model.output)
+
+    def _link(self, calls: Sequence[Call], inputs: Sequence[Tensor], output: Any) -> None:
+        self.calls, self.inputs, self.output = calls, inputs, output
         self._counts = Counter(id(call.operation) for call in self.calls)
         self._producers = {id(tensor): call for call in self.calls for tensor in call.outputs}
         self._readers: dict[int, list[Call]] = defaultdict(list)
         for call in self.calls:
             for tensor in call.inputs:
                 self._readers[id(tensor)].append(call)
-        self._outputs = {id(tensor) for tensor in keras.tree.flatten(model.output)}
+        self._outputs = {id(tensor) for tensor in keras.tree.flatten(output)}
+
+    def between(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> ModelGraph:
+        """The part of the network that computes some of its tensors from others.
+
+        `keras.Model` makes such parts, too, but loses a layer's call if another call of that layer computes an input.
+
+        Args:
+            inputs: of the part. No call computes one of them and also something that the part needs.
+            outputs: all of which the inputs determine.
+        """
+        known, wanted = {id(tensor) for tensor in inputs}, {id(tensor) for tensor in outputs}
+        calls: list[Call] = []
+        for call in reversed(self.calls):
+            if not (wanted - known).isdisjoint(id(tensor) for tensor in call.outputs):
+                calls.append(call)
+                wanted |= {id(tensor) for tensor in call.inputs}
+        part = ModelGraph.__new__(ModelGraph)
+        part._link(calls[::-1], inputs, list(outputs))
+        return part
 
     def called_once(self, layer: Any) -> bool:
         """Whether the model calls a layer exactly once."""

@@ -66,6 +66,18 @@ def detector(randomise: Randomise) -> Any:
     return randomise(keras.Model(pixels, {**outputs, "routing": routing}))
 
 
+def reusing(randomise: Randomise, *, reuse: bool) -> Any:
+    """Blocks that have an activation and a pool in common, or equal ones."""
+    kept = layers.ReLU(), layers.GlobalAveragePooling2D()
+    pixels = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(6, 3, strides=4)(pixels)
+    for name in ("first", "second", "third"):
+        activation, pool = kept if reuse else (layers.ReLU(), layers.GlobalAveragePooling2D())
+        x = activation(x)
+        x = CondConv2D(6, 1, num_experts=3)(x, layers.Dense(3, activation="sigmoid", name=name)(pool(x)))
+    return with_routing(randomise(keras.Model(pixels, layers.Dense(4)(kept[1](x)))))
+
+
 @pytest.fixture(scope="module", params=["tensorflow", "native"])
 def lowering(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue("native_lowering") if request.param == "native" else CPU
@@ -218,6 +230,17 @@ def test_a_network_of_other_making(randomise: Randomise, lowering: Any, assert_c
         assert_close(found["logits"][1 + number], logits[number], 1e-4)
         assert_close(found["routing"][1 + number], used[number], 1e-4)
     np.testing.assert_array_equal(found["logits"][1], found["logits"][0])
+
+
+def test_layers_that_are_called_in_several_blocks(
+    randomise: Randomise, lowering: Any, assert_close: AssertClose
+) -> None:
+    overrides = overrides_of({(0, 1): 0.0}, {1: "uniform"}, {(2, 0): 0.0, (1, 2): 0.5}, blocks=3, experts=3)
+    row = some_row()
+    found = computed(AblationEngine(reusing(randomise, reuse=True), PREPROCESSING, lowering=lowering), row, overrides)
+    logits, used = plain(reusing(randomise, reuse=False), row, overrides)
+    assert_close(found["logits"][1:], logits, 1e-4)
+    assert_close(found["routing"][1:], used, 1e-4)
 
 
 def test_a_detector(randomise: Randomise, lowering: Any, assert_close: AssertClose) -> None:

@@ -49,6 +49,17 @@ def test_calls_come_after_what_they_read(graph: ModelGraph) -> None:
         assert all(place.get(id(tensor), -1) < number for tensor in call.inputs), call.operation.name
 
 
+def test_a_part(graph: ModelGraph) -> None:
+    convolved, routing = (the_call(graph, name).outputs[0] for name in ("conv", "router"))
+    part = graph.between([routing, convolved], the_call(graph, "first").outputs)
+    assert sorted(call.operation.name for call in part.calls) == ["add", "double", "first", "twice", "twice"]
+    assert part.calls == [call for call in graph.calls if call in part.calls]
+    assert part.inputs == [routing, convolved]
+    assert part.producer(convolved) is None
+    assert part.is_output(part.output[0])
+    assert graph.between([convolved], [convolved]).calls == []
+
+
 def test_readers(graph: ModelGraph) -> None:
     def reader(name: str) -> str | None:
         found = graph.sole_reader(the_call(graph, name))

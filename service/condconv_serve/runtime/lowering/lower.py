@@ -9,17 +9,18 @@ from condconv_serve.runtime.lowering.lowered import Lowered
 from condconv_serve.runtime.lowering.native import NativeLowering, lower_natively
 from condconv_serve.runtime.lowering.slots import Lowering
 from condconv_serve.runtime.lowering.tensorflow_calls import lower_to_tensorflow
+from condconv_serve.runtime.model_graph import ModelGraph
 
 
 def lower(
-    model: keras.Model, lowering: Lowering | NativeLowering, *, preprocessing: Preprocessing | None = None
+    model: keras.Model | ModelGraph, lowering: Lowering | NativeLowering, *, preprocessing: Preprocessing | None = None
 ) -> Lowered:
     """Make a functional model a function of tensors for inference: norms folded, layers computed as `lowering` says.
 
     To be called outside of any graph, where weights can't be read. The model stays as it is.
 
     Args:
-        model: with its weights.
+        model: with its weights, or a part of one.
         lowering: which operations to use.
         preprocessing: the first input are rows of pixels, whose mean and standard deviation it gives. Without it, the
             first input is what the model takes.
@@ -27,6 +28,7 @@ def lower(
     Raises:
         ConfigurationError: the model is not functional.
     """
+    graph = model if isinstance(model, ModelGraph) else ModelGraph(model)
     if isinstance(lowering, NativeLowering):
-        return lower_natively(model, lowering, preprocessing)
-    return lower_to_tensorflow(model, lowering, preprocessing)
+        return lower_natively(graph, lowering, preprocessing)
+    return lower_to_tensorflow(graph, lowering, preprocessing)

@@ -84,9 +84,8 @@ class TensorFlowCalls:
         values |= {id(tensor): value for tensor, value in zip(call.outputs, outputs, strict=True)}
 
 
-def lower_to_tensorflow(model: keras.Model, lowering: Lowering, preprocessing: Preprocessing | None) -> Lowered:
+def lower_to_tensorflow(graph: ModelGraph, lowering: Lowering, preprocessing: Preprocessing | None) -> Lowered:
     """See `lower`."""
-    graph = ModelGraph(model)
     calls = TensorFlowCalls(graph, lowering)
 
     def compute(inputs: Any) -> Any:

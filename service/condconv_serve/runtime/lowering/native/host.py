@@ -47,14 +47,13 @@ class NativeLowering:
         return True
 
 
-def lower_natively(model: keras.Model, lowering: NativeLowering, preprocessing: Preprocessing | None) -> Lowered:
+def lower_natively(graph: ModelGraph, lowering: NativeLowering, preprocessing: Preprocessing | None) -> Lowered:
     """See `lower`.
 
     Raises:
         NativeUnavailable: the kernels can't be used.
     """
     isa = lowering.kernels.isa()
-    graph = ModelGraph(model)
     tensors = Tensors(graph)
     plan = schedule(graph, tensors)
     pixels = None if preprocessing is None else _pixels(graph, preprocessing)
