@@ -27,6 +27,7 @@ from condconv_serve.errors import (
 )
 from condconv_serve.fronts.context import AppContext
 from condconv_serve.fronts.gatekeeper import demand
+from condconv_serve.fronts.grpc.messages import check_entries
 from condconv_serve.fronts.grpc.metadata import CACHE_CONTROL, REQUEST_ID, TRACEPARENT, readable, secret_of, with_answer
 from condconv_serve.fronts.grpc.service import Access, Call, Method, Route
 from condconv_serve.fronts.grpc.status import HTTP_STATUS, STATUS, refusal
@@ -313,12 +314,14 @@ def parsed(kind: Any, data: bytes) -> Any:
     """A message of some bytes.
 
     Raises:
-        MalformedBody: they are none.
+        MalformedBody: they are none. BodyTooLarge: it has too many entries.
     """
     try:
-        return kind.FromString(data)
+        message = kind.FromString(data)
     except DecodeError as error:
         raise MalformedBody(f"The message is no {kind.DESCRIPTOR.full_name}.") from error
+    check_entries(message)
+    return message
 
 
 def _ends(context: ServicerContext[Any, Any]) -> Deadline | None:

@@ -173,13 +173,13 @@ def _shape(of: Mapping[str, Any]) -> Any:
 def _read_outputs(document: Mapping[str, Any], model: ModelInfo, *, binary: bool) -> tuple[WantedOutput, ...]:
     if document.get("outputs") in (None, []):
         return all_outputs(model, binary=binary)
-    named = [
+    named = (
         (
             output.get("name"),
             output_parameters(output.get("parameters"), name=str(output.get("name"))[:100], binary=binary),
         )
         for output in _objects(document, "outputs")
-    ]
+    )
     return wanted(named, model=model)
 
 

@@ -66,13 +66,13 @@ def read_infer_request(request: Any, *, model: ModelInfo, max_rows: int) -> Infe
     """
     given = values_of(request.parameters)
     parameters = request_parameters(given)
-    named = [
+    named = (
         (output.name, output_parameters(values_of(output.parameters), name=output.name[:100]))
         for output in request.outputs
-    ]
+    )
     return InferRequest(
         sources=_sources(request, model=model, max_rows=max_rows),
-        outputs=wanted(named, model=model) if named else all_outputs(model, binary=True),
+        outputs=wanted(named, model=model) if request.outputs else all_outputs(model, binary=True),
         parameters=parameters,
         raw_output=parameters.binary_data_output if "binary_data_output" in given else True,
     )
@@ -109,7 +109,7 @@ def infer_response(
 def _sources(request: Any, *, model: ModelInfo, max_rows: int) -> Sources:
     demand_one(request.inputs)
     only, raw = request.inputs[0], request.raw_input_contents
-    of = declared(only.name, only.datatype, list(only.shape), model=model, max_rows=max_rows)
+    of = declared(only.name, only.datatype, only.shape, model=model, max_rows=max_rows)
     input_parameters(values_of(only.parameters), name=of.name)
     filled = [field.name for field, _ in only.contents.ListFields()]
     if not raw:

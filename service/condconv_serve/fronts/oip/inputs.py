@@ -18,6 +18,8 @@ from condconv_serve.fronts.tensor_inference import IMAGE, PIXELS, inputs_of
 
 ACCEPTED = {IMAGE: (BYTES,), PIXELS: ("UINT8", "FP32")}
 """The data types of each input."""
+_MOST_AXES = 32
+"""Most axes of a shape that are looked at: more than any input has."""
 Sources = list[ImageSource] | list[PixelSource]
 
 
@@ -54,18 +56,21 @@ def declared(name: Any, datatype: Any, shape: Any, *, model: ModelInfo, max_rows
         raise InvalidParameter(f"{model.name} has no input {shown(name)}; it takes {' or '.join(rows)}.")
     if datatype not in ACCEPTED[name]:
         raise InvalidParameter(f"Input {name} is {' or '.join(ACCEPTED[name])}, not {shown(datatype)}.")
-    if not isinstance(shape, Sequence) or any(type(size) is not int or size < 0 for size in shape):
+    if not isinstance(shape, Sequence) or isinstance(shape, str):
         raise InvalidParameter(f"The shape of input {name} is a list of whole numbers from 0 on, not {shown(shape)}.")
-    if tuple(shape[1:]) != rows[name] or not shape:
+    given = list(shape[:_MOST_AXES])  # a message may hold millions
+    if any(type(size) is not int or size < 0 for size in given):
+        raise InvalidParameter(f"The shape of input {name} is a list of whole numbers from 0 on, not {shown(given)}.")
+    if tuple(given[1:]) != rows[name] or not given:
         allowed = ", ".join(map(str, ("N", *rows[name])))
         raise InvalidParameter(
-            f"Input {name} of {model.name} has the shape [{allowed}], with a row per image, not {shown(list(shape))}."
+            f"Input {name} of {model.name} has the shape [{allowed}], with a row per image, not {shown(given)}."
         )
-    if not shape[0]:
+    if not given[0]:
         raise MissingImage(f"Input {name} has no rows; send at least one.")
-    if shape[0] > max_rows:
-        raise TooManyImages(f"Input {name} has {shape[0]} rows; {max_rows} are allowed in one request.")
-    return DeclaredInput(name, datatype, tuple(shape))
+    if given[0] > max_rows:
+        raise TooManyImages(f"Input {name} has {given[0]} rows; {max_rows} are allowed in one request.")
+    return DeclaredInput(name, datatype, tuple(given))
 
 
 def demand_one(names: Sequence[Any]) -> None:

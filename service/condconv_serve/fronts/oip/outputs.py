@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +49,8 @@ def all_outputs(model: ModelInfo, *, binary: bool) -> tuple[WantedOutput, ...]:
     return tuple(WantedOutput(name=output.name, binary=binary) for output in outputs_of(model))
 
 
-def wanted(named: Sequence[tuple[Any, OutputParameters]], *, model: ModelInfo) -> tuple[WantedOutput, ...]:
-    """Check the outputs that a request names, with their parameters.
+def wanted(named: Iterable[tuple[Any, OutputParameters]], *, model: ModelInfo) -> tuple[WantedOutput, ...]:
+    """Check the outputs that a request names, with their parameters, up to the first one that can't be had.
 
     Raises:
         InvalidParameter: the model has no such output, one is named twice, or a number of classes is impossible.

@@ -14,6 +14,7 @@ import pytest
 
 from condconv_serve.errors import QueueFull
 from condconv_serve.fronts.context import AppContext, BodyLimits
+from condconv_serve.fronts.grpc.messages import MAX_ENTRIES
 from condconv_serve.fronts.grpc.server import MESSAGE_ROOM, GrpcLimits
 from condconv_serve.fronts.grpc.service import Call, Method, Service
 from condconv_serve.http.body import OpenBodies
@@ -156,6 +157,19 @@ async def test_a_message_that_is_too_large(house):
         with pytest.raises(grpc.aio.AioRpcError, match=str(10_000 + MESSAGE_ROOM)) as caught:
             await served.channel.unary_unary(PATH)(bytes(10_001 + MESSAGE_ROOM), metadata=list(ANN.items()))
         assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await call(served.channel, PATH, rows(1), ANN))[0].status == 200
+
+
+async def test_a_message_with_too_many_entries(house):
+    """Two bytes each: as many as the size allows would hold up everybody for minutes."""
+    _, context = house
+    request = rows(1)
+    for _ in range(MAX_ENTRIES):
+        request.outputs.add()
+    async with grpc_served([rows_service(context)], context) as served:
+        with pytest.raises(grpc.aio.AioRpcError, match=f"more than {MAX_ENTRIES} entries") as caught:
+            await served.channel.unary_unary(PATH)(request.SerializeToString(), metadata=list(ANN.items()))
+        assert (caught.value.code(), slug_of(caught.value)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "body_too_large")
         assert (await call(served.channel, PATH, rows(1), ANN))[0].status == 200
 
 
