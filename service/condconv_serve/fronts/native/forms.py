@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from dataclasses import dataclass, field
 from email.message import Message
 from typing import Any
@@ -11,6 +12,10 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 from condconv_serve.errors import MalformedBody
+
+_OF_HOST_NAMES = ("idna", "punycode")
+"""What Python has among its charsets, too. No text is in them, and decoding a field would take time with the square of
+its length: a form of 4 MB held up everybody for 12 seconds."""
 
 
 @dataclass(slots=True)
@@ -144,9 +149,11 @@ def _extended_file_name(disposition: bytes) -> str | None:
 
 def _decode(text: bytes, charset: str) -> str:
     try:
-        return text.decode(charset)
+        if codecs.lookup(charset).name not in _OF_HOST_NAMES:
+            return text.decode(charset)
     except (UnicodeError, LookupError):  # not every charset that Python knows is one of text
-        return text.decode("latin-1")
+        pass
+    return text.decode("latin-1")
 
 
 def _malformed(why: str) -> MalformedBody:

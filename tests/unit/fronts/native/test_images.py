@@ -114,6 +114,14 @@ async def test_charsets_that_are_none_of_text_harm_nobody(charset: str) -> None:
     assert (image.data, parameters.model) == (b"x", "ÿ..")
 
 
+@pytest.mark.parametrize("charset", ["punycode", "Punycode", "idna"])
+async def test_charsets_of_host_names_are_not_decoded(charset: str) -> None:
+    """It takes time with the square of the length."""
+    named = form(('name="image"; filename="a.jpg"', b"x"), ('name="model"', b"xn--bcher-kva"))
+    parameters, _ = await read(named, f"{FORM}; charset={charset}")
+    assert parameters.model == "xn--bcher-kva"
+
+
 async def test_a_file_input_in_which_nothing_was_chosen_is_no_image() -> None:
     unused = ('name="second"; filename=""\r\nContent-Type: application/octet-stream', b"")
     _, images = await read(form(('name="first"; filename="a.jpg"', b"x"), unused), FORM)
