@@ -29,12 +29,12 @@ from condconv_serve.imaging.formats import (
     webp_size,
 )
 from condconv_serve.imaging.heif import open_avif, open_heic
-from condconv_serve.imaging.jpeg import check_jpeg_kind, is_lossless_jpeg, whole_jpeg
+from condconv_serve.imaging.jpeg import check_jpeg_kind, is_lossless_jpeg, jpeg_header, whole_jpeg
 from condconv_serve.imaging.limits import check_size
 from condconv_serve.imaging.placement import whole_photo
 from condconv_serve.imaging.png import check_png_rows, essential_png
 from condconv_serve.imaging.refusal import accepted_formats, refusal
-from condconv_serve.imaging.tiff import check_tiff_parts, open_tiff, tiff_number
+from condconv_serve.imaging.tiff import check_tiff_parts, open_tiff, tags_in, tiff_number
 
 # `decode` has an exact limit of its own; Pillow's is one for the whole process, and vague (it warns, then raises at
 # twice as much).
@@ -152,7 +152,7 @@ def _open(name: FormatName, data: bytes, max_pixels: int) -> ImageFile:
     match name:
         case "JPEG":
             check_jpeg_kind(data)
-            image: ImageFile = JpegImageFile(io.BytesIO(data))
+            image: ImageFile = JpegImageFile(io.BytesIO(jpeg_header(data)))
             check_size(image.size, max_pixels)
             whole = whole_jpeg(data)
             image.fp = io.BytesIO(whole)
@@ -281,6 +281,7 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(255 - grey if inverted else grey)
 
 
+_EXIF_PREFIX = re.compile(rb"\A(Exif\0\0){1,2}")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -301,6 +302,9 @@ def _orientation(image: ImageFile) -> int | None:
     """
     for xmp in ("xmp", "XML:com.adobe.xmp"):  # where Pillow looks if EXIF says nothing, which browsers don't
         image.info.pop(xmp, None)
+    exif = image.info.get("exif") or b""
+    if any(tag.values > 1 for tag in tags_in(_EXIF_PREFIX.sub(b"", exif)) if tag.number == Base.Orientation):
+        return None  # Pillow would make an object of each of millions
     try:
         orientation = image.getexif().get(Base.Orientation)
     except Exception:

@@ -31,6 +31,8 @@ _BRANDS: Final[Mapping[FormatName, tuple[bytes, ...]]] = {
     "AVIF": (b"avif", b"avis"),
     "HEIC": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"),
 }
+_MAX_GIF_BLOCKS = 100_000
+"""Most blocks before a GIF's frame; they may hold 25 MB of metadata."""
 _BMP_HEADER_SIZES = (12, 40, 52, 56, 64, 108, 124)
 
 
@@ -87,14 +89,17 @@ def first_gif_frame(data: bytes) -> bytes:
     preparation of the second frame while it only opens the file.
 
     Raises:
-        ValueError: there is no frame.
+        ValueError: there is no frame, or absurdly much before it.
         IndexError: the data is truncated.
         struct.error: the data is truncated.
     """
     flags = data[10]
     position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    head, control = data[:position], b""
+    head, control, blocks = data[:position], b"", 0
     while data[position] != ord(","):
+        blocks += 1
+        if blocks > _MAX_GIF_BLOCKS:
+            raise ValueError("too many blocks before a GIF's frame")
         if data[position] == ord(";"):
             raise ValueError("a GIF without a frame")
         if data[position] != ord("!"):
@@ -105,6 +110,8 @@ def first_gif_frame(data: bytes) -> bytes:
             control = struct.pack("<4BHBB", ord("!"), 0xF9, 4, flags & 1, 0, transparent, 0)
         position += 2
         while data[position]:
-            position += 1 + data[position]
+            position, blocks = position + 1 + data[position], blocks + 1
+            if blocks > _MAX_GIF_BLOCKS:
+                raise ValueError("too many blocks before a GIF's frame")
         position += 1
     return head + control + data[position:]

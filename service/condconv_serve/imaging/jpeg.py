@@ -15,8 +15,13 @@ from condconv_serve.imaging.foreign import unread_kind
 # Inside a scan, 0xff is followed by zero or a restart marker; anything else ends it.
 _MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _TEM, _SOI, _EOI, _SOS = 0x01, 0xD8, 0xD9, 0xDA
+_ALONE: Final = (_TEM, _SOI, _EOI)
+"""Markers that begin no segment."""
 _AFTER_SCAN: Final = (_EOI, _SOI, 0xDC, *range(0xE0, 0xF0), 0xFE)
 """What may follow a picture's only scan: its end, another picture, a number of lines, metadata."""
+_APP1, _EXIF = 0xE1, b"Exif\0\0"
+_METADATA: Final = frozenset((*range(0xE0, 0xF0), 0xFE)) - {0xEE}
+"""What tells nothing of the pixels, as 0xee (Adobe's) does."""
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL: Final = (0xC0, 0xC1)
 _PROGRESSIVE: Final = (0xC2, 0xCA)
@@ -26,6 +31,9 @@ _READ: Final = (*_SEQUENTIAL, *_PROGRESSIVE, _LOSSLESS, 0xC9)
 
 _MAX_SCANS = 64
 """Progressive encoders write about ten scans, the most elaborate ones some thirty."""
+
+_MAX_SEGMENTS = 10_000
+"""A photo has some ten, one with large metadata some hundred. Each takes Pillow ten microseconds."""
 
 _LOOKAHEAD: Final = b"\xff\x00" * 8
 """The decoder wants to see eight bytes beyond what it decodes. These bits are no code, and can't stand for pixels."""
@@ -58,6 +66,28 @@ def check_jpeg_kind(data: bytes) -> None:
 def is_lossless_jpeg(data: bytes) -> bool:
     """Say whether it is made of pixels, not of frequencies, so that it can't be decoded at a fraction of its size."""
     return (frame := _frame(data)) is not None and frame.code == _LOSSLESS
+
+
+def jpeg_header(data: bytes) -> bytes:
+    """Copy the segments up to the first scan that tell of its picture, and the first EXIF.
+
+    Pillow reads what lies between segments byte by byte, and puts all EXIF together, of whatever length.
+
+    Raises:
+        ValueError: there are absurdly many segments.
+    """
+    kept, has_exif = [data[:2]], False
+    for segment in _segments(data):
+        is_exif = segment.code == _APP1 and segment.content.startswith(_EXIF)
+        if segment.code in _METADATA and (has_exif or not is_exif):
+            continue
+        has_exif = has_exif or is_exif
+        kept.append(bytes((0xFF, segment.code)))
+        if segment.code not in _ALONE:
+            kept += [(2 + len(segment.content)).to_bytes(2), segment.content]
+        if segment.code == _SOS:
+            break
+    return b"".join(kept)
 
 
 def whole_jpeg(data: bytes) -> bytes:
@@ -111,11 +141,18 @@ def _frame(data: bytes) -> _Segment | None:
 
 
 def _segments(data: bytes) -> Iterator[_Segment]:
-    """Walk over the markers; entropy-coded data lies between a scan's header and the next marker."""
-    position = 2
+    """Walk over the markers; entropy-coded data lies between a scan's header and the next marker.
+
+    Raises:
+        ValueError: there are absurdly many.
+    """
+    position, found = 2, 0
     while marker := _MARKER.search(data, position):
+        found += 1
+        if found > _MAX_SEGMENTS:
+            raise ValueError("too many segments")
         code, position = data[marker.start() + 1], marker.end()
-        if code in (_TEM, _SOI, _EOI):
+        if code in _ALONE:
             yield _Segment(code, b"", position)
             continue
         start = position

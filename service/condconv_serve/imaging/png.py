@@ -16,6 +16,8 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """First column and row, and the steps between them, of an interlaced picture's passes."""
 _PIECE = 1 << 18
+_MAX_CHUNKS = 100_000
+"""More than a picture has rows, each of which may be in a chunk of its own. Empty ones would keep a core busy."""
 
 
 def essential_png(data: bytes) -> bytes:
@@ -25,7 +27,7 @@ def essential_png(data: bytes) -> bytes:
     has more frames than the first. Checksums are tested here, since Pillow ignores those of pixels.
 
     Raises:
-        ValueError: a checksum is wrong, or the end is missing.
+        ValueError: a checksum is wrong, the end is missing, or there are absurdly many chunks.
         struct.error: a chunk is truncated.
     """
     kept = [SIGNATURE]
@@ -72,8 +74,11 @@ def check_png_rows(image: PngImageFile, data: bytes) -> None:
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Walk over the chunks up to the end: the name of each, and where it lies."""
-    position, name = len(SIGNATURE), b""
+    position, name, found = len(SIGNATURE), b"", 0
     while name != b"IEND":
+        found += 1
+        if found > _MAX_CHUNKS:
+            raise ValueError("too many chunks")
         length, name = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         yield name, position, end

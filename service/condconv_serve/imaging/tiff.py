@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import io
 import math
-from collections.abc import Mapping
-from typing import Any, Final
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 from PIL import _imaging
 from PIL.ExifTags import Base
@@ -46,6 +47,20 @@ _NUMBERS: Final[Mapping[int, str]] = {
     5: "complex integers",
     6: "complex floats",
 }
+_BYTES_OF: Final[Mapping[int, int]] = {
+    **dict.fromkeys((1, 2, 6, 7), 1),
+    **dict.fromkeys((3, 8), 2),
+    **dict.fromkeys((4, 9, 11, 13), 4),
+    **dict.fromkeys((5, 10, 12, 16, 17, 18), 8),
+}
+"""Bytes of a value by its tag's type."""
+_AS_THEY_ARE: Final = (1, 2, 7)
+"""The types whose values stay bytes; of all others Pillow makes an object of each value."""
+_FRACTIONS: Final = (5, 10)
+_MAX_TAGS, _MAX_VALUES, _MAX_FRACTIONS = 1000, 500_000, 1000
+"""Most tags of a directory, and most values of a tag. A picture has as many strips or tiles."""
+_MAX_COPIES: Final = 4
+"""How often the file's bytes may be the values of tags. Damaged tags may claim all that follows."""
 # libtiff gives numbers in the machine's byte order. Pillow knows that for some modes only.
 _NATIVE: Final[Mapping[str, str]] = {
     "I;16S": "I;16NS",
@@ -90,13 +105,59 @@ class _LibtiffImageFile(TiffImageFile):
         """Pillow sets it for compressed files."""
 
 
+class Tag(NamedTuple):
+    """An entry of a directory: how many values of a kind it has, and where they are, unless they are few."""
+
+    number: int
+    kind: int
+    values: int
+    place: int
+
+
+def tags_in(data: bytes) -> Iterator[Tag]:
+    """Walk over the entries of the first directory, as far as it is there."""
+    order, is_big = "<" if data[:1] == b"I" else ">", b"+" in data[2:4]
+    head, entry = (
+        struct.Struct(f"{order}{'Q' if is_big else 'H'}"),
+        struct.Struct(f"{order}HH{'QQ' if is_big else 'II'}"),
+    )
+    try:
+        (place,) = struct.unpack_from(f"{order}{'Q' if is_big else 'I'}", data, 8 if is_big else 4)
+        (count,) = head.unpack_from(data, place)
+        for number in range(count):
+            yield Tag(*entry.unpack_from(data, place + head.size + number * (20 if is_big else 12)))
+    except (struct.error, OverflowError):
+        return
+
+
+def _check_tags(data: bytes) -> None:
+    """Refuse a directory whose tags have more values than a picture needs, or the same ones many times.
+
+    libtiff copies the values of each tag: two megabytes, of which thousands have their values, would take a computer's
+    whole memory. Values beyond the file's end are read by nobody.
+
+    Raises:
+        ValueError: it has.
+    """
+    copied = 0
+    for count, tag in enumerate(tags_in(data), start=1):
+        size, there = tag.values * _BYTES_OF.get(tag.kind, 0), max(len(data) - tag.place, 0)
+        copied += min(size, there)
+        most = _MAX_FRACTIONS if tag.kind in _FRACTIONS else _MAX_VALUES
+        too_long = most < tag.values and size <= there and tag.kind not in _AS_THEY_ARE
+        if too_long or count > _MAX_TAGS or copied > _MAX_COPIES * len(data):
+            raise ValueError("too many tags or values")
+
+
 def open_tiff(data: bytes) -> TiffImageFile:
     """Read the first directory of a TIFF; no pixel yet.
 
     Raises:
         UnsupportedImage: this kind isn't read.
+        ValueError: it has more tags or values than a picture needs.
         Exception: whatever Pillow raises for a damaged file.
     """
+    _check_tags(data)
     if data[8:11] == _CR2:
         raise unread_kind(RAW_PHOTO)
     try:
