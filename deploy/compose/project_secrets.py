@@ -11,14 +11,13 @@ Nothing is printed unless you ask, and no log keeps it. The service reads its ke
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import sys
 from pathlib import Path
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.fronts.keys import new_key, parse_keys, read_keys
+from condconv_serve.fronts.keys import new_key, parse_keys, read_keys, write_keys
 
 KEYS = Path("/run/keys/api-keys.json")
 PASSWORD = Path("/run/grafana/password")
@@ -39,7 +38,7 @@ def add_key(name: str, scope: str = "predict") -> str:
     """Make an API key; its secret, of which only the hash is kept."""
     kept = read_keys(KEYS) if KEYS.exists() else ()
     secret, key = new_key(name, scopes=[scope])
-    document = json.dumps({"keys": [entry.model_dump(mode="json", exclude_none=True) for entry in (*kept, key)]})
+    document = write_keys((*kept, key))
     parse_keys(document)  # refuses a name that is taken
     replace(KEYS, document)
     return secret
