@@ -2,7 +2,7 @@
 
 import { showAnswer, countDown } from "./answer.js";
 import { advice, isOutage } from "./advice.js";
-import { ask, askJson, Problem } from "./api.js";
+import { ask, Problem } from "./api.js";
 import { Detection } from "./detection.js";
 import { announce, byId, make, scrolling } from "./dom.js";
 import { Experts } from "./experts.js";

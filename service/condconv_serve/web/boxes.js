@@ -2,7 +2,7 @@
 // one stop for the keyboard, in which arrow keys move.
 
 import { classColours } from "./colours.js";
-import { byId, count, make } from "./dom.js";
+import { byId, make } from "./dom.js";
 import { Labels } from "./labels.js";
 
 const MANY = 40; // boxes, from which on they have thin lines
@@ -28,7 +28,7 @@ export const drawBox = ({ box_normalized: { xmin, ymin, xmax, ymax } }, { backgr
 const area = ({ box_normalized: { xmin, ymin, xmax, ymax } }) => (xmax - xmin) * (ymax - ymin);
 
 /** How large an object is, and where its upper left corner is, in pixels of the photo. */
-export const placeOf = ({ box: { xmin, ymin, xmax, ymax } }) =>
+const placeOf = ({ box: { xmin, ymin, xmax, ymax } }) =>
   `${Math.round(xmax - xmin)} \u00d7 ${Math.round(ymax - ymin)} pixels at ${Math.round(xmin)}, ${Math.round(ymin)}`;
 
 export class Boxes {

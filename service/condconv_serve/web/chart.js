@@ -4,7 +4,7 @@ import { make } from "./dom.js";
 
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const [WIDTH, HEIGHT] = [240, 64];
-export const KEPT = 90; // moments
+const KEPT = 90; // moments
 
 const drawn = (tag, attributes) => {
   const element = document.createElementNS(NAMESPACE, tag);

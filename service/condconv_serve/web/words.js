@@ -14,7 +14,7 @@ const FEWEST_PAIRS = 3;
  *
  * @param {Array<Object<string, number[]>>} routings of images of one model
  */
-export function inPairs(routings) {
+function inPairs(routings) {
   const blocks = routings.flatMap((routing) => Object.values(routing));
   if (blocks.some(({ length }) => length % 2)) return false;
   const firsts = blocks.flatMap((weights) => weights.filter((_, expert) => expert % 2 === 0));
