@@ -32,7 +32,6 @@ BUILT = ("base", *(f"overlays/{name}" for name in OVERLAYS), "tools/fetch", "too
 COMPONENTS = sorted(path.parent.name for path in KUBERNETES.glob("components/*/kustomization.yaml"))
 # Each with what it can't be used beside.
 TOGETHER = ([name for name in COMPONENTS if name != "hpa"], [name for name in COMPONENTS if name != "keda"])
-NAME = "app.kubernetes.io/name"
 PODS = {"Pod", "Deployment", "Job", "ServingRuntime", "InferenceService"}
 
 Manifest = dict[str, Any]
