@@ -38,12 +38,17 @@ def settings_table() -> str:
     rows = [
         (
             f"`CONDCONV_{name.upper()}`",
-            f"`{field.default}`" if field.default is not None else "",
+            f"`{_as_set(field.default)}`" if field.default not in (None, "", ()) else "",
             field.description or "",
         )
         for name, field in Settings.model_fields.items()
     ]
     return table(("variable", "default", "what it does"), rows)
+
+
+def _as_set(value: Any) -> str:
+    """A value as one would set it: `60`, not `60.0`; `true`, not `True`."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def metrics_table() -> str:
@@ -160,7 +165,7 @@ def _meaning(parameter: Any) -> str:
     if default is True and parameter.secondary_opts:
         default = parameter.opts[0]
     if default is not None and default is not False and "Default: " not in text:
-        text += f" Default: {f'{default:g}' if isinstance(default, float) else default}."
+        text += f" Default: {_as_set(default)}."
     return f"{text} Variable: `{parameter.envvar}`." if parameter.envvar else text
 
 

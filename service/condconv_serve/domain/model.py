@@ -128,7 +128,15 @@ class NativeUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineDescription:
-    """What computes a model, and why this engine was chosen."""
+    """What computes a model, and why this engine was chosen.
+
+    Attributes:
+        engine: `tensorflow` or `openvino`.
+        precision: of the convolutions, `float32` or `bfloat16`.
+        device: such as `CPU`.
+        reason: why this engine was chosen, in a few words.
+        native: what native kernels do for it.
+    """
 
     engine: str
     precision: str
