@@ -22,7 +22,8 @@ from condconv_serve.errors import BodyTooLarge, InvalidParameter, MalformedBody,
 from condconv_serve.fronts.long_reads import LongReads
 
 MAX_ENTRIES = 100_000
-"""Most entries of a body's lists and objects, not counting the numbers of lists of numbers."""
+"""Most entries of a body's lists and objects, not counting the numbers of lists of numbers. A million would hold up
+everybody for a second or two."""
 
 INLINE_BYTES = 256 * 1024
 """Bodies up to this size are read on the event loop, which takes a millisecond; a thread would take longer."""

@@ -21,6 +21,7 @@ from condconv_serve.errors import (
 )
 from condconv_serve.fronts.base64_text import decode_base64
 from condconv_serve.fronts.context import BodyLimits
+from condconv_serve.fronts.json_documents import MAX_ENTRIES
 from condconv_serve.fronts.native.forms import read_parts
 from condconv_serve.fronts.native.problems import NAMED, describe_validation
 from condconv_serve.fronts.native.schemas import MAX_NAME, ImagesBody
@@ -30,8 +31,6 @@ Parameters = TypeVar("Parameters", bound=BaseModel)
 # curl --data-binary sends the form type by default. Decoding will show what the bytes are.
 FORM_TYPE = "application/x-www-form-urlencoded"
 RAW_TYPES = frozenset({"", "application/octet-stream", FORM_TYPE})
-MAX_JSON_ENTRIES = 100_000
-"""Most entries of a JSON body's lists and objects. A million would hold up everybody for a second or two."""
 MAX_FIELDS = 64
 """Most text fields of a form."""
 MAX_FIELD_BYTES = 64 * 1024
@@ -121,8 +120,8 @@ def _media_type(request: Request) -> str:
 
 
 def _parse_json(body: bytes, limits: BodyLimits) -> tuple[dict[str, Any], list[ImageSource]]:
-    if body.count(b",") > MAX_JSON_ENTRIES:
-        raise BodyTooLarge(f"The JSON body has more than {MAX_JSON_ENTRIES} entries, the most that is allowed.")
+    if body.count(b",") > MAX_ENTRIES:
+        raise BodyTooLarge(f"The JSON body has more than {MAX_ENTRIES} entries, the most that is allowed.")
     try:
         document = json.loads(body)
     except (ValueError, RecursionError) as error:
