@@ -392,3 +392,35 @@ def test_nan_and_infinities_come_out_as_the_formula_has_it(isa: str, activation:
     with np.errstate(all="ignore"):
         wanted = references.ACTIVATIONS[activation](x.astype(np.float64)).astype(np.float32)
     np.testing.assert_allclose(found.ravel(), wanted, rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("channels", [3, 130])
+def test_the_largest_numbers_are_none_of_nan(isa: str, channels: int) -> None:
+    x = np.random.default_rng(0).normal(0, 1, (1, 6, 6, channels)).astype(np.float32)
+    for row, column in ((0, 0), (1, 3), (4, 4), (4, 5), (5, 4)):  # first, last, and all but one of their windows
+        x[:, row, column] = np.nan
+    window = {f"window_{name}": 2 for name in ("height", "width", "stride_height", "stride_width")}
+    program = Program(
+        ProgramSpec(
+            values=[
+                Value(place=Place.INPUT, type=ValueType.FLOAT32, shape=(6, 6, channels)),
+                Value(place=Place.OUTPUT, type=ValueType.FLOAT32, shape=(3, 3, channels)),
+            ],
+            steps=[
+                Step(
+                    kind=StepKind.MAX_POOL,
+                    input=0,
+                    output=1,
+                    height=6,
+                    width=6,
+                    channels=channels,
+                    out_height=3,
+                    out_width=3,
+                    **window,
+                )
+            ],
+            stages=[Stage(0, 1)],
+        )
+    )
+    (found,) = program.run([x])
+    np.testing.assert_array_equal(found, np.nanmax(x.reshape(1, 3, 2, 3, 2, channels), (2, 4)))

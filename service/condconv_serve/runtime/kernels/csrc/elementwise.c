@@ -1,5 +1,6 @@
 // Means, sums and products of single numbers: memory sets their pace.
 #include "activations.h"
+#include <float.h>
 
 void CC_NAME(cc_pool)(cc_type type, const void *x, int pixels, int channels, float *out) {
     const int bf16 = type == CC_BFLOAT16;
@@ -14,32 +15,48 @@ void CC_NAME(cc_pool)(cc_type type, const void *x, int pixels, int channels, flo
     }
 }
 
+// The larger one; `a` where either is NaN.
 CC_INLINE vf larger(vf a, vf b) {
+#if CC_INTRINSICS && CC_VL == 16
+    return (vf)_mm512_max_ps((__m512)b, (__m512)a);
+#elif CC_INTRINSICS
+    return (vf)_mm256_max_ps((__m256)b, (__m256)a);
+#else
     const vi less = a < b;
     return (vf)(((vi)b & less) | ((vi)a & ~less));
+#endif
 }
 
-// Numbers beyond the image are left out, so a window has fewer of them at the rim.
+// A window of an image, without what lies beyond the image: rows y0 to y1 - 1, columns x0 to x1 - 1.
+typedef struct { int y0, y1, x0, x1; } window;
+
+// The largest numbers of some vectors of channels, each with `count` of them. NaN are left out, as TensorFlow does.
+CC_INLINE void largest(const cc_windows *w, const window *in, const void *x, int c, const int vectors, int count,
+                       const int bf16, void *out, size_t to) {
+    vf most[4];
+    CC_UNROLL for (int n = 0; n < vectors; n++) most[n] = splat(-FLT_MAX);
+    for (int py = in->y0; py < in->y1; py++)
+        for (int px = in->x0; px < in->x1; px++) {
+            const size_t at = ((size_t)py * (size_t)w->width + (size_t)px) * (size_t)w->channels + (size_t)c;
+            CC_UNROLL for (int n = 0; n < vectors; n++)
+                most[n] = larger(most[n], load_some(x, at + n * CC_VL, count, bf16));
+        }
+    CC_UNROLL for (int n = 0; n < vectors; n++) store_some(out, to + n * CC_VL, most[n], count, bf16);
+}
+
 void CC_NAME(cc_max_pool)(cc_type type, const cc_windows *w, const void *x, void *out) {
     const int bf16 = type == CC_BFLOAT16, channels = w->channels;
+    size_t to = 0;
     for (int oy = 0; oy < w->out_height; oy++) {
         const int top = oy * w->stride_height - w->pad_top;
-        const int y0 = max_of(top, 0), y1 = min_of(top + w->window_height, w->height);
-        for (int ox = 0; ox < w->out_width; ox++) {
+        for (int ox = 0; ox < w->out_width; ox++, to += (size_t)channels) {
             const int left = ox * w->stride_width - w->pad_left;
-            const int x0 = max_of(left, 0), x1 = min_of(left + w->window_width, w->width);
-            const size_t to = ((size_t)oy * (size_t)w->out_width + (size_t)ox) * (size_t)channels;
-            for (int c = 0; c < channels; c += CC_VL) {
-                const int count = min_of(channels - c, CC_VL);
-                vf most = {0};
-                for (int py = y0; py < y1; py++)
-                    for (int px = x0; px < x1; px++) {
-                        const size_t at = ((size_t)py * (size_t)w->width + (size_t)px) * (size_t)channels + (size_t)c;
-                        const vf v = load_some(x, at, count, bf16);
-                        most = py == y0 && px == x0 ? v : larger(most, v);
-                    }
-                store_some(out, to + (size_t)c, most, count, bf16);
-            }
+            const window in = {max_of(top, 0), min_of(top + w->window_height, w->height),
+                               max_of(left, 0), min_of(left + w->window_width, w->width)};
+            int c = 0;
+            for (; c + 4 * CC_VL <= channels; c += 4 * CC_VL) largest(w, &in, x, c, 4, CC_VL, bf16, out, to + (size_t)c);
+            for (; c < channels; c += CC_VL)
+                largest(w, &in, x, c, 1, min_of(channels - c, CC_VL), bf16, out, to + (size_t)c);
         }
     }
 }

@@ -81,6 +81,24 @@ static int pixel_patches(const cc_conv *c, const char *x, int first, int last, c
     return 0;
 }
 
+// Of one row of the image, or of zeros (NULL): the pixels that a row of the kernel reads from column `left` on.
+CC_INLINE char *copy_row(const cc_conv *c, const char *row, int left, size_t pixel, char *to) {
+    const int K = c->bank->spec.kernel_width, step = c->bank->spec.dilation_width;
+    if (row && step == 1) { // all that lie in the image at once
+        const int begin = max_of(-left, 0), end = max_of(min_of(K, c->width - left), begin);
+        if (begin) memset(to, 0, begin * pixel);
+        memcpy(to + begin * pixel, row + (ptrdiff_t)(left + begin) * (ptrdiff_t)pixel, (end - begin) * pixel);
+        if (end < K) memset(to + end * pixel, 0, (K - end) * pixel);
+    } else if (row) {
+        for (int k = 0; k < K; k++) {
+            const int at = left + k * step;
+            if (at < 0 || at >= c->width) memset(to + k * pixel, 0, pixel);
+            else memcpy(to + k * pixel, row + at * pixel, pixel);
+        }
+    } else memset(to, 0, K * pixel);
+    return to + K * pixel;
+}
+
 int CC_NAME(cc_patches)(const cc_conv *c, const char *x, int first, int last, void *out) {
     if (c->pixels) return pixel_patches(c, x, first, last, out);
     const cc_bank_spec *s = &c->bank->spec;
@@ -90,11 +108,8 @@ int CC_NAME(cc_patches)(const cc_conv *c, const char *x, int first, int last, vo
         const int y = at / c->out_width, ox = at % c->out_width, left = ox * s->stride_width - c->pad_left;
         for (int ky = 0; ky < s->kernel_height; ky++) {
             const int iy = y * s->stride_height + ky * s->dilation_height - c->pad_top;
-            for (int kx = 0; kx < s->kernel_width; kx++, to += pixel) {
-                const int ix = left + kx * s->dilation_width;
-                if (iy < 0 || iy >= c->height || ix < 0 || ix >= c->width) memset(to, 0, pixel);
-                else memcpy(to, x + ((size_t)iy * c->width + ix) * pixel, pixel);
-            }
+            const int there = iy >= 0 && iy < c->height;
+            to = copy_row(c, there ? x + (size_t)iy * c->width * pixel : 0, left, pixel, to);
         }
         const size_t rest = (c->bank->depth - (size_t)c->bank->taps * s->in_channels) * size;
         memset(to, 0, rest);
