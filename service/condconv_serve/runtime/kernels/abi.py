@@ -13,6 +13,12 @@ VERSION = 2
 MAX_NORMALISED_CHANNELS = 4
 """Pixels have at most so many channels."""
 
+MAX_EXPERTS = 1 << 10
+"""A bank has at most so many."""
+
+MAX_TAPS = 1 << 16
+"""A bank's kernel has at most so many rows times columns."""
+
 
 class ValueType(IntEnum):
     """What a value's numbers are."""

@@ -294,6 +294,17 @@ def test_what_is_said_of_layers_that_no_kernel_knows() -> None:
     assert "\n" not in native.reason
 
 
+def test_what_is_said_of_weights_that_no_bank_holds() -> None:
+    inputs = keras.Input((300, 300, 3))
+    flat = layers.Dense(2, name="flat")(layers.Flatten()(layers.Conv2D(2, 1)(inputs)))
+    routing = layers.Dense(2000)(layers.GlobalAveragePooling2D()(inputs))
+    mixed = CondConv2D(2, 3, 2000, name="mixed")(inputs, routing)
+    native = lower(keras.Model(inputs, [flat, mixed]), NativeLowering(kernels=NumpyKernels())).native
+    assert native.state == "used"
+    assert "Dense flat: its kernel of 300 x 300 is too large" in native.reason
+    assert "CondConv2D mixed: it has more than 1024 experts" in native.reason
+
+
 def test_what_is_said_when_all_is_native() -> None:
     native = used(excited)
     assert (native.state, native.tensorflow_layers, native.reason) == ("used", 0, "they compute every layer")

@@ -14,6 +14,7 @@ import keras
 from keras import layers
 
 from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
+from condconv_serve.runtime.kernels.abi import MAX_EXPERTS, MAX_TAPS
 from condconv_serve.runtime.kernels.program import Activation, StepKind
 from condconv_serve.runtime.layer_kinds import kind_of
 from condconv_serve.runtime.lowering.native.nodes import Convolution, Node, Window
@@ -68,6 +69,10 @@ def _convolution(call: Call, tensors: Tensors) -> Found:
     if kind.depthwise and layer.depth_multiplier != 1:
         return f"it has {layer.depth_multiplier} kernels per channel"
     kernel, strides, dilations = (tuple(pair) for pair in (layer.kernel_size, layer.strides, layer.dilation_rate))
+    experts = layer.num_experts if kind.experts else None
+    too_large = _too_large(kernel, experts)
+    if too_large is not None:
+        return too_large
     before, after = map_size(call.inputs[0]), map_size(call.outputs[0])
     if before is None or after is None:
         return "its input is no map"
@@ -86,7 +91,7 @@ def _convolution(call: Call, tensors: Tensors) -> Found:
         convolution=Convolution(
             layer=layer,
             depthwise=depthwise,
-            experts=layer.num_experts if kind.experts else None,
+            experts=experts,
             kernel=kernel,
             strides=strides,
             dilations=dilations,
@@ -133,9 +138,21 @@ def _dense(call: Call, tensors: Tensors) -> Found:
     # Of a map that was made a vector, it is a convolution whose kernel is as large as the map.
     kernel = (1, 1) if map_size(call.inputs[0]) == size else size[:2]
     experts = call.operation.num_experts if kind.experts else None
+    too_large = _too_large(kernel, experts)
+    if too_large is not None:
+        return too_large
     convolution = Convolution(layer=call.operation, experts=experts, kernel=kernel, size=size, out_size=out_size)
     routing = tensors.root(call.inputs[1]) if kind.experts else None
     return _node(StepKind.CONV, call, tensors, routing=routing, activation=activation, convolution=convolution)
+
+
+def _too_large(kernel: tuple[int, int], experts: int | None) -> str | None:
+    """Why no bank holds such a kernel, or so many; None if one does."""
+    if experts is not None and experts > MAX_EXPERTS:
+        return f"it has more than {MAX_EXPERTS} experts"
+    if kernel[0] * kernel[1] > MAX_TAPS:
+        return f"its kernel of {kernel[0]} x {kernel[1]} is too large"
+    return None
 
 
 def _norm(call: Call, tensors: Tensors) -> Found:
