@@ -98,9 +98,9 @@ class CountingBatcher(Batcher[ServedModel, Row, Tensors]):
 
     submitted = 0
 
-    async def submit(self, *arguments: Any, **options: Any) -> Any:
+    def put(self, *arguments: Any, **options: Any) -> Any:
         self.submitted += 1
-        return await super().submit(*arguments, **options)
+        return super().put(*arguments, **options)
 
 
 Ask = Callable[..., Coroutine[Any, Any, Heard]]

@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import dataclasses
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -69,9 +70,9 @@ class CountingBatcher(Batcher):
         super().__init__(*args, **options)
         self.submitted = asyncio.Semaphore(0)
 
-    async def submit(self, *args, **options):
+    def put(self, *args, **options):
         self.submitted.release()
-        return await super().submit(*args, **options)
+        return super().put(*args, **options)
 
 
 class Subject:
@@ -322,7 +323,8 @@ async def test_statistics_that_fail_cost_nobody_an_answer(subject, monkeypatch, 
     def broken(model, row):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(subject.pipeline.plane, "_observe", broken)
+    plane = subject.pipeline.plane
+    monkeypatch.setattr(plane, "_counting", dataclasses.replace(plane._counting, observe=broken))
     results = (await subject.classify([image(1), image(2)])).results
     assert [result.error for result in results] == [None, None]
     assert caplog.text.count("missing in the statistics") == 2

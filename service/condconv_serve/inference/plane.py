@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextvars
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,19 +22,22 @@ from condconv_serve.domain import (
     RowSource,
     ServedModel,
     Tensors,
-    Timings,
 )
-from condconv_serve.domain.caching import FROM_CACHE, CacheUse
-from condconv_serve.domain.facts import STAGES, deadline_by
-from condconv_serve.errors import DeadlineExceeded, InvalidParameter, ServiceError, unexpected_error
-from condconv_serve.inference.batching import Admission, Batcher, Priority
+from condconv_serve.domain.caching import CacheUse
+from condconv_serve.errors import InvalidParameter, ServiceError
+from condconv_serve.inference.batching import Admission, Priority
+from condconv_serve.inference.open_request import (
+    Counting,
+    InContext,
+    Listener,
+    OpenRequest,
+    Outcome,
+    RowBatcher,
+    computed_answer,
+)
 from condconv_serve.inference.sharing import AskedRow, RowSharing, answer_of
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tally import Tallies
-
-logger = logging.getLogger(__name__)
-
-RowBatcher = Batcher[ServedModel, Row, Tensors]
 
 
 class InferencePlane:
@@ -68,11 +72,8 @@ class InferencePlane:
         """
         self._models = models
         self._batcher = batcher
-        self._metrics = metrics
-        self._tallies = tallies or Tallies()
-        self._observe = observe
         self._sharing = sharing
-        self._mirror = mirror
+        self._counting = Counting(metrics=metrics, tallies=tallies or Tallies(), observe=observe, mirror=mirror)
 
     def lease(
         self, model: str | None = None, version: str | None = None, *, split_key: str | None = None
@@ -163,79 +164,78 @@ class InferencePlane:
             WaitTooLong: they would not be computed by the deadline; no row was made.
             Draining: the service is shutting down.
         """
-        started, found = time.monotonic(), list[RowAnswer | ServiceError]()
-        terms = _Terms(model, priority, deadline)
-        try:
-            with self._asked(sources, terms, cache) as rows:
-                needed = sum(row.needs_room for row in rows)
-                with self._admit(needed, terms) if needed else nullcontext() as admission:
-                    found = await self._outcomes(rows, terms, admission)
-        finally:
-            answers = [row for row in found if isinstance(row, RowAnswer)]
-            seconds, whole = time.monotonic() - started, len(answers) == len(sources)
-            self._tallies.request(model.name, model.version, seconds=seconds, answers=answers, whole=whole)
-        return found
-
-    def _asked(
-        self, sources: Sequence[RowSource], terms: _Terms, cache: CacheUse | None
-    ) -> AbstractContextManager[list[AskedRow]]:
+        ended: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
         if self._sharing is None or cache is None:
-            return nullcontext([AskedRow(source) for source in sources])
-        return self._sharing.asked(terms.model, sources, cache, terms.priority)
+            request = self.open(model, len(sources), ended, priority=priority, deadline=deadline)
+            work = [_make(request, index, source) for index, source in enumerate(sources)]
+            return await _ended(request, work, ended)
+        terms = _Terms(model, priority, deadline)
+        with self._sharing.asked(model, sources, cache, priority) as rows:
+            request = self._open(len(rows), ended, terms, room=sum(row.needs_room for row in rows))
+            work = [self._share(request, index, row, terms) for index, row in enumerate(rows)]
+            return await _ended(request, work, ended)
+
+    def open(
+        self,
+        model: ServedModel,
+        rows: int,
+        listener: Listener,
+        *,
+        priority: Priority = Priority.NORMAL,
+        deadline: float = math.inf,
+        context: InContext | None = None,
+    ) -> OpenRequest:
+        """Let in a request whose rows come one by one; the cache isn't asked. Close it when its sender leaves.
+
+        Args:
+            model: it stays loaded until the request ends; the caller sees to that.
+            rows: how many will come.
+            listener: gets each row's answer or error, in order, and nothing else.
+            priority: how urgent they are.
+            deadline: when the caller stops waiting, on the monotonic clock in seconds.
+            context: in which to log; that of the caller if None.
+
+        Raises:
+            QueueFull, WaitTooLong, Draining: as `infer_each`.
+        """
+        return self._open(rows, listener, _Terms(model, priority, deadline), room=rows, context=context)
+
+    def _open(
+        self,
+        rows: int,
+        listener: Listener,
+        terms: _Terms,
+        *,
+        room: int,
+        context: InContext | None = None,
+    ) -> OpenRequest:
+        try:
+            admission = self._admit(room, terms) if room else None
+        except ServiceError:
+            self._counting.refused(terms.model, seconds=0.0)
+            raise
+        return OpenRequest(
+            terms.model,
+            rows,
+            listener,
+            admission=admission,
+            deadline=terms.deadline,
+            batcher=self._batcher,
+            counting=self._counting,
+            context=context or contextvars.copy_context().run,
+        )
 
     def _admit(self, rows: int, terms: _Terms) -> Admission[ServedModel]:
         return self._batcher.admit(terms.model, rows, priority=terms.priority, deadline=terms.deadline)
 
-    async def _outcomes(
-        self, rows: Sequence[AskedRow], terms: _Terms, admission: Admission[ServedModel] | None
-    ) -> list[RowAnswer | ServiceError]:
-        name = terms.model.name
-        self._metrics.rows.accept(name, len(rows))
-        outcomes: list[tuple[str, str]] = []
+    async def _share(self, request: OpenRequest, index: int, row: AskedRow, terms: _Terms) -> None:
+        """Have a row answered from wherever its answer can be had."""
         try:
-            if len(rows) == 1:  # most requests: a task for the row would cost more than all that is counted of it
-                return [await self._outcome(rows[0], terms, admission, outcomes)]
-            return await asyncio.gather(*(self._outcome(row, terms, admission, outcomes) for row in rows))
-        finally:  # a row without an outcome was cancelled
-            outcomes += [("cancelled", "")] * (len(rows) - len(outcomes))
-            self._metrics.rows.end(name, outcomes)
+            request.answer(index, await self._answer(request, row, terms))
+        except Exception as error:
+            request.fail(index, error)
 
-    async def _outcome(
-        self,
-        row: AskedRow,
-        terms: _Terms,
-        admission: Admission[ServedModel] | None,
-        outcomes: list[tuple[str, str]],
-    ) -> RowAnswer | ServiceError:
-        started, model = time.monotonic(), terms.model
-        try:
-            answer = await self._answer(row, terms, admission)
-        except DeadlineExceeded as error:
-            outcomes.append((error.slug, deadline_by(terms.deadline)))
-            self._metrics.rows.give_up(time.monotonic() - started)
-            return error
-        except ServiceError as error:
-            outcomes.append((error.slug, ""))
-            return error
-        except Exception:  # a defect of ours must not spoil the request's other rows
-            logger.exception("a row of %s/%s met an unexpected error", model.name, model.version)
-            unexpected = unexpected_error()
-            outcomes.append((unexpected.slug, ""))
-            return unexpected
-        outcomes.append(("answered", ""))
-        timings = answer.timings
-        self._metrics.rows.answer(model.name, model.version, _seconds_by_stage(timings), cache=timings.cache)
-        self._note(model.info, answer)
-        return answer
-
-    def _note(self, model: ModelInfo, answer: RowAnswer) -> None:
-        try:
-            self._observe(model, answer)
-        except Exception:  # statistics must not cost anybody an answer
-            logger.exception("an answer of %s/%s is missing in the statistics", model.name, model.version)
-
-    async def _answer(self, row: AskedRow, terms: _Terms, admission: Admission[ServedModel] | None) -> RowAnswer:
-        """A row's answer, from wherever it can be had."""
+    async def _answer(self, request: OpenRequest, row: AskedRow, terms: _Terms) -> RowAnswer:
         started = time.monotonic()
         if row.hit is not None:
             return answer_of(row.hit, "hit", seconds=time.monotonic() - started)
@@ -245,8 +245,8 @@ class InferencePlane:
                 return answer_of(found, "shared", seconds=time.monotonic() - started)
             with self._admit(1, terms) as own, self._sharing.leading(row, terms.priority) as leader:
                 return await self._led(leader, terms, own)
-        assert admission is not None  # it needed room
-        return await self._led(row, terms, admission)
+        assert request.admission is not None  # it needed room
+        return await self._led(row, terms, request.admission)
 
     async def _led(self, row: AskedRow, terms: _Terms, admission: Admission[ServedModel]) -> RowAnswer:
         """Compute a row, for others too if it leads."""
@@ -265,20 +265,32 @@ class InferencePlane:
         started = time.monotonic()
         made = await row.source.make()
         found = await self._batcher.submit(made.row, admission, deadline=terms.deadline)
-        answer = RowAnswer(
-            tensors=found.output,
-            timings=Timings(
-                decode=made.seconds,
-                queue=found.queue,
-                inference=found.inference,
-                total=time.monotonic() - started,
-                cache=row.result,
-            ),
-            batch_size=found.batch_size,
-            placement=made.placement,
-        )
-        self._mirror(terms.model, made, answer)
+        answer = computed_answer(made, found, since=started, cache=row.result)
+        self._counting.mirror(terms.model, made, answer)
         return answer
+
+
+async def _make(request: OpenRequest, index: int, source: RowSource) -> None:
+    try:
+        made = await source.make()
+    except Exception as error:
+        request.fail(index, error)
+    else:
+        request.put(index, made)
+
+
+async def _ended(
+    request: OpenRequest, work: Sequence[Coroutine[Any, Any, None]], ended: asyncio.Future[list[Outcome]]
+) -> list[Outcome]:
+    """Do the work of each row, and wait for the request's end."""
+    try:
+        if len(work) == 1:  # most requests: a task would cost more than all that is counted
+            await work[0]
+        else:
+            await asyncio.gather(*work)
+        return await ended
+    finally:
+        request.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,12 +300,6 @@ class _Terms:
     model: ServedModel
     priority: Priority
     deadline: float
-
-
-def _seconds_by_stage(timings: Timings) -> dict[str, float]:
-    if timings.cache in FROM_CACHE:  # what wasn't computed says nothing about how long that takes
-        return {"total": timings.total}
-    return {**{stage: getattr(timings, stage) for stage in STAGES}, "total": timings.total}
 
 
 def sources_of(rows: Row, model: ServedModel) -> list[RowSource]:

@@ -43,6 +43,7 @@ class RowCollector(Collector):
     def answer(self, model: str, version: str, seconds: Mapping[str, float], *, cache: str | None = None) -> None:
         """An image was answered: by which version, how long the stages took, and what a cache said that was asked."""
         with self._lock:
+            self._ended[model, "answered", ""] += 1
             self._by_version[model, version] += 1
             if cache is not None:
                 self._by_cache[model, cache] += 1
@@ -55,7 +56,7 @@ class RowCollector(Collector):
             self._seconds["total"].add(seconds)
 
     def end(self, model: str, outcomes: Iterable[tuple[str, str]]) -> None:
-        """Images that were let in are done; each with its outcome, and whose deadline was missed, if one was."""
+        """Images ended otherwise; each with its outcome, and whose deadline was missed, if one was."""
         with self._lock:
             for outcome, deadline in outcomes:
                 self._ended[model, outcome, deadline] += 1

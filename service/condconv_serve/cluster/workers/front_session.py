@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from condconv_serve.cluster.workers.arena import Arena
@@ -38,6 +38,7 @@ from condconv_serve.domain.facts import Deadline, RequestFacts
 from condconv_serve.domain.trace import TraceContext
 from condconv_serve.errors import DeadlineExceeded, ServiceError, let_go, unexpected_error
 from condconv_serve.inference.batching import Priority
+from condconv_serve.inference.open_request import OpenRequest, Outcome
 from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.serving.leases import Lease
 from condconv_serve.serving.served import LeasedModels, Served
@@ -83,7 +84,7 @@ class FrontSession:
         self._arenas: list[Arena] = []
         self._held: dict[ServedModel, tuple[int, Lease]] = {}
         self._by_number: dict[int, ServedModel] = {}
-        self._requests: dict[int, _Request] = {}
+        self._requests: dict[int, _Unasked | _Asked] = {}
         self._tasks: dict[int, asyncio.Future[Any]] = {}
         self._told: set[asyncio.Task[None]] = set()
         self._cleaning: asyncio.Task[None] | None = None  # the loop keeps no task alive
@@ -110,10 +111,10 @@ class FrontSession:
     def end_late(self) -> None:
         """End the requests that the front should have given up some time ago: it hangs. Called now and then."""
         before = time.monotonic() - LATE_SECONDS
-        for number, request in self._requests.items():
+        for number, request in tuple(self._requests.items()):
             if request.deadline < before:
                 request.late = True
-                self._tasks[number].cancel()
+                self._cancel(number)
 
     def beat(self, state: ReadyState) -> None:
         """Show the front that this process runs, unless the front itself doesn't."""
@@ -147,17 +148,17 @@ class FrontSession:
         match message:
             case RowMade():
                 if request := self._requests.get(message.id):
-                    request.take(message.row, self._made(message))
+                    made = self._made(message)
                     if message.placed is not None:
                         request.slots[message.row] = message.arena, message.slot
+                    request.take(message.row, made)
             case Open():
                 self._open(message)
             case RowFailed():
                 if request := self._requests.get(message.id):
                     request.take(message.row, message.error)
             case Cancel():
-                if task := self._tasks.get(message.id):
-                    task.cancel()
+                self._cancel(message.id)
             case Call():
                 self._call(message)
             case Tell():
@@ -179,20 +180,59 @@ class FrontSession:
         task = self._tasks[number] = asyncio.ensure_future(work)
         task.add_done_callback(done)
 
+    def _cancel(self, number: int) -> None:
+        """The caller of a request or of a call has left; it may have ended already."""
+        request = self._requests.get(number)
+        if isinstance(request, _Unasked):
+            request.close()
+            self._ended(request, ())
+        elif task := self._tasks.get(number):
+            task.cancel()
+
     def _open(self, message: Open) -> None:
-        number, model = message.id, self.model(message.model)
-        request = _Request(number, len(message.digests), message.deadline, self._link, unasked=message.unasked)
-        self._requests[number] = request
+        model = self.model(message.model)
+        if message.unasked:
+            self._open_unasked(message, model)
+            return
+        number = message.id
+        request = self._requests[number] = _Asked(number, message.deadline, self._link)
 
         def end(task: asyncio.Future[Ended]) -> None:
-            del self._requests[number], self._tasks[number]
-            late = DeadlineExceeded("The answer was not ready by the deadline.") if request.late else None
-            ended = Ended(number, error=late) if task.cancelled() else task.result()
-            self._link.send(ended._replace(spare_rows=self._plane.spare_rows))
+            del self._tasks[number]
+            self._end_request(request, Ended(number) if task.cancelled() else task.result())
 
         self._start(number, self._answer(message, request, model), end)
 
-    async def _answer(self, message: Open, request: _Request, model: ServedModel) -> Ended:
+    def _open_unasked(self, message: Open, model: ServedModel) -> None:
+        """Let in a request whose rows come by themselves: there is nothing to await, so it needs no task."""
+        request = self._requests[message.id] = _Unasked(message, self._ended)
+        try:
+            request.rows = self._plane.open(
+                model,
+                len(message.digests),
+                request,
+                priority=Priority(message.priority),
+                deadline=Deadline(message.deadline, by=message.by),
+                context=request.log,
+            )
+        except ServiceError as error:
+            self._end_request(request, Ended(message.id, error=let_go(error)))
+
+    def _ended(self, request: _Unasked, outcomes: Sequence[Outcome]) -> None:
+        try:
+            ended = self._outcomes(request, outcomes)
+        except Exception:
+            logger.exception("the answers of a request can't be told")
+            ended = Ended(request.number, error=unexpected_error())
+        self._end_request(request, ended)
+
+    def _end_request(self, request: _Unasked | _Asked, ended: Ended) -> None:
+        del self._requests[request.number]
+        if request.late:
+            ended = Ended(request.number, error=DeadlineExceeded("The answer was not ready by the deadline."))
+        self._link.send(ended._replace(spare_rows=self._plane.spare_rows))
+
+    async def _answer(self, message: Open, request: _Asked, model: ServedModel) -> Ended:
         try:
             with self._models.hold(model), _logged_as(message.logged):
                 found = await self._plane.infer_each(
@@ -202,14 +242,17 @@ class FrontSession:
                     deadline=Deadline(message.deadline, by=message.by),
                     cache=message.cache,
                 )
-            return Ended(message.id, tuple(self._outcome(request, i, row) for i, row in enumerate(found)))
+            return self._outcomes(request, found)
         except ServiceError as error:
             return Ended(message.id, error=let_go(error))
         except Exception:
             logger.exception("a request of %s/%s met an unexpected error", model.name, model.version)
             return Ended(message.id, error=unexpected_error())
 
-    def _outcome(self, request: _Request, index: int, row: RowAnswer | ServiceError) -> RowDone | ServiceError:
+    def _outcomes(self, request: _Unasked | _Asked, found: Sequence[Outcome]) -> Ended:
+        return Ended(request.number, tuple(self._outcome(request, index, row) for index, row in enumerate(found)))
+
+    def _outcome(self, request: _Unasked | _Asked, index: int, row: RowAnswer | ServiceError) -> RowDone | ServiceError:
         if isinstance(row, ServiceError):
             self._on_failure()
             return let_go(row)
@@ -282,6 +325,8 @@ class FrontSession:
         self._cleaning = asyncio.get_running_loop().create_task(self._clean_up())
 
     async def _clean_up(self) -> None:
+        for number in tuple(self._requests):
+            self._cancel(number)
         tasks = [*self._tasks.values(), *self._told]
         for task in tasks:
             task.cancel()
@@ -293,35 +338,77 @@ class FrontSession:
         await self.closing.aclose()
 
 
-class _Request:
-    """One request of a front, with those rows that it has sent."""
+class _Unasked:
+    """One request of a front that sends its rows by itself."""
 
-    def __init__(self, number: int, rows: int, deadline: float, link: Link, *, unasked: bool) -> None:
-        self._number = number
+    __slots__ = ("_ended", "_logged", "_missing", "_over", "deadline", "late", "number", "rows", "slots")
+
+    def __init__(self, message: Open, ended: Callable[[_Unasked, Sequence[Outcome]], None]) -> None:
+        self.number = message.id
+        self.deadline = message.deadline
+        self.late = False
+        """Whether its front didn't give it up in time."""
+        self.slots: dict[int, tuple[int, int]] = {}
+        """Arena and slot of the rows that lie in one."""
+        self.rows: OpenRequest
+        self._logged = message.logged
+        self._missing = set(range(len(message.digests)))
+        self._ended = ended
+        self._over = False
+
+    def take(self, index: int, row: MadeRow | ServiceError) -> None:
+        """A row has come, or can't be made.
+
+        Raises:
+            ValueError: there is no such row, or it came before.
+        """
+        if index not in self._missing:
+            raise ValueError("A row that was not asked for.")
+        self._missing.remove(index)
+        if isinstance(row, ServiceError):
+            self.rows.fail(index, row)
+        else:
+            self.rows.put(index, row)
+
+    def log(self, log: Callable[[], None]) -> None:
+        """Call a function whose lines get the ids of the request."""
+        with _logged_as(self._logged):
+            log()
+
+    def close(self) -> None:
+        """Its caller has left."""
+        self._over = True
+        self.rows.close()
+
+    # What hears of its rows' end.
+
+    def done(self) -> bool:
+        return self._over
+
+    def set_result(self, outcomes: Sequence[Outcome]) -> None:
+        self._over = True
+        self._ended(self, outcomes)
+
+
+class _Asked:
+    """One request of a front that is asked for each row when there is room for it."""
+
+    def __init__(self, number: int, deadline: float, link: Link) -> None:
+        self.number = number
         self.deadline = deadline
         self.late = False
         """Whether its front didn't give it up in time."""
-        self._link = link
-        self._expected: dict[int, asyncio.Future[MadeRow]] = {}
-        """Rows that come, or have come and are not yet taken up."""
-        self._missing = set[int]()
-        """Those of them that haven't come."""
-        if unasked:
-            for index in range(rows):
-                self._expect(index)
         self.slots: dict[int, tuple[int, int]] = {}
         """Arena and slot of the rows that lie in one."""
+        self._link = link
+        self._expected: dict[int, asyncio.Future[MadeRow]] = {}
 
     async def make(self, index: int) -> MadeRow:
-        """Wait for a row; the front is asked for it, unless it sends all by itself."""
-        if index not in self._expected:
-            self._expect(index)
-            self._link.send(Make(self._number, index))
-        return await self._expected[index]
-
-    def _expect(self, index: int) -> None:
-        self._expected[index] = asyncio.get_running_loop().create_future()
-        self._missing.add(index)
+        """Ask the front for a row, and wait for it."""
+        expected: asyncio.Future[MadeRow] = asyncio.get_running_loop().create_future()
+        self._expected[index] = expected
+        self._link.send(Make(self.number, index))
+        return await expected
 
     def take(self, index: int, row: MadeRow | ServiceError) -> None:
         """A row has come, or can't be made.
@@ -329,10 +416,9 @@ class _Request:
         Raises:
             ValueError: it was not asked for, or came before.
         """
-        if index not in self._missing:
+        expected = self._expected.pop(index, None)
+        if expected is None:
             raise ValueError("A row that was not asked for.")
-        self._missing.remove(index)
-        expected = self._expected[index]
         if expected.done():  # cancelled
             return
         if isinstance(row, ServiceError):
@@ -342,7 +428,7 @@ class _Request:
             expected.set_result(row)
 
 
-def _maker(request: _Request, index: int) -> Callable[[], Awaitable[MadeRow]]:
+def _maker(request: _Asked, index: int) -> Callable[[], Awaitable[MadeRow]]:
     return lambda: request.make(index)
 
 

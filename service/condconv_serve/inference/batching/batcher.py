@@ -20,7 +20,7 @@ from condconv_serve.errors import (
 )
 from condconv_serve.inference.batching.deadlines import Deadlines
 from condconv_serve.inference.batching.health import EngineHealth
-from condconv_serve.inference.batching.key_queue import QueuedRow
+from condconv_serve.inference.batching.key_queue import QueuedRow, Receiver
 from condconv_serve.inference.batching.limits import BatchLimits
 from condconv_serve.inference.batching.policy import Priority
 from condconv_serve.inference.batching.queue import Admission, RowQueue
@@ -138,11 +138,7 @@ class Batcher(Generic[Key, Row, Output]):
 
     def predicted_wait(self, priority: Priority = Priority.LOW) -> float:
         """Seconds until the rows in the queue that are at least this urgent are computed."""
-        rows = dict[Hashable, int]()
-        for key, count in self._queue.backlog(priority).items():
-            identity = self._identity_of(key)
-            rows[identity] = rows.get(identity, 0) + count
-        return self._rate.wait(rows)
+        return self._rate.wait((self._identity_of(key), rows) for key, rows in self._queue.backlog(priority))
 
     def check(self, key: Key, rows: int, *, priority: Priority = Priority.NORMAL, deadline: float = math.inf) -> None:
         """Refuse early what `admit` would refuse now.
@@ -195,14 +191,37 @@ class Batcher(Generic[Key, Row, Output]):
             CapacityError: the engine hung, or found no memory even for this row alone.
         """
         future: asyncio.Future[RowResult[Output]] = asyncio.get_running_loop().create_future()
-        queued = QueuedRow(admission.key, row, future, time.monotonic(), deadline, admission.priority)
-        self._queue.put(queued, admission)
-        self._deadlines.watch(queued)
+        queued = self.put(row, admission, future, deadline=deadline)
         try:
             return await future
         finally:
-            self._deadlines.forget(queued)
-            self._queue.discard(queued)
+            self.forget(queued)
+
+    def put(
+        self,
+        row: Row,
+        admission: Admission[Key],
+        receiver: Receiver[RowResult[Output]],
+        *,
+        deadline: float = math.inf,
+    ) -> QueuedRow[Key, Row, RowResult[Output]]:
+        """Queue one row without waiting for it. When its receiver is done, call `forget`.
+
+        Args:
+            row: it.
+            admission: its room.
+            receiver: gets its result, or one of the errors that `submit` raises.
+            deadline: when its sender stops waiting, on the monotonic clock in seconds.
+        """
+        queued = QueuedRow(admission.key, row, receiver, time.monotonic(), deadline, admission.priority)
+        self._queue.put(queued, admission)
+        self._deadlines.watch(queued)
+        return queued
+
+    def forget(self, row: QueuedRow[Key, Row, RowResult[Output]]) -> None:
+        """The receiver of a row is done. If the row still waits, it is taken out."""
+        self._deadlines.forget(row)
+        self._queue.discard(row)
 
     def _limit_of(self, key: Key) -> int:
         return self._limits.of(self._identity_of(key))
@@ -228,7 +247,7 @@ class Batcher(Generic[Key, Row, Output]):
         Returns:
             An error if no row could be computed.
         """
-        batch = [row for row in batch if not row.future.done()]  # senders may have gone since it was pulled
+        batch = [row for row in batch if not row.receiver.done()]  # senders may have gone since it was pulled
         if not batch:
             return None
         key, started = batch[0].key, time.monotonic()
@@ -253,12 +272,12 @@ class Batcher(Generic[Key, Row, Output]):
         self._rate.note(self._identity_of(key), rows=len(batch), seconds=seconds, full=full)
         self._metrics.batch_size.labels(label).observe(len(batch))
         for row, output in zip(batch, outputs, strict=True):
-            if row.future.done():  # its sender may have gone
+            if row.receiver.done():  # its sender may have gone
                 continue
             if isinstance(output, Exception):
-                row.future.set_exception(output)
+                row.receiver.set_exception(output)
             else:
-                row.future.set_result(RowResult(output, started - row.enqueued_at, seconds, len(batch)))
+                row.receiver.set_result(RowResult(output, started - row.enqueued_at, seconds, len(batch)))
         return None
 
     async def _after_out_of_memory(self, batch: Sequence[QueuedRow[Key, Row, RowResult[Output]]]) -> Exception | None:
@@ -281,6 +300,13 @@ class Batcher(Generic[Key, Row, Output]):
 
     @staticmethod
     def _fail(row: QueuedRow[Key, Row, RowResult[Output]], error: Exception) -> None:
-        if not row.future.done():
-            known = isinstance(error, ServiceError)
-            row.future.set_exception(error if known else InferenceFailed("The engine could not compute this image."))
+        known = (
+            error if isinstance(error, ServiceError) else InferenceFailed("The engine could not compute this image.")
+        )
+
+        def tell() -> None:
+            if not row.receiver.done():
+                row.receiver.set_exception(known)
+
+        # A turn later: whoever hears of it finds it in `health`.
+        asyncio.get_running_loop().call_soon(tell)

@@ -45,9 +45,9 @@ class Deadlines:
     def _ring(self) -> None:
         now = time.monotonic()
         left = math.inf
-        for row in self._rows:
+        for row in tuple(self._rows):  # receivers have them forgotten
             if row.deadline > now:
                 left = min(left, row.deadline)
-            elif not row.future.done():
-                row.future.set_exception(DeadlineExceeded("The answer was not ready by the deadline."))
+            elif not row.receiver.done():
+                row.receiver.set_exception(DeadlineExceeded("The answer was not ready by the deadline."))
         self._ring_at(max(left, now + GRAIN_SECONDS))

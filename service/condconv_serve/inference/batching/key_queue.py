@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from condconv_serve.inference.batching.policy import Priority, rank, urgency
 
@@ -17,13 +16,32 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 
+Result_contra = TypeVar("Result_contra", contravariant=True)
+
+
+class Receiver(Protocol[Result_contra]):
+    """Who is told how a row ended, once: a future that somebody awaits, or the like. It must not raise."""
+
+    def done(self) -> bool:
+        """Whether it was told, or has gone."""
+        ...
+
+    def set_result(self, result: Result_contra, /) -> None:
+        """The row was computed."""
+        ...
+
+    def set_exception(self, error: Exception, /) -> None:
+        """It was not."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class QueuedRow(Generic[Key, Row, Result]):
-    """A row with the future that its sender awaits; times are on the monotonic clock, in seconds."""
+    """A row with its receiver; times are on the monotonic clock, in seconds."""
 
     key: Key
     row: Row
-    future: asyncio.Future[Result]
+    receiver: Receiver[Result]
     enqueued_at: float
     deadline: float = math.inf
     priority: Priority = Priority.NORMAL

@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
@@ -42,6 +42,12 @@ class Admission(Generic[Key]):
         self._unused -= 1
         self._give_back(self, 1)
 
+    def close(self) -> None:
+        """Give back what was not used."""
+        if self._unused:
+            unused, self._unused = self._unused, 0
+            self._give_back(self, unused)
+
     def __enter__(self) -> Admission[Key]:
         """Hold the room."""
         return self
@@ -50,8 +56,7 @@ class Admission(Generic[Key]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give back what was not used."""
-        unused, self._unused = self._unused, 0
-        self._give_back(self, unused)
+        self.close()
 
 
 class RowQueue(Generic[Key, Row, Result]):
@@ -89,13 +94,13 @@ class RowQueue(Generic[Key, Row, Result]):
         """Rows that wait or have been admitted."""
         return self._rows
 
-    def backlog(self, at_least: Priority = Priority.LOW) -> dict[Key, int]:
-        """Rows by key that wait or have been admitted, and are at least this urgent."""
-        rows = {key: waiting.count(at_least) for key, waiting in self._queues.items()}
+    def backlog(self, at_least: Priority = Priority.LOW) -> Iterator[tuple[Key, int]]:
+        """Rows that wait or have been admitted, and are at least this urgent, by key; a key may come several times."""
+        for key, waiting in self._queues.items():
+            yield key, waiting.count(at_least)
         for (key, priority), count in self._reserved.items():
             if priority <= at_least:
-                rows[key] = rows.get(key, 0) + count
-        return rows
+                yield key, count
 
     @property
     def free_rows(self) -> int:
@@ -214,10 +219,10 @@ class RowQueue(Generic[Key, Row, Result]):
         while len(waiting) and len(batch) < count:
             row = waiting.pop(self._ageing)
             self._rows -= 1
-            if row.future.done():  # its sender has just gone
+            if row.receiver.done():  # its sender has just gone
                 continue
             if row.deadline <= now:
-                row.future.set_exception(DeadlineExceeded("The deadline passed while the image waited for its turn."))
+                row.receiver.set_exception(DeadlineExceeded("The deadline passed while the image waited for its turn."))
             else:
                 batch.append(row)
         self._turn += 1

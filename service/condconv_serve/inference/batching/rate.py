@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from statistics import median_low
 
@@ -67,9 +67,9 @@ class RowRate:
         known.from_full_batches |= full
         known.at = now
 
-    def wait(self, rows: Mapping[Hashable, int]) -> float:
+    def wait(self, rows: Iterable[tuple[Hashable, int]]) -> float:
         """Seconds that all streams together need for so many rows of each key. Unknown keys count as nothing."""
-        return sum(count * self._per_row(key) for key, count in rows.items()) / self._streams
+        return sum(count * self._per_row(key) for key, count in rows) / self._streams
 
     def own(self, key: Hashable, rows: int) -> float:
         """Seconds that `rows` rows of one key need once it is their turn. One stream computes each of them."""

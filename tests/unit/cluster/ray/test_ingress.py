@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import json
 import logging
@@ -363,7 +364,8 @@ def fails(*_):
 async def test_lines_of_the_replica_have_the_ids_of_the_request(cluster, monkeypatch, logged):
     await start(cluster)
     for replica in cluster.replicas:
-        monkeypatch.setattr(replica.service.images.plane, "_observe", fails)
+        plane = replica.service.images.plane
+        monkeypatch.setattr(plane, "_counting", dataclasses.replace(plane._counting, observe=fails))
     answer = await cluster.http.post("/predict", content=picture(9), headers=HEADERS)
     assert answer.status_code == 200
     (line,) = (line for line in map(json.loads, logged.getvalue().splitlines()) if "statistics" in line["message"])

@@ -14,16 +14,16 @@ class Clock:
 
 def test_an_unknown_key_is_not_waited_for():
     rate = RowRate(streams=2)
-    assert rate.wait({}) == rate.wait({"a": 7}) == 0
+    assert rate.wait([]) == rate.wait([("a", 7)]) == 0
     rate.note("b", rows=1, seconds=1, full=True)
-    assert rate.wait({"a": 7}) == 0
+    assert rate.wait([("a", 7)]) == 0
 
 
 def test_streams_share_the_rows_of_all_keys():
     rate = RowRate(streams=2)
     rate.note("a", rows=4, seconds=0.4, full=True)
     rate.note("b", rows=2, seconds=1.0, full=True)
-    assert rate.wait({"a": 10, "b": 6}) == pytest.approx((10 * 0.1 + 6 * 0.5) / 2)
+    assert rate.wait([("a", 10), ("b", 6)]) == pytest.approx((10 * 0.1 + 6 * 0.5) / 2)
 
 
 def test_a_lone_row_is_not_split_among_streams():
@@ -37,16 +37,16 @@ def test_full_batches_count_and_others_only_until_there_is_one():
     rate = RowRate(streams=1)
     for seconds in (1.0, 2.0, 3.0):
         rate.note("a", rows=1, seconds=seconds, full=False)
-    assert rate.wait({"a": 1}) == pytest.approx(2)
+    assert rate.wait([("a", 1)]) == pytest.approx(2)
     for _ in range(5):
         rate.note("a", rows=4, seconds=0.4, full=True)
-    assert rate.wait({"a": 1}) == pytest.approx(0.1)
+    assert rate.wait([("a", 1)]) == pytest.approx(0.1)
     for _ in range(5):
         rate.note("a", rows=1, seconds=9.0, full=False)
-    assert rate.wait({"a": 1}) == pytest.approx(0.1)
+    assert rate.wait([("a", 1)]) == pytest.approx(0.1)
     for _ in range(5):
         rate.note("a", rows=4, seconds=1.2, full=True)
-    assert rate.wait({"a": 1}) == pytest.approx(0.3)
+    assert rate.wait([("a", 1)]) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("before", [1, 5, 20])
@@ -65,7 +65,7 @@ def test_a_first_batch_that_was_held_up_is_outvoted_by_the_second():
     rate = RowRate(streams=1)
     rate.note("a", rows=1, seconds=6.0, full=False)
     rate.note("a", rows=1, seconds=0.1, full=False)
-    assert rate.wait({"a": 1}) == pytest.approx(0.1)
+    assert rate.wait([("a", 1)]) == pytest.approx(0.1)
 
 
 def test_faster_batches_count_too():
@@ -73,7 +73,7 @@ def test_faster_batches_count_too():
     rate.note("a", rows=4, seconds=2.4, full=True)
     for _ in range(50):
         rate.note("a", rows=1, seconds=0.005, full=False)
-    assert rate.wait({"a": 1}) == pytest.approx(0.005, rel=1e-2)
+    assert rate.wait([("a", 1)]) == pytest.approx(0.005, rel=1e-2)
 
 
 def test_what_nothing_confirms_is_believed_less_and_less():
@@ -82,11 +82,11 @@ def test_what_nothing_confirms_is_believed_less_and_less():
     rate.note("a", rows=1, seconds=0.5, full=True)
     found = []
     for _ in range(4):
-        found.append(rate.wait({"a": 1}))
+        found.append(rate.wait([("a", 1)]))
         clock.now += TRUSTED_SECONDS
     assert found == pytest.approx([0.5, 0.5, 0.25, 0.125], rel=0.05)
     rate.note("a", rows=1, seconds=0.5, full=True)
-    assert rate.wait({"a": 1}) == pytest.approx(0.5), "and at once again when it is confirmed"
+    assert rate.wait([("a", 1)]) == pytest.approx(0.5), "and at once again when it is confirmed"
 
 
 def test_averages_of_versions_long_gone_do_not_pile_up():
@@ -97,8 +97,8 @@ def test_averages_of_versions_long_gone_do_not_pile_up():
         rate.note("other", rows=1, seconds=0.5, full=True)
         clock.now += KEPT_SECONDS / 4
     assert len(rate) <= 6
-    assert rate.wait({"other": 1}) > 0, "what is still computed stays"
-    assert rate.wait({("a", 0): 1}) == 0
+    assert rate.wait([("other", 1)]) > 0, "what is still computed stays"
+    assert rate.wait([(("a", 0), 1)]) == 0
 
 
 def test_a_limit_is_halved_and_recovers_by_doubling():
