@@ -19,14 +19,14 @@ Window = Literal["1m", "15m", "all"]
 WINDOWS: tuple[Window, ...] = get_args(Window)
 _SPANS: dict[Window, tuple[float, int]] = {"1m": (5.0, 12), "15m": (60.0, 15)}
 """Length (seconds) and number of the parts of a window. The first one's length divides the other's."""
-_MAX_PENDING_ROWS, _MAX_PENDING_VALUES = 128, 65_536
+_MAX_PENDING_ROWS, _MAX_PENDING_VALUES = 512, 65_536
 
 
 class RoutingStatistics:
     """Counts images as they are answered. Thread-safe; the memory has a limit, whatever the traffic.
 
     A window consists of parts, the last of which is still filling: `1m` covers the last 55 to 60 seconds, `15m` the
-    last 14 to 15 minutes, `all` everything since the start or the last reset. Images are counted a few dozen at a time,
+    last 14 to 15 minutes, `all` everything since the start or the last reset. Images are counted some hundred at once,
     since that is much cheaper. Readers still see all of them.
     """
 

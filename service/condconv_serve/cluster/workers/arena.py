@@ -35,6 +35,13 @@ class Placed(NamedTuple):
     offset: int
 
 
+@functools.lru_cache(maxsize=256)
+def _looked_at(placed: Placed) -> tuple[np.dtype[Any], tuple[int, ...], int, int]:
+    """Its dtype, shape, first byte, and the one after its last. The arrays of a model lie in few places."""
+    dtype = np.dtype(placed.dtype)
+    return dtype, placed.shape, placed.offset, placed.offset + math.prod(placed.shape) * dtype.itemsize
+
+
 Layout = tuple[tuple[str, Placed], ...]
 """Where the tensors of an answer lie in a slot, by name."""
 
@@ -82,11 +89,10 @@ class Arena:
         Raises:
             ValueError: there is no such slot, or the array doesn't fit into it.
         """
-        dtype = np.dtype(placed.dtype)
-        size = math.prod(placed.shape) * dtype.itemsize
-        if not 0 <= slot < self.slots or placed.offset < 0 or placed.offset + size > self.slot_bytes or dtype.hasobject:
+        dtype, shape, offset, end = _looked_at(placed)
+        if not 0 <= slot < self.slots or offset < 0 or end > self.slot_bytes or dtype.hasobject:
             raise ValueError(f"Slot {slot} can't hold {placed}.")
-        return np.ndarray(placed.shape, dtype, self._memory, slot * self.slot_bytes + placed.offset)
+        return np.ndarray(shape, dtype, self._memory, slot * self.slot_bytes + offset)
 
     def write(self, slot: int, tensors: Tensors) -> Layout | None:
         """Copy tensors into a slot.

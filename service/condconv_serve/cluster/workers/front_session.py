@@ -228,9 +228,9 @@ class FrontSession:
 
     def _end_request(self, request: _Unasked | _Asked, ended: Ended) -> None:
         del self._requests[request.number]
-        if request.late:
-            ended = Ended(request.number, error=DeadlineExceeded("The answer was not ready by the deadline."))
-        self._link.send(ended._replace(spare_rows=self._plane.spare_rows))
+        error = DeadlineExceeded("The answer was not ready by the deadline.") if request.late else ended.error
+        outcomes = () if request.late else ended.outcomes
+        self._link.send(Ended(request.number, outcomes, error, self._plane.spare_rows))
 
     async def _answer(self, message: Open, request: _Asked, model: ServedModel) -> Ended:
         try:

@@ -173,9 +173,11 @@ class Batcher(Generic[Key, Row, Output]):
     def _refuse_late(self, key: Key, rows: int, priority: Priority, deadline: float) -> None:
         if deadline == math.inf or self._queue.is_idle:  # estimates may be wrong, and only a batch can put them right
             return
+        remaining = deadline - time.monotonic()
+        if self._rate.most(len(self._queue), rows) <= remaining:
+            return
         ahead = self.predicted_wait(priority)
         wait = ahead + self._rate.own(self._identity_of(key), rows)
-        remaining = deadline - time.monotonic()
         if wait > remaining:
             raise WaitTooLong(
                 f"The answer would take about {wait:.2g} s, but must be there in {max(remaining, 0):.2g} s.",

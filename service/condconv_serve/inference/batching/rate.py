@@ -48,6 +48,7 @@ class RowRate:
         self._remembered = 2 * streams + 3
         self._clock = clock
         self._estimates: dict[Hashable, _Estimate] = {}
+        self._slowest = 0.0
 
     def __len__(self) -> int:
         """How many keys have an estimate."""
@@ -66,6 +67,11 @@ class RowRate:
         known.seconds_per_row = median_low(known.recent)  # per batch, since every request asks for it
         known.from_full_batches |= full
         known.at = now
+        self._slowest = max(known.seconds_per_row for known in self._estimates.values())
+
+    def most(self, ahead: int, rows: int) -> float:
+        """Seconds that `rows` rows with so many ahead need at most, whatever their keys are. It costs little."""
+        return self._slowest * (ahead / self._streams + math.ceil(rows / self._streams))
 
     def wait(self, rows: Iterable[tuple[Hashable, int]]) -> float:
         """Seconds that all streams together need for so many rows of each key. Unknown keys count as nothing."""
@@ -79,7 +85,9 @@ class RowRate:
         if (known := self._estimates.get(key)) is None:
             return 0.0
         age = self._clock() - known.at - known.seconds_per_row
-        return known.seconds_per_row * math.exp2(-max(age - TRUSTED_SECONDS, 0.0) / TRUSTED_SECONDS)
+        if age <= TRUSTED_SECONDS:
+            return known.seconds_per_row
+        return known.seconds_per_row * math.exp2((TRUSTED_SECONDS - age) / TRUSTED_SECONDS)
 
     def _drop_old(self, now: float) -> None:
         """Drop estimates that haven't been used for long: versions come and go."""
