@@ -80,7 +80,7 @@ class OpenRequest:
         self._started = time.monotonic()
         self._outcomes: list[Outcome | None] = [None] * rows
         self._left = rows
-        self._put = dict[int, _PutRow]()
+        self._put = dict[int, QueuedRow[ServedModel, Row, RowResult[Tensors]]]()
         self.closed = False
         counting.metrics.rows.accept(model.name, rows)
         if not rows:
@@ -91,8 +91,8 @@ class OpenRequest:
         if self.closed:
             return
         assert self.admission is not None
-        row = self._put[index] = _PutRow(self, index, made)
-        row.queued = self._batcher.put(made.row, self.admission, row, deadline=self._deadline)
+        receiver = _PutRow(self, index, made)
+        self._put[index] = self._batcher.put(made.row, self.admission, receiver, deadline=self._deadline)
 
     def answer(self, index: int, answer: RowAnswer) -> None:
         """A row has its answer."""
@@ -126,7 +126,7 @@ class OpenRequest:
             return
         self.closed = True
         for row in self._put.values():
-            self._batcher.forget(row.queued)
+            self._batcher.forget(row)
         self._put.clear()
         if self.admission is not None:
             self.admission.close()
@@ -156,7 +156,7 @@ class OpenRequest:
 
     def _settle(self, index: int, outcome: Outcome) -> None:
         if row := self._put.pop(index, None):
-            self._batcher.forget(row.queued)
+            self._batcher.forget(row)
         self._outcomes[index] = outcome
         self._left -= 1
         if not self._left:
@@ -171,14 +171,13 @@ class OpenRequest:
 class _PutRow:
     """Hears how a row ended that waits in the queue."""
 
-    __slots__ = ("_index", "_made", "_over", "_request", "queued")
+    __slots__ = ("_index", "_made", "_over", "_request")
 
     def __init__(self, request: OpenRequest, index: int, made: MadeRow) -> None:
         self._request = request
         self._index = index
         self._made = made
         self._over = False
-        self.queued: QueuedRow[ServedModel, Row, RowResult[Tensors]]
 
     def done(self) -> bool:
         return self._over or self._request.closed or self._request.listener.done()

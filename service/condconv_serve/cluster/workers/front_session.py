@@ -350,7 +350,7 @@ class _Unasked:
         """Whether its front didn't give it up in time."""
         self.slots: dict[int, tuple[int, int]] = {}
         """Arena and slot of the rows that lie in one."""
-        self.rows: OpenRequest
+        self.rows: OpenRequest | None = None
         self._logged = message.logged
         self._missing = set(range(len(message.digests)))
         self._ended = ended
@@ -365,6 +365,7 @@ class _Unasked:
         if index not in self._missing:
             raise ValueError("A row that was not asked for.")
         self._missing.remove(index)
+        assert self.rows is not None
         if isinstance(row, ServiceError):
             self.rows.fail(index, row)
         else:
@@ -378,7 +379,9 @@ class _Unasked:
     def close(self) -> None:
         """Its caller has left."""
         self._over = True
-        self.rows.close()
+        if self.rows is not None:
+            self.rows.close()
+        self.rows = None  # both know each other, and garbage would wait long for its collector
 
     # What hears of its rows' end.
 
@@ -387,6 +390,7 @@ class _Unasked:
 
     def set_result(self, outcomes: Sequence[Outcome]) -> None:
         self._over = True
+        self.rows = None
         self._ended(self, outcomes)
 
 

@@ -230,16 +230,18 @@ class Batcher(Generic[Key, Row, Output]):
 
     async def _stream(self) -> None:
         while batch := await self._queue.pull(self._limit_of):
-            self._rows_in_flight += len(batch)
+            rows = len(batch)
+            self._rows_in_flight += rows
             try:
                 error = await self._compute(batch)
             except Exception as defect:  # a defect of ours must not end the stream
-                logger.exception("a batch of %d rows was lost", len(batch))
+                logger.exception("a batch of %d rows was lost", rows)
                 error = defect
-                for row in batch:
-                    self._fail(row, defect)
+                while batch:
+                    self._fail(batch.pop(), defect)
             finally:
-                self._rows_in_flight -= len(batch)
+                self._rows_in_flight -= rows
+                batch.clear()  # else the rows would stay in memory until the next batch
             if error is not None:
                 self.health.failed(str(error) if isinstance(error, ServiceError) else type(error).__name__)
 
