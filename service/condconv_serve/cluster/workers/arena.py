@@ -53,17 +53,17 @@ def slot_size(needed: int) -> int:
 
 def layout_of(tensors: Tensors) -> tuple[Layout, int]:
     """How tensors lie in a slot, and how many bytes that takes."""
-    return _layout_of(*((name, values.dtype, values.shape) for name, values in tensors.items()))
+    return _layout_of(tuple([(name, values.dtype.str, values.shape) for name, values in tensors.items()]))
 
 
 @functools.lru_cache(maxsize=256)
-def _layout_of(*tensors: tuple[str, np.dtype[Any], tuple[int, ...]]) -> tuple[Layout, int]:
+def _layout_of(tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> tuple[Layout, int]:
     """The answers of a model are all alike, so they share one layout, which then is sent once for many rows."""
     placed, end = [], 0
     for name, dtype, shape in tensors:
         start = -end % _ALIGNMENT + end
-        placed.append((name, Placed(dtype.str, shape, start)))
-        end = start + math.prod(shape) * dtype.itemsize
+        placed.append((name, Placed(dtype, shape, start)))
+        end = start + math.prod(shape) * np.dtype(dtype).itemsize
     return tuple(placed), end
 
 

@@ -37,6 +37,7 @@ from condconv_serve.cluster.workers.messages import (
     Welcome,
 )
 from condconv_serve.cluster.workers.mirrors import MirroredModels, MirroredReadiness
+from condconv_serve.cluster.workers.packing import pack, unpack
 from condconv_serve.domain import JpegCropper, MadeRow, ModelInfo, Pixels, RowAnswer, RowSource, Timings
 from condconv_serve.domain.caching import CacheUse
 from condconv_serve.domain.facts import RequestFacts, deadline_by
@@ -89,7 +90,7 @@ class EngineSession:
         self._trimming: asyncio.TimerHandle | None = None
         self._heard_at = math.inf
         self._watching = self._loop.call_later(_WATCH_SECONDS, self._watch, self._loop.time())
-        self._link = Link(connection, on_message=self._take, on_close=self._end)
+        self._link = Link(connection, on_message=self._take, on_close=self._end, pack=pack, unpack=unpack)
 
     @property
     def welcome(self) -> bool:

@@ -33,6 +33,7 @@ from condconv_serve.cluster.workers.messages import (
     Tell,
     Welcome,
 )
+from condconv_serve.cluster.workers.packing import pack, unpack
 from condconv_serve.domain import MadeRow, RowAnswer, RowSource, ServedModel
 from condconv_serve.domain.facts import Deadline, RequestFacts
 from condconv_serve.domain.trace import TraceContext
@@ -92,7 +93,7 @@ class FrontSession:
         self.closing = contextlib.AsyncExitStack()
         """What is to be undone when the front has gone."""
         self._calls = calls(self)
-        self._link = Link(connection, on_message=self._take, on_close=self._end)
+        self._link = Link(connection, on_message=self._take, on_close=self._end, pack=pack, unpack=unpack)
         self._link.send(Welcome(slots))
 
     def tell_models(self, served: Served) -> None:

@@ -37,6 +37,8 @@ class Link:
         *,
         on_message: Callable[[Any, Link], None],
         on_close: Callable[[Link], None] = lambda link: None,
+        pack: Callable[[Any], Any] = lambda message: message,
+        unpack: Callable[[Any], Any] = lambda message: message,
     ) -> None:
         """Start to read.
 
@@ -44,10 +46,14 @@ class Link:
             connection: connected; the link closes it.
             on_message: gets each message. If it raises, the other end broke the rules, and the link is closed.
             on_close: called once, when the link is closed from either end.
+            pack: makes what is pickled of each message.
+            unpack: undoes that; both ends have the same two.
         """
         self._connection = connection
         self._on_message = on_message
         self._on_close = on_close
+        self._pack = pack
+        self._unpack = unpack
         self._loop = asyncio.get_running_loop()
         self._room = bytearray(_READ_BYTES)
         self._received = bytearray()
@@ -116,7 +122,7 @@ class Link:
         messages, self._to_send = self._to_send, []
         files, self._files_to_send = self._files_to_send, []
         try:
-            body = _pickled(messages)
+            body = _pickled([*map(self._pack, messages)])
         except Exception:  # whoever waits for an answer to one of them would wait for ever
             logger.exception("what another process of the service should get can't be sent; its connection is closed")
             self._files_to_send = files
@@ -193,7 +199,7 @@ class Link:
             for message in messages:
                 if self.closed:
                     return
-                self._on_message(message, self)
+                self._on_message(self._unpack(message), self)
         del self._received[:start]
 
 
