@@ -29,7 +29,9 @@ async def test_no_more_is_read_once_a_body_is_too_large() -> None:
     assert sender.taken == 11
 
 
-@pytest.mark.parametrize(("declared", "taken"), [(b"100", 10), (b"101", 0)])
+@pytest.mark.parametrize(
+    ("declared", "taken"), [(b"100", 10), (b"101", 0), (b"0" * 5000 + b"100", 10), (b"0" * 5000 + b"101", 0)]
+)
 async def test_a_body_that_is_declared_to_be_too_large_is_not_asked_for(declared: bytes, taken: int) -> None:
     sender = Sender([bytes(10)] * 10)
     asked = request(sender, content_length=declared)

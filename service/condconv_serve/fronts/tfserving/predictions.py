@@ -124,7 +124,7 @@ def _options(request: Request) -> Options:
     """What the query says beyond TensorFlow Serving's own API; other parameters are passed over, as there."""
     query = request.query_params
     timeout = query.get("timeout_ms")
-    if timeout is not None and not re.fullmatch("0*[1-9][0-9]{0,8}", timeout):
+    if timeout is not None and not re.fullmatch("0{0,100}[1-9][0-9]{0,8}", timeout):
         raise InvalidParameter(f"timeout_ms must be a whole number of milliseconds from 1, not {timeout[:100]!r}.")
     return Options(
         timeout_ms=None if timeout is None else int(timeout),

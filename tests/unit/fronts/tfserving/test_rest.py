@@ -370,6 +370,7 @@ async def test_deadline_and_priority_in_the_query(service: tuple[httpx.AsyncClie
         "timeout_ms=-1",
         "timeout_ms=1.5",
         "timeout_ms=99999999999",
+        "timeout_ms=" + "0" * 5000 + "1",
         "priority=urgent",
     ):
         assert query.partition("=")[0] in (await told(client, f"{PREDICT}?{query}", body, status=400))["error"]
