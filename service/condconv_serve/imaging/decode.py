@@ -7,8 +7,10 @@ import re
 import threading
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ExifTags import Base
@@ -139,6 +141,8 @@ def upright_jpeg_size(data: bytes, *, max_pixels: int) -> tuple[int, int] | None
         return None
 
 
+_PIECE = 1 << 18
+"""Pixels that are converted at once where several copies are needed."""
 _PNG_BIT_DEPTH, _BMP_BIT_DEPTH = 24, 28
 """Where the headers have it."""
 
@@ -240,9 +244,14 @@ def _rgb(image: Image.Image) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     # Premultiplied grey converts to nothing but plain grey.
     straight = image.convert("LA") if image.mode == "La" else image
-    canvas = Image.new("RGBA", image.size, "white")
-    canvas.alpha_composite(straight.convert("RGBA"))
-    return canvas.convert("RGB")
+    photo = Image.new("RGB", image.size)
+    rows = max(1, _PIECE // image.width)
+    for top in range(0, image.height, rows):  # as a whole, the copies would take twice as much memory
+        band = straight.crop((0, top, image.width, min(top + rows, image.height)))
+        canvas = Image.new("RGBA", band.size, "white")
+        canvas.alpha_composite(band.convert("RGBA"))
+        photo.paste(canvas.convert("RGB"), (0, top))
+    return photo
 
 
 def _only(frame: tuple[int, int, int, int] | None, photo: Image.Image) -> Image.Image:
@@ -258,7 +267,7 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     """Scale 16-bit, 32-bit and float grey to 8 bits; Pillow's own conversion would clip it."""
     levels = np.asarray(image)
     inverted = False
-    low, high = 0.0, 65535.0
+    high = 65535.0
     if isinstance(image, TiffImageFile):
         inverted = tiff_number(image.tag_v2, Base.PhotometricInterpretation, 1) == 0
         high = 2.0 ** tiff_number(image.tag_v2, Base.BitsPerSample, 16) - 1
@@ -268,17 +277,30 @@ def _deep_grey(image: Image.Image) -> Image.Image:
         table = np.rint(np.clip(np.arange(65536) * (255 / high), 0, 255)).astype(np.uint8)
         grey = table[levels]
     else:
-        finite = levels[np.isfinite(levels)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        if image.mode == "F" and low >= 0 and high <= 1:
-            low, high = 0.0, 1.0
-        with np.errstate(invalid="ignore"):  # NumPy complains of signalling NaNs when they are cast.
-            wide = levels.astype(np.float64)
-        filled = np.nan_to_num(wide, nan=low, posinf=high, neginf=low)
-        grey = np.rint((filled - low) * (255 / max(high - low, 1e-300))).astype(np.uint8)
+        grey = _stretched(levels, may_be_shares=image.mode == "F")
     if isinstance(key := image.info.get("transparency"), int):
         grey[levels == key] = 255
     return Image.fromarray(255 - grey if inverted else grey)
+
+
+def _stretched(levels: NDArray[Any], *, may_be_shares: bool) -> NDArray[np.uint8]:
+    """Stretch levels to 0..255: from their extremes, or from 0..1 if they may be shares and lie in there.
+
+    Piece by piece, since copies of a large picture in float64 would take gigabytes.
+    """
+    flat, grey = levels.ravel(), np.empty(levels.size, np.uint8)
+    pieces = [slice(start, start + _PIECE) for start in range(0, flat.size, _PIECE)]
+    finite = (flat[piece][np.isfinite(flat[piece])] for piece in pieces)
+    extremes = [(float(found.min()), float(found.max())) for found in finite if found.size]
+    low, high = min((least for least, _ in extremes), default=0.0), max((most for _, most in extremes), default=1.0)
+    if may_be_shares and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    for piece in pieces:
+        with np.errstate(invalid="ignore"):  # NumPy complains of signalling NaNs when they are cast.
+            wide = flat[piece].astype(np.float64)
+        filled = np.nan_to_num(wide, copy=False, nan=low, posinf=high, neginf=low)
+        grey[piece] = np.rint((filled - low) * (255 / max(high - low, 1e-300)))
+    return grey.reshape(levels.shape)
 
 
 _EXIF_PREFIX = re.compile(rb"\A(Exif\0\0){1,2}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import time
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from condconv_serve.errors import CorruptImage
 from condconv_serve.imaging import decode
+from condconv_serve.imaging.decode import as_rgb
 from condconv_serve.imaging.jpeg import jpeg_header
 
 MAX_PIXELS = 10_000
@@ -138,3 +140,37 @@ def test_an_orientation_of_many_numbers_says_nothing():
     started = time.thread_time()
     assert decode(photo, max_pixels=MAX_PIXELS).shape == (32, 48, 3)
     assert time.thread_time() - started < 1, "Pillow takes three seconds to make objects of them"
+
+
+def test_a_large_picture_of_floats_is_converted_piece_by_piece():
+    side = 2000
+    levels = np.linspace(-1, 1, side * side, dtype=np.float32).reshape(side, side)
+    picture = Image.fromarray(levels)
+    tracemalloc.start()
+    try:
+        grey = np.asarray(as_rgb(picture))[..., 0]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (grey[0, 0], grey[-1, -1]) == (0, 255)
+    assert np.array_equal(grey, np.rint((levels.astype(np.float64) + 1) * 127.5).astype(np.uint8))
+    assert peak < 16 * side * side, "as a whole it takes twice as much"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_large_picture_is_laid_on_white_piece_by_piece(mode, monkeypatch):
+    noise = np.random.default_rng(1).integers(0, 256, (700, 900, 4), dtype=np.uint8)
+    picture = Image.fromarray(noise).convert(mode)
+    if mode == "P":
+        picture.info["transparency"] = bytes(range(256))
+    whole = Image.new("RGBA", picture.size, "white")
+    whole.alpha_composite(picture.convert("RGBA"))
+    made, new = [], Image.new
+
+    def making(kind, size, *options):
+        made.append((kind, size[0] * size[1]))
+        return new(kind, size, *options)
+
+    monkeypatch.setattr(Image, "new", making)
+    assert np.array_equal(np.asarray(as_rgb(picture)), np.asarray(whole.convert("RGB")))
+    assert max(pixels for kind, pixels in made if kind == "RGBA") < 700 * 900 / 2
