@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
 
 from condconv_serve.documents import parse_document
 from condconv_serve.domain import Label, RoutingProfile
@@ -21,6 +20,7 @@ from condconv_serve.domain.manifest import OWN_NETWORK, SCHEMA_VERSION, FileSpec
 from condconv_serve.errors import BundleError
 from condconv_serve.files import FileTooLarge, read_limited, sha256_of
 from condconv_serve.store.profile import parse_profile
+from condconv_serve.store.tensors import load_tensors
 from condconv_serve.validation import describe_errors
 
 MANIFEST, WEIGHTS, LABELS, MODEL_CARD = "manifest.json", "weights.safetensors", "labels.json", "MODEL_CARD.md"
@@ -98,10 +98,10 @@ def read_weights(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
         BundleError: the file is no safetensors file, or holds a number that is not finite, or a negative variance.
     """
     try:
-        tensors = load_file(bundle.path / WEIGHTS)
+        tensors = load_tensors(bundle.path / WEIGHTS)
     except OSError as error:
         raise BundleError(f"{bundle_name(bundle.path)}: {WEIGHTS} is missing or can't be read.") from error
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise BundleError(f"{bundle_name(bundle.path)}: {WEIGHTS} can't be read ({error}).") from error
     weights = {}
     for name, value in tensors.items():

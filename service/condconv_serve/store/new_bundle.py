@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from safetensors.numpy import save_file
 
 from condconv_serve.domain import Label, RoutingProfile
 from condconv_serve.domain.manifest import (
@@ -45,6 +43,7 @@ from condconv_serve.store.catalog import Catalog
 from condconv_serve.store.default import keep_default
 from condconv_serve.store.profile import profile_name, serialise_profile
 from condconv_serve.store.scratch import scratch_directory
+from condconv_serve.store.tensors import save_tensors
 from condconv_serve.validation import describe_errors, first_message
 
 _name, _version = TypeAdapter(ModelName), TypeAdapter(VersionName)
@@ -103,7 +102,8 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
         The bundle's directory, `<store>/<name>/<version>`.
 
     Raises:
-        BundleError: the version exists already, or what is to be written isn't a valid bundle.
+        BundleError: the version exists already, what is to be written isn't a valid bundle, or the model's directory
+            lies on another file system.
         OSError: the disk is full or not writable; nothing is left behind.
     """
     manifest = _manifest(new)  # first, so that a bad name never becomes a directory
@@ -121,6 +121,11 @@ def write_bundle(store: Path, new: NewBundle) -> Path:
                 os.rename(path, target)
                 sync_directory(target.parent)
             except OSError as error:
+                if error.errno == errno.EXDEV:
+                    raise BundleError(
+                        f"{new.name} leads to another file system than the model store's, and a bundle can't be moved "
+                        "there in one step. Put the whole store there instead."
+                    ) from error
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 raise BundleError(f"{bundle_name(target)} exists already; choose another version.") from error
@@ -180,7 +185,7 @@ def _manifest(new: NewBundle) -> Manifest:
 
 
 def _write_files(path: Path, new: NewBundle, manifest: Manifest) -> None:
-    save_file({name: np.asarray(value, order="C") for name, value in new.weights.items()}, path / WEIGHTS)
+    save_tensors(new.weights, path / WEIGHTS)
     labels = LABEL_LIST.dump_python(list(new.labels), mode="json", exclude_none=True)
     (path / LABELS).write_text(
         "[\n" + ",\n".join(json.dumps(label, ensure_ascii=False) for label in labels) + "\n]\n", encoding="utf-8"

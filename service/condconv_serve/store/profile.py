@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from condconv_serve.domain import RoutingProfile
 from condconv_serve.errors import BundleError
+from condconv_serve.store.tensors import parse_tensors
 
 _DTYPES = {"images": np.int64, "histogram": np.int64, "classes": np.int64, "class_images": np.int64}
 
@@ -35,8 +35,8 @@ def parse_profile(content: bytes) -> RoutingProfile:
         BundleError: it is damaged, or its parts don't fit together.
     """
     try:
-        tensors = load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        tensors = parse_tensors(content)
+    except ValueError as error:
         raise BundleError(f"can't be read ({error})") from error
     if problem := _problem(tensors):
         raise BundleError(problem)

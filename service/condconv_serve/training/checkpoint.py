@@ -14,11 +14,11 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import RootModel
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from condconv_serve.documents import parse_document
 from condconv_serve.errors import ConfigurationError, ServiceError
 from condconv_serve.files import replacing, write_whole
+from condconv_serve.store.tensors import save_tensors
 
 _OPTIONS, _STATE, _LOCK = "options.json", "state.safetensors", "lock"
 
@@ -107,11 +107,14 @@ class RunDirectory:
         ).root
 
     def save(self, tensors: Mapping[str, NDArray[Any]], figures: Mapping[str, Any]) -> None:
-        """Write the state; until it is complete, the one before stays."""
-        arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
+        """Write the state; until it is complete, the one before stays.
+
+        Raises:
+            OSError: the disk is full.
+        """
         metadata = {"figures": json.dumps(dict(figures))}
         with replacing(self.path / _STATE, alone=True) as scratch:
-            save_file(arrays, scratch, metadata=metadata)
+            save_tensors(tensors, scratch, metadata)
 
     def load(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
         """Read the state; None if there is none yet.

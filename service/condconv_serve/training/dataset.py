@@ -22,6 +22,7 @@ from condconv_serve.imaging import make_row
 from condconv_serve.imaging.formats import IMAGE_SUFFIXES
 from condconv_serve.machine.cores import available_cores
 from condconv_serve.runtime.official_jpeg import crop_jpeg
+from condconv_serve.training.mapped import create_mapped
 
 MAX_NAMED = 8
 """How many files of one kind a message lists."""
@@ -190,7 +191,7 @@ def decode_files(
     directory.mkdir(parents=True, exist_ok=True)
     file, index = directory / _ROWS, directory / _INDEX
     if not index.exists():  # written last
-        store = np.lib.format.open_memmap(file, mode="w+", dtype=preprocessing.row_type, shape=(total, size, size, 3))
+        store = create_mapped(file, dtype=preprocessing.row_type, shape=(total, size, size, 3))
         found = _Index([], [], [])
 
         with ThreadPoolExecutor(available_cores()) as threads:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from condconv_serve.domain import Preprocessing
 from condconv_serve.training.batches import Selection, normalise, shuffled, signature_of
+from condconv_serve.training.mapped import create_mapped
 from condconv_serve.training.network import ending_of
 
 _FEATURES = "features.npy"
@@ -85,7 +86,7 @@ def compute_features(
     file, part = directory / _FEATURES, directory / f"{_FEATURES}.part"
     if not file.exists():
         shape = (len(images), *backbone.output["features"].shape[1:])
-        store = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
+        store = create_mapped(part, dtype=np.float32, shape=shape)
         for start, found in _in_batches(backbone, images, preprocessing, batch_size):
             store[start : start + batch_size] = found["features"]
             progress(min(start + batch_size, len(images)), len(images))

@@ -9,7 +9,7 @@ from safetensors.numpy import save
 from condconv_serve.errors import BundleError
 from condconv_serve.store import bundle as bundle_module
 from condconv_serve.store import open_bundle, read_labels, read_weights, write_bundle
-from tests.unit.store.samples import DEFAULT, new_bundle, read_all, replace_file, rewrite
+from tests.unit.store.samples import DEFAULT, new_bundle, of_float8, read_all, replace_file, rewrite
 
 
 @pytest.fixture
@@ -157,6 +157,12 @@ def test_damage_is_named(damage, says, path):
 def test_many_wrong_fields_are_counted(path):
     rewrite(path, **{f"extra_{i}": i for i in range(9)})
     assert refusal(read_all, path).endswith("extra_4: Extra inputs are not permitted and 4 more.")
+
+
+def test_weights_of_a_type_that_numpy_does_not_know(path):
+    replace_file(path, "weights.safetensors", of_float8())
+    message = refusal(read_all, path)
+    assert message.startswith("small/1: weights.safetensors can't be read (its numbers are of a type")
 
 
 def test_what_vanishes_or_cannot_be_read_meanwhile(path, monkeypatch):

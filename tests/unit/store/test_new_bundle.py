@@ -117,7 +117,7 @@ def disk_full(*_, **__):
     [
         "scratch.tempfile.mkdtemp",
         "scratch.os.replace",
-        "new_bundle.save_file",
+        "new_bundle.save_tensors",
         "new_bundle.os.fsync",
         "new_bundle.os.rename",
         "new_bundle.Path.mkdir",
@@ -147,6 +147,16 @@ def test_an_interruption_leaves_nothing_behind(error, tmp_path, monkeypatch):
     monkeypatch.setattr("condconv_serve.store.new_bundle.os.fsync", interrupt)
     with pytest.raises(error):
         write_bundle(tmp_path / "new" / "store", new_bundle())
+    assert everything_in(tmp_path) == []
+
+
+def test_a_model_that_leads_to_another_file_system(tmp_path, monkeypatch):
+    def other_disk(*_):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("condconv_serve.store.new_bundle.os.rename", other_disk)
+    with pytest.raises(BundleError, match="small leads to another file system than the model store's"):
+        write_bundle(tmp_path, new_bundle())
     assert everything_in(tmp_path) == []
 
 

@@ -104,7 +104,7 @@ def test_the_state_before_stays_until_the_new_one_is_complete(run, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr("condconv_serve.training.checkpoint.save_file", full)
+    monkeypatch.setattr("condconv_serve.training.checkpoint.save_tensors", full)
     with pytest.raises(OSError, match="no space left"):
         run.save({"weights/0": np.zeros(9)}, {})
     assert run.load()[1] == {"best": 2}

@@ -79,7 +79,8 @@ def assemble(
             not_floating.append(f"{tensor.source} is {tensor.value.dtype.name}")
             continue
         dtype: DTypeLike = np.float16 if tensor.value.dtype == np.float16 else np.float32
-        value: NDArray[np.floating[Any]] = tensor.value.astype(dtype).reshape(shape)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            value: NDArray[np.floating[Any]] = tensor.value.astype(dtype).reshape(shape)
         if not np.isfinite(value).all():
             not_finite.append(tensor.source)
         values[path] = value

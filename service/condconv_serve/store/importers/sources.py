@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
 
 from condconv_serve.domain.manifest import WeightsKind
 from condconv_serve.errors import ImportFailed
@@ -42,6 +41,7 @@ from condconv_serve.store.importers.source_config import (
 from condconv_serve.store.importers.tf_checkpoint import choose_copy, kind_of, read_tf_checkpoint, translate_official
 from condconv_serve.store.importers.timm import translate_timm
 from condconv_serve.store.importers.upcycle import static_twin, upcycle
+from condconv_serve.store.tensors import load_tensors
 
 MAX_BYTES = 8 * 2**30
 """The most that a compressed source may unpack to."""
@@ -252,10 +252,10 @@ def read_source(source: Path, *, use_ema: bool = True) -> Source:
 
 def _read_safetensors(file: Path, *, use_ema: bool) -> Source:
     try:
-        tensors = load_file(file)
+        tensors = load_tensors(file)
         with safe_open(file, "np") as opened:
             metadata = opened.metadata()
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         reason = str(error).replace(f"{file.parent}/", "")
         raise ImportFailed(f"{file.name} can't be read as safetensors: {reason}") from error
     config = config_from_metadata(metadata, origin=f"the metadata of {file.name}")

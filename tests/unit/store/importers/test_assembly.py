@@ -41,6 +41,13 @@ def test_flattened_experts_are_unflattened():
     )
 
 
+@pytest.mark.filterwarnings("error")
+def test_numbers_beyond_float32():
+    made = translation(**{"logits/bias": None})
+    made.add("logits/bias", "their/logits/bias", np.full(10, 1e300))
+    assert refusal(made).endswith("not finite: their/logits/bias.")
+
+
 @pytest.mark.parametrize(
     ("path", "shape"),
     [

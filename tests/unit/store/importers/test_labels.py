@@ -4,7 +4,13 @@ import pytest
 
 from condconv_serve.domain import Label
 from condconv_serve.errors import ImportFailed
-from condconv_serve.store.importers.labels import IMAGENET_CLASSES, check_labels, imagenet_labels, read_labels_file
+from condconv_serve.store.importers.labels import (
+    IMAGENET_CLASSES,
+    check_labels,
+    check_names,
+    imagenet_labels,
+    read_labels_file,
+)
 
 pytestmark = pytest.mark.tensorflow
 
@@ -63,6 +69,12 @@ def test_refusals(name, data, says, tmp_path):
         read_labels_file(tmp_path / name)
     assert says in str(caught.value)
     assert str(tmp_path) not in str(caught.value)
+
+
+def test_half_a_surrogate_pair():
+    """JSON outside of labels files may hold one."""
+    with pytest.raises(ImportFailed, match=r"not so are: 0\.$"):
+        check_names([Label(0, "\ud800")], origin="config.json")
 
 
 def test_a_file_that_is_not_there(tmp_path):

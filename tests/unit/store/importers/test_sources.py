@@ -14,6 +14,7 @@ from condconv_serve.store.importers import import_weights, read_source
 from tests.contract.narrow_family import CONDCONV, LITE_CONDCONV
 from tests.parity.golden_models import write_archive, write_checkpoint
 from tests.unit.store.importers.naming import official_tensors, timm_tensors
+from tests.unit.store.samples import of_float8
 
 pytestmark = pytest.mark.tensorflow
 
@@ -185,7 +186,7 @@ def test_odd_archives(change, says, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["w.tar.gz", "w.safetensors", "w.keras", "w.h5", "w.ckpt.index"])
-@pytest.mark.parametrize("data", [b"", b"garbage" * 100, gzip.compress(b"garbage", mtime=0)])
+@pytest.mark.parametrize("data", [b"", b"garbage" * 100, gzip.compress(b"garbage", mtime=0), of_float8()])
 def test_garbage_of_any_name(name, data, tmp_path):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(ImportFailed, match=r"^w") as caught:
