@@ -16,6 +16,9 @@ from condconv_serve.errors import InvalidParameter, MissingImage
 from condconv_serve.inputs.files import STDIN, LocalImage, expand
 from condconv_serve.inputs.folders import LeftOut, walk
 
+_MOST_NS = 2**63 - 1
+"""A file may have a time after the year 2262, which neither SQLite nor Parquet can hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Photo:
@@ -24,7 +27,8 @@ class Photo:
     Attributes:
         path: as it was found, below what was given.
         size: in bytes; None if that can't be known.
-        mtime_ns: when it was changed, in nanoseconds since 1970; None if that can't be known.
+        mtime_ns: when it was changed, in nanoseconds since 1970, at most those that fit into 64 bits; None if that
+            can't be known.
     """
 
     path: str
@@ -38,7 +42,7 @@ class Photo:
             found = os.stat(path)
         except OSError:  # it has just gone; who reads it says so
             return cls(path, None, None)
-        return cls(path, found.st_size, found.st_mtime_ns)
+        return cls(path, found.st_size, min(max(found.st_mtime_ns, -_MOST_NS), _MOST_NS))
 
     @property
     def key(self) -> bytes:

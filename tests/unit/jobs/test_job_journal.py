@@ -1,5 +1,6 @@
 """The journal: what it says when its file is damaged or its disk is full, and what is kept then."""
 
+import os
 import sqlite3
 
 import pytest
@@ -78,3 +79,19 @@ def test_a_journal_of_a_name_that_is_no_utf_8(tmp_path):
     with Journal(output) as journal:
         assert len(journal) == 1
     assert sqlite3.threadsafety
+
+
+@pytest.mark.parametrize("seconds", [10_413_792_000, -10_413_792_000], ids=["the year 2300", "the year 1640"])
+def test_times_that_64_bits_cannot_hold(seconds, tmp_path, monkeypatch):
+    """In nanoseconds; where a file system has such times. One such photo must not stop the others."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    os.utime("a.jpg", (seconds, seconds))
+    photo = Photo.at("a.jpg")
+    with Journal(tmp_path / "out.jsonl") as journal:
+        assert journal.known(photo) == (False, None)
+        journal.put([Entry(photo=photo, answer={})])
+        assert journal.known(photo) == (True, None)
+        (entry,) = journal
+    assert entry.photo == photo
+    assert -(2**63) <= photo.mtime_ns < 2**63, "Parquet takes no more either"
