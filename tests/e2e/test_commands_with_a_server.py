@@ -193,6 +193,8 @@ def test_keys_models_and_versions(tmp_path: Path, coffee: bytes) -> None:
             assert document["predictions"][0]["classes"][0]["index"] == int(answers)
         missing = run(server, "predict", photo, "--model", "tiny/9", "--api-key", "ann")
         assert (missing.exit_code, "'9'" in missing.stderr) == (1, True)
+        cut = run(server, "predict", photo, "--model", "tiny/", "--api-key", "ann")
+        assert (cut.exit_code, "'tiny/' is no model. Write NAME" in cut.stderr) == (1, True)
         default = run(server, "predict", photo, "--api-key", "ann", "--top-k", "99")
         assert (default.exit_code, "top_k must be from 1 to 16" in default.stderr) == (1, True)
 

@@ -21,7 +21,7 @@ from condconv_serve.domain import (
     RoutingLayout,
     RoutingTrace,
 )
-from condconv_serve.errors import NoDefaultModel
+from condconv_serve.errors import InvalidParameter, NoDefaultModel
 from condconv_serve.inputs.files import LocalImage
 from condconv_serve.results import ImageDetections, ImageFeatures, ImagePrediction
 from condconv_serve.tasks.detection import Detect
@@ -53,13 +53,16 @@ def describe(client: Client, model: str | None) -> AnsweringModel:
         model: `NAME[/VERSION]`; the server's default model if None.
 
     Raises:
-        NoDefaultModel: none was named, and the server has no default one. Others as those of `Client`.
+        NoDefaultModel: none was named, and the server has no default one. InvalidParameter: this is no name of one.
+            Others as those of `Client`.
     """
     if model is None:
         model = next((summary.name for summary in client.models() if summary.default), None)
     if model is None:
         raise NoDefaultModel(f"The server at {client.url} has no default model. Name one with --model.")
-    name, _, version = model.partition("/")
+    name, slash, version = model.partition("/")
+    if slash and not version:
+        raise InvalidParameter(f"{model!r} is no model. Write NAME, NAME/VERSION or NAME/ALIAS.")
     return _answering(client.model(name, version or None))
 
 

@@ -36,6 +36,7 @@ Patience = Annotated[
     typer.Option(
         "--patience",
         min=1,
+        max=10**9,  # as the client
         metavar="SECONDS",
         help="With --output: seconds to wait for a server that is busy or away.",
     ),

@@ -64,6 +64,8 @@ def place(*parts: str | int) -> str:
     for part in parts:
         if not isinstance(part, str | int) or isinstance(part, bool) or part == "":
             raise InvalidParameter(f"Names and versions are text that is not empty, not {part!r}.")
+        if part in (".", ".."):  # a path drops them
+            raise InvalidParameter(f"{part!r} can't be a name, a version or an id.")
     return "/" + "/".join(quote(str(part), safe="", errors="surrogateescape") for part in parts)
 
 

@@ -75,7 +75,11 @@ class Connection:
 
 
 def request_of(client: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Request:
-    """The request of a step."""
+    """The request of a step.
+
+    Raises:
+        InvalidParameter: a parameter can't be written.
+    """
     call = step.call
     query = dict(call.query)
     body: dict[str, Any] = {}
@@ -92,13 +96,16 @@ def request_of(client: httpx.Client | httpx.AsyncClient, step: Send) -> httpx.Re
             query |= query_of({"timeout_ms": step.timeout_ms})
         else:
             body = {"json": {**call.json, "timeout_ms": step.timeout_ms}}
-    return client.build_request(
-        call.method,
-        call.path,
-        params=query or None,
-        timeout=httpx.Timeout(step.seconds, connect=min(step.seconds, CONNECT_SECONDS)),
-        **body | {"headers": {**body.get("headers", {}), **call.headers}},
-    )
+    try:
+        return client.build_request(
+            call.method,
+            call.path,
+            params=query or None,
+            timeout=httpx.Timeout(step.seconds, connect=min(step.seconds, CONNECT_SECONDS)),
+            **body | {"headers": {**body.get("headers", {}), **call.headers}},
+        )
+    except (httpx.InvalidURL, TypeError, ValueError) as error:  # too long, not UTF-8, not finite, or no JSON at all
+        raise InvalidParameter(f"The request can't be written: {error}.") from error
 
 
 def reply_of(response: httpx.Response, content: bytes, server: str) -> Reply:
@@ -111,9 +118,11 @@ def _address(given: str) -> tuple[str, httpx.URL]:
     shown = _PASSWORD.sub("", str(given))
     try:
         url = httpx.URL(given)
+        url.raw_host.decode().encode("idna")  # as whoever looks it up does, and fails later
+        host = url.host
     except (httpx.InvalidURL, UnicodeError, ValueError, TypeError) as error:
         raise ConfigurationError(f"{shown!r} is not the address of a server. Write it like {LOCAL}.") from error
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not host:
         raise ConfigurationError(f"{shown!r} is not the address of a server. Write it like {LOCAL}.")
     if url.query or url.fragment:
         raise ConfigurationError(f"{shown!r} is not the address of a server: leave out what begins with ? or #.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any, Literal, TypedDict
@@ -12,6 +11,8 @@ from condconv_serve.results import OnError
 
 SPLIT_KEY_HEADER = "X-Split-Key"
 CACHE_CONTROL_HEADER = "Cache-Control"
+MOST_SECONDS = 10**9
+"""The longest time to wait. Sockets take no more than some billions."""
 
 
 class CallOptions(TypedDict, total=False):
@@ -138,11 +139,11 @@ def check_seconds(name: str, value: Any) -> None:
     """Refuse an impossible time.
 
     Raises:
-        InvalidParameter: it isn't positive and finite.
+        InvalidParameter: it isn't above 0, or is more than `MOST_SECONDS`.
     """
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if value is not None and not (is_number and 0 < value < math.inf):
-        raise InvalidParameter(f"{name} is a time in seconds, more than 0, not {value!r}.")
+    if value is not None and not (is_number and 0 < value <= MOST_SECONDS):
+        raise InvalidParameter(f"{name} is a time in seconds, more than 0 and at most {MOST_SECONDS:,}, not {value!r}.")
 
 
 def parameters_of(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,8 @@ def read_image(image: ImageInput, *, id: str | None = None) -> ImageSource:
 
     Raises:
         MissingImage: the file can't be read. CorruptImage: a PIL image's file is damaged.
-        InvalidParameter: an array of another shape or type, or a PIL image of a mode that no file has.
+        InvalidParameter: an array of another shape or type, or a PIL image without pixels, or of a mode that no file
+            has.
         TypeError: this can't be an image.
     """
     filename = None
@@ -78,14 +79,16 @@ def picture_of(image: Image.Image | NDArray[np.generic]) -> Image.Image:
     if isinstance(image, np.ndarray):
         return _from_array(image)
     try:
+        if 0 in image.size:
+            raise ValueError(f"it has {image.width} x {image.height} pixels")
         upright = ImageOps.exif_transpose(image)
         if upright.mode in _OPEN_MODES:
-            raise ValueError(f"its mode is {upright.mode}, whose values have no known range")
+            raise ValueError(f"its mode is {upright.mode}, whose values have no known range; convert it to RGB first")
         return upright if upright.mode in _PNG_MODES else upright.convert("RGB")
     except OSError as error:
         raise CorruptImage(f"The PIL image can't be read: {error}.") from error
     except ValueError as error:
-        raise InvalidParameter(f"The PIL image can't become a PNG: {error}. Convert it to RGB first.") from error
+        raise InvalidParameter(f"The PIL image can't become a PNG: {error}.") from error
 
 
 def _read_file(path: str | os.PathLike[str]) -> bytes:

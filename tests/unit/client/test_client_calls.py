@@ -109,6 +109,8 @@ def test_an_answer_from_the_cache_can_be_refused(options, told, client, seen):
         ({"topk": 3}, TypeError, r"predict\(\) got an unexpected keyword argument 'topk'\. It takes .*top_k"),
         ({"timeout": 0}, InvalidParameter, "timeout is a time in seconds"),
         ({"timeout": float("inf")}, InvalidParameter, "timeout is a time in seconds"),
+        ({"timeout": 1e10}, InvalidParameter, "timeout is a time in seconds"),
+        ({"timeout": 10**400}, InvalidParameter, "timeout is a time in seconds"),
         ({"timeout": "5"}, InvalidParameter, "timeout is a time in seconds"),
         ({"split_key": "caf\xe9"}, InvalidParameter, "split_key"),
         ({"split_key": "a\nb"}, InvalidParameter, "split_key"),
@@ -521,6 +523,12 @@ LETTERS = RoutingChange(block="a", off=("b",))  # type: ignore[arg-type]  # expe
         (lambda client: client.model(None), "Names and versions are text that is not empty, not None"),
         (lambda client: client.model(""), "Names and versions are text that is not empty"),
         (lambda client: client.recent_routing(b"r"), "Names and versions are text"),
+        (lambda client: client.delete_alias("m", ".."), r"'\.\.' can't be a name"),
+        (lambda client: client.load_version(".", "1"), r"'\.' can't be a name"),
+        (lambda client: client.set_alias("m", "a", {"1": float("nan")}), "The request can't be written: .*JSON"),
+        (lambda client: client.set_alias("m", "a", {"1": {1}}), "The request can't be written: .*JSON"),
+        (lambda client: client.predict(b"\1", model="\ud800"), "The request can't be written"),
+        (lambda client: client.predict(b"\1", model="m" * 100_000), "The request can't be written: .*too long"),
         (lambda client: client.set_alias("m", "a", ["1"]), "An alias points at a version"),
         (lambda client: client.wait_until_ready("5"), "seconds is a time in seconds"),
     ],
@@ -643,7 +651,19 @@ def test_addresses(url, asked, kind):
     assert seen == [asked]
 
 
-@pytest.mark.parametrize("url", ["server:8000", "ftp://server", "http://", "http://s:99999x", "http://s/?a=1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "server:8000",
+        "ftp://server",
+        "http://",
+        "http://s:99999x",
+        "http://s/?a=1",
+        f"http://{'s' * 64}.example.org",
+        "http://.",
+        "http://xn--a",
+    ],
+)
 def test_what_is_no_address(url, kind):
     with pytest.raises(ConfigurationError, match="is not the address of a server"), opened(kind, url):
         pass

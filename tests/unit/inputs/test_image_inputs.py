@@ -88,8 +88,11 @@ def test_pil_images_are_turned_as_their_files_are(tmp_path):
 
 def test_pil_images_that_no_file_can_hold():
     for mode in ("F", "I"):
-        with pytest.raises(InvalidParameter, match="Convert it to RGB first"):
+        with pytest.raises(InvalidParameter, match="convert it to RGB first"):
             read_image(Image.new(mode, (2, 2)))
+    for size in ((0, 5), (5, 0), (0, 0)):
+        with pytest.raises(InvalidParameter, match=f"it has {size[0]} x {size[1]} pixels"):
+            read_image(Image.new("RGB", size))
     truncated = Image.open(io.BytesIO(jpeg(photo("coffee", (200, 200)))[:1500]))
     with pytest.raises(CorruptImage, match="truncated"):
         read_image(truncated)
