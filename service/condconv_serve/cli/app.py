@@ -12,7 +12,7 @@ import typer
 from condconv_serve import __version__
 from condconv_serve.cli import bench, evaluate, finetune, images, keys, models, pull, routing_state, versions
 from condconv_serve.cli.common import Store, configure_log, friendly, read_settings
-from condconv_serve.cli.output import flush, say
+from condconv_serve.cli.output import end_for, flush, say
 from condconv_serve.cluster.workers.fronts import count_fronts
 
 app = typer.Typer(
@@ -32,6 +32,8 @@ def main() -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
+    except OSError as error:  # commands tell of theirs, so this is of the text about their use
+        end_for(error)
     finally:
         flush()
     sys.exit(0)

@@ -362,7 +362,7 @@ def _parse_value(text: str) -> Any:
     if text.startswith("["):
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise typer.BadParameter(f"{text!r} is no list in JSON.", param_hint="--override") from None
     try:
         return int(text) if text.isdecimal() else float(text)

@@ -115,9 +115,14 @@ def flush() -> None:
     except BrokenPipeError:
         _end_for_lack_of_readers()
     except OSError as error:
-        _discard_what_is_left()
-        print_failure("error", f"{error.strerror}: standard output")
-        raise SystemExit(1) from error
+        end_for(error)
+
+
+def end_for(error: OSError) -> NoReturn:
+    """End, since what was to be printed can't be."""
+    _discard_what_is_left()
+    print_failure("error", f"{error.strerror}: standard output")
+    raise SystemExit(1) from error
 
 
 def add_row(table: Table, *cells: object | tuple[object, str]) -> None:

@@ -11,6 +11,7 @@ from rich.table import Table
 from condconv_serve.cli.common import Json, friendly
 from condconv_serve.cli.output import add_row, err, print_json, print_table, say
 from condconv_serve.errors import InvalidParameter
+from condconv_serve.files import write_whole
 
 if TYPE_CHECKING:
     from condconv_serve.routing.state import RoutingState
@@ -42,7 +43,7 @@ def routing_state(
         except InvalidParameter as error:
             raise InvalidParameter(f"{file}: {error}") from error
     if into is not None:
-        into.write_bytes(total.pack())
+        write_whole(into, total.pack())
         say(f"wrote {into}", console=err)
     if as_json:
         from condconv_serve.routing.views import state_view

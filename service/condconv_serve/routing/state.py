@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,8 @@ class RoutingState:
         Raises:
             InvalidParameter: it is something else.
         """
+        if not zipfile.is_zipfile(io.BytesIO(content)):  # NumPy would speak of pickles
+            raise InvalidParameter("This is no routing state.")
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
@@ -119,6 +122,6 @@ class RoutingState:
                 for window in WINDOWS
             }
             seconds = {window: float(arrays[f"{window}/seconds"]) for window in WINDOWS}
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InvalidParameter(f"This is no routing state ({error}).") from error
         return cls(model, version, layout, windows, seconds)

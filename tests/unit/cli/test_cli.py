@@ -1,6 +1,9 @@
 """What commands refuse before anything is loaded, what they say of themselves, and `condconv serve`."""
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -194,6 +197,19 @@ def test_without_a_command_there_is_help(arguments):
     assert code == 2
     assert "Usage: " in out + err
     assert "list" in out + err or "predict" in out + err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_help_that_cannot_be_written():
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "condconv_serve", "--help"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert (result.returncode, result.stderr) == (1, "error: No space left on device: standard output\n")
 
 
 def test_version():

@@ -213,12 +213,13 @@ def test_states_add_up(tmp_path):
     [
         (b"", "no routing state"),
         (b"PK\x03\x04 broken", "no routing state"),
+        (b"\xff\xd8\xff a photo", "no routing state."),
         (state(ROUTING, version="2"), "don't add up"),
         (state(ROUTING, blocks=("block_1", "block_3")), "their blocks or experts differ"),
         (state(ROUTING[:, :, :2]), "their blocks or experts differ"),
         (with_blocks(state(ROUTING), "block_1"), "mean has shape (2, 3) instead of (1, 3)"),
     ],
-    ids=["empty", "broken", "another version", "other blocks", "fewer experts", "fewer blocks than windows"],
+    ids=["empty", "broken", "a photo", "another version", "other blocks", "fewer experts", "fewer blocks than windows"],
 )
 def test_states_that_do_not_fit(tmp_path, content, says):
     (tmp_path / "a.npz").write_bytes(state(ROUTING))
@@ -227,6 +228,17 @@ def test_states_that_do_not_fit(tmp_path, content, says):
     assert result.exit_code == 1
     assert says in result.stderr
     assert "b.npz" in result.stderr
+
+
+def test_a_state_that_is_damaged(tmp_path):
+    content = bytearray(state(ROUTING))
+    name = content.index(b"all/") + len("all/")
+    start = content.index(b".npy", name) + len(".npy")  # of what is compressed
+    for place in range(start, start + 40):
+        content[place] ^= 0xFF
+    (tmp_path / "a.npz").write_bytes(content)
+    result = run(app, ["routing-state", str(tmp_path / "a.npz")])
+    assert (result.exit_code, "no routing state" in result.stderr) == (1, True)
 
 
 def test_pickles_are_refused(tmp_path):

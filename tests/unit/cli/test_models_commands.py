@@ -189,6 +189,7 @@ class TestModels:
         [
             (["--override", "width"], "'width' is not of the form NAME=VALUE"),
             (["--override", "=3"], "'=3' is not of the form NAME=VALUE"),
+            (["--override", f"extras={'[' * 100_000}"], "is no list in JSON"),
             (["--override", "extras=[[8, 8]"], "'[[8, 8]' is no list in JSON"),
             (["--mean", "1,2"], "'1,2' must be one number or three"),
             (["--std", "one"], "'one' must be one number or three"),
