@@ -1,5 +1,6 @@
 """The commands about routing: by class, profiles, states."""
 
+import errno
 import io
 import json
 import shutil
@@ -228,6 +229,18 @@ def test_states_that_do_not_fit(tmp_path, content, says):
     assert result.exit_code == 1
     assert says in result.stderr
     assert "b.npz" in result.stderr
+
+
+def test_a_sum_that_cannot_be_written_leaves_what_was_there(tmp_path, monkeypatch):
+    (file := tmp_path / "a.npz").write_bytes(before := state(ROUTING))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("condconv_serve.files.os.fsync", full)
+    result = run(app, ["routing-state", str(file), "--into", str(file)])
+    assert (result.exit_code, "No space left" in result.stderr) == (1, True)
+    assert file.read_bytes() == before
 
 
 def test_a_state_that_is_damaged(tmp_path):

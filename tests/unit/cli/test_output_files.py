@@ -378,6 +378,8 @@ def test_what_cannot_be_written_is_said_first(photos, monkeypatch):
         assert (code, out) == (1, ""), arguments
         assert err.startswith(f"error: {says}")
     assert Path("theirs.csv").read_text() == "x"
+    code, _, err = predict("--output", "out.csv", "--patience", "1e10")
+    assert (code, "--patience" in err) == (2, True)
 
 
 def test_files_of_others_are_not_replaced(photos):
