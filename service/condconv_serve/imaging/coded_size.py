@@ -5,6 +5,7 @@ Specifications: AV1 bitstream (5.3 OBU, 5.5 sequence header), ITU-T H.265 (7.3.2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 Size = tuple[int, int]
@@ -36,14 +37,19 @@ class _Bits:
         return (1 << zeros) - 1 + self.take(zeros)
 
 
-def av1_sizes(data: bytes) -> list[Size]:
+def av1_sizes(data: bytes, *, each: Callable[[], object] = lambda: None) -> list[Size]:
     """Read the size from each sequence header of a frame's OBUs.
+
+    Args:
+        data: the OBUs.
+        each: called before each one; may raise if there are too many.
 
     Raises:
         IndexError, ValueError: the data is damaged.
     """
     sizes, position = [], 0
     while position < len(data):
+        each()
         header = data[position]
         position += 2 if header & 4 else 1
         length = len(data) - position

@@ -7,7 +7,7 @@ Specifications: ISO/IEC 14496-12 (boxes), ISO/IEC 23008-12 (items).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from condconv_serve.imaging.coded_size import HEVC_PARAMETERS, Size, av1_sizes, hevc_size
@@ -16,7 +16,9 @@ Extent = tuple[int, int]
 """Where something begins and ends in the file."""
 
 _MAX_ENTRIES = 100_000
-"""In all of a file's tables. A photo made of tiles has some hundreds."""
+"""In all of a file's tables and frames together. A photo made of tiles has some hundreds."""
+_MAX_COPIES = 4
+"""How often a file's bytes may be read as parts of its frames."""
 
 
 @dataclass(kw_only=True)
@@ -39,32 +41,61 @@ def announced(data: bytes) -> Announced:
     Raises:
         ValueError, IndexError, struct.error: the file is damaged, or has absurdly many entries.
     """
-    result = Announced()
+    result, reading = Announced(), _Reading(data)
     for kind, (start, end) in _boxes(data, (0, len(data))):
         if kind == b"meta":
-            _Items(data, (start + 4, end)).add_to(result)
+            _Items(data, (start + 4, end), reading).add_to(result)
         elif kind == b"moov":
             result.is_film = True
             for sample in _first_samples(data, (start, end)):
-                result.pixels += _largest(av1_sizes(data[slice(*sample)]))
+                result.pixels += _largest(av1_sizes(reading.content([sample]), each=reading.spend))
     return result
+
+
+def _sizes_of(units: Sequence[bytes]) -> list[Size]:
+    return [hevc_size(unit) for unit in units if unit and unit[0] >> 1 & 63 == HEVC_PARAMETERS]
 
 
 def _largest(sizes: list[Size]) -> int:
     return max((width * height for width, height in sizes), default=0)
 
 
+class _Reading:
+    """What is read of a file, and how much more may be: its tables may tell of the same bytes millions of times."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._entries = _MAX_ENTRIES
+        self._bytes = _MAX_COPIES * len(data)
+
+    def spend(self, entries: int = 1) -> int:
+        """Note that so many entries will be read, and return their number."""
+        self._entries -= entries
+        if self._entries < 0:
+            raise ValueError("too many entries")
+        return entries
+
+    def content(self, extents: Sequence[Extent]) -> bytes:
+        """The bytes in several places, one after the other."""
+        self._bytes -= sum(max(min(end, len(self._data)) - start, 0) for start, end in extents)
+        if self._bytes < 0:
+            raise ValueError("the same bytes are told of too often")
+        return b"".join(self._data[start:end] for start, end in extents)
+
+
 class _Items:
     """The tables of a `meta` box."""
 
-    def __init__(self, data: bytes, extent: Extent) -> None:
+    def __init__(self, data: bytes, extent: Extent, reading: _Reading) -> None:
         self._data = data
+        self._reading = reading
         self._primary = 0
         self._kinds: dict[int, bytes] = {}
         self._extents: dict[int, list[Extent]] = {}
         self._properties: list[tuple[bytes, Extent]] = []
         self._has: dict[int, list[int]] = {}
         self._uses: dict[int, int] = {}
+        self._configurations: dict[int, tuple[list[Size], int]] = {}
         boxes = dict(_boxes(data, extent))
         self._idat = boxes.get(b"idat", (0, 0))
         readers = {b"pitm": self._read_primary, b"iinf": self._read_kinds, b"iloc": self._read_extents}
@@ -84,12 +115,12 @@ class _Items:
                 result.sizes.append(self._grid_size(item))
             times = max(1, self._uses.get(item, 0))
             if kind == b"av01":
-                result.pixels += times * _largest(av1_sizes(self._content(item)))
+                result.pixels += times * _largest(av1_sizes(self._content(item), each=self._reading.spend))
             if kind in (b"hvc1", b"hev1"):
                 result.pixels += times * _largest(self._hevc_sizes(item))
 
     def _content(self, item: int) -> bytes:
-        return b"".join(self._data[start:end] for start, end in self._extents.get(item, []))
+        return self._reading.content(self._extents.get(item, []))
 
     def _grid_size(self, item: int) -> Size:
         content = self._content(item)
@@ -98,21 +129,29 @@ class _Items:
 
     def _hevc_sizes(self, item: int) -> list[Size]:
         """Sizes in the item's configuration, and in the item itself, where they don't belong but may be."""
-        units, length_size = [], 4
+        sizes, length_size = list[Size](), 4
         for index in self._has.get(item, []):
-            kind, extent = self._properties[index - 1] if 0 < index <= len(self._properties) else (b"", (0, 0))
-            if kind != b"hvcC":
-                continue
-            record = _Fields(self._data, extent)
+            if 0 < index <= len(self._properties) and self._properties[index - 1][0] == b"hvcC":
+                found, length_size = self._configuration(index)
+                sizes += found
+        content, units = _Fields(self._content(item), None), []
+        while content.left > length_size:
+            self._reading.spend()
+            units.append(content.bytes(content.number(length_size)))
+        return sizes + _sizes_of(units)
+
+    def _configuration(self, index: int) -> tuple[list[Size], int]:
+        """The largest size in a property that configures the decoder, and how many bytes a unit's length has."""
+        if index not in self._configurations:
+            record, units = _Fields(self._data, self._properties[index - 1][1]), []
             record.skip(21)
             length_size = (record.number(1) & 3) + 1
             for _ in range(record.number(1)):
                 record.skip(1)
-                units += [record.bytes(record.number(2)) for _ in range(record.number(2))]
-        content = _Fields(self._content(item), None)
-        while content.left > length_size:
-            units.append(content.bytes(content.number(length_size)))
-        return [hevc_size(unit) for unit in units if unit and unit[0] >> 1 & 63 == HEVC_PARAMETERS]
+                units += [record.bytes(record.number(2)) for _ in range(self._reading.spend(record.number(2)))]
+            largest = max(_sizes_of(units), key=lambda size: size[0] * size[1], default=None)
+            self._configurations[index] = [] if largest is None else [largest], length_size
+        return self._configurations[index]
 
     def _read_primary(self, fields: _Fields) -> None:
         self._primary = fields.number(2 if fields.version() == 0 else 4)
@@ -132,18 +171,17 @@ class _Items:
         sizes = fields.number(2)
         offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
         index_size = sizes & 15 if version else 0
-        for _ in range(_few(fields.number(2 if version < 2 else 4))):
+        for _ in range(self._reading.spend(fields.number(2 if version < 2 else 4))):
             item = fields.number(2 if version < 2 else 4)
             in_idat = version > 0 and fields.number(2) & 15 == 1
             fields.skip(2)
             base = fields.number(base_size) + (self._idat[0] if in_idat else 0)
             extents = self._extents.setdefault(item, [])
-            for _ in range(_few(fields.number(2))):
+            for _ in range(self._reading.spend(fields.number(2))):
                 fields.skip(index_size)
                 start = base + fields.number(offset_size)
                 length = fields.number(length_size)
                 extents.append((start, start + length if length else len(self._data)))
-        _few(sum(map(len, self._extents.values())))
 
     def _read_properties(self, fields: _Fields) -> None:
         for kind, extent in _boxes(self._data, fields.rest):
@@ -154,20 +192,19 @@ class _Items:
 
     def _read_associations(self, fields: _Fields) -> None:
         flags = fields.number(4)
-        for _ in range(_few(fields.number(4))):
+        for _ in range(self._reading.spend(fields.number(4))):
             item = fields.number(2 if flags >> 24 < 1 else 4)
             width = 2 if flags & 1 else 1
             essential = 1 << 8 * width - 1
-            self._has[item] = [fields.number(width) & ~essential for _ in range(fields.number(1))]
+            count = self._reading.spend(fields.number(1))
+            self._has[item] = [fields.number(width) & ~essential for _ in range(count)]
 
     def _read_references(self, fields: _Fields) -> None:
         size = 2 if fields.version() == 0 else 4
-        entries = 0
         for kind, extent in _boxes(self._data, fields.rest):
             reference = _Fields(self._data, extent)
             reference.skip(size)
-            count = reference.number(2)
-            entries = _few(entries + count)
+            count = self._reading.spend(reference.number(2))
             for _ in range(count if kind == b"dimg" else 0):
                 item = reference.number(size)
                 self._uses[item] = self._uses.get(item, 0) + 1
@@ -222,12 +259,6 @@ def _boxes(data: bytes, extent: Extent) -> Iterator[tuple[bytes, Extent]]:
         yield kind, (start, stop)
         position = stop
     raise ValueError("too many boxes")
-
-
-def _few(count: int) -> int:
-    if count > _MAX_ENTRIES:
-        raise ValueError("too many entries")
-    return count
 
 
 def _first_samples(data: bytes, movie: Extent) -> Iterator[Extent]:

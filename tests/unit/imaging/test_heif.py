@@ -171,6 +171,58 @@ def test_tables_without_end_are_not_followed():
             announced(media_type(b"avif") + box(b"meta", bytes(4), table))
 
 
+def items(kind: bytes, count: int, *more: bytes, extents: int = 1) -> bytes:
+    """A file with items, each of which is the whole file so many times."""
+    entries = [box(b"infe", b"\2\0\0\0", struct.pack(">HH4s", item, 0, kind), b"\0") for item in range(1, count + 1)]
+    kinds = box(b"iinf", bytes(4), struct.pack(">H", count), *entries)
+    places = b"".join(struct.pack(">HHH", item, 0, extents) for item in range(1, count + 1))
+    table = box(b"iloc", bytes(4), b"\0\0", struct.pack(">H", count), places)
+    return media_type(b"avif") + box(b"meta", bytes(4), kinds, table, *more)
+
+
+@pytest.mark.parametrize(("count", "extents"), [(1, 1000), (1000, 1)])
+def test_the_same_bytes_are_not_put_together_again_and_again(count, extents):
+    """Two bytes make another copy of a file: of four megabytes they would take any computer's memory."""
+    with pytest.raises(ValueError, match="the same bytes are told of too often"):
+        announced(items(b"av01", count, extents=extents) + box(b"mdat", bytes(10_000)))
+
+
+def test_frames_of_a_film_are_not_read_again_and_again():
+    sample = [box(b"stco", bytes(7), b"\1", bytes(4)), box(b"stsz", bytes(4), struct.pack(">I", 2**31), bytes(4))]
+    track = box(b"trak", box(b"mdia", box(b"minf", box(b"stbl", *sample))))
+    with pytest.raises(ValueError, match="the same bytes are told of too often"):
+        announced(media_type(b"avis") + box(b"moov", track * 1000))
+
+
+def test_frames_in_absurdly_many_parts():
+    kinds = box(b"iinf", bytes(4), struct.pack(">H", 1), box(b"infe", b"\2\0\0\0\0\1\0\0av01\0"))
+    for count in (10, 100_001):
+        obus = b"\x12\0" * count  # temporal delimiters without content
+        place = struct.pack(">HHHHII", 1, 1, 0, 1, 0, len(obus))
+        table = box(b"iloc", b"\1\0\0\0\x44\0", struct.pack(">H", 1), place)
+        data = media_type(b"avif") + box(b"meta", bytes(4), kinds, box(b"idat", obus), table)
+        if count == 10:
+            assert announced(data).pixels == 0
+        else:
+            with pytest.raises(ValueError, match="too many entries"):
+                announced(data)
+
+
+def test_a_configuration_that_many_items_share_is_read_once(monkeypatch):
+    read = []
+    monkeypatch.setattr("condconv_serve.imaging.isobmff.hevc_size", lambda unit: read.append(unit) or (8, 8))
+    unit = bytes([33 << 1]) + bytes(9)
+    array = b"\x21" + struct.pack(">H", 100) + (struct.pack(">H", len(unit)) + unit) * 100
+    configuration = box(b"hvcC", bytes(21), b"\3\1", array)
+    shared = b"".join(struct.pack(">HBB", item, 1, 1) for item in range(1, 1001))
+    uses = box(b"ipma", bytes(4), struct.pack(">I", 1000), shared)
+    kinds = [box(b"infe", b"\2\0\0\0", struct.pack(">HH4s", item, 0, b"hvc1"), b"\0") for item in range(1, 1001)]
+    table = box(b"iinf", bytes(4), struct.pack(">H", 1000), *kinds)
+    properties = box(b"iprp", box(b"ipco", configuration), uses)
+    found = announced(media_type(b"heic") + box(b"meta", bytes(4), table, properties))
+    assert (found.pixels, len(read)) == (1000 * 64, 100)
+
+
 @pytest.mark.parametrize("data", [AVIF, HEIC], ids=["AVIF", "HEIC"])
 def test_cut_files_are_corrupt(data):
     for share in (0.1, 0.3, 0.6, 0.9, 0.99):
