@@ -45,11 +45,23 @@ class BatchRunner:
 
         def compute(stream: int) -> Sequence[Tensors | InferenceFailed]:
             with lease:
-                return finite_rows(model.engine(np.stack(rows), stream))
+                return finite_rows(model.engine(batch_of(rows), stream))
 
         outputs = await self._streams.run(compute)
         self._tallies.batch(model.name, model.version, rows=len(rows), seconds=time.monotonic() - started)
         return outputs
+
+
+def batch_of(rows: Sequence[Row]) -> Row:
+    """Rows `[image_size, image_size, 3]` as one array `[N, image_size, image_size, 3]`.
+
+    `numpy.stack` gives the interpreter's lock away for each row, and while the event loop is busy it takes up to 5 ms
+    to get it back. So rows that are alike are joined at once.
+    """
+    first = rows[0]
+    if all(row.dtype == first.dtype and row.shape == first.shape and row.flags.c_contiguous for row in rows):
+        return np.frombuffer(bytearray().join([row.data for row in rows]), first.dtype).reshape(len(rows), *first.shape)
+    return np.stack(rows)
 
 
 def finite_rows(tensors: Tensors) -> Sequence[Tensors | InferenceFailed]:
@@ -62,4 +74,5 @@ def finite_rows(tensors: Tensors) -> Sequence[Tensors | InferenceFailed]:
 
 
 def _finite(tensors: Tensors) -> bool:
-    return all(np.isfinite(values).all() for values in tensors.values())
+    # The sum is finite if all are, and takes one call: each gives the interpreter's lock away, as `batch_of` says.
+    return all(np.isfinite(values.sum(dtype=np.float64)) for values in tensors.values())

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from condconv_serve.domain import Tensors
 from condconv_serve.errors import InferenceFailed
-from condconv_serve.inference.runner import BatchRunner, finite_rows
+from condconv_serve.inference.runner import BatchRunner, batch_of, finite_rows
 from condconv_serve.inference.streams import StreamPool
 from condconv_serve.telemetry.metrics import Metrics
 from tests.contract.fakes import FunctionEngine, model_info, served_model
@@ -33,6 +33,24 @@ def test_a_row_with_numbers_that_are_not_finite_is_an_error_and_the_others_are_n
     assert isinstance(third, InferenceFailed)
     assert first is not third, "each sender's own"
     assert first.slug == "inference_failed"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_large_finite_numbers_are_finite(dtype: type) -> None:
+    values = np.full((2, 1000), np.finfo(np.float32).max if dtype is np.float32 else 255, dtype)
+    assert not any(isinstance(row, InferenceFailed) for row in finite_rows({"logits": values}))
+
+
+def test_a_batch_holds_its_rows_whatever_they_are() -> None:
+    random = np.random.default_rng(0)
+    alike = [random.integers(0, 256, (5, 5, 3), np.uint8) for _ in range(3)]
+    within = random.integers(0, 256, (3, 5, 9, 3), np.uint8)[:, :, 2:7]  # not contiguous
+    exact = [random.random((5, 5, 3), np.float32) for _ in range(2)]
+    for rows in (alike, alike[:1], list(within), exact, [alike[0], exact[0]], [within[0], alike[1]]):
+        batch = batch_of(rows)
+        np.testing.assert_array_equal(batch, np.stack(rows))
+        assert batch.dtype == np.stack(rows).dtype
+        assert batch.flags.c_contiguous
 
 
 async def test_a_batch_is_looked_at_where_it_is_computed() -> None:
