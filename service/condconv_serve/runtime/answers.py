@@ -43,6 +43,11 @@ def check_equal(found: Tensors, expected: Tensors, *, tolerance: float) -> None:
     Raises:
         ConfigurationError: an output differs by more than `tolerance`, or is not finite.
     """
+    for name, values in expected.items():
+        if not np.isfinite(values).all():
+            raise ConfigurationError(
+                f"TensorFlow's own {name} aren't all finite, so nothing can be compared with them."
+            )
     for name, off in difference(found, expected).items():
         if not off <= tolerance:
             raise ConfigurationError(f"its {name} differ from TensorFlow's by {off:.2g}, more than {tolerance:.2g}.")

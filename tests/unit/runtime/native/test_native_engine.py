@@ -153,6 +153,15 @@ def test_answers_that_differ_make_tensorflow_take_over(
     ablation.close()
 
 
+def test_what_is_said_of_weights_that_are_no_numbers(randomise: Randomise, native_lowering: NativeLowering) -> None:
+    network = randomise(own_network(lambda x, r: layers.Conv2D(4, 3, name="broken")(x), size=SIZE))
+    network.get_layer("broken").bias.assign(np.full(4, np.nan))
+    engine, described = built(network)
+    assert described.native.state == "differs"
+    assert described.native.reason.startswith("TensorFlow's own logits aren't all finite")
+    engine.close()
+
+
 def test_kernels_that_can_not_be_used(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object) -> None:
         raise NativeUnavailable("it is of version 2")
