@@ -149,8 +149,8 @@ test-docs: $(TEST_VENV)/.installed  ## Run every command in the documentation, p
 test-examples: $(TEST_VENV)/.installed-examples  ## Run the examples, one of which trains and fine-tunes (1 minute)
 	@$(BIN)/python -m pytest -m examples tests/examples $(ARGS)
 
-test-parity: $(TEST_VENV)/.installed  ## Import and serve every published network at full size, against the golden numbers (10 minutes)
-	@$(BIN)/python -m pytest -m full_parity tests/parity $(ARGS)
+test-parity: $(TEST_VENV)/.installed  ## Import and serve every published network at full size, against the golden numbers, and measure the accuracy (10 minutes)
+	@$(BIN)/python -m pytest -m full_parity tests/parity tests/e2e/test_accuracy.py $(ARGS)
 
 test-docker: $(TEST_VENV)/.installed  ## Build the image, run the Compose project, break it (15 minutes; a Docker engine, or root on Debian)
 	@$(BIN)/python -m pytest -m docker tests/deploy $(ARGS)

@@ -17,11 +17,15 @@ pytestmark = [
 ]
 
 
-def measure(url: str, model: str) -> tuple[float, float]:
-    """Top-1 and top-5 in percent, all photographs sent by 16 clients."""
+def measure(url: str, model: str, *, every: int = 1) -> tuple[int, int, int]:
+    """How many photographs there are, or every so many of them, and at how many the first class is right, or one of 5.
+
+    They are sent by 16 clients.
+    """
     with (PHOTOS / "labels.csv").open(newline="") as file:
-        truth = {row["file"]: (int(row["imagenet_index"]), row["synset"]) for row in csv.DictReader(file)}
-    assert len(truth) == 250
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 250
+    truth = {row["file"]: (int(row["imagenet_index"]), row["synset"]) for row in rows[::every]}
 
     with new_client(url, connections=16) as client, ThreadPoolExecutor(16) as pool:
 
@@ -32,13 +36,23 @@ def measure(url: str, model: str) -> tuple[float, float]:
             return found.index(truth[name]) if truth[name] in found else 5
 
         places = list(pool.map(place, truth))
-    return 100 * places.count(0) / len(places), 100 * sum(place < 5 for place in places) / len(places)
+    return len(places), places.count(0), sum(place < 5 for place in places)
 
 
+def test_a_sample(server: RunningServer) -> None:
+    """On some machine one photograph between two classes may go to the other one, no more; all are measured below."""
+    photos, top1, top5 = measure(server.url, MODEL, every=12)
+    assert photos == 21
+    assert top1 == pytest.approx(18, abs=1)
+    assert top5 == pytest.approx(19, abs=1)
+
+
+@pytest.mark.full_parity
 @pytest.mark.parametrize(("model", "transform", "expected"), [(MODEL, "pillow", 87.6), (OFFICIAL, "official", 85.6)])
 def test_accuracy(server: RunningServer, model: str, transform: str, expected: float) -> None:
     assert server.client.get(f"/models/{model}").json()["preprocessing"]["transform"] == transform
-    top1, top5 = measure(server.url, model)
+    photos, *right = measure(server.url, model)
+    top1, top5 = (100 * number / photos for number in right)
     print(f"\n{transform}: top-1 {top1:.1f} %, top-5 {top5:.1f} %")
     assert top1 == pytest.approx(expected, abs=0.5)
     assert top5 == pytest.approx(98.4, abs=0.5)
