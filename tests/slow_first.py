@@ -14,7 +14,6 @@ import pytest
 SLOW = (
     "tests/unit/store/importers/test_published_names.py",
     "tests/e2e/test_real_versions.py",
-    "tests/e2e/test_accuracy.py",
     "tests/e2e/test_live_versions.py",
     "tests/fault/test_clients_that_leave.py",
     "tests/unit/runtime/native/test_native_engine.py",
@@ -36,7 +35,6 @@ SLOW = (
     "tests/parity/test_tiny.py",
     "tests/unit/cli/test_cli.py",
     "tests/unit/runtime/test_fresh_process.py",
-    "tests/unit/runtime/test_out_of_memory.py",
 )
 """Those that take 8 seconds and more; the slowest first."""
 

@@ -1,4 +1,4 @@
-"""What can be seen only in a process that hasn't imported TensorFlow yet: one process for all."""
+"""What needs a process that hasn't imported TensorFlow yet, since it is seen or set only before: one for all."""
 
 import json
 import os
@@ -37,6 +37,15 @@ rows = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
 first = engine(rows, 0)["logits"]
 traced_first = list(traced)
 second = engine(rows, 1)["logits"]
+
+from condconv_serve.errors import OutOfMemory
+from condconv_serve.runtime.tensorflow_engine import reporting_memory
+def failure(compute):
+    try:
+        with reporting_memory():
+            compute()
+    except (OutOfMemory, tf.errors.InvalidArgumentError) as error:
+        return [type(error).__name__, str(error), getattr(error, "retry_after", None)]
 print(json.dumps({
     "hidden": hidden,
     "units": keras.layers.Dense(2).units,
@@ -44,13 +53,16 @@ print(json.dumps({
     "traced_first": traced_first,
     "traced": traced,
     "difference": float(np.abs(first - second).max() / np.abs(first).max()),
+    "too_large": failure(lambda: tf.zeros([2**46])),
+    "wrong": failure(lambda: tf.reshape(tf.zeros([3]), [2])),
 }))
 """
 
 
 @pytest.fixture(scope="module")
 def process() -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    # oneDNN's allocator would wait 10 seconds for memory before it fails.
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
     command = [sys.executable, "-c", SCRIPT]
     root = Path(__file__).parents[3]
     return subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, timeout=240)
@@ -75,3 +87,14 @@ def test_streams_use_several_devices(found: Any) -> None:
     assert found["traced_first"] == ["CPU:0"]
     assert found["placed"] == found["traced"] == ["CPU:0", "CPU:1"]
     assert found["difference"] <= 1e-5
+
+
+def test_an_allocation_that_fails_is_told_in_our_own_words(found: Any) -> None:
+    kind, said, retry_after = found["too_large"]
+    assert kind == "OutOfMemory"
+    assert "out of memory" in said
+    assert retry_after == 5
+
+
+def test_other_errors_stay_what_they_are(found: Any) -> None:
+    assert found["wrong"][0] == "InvalidArgumentError"
