@@ -18,10 +18,12 @@ def small_efficientnet(name: str, *, image_size: int, **overrides: Any) -> Any:
 
 
 _DISTINCT = tuple(
-    name for name in ARCHITECTURES if not re.fullmatch(r"efficientnet-b[1-7]|.*-32e|.*ssd512-.*|ssdlite", name)
+    name
+    for name in ARCHITECTURES
+    if not re.fullmatch(r"efficientnet-b[1-7]|efficientnet-condconv-b0-8e.*|.*-32e|.*ssd512-.*|ssdlite", name)
 )
 DISTINCT = tuple(name for name in _DISTINCT if family_of(ARCHITECTURES[name]).task == "classification")
-"""Classifiers that differ in more than their size."""
+"""Classifiers that differ in more than their size and the number of their experts."""
 DETECTORS = tuple(name for name in _DISTINCT if name not in DISTINCT and name.startswith("condconv-"))
 """The same of detectors; their static twins have nothing that these haven't."""
 
