@@ -115,7 +115,8 @@ def test_networks_with_experts_come_back(name: str, naming: str, flat: bool, tmp
     architecture = as_published(name, way, num_experts=3)
     weights = random_weights(architecture)
     save_file(to_published(weights, way, architecture, flat=flat), tmp_path / "w.safetensors")
-    imported = import_weights(tmp_path / "w.safetensors", get_architecture(name, **NARROW, num_experts=3))
+    asked = get_architecture(name, **NARROW, num_experts=3, num_classes=7)
+    imported = import_weights(tmp_path / "w.safetensors", asked)
     assert imported.architecture == architecture
     assert_same(imported.weights, weights)
 
@@ -136,7 +137,8 @@ def test_a_classifier_without_a_bias(tmp_path: Path) -> None:
     weights = random_weights(architecture)
     save_file(to_published(weights, way, architecture, flat=False), tmp_path / "w.safetensors")
     imported = import_weights(
-        tmp_path / "w.safetensors", get_architecture("condconv-mobilenet-v2-8e", **NARROW, num_experts=2)
+        tmp_path / "w.safetensors",
+        get_architecture("condconv-mobilenet-v2-8e", **NARROW, num_experts=2, num_classes=7),
     )
     assert imported.architecture == architecture
     assert "logits/bias" not in imported.weights
@@ -371,10 +373,10 @@ HINTS = {
     ),
     "other experts": (
         "condconv-mobilenet-v1-8e",
-        {"num_experts": 4},
+        {**NARROW, "num_experts": 4},
         "condconv-mobilenet-v1-8e",
-        {},
-        "they look like --architecture condconv-mobilenet-v1-8e --experts 4",
+        NARROW,
+        "they look like --architecture condconv-mobilenet-v1-8e --experts 4 --override width_coefficient=0.25",
     ),
     "a detector": (
         "ssd300-mobilenet-v1",
@@ -392,10 +394,10 @@ HINTS = {
     ),
     "other parts": (
         "condconv-mobilenet-v2-8e-wide",
-        {},
+        NARROW,
         "condconv-mobilenet-v2-8e",
-        {},
-        "they look like --architecture condconv-mobilenet-v2-8e-wide",
+        NARROW,
+        "they look like --architecture condconv-mobilenet-v2-8e-wide --override width_coefficient=0.25",
     ),
 }
 
