@@ -54,9 +54,10 @@ class Traffic:
         assert np.abs(np.subtract(found, self.expected[number])).max() <= TOLERANCE
 
     @contextmanager
-    def flowing(self, url: str, clients: int = 8) -> Iterator[list[tuple[int, httpx.Response]]]:
-        """Let clients ask without pause while the block runs; afterwards every answer must have been right.
+    def flowing(self, url: str, clients: int = 8, *, pause: float = 0) -> Iterator[list[tuple[int, httpx.Response]]]:
+        """Let clients ask again and again while the block runs; afterwards every answer must have been right.
 
+        They ask without pause, or with one between an answer and the next request.
         Yields the answers with the numbers of their photos, to which more are added as they come.
         """
         ended = threading.Event()
@@ -65,7 +66,7 @@ class Traffic:
         def ask(client_number: int) -> None:
             with new_client(url) as client:
                 number = client_number
-                while not ended.is_set():
+                while not ended.wait(pause):
                     number = (number + 1) % len(self.photos)
                     answers.append((number, client.post(PATH, content=self.photos[number])))
 
