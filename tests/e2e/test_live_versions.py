@@ -59,7 +59,7 @@ def test_swaps_under_load(server: Server, store: Path, photo: bytes) -> None:
 
 
 def test_alias_flips_under_load(server: Server, store: Path, photo: bytes) -> None:
-    """An alias goes back and forth 100 times; right after each answer to a change everybody gets the new version."""
+    """An alias goes back and forth 50 times; right after each answer to a change everybody gets the new version."""
     client = server.client
     newest = int(served(client)[-1])
     write_fake(store, MODEL, newest + 1)
@@ -67,7 +67,7 @@ def test_alias_flips_under_load(server: Server, store: Path, photo: bytes) -> No
     for each in (alias, f"/models/{MODEL}/aliases/both"):
         assert client.put(each, json={"versions": {str(newest): 1, str(newest + 1): 1}}).is_success
     with Load(server.url, photo, query="&version=stable", clients=2).flowing() as load:
-        for flip in range(100):
+        for flip in range(50):
             version = str(newest + flip % 2)
             assert client.put(alias, json={"version": version}).json()["versions"] == {version: 1}
             assert answered_by(client.post("/predict?top_k=1&version=stable", content=photo)) == version

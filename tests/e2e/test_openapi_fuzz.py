@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
 
 from tests.e2e.server import MODEL, Server
 from tests.e2e.tiny_models import write_colour_detector, write_fake
+from tests.workers import WORKERS
 
 
 def no_server_error(context: CheckContext, response: Response, case: schemathesis.Case) -> None:
@@ -30,6 +31,8 @@ def no_server_error(context: CheckContext, response: Response, case: schemathesi
 
 
 DETECTOR = "colours"
+EXAMPLES = 6 if WORKERS == "1" else 10
+"""Of each operation; more in `make test-workers`, which is run less often."""
 CHECKS: list[Any] = [
     no_server_error,
     status_code_conformance,
@@ -62,7 +65,7 @@ def test_whatever_is_sent(server: Server, document: str, count: int) -> None:
             operation.as_strategy(generation_mode=GenerationMode.NEGATIVE),
         )
 
-        @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
         @given(case=strategy)
         def answers_as_documented(case: schemathesis.Case) -> None:
             if case.path == "/detect" and isinstance(case.query, dict):
