@@ -59,7 +59,7 @@ class Load:
             self._stop.set()
             for thread in self._threads:
                 thread.join()
-        assert self.problems == []
+        assert self.problems == [], self.problems[:3]
 
 
 def rewrite(path: Path, **changes: object) -> None:
