@@ -103,9 +103,9 @@ class AblationEngine:
                         return None
                     chosen = members[start : start + MICRO_BATCH]
                     given = [features[name][start : start + MICRO_BATCH] for name in step.inputs]
-                    routing, *results = step.part(weights[chosen, block, :count], uniform[chosen, block], *given)
+                    results = step.part(weights[chosen, block, :count], uniform[chosen, block], *given)
                     parts.append(results)
-                    used[chosen, block, :count] = routing
+                    used[chosen, block, :count] = results[0]
                 used[1 + np.flatnonzero(first > place), block] = used[0, block]  # not yet different
                 features = step.keep(features, [np.concatenate(one) for one in zip(*parts, strict=True)])
         found = {name: _of_all(features[tensor], members, variants + 1) for name, tensor in self._outputs.items()}
@@ -243,7 +243,10 @@ def _prefix(graph: ModelGraph, cut: _Cut, preprocessing: Preprocessing, lowering
 
 
 def _step(graph: ModelGraph, cut: _Cut, routing: Any, lowering: Lowering | NativeLowering) -> _Stage:
-    """What a block adds: from weights (NaN: the model's own), uniform and features to weights used and features."""
+    """What a block adds: from weights (NaN: the model's own), uniform and features to weights used and features.
+
+    Later blocks may read the weights used, too.
+    """
     lowered = _lowered(graph.between(cut.inputs, cut.outputs), lowering)
     place = next(place for place, tensor in enumerate(cut.inputs) if tensor is routing)
 
@@ -253,12 +256,13 @@ def _step(graph: ModelGraph, cut: _Cut, routing: Any, lowering: Lowering | Nativ
         used = tf.where(tf.math.is_nan(weights), tf.where(uniform[:, None], mean, own), weights)
         return [used, *_values(lowered, cut.outputs, [*features[:place], used, *features[place + 1 :]])]
 
+    used_first = _Cut(cut.block, cut.inputs, (routing, *cut.outputs), cut.kept)
     specs = [
         tf.TensorSpec((None, routing.shape[-1]), tf.float32),
         tf.TensorSpec((None,), tf.bool),
         *(tf.TensorSpec((None, *tensor.shape[1:]), _type(tensor)) for tensor in cut.inputs),
     ]
-    return _Stage(cut, _Part(compute, specs, lowered=lowered))
+    return _Stage(used_first, _Part(compute, specs, lowered=lowered))
 
 
 def _lowered(

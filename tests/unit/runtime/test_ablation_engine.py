@@ -243,6 +243,26 @@ def test_layers_that_are_called_in_several_blocks(
     assert_close(found["routing"][1:], used, 1e-4)
 
 
+def test_routing_that_is_read_again_after_another_block(
+    randomise: Randomise, lowering: Any, assert_close: AssertClose
+) -> None:
+    pixels = keras.Input((SIZE, SIZE, 3))
+    first, second = (
+        layers.Dense(3, activation="sigmoid", name=name)(layers.GlobalAveragePooling2D()(pixels))
+        for name in ("first", "second")
+    )
+    x = CondConv2D(6, 3, num_experts=3, strides=4)(pixels, first)
+    x = CondConv2D(6, 1, num_experts=3, activation="relu")(x, second)
+    x = CondConv2D(6, 1, num_experts=3)(x, first)
+    network = with_routing(randomise(keras.Model(pixels, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)))))
+    overrides = overrides_of({(0, 1): -2.0}, {1: "uniform"}, {0: "uniform", (1, 2): 0.5}, blocks=2, experts=3)
+    row = some_row()
+    found = computed(AblationEngine(network, PREPROCESSING, lowering=lowering), row, overrides)
+    logits, used = plain(network, row, overrides)
+    assert_close(found["logits"][1:], logits, 1e-4)
+    assert_close(found["routing"][1:], used, 1e-4)
+
+
 def test_a_detector(randomise: Randomise, lowering: Any, assert_close: AssertClose) -> None:
     network = detector(randomise)
     overrides = overrides_of({}, {(0, 1): 0.0}, {1: "uniform"}, {(0, 0): 0.2, (1, 1): 0.0}, blocks=2, experts=3)
