@@ -7,7 +7,6 @@ import os
 
 from prometheus_client import disable_created_metrics
 
-from condconv_serve.access import log_ports
 from condconv_serve.bootstrap import Service
 from condconv_serve.front_door import FrontDoor
 from condconv_serve.http.limits import allow_open_files
@@ -15,6 +14,7 @@ from condconv_serve.http.server import DrainingServer, config, is_local, listen
 from condconv_serve.key_loading import load_keys
 from condconv_serve.runtime.model_loader import ModelLoader
 from condconv_serve.settings import Settings
+from condconv_serve.startup_log import log_ports
 
 logger = logging.getLogger(__name__)
 

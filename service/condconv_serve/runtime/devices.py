@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from condconv_serve.machine.accelerators import has_accelerators
 from condconv_serve.machine.cores import available_cores
 from condconv_serve.runtime.kernels import library
 from condconv_serve.runtime.tensorflow_import import import_tensorflow
 
 Device = Literal["cpu", "gpu", "tpu"]
-
-_ACCELERATOR_FILES = ("nvidia0", "kfd", "accel0", "vfio/0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +60,7 @@ def detect_machine(*, look_for_accelerators: bool) -> Machine:
     """
     accelerators: tuple[tuple[Device, str], ...] = ()
     bfloat16 = False
-    if look_for_accelerators or any((Path("/dev") / name).exists() for name in _ACCELERATOR_FILES):
+    if look_for_accelerators or has_accelerators():
         accelerators, bfloat16 = _accelerators()
     return Machine(
         cores=available_cores(),

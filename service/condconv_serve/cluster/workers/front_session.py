@@ -9,16 +9,16 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from condconv_serve.cluster.workers.arena import Arena
+from condconv_serve.cluster.workers.front_requests import Asked, Unasked, logged_as
 from condconv_serve.cluster.workers.link import Link
 from condconv_serve.cluster.workers.messages import (
     Call,
     Cancel,
     Ended,
-    Logged,
-    Make,
     ModelsChanged,
     NewArena,
     NewModel,
@@ -35,15 +35,13 @@ from condconv_serve.cluster.workers.messages import (
 )
 from condconv_serve.cluster.workers.packing import pack, unpack
 from condconv_serve.domain import MadeRow, RowAnswer, RowSource, ServedModel
-from condconv_serve.domain.facts import Deadline, RequestFacts
-from condconv_serve.domain.trace import TraceContext
+from condconv_serve.domain.facts import Deadline
 from condconv_serve.errors import DeadlineExceeded, ServiceError, let_go, unexpected_error
 from condconv_serve.inference.batching import Priority
-from condconv_serve.inference.open_request import OpenRequest, Outcome
+from condconv_serve.inference.open_request import Outcome
 from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.serving.leases import Lease
 from condconv_serve.serving.served import LeasedModels, Served
-from condconv_serve.telemetry.logs import request_logged_as
 
 Callee = Callable[..., Any]
 """Returns a result, or something to await."""
@@ -85,7 +83,7 @@ class FrontSession:
         self._arenas: list[Arena] = []
         self._held: dict[ServedModel, tuple[int, Lease]] = {}
         self._by_number: dict[int, ServedModel] = {}
-        self._requests: dict[int, _Unasked | _Asked] = {}
+        self._requests: dict[int, Unasked | Asked] = {}
         self._tasks: dict[int, asyncio.Future[Any]] = {}
         self._told: set[asyncio.Task[None]] = set()
         self._cleaning: asyncio.Task[None] | None = None  # the loop keeps no task alive
@@ -184,7 +182,7 @@ class FrontSession:
     def _cancel(self, number: int) -> None:
         """The caller of a request or of a call has left; it may have ended already."""
         request = self._requests.get(number)
-        if isinstance(request, _Unasked):
+        if isinstance(request, Unasked):
             request.close()
             self._ended(request, ())
         elif task := self._tasks.get(number):
@@ -196,7 +194,7 @@ class FrontSession:
             self._open_unasked(message, model)
             return
         number = message.id
-        request = self._requests[number] = _Asked(number, message.deadline, self._link)
+        request = self._requests[number] = Asked(number, message.deadline, self._link)
 
         def end(task: asyncio.Future[Ended]) -> None:
             del self._tasks[number]
@@ -206,7 +204,7 @@ class FrontSession:
 
     def _open_unasked(self, message: Open, model: ServedModel) -> None:
         """Let in a request whose rows come by themselves: there is nothing to await, so it needs no task."""
-        request = self._requests[message.id] = _Unasked(message, self._ended)
+        request = self._requests[message.id] = Unasked(message, self._ended)
         try:
             request.rows = self._plane.open(
                 model,
@@ -219,7 +217,7 @@ class FrontSession:
         except ServiceError as error:
             self._end_request(request, Ended(message.id, error=let_go(error)))
 
-    def _ended(self, request: _Unasked, outcomes: Sequence[Outcome]) -> None:
+    def _ended(self, request: Unasked, outcomes: Sequence[Outcome]) -> None:
         try:
             ended = self._outcomes(request, outcomes)
         except Exception:
@@ -227,18 +225,18 @@ class FrontSession:
             ended = Ended(request.number, error=unexpected_error())
         self._end_request(request, ended)
 
-    def _end_request(self, request: _Unasked | _Asked, ended: Ended) -> None:
+    def _end_request(self, request: Unasked | Asked, ended: Ended) -> None:
         del self._requests[request.number]
         error = DeadlineExceeded("The answer was not ready by the deadline.") if request.late else ended.error
         outcomes = () if request.late else ended.outcomes
         self._link.send(Ended(request.number, outcomes, error, self._plane.spare_rows))
 
-    async def _answer(self, message: Open, request: _Asked, model: ServedModel) -> Ended:
+    async def _answer(self, message: Open, request: Asked, model: ServedModel) -> Ended:
         try:
-            with self._models.hold(model), _logged_as(message.logged):
+            with self._models.hold(model), logged_as(message.logged):
                 found = await self._plane.infer_each(
                     model,
-                    [RowSource(_maker(request, index), digest) for index, digest in enumerate(message.digests)],
+                    [RowSource(partial(request.make, index), digest) for index, digest in enumerate(message.digests)],
                     priority=Priority(message.priority),
                     deadline=Deadline(message.deadline, by=message.by),
                     cache=message.cache,
@@ -250,10 +248,10 @@ class FrontSession:
             logger.exception("a request of %s/%s met an unexpected error", model.name, model.version)
             return Ended(message.id, error=unexpected_error())
 
-    def _outcomes(self, request: _Unasked | _Asked, found: Sequence[Outcome]) -> Ended:
+    def _outcomes(self, request: Unasked | Asked, found: Sequence[Outcome]) -> Ended:
         return Ended(request.number, tuple(self._outcome(request, index, row) for index, row in enumerate(found)))
 
-    def _outcome(self, request: _Unasked | _Asked, index: int, row: RowAnswer | ServiceError) -> RowDone | ServiceError:
+    def _outcome(self, request: Unasked | Asked, index: int, row: RowAnswer | ServiceError) -> RowDone | ServiceError:
         if isinstance(row, ServiceError):
             self._on_failure()
             return let_go(row)
@@ -337,108 +335,3 @@ class FrontSession:
         self._held.clear()
         self._arenas.clear()
         await self.closing.aclose()
-
-
-class _Unasked:
-    """One request of a front that sends its rows by itself."""
-
-    __slots__ = ("_ended", "_logged", "_missing", "_over", "deadline", "late", "number", "rows", "slots")
-
-    def __init__(self, message: Open, ended: Callable[[_Unasked, Sequence[Outcome]], None]) -> None:
-        self.number = message.id
-        self.deadline = message.deadline
-        self.late = False
-        """Whether its front didn't give it up in time."""
-        self.slots: dict[int, tuple[int, int]] = {}
-        """Arena and slot of the rows that lie in one."""
-        self.rows: OpenRequest | None = None
-        self._logged = message.logged
-        self._missing = set(range(len(message.digests)))
-        self._ended = ended
-        self._over = False
-
-    def take(self, index: int, row: MadeRow | ServiceError) -> None:
-        """A row has come, or can't be made.
-
-        Raises:
-            ValueError: there is no such row, or it came before.
-        """
-        if index not in self._missing:
-            raise ValueError("A row that was not asked for.")
-        self._missing.remove(index)
-        assert self.rows is not None
-        if isinstance(row, ServiceError):
-            self.rows.fail(index, row)
-        else:
-            self.rows.put(index, row)
-
-    def log(self, log: Callable[[], None]) -> None:
-        """Call a function whose lines get the ids of the request."""
-        with _logged_as(self._logged):
-            log()
-
-    def close(self) -> None:
-        """Its caller has left."""
-        self._over = True
-        if self.rows is not None:
-            self.rows.close()
-        self.rows = None  # both know each other, and garbage would wait long for its collector
-
-    # What hears of its rows' end.
-
-    def done(self) -> bool:
-        return self._over
-
-    def set_result(self, outcomes: Sequence[Outcome]) -> None:
-        self._over = True
-        self.rows = None
-        self._ended(self, outcomes)
-
-
-class _Asked:
-    """One request of a front that is asked for each row when there is room for it."""
-
-    def __init__(self, number: int, deadline: float, link: Link) -> None:
-        self.number = number
-        self.deadline = deadline
-        self.late = False
-        """Whether its front didn't give it up in time."""
-        self.slots: dict[int, tuple[int, int]] = {}
-        """Arena and slot of the rows that lie in one."""
-        self._link = link
-        self._expected: dict[int, asyncio.Future[MadeRow]] = {}
-
-    async def make(self, index: int) -> MadeRow:
-        """Ask the front for a row, and wait for it."""
-        expected: asyncio.Future[MadeRow] = asyncio.get_running_loop().create_future()
-        self._expected[index] = expected
-        self._link.send(Make(self.number, index))
-        return await expected
-
-    def take(self, index: int, row: MadeRow | ServiceError) -> None:
-        """A row has come, or can't be made.
-
-        Raises:
-            ValueError: it was not asked for, or came before.
-        """
-        expected = self._expected.pop(index, None)
-        if expected is None:
-            raise ValueError("A row that was not asked for.")
-        if expected.done():  # cancelled
-            return
-        if isinstance(row, ServiceError):
-            expected.set_exception(row)
-            expected.exception()  # nobody may ever wait for it, and that is no error
-        else:
-            expected.set_result(row)
-
-
-def _maker(request: _Asked, index: int) -> Callable[[], Awaitable[MadeRow]]:
-    return lambda: request.make(index)
-
-
-def _logged_as(logged: Logged | None) -> contextlib.AbstractContextManager[None]:
-    if logged is None:
-        return contextlib.nullcontext()
-    trace = TraceContext(trace_id=logged.trace_id, span_id=logged.span_id, sampled=logged.sampled)
-    return request_logged_as(RequestFacts(request_id=logged.request_id, trace=trace))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from condconv_serve.machine.accelerators import has_accelerators
 from condconv_serve.machine.cores import available_cores
 
 CORES_PER_FRONT = 8
 """On a CPU, where most of the cores compute: a front with its decoding keeps about one in six of eight cores busy."""
 CORES_PER_FRONT_BESIDE_ACCELERATORS = 4
 """With accelerators, all cores are there for fronts: one front's event loop ends where its decoding fills four."""
-_ACCELERATORS = ("nvidia0", "kfd", "accel0", "vfio/0")
 
 
 def count_fronts(workers: int | Literal["auto"], *, cores: int | None = None, devices: Path = Path("/dev")) -> int:
@@ -25,5 +25,4 @@ def count_fronts(workers: int | Literal["auto"], *, cores: int | None = None, de
     if workers != "auto":
         return workers
     cores = available_cores() if cores is None else cores
-    accelerated = any((devices / name).exists() for name in _ACCELERATORS)
-    return max(1, cores // (CORES_PER_FRONT_BESIDE_ACCELERATORS if accelerated else CORES_PER_FRONT))
+    return max(1, cores // (CORES_PER_FRONT_BESIDE_ACCELERATORS if has_accelerators(devices) else CORES_PER_FRONT))

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from condconv_serve.access import log_ports
 from condconv_serve.cluster.workers import spawning
 from condconv_serve.cluster.workers.connection_counts import ConnectionCounts
 from condconv_serve.cluster.workers.directories import directory_for_metrics
@@ -39,6 +38,7 @@ from condconv_serve.errors import ConfigurationError
 from condconv_serve.http.server import ENDING, HANGUP, IGNORED, REPEAT_SECONDS, is_local, listen
 from condconv_serve.key_loading import load_keys
 from condconv_serve.settings import Settings
+from condconv_serve.startup_log import log_ports
 from condconv_serve.telemetry.front_files import FrontFiles
 
 Role = Literal["engine", "front"]

@@ -8,8 +8,7 @@ import socket
 from condconv_serve.fronts.keys import KeyRing
 from condconv_serve.http.server import is_local, url
 
-# Not the module's own name: that is the log of requests, one line each.
-logger = logging.getLogger("condconv_serve.serve")
+logger = logging.getLogger(__name__)
 
 
 def log_ports(listener: socket.socket, probes: socket.socket | None, keys: KeyRing | None) -> None:

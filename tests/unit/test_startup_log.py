@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from condconv_serve.access import log_ports
 from condconv_serve.fronts.keys import KeyRing, parse_keys
 from condconv_serve.http.server import listen, url
+from condconv_serve.startup_log import log_ports
 
 KEYS = '{"keys": [{"name": "ann", "scopes": ["predict"], "sha256": "%s"}]}' % ("0" * 64)
 
@@ -28,4 +28,4 @@ def test_ports_and_who_may_use_them(address, keys, level, says, caplog):
         assert metrics.message == f"metrics and probes on {url(probes)}"
     assert who.levelno == level
     assert says in who.message
-    assert {record.name for record in caplog.records} == {"condconv_serve.serve"}, "not the log of requests"
+    assert {record.name for record in caplog.records} == {"condconv_serve.startup_log"}, "not the log of requests"
