@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from condconv_serve.errors import ImportFailed
 from condconv_serve.store.importers.assembly import Translation
+from condconv_serve.store.importers.hdf5_trial import try_out
 from condconv_serve.store.importers.keras_legacy import is_legacy, read_legacy
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
@@ -46,10 +47,11 @@ def read_keras(file: Path, *, max_bytes: int) -> dict[str, NDArray[Any]]:
         ImportFailed: the file is damaged, too large, or links elsewhere.
     """
     try:
-        with tempfile.TemporaryFile() as unpacked:
+        with tempfile.TemporaryFile() if file.suffix == ".keras" else file.open("rb") as weights:
             if file.suffix == ".keras":
-                _unpack(file, unpacked, max_bytes)
-            with h5py.File(unpacked if file.suffix == ".keras" else file, "r") as store:
+                _unpack(file, weights, max_bytes)
+            try_out(weights, max_bytes=max_bytes)
+            with h5py.File(weights, "r") as store:
                 if is_legacy(store):
                     return read_legacy(store, file.name, max_bytes)
                 return _read(store, file.name, max_bytes)
