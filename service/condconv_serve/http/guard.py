@@ -116,6 +116,8 @@ class GuardedProtocol(HttpToolsProtocol):
             # uvicorn tells only the newest request, which may wait behind this one.
             self._running.disconnected = True
             self._running.message_event.set()
+        # They point at this connection and it at them, so they would stay until the rare collection of old objects.
+        self.pipeline.clear()
 
     def data_received(self, data: bytes) -> None:
         """Parse what comes, unless the connection is ending."""

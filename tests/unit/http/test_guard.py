@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.http import guard
@@ -150,6 +151,24 @@ def test_a_client_that_leaves_is_noticed_among_pipelined_requests(running: Runni
         time.sleep(0.2)
         assert not gone.is_set()
     assert gone.wait(LONG)
+
+
+def test_pipelined_requests_of_a_client_that_left_take_no_memory(running: Running) -> None:
+    """Without a collection, which is rare: a megabyte of them would take a hundred."""
+
+    def waiting() -> int:
+        return sum(type(found) is RequestResponseCycle for found in gc.get_objects())
+
+    gc.collect()
+    gc.disable()
+    try:
+        before = waiting()
+        with running.connect() as connected:
+            connected.sendall(b"GET /until_gone HTTP/1.1\r\nHost: x\r\n\r\n" + GET * 100)
+            wait_for(lambda: waiting() > before + 100)
+        wait_for(lambda: waiting() < before + 5)
+    finally:
+        gc.enable()
 
 
 def test_large_rest_of_a_body_is_no_header(running: Running) -> None:
