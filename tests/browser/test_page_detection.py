@@ -141,6 +141,7 @@ def test_boxes_lie_over_what_they_show(
             page.wait_for_selector("#photo-none:not([hidden])")
         else:
             page.wait_for_selector("#photo:not([hidden])")
+            page.wait_for_function("photo.complete")  # until then it shows the one before
             assert page.evaluate(PHOTO) == [*picture_of["size"], "red"], name
         # Also when the page is zoomed, and on a phone.
         for viewport in ({"width": 1280, "height": 900}, {"width": 640, "height": 450}, PHONE):

@@ -58,6 +58,7 @@ def test_one_refused_of_several(
     page = visit(server)
     choose(page, photograph("coffee"), photograph("cat"), text)
     page.wait_for_function("() => document.querySelectorAll('#gallery li[data-state=done]').length === 2")
+    page.wait_for_selector("#gallery li[data-state=failed]")
     assert page.locator("#gallery .name").all_inner_texts() == ["notes.txt", "coffee.jpg", "cat.jpg"]
     assert page.inner_text("#gallery-note") == "1 of 3 refused"
     assert page.inner_text("#answer-title").lower() == "espresso", "what was looked at stays"
