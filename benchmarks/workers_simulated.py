@@ -34,7 +34,7 @@ from condconv_serve.machine.memory import calm_garbage_collection
 LOOP_MS = FRONT_MS["HTTP"] + 0.11
 """What a row takes of a front's event loop: HTTP, and messages (docs/performance.md). The second is done, too."""
 DECODING_MS = FRONT_MS["decoding"]
-ENGINE_MS = 0.18
+ENGINE_MS = 0.14
 COMPUTING_MS = 10.0
 """CPU time of a row in the engine process's event loop, and in an engine on a CPU."""
 ENOUGH = 0.9
