@@ -26,7 +26,8 @@ from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.ablation_queue import AblationQueue
 from condconv_serve.inference.batching import Batcher
 from condconv_serve.inference.cache import row_cache
-from condconv_serve.inference.plane import InferencePlane, RowBatcher
+from condconv_serve.inference.open_request import RowBatcher
+from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.inference.runner import BatchRunner
 from condconv_serve.inference.sharing import RowSharing
 from condconv_serve.inference.streams import StreamPool
