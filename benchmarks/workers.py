@@ -26,7 +26,7 @@ from condconv_serve.domain import MadeRow, Row, RowAnswer, RowSource, ServedMode
 from condconv_serve.domain.facts import Deadline
 from condconv_serve.inference.batching import Batcher, Priority
 from condconv_serve.inference.plane import InferencePlane
-from condconv_serve.machine.memory import calm_garbage_collection
+from condconv_serve.machine.interpreter import serve_rather_than_compute
 from condconv_serve.routing.live import LiveRouting
 from condconv_serve.serving.readiness import Readiness
 from condconv_serve.serving.served import LeasedModels, Served
@@ -209,7 +209,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    calm_garbage_collection()  # as servers do
+    serve_rather_than_compute()  # as servers do
     {"cost": cost, "scale": scale}[arguments.what](arguments)
 
 

@@ -29,7 +29,7 @@ from condconv_serve.domain import MadeRow, Row, ServedModel, Tensors
 from condconv_serve.inference.runner import BatchRunner
 from condconv_serve.inference.streams import StreamPool
 from condconv_serve.machine.cores import available_cores
-from condconv_serve.machine.memory import calm_garbage_collection
+from condconv_serve.machine.interpreter import serve_rather_than_compute
 
 LOOP_MS = FRONT_MS["HTTP"] + 0.11
 """What a row takes of a front's event loop: HTTP, and messages (docs/performance.md). The second is done, too."""
@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="how many share the fronts")
     parser.add_argument("--seconds", type=float, default=6.0)
     arguments = parser.parse_args()
-    calm_garbage_collection()
+    serve_rather_than_compute()
     for host in hosts(arguments.cores, arguments.rows_per_second):
         simulate(host, arguments)
 

@@ -32,7 +32,8 @@ from condconv_serve.inference.runner import BatchRunner
 from condconv_serve.inference.sharing import RowSharing
 from condconv_serve.inference.streams import StreamPool
 from condconv_serve.machine.cores import available_cores
-from condconv_serve.machine.memory import calm_garbage_collection, memory_left, memory_limit
+from condconv_serve.machine.interpreter import serve_rather_than_compute
+from condconv_serve.machine.memory import memory_left, memory_limit
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.drawer import Drawer
 from condconv_serve.routing.live import LiveRouting
@@ -78,7 +79,7 @@ def import_engines() -> None:
 def prepare_server() -> None:
     """Import what loads models, and have the process serve rather than compute for somebody; the port is open then."""
     import_engines()
-    calm_garbage_collection()
+    serve_rather_than_compute()
 
 
 def load_model(bundle: Bundle, plan: EnginePlan, *, metrics: Metrics | None = None) -> ServedModel:

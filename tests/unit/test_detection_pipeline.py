@@ -29,7 +29,8 @@ from condconv_serve.domain import (
 )
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.inference.batching import Batcher
-from condconv_serve.inference.plane import InferencePlane, RowBatcher
+from condconv_serve.inference.open_request import RowBatcher
+from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.tasks.detection import Detect
 from condconv_serve.telemetry.metrics import Metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_a_row_with_numbers_that_are_not_finite_is_an_error_and_the_others_are_n
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_large_finite_numbers_are_finite(dtype: type) -> None:
-    values = np.full((2, 1000), np.finfo(np.float32).max if dtype is np.float32 else 255, dtype)
+    values: np.ndarray[Any, Any] = np.full((2, 1000), np.finfo(np.float32).max if dtype is np.float32 else 255, dtype)
     assert not any(isinstance(row, InferenceFailed) for row in finite_rows({"logits": values}))
 
 

@@ -30,7 +30,7 @@ from condconv_serve.cluster.ray.model import ModelReplica
 from condconv_serve.cluster.ray.request_ids import OneRequestId
 from condconv_serve.cluster.ray.scaling import ROWS
 from condconv_serve.cluster.ray.shared_client import SharedClient
-from condconv_serve.machine.memory import calm_garbage_collection
+from condconv_serve.machine.interpreter import serve_rather_than_compute
 from condconv_serve.settings import Settings
 from condconv_serve.telemetry.logs import configure_logging
 
@@ -90,7 +90,7 @@ class IngressWithFronts:
     ) -> None:
         """Wire the parts together."""
         _prepare_process(settings)
-        calm_garbage_collection()
+        serve_rather_than_compute()
         calls = Calls(models, lost=_LOST, unassigned=_unassigned)
         self._ingress = Ingress(settings, send=calls, ask=calls, shared=SharedClient(SharedActor(shared)))
         export = RayExport(self._ingress.metrics.registry, replica=serve.get_replica_context().replica_tag)

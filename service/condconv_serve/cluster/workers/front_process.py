@@ -39,7 +39,7 @@ from condconv_serve.http.server import DrainingServer, config
 from condconv_serve.imaging import ImageDecoder
 from condconv_serve.key_loading import load_keys
 from condconv_serve.machine.cores import available_cores
-from condconv_serve.machine.memory import calm_garbage_collection
+from condconv_serve.machine.interpreter import serve_rather_than_compute
 from condconv_serve.pipeline import ImagePipeline
 from condconv_serve.routing.drawer import Drawer
 from condconv_serve.settings import Settings
@@ -91,7 +91,7 @@ async def run_front(order: StartFront, parent: Parent, listener: socket.socket, 
     )
     server.take_signals()
     allow_open_files(settings.max_connections * (1 if settings.grpc_port is None else 2))
-    calm_garbage_collection()
+    serve_rather_than_compute()
     following = asyncio.create_task(_follow(parent, front, server))
     try:
         await server.serve(sockets=[listener])

@@ -399,7 +399,7 @@ def test_the_largest_numbers_are_none_of_nan(isa: str, channels: int) -> None:
     x = np.random.default_rng(0).normal(0, 1, (1, 6, 6, channels)).astype(np.float32)
     for row, column in ((0, 0), (1, 3), (4, 4), (4, 5), (5, 4)):  # first, last, and all but one of their windows
         x[:, row, column] = np.nan
-    window = {f"window_{name}": 2 for name in ("height", "width", "stride_height", "stride_width")}
+    window: dict[str, Any] = {f"window_{name}": 2 for name in ("height", "width", "stride_height", "stride_width")}
     program = Program(
         ProgramSpec(
             values=[
