@@ -132,9 +132,11 @@ class Measured:
             return "the modelled cores"
         if self.loop_busy >= ENOUGH:
             return "the engine process's event loop"
+        if self.machine_busy >= ENOUGH:
+            return "this machine"
         if self.engine_ms * self.answered / 1e3 >= ENOUGH:  # its streams' threads wait for each other, and for the loop
             return "the engine process"
-        return "this machine" if self.machine_busy >= ENOUGH else "unclear, perhaps other work"
+        return "unclear, perhaps other work"
 
 
 class SleepingEngine(Engine):
