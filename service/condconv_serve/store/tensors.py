@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, load_file, save_file
 
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+_OS_ERROR = re.compile(r"\(os error (?P<now>\d+)\)|Os \{ code: (?P<before>\d+)")
+"""How the library names the system's error: now, and in the oldest versions that are allowed."""
 
 
 def save_tensors(tensors: Mapping[str, NDArray[Any]], file: Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -29,7 +30,7 @@ def save_tensors(tensors: Mapping[str, NDArray[Any]], file: Path, metadata: Mapp
     except SafetensorError as error:
         if (found := _OS_ERROR.search(str(error))) is None:
             raise
-        number = int(found[1])
+        number = int(found["now"] or found["before"])
         raise OSError(number, os.strerror(number), str(file)) from error
 
 

@@ -6,6 +6,7 @@ import io
 import struct
 import time
 import tracemalloc
+import warnings
 import zlib
 
 import numpy as np
@@ -114,6 +115,11 @@ def test_tags_that_a_picture_may_have():
     beyond = [(270, 2, 2**30, 8), (320, 3, 2**29, 8), (1000, 3, 600_000, 2**31)]
     tags = [(1001 + place, 7, 90, 8) for place in range(100)]
     photo = tiff([*beyond, *tags], bytes(range(64)) + bytes(10_000))
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            Image.open(io.BytesIO(photo)).load()
+    except KeyError:  # it stops at the first tag that lies beyond the file
+        pytest.skip("this Pillow can't read it")
     assert decode(photo, max_pixels=MAX_PIXELS)[0, :4, 0].tolist() == [0, 1, 2, 3]
 
 

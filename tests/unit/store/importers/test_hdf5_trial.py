@@ -16,6 +16,8 @@ from condconv_serve.store.importers import hdf5_trial, keras_file
 from condconv_serve.store.importers.hdf5_trial import HDF5Damaged, try_out
 from condconv_serve.store.importers.keras_file import read_keras
 
+pytestmark = pytest.mark.tensorflow
+
 
 @pytest.fixture(autouse=True)
 def _tried_out(monkeypatch: pytest.MonkeyPatch, _hdf5_files_are_tried_out_in_tests_of_that_only: None) -> None:
