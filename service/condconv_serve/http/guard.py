@@ -81,11 +81,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._renderer_of = renderer_of
         self.url = b""  # as far as it is known
         self._others = others
-        self._leftovers = Leftovers(
-            limits, self.loop, gauge=metrics.lingering_connections, is_sent=self._is_sent, on_end=self._leave
-        )
-        self._header_timer = Timer(self.loop, self._headers_are_late)
-        self._abort_timer = Timer(self.loop, lambda: self.transport.abort())
+        self._leftovers = Leftovers(limits, self.loop, gauge=metrics.lingering_connections)
+        self._header_timer = Timer(self.loop)
+        self._abort_timer = Timer(self.loop)
         self._header_bytes = 0
         self._receiving = False
         self._running: RequestResponseCycle | None = None
@@ -116,8 +114,9 @@ class GuardedProtocol(HttpToolsProtocol):
             # uvicorn tells only the newest request, which may wait behind this one.
             self._running.disconnected = True
             self._running.message_event.set()
-        # They point at this connection and it at them, so they would stay until the rare collection of old objects.
+        # What points at this connection while it points at that stays until the rare collection of old objects.
         self.pipeline.clear()
+        self._wire.lost()
 
     def data_received(self, data: bytes) -> None:
         """Parse what comes, unless the connection is ending."""
@@ -147,7 +146,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client reads slower than we write."""
         super().pause_writing()
-        self._abort_timer.start(self._limits.write_timeout)
+        self._abort_timer.start(self._limits.write_timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
         """The client has read something."""
@@ -210,7 +209,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.transport.is_closing():
             if not self._leftovers.reading:
-                self._abort_timer.start(self._limits.write_timeout)
+                self._abort_timer.start(self._limits.write_timeout, self.transport.abort)
         elif not self._closing and not self._answering():
             if self._receiving:
                 self._unset_keepalive_if_required()
@@ -282,7 +281,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _start_header_timer(self) -> None:
         if not self._header_timer.running and not self._closing:
-            self._header_timer.start(self._limits.header_timeout)
+            self._header_timer.start(self._limits.header_timeout, self._headers_are_late)
             self._others.heads[self] = self.loop.time()
 
     def _stop_header_timer(self) -> None:
@@ -316,7 +315,7 @@ class GuardedProtocol(HttpToolsProtocol):
         return True
 
     def _linger(self) -> None:
-        self._leftovers.begin()
+        self._leftovers.begin(is_sent=self._is_sent, on_end=self._leave)
         if self not in self._others.refused:
             self._others.lingering.setdefault(self)
 
@@ -363,7 +362,7 @@ class GuardedProtocol(HttpToolsProtocol):
             del refused[answered]
             answered._leave()
         refused[self] = None
-        self._abort_timer.start(_REFUSAL_SECONDS)
+        self._abort_timer.start(_REFUSAL_SECONDS, self.transport.abort)
 
     def _end_message(self, error: ServiceError) -> None:
         """Take nothing more from a client whose request can't be read; it is answered if none before it waits."""
@@ -397,4 +396,4 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_header_timer()
         self._wire.end()
         # Closing waits for the client to read what has been written.
-        self._abort_timer.start(self._limits.write_timeout)
+        self._abort_timer.start(self._limits.write_timeout, self.transport.abort)

@@ -74,6 +74,10 @@ class AnswerTransport(asyncio.Transport):
         self._held = b""
         self._transport.abort()
 
+    def lost(self) -> None:
+        """The connection is lost: ask nobody any more, and hold nobody."""
+        self._lingers = _never
+
     def is_closing(self) -> bool:
         """Whether nothing more will be written."""
         return self._half_closed or self._transport.is_closing()
@@ -98,3 +102,7 @@ class AnswerTransport(asyncio.Transport):
         if self._held:
             held, self._held = self._held, b""
             self._transport.write(held)
+
+
+def _never() -> bool:
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -38,8 +39,8 @@ class Clock:
     def time(self) -> float:
         return self.now
 
-    def call_later(self, seconds: float, do: Callable[[], None]) -> Call:
-        self._calls.append(call := Call(self.now + seconds, do))
+    def call_later(self, seconds: float, do: Callable[..., None], *arguments: Any) -> Call:
+        self._calls.append(call := Call(self.now + seconds, partial(do, *arguments)))
         return call
 
     def move(self, seconds: float) -> None:
@@ -59,8 +60,8 @@ class Reader:
         self.clock, self.ended, self.is_sent = Clock(), False, True
         loop: Any = self.clock
         gauge = Metrics(CollectorRegistry()).lingering_connections
-        self.leftovers = Leftovers(LIMITS, loop, gauge=gauge, is_sent=lambda: self.is_sent, on_end=self._end)
-        self.leftovers.begin()
+        self.leftovers = Leftovers(LIMITS, loop, gauge=gauge)
+        self.leftovers.begin(is_sent=lambda: self.is_sent, on_end=self._end)
 
     def _end(self) -> None:
         self.ended = True
