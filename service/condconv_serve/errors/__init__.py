@@ -11,6 +11,7 @@ ServiceError
 │   ├── BodyTooLarge          body_too_large          more bytes than `max_body_bytes`
 │   ├── TooManyImages         too_many_images         more images than `max_images_per_request`
 │   ├── UnsupportedBody       unsupported_body        a content type that no route reads
+│   ├── UnsupportedEncoding   unsupported_encoding    a body compressed in a way that no route reads
 │   ├── NotSupported          not_supported           a part of a protocol that the service doesn't have
 │   ├── NotFound              not_found               nothing of that name, or at that path
 │   ├── ModelNotFound         model_not_found         no such model is served
@@ -97,6 +98,7 @@ from condconv_serve.errors.requests import (
     TooManyImages,
     Unauthenticated,
     UnsupportedBody,
+    UnsupportedEncoding,
     UnsupportedImage,
     VersionInUse,
     VersionNotFound,
@@ -156,6 +158,7 @@ __all__ = [
     "TooManyImages",
     "Unauthenticated",
     "UnsupportedBody",
+    "UnsupportedEncoding",
     "UnsupportedImage",
     "VersionInUse",
     "VersionNotFound",

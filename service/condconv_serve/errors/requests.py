@@ -72,6 +72,13 @@ class UnsupportedBody(RequestError):
     title = "Unsupported content type"
 
 
+class UnsupportedEncoding(RequestError):
+    """The body is compressed in a way that can't be read."""
+
+    slug = "unsupported_encoding"
+    title = "Unsupported content encoding"
+
+
 class NotSupported(RequestError):
     """The protocol has this, but the service doesn't."""
 

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from condconv_serve.errors import CapacityError, ServiceError, let_go
+from condconv_serve.http.encodings import ENCODINGS
 from condconv_serve.http.scope import facts_of, root_path_of
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
@@ -37,8 +38,12 @@ class Unrouted:
 
 
 def headers_of(slug: str, retry_after: float | None) -> dict[str, str]:
-    """Headers that go with an error: how to say who asks, and when (seconds) a new try makes sense."""
-    headers = {"WWW-Authenticate": "Bearer"} if slug == "unauthenticated" else {}
+    """Headers that go with an error: how to say who asks or to compress, and when (seconds) a new try makes sense."""
+    headers = {}
+    if slug == "unauthenticated":
+        headers["WWW-Authenticate"] = "Bearer"
+    elif slug == "unsupported_encoding":
+        headers["Accept-Encoding"] = ", ".join(ENCODINGS)
     return headers if retry_after is None else headers | {"Retry-After": str(max(math.ceil(retry_after), 1))}
 
 

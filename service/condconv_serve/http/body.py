@@ -1,4 +1,4 @@
-"""A request's body: how many bytes are read, and how long we wait for them."""
+"""A request's body: how many bytes are read, how long we wait for them, and what they were before compression."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from condconv_serve.errors import BodyTooLarge, Draining, RequestTimeout
+from condconv_serve.http.encodings import decompressed, encoding_of
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    """Read a body into memory.
+    """Read a body into memory, and decompress it.
 
-    A body that is declared to be too long isn't asked for. If one turns out to be, the guard reads the rest of it after
-    the answer.
+    A body that is declared to be too long, or in an unknown encoding, isn't asked for. If one turns out to be too long,
+    the guard reads the rest of it after the answer.
 
     Raises:
-        BodyTooLarge: it has more than `max_bytes`.
+        BodyTooLarge: it has more than `max_bytes`, before or after it is decompressed.
+        UnsupportedEncoding, MalformedBody: it can't be decompressed.
         RequestTimeout, Draining: as `PatientBody.receive`, which decides this for every route.
     """
+    encoding = encoding_of(", ".join(request.headers.getlist("content-encoding")))
     too_large = BodyTooLarge(f"The body has more than {max_bytes} bytes, the most that is allowed.")
     if int(request.headers.get("content-length", "").lstrip("0") or 0) > max_bytes:  # `int` takes 4300 digits
         raise too_large
@@ -32,7 +35,8 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         if size > max_bytes:
             raise too_large
         chunks.append(chunk)
-    return b"".join(chunks)
+    body = b"".join(chunks)
+    return body if encoding is None else await decompressed(body, encoding, max_bytes=max_bytes)
 
 
 class OpenBodies:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 
-from condconv_serve.errors import BodyTooLarge, MalformedBody, UnsupportedBody
+from condconv_serve.errors import BodyTooLarge, MalformedBody, UnsupportedEncoding
 
 ENCODINGS = ("gzip", "deflate")
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
@@ -18,26 +18,38 @@ _SMALLEST = 1024
 _LEVEL = 1
 
 
+def encoding_of(declared: str) -> str | None:
+    """The encoding of a request's body; None if it isn't compressed.
+
+    Args:
+        declared: the request's `Content-Encoding`; empty if it has none.
+
+    Raises:
+        UnsupportedEncoding: it is compressed in another way.
+    """
+    name = declared.strip().lower().removeprefix("x-")
+    if name in ("", "identity"):
+        return None
+    if name not in ENCODINGS:
+        raise UnsupportedEncoding(f"The content encoding {declared[:100]!r} can't be read; gzip and deflate can.")
+    return name
+
+
 async def decompressed(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
     """The body of a request before it was compressed.
 
     Args:
         body: as it was received.
-        encoding: its `Content-Encoding`; empty if it isn't compressed.
+        encoding: one of `ENCODINGS`.
         max_bytes: most bytes of the result. No more than that is ever made.
 
     Raises:
-        UnsupportedBody: it is compressed in another way. BodyTooLarge: it has more bytes.
+        BodyTooLarge: it has more bytes.
         MalformedBody: it isn't what its encoding says, or it ends early or late.
     """
-    name = encoding.strip().lower().removeprefix("x-")
-    if name in ("", "identity"):
-        return body
-    if name not in ENCODINGS:
-        raise UnsupportedBody(f"The content encoding {encoding[:100]!r} can't be read; gzip and deflate can.")
     if len(body) <= _AT_ONCE:
-        return _decompress(body, name, max_bytes)
-    return await asyncio.to_thread(_decompress, body, name, max_bytes)
+        return _decompress(body, encoding, max_bytes)
+    return await asyncio.to_thread(_decompress, body, encoding, max_bytes)
 
 
 def _decompress(body: bytes, encoding: str, max_bytes: int) -> bytes:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from typing import Any
 
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from condconv_serve.errors import BodyTooLarge, Draining, RequestTimeout
+from condconv_serve.errors import BodyTooLarge, Draining, RequestTimeout, UnsupportedEncoding
 from condconv_serve.http.body import OpenBodies, PatientBody, read_body
 from tests.unit.http.sender import Sender
 
@@ -41,6 +42,20 @@ async def test_a_body_that_is_declared_to_be_too_large_is_not_asked_for(declared
         with pytest.raises(BodyTooLarge, match="100 bytes"):
             await read_body(asked, 100)
     assert sender.taken == taken
+
+
+async def test_a_compressed_body_is_decompressed() -> None:
+    body = gzip.compress(bytes(100))
+    assert await read_body(request(Sender([body[:9], body[9:]]), content_encoding=b"GZip"), 100) == bytes(100)
+
+
+async def test_a_body_in_another_encoding_is_not_asked_for() -> None:
+    sender = Sender([bytes(10)])
+    twice = Request({**request(sender).scope, "headers": [(b"content-encoding", b"gzip")] * 2}, sender)
+    for asked in (request(sender, content_encoding=b"br"), twice):
+        with pytest.raises(UnsupportedEncoding, match="gzip and deflate can"):
+            await read_body(asked, 100)
+    assert sender.taken == 0
 
 
 async def test_client_that_leaves_before() -> None:

@@ -21,6 +21,7 @@ STATUS = {
     "body_too_large": StatusCode.RESOURCE_EXHAUSTED,
     "too_many_images": StatusCode.INVALID_ARGUMENT,
     "unsupported_body": StatusCode.INVALID_ARGUMENT,
+    "unsupported_encoding": StatusCode.UNIMPLEMENTED,
     "not_supported": StatusCode.UNIMPLEMENTED,
     "not_found": StatusCode.NOT_FOUND,
     "model_not_found": StatusCode.NOT_FOUND,

@@ -49,6 +49,7 @@ SLUGS = (
     "image_too_large",
     "too_many_images",
     "unsupported_body",
+    "unsupported_encoding",
     "unsupported_image",
     "corrupt_image",
     "invalid_parameter",

@@ -66,6 +66,7 @@ async def read_request(request: Request, query: Parameters, limits: BodyLimits) 
     Raises:
         BodyTooLarge: more bytes than allowed. MissingImage: none, or an empty one. TooManyImages: more than allowed.
         MalformedBody: the body can't be parsed. UnsupportedBody: its content type isn't read here.
+        UnsupportedEncoding: it is compressed in a way that isn't read here.
         InvalidParameter: a parameter is unknown, impossible, or given both in the query and in the body.
     """
     media_type = _media_type(request)
@@ -100,6 +101,7 @@ async def read_json(request: Request, kind: type[Parameters], *, max_bytes: int)
 
     Raises:
         UnsupportedBody: it is not declared as JSON. BodyTooLarge: more bytes than allowed. MalformedBody: no JSON.
+        UnsupportedEncoding: it is compressed in a way that isn't read here.
         InvalidParameter: a field is missing, unknown or impossible.
     """
     media_type = _media_type(request)

@@ -156,6 +156,7 @@ def router(context: AppContext) -> APIRouter:
             "malformed_body",
             "body_too_large",
             "unsupported_body",
+            "unsupported_encoding",
             "request_timeout",
             "draining",
             "store_not_writable",

@@ -28,6 +28,7 @@ STATUS = {
     "body_too_large": 413,
     "too_many_images": 413,
     "unsupported_body": 415,
+    "unsupported_encoding": 415,
     "not_supported": 501,
     "not_found": 404,
     "model_not_found": 404,

@@ -32,7 +32,7 @@ async def read_small(request: Request) -> Mapping[str, Any]:
     """Read a JSON object, or nothing, which means an empty one.
 
     Raises:
-        BodyTooLarge: more bytes than allowed. MalformedBody: no JSON object.
+        MalformedBody: no JSON object. Others: as `read_body`.
     """
     body = await read_body(request, MAX_SMALL_BYTES)
     return parse(body) if body.strip() else {}

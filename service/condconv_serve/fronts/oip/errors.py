@@ -24,6 +24,7 @@ STATUS = {
     "body_too_large": 413,
     "too_many_images": 400,
     "unsupported_body": 415,
+    "unsupported_encoding": 415,
     "not_supported": 400,
     "not_found": 404,
     "model_not_found": 404,
@@ -65,10 +66,7 @@ STATUS = {
 
 def render(error: ServiceError) -> Answer:
     """The whole answer for an error."""
-    headers = headers_of(error.slug, error.retry_after)
-    if error.slug == "unsupported_body":
-        headers["Accept-Encoding"] = "gzip, deflate"
-    return error_answer(str(error), STATUS[error.slug], headers)
+    return error_answer(str(error), STATUS[error.slug], headers_of(error.slug, error.retry_after))
 
 
 def error_answer(message: str, status: int, headers: Mapping[str, str] | None = None) -> Answer:

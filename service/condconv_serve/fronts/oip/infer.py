@@ -19,7 +19,7 @@ from condconv_serve.fronts.oip.outputs import output_tensors
 from condconv_serve.fronts.tensor_inference import TensorAnswer, TensorInference
 from condconv_serve.http.body import read_body
 from condconv_serve.http.disconnect import unless_disconnected
-from condconv_serve.http.encodings import compressed, decompressed, encoding_for
+from condconv_serve.http.encodings import compressed, encoding_for
 from condconv_serve.http.scope import facts_of
 
 _JSON_AT_ONCE = 128 * 1024
@@ -46,11 +46,7 @@ def router(context: AppContext) -> APIRouter:
         facts, (name, version) = facts_of(request.scope), named_model(request)
         split_key = gatekeeper.split_key(facts, request.headers.get(SPLIT_KEY_HEADER))
         await inference.check(facts, model=name, version=version, split_key=split_key)
-        body = await decompressed(
-            await read_body(request, limits.max_body_bytes),
-            request.headers.get("content-encoding", ""),
-            max_bytes=limits.max_body_bytes,
-        )
+        body = await read_body(request, limits.max_body_bytes)
         # Given twice, it isn't clear where the JSON ends, so both are refused together.
         header_length = ", ".join(lengths) if (lengths := request.headers.getlist(HEADER_LENGTH)) else None
         model = context.models.get(name, version, key=split_key).info

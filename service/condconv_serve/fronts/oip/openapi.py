@@ -28,7 +28,14 @@ _VERSION: Schema = {
     "example": "1",
 }
 _UNKNOWN = ("invalid_parameter", "model_not_found", "version_not_found", "model_unavailable")
-_SMALL_BODY = ("malformed_body", "body_too_large", "request_timeout", "draining", "store_unavailable")
+_SMALL_BODY = (
+    "malformed_body",
+    "body_too_large",
+    "unsupported_encoding",
+    "request_timeout",
+    "draining",
+    "store_unavailable",
+)
 _INFER_SLUGS = (
     *_UNKNOWN,
     "malformed_body",
@@ -39,7 +46,7 @@ _INFER_SLUGS = (
     "corrupt_image",
     "body_too_large",
     "request_timeout",
-    "unsupported_body",
+    "unsupported_encoding",
     "queue_full",
     "wait_too_long",
     "not_ready",

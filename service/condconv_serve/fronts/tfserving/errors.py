@@ -25,6 +25,7 @@ STATUS = {
     "body_too_large": 413,
     "too_many_images": 400,
     "unsupported_body": 400,
+    "unsupported_encoding": 415,
     "not_supported": 501,
     "not_found": 400,
     "model_not_found": 404,

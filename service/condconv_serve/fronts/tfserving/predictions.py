@@ -25,7 +25,6 @@ from condconv_serve.fronts.tfserving.signatures import check_classify_signature,
 from condconv_serve.fronts.thresholds import thresholds_of
 from condconv_serve.http.body import read_body
 from condconv_serve.http.disconnect import unless_disconnected
-from condconv_serve.http.encodings import decompressed
 from condconv_serve.http.scope import facts_of
 
 Result = TypeVar("Result")
@@ -38,7 +37,7 @@ SLUGS = (
     "image_too_large",
     "invalid_parameter",
     "body_too_large",
-    "unsupported_body",
+    "unsupported_encoding",
     "request_timeout",
     "model_not_found",
     "version_not_found",
@@ -66,8 +65,7 @@ def router(context: AppContext) -> APIRouter:
         return await questions.ask(facts_of(request.scope), spec, split_key=request.headers.get(SPLIT_KEY_HEADER))
 
     async def read(request: Request, make: Callable[[Document], Result]) -> Result:
-        most, encoding = context.limits.max_body_bytes, request.headers.get("content-encoding", "")
-        body = await decompressed(await read_body(request, most), encoding, max_bytes=most)
+        body = await read_body(request, context.limits.max_body_bytes)
         return await with_document(body, make, long_reads=context.long_reads)
 
     async def predict(request: Request) -> Response:

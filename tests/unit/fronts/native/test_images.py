@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 from typing import Any
 
@@ -47,6 +48,13 @@ async def test_raw_body_is_one_image() -> None:
     parameters, images = await read(b"pixels", "image/png", top_k=3)
     assert images == [ImageSource(b"pixels")]
     assert parameters == PredictParameters(top_k=3)
+
+
+async def test_a_body_may_be_compressed() -> None:
+    body = gzip.compress(json.dumps({"images": [base64.b64encode(b"pixels").decode()]}).encode())
+    asked = request(Sender([body]), JSON)
+    asked.scope["headers"].append((b"content-encoding", b"gzip"))
+    assert (await read_request(asked, PredictParameters(), LIMITS))[1] == [ImageSource(b"pixels")]
 
 
 async def test_json_images_and_parameters() -> None:

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -127,6 +128,17 @@ async def test_expected_error_is_told_and_counted_by_its_slug() -> None:
     assert (response.status_code, response.json()["slug"]) == (500, "inference_failed")
     assert response.json()["detail"] == "The engine could not compute this image."
     assert counters["condconv_rejected_total inference_failed"] == 1
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "image/jpeg"])
+async def test_an_encoding_that_is_not_read(content_type: str) -> None:
+    app, _ = application(AsyncMock())
+    async with connect(app) as client:
+        headers = {"Content-Type": content_type, "Content-Encoding": "br"}
+        response = await client.post("/predict", content=b"x", headers=headers)
+    assert (response.status_code, response.json()["slug"]) == (415, "unsupported_encoding")
+    assert response.json()["detail"] == "The content encoding 'br' can't be read; gzip and deflate can."
+    assert response.headers["accept-encoding"] == "gzip, deflate"
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,13 @@ async def test_classify_refuses(client: httpx.AsyncClient, body: Any, message: s
     assert message in (await told(client, CLASSIFY, body, status=400))["error"]
 
 
+async def test_an_encoding_that_is_not_read(client: httpx.AsyncClient) -> None:
+    response = await client.post(PREDICT, content=b"x", headers={"Content-Encoding": "br"})
+    assert response.status_code == 415
+    assert response.json() == {"error": "The content encoding 'br' can't be read; gzip and deflate can."}
+    assert response.headers["accept-encoding"] == "gzip, deflate"
+
+
 async def test_regress_is_refused(client: httpx.AsyncClient) -> None:
     message = (
         "Expected regression signature method_name to be tensorflow/serving/regress. Was: tensorflow/serving/predict"
