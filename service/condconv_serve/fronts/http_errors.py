@@ -17,6 +17,8 @@ from condconv_serve.http.encodings import ENCODINGS
 from condconv_serve.http.scope import facts_of, root_path_of
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_SHOWN = 200
+"""Most characters of a path in a message."""
 _TITLES = {"not_found": "Not found", "method_not_allowed": "Method not allowed", "http_error": "HTTP error"}
 
 logger = logging.getLogger(__name__)
@@ -81,11 +83,12 @@ def unrouted(request: Request, error: HTTPException, *, docs: str) -> Unrouted:
     slug = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     facts_of(request.scope).slug = slug
     detail, headers = str(error.detail), dict(error.headers or {})
+    path, method = request.url.path[:_SHOWN], request.method[:_SHOWN]
     if error.status_code == 404:
-        detail = f"There is nothing at {request.url.path}; {root_path_of(request.scope)}{docs} lists what there is."
+        detail = f"There is nothing at {path}; {root_path_of(request.scope)}{docs} lists what there is."
     elif error.status_code == 405:
         headers["Allow"] = ", ".join(_allowed_methods(request))
-        detail = f"{request.url.path} doesn't take {request.method}; it takes {headers['Allow']}."
+        detail = f"{path} doesn't take {method}; it takes {headers['Allow']}."
     return Unrouted(status=error.status_code, slug=slug, detail=detail, headers=headers)
 
 

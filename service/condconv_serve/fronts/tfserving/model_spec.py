@@ -11,6 +11,8 @@ from condconv_serve.errors import InvalidParameter, ModelNotFound, VersionNotFou
 from condconv_serve.fronts.context import ServedModels
 
 MAX_VERSION = 2**63 - 1
+SHOWN = 256
+"""Most characters of a name in a message. A model's name is that of a folder, so none is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,8 @@ class ModelSpec:
 
     def __str__(self) -> str:
         """As TensorFlow Serving writes it in its errors."""
-        return f"Latest({self.name})" if self.version is None else f"Specific({self.name}, {self.version})"
+        name = self.name[:SHOWN]
+        return f"Latest({name})" if self.version is None else f"Specific({name}, {self.version})"
 
     @contextlib.contextmanager
     def told_when_missing(self) -> Generator[None, None, None]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from condconv_serve.errors import ModelNotFound, VersionNotFound
-from condconv_serve.fronts.tfserving.model_spec import ModelSpec
+from condconv_serve.fronts.tfserving.model_spec import SHOWN, ModelSpec
 from condconv_serve.serving.versions import State, VersionStatus
 from condconv_serve.store.aliases import Alias
 
@@ -37,7 +37,7 @@ def wanted_statuses(
     """
     known = statuses.get(spec.name, ())
     if not known:
-        raise ModelNotFound(f"Could not find any versions of model {spec.name}")
+        raise ModelNotFound(f"Could not find any versions of model {spec.name[:SHOWN]}")
     alias = aliases.get(spec.version or "")
     versions = set(alias.versions) if alias else {spec.version}
     found = [status for status in reversed(known) if spec.version is None or status.version in versions]

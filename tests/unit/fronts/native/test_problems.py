@@ -130,6 +130,16 @@ async def test_expected_error_is_told_and_counted_by_its_slug() -> None:
     assert counters["condconv_rejected_total inference_failed"] == 1
 
 
+@pytest.mark.parametrize(("path", "status"), [("/nothing/", 404), ("/models/", 405)])
+async def test_a_long_path_is_shortened(path: str, status: int) -> None:
+    app, _ = application(AsyncMock())
+    async with connect(app) as client:
+        response = await client.delete(path + "x" * 8000)
+    assert response.status_code == status
+    assert path in response.json()["detail"]
+    assert len(response.json()["detail"]) < 300
+
+
 @pytest.mark.parametrize("content_type", ["application/json", "image/jpeg"])
 async def test_an_encoding_that_is_not_read(content_type: str) -> None:
     app, _ = application(AsyncMock())

@@ -296,6 +296,15 @@ async def test_an_encoding_that_is_not_read(client: httpx.AsyncClient) -> None:
     assert response.headers["accept-encoding"] == "gzip, deflate"
 
 
+@pytest.mark.parametrize(
+    "rest", ["", "/metadata", "/versions/1", ":predict", "/versions/1:predict", "/labels/a:predict"]
+)
+async def test_a_long_name_is_shortened(client: httpx.AsyncClient, rest: str) -> None:
+    response = await client.request("POST" if ":" in rest else "GET", f"/v1/models/{'x' * 8000}{rest}", content=b"{}")
+    assert response.status_code == 404
+    assert 256 < len(response.json()["error"]) < 400
+
+
 async def test_regress_is_refused(client: httpx.AsyncClient) -> None:
     message = (
         "Expected regression signature method_name to be tensorflow/serving/regress. Was: tensorflow/serving/predict"
