@@ -315,8 +315,9 @@ class Supervisor:
         lived = time.monotonic() - member.started_at
         if code == 0 or lived > _LONG_LIFE:
             member.pause = FIRST_PAUSE
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        logger.error("%s (process %d) has ended %s; it is started again in %g s", member, child.pid, how, member.pause)
+        logger.error(
+            "%s (process %d) has ended %s; it is started again in %g s", member, child.pid, _how(code), member.pause
+        )
         self._start_later(member)
 
     def _count(self, how: Callable[..., None], *arguments: Any) -> None:
@@ -356,7 +357,7 @@ class Supervisor:
 
     def _go_on_stopping(self, gone: _Member | None, code: int) -> None:
         if gone is not None and code not in (0, 1):
-            logger.warning("%s has ended with exit code %d", gone, code)
+            logger.warning("%s has ended %s", gone, _how(code))
         if any(front.child is not None for front in self._fronts):
             return
         if self._engine.child is None:
@@ -377,3 +378,11 @@ class Supervisor:
         for member in self._members:
             if member.child is not None:
                 member.child.kill()
+
+
+def _how(code: int) -> str:
+    """How a process with this exit code has ended; negative ones are signals."""
+    if code >= 0:
+        return f"with exit code {code}"
+    named = -code in set(signal.Signals)  # most of the real-time signals have no name
+    return f"by {signal.Signals(-code).name}" if named else f"by signal {-code}"

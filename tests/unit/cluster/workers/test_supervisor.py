@@ -128,6 +128,16 @@ async def test_who_dies_is_replaced_and_connected(tmp_path: Path) -> None:
         await until(lambda: new.heard_of(Connect) == other.heard_of(Connect) == 2)
 
 
+async def test_who_is_ended_by_a_signal_without_a_name_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unnamed = next(n for n in sorted(signal.valid_signals()) if n not in set(signal.Signals))
+    async with supervised(tmp_path) as children:
+        children.of(StartFront)[0].end(-unnamed)
+        await until(lambda: children.count()["StartFront"] == 3)
+    assert f"has ended by signal {unnamed}; it is started again" in caplog.text
+
+
 async def test_who_hangs_is_killed_once_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervising, "_WATCH_SECONDS", 0.01)
     async with supervised(tmp_path, worker_timeout=0.2) as children:
