@@ -55,8 +55,8 @@ class BatchRunner:
 def batch_of(rows: Sequence[Row]) -> Row:
     """Rows `[image_size, image_size, 3]` as one array `[N, image_size, image_size, 3]`.
 
-    `numpy.stack` gives the interpreter's lock away for each row, and while the event loop is busy it takes up to 5 ms
-    to get it back. So rows that are alike are joined at once.
+    `numpy.stack` gives the interpreter's lock away for each row, and while the event loop is busy it takes as long as
+    `condconv_serve.machine.interpreter` allows to get it back. So rows that are alike are joined at once.
     """
     first = rows[0]
     if all(row.dtype == first.dtype and row.shape == first.shape and row.flags.c_contiguous for row in rows):
