@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 
 from condconv_serve.cluster.workers.remote_engine import RemoteEngine
 from condconv_serve.domain import Ablated, RoutingOverrides, Row, ServedModel
-from condconv_serve.errors import ServiceError
 from condconv_serve.fronts.keys import ApiKey
 from condconv_serve.routing.insight import ClassMeans
 from condconv_serve.routing.recent import RecentRequest
@@ -155,9 +154,5 @@ class RemoteAblator(_Remote):
     async def ablate(self, model: ServedModel, row: Row, overrides: RoutingOverrides, *, deadline: float) -> Ablated:
         """See the protocol."""
         _, number = self._engine.session_of(model)
-        found: Ablated | ServiceError = await self._engine.call(
-            "ablator.ablate", number, row, overrides, float(deadline)
-        )
-        if isinstance(found, ServiceError):
-            raise found
+        found: Ablated = await self._engine.call("ablator.ablate", number, row, overrides, float(deadline))
         return found
