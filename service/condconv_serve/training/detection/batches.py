@@ -15,8 +15,8 @@ from condconv_serve.training.batches import Selection, normalise, shuffled
 from condconv_serve.training.detection.augmentation import DetectionAugmentation, vary
 from condconv_serve.training.detection.matching import IGNORED, match
 
-BACKGROUND_CLASS, IGNORED_CLASS = 0, -1
-"""In targets: nothing is there, or what is there doesn't matter. Class `c` is `c + 1`."""
+IGNORED_CLASS = -1
+"""In targets: what is there doesn't matter. 0 is for nothing, and class `c` is `c + 1`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
