@@ -24,6 +24,7 @@ from condconv_serve.errors import (
 from condconv_serve.http.answer import RendererOf, last_answer
 from condconv_serve.http.connections import Connections
 from condconv_serve.http.first_line import target_in
+from condconv_serve.http.host import check_host, fault_of
 from condconv_serve.http.limits import MAX_HEADER_BYTES, MAX_PIPELINED, REFUSED_AT_ONCE, ConnectionLimits
 from condconv_serve.http.lingering import Leftovers
 from condconv_serve.http.timer import Timer
@@ -35,6 +36,7 @@ from condconv_serve.telemetry.metrics import Metrics
 LAST_CALL_SECONDS = 0.3
 """How long connections without a request stay open once the server takes no new ones: one may be on its way."""
 _REFUSAL_SECONDS = 1.0
+_NOT_HTTP = "This is no valid HTTP/1.1 request."
 
 
 def guarded_protocol(limits: ConnectionLimits, metrics: Metrics, *, renderer_of: RendererOf) -> type[asyncio.Protocol]:
@@ -166,6 +168,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The headers are here; from now on the application decides how long to wait."""
+        check_host(self.headers, self.parser.get_http_version())
         if self.parser.should_upgrade():
             return  # they come again without the wish
         if len(self.pipeline) >= MAX_PIPELINED:
@@ -264,11 +267,9 @@ class GuardedProtocol(HttpToolsProtocol):
                     self.parser = httptools.HttpRequestParser(self)
                     self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
                     self.parser.feed_data(head)
-        except httptools.HttpParserError:
-            if self._is_receiving():
-                self._end_message(MalformedRequest("The body is not encoded as the headers say."))
-            else:
-                self._end_message(MalformedRequest("This is no valid HTTP/1.1 request."))
+        except httptools.HttpParserError as error:
+            wrong = "The body is not encoded as the headers say." if self._is_receiving() else _NOT_HTTP
+            self._end_message(MalformedRequest(fault_of(error) or wrong))
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

@@ -70,6 +70,44 @@ def test_pipelined_requests(running: Running) -> None:
         assert everything(connected).count(b"ok") == 3
 
 
+@pytest.mark.parametrize(
+    ("version", "hosts", "wrong"),
+    [
+        ("1.1", [], "has no Host header"),
+        ("1.1", ["x", "x"], "has several Host headers"),
+        ("1.0", ["x", "y"], "has several Host headers"),
+        ("1.1", ["x y"], "is no name or address"),
+        ("1.1", ["user@x"], "is no name or address"),
+        ("1.1", ["x/ok"], "is no name or address"),
+        ("1.1", ["x:port"], "is no name or address"),
+        ("1.1", ["[::1"], "is no name or address"),
+        ("1.0", [], None),
+        ("1.1", [""], None),
+        ("1.1", ["a_service.example:8000"], None),
+        ("1.1", [" 127.0.0.1 "], None),
+        ("1.1", ["[::1]:8000"], None),
+        ("1.1", ["[fe80::1%25eth0]"], None),
+    ],
+)
+def test_host(running: Running, version: str, hosts: list[str], wrong: str | None) -> None:
+    lines = "".join(f"Host: {host}\r\n" for host in hosts)
+    for more in ("Connection: close\r\n", "Connection: close, Upgrade\r\nUpgrade: h2c\r\n"):
+        with running.connect_with(f"GET /ok HTTP/{version}\r\n{lines}{more}\r\n".encode()) as connected:
+            received = everything(connected)
+        if wrong is None:
+            assert received.endswith(b"ok")
+        else:
+            assert_refused(received, 400, "malformed_request")
+            assert wrong.encode() in received
+
+
+def test_requests_before_a_wrong_host_are_answered(running: Running) -> None:
+    with running.connect_with(GET + GET.replace(b"Host: x", b"Host: x\r\nHost: y") + GET) as connected:
+        received = everything(connected)
+    assert received.startswith(b"HTTP/1.1 200 OK")
+    assert received.count(b"200 OK") == 1
+
+
 @pytest.mark.parametrize("pieces", [1, 2, 20])
 def test_a_wish_for_another_protocol_is_ignored(running: Running, pieces: int) -> None:
     smuggled = b"GET /ok HTTP/1.1\r\nHost: x\r\n\r\n"
