@@ -46,9 +46,9 @@ class Counting:
     observe: Callable[[ModelInfo, RowAnswer], None]
     mirror: Callable[[ServedModel, MadeRow, RowAnswer], None]
 
-    def refused(self, model: ServedModel, *, seconds: float) -> None:
+    def refused(self, model: ServedModel) -> None:
         """A request was not let in."""
-        self.tallies.request(model.name, model.version, seconds=seconds, answers=(), whole=False)
+        self.tallies.request(model.name, model.version, seconds=0.0, answers=(), whole=False)
 
 
 class OpenRequest:

@@ -212,7 +212,7 @@ class InferencePlane:
         try:
             admission = self._admit(room, terms) if room else None
         except ServiceError:
-            self._counting.refused(terms.model, seconds=0.0)
+            self._counting.refused(terms.model)
             raise
         return OpenRequest(
             terms.model,
