@@ -94,6 +94,14 @@ class OpenRequest:
         receiver = _PutRow(self, index, made)
         self._put[index] = self._batcher.put(made.row, self.admission, receiver, deadline=self._deadline)
 
+    def unmade(self, index: int, error: Exception) -> None:
+        """A row can't be made: as `fail`, and its room goes back at once, since batches wait for rows that may come."""
+        if self.closed:
+            return
+        assert self.admission is not None
+        self.admission.give_back_one()
+        self.fail(index, error)
+
     def answer(self, index: int, answer: RowAnswer) -> None:
         """A row has its answer."""
         if self.closed:

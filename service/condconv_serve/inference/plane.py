@@ -263,7 +263,11 @@ class InferencePlane:
 
     async def _computed(self, row: AskedRow, terms: _Terms, admission: Admission[ServedModel]) -> RowAnswer:
         started = time.monotonic()
-        made = await row.source.make()
+        try:
+            made = await row.source.make()
+        except Exception:
+            admission.give_back_one()  # batches wait for rows that may come
+            raise
         found = await self._batcher.submit(made.row, admission, deadline=terms.deadline)
         answer = computed_answer(made, found, since=started, cache=row.result)
         self._counting.mirror(terms.model, made, answer)
@@ -274,7 +278,7 @@ async def _make(request: OpenRequest, index: int, source: RowSource) -> None:
     try:
         made = await source.make()
     except Exception as error:
-        request.fail(index, error)
+        request.unmade(index, error)
     else:
         request.put(index, made)
 

@@ -467,3 +467,23 @@ def test_whatever_the_order(steps: list[Any], max_queue_rows: int, cache_bytes: 
             assert done == subject.count("rows_accepted_total")
 
     asyncio.run(play())
+
+
+@pytest.mark.parametrize("use", [None, MINE])
+async def test_a_row_that_can_not_be_made_gives_back_its_room_before_its_request_ends(use: CacheUse | None) -> None:
+    go_on = asyncio.Event()
+
+    async def make() -> MadeRow:
+        await go_on.wait()
+        raise CorruptImage("It is damaged, too.")
+
+    async with running() as subject:
+        sources = [subject.source(CORRUPT, b"90"), RowSource(make, b"1")]
+        asked = asyncio.create_task(subject.plane.infer_each(MODEL, sources, cache=use))
+        try:
+            await until(lambda: subject.queue_rows() == 1)
+            assert not asked.done()
+        finally:
+            go_on.set()
+        assert [str(row) for row in await asked] == ["It is damaged.", "It is damaged, too."]
+        assert subject.queue_rows() == 0

@@ -46,7 +46,7 @@ class Unasked:
         self._missing.remove(index)
         assert self.rows is not None
         if isinstance(row, ServiceError):
-            self.rows.fail(index, row)
+            self.rows.unmade(index, row)
         else:
             self.rows.put(index, row)
 

@@ -31,11 +31,11 @@ class Admission(Generic[Key]):
         self._unused = rows
         self._give_back = give_back
 
-    def use(self) -> None:
-        """Use the room of one row: from now on the row waits in the queue.
+    def give_back_one(self) -> None:
+        """Give back the room of one row: it takes a place in the queue now, or will never come.
 
         Raises:
-            ValueError: all of it has been used.
+            ValueError: all of it has been given back.
         """
         if self._unused < 1:
             raise ValueError("More rows were put than had been admitted.")
@@ -162,7 +162,7 @@ class RowQueue(Generic[Key, Row, Result]):
 
     def put(self, row: QueuedRow[Key, Row, Result], admission: Admission[Key]) -> None:
         """Append an admitted row."""
-        admission.use()
+        admission.give_back_one()
         if row.key not in self._queues:  # a new key comes before the key that was served last
             self._queues[row.key] = KeyQueue(self._turn - 1)
         self._queues[row.key].add(row)
