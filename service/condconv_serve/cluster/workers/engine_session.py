@@ -154,6 +154,8 @@ class EngineSession:
 
     async def call(self, name: str, *arguments: Any) -> Any:
         """See `RemoteEngine.call`."""
+        if self._link.closed:  # threads that decode keep their session: they would wait for ever
+            raise self._readiness.gone()
         number = next(self._numbers)
         answer = self._calls[number] = self._loop.create_future()
         self._link.send(Call(number, name, arguments))

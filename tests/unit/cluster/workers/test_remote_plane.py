@@ -6,6 +6,7 @@ All of them hold whether rows are asked for, or come by themselves since there i
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import gc
 import inspect
@@ -393,6 +394,22 @@ async def test_calls_return_raise_and_can_be_left() -> None:
         await begun.wait()
         call.cancel()
         await left.wait()
+
+
+async def test_who_decodes_a_photo_while_the_engine_process_goes_is_not_left_waiting() -> None:
+    async with connected() as pair:
+        pair.models.serve(dataclasses.replace(model("crops"), crop_jpeg=lambda *arguments: None))
+        await until(lambda: "crops" in pair.engine.models.models())
+        with pair.plane.lease("crops") as leased:
+            crop, session = leased.crop_jpeg, pair.engine._session
+            assert crop is not None
+            assert session is not None
+            assert await asyncio.to_thread(crop, b"", 0, 0, 1) is None
+            pair.engine.close()
+            with pytest.raises(NotReady):
+                await session.call("metrics.collect")
+            with pytest.raises(NotReady):
+                await asyncio.to_thread(crop, b"", 0, 0, 1)
 
 
 async def test_a_call_that_is_given_up_in_the_turn_in_which_it_came_has_an_end() -> None:
