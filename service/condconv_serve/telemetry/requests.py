@@ -54,7 +54,7 @@ class RequestBook:
         self._metrics = metrics
         self._tracer = tracer or Tracer()
 
-    def open(self, *, request_id: str | None, traceparent: str | None, quiet: bool = False) -> OpenRequest:
+    def open(self, *, request_id: str | None, traceparent: str | None, quiet: bool = False) -> BookedRequest:
         """A request begins.
 
         Args:
@@ -63,10 +63,10 @@ class RequestBook:
             quiet: whether it is a probe, which leaves no span.
         """
         span = self._tracer.start(TraceContext.parse(traceparent), export=not quiet)
-        return OpenRequest(self._front, self._metrics, span, _accepted(request_id))
+        return BookedRequest(self._front, self._metrics, span, _accepted(request_id))
 
 
-class OpenRequest:
+class BookedRequest:
     """A request that is being answered.
 
     Attributes:

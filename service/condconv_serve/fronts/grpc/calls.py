@@ -33,7 +33,7 @@ from condconv_serve.fronts.grpc.service import Access, Call, Method, Route
 from condconv_serve.fronts.grpc.status import HTTP_STATUS, STATUS, refusal
 from condconv_serve.http.cache_control import note_cache_control
 from condconv_serve.telemetry.logs import request_logged_as
-from condconv_serve.telemetry.requests import Ending, OpenRequest, RequestBook
+from condconv_serve.telemetry.requests import BookedRequest, Ending, RequestBook
 
 PLACES_FOR_PROBES = 64
 """How many more calls there may be if they are probes: a full server isn't a broken one."""
@@ -157,7 +157,7 @@ class Calls:
                 if count_success or call.facts.slug:
                     close(request, code, route)
 
-    def begin_within(self, call: Call, route: Route, *, request_id: str) -> tuple[OpenRequest, Call]:
+    def begin_within(self, call: Call, route: Route, *, request_id: str) -> tuple[BookedRequest, Call]:
         """A request begins that is one of several of a call."""
         book = self._book(route.front)
         request = book.open(request_id=request_id, traceparent=call.metadata.get(TRACEPARENT))
@@ -229,7 +229,7 @@ class Calls:
                 facts.slug = facts.outcome = ServiceError.slug
                 return unexpected_error()
 
-    def _begin(self, context: ServicerContext[Any, Any], route: Route) -> tuple[OpenRequest, Call]:
+    def _begin(self, context: ServicerContext[Any, Any], route: Route) -> tuple[BookedRequest, Call]:
         metadata = readable(context.invocation_metadata())
         request = self._book(route.front).open(
             request_id=metadata.get(REQUEST_ID), traceparent=metadata.get(TRACEPARENT), quiet=route.quiet
@@ -284,7 +284,7 @@ async def refuse(context: ServicerContext[Any, Any], error: ServiceError, facts:
     await context.abort(said.code, said.message, (*said.trailing_metadata, *with_answer(facts)))
 
 
-def close(request: OpenRequest, code: StatusCode, route: Route) -> None:
+def close(request: BookedRequest, code: StatusCode, route: Route) -> None:
     """Book how a request ended. One that was cancelled since its deadline had passed has missed it."""
     path = route.path
     if code is StatusCode.CANCELLED and request.facts.slug is not None:
