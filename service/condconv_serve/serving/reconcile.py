@@ -23,7 +23,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Served:
+class ServedVersions:
     """What is served of one model, and what was tried.
 
     Attributes:
@@ -111,7 +111,7 @@ def followed_models(stored: Collection[str], served: Collection[str]) -> list[st
     return sorted({*stored, *served})
 
 
-def reconcile(stored: Stored, served: Served, wishes: Wishes) -> tuple[Action, ...]:
+def reconcile(stored: Stored, served: ServedVersions, wishes: Wishes) -> tuple[Action, ...]:
     """The next actions for one model, in order.
 
     `Forgive` and `WantAgain` come first. If a version must be loaded, one step towards that follows, for the newest
@@ -145,7 +145,7 @@ def _changed(before: Mapping[str, Fingerprint], stored: Stored) -> list[str]:
     return sorted((v for v, files in before.items() if stored.versions.get(v, files) != files), key=int)
 
 
-def _next_to_load(candidates: set[str], stored: Stored, served: Served) -> Load | WaitToSettle | None:
+def _next_to_load(candidates: set[str], stored: Stored, served: ServedVersions) -> Load | WaitToSettle | None:
     """The newest version that is not served as it lies in the store; None if there is none that may settle now."""
     for version in sorted(candidates, key=int, reverse=True):
         files = stored.versions[version]
@@ -162,7 +162,7 @@ def _next_to_load(candidates: set[str], stored: Stored, served: Served) -> Load 
     return None
 
 
-def _aliases_in_force(stored: Stored, served: Served) -> SetAliases:
+def _aliases_in_force(stored: Stored, served: ServedVersions) -> SetAliases:
     """The store's aliases. An alias that can't be served stays where it was, rather than pointing nowhere."""
     aliases, broken = {}, []
     for name, alias in stored.aliases.items():

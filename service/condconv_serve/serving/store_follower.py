@@ -21,7 +21,7 @@ from condconv_serve.serving.reconcile import (
     Forgive,
     Load,
     Retire,
-    Served,
+    ServedVersions,
     SetAliases,
     Stored,
     WaitToSettle,
@@ -267,9 +267,9 @@ class StoreFollower:
             memory.failed[version] = replace(failure, reason=reason, arriving_since=None)
             self._tell_failure(name, version, reason)
 
-    def _served(self, name: str, settled: Mapping[str, Fingerprint | None]) -> Served:
+    def _served(self, name: str, settled: Mapping[str, Fingerprint | None]) -> ServedVersions:
         memory = self._ledger.memory(name)
-        return Served(
+        return ServedVersions(
             versions={version: memory.loaded.get(version, ()) for version in self._registry.models().get(name, {})},
             failed={version: failure.files for version, failure in memory.failed.items()},
             aliases=self._registry.aliases(name),

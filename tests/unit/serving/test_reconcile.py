@@ -10,7 +10,7 @@ from condconv_serve.serving.reconcile import (
     Forgive,
     Load,
     Retire,
-    Served,
+    ServedVersions,
     SetAliases,
     Stored,
     WaitToSettle,
@@ -57,7 +57,7 @@ def decide(
     """What is decided, without setting aliases where nothing is said of them."""
     actions = reconcile(
         Stored(versions=versions(stored), aliases=aliases(store_aliases)),
-        Served(
+        ServedVersions(
             versions=versions(served),
             failed=versions(failed),
             aliases=aliases(in_force),
@@ -189,7 +189,7 @@ def test_what_is_retired(situation, retired):
 def test_aliases(store_aliases, in_force, result, broken):
     actions = reconcile(
         Stored(versions=versions("1:a 2:a"), aliases=aliases(store_aliases)),
-        Served(versions=versions("1:a 2:a"), aliases=aliases(in_force)),
+        ServedVersions(versions=versions("1:a 2:a"), aliases=aliases(in_force)),
         Wishes(newest=2),
     )
     assert actions == (SetAliases(aliases(result), tuple(broken.split())),)
