@@ -93,7 +93,7 @@ class EngineSession:
         self._link = Link(connection, on_message=self._take, on_close=self._end, pack=pack, unpack=unpack)
 
     @property
-    def welcome(self) -> bool:
+    def welcomed(self) -> bool:
         """Whether the engine process has said its first word; before that it may import libraries for a while."""
         return self._slots > 0
 

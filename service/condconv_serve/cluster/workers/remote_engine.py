@@ -88,7 +88,7 @@ class RemoteEngine:
         return session, engine.number
 
     def _demand(self) -> EngineSession:
-        if self._session is None or not self._session.welcome:
+        if self._session is None or not self._session.welcomed:
             raise self.readiness.gone()
         return self._session
 

@@ -30,7 +30,7 @@ async def test_a_thread_that_waits_for_the_engine_process_does_not_keep_a_front_
     other.send(Welcome(8))
     engine.connect(ours)
     session = engine._session
-    await until(lambda: session is not None and session.welcome)
+    await until(lambda: session is not None and session.welcomed)
     front = Front(order, engine)
     async with front.running():
         waiting = front.threads.submit(wait)
