@@ -61,7 +61,7 @@ class StreamPool:
             stream = self._new(stream.number)
             self._metrics.stream_stalls.inc()
             number, seconds = stream.number, self._stall_timeout
-            logger.error("%s %d gave no answer in %.0f s and was replaced", self._name, number, seconds)
+            logger.error("%s %d gave no answer in %g s and was replaced", self._name, number, seconds)
             raise EngineStalled(f"The engine gave no answer in {self._stall_timeout:g} s.", retry_after=1.0) from None
         finally:
             self._free.put_nowait(stream)

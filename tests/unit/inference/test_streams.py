@@ -31,7 +31,7 @@ async def test_errors_are_passed_on_and_the_stream_lives():
         assert await pool.run(lambda stream: stream) == 0
 
 
-async def test_hanging_stream_is_reported_and_replaced(monkeypatch):
+async def test_hanging_stream_is_reported_and_replaced(monkeypatch, caplog):
     metrics = Metrics(CollectorRegistry())
     begun, leave, ended = threading.Event(), threading.Event(), threading.Event()
 
@@ -40,12 +40,13 @@ async def test_hanging_stream_is_reported_and_replaced(monkeypatch):
         leave.wait(60)
         ended.set()
 
-    with StreamPool(1, stall_timeout=60, metrics=metrics) as pool:
+    with StreamPool(1, stall_timeout=60.5, metrics=metrics) as pool:
         hanging = asyncio.create_task(pool.run(hang))
         assert await asyncio.to_thread(begun.wait, 20)
-        let_pass(60, monkeypatch)
+        let_pass(60.5, monkeypatch)
         with pytest.raises(EngineStalled):
             await hanging
+        assert "stream 0 gave no answer in 60.5 s and was replaced" in caplog.text
         assert metrics.registry.get_sample_value("condconv_stream_stalls_total") == 1
         assert await pool.run(lambda stream: stream) == 0
     leave.set()
