@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import ARCHITECTURES, family_of
 from condconv_serve.nn.efficientnet import EfficientNetSpec
-from condconv_serve.nn.spec import CLASSIFIER, HEAD, scaled_repeats
+from condconv_serve.nn.spec import CLASSIFIER, HEAD, NetworkSpec, scaled_repeats
 from condconv_serve.store.importers.assembly import Translation
 from condconv_serve.store.importers.published_hints import Guess, guess, guess_detector
 
@@ -86,9 +86,9 @@ def _of_published(found: Guess, asked: Any, upcycling: bool) -> str | None:
         return None  # they are of the network asked for, so something else is wrong
     if upcycling and found.architecture.num_experts:
         return f"they have experts already: import them without --upcycle, with {found.arguments}"
-    static = not found.architecture.num_experts
-    if static and asked.num_experts and family_of(asked) is family_of(found.registered) and not found.options:
-        return f"they are those of its static twin {found.registered.name}: --upcycle makes experts of them"
+    static = not found.registered.num_experts and not found.architecture.num_experts
+    if static and asked.num_experts and family_of(asked) is family_of(found.registered):
+        return _of_twin(found.architecture, asked)
     return f"they look like {found.arguments}"
 
 
@@ -106,8 +106,18 @@ def _of_efficientnets(translation: Translation, asked: EfficientNetSpec, upcycli
     if upcycling and found.experts:
         return f"they have experts already: import them without --upcycle, with {named}"
     if asked.num_experts and not found.experts and _twins(asked, candidate):
-        return f"they are those of its static twin {candidate.name}: --upcycle makes experts of them"
+        return _of_twin(candidate, asked)
     return f"they look like {named}"
+
+
+def _of_twin(static: NetworkSpec, asked: NetworkSpec) -> str:
+    sizes = [
+        f"--override {name}={getattr(static, name):g} "
+        for name in ("width_coefficient", "depth_coefficient")
+        if getattr(static, name) != getattr(asked, name)
+    ]
+    size = " in another size" if sizes else ""
+    return f"they are those of its static twin {static.name}{size}: {''.join(sizes)}--upcycle makes experts of them"
 
 
 def _efficientnets() -> list[EfficientNetSpec]:
@@ -156,5 +166,6 @@ def _in_depth(architecture: EfficientNetSpec, blocks: int) -> Iterator[tuple[Eff
 
 
 def _twins(conditional: EfficientNetSpec, static: EfficientNetSpec) -> bool:
-    a, b = traits_of(conditional), traits_of(static)
+    """Whether two architectures differ in their experts alone, but for a size that was asked for."""
+    a, b = (traits_of(cast(EfficientNetSpec, ARCHITECTURES[each.name])) for each in (conditional, static))
     return (a.stem, a.widths, a.squeezes) == (b.stem, b.widths, b.squeezes)

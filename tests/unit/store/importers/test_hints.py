@@ -38,6 +38,22 @@ HINTS: dict[str, Any] = {
         ("efficientnet-condconv-b0-8e", {}),
         "they are those of its static twin efficientnet-b0: --upcycle makes experts of them",
     ),
+    "static, in the width that was asked for": (
+        ("efficientnet-b0", {"width_coefficient": 0.25}),
+        ("efficientnet-condconv-b0-8e", {"width_coefficient": 0.25}),
+        "they are those of its static twin efficientnet-b0: --upcycle makes experts of them",
+    ),
+    "static, in another width": (
+        ("efficientnet-b0", {"width_coefficient": 0.25}),
+        ("efficientnet-condconv-b0-8e", {}),
+        "they are those of its static twin efficientnet-b0 in another size: "
+        "--override width_coefficient=0.25 --upcycle makes experts of them",
+    ),
+    "static, and registered in another size": (
+        ("efficientnet-b3", {}),
+        ("efficientnet-condconv-b0-8e", {}),
+        "they look like --architecture efficientnet-b3",
+    ),
     "conditional": (
         ("efficientnet-condconv-b0-8e", {}),
         ("efficientnet-b0", {}),

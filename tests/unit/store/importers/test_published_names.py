@@ -371,6 +371,21 @@ HINTS = {
         {},
         "they are those of its static twin mobilenet-v1: --upcycle makes experts of them",
     ),
+    "static, in the width that was asked for": (
+        "mobilenet-v1",
+        NARROW,
+        "condconv-mobilenet-v1-8e",
+        NARROW,
+        "they are those of its static twin mobilenet-v1: --upcycle makes experts of them",
+    ),
+    "static, in another width": (
+        "mobilenet-v1",
+        NARROW,
+        "condconv-mobilenet-v1-8e",
+        {},
+        "they are those of its static twin mobilenet-v1 in another size: "
+        "--override width_coefficient=0.25 --upcycle makes experts of them",
+    ),
     "other experts": (
         "condconv-mobilenet-v1-8e",
         {**NARROW, "num_experts": 4},
