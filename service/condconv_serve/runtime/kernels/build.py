@@ -221,6 +221,7 @@ def _compile(variant: Variant, compiler: Compiler) -> None:
     link = ["-shared", "-O3", *(() if variant.sanitize else ("-s", "-Wl,-z,defs")), *_sanitizer(variant)]
     with _replacing(variant.library) as new:
         compiler.run(*link, "-o", str(new), *map(str, objects), *LIBRARIES, within=SOURCES)
+        seal(new)
     for path in store.glob("*.o"):
         if time.time() - path.stat().st_mtime > KEEP_OBJECTS:
             path.unlink()
@@ -231,6 +232,13 @@ def _compile(variant: Variant, compiler: Compiler) -> None:
         print(f"{compiler.version} can't compile for {name}, so CPUs with it use the next best", file=sys.stderr)
     size = variant.library.stat().st_size / 1e6
     print(f"Compiled {variant.library.name} in {time.monotonic() - began:.0f} s ({compiler.version}; {size:.1f} MB)")
+
+
+def seal(library: Path) -> None:
+    """Append a library's SHA-256, by which library.py knows that all of it is there. What loads it reads no further."""
+    digest = hashlib.sha256(library.read_bytes()).digest()
+    with library.open("ab") as file:
+        file.write(digest)
 
 
 def _compile_one(compiler: Compiler, path: Path, source: str, flags: Sequence[str]) -> str:
@@ -270,7 +278,8 @@ def _sanitizer(variant: Variant) -> tuple[str, ...]:
 
 def _digest(variant: Variant) -> str:
     """Changes with everything that is compiled, and with how. It asks no compiler, since there may be none any more."""
-    digest = hashlib.sha256(repr((list(_units(variant)), LIBRARIES, os.environ.get("CC", ""))).encode())
+    made_of = (list(_units(variant)), LIBRARIES, os.environ.get("CC", ""), "sealed")
+    digest = hashlib.sha256(repr(made_of).encode())
     for path in sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import struct
+import hashlib
 import threading
 from pathlib import Path
 
@@ -13,10 +13,7 @@ from condconv_serve.runtime.kernels import abi
 LIBRARY = Path(__file__).with_name("libcondconv.so")
 """Where builds put it. It isn't there where nothing could be compiled."""
 
-
-_ELF_OF_64_BIT = b"\x7fELF\x02\x01"
-_ELF_HEADER = struct.Struct("<40xQ10xHH2x")
-"""Of its header: where the table of sections begins, the size of an entry, and how many there are."""
+_SEAL = hashlib.sha256().digest_size
 
 
 class NativeUnavailable(Exception):
@@ -61,8 +58,8 @@ def open_library(file: Path) -> ctypes.CDLL:
     if not file.is_file():
         raise NativeUnavailable(f"the native kernels were not built: there is no {file.name}")
     try:
-        if _is_cut_off(file):
-            raise NativeUnavailable(f"{file.name} is incomplete")
+        if not _is_whole(file):
+            raise NativeUnavailable(f"{file.name} is incomplete, or was changed since it was compiled")
         library = ctypes.CDLL(str(file))
     except OSError as error:
         raise NativeUnavailable(f"{file.name} can't be loaded: {_line(error, file)}") from error
@@ -82,18 +79,14 @@ def open_library(file: Path) -> ctypes.CDLL:
     return library
 
 
-def _is_cut_off(file: Path) -> bool:
-    """Whether a library for Linux ends before its table of sections, which comes last. It could end the process.
+def _is_whole(file: Path) -> bool:
+    """Whether a library ends with its SHA-256, as builds leave it. Loading a damaged one could end the process.
 
     Raises:
         OSError: it can't be read.
     """
-    with file.open("rb") as opened:
-        head = opened.read(_ELF_HEADER.size)
-    if not head.startswith(_ELF_OF_64_BIT) or len(head) < _ELF_HEADER.size:
-        return False  # which the system can tell
-    start, size, count = _ELF_HEADER.unpack(head)
-    return bool(start + size * count > file.stat().st_size)
+    content = file.read_bytes()
+    return content[-_SEAL:] == hashlib.sha256(memoryview(content)[:-_SEAL]).digest()
 
 
 def _line(error: Exception, file: Path) -> str:

@@ -26,7 +26,9 @@ def compiled(folder: Path, source: str) -> Path:
         pytest.skip(str(error))
     (folder / "other.c").write_text(source)
     compiler.run("-shared", "-fPIC", "other.c", "-o", "libcondconv.so", within=folder)
-    return folder / "libcondconv.so"
+    file = folder / "libcondconv.so"
+    build.seal(file)
+    return file
 
 
 def reason(file: Path) -> str:
@@ -46,16 +48,25 @@ def test_folder_is_no_library(tmp_path):
     assert "were not built" in reason(tmp_path)
 
 
-def test_other_bytes_are_no_library(tmp_path):
+@pytest.mark.parametrize("seal", [True, False])
+def test_other_bytes_are_no_library(tmp_path, seal):
     file = tmp_path / "libcondconv.so"
     file.write_bytes(b"no library\n" * 100)
-    assert "can't be loaded" in reason(file)
+    if seal:
+        build.seal(file)
+    assert ("can't be loaded" if seal else "is incomplete") in reason(file)
 
 
-def test_library_that_was_cut_off(tmp_path):
+@pytest.mark.parametrize("damage", ["cut off", "ends in zeros", "one bit", "empty"])
+def test_a_library_that_is_damaged(tmp_path, damage):
     file = compiled(tmp_path, "int cc_version(void) { return 99; }\n")
-    file.write_bytes(file.read_bytes()[:-1])  # loading less of it would end this process
-    assert reason(file) == "libcondconv.so is incomplete"
+    content = bytearray(file.read_bytes())
+    if damage == "ends in zeros":  # loading it would end this process
+        content[4096:] = bytes(len(content) - 4096)
+    elif damage == "one bit":
+        content[len(content) // 2] ^= 1
+    file.write_bytes({"cut off": content[:-1], "empty": b""}.get(damage, content))
+    assert reason(file) == "libcondconv.so is incomplete, or was changed since it was compiled"
 
 
 def test_library_of_another_version(tmp_path):
