@@ -27,7 +27,7 @@ from condconv_serve.cluster.workers.messages import (
     NewArena,
     Open,
     Raised,
-    ReadyState,
+    ReadinessReport,
     Released,
     Returned,
     RowDone,
@@ -199,7 +199,7 @@ class EngineSession:
             case Raised():
                 if (answer := self._calls.get(message.id)) and not answer.done():
                     answer.set_exception(message.error)
-            case ReadyState():
+            case ReadinessReport():
                 self._readiness.follow(message)
             case ModelsChanged():
                 self._follow_models(message)

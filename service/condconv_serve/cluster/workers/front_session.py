@@ -24,7 +24,7 @@ from condconv_serve.cluster.workers.messages import (
     NewModel,
     Open,
     Raised,
-    ReadyState,
+    ReadinessReport,
     Released,
     Returned,
     RowDone,
@@ -103,7 +103,7 @@ class FrontSession:
                 models.setdefault(name, {})[version] = self._hold(model, new)
         self._link.send(ModelsChanged(models, new, served.aliases, served.unserved, served.default))
 
-    def tell_ready(self, state: ReadyState) -> None:
+    def tell_ready(self, state: ReadinessReport) -> None:
         """Tell the front whether requests can be answered."""
         self._link.send(state)
 
@@ -115,7 +115,7 @@ class FrontSession:
                 request.late = True
                 self._cancel(number)
 
-    def beat(self, state: ReadyState) -> None:
+    def beat(self, state: ReadinessReport) -> None:
         """Show the front that this process runs, unless the front itself doesn't."""
         if not self._link.stalls:
             self._link.send(state)

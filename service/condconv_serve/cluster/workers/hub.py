@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from types import TracebackType
 
 from condconv_serve.cluster.workers.front_session import Calls, FrontSession
-from condconv_serve.cluster.workers.messages import ReadyState
+from condconv_serve.cluster.workers.messages import ReadinessReport
 from condconv_serve.errors import CapacityError
 from condconv_serve.inference.plane import InferencePlane
 from condconv_serve.serving.readiness import Readiness
@@ -49,7 +49,7 @@ class Hub:
         self._slots = slots
         self._calls = calls
         self._sessions: set[FrontSession] = set()
-        self._told: ReadyState | None = None
+        self._told: ReadinessReport | None = None
         self._changed = False
         self._looking: asyncio.Task[None] | None = None
 
@@ -98,9 +98,9 @@ class Hub:
             for session in self._sessions:
                 session.tell_ready(state)
 
-    def _state(self) -> ReadyState:
+    def _state(self) -> ReadinessReport:
         readiness = self._readiness
-        return ReadyState(readiness.refusal(), readiness.unready(), readiness.problems(), readiness.draining)
+        return ReadinessReport(readiness.refusal(), readiness.unready(), readiness.problems(), readiness.draining)
 
     def _models_changed(self) -> None:
         """Tell the fronts once for all changes of one turn of the loop."""
@@ -138,7 +138,7 @@ class Hub:
                     session.beat(state)
 
 
-def _words(state: ReadyState) -> tuple[object, ...]:
+def _words(state: ReadinessReport) -> tuple[object, ...]:
     """What of a state matters: errors are never equal, and nobody needs fractions of seconds."""
     refusal, unready, problems, draining = state
     return _said(refusal), _said(unready), problems, draining

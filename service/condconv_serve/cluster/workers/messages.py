@@ -185,7 +185,7 @@ class ModelsChanged(NamedTuple):
     default: Default
 
 
-class ReadyState(NamedTuple):
+class ReadinessReport(NamedTuple):
     """Whether requests can be answered: what `Readiness` says."""
 
     refusal: CapacityError | None

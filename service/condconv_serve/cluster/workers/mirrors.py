@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from condconv_serve.cluster.engine_stub import EngineStub
-from condconv_serve.cluster.workers.messages import ModelsChanged, NewModel, ReadyState
+from condconv_serve.cluster.workers.messages import ModelsChanged, NewModel, ReadinessReport
 from condconv_serve.domain import JpegCropper, ServedModel
 from condconv_serve.errors import CapacityError, Draining, NotReady
 from condconv_serve.serving.served import LeasedModels, Served
@@ -88,11 +88,11 @@ class MirroredReadiness:
 
     def __init__(self) -> None:
         """Start without an engine process."""
-        self._state: ReadyState | None = None
+        self._state: ReadinessReport | None = None
         self._reason = STARTING
         self._draining = False
 
-    def follow(self, state: ReadyState) -> None:
+    def follow(self, state: ReadinessReport) -> None:
         """Take what the engine process says."""
         self._state = state
 

@@ -12,7 +12,7 @@ import pytest
 from condconv_serve.cluster.workers import known_room
 from condconv_serve.cluster.workers.known_room import KNOWN_SECONDS, REFUSED_SECONDS, KnownRoom
 from condconv_serve.cluster.workers.link import Link
-from condconv_serve.cluster.workers.messages import Call, Make, NewArena, Open, ReadyState, RowFailed, RowMade
+from condconv_serve.cluster.workers.messages import Call, Make, NewArena, Open, ReadinessReport, RowFailed, RowMade
 from condconv_serve.domain import MadeRow, RowSource
 from condconv_serve.domain.caching import CacheUse
 from condconv_serve.errors import CorruptImage, QueueFull
@@ -62,7 +62,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     said, send = list[Any](), Link.send
 
     def record(link: Link, message: Any, **options: Any) -> None:
-        if not isinstance(message, ReadyState | NewArena):
+        if not isinstance(message, ReadinessReport | NewArena):
             said.append(message)
         send(link, message, **options)
 
