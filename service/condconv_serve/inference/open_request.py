@@ -12,7 +12,7 @@ from typing import Protocol
 from condconv_serve.domain import MadeRow, ModelInfo, Row, RowAnswer, ServedModel, Tensors, Timings
 from condconv_serve.domain.caching import FROM_CACHE, CacheResult
 from condconv_serve.domain.facts import STAGES, deadline_by
-from condconv_serve.errors import DeadlineExceeded, ServiceError, unexpected_error
+from condconv_serve.errors import DeadlineExceeded, ServiceError, let_go, unexpected_error
 from condconv_serve.inference.batching import Admission, Batcher, QueuedRow, RowResult
 from condconv_serve.telemetry.metrics import Metrics
 from condconv_serve.telemetry.tally import Tallies
@@ -126,7 +126,7 @@ class OpenRequest:
         if late:
             rows.give_up(time.monotonic() - self._started)
         rows.end(self.model.name, [(error.slug, deadline_by(self._deadline) if late else "")])
-        self._settle(index, error)
+        self._settle(index, let_go(error))  # where it was raised there is the request, which keeps it
 
     def close(self) -> None:
         """End the request, if it hasn't ended: its sender has gone. Rows that wait are taken out of the queue."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import math
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -487,3 +490,32 @@ async def test_a_row_that_can_not_be_made_gives_back_its_room_before_its_request
             go_on.set()
         assert [str(row) for row in await asked] == ["It is damaged.", "It is damaged, too."]
         assert subject.queue_rows() == 0
+
+
+@pytest.mark.parametrize("use", [None, MINE])
+async def test_who_leaves_after_a_row_has_failed_leaves_nothing_to_the_garbage_collector(use: CacheUse | None) -> None:
+    async def fails(photo: Any) -> MadeRow:
+        raise CorruptImage("It is damaged.")
+
+    async def waits() -> MadeRow:
+        return await asyncio.Future[MadeRow]()
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with running() as subject:
+            photo = np.zeros(1)
+            seen = weakref.ref(photo)
+            sources = [RowSource(partial(fails, photo), b"1"), RowSource(waits, b"2")]
+            asked = asyncio.create_task(subject.plane.infer_each(MODEL, sources, cache=use))
+            del photo, sources
+            try:
+                await until(lambda: subject.count("rows_total", outcome="corrupt_image", deadline="") == 1)
+            finally:
+                asked.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asked
+            del asked
+            await until(lambda: seen() is None)
+    finally:
+        gc.enable()
