@@ -20,9 +20,9 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from condconv_serve.domain import BOXES, LOGITS, ROUTING, SCORES, Preprocessing, RoutingOverrides, Row, Tensors
 from condconv_serve.errors import BundleError
+from condconv_serve.nn.model_graph import ModelGraph
 from condconv_serve.runtime.lowering import CPU, Lowered, Lowering, NativeLowering, lower
 from condconv_serve.runtime.lowering.pixels import normalised
-from condconv_serve.runtime.model_graph import ModelGraph
 from condconv_serve.runtime.tensorflow_engine import open_session, reporting_memory
 
 MICRO_BATCH = 4

@@ -12,8 +12,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from condconv_serve.nn.model_graph import ModelGraph
 from condconv_serve.runtime.layer_kinds import Role, has_kernel, has_role, kind_of
-from condconv_serve.runtime.model_graph import ModelGraph
 
 
 @dataclass(frozen=True, slots=True)

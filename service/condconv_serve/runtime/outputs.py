@@ -10,8 +10,8 @@ import keras
 from condconv_serve.domain import BOXES, FEATURES, LOGITS, ROUTING, SCORES, OutputSpec, RoutingLayout, TaskName
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import CondConv2D, CondConvDense
+from condconv_serve.nn.model_graph import Call, ModelGraph, layers_within, replay
 from condconv_serve.runtime.layer_kinds import is_condconv
-from condconv_serve.runtime.model_graph import Call, ModelGraph, layers_within, replay
 
 Tensor = Any
 _SUFFIX = "_routing"
@@ -195,7 +195,7 @@ def _replay(network: keras.Model, inputs: Tensor) -> Any:
 
 def _find_routing(graph: ModelGraph) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
-    for routing, readers in graph.condconv_routing().values():
+    for routing, readers in _routing_read(graph).values():
         producer = graph.producer(routing)
         if producer is None:
             raise ConfigurationError(f"{readers[0].name}: its routing weights are an input, so nothing computes them.")
@@ -203,6 +203,16 @@ def _find_routing(graph: ModelGraph) -> dict[str, Tensor]:
         if name in found:  # one router called twice
             name = readers[0].name
         found[name] = routing
+    return found
+
+
+def _routing_read(graph: ModelGraph) -> dict[int, tuple[Tensor, list[Any]]]:
+    """The routing weights that CondConv layers read, with these layers, by id, in the order of first use."""
+    found: dict[int, tuple[Tensor, list[Any]]] = {}
+    for call in graph.calls:
+        if is_condconv(call.operation):
+            routing = call.inputs[1]
+            found.setdefault(id(routing), (routing, []))[1].append(call.operation)
     return found
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import CondConvDense
+from condconv_serve.nn.model_graph import ModelGraph, layers_within
 from condconv_serve.runtime.layer_kinds import is_condconv
-from condconv_serve.runtime.model_graph import ModelGraph, layers_within
 
 Part = Literal["all", "experts", "routing", "head"]
 """What is trained: everything but the batch norms; experts, routers and head; routers and head; or only the head."""

@@ -112,6 +112,40 @@ def test_models_inside_models_count():
     assert cost(model_of(inner)) == cost(inner)
 
 
+def test_every_call_of_a_layer_counts():
+    def twice(x):
+        conv = keras.layers.Conv2D(4, 3, padding="same", use_bias=False)
+        return conv(keras.layers.MaxPooling2D()(conv(x)))
+
+    kernel = 4 * 4 * 9
+    assert cost(model_of(twice)) == Cost(kernel, 64 * kernel + 16 * kernel)
+    inner = model_of(keras.layers.Conv2D(4, 3, padding="same", use_bias=False))
+    assert cost(model_of(lambda x: inner(inner(x)))) == Cost(kernel, 2 * 64 * kernel)
+
+
+def test_calls_in_other_models_do_not_count():
+    conv = keras.layers.Conv2D(6, 3, padding="same", use_bias=False)
+    assert cost(model_of(conv)) == Cost(216, 64 * 216)
+    assert cost(model_of(conv, size=16)) == Cost(216, 256 * 216)
+
+
+def test_a_sequence_of_layers_inside_counts():
+    inner = keras.Sequential([keras.Input((8, 8, 4)), keras.layers.Conv2D(6, 3, padding="same", use_bias=False)])
+    assert cost(model_of(inner)) == cost(inner) == Cost(216, 64 * 216)
+
+
+def test_a_class_of_its_own_inside_has_no_known_multiply_adds():
+    class Mine(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.conv = keras.layers.Conv2D(6, 3, use_bias=False)
+
+        def call(self, x):
+            return self.conv(x)
+
+    assert cost(model_of(Mine())) == Cost(216, None)
+
+
 def test_open_size_has_no_cost():
     model = model_of(keras.layers.Conv2D(6, 3), size=None)
     with pytest.raises(ValueError, match="need a fixed input size"):

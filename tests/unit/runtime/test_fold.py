@@ -7,8 +7,8 @@ import pytest
 from keras import layers
 
 from condconv_serve.nn import CondConv2D, DepthwiseCondConv2D
+from condconv_serve.nn.model_graph import ModelGraph
 from condconv_serve.runtime.fold import fold, foldable_norms
-from condconv_serve.runtime.model_graph import ModelGraph
 
 pytestmark = pytest.mark.tensorflow
 

@@ -16,8 +16,8 @@ from condconv_serve.nn import (
     network_to_json,
     outline,
 )
+from condconv_serve.nn.model_graph import ModelGraph
 from condconv_serve.runtime.inference_graph import freeze
-from condconv_serve.runtime.model_graph import ModelGraph
 from condconv_serve.runtime.outputs import find_features, output_specs, routing_layout, with_features, with_routing
 from tests.unit.runtime.samples import DISTINCT, small_efficientnet, small_network
 

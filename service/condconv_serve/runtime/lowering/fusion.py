@@ -7,8 +7,8 @@ from typing import Any
 
 import keras
 
+from condconv_serve.nn.model_graph import ModelGraph
 from condconv_serve.runtime.layer_kinds import Role, has_kernel, has_role, is_pointwise
-from condconv_serve.runtime.model_graph import ModelGraph
 
 
 def scaled_convolutions(graph: ModelGraph) -> dict[str, str]:

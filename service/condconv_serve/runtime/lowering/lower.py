@@ -5,11 +5,11 @@ from __future__ import annotations
 import keras
 
 from condconv_serve.domain import Preprocessing
+from condconv_serve.nn.model_graph import ModelGraph
 from condconv_serve.runtime.lowering.lowered import Lowered
 from condconv_serve.runtime.lowering.native import NativeLowering, lower_natively
 from condconv_serve.runtime.lowering.slots import Lowering
 from condconv_serve.runtime.lowering.tensorflow_calls import lower_to_tensorflow
-from condconv_serve.runtime.model_graph import ModelGraph
 
 
 def lower(

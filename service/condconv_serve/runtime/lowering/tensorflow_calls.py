@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from condconv_serve.domain import Preprocessing
+from condconv_serve.nn.model_graph import Call, ModelGraph
 from condconv_serve.runtime.fold import fold, foldable_norms
 from condconv_serve.runtime.layer_kinds import Role, has_kernel, has_role
 from condconv_serve.runtime.lowering.fusion import following_activations, scaled_convolutions
@@ -16,7 +17,6 @@ from condconv_serve.runtime.lowering.layers import activation_of, convolution, d
 from condconv_serve.runtime.lowering.lowered import Lowered
 from condconv_serve.runtime.lowering.pixels import normalised
 from condconv_serve.runtime.lowering.slots import Lowering, Tensor
-from condconv_serve.runtime.model_graph import Call, ModelGraph
 
 Values = dict[int, Tensor]
 """Tensors by the ids of the symbolic tensors that they are values of."""

@@ -16,9 +16,9 @@ from condconv_serve.domain.manifest import OWN_NETWORK
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import Architecture, build_network, family_of, get_architecture, outline
 from condconv_serve.nn.families import to_manifest
+from condconv_serve.nn.model_graph import ModelGraph, layers_within
 from condconv_serve.nn.ssd import BOX_ENCODINGS, CLASS_LOGITS, SSDSpec, detector_for, predictions_of
 from condconv_serve.runtime.layer_kinds import is_condconv
-from condconv_serve.runtime.model_graph import ModelGraph, layers_within
 from condconv_serve.store import Bundle, read_weights
 from condconv_serve.store.importers.upcycle import upcycle
 from condconv_serve.training.network import Part

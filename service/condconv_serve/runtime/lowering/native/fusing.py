@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from condconv_serve.nn.model_graph import Call, ModelGraph
 from condconv_serve.runtime.fold import foldable_norms
 from condconv_serve.runtime.kernels.program import Activation, StepKind
 from condconv_serve.runtime.layer_kinds import has_kernel
 from condconv_serve.runtime.lowering.native.nodes import Node
 from condconv_serve.runtime.lowering.native.patterns import find_node
 from condconv_serve.runtime.lowering.native.tensors import Tensors
-from condconv_serve.runtime.model_graph import Call, ModelGraph
 
 MAX_PRODUCER_DEPTH = 256
 """How many numbers a producer may sum up at most: with more, the mixed kernels of a tile would leave the cache, where

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from condconv_serve.domain import NativeUse, Preprocessing
+from condconv_serve.nn.model_graph import ModelGraph
 from condconv_serve.runtime.kernels.program import ValueType
 from condconv_serve.runtime.lowering.cpu import CPU
 from condconv_serve.runtime.lowering.lowered import Closeable, Lowered
@@ -21,7 +22,6 @@ from condconv_serve.runtime.lowering.native.segments import NO_CONVOLUTION, Sche
 from condconv_serve.runtime.lowering.native.tensors import Tensors
 from condconv_serve.runtime.lowering.native.weights import pack
 from condconv_serve.runtime.lowering.tensorflow_calls import TensorFlowCalls, Values, input_values, output_values
-from condconv_serve.runtime.model_graph import ModelGraph
 
 Tensor = Any
 

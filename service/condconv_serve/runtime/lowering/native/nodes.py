@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from condconv_serve.nn.model_graph import Call
 from condconv_serve.runtime.kernels.program import Activation, StepKind
-from condconv_serve.runtime.model_graph import Call
 
 Tensor = Any
 

@@ -14,12 +14,12 @@ import keras
 from keras import layers
 
 from condconv_serve.nn import CondConv2D, CondConvDense, DepthwiseCondConv2D
+from condconv_serve.nn.model_graph import Call
 from condconv_serve.runtime.kernels.abi import MAX_EXPERTS, MAX_TAPS
 from condconv_serve.runtime.kernels.program import Activation, StepKind
 from condconv_serve.runtime.layer_kinds import kind_of
 from condconv_serve.runtime.lowering.native.nodes import Convolution, Node, Window
 from condconv_serve.runtime.lowering.native.tensors import Tensors, map_size, row_shape
-from condconv_serve.runtime.model_graph import Call
 
 Found = Node | str
 

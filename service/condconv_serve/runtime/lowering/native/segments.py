@@ -10,10 +10,10 @@ from typing import Any
 from keras import layers
 
 from condconv_serve.nn import CondConvDense
+from condconv_serve.nn.model_graph import Call, ModelGraph
 from condconv_serve.runtime.lowering.native.fusing import find_nodes
 from condconv_serve.runtime.lowering.native.nodes import Node
 from condconv_serve.runtime.lowering.native.tensors import Tensors
-from condconv_serve.runtime.model_graph import Call, ModelGraph
 
 Tensor = Any
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import keras
 from keras import layers
 
-from condconv_serve.runtime.model_graph import Call, ModelGraph
+from condconv_serve.nn.model_graph import Call, ModelGraph
 
 Tensor = Any
 

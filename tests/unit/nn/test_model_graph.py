@@ -11,7 +11,7 @@ from keras import layers
 import condconv_serve
 from condconv_serve.errors import ConfigurationError
 from condconv_serve.nn import CondConv2D
-from condconv_serve.runtime.model_graph import Call, ModelGraph, layers_within, replay
+from condconv_serve.nn.model_graph import Call, ModelGraph, layers_within, replay
 
 pytestmark = pytest.mark.tensorflow
 
@@ -90,12 +90,6 @@ def test_an_output_has_no_sole_reader() -> None:
     assert graph.sole_reader(the_call(graph, "hidden")) is None
 
 
-def test_the_routing_of_condconv_layers(graph: ModelGraph) -> None:
-    ((routing, readers),) = graph.condconv_routing().values()
-    assert routing is the_call(graph, "router").outputs[0]
-    assert [layer.name for layer in readers] == ["first", "second"]
-
-
 def test_layers_of_models_inside() -> None:
     inner = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="deep")], name="inner")
     outer = keras.Sequential([keras.Input((4,)), inner, layers.Dense(2, name="last")])
@@ -125,9 +119,9 @@ def test_a_class_of_its_own_is_refused() -> None:
 def test_one_file_alone_uses_what_keras_keeps_private() -> None:
     package = Path(condconv_serve.__file__).parent
     uses = {file.relative_to(package).as_posix() for file in package.rglob("*.py") if PRIVATE.search(file.read_text())}
-    assert "runtime/model_graph.py" in uses, "The pattern finds nothing, so this test could not fail."
-    others = uses - {"runtime/model_graph.py"}
+    assert "nn/model_graph.py" in uses, "The pattern finds nothing, so this test could not fail."
+    others = uses - {"nn/model_graph.py"}
     assert not others, (
-        f"{', '.join(sorted(others))} uses private attributes of Keras; ask ModelGraph in runtime/model_graph.py, so "
+        f"{', '.join(sorted(others))} uses private attributes of Keras; ask ModelGraph in nn/model_graph.py, so "
         "that a new version of Keras can break one file only."
     )

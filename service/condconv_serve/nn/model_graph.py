@@ -14,7 +14,6 @@ from typing import Any
 import keras
 
 from condconv_serve.errors import ConfigurationError
-from condconv_serve.runtime.layer_kinds import is_condconv
 
 Tensor = Any
 
@@ -127,15 +126,6 @@ class ModelGraph:
     def is_output(self, tensor: Tensor) -> bool:
         """Whether a tensor is an output of the model."""
         return id(tensor) in self._outputs
-
-    def condconv_routing(self) -> dict[int, tuple[Tensor, list[Any]]]:
-        """The routing weights that CondConv layers read, with these layers, by id, in the order of first use."""
-        found: dict[int, tuple[Tensor, list[Any]]] = {}
-        for call in self.calls:
-            if is_condconv(call.operation):
-                routing = call.inputs[1]
-                found.setdefault(id(routing), (routing, []))[1].append(call.operation)
-        return found
 
 
 def layers_within(model: keras.Model) -> list[Any]:
