@@ -244,6 +244,7 @@ class Batcher(Generic[Key, Row, Output]):
                 batch.clear()  # else the rows would stay in memory until the next batch
             if error is not None:
                 self.health.failed(str(error) if isinstance(error, ServiceError) else type(error).__name__)
+                error = None  # where it was raised there are the rows, too
 
     async def _compute(self, batch: Sequence[QueuedRow[Key, Row, RowResult[Output]]]) -> Exception | None:
         """Run a batch; if it fails, halve it until only the guilty rows have failed.

@@ -1,7 +1,10 @@
 """What happens to rows when time, memory or the engine run out."""
 
 import asyncio
+import contextlib
+import gc
 import time
+import weakref
 
 import pytest
 
@@ -345,3 +348,23 @@ async def test_leaving_waits_no_longer_than_the_drain_timeout():
     assert not tasks[0].done()
     for task in tasks:
         task.cancel()
+
+
+async def test_rows_of_a_batch_that_failed_do_not_stay_in_memory_until_the_next_batch():
+    class Photo:
+        pass
+
+    async def hangs(key, rows):
+        raise EngineStalled("secret")  # it isn't logged, and logs keep where errors were raised
+
+    async with batching(hangs) as batcher:
+        photo = Photo()
+        seen = weakref.ref(photo)
+        (sent,) = start(batcher, [photo])
+        del photo
+        with contextlib.suppress(EngineStalled):
+            await sent
+        del sent
+        await settle()
+        gc.collect()
+        assert seen() is None
