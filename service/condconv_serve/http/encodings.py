@@ -47,8 +47,7 @@ async def decompressed(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
         BodyTooLarge: it has more bytes.
         MalformedBody: it isn't what its encoding says, or it ends early or late.
     """
-    if len(body) <= _AT_ONCE:
-        return _decompress(body, encoding, max_bytes)
+    # However few bytes: they may become a thousand times as many.
     return await asyncio.to_thread(_decompress, body, encoding, max_bytes)
 
 

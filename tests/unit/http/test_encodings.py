@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 import zlib
 
 import pytest
@@ -44,6 +45,17 @@ async def test_bombs(encoding: str, compress: object) -> None:
     bomb = compress(bytes(30_000_000))
     with pytest.raises(BodyTooLarge, match="more than 1000 bytes once it is decompressed"):
         await decompressed(bomb, encoding, max_bytes=1000)
+
+
+async def test_a_small_body_that_becomes_a_large_one_holds_nobody_up() -> None:
+    size = 30_000_000
+    small = gzip.compress(bytes(size))
+    began = time.thread_time()
+    gzip.decompress(small)
+    work = time.thread_time() - began
+    began = time.thread_time()
+    assert len(await decompressed(small, "gzip", max_bytes=size)) == size
+    assert time.thread_time() - began < work / 4
 
 
 @settings(max_examples=100, deadline=None)
