@@ -53,9 +53,11 @@ class StreamPool:
         stream = await self._free.get()
         future = stream.submit(compute)
         try:
-            async with asyncio.timeout(self._stall_timeout):
+            async with asyncio.timeout(self._stall_timeout) as limit:
                 result: Result = await asyncio.wrap_future(future)
         except TimeoutError:
+            if not limit.expired():  # what was computed raised it
+                raise
             # A thread can't be ended from outside. If it ever comes back, it ends. Another thread takes its number.
             stream.close()
             stream = self._new(stream.number)

@@ -21,14 +21,17 @@ async def test_each_stream_has_its_number_and_they_run_side_by_side():
         assert sorted(await asyncio.gather(pool.run(compute), pool.run(compute))) == [0, 1]
 
 
-async def test_errors_are_passed_on_and_the_stream_lives():
+@pytest.mark.parametrize("error", [KeyError, TimeoutError])
+async def test_errors_are_passed_on_and_the_stream_lives(error):
     def fail(stream):
-        raise KeyError("x")
+        raise error("x")
 
+    before = set(threading.enumerate())
     with StreamPool(1, stall_timeout=30, metrics=Metrics(CollectorRegistry())) as pool:
-        with pytest.raises(KeyError):
+        with pytest.raises(error, match="x"):
             await pool.run(fail)
         assert await pool.run(lambda stream: stream) == 0
+        assert len(set(threading.enumerate()) - before) == 1
 
 
 async def test_hanging_stream_is_reported_and_replaced(monkeypatch, caplog):
