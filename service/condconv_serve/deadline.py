@@ -19,7 +19,9 @@ async def ending_at(deadline: float) -> AsyncGenerator[None, None]:
         DeadlineExceeded: the deadline passed.
     """
     try:
-        async with asyncio.timeout(None if deadline == math.inf else deadline - time.monotonic()):
+        async with asyncio.timeout(None if deadline == math.inf else deadline - time.monotonic()) as limit:
             yield
     except TimeoutError as error:
+        if not limit.expired():  # something inside the block raised it
+            raise
         raise DeadlineExceeded("The answer was not ready by the deadline.") from error
