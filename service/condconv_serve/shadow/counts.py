@@ -84,7 +84,12 @@ class PairTally:
     def skip(self, outcome: Outcome, *, problem: str | None = None) -> None:
         """Count an image that wasn't compared, and remember what the problem was, if there was one."""
         self._outcomes[outcome] += 1
-        self._problem = problem or self._problem
+        if problem is not None:
+            self.tell(problem)
+
+    def tell(self, problem: str) -> None:
+        """Remember what the last problem was."""
+        self._problem = problem
 
     def add(self, found: Comparison) -> None:
         """Count an image that was."""

@@ -372,8 +372,11 @@ class Shadow:
         self._computing += 1
         try:
             outputs = await self._runner(model, rows)
-        except EngineStalled:  # the engine still computes, as it does if this task is cancelled
+        except EngineStalled as error:  # the engine still computes, as it does if this task is cancelled
             self._pauses.hung(model.name, model.version)
+            for tally in self._tallies.values():
+                if (tally.model, tally.shadow) == (model.name, model.version):
+                    tally.tell(str(error))  # its copies may all have been too late to tell it
             self._log_pause(model)
             raise
         except Exception:

@@ -302,6 +302,23 @@ async def test_a_version_that_hangs_is_left_alone_and_holds_nobody_up(monkeypatc
     leave.set()
 
 
+async def test_a_hang_is_told_even_if_no_copy_has_waited_for_its_end(monkeypatch):
+    begun, leave = threading.Event(), threading.Event()
+    place = Place(version(engine=engine(lambda t: (begun.set(), leave.wait(60)) and t)), stall_timeout=60)
+    async with place.shadow:
+        place.offer()
+        assert await asyncio.to_thread(begun.wait, 20)
+        let_pass(traffic.WAIT_SECONDS, monkeypatch)
+        assert dict((await place.counts()).outcomes) == {"late": 1}
+        let_pass(60, monkeypatch)
+        async with asyncio.timeout(20):
+            while (await place.counts()).problem != "The engine gave no answer in 60 s.":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        place.offer()
+        assert dict((await place.counts(2)).outcomes) == {"late": 1, "paused": 1}
+    leave.set()
+
+
 async def test_nothing_is_computed_for_a_version_that_has_gone():
     other = version()
     place = Place(other)
